@@ -1,0 +1,202 @@
+"""Batching without waiting: a free slot runs a request at once, what waits is taken together by the next free slot.
+
+There is no timer and no batching thread. A request runs in the thread that brought it; where it has to wait, the
+thread that frees a slot hands it to the first in line together with the others that wait for the same model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
+from serving.limits import Limits
+from serving.model import Floats, Model
+from serving.pixels import Pixels
+
+
+class Call(Protocol):
+    """What a request knows of its caller."""
+
+    def time_remaining_s(self) -> float:
+        """Seconds until the caller's deadline, at most ``threading.TIMEOUT_MAX``."""
+
+    def cancelled(self) -> bool:
+        """True once the caller went away."""
+
+    def wake_on_cancel(self, event: threading.Event) -> None:
+        """Set ``event`` when the caller goes away."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image's row of the outputs, float32 (labels,), with the time it waited and its batch ran, in microseconds."""
+
+    probabilities: Floats
+    wait_us: int
+    inference_us: int
+
+
+@dataclass(eq=False)
+class _Request:
+    model: Model
+    pixels: Pixels
+    call: Call
+    arrived: float
+    wake: threading.Event = field(default_factory=threading.Event)
+    batch: list[_Request] = field(default_factory=list)  # not empty: this request's thread runs it
+    taken: bool = False
+    answer: Answer | None = None
+    error: Exception | None = None
+
+
+class Batcher:
+    """Runs requests on a fixed number of slots.
+
+    Args:
+        slots: inferences that may run at the same time.
+        limits: ``max_batch`` and ``max_queue``.
+    """
+
+    def __init__(self, slots: int, limits: Limits) -> None:
+        self.slots = slots
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._free_slots = slots
+        self._admitted = 0
+        self._waiting: deque[_Request] = deque()
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
+
+        Raises:
+            QueueFull: every slot is busy and ``max_queue`` requests wait.
+        """
+        with self._lock:
+            if self._admitted >= self.slots + self._limits.max_queue:
+                raise QueueFull(
+                    f"{self._limits.max_queue} requests wait already, the limit: retry later or add a replica",
+                    limit_requests=self._limits.max_queue,
+                )
+            self._admitted += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._admitted -= 1
+
+    def run(self, model: Model, pixels: Pixels, call: Call) -> Answer:
+        """Run one image, uint8 (H, W, C), alone or in a batch with others that wait.
+
+        Raises:
+            DeadlineExpired: the deadline passed before the network ran.
+            RequestCancelled: the caller went away before the network ran.
+        """
+        request = _Request(model, pixels, call, time.perf_counter())
+        _check_alive(call)
+        with self._lock:
+            if self._free_slots:
+                self._free_slots -= 1
+                request.taken, request.batch = True, [request]
+            else:
+                self._waiting.append(request)
+        if not request.taken:
+            self._wait(request)
+        if request.batch:
+            self._run_batch(request.batch)
+        if request.error is not None:
+            raise request.error
+        assert request.answer is not None
+        return request.answer
+
+    def _wait(self, request: _Request) -> None:
+        """Wait to be taken by a slot, then for the answer or, as first of the batch, for the right to run it."""
+        request.call.wake_on_cancel(request.wake)
+        request.wake.wait(min(request.call.time_remaining_s(), threading.TIMEOUT_MAX))
+        with self._lock:
+            if not request.taken:
+                self._waiting.remove(request)
+        if not request.taken:
+            _check_alive(request.call)
+            raise DeadlineExpired("the deadline passed while waiting for a slot: the network did not run")
+        while not request.batch and request.answer is None and request.error is None:
+            request.wake.wait()  # woken by a cancellation although taken: the batch is on its way
+            request.wake.clear()
+
+    def _run_batch(self, batch: list[_Request]) -> None:
+        """Run what was taken together, pass the slot on, then wake the others."""
+        started = time.perf_counter()
+        try:
+            pixels_nhwc = np.stack([request.pixels for request in batch])
+            probabilities, _ = batch[0].model.run(pixels_nhwc)
+            inference_us = round((time.perf_counter() - started) * 1e6)
+            for request, row in zip(batch, probabilities, strict=True):
+                request.answer = Answer(row, round((started - request.arrived) * 1e6), inference_us)
+        except Exception as error:
+            for request in batch:
+                request.error = error
+        finally:
+            self._pass_slot_on()
+            for request in batch[1:]:
+                request.wake.set()
+
+    def _pass_slot_on(self) -> None:
+        """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
+        with self._lock:
+            batch: list[_Request] = []
+            left: deque[_Request] = deque()
+            for request in self._waiting:
+                if batch and (request.model is not batch[0].model or len(batch) == self._limits.max_batch):
+                    left.append(request)
+                elif (expired := _reason_dead(request.call)) is not None:
+                    request.taken, request.error = True, expired
+                    request.wake.set()
+                else:
+                    request.taken = True
+                    batch.append(request)
+            self._waiting = left
+            if batch:
+                batch[0].batch = batch
+                batch[0].wake.set()
+            else:
+                self._free_slots += 1
+
+
+def _reason_dead(call: Call) -> Exception | None:
+    if call.cancelled():
+        return RequestCancelled("the caller cancelled: the network did not run")
+    if call.time_remaining_s() <= 0:
+        return DeadlineExpired("the deadline passed: the network did not run")
+    return None
+
+
+def _check_alive(call: Call) -> None:
+    if (dead := _reason_dead(call)) is not None:
+        raise dead
+
+
+def count_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: its affinity, cut to the cgroup's quota (v2, then v1), at least 1."""
+    available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return available
+    if quota.strip() == "max" or int(quota) <= 0:
+        return available
+    return max(1, min(available, math.ceil(int(quota) / int(period))))

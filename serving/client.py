@@ -1,0 +1,168 @@
+"""A client for ``evalmode.v1.Classifier``: needs the bare install only.
+
+Example::
+
+    with Client("127.0.0.1:8001") as client:
+        print(client.predict("cat.jpg").label)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from serving.errors import EvalmodeError
+from serving.prediction import DEFAULT_TOP_K, Prediction, Score
+from serving.wire import classifier_pb2 as wire
+from serving.wire import classifier_pb2_grpc as wire_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+
+class CallFailed(EvalmodeError):
+    """The server refused or could not be asked.
+
+    Attributes:
+        code: the gRPC status code's name, ``INVALID_ARGUMENT``.
+        reason: why, for machines: a reason of docs/wire-protocol.md, or "" where the transport itself failed.
+        retry: True where the same call may succeed later or at another server.
+    """
+
+    def __init__(self, message: str, *, code: str, reason: str, retry: bool, facts: dict[str, str]) -> None:
+        super().__init__(message, **facts)
+        self.code = code
+        self.reason = reason
+        self.retry = retry
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a server says about a model: see GetModelResponse in protos/serving/wire/classifier.proto."""
+
+    model: str
+    version: str
+    digest: str
+    labels: tuple[str, ...]
+    height: int
+    width: int
+    channels: int
+    provider: str
+    limits: dict[str, int]
+    properties: dict[str, str]
+
+
+class Client:
+    """A connection to one server; safe to share between threads.
+
+    Args:
+        address: HOST:PORT.
+        timeout_s: the deadline of every call, seconds.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0) -> None:
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._channel = grpc.insecure_channel(address, options=unlimited)
+        self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail."""
+        self._channel.close()
+
+    def predict(
+        self, image: bytes | str | PathLike[str], *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
+    ) -> Prediction:
+        """Classify one encoded image, given as bytes or as a path.
+
+        Raises:
+            CallFailed: the server refused or could not be asked.
+            OSError: the path cannot be read.
+        """
+        encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+        return self._predict(wire.PredictRequest(image=encoded, model=model, version=version, top_k=top_k))
+
+    def predict_pixels(
+        self, pixels: Any, *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
+    ) -> Prediction:
+        """Classify decoded pixels: a uint8 array (H, W, C) of the model's shape, or anything with that buffer.
+
+        Raises:
+            CallFailed: the server refused or could not be asked.
+            ValueError: not three axes of uint8.
+        """
+        view = memoryview(pixels)
+        shape = view.shape or ()
+        if view.format != "B" or len(shape) != 3:
+            raise ValueError(f"pixels are {len(shape)} axes of {view.format!r}, wanted uint8 (height, width, channels)")
+        height, width, channels = shape
+        raw = wire.Pixels(data=view.tobytes(), height=height, width=width, channels=channels)
+        return self._predict(wire.PredictRequest(pixels=raw, model=model, version=version, top_k=top_k))
+
+    def get_model(self, model: str = "", version: str = "") -> ModelInfo:
+        """Ask what a model expects and answers with.
+
+        Raises:
+            CallFailed: the server refused or could not be asked.
+        """
+        reply = self._call(self._stub.GetModel, wire.GetModelRequest(model=model, version=version))
+        return ModelInfo(
+            model=reply.model,
+            version=reply.version,
+            digest=reply.digest,
+            labels=tuple(reply.labels),
+            height=reply.pixels.height,
+            width=reply.pixels.width,
+            channels=reply.pixels.channels,
+            provider=reply.provider,
+            limits=dict(reply.limits),
+            properties=dict(reply.properties),
+        )
+
+    def _predict(self, request: wire.PredictRequest) -> Prediction:
+        reply = self._call(self._stub.Predict, request)
+        return Prediction(
+            scores=tuple(Score(score.label, score.probability, score.index) for score in reply.scores),
+            model=reply.model,
+            version=reply.version,
+            digest=reply.digest,
+            decode_us=reply.decode_us,
+            wait_us=reply.wait_us,
+            inference_us=reply.inference_us,
+        )
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise _call_failed(error) from error
+
+
+def _call_failed(error: Any) -> CallFailed:
+    """Read google.rpc details from a failed call's trailing metadata."""
+    info, retry = error_details_pb2.ErrorInfo(), error.code() is grpc.StatusCode.UNAVAILABLE
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                detail.Unpack(info)
+                retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+    return CallFailed(
+        f"{error.code().name}: {error.details()}",
+        code=error.code().name,
+        reason=info.reason,
+        retry=retry,
+        facts=dict(info.metadata),
+    )

@@ -1,0 +1,1 @@
+"""The command line: the only code here that reads the environment, configures logging and builds objects."""

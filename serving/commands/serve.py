@@ -1,0 +1,106 @@
+"""``evalmode serve``: builds the server from its parts and sees it through its life."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from serving.limits import Limits
+
+if TYPE_CHECKING:
+    from serving.model import Model
+    from serving.transports.grpcio import GrpcioServer
+
+log = logging.getLogger("serving")
+
+
+def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per row of the limits table."""
+    for limit in reversed(fields(Limits)):
+        row = limit.metadata
+        command = click.option(
+            f"--{limit.name.replace('_', '-')}",
+            type=click.IntRange(row["minimum"], row["maximum"]),
+            default=limit.default,
+            help=f"{row['what']}; beyond it: {row['beyond']}",
+        )(command)
+    return command
+
+
+@click.command()
+@click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to serve")
+@click.option("--host", default="127.0.0.1", help="interface to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
+@click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@_limit_options
+def serve(repository: Path, host: str, port: int, provider: str, log_level: str, **limits: int) -> None:
+    """Serve the newest version of every model in a repository over gRPC.
+
+    The first SIGTERM or SIGINT: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace seconds for
+    requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
+    """
+    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    _run(*_build(repository, host, port, provider, Limits(**limits)), Limits(**limits))
+
+
+def _build(
+    repository: Path, host: str, port: int, provider: str, limits: Limits
+) -> tuple[GrpcioServer, dict[str, Model]]:
+    """Load every model and bind the port; nothing is answered yet."""
+    from serving.batching import Batcher, count_cpus
+    from serving.model import load_model
+    from serving.repository import artifact_path, list_models
+    from serving.services.classifier import Classifier
+    from serving.transports.grpcio import GrpcioServer
+
+    models = {
+        name: load_model(artifact_path(repository, name, version), name=name, version=str(version), provider=provider)
+        for name, version in list_models(repository).items()
+    }
+    batcher = Batcher(count_cpus(), limits)
+    return GrpcioServer(Classifier(models, batcher, limits), batcher, host, port, limits), models
+
+
+def _run(server: GrpcioServer, models: dict[str, Model], limits: Limits) -> None:
+    """Serve until told to stop, then drain."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            _exit_now(1)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    server.start()
+    for model in models.values():
+        log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
+    click.echo(f"serving {', '.join(models)} on port {server.port}")
+    while not stop.wait(1.0):  # a wait without end would hold the signal back
+        pass
+    log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
+    server.announce_shutdown()
+    threading.Event().wait(limits.lame_duck)
+    cut = server.drain(limits.grace)
+    if cut:
+        log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)
+        _exit_now(1)
+    log.info("all requests answered")
+
+
+def _exit_now(code: int) -> NoReturn:
+    """Leave without waiting for request threads, as the interpreter otherwise would."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,44 @@
+"""The limits table: code, command line, README and tests all read this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from serving.errors import UsageError
+
+MIB = 1024 * 1024
+
+# The image formats that are decoded, by Pillow's names, and how their files end.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> int:
+    text = {"minimum": minimum, "maximum": maximum, "what": what, "beyond": beyond}
+    return field(default=default, metadata=text)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the server takes on. Sizes in bytes, times in seconds.
+
+    Raises:
+        UsageError: a limit outside its range.
+    """
+
+    # 178,956,970 pixels is Pillow's own ceiling against decompression bombs.
+    max_image_bytes: int = _limit(10 * MIB, 1, 2**31 - 1, "encoded image, bytes", "INVALID_ARGUMENT")
+    max_image_pixels: int = _limit(
+        50_000_000, 1, 178_956_970, "decoded image, pixels in its header", "INVALID_ARGUMENT"
+    )
+    max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
+    max_batch: int = _limit(64, 1, 4096, "images that run as one batch", "the rest waits for the next slot")
+    max_queue: int = _limit(512, 0, 4096, "requests waiting for a slot", "RESOURCE_EXHAUSTED with RetryInfo")
+    grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
+    lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value, low, high = getattr(self, limit.name), limit.metadata["minimum"], limit.metadata["maximum"]
+            if not low <= value <= high:
+                raise UsageError(f"--{limit.name.replace('_', '-')} {value} is outside {low}..{high}")

@@ -1,0 +1,174 @@
+"""An artifact loaded into an ONNX Runtime session: how a model is loaded and run."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
+from serving.errors import ArtifactInvalid, ProviderUnavailable
+from serving.limits import Limits
+from serving.pixels import Pixels, decode_image
+from serving.prediction import DEFAULT_TOP_K, Prediction, Score
+
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+PROVIDERS = ("cpu", "cuda", "auto")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded artifact.
+
+    Attributes:
+        name: its name in the model repository, or the file's stem.
+        version: its version there, or "".
+        digest: ``sha256:`` and the hex digest of the file.
+        manifest: what the file says about itself.
+        provider: "CPU" or "CUDA", where the session really runs.
+        session: the ONNX Runtime session; safe to call from several threads.
+    """
+
+    name: str
+    version: str
+    digest: str
+    manifest: Manifest
+    provider: str
+    session: ort.InferenceSession
+
+    def run(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
+        """Run the network: uint8 (N, H, W, C) -> probabilities and logits, float32 (N, labels)."""
+        probabilities, logits = self.session.run([PROBABILITIES, LOGITS], {INPUT: batch_nhwc})
+        return probabilities, logits
+
+    def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
+        """The ``top_k`` best of one row of probabilities, highest first, ties by lowest index."""
+        best = np.argsort(-probabilities, kind="stable")[: top_k or DEFAULT_TOP_K]
+        return tuple(Score(self.manifest.labels[i], float(probabilities[i]), int(i)) for i in best)
+
+    def predict(self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K) -> Prediction:
+        """Classify one image, given as encoded bytes or as a path.
+
+        Raises:
+            ImageError: the image cannot be decoded.
+            OSError: the path cannot be read.
+        """
+        encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+        started = time.perf_counter()
+        pixels = decode_image(encoded, self.manifest.pixels, Limits())
+        decoded = time.perf_counter()
+        probabilities, _ = self.run(pixels[np.newaxis])
+        inferred = time.perf_counter()
+        return Prediction(
+            scores=self.scores(probabilities[0], top_k),
+            model=self.name,
+            version=self.version,
+            digest=self.digest,
+            decode_us=round((decoded - started) * 1e6),
+            wait_us=0,
+            inference_us=round((inferred - decoded) * 1e6),
+        )
+
+
+def load_model(
+    path: str | PathLike[str], *, name: str = "", version: str = "", provider: str = "cpu", threads: int = 1
+) -> Model:
+    """Load an artifact and prove that it runs.
+
+    Args:
+        path: a ``model.onnx``.
+        name: the model's name; the file's stem where empty.
+        version: its version in the model repository.
+        provider: "cpu", "cuda" or "auto" (CUDA where it works, else the CPU).
+        threads: threads that one inference may use.
+
+    Raises:
+        ArtifactInvalid: unreadable, not an evalmode artifact, or its labels do not match its outputs.
+        ProviderUnavailable: CUDA was asked for and does not work here.
+    """
+    path = Path(path)
+    try:
+        artifact = path.read_bytes()
+        session, chosen = _open_session(artifact, provider, threads)
+        manifest = Manifest.from_metadata(session.get_modelmeta().custom_metadata_map)
+        digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
+        model = Model(name or path.stem, version, digest, manifest, chosen, session)
+        _check_outputs(model)
+    except ProviderUnavailable:
+        raise
+    except (ArtifactInvalid, OSError) as error:
+        raise ArtifactInvalid(f"{path}: {error}") from error
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise ArtifactInvalid(f"{path}: not a model that onnxruntime can load: {error}") from error
+    return model
+
+
+def _check_outputs(model: Model) -> None:
+    """Run one blank image, which also warms the session, and hold the outputs against the labels."""
+    labels = len(model.manifest.labels)
+    probabilities, logits = model.run(np.zeros((1, *model.manifest.pixels.shape), np.uint8))
+    if not probabilities.shape == logits.shape == (1, labels):
+        raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
+
+
+def _open_session(artifact: bytes, provider: str, threads: int) -> tuple[ort.InferenceSession, str]:
+    """Open a session on the provider that was asked for, never silently on another."""
+    if provider != "cpu":
+        try:
+            return _open_cuda_session(artifact, threads), "CUDA"
+        except ProviderUnavailable as error:
+            if provider == "cuda":
+                raise
+            log.warning("provider auto: the CPU, because %s", error)
+    return ort.InferenceSession(artifact, _session_options(threads), providers=["CPUExecutionProvider"]), "CPU"
+
+
+def _open_cuda_session(artifact: bytes, threads: int) -> ort.InferenceSession:
+    """Open a session on CUDA alone; onnxruntime would fall back to the CPU without a word."""
+    cuda = "CUDAExecutionProvider"
+    if cuda not in ort.get_available_providers():
+        raise ProviderUnavailable(
+            "this onnxruntime is built without CUDA: install 'evalmode[serve-cuda]' in place of 'evalmode[serve]'"
+        )
+    ort.preload_dlls()
+    missing = missing_cuda_library(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
+    if missing:
+        raise ProviderUnavailable(f"onnxruntime's CUDA provider does not load: {missing}", missing=missing)
+    options = _session_options(threads)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(artifact, options, providers=[(cuda, {"use_tf32": "0"})])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise ProviderUnavailable(f"onnxruntime opens no session on {cuda}: {error}") from error
+    if session.get_providers()[0] != cuda:
+        raise ProviderUnavailable(f"onnxruntime chose {session.get_providers()[0]} instead of {cuda}: no usable GPU?")
+    return session
+
+
+def missing_cuda_library(provider_library: Path) -> str | None:
+    """What the dynamic loader says is missing for the CUDA provider or its driver; None if nothing is."""
+    for library in (provider_library.with_name("libonnxruntime_providers_shared.so"), provider_library, "libcuda.so.1"):
+        try:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return str(error)
+    return None
+
+
+def _session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
+    return options

@@ -1,0 +1,105 @@
+"""The model repository: a folder ``<name>/<version>/model.onnx``, and publishing into it atomically."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from serving.errors import ArtifactInvalid, NameInvalid
+
+ARTIFACT_FILE = "model.onnx"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def check_name(name: str) -> str:
+    """Return a model name that is safe as a folder.
+
+    Raises:
+        NameInvalid: anything but letters, digits, ``.``, ``_`` and ``-``, or a first character that is none of the
+            first two.
+    """
+    if not _NAME.fullmatch(name):
+        raise NameInvalid(
+            f"model name {name!r} is not allowed: use up to 128 letters, digits, '.', '_' and '-', no such sign first"
+        )
+    return name
+
+
+def list_models(repository: Path) -> dict[str, int]:
+    """The newest version of every model in a repository, by name.
+
+    Raises:
+        ArtifactInvalid: the folder does not exist or holds no model.
+    """
+    names = sorted(folder.name for folder in repository.iterdir()) if repository.is_dir() else []
+    newest = {name: max(list_versions(repository, name), default=0) for name in names if _NAME.fullmatch(name)}
+    found = {name: version for name, version in newest.items() if version}
+    if not found:
+        raise ArtifactInvalid(
+            f"{repository} holds no <name>/<version>/{ARTIFACT_FILE}: publish one with 'evalmode export'"
+        )
+    return found
+
+
+def list_versions(repository: Path, name: str) -> list[int]:
+    """The versions of one model, ascending; what is no positive integer or holds no artifact is no version."""
+    folders = (folder for folder in (repository / name).glob("*") if _VERSION.fullmatch(folder.name))
+    return sorted(int(folder.name) for folder in folders if (folder / ARTIFACT_FILE).is_file())
+
+
+def artifact_path(repository: Path, name: str, version: int) -> Path:
+    """Where a version's artifact lies."""
+    return repository / name / str(version) / ARTIFACT_FILE
+
+
+def publish(repository: Path, name: str, artifact: bytes) -> Path:
+    """Publish an artifact as the next version of a model: written beside, synced, then renamed into place.
+
+    A reader sees the whole version or none of it, whenever this process dies.
+
+    Returns:
+        The path of the published artifact.
+
+    Raises:
+        NameInvalid: see ``check_name``.
+    """
+    model_folder = repository / check_name(name)
+    model_folder.mkdir(parents=True, exist_ok=True)
+    incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=repository))
+    try:
+        incoming.chmod(0o755)  # mkdtemp's 0700 would hide the version from a server that runs as another user
+        with (incoming / ARTIFACT_FILE).open("wb") as file:
+            file.write(artifact)
+            file.flush()
+            os.fsync(file.fileno())
+        version = _claim_version(incoming, model_folder)
+    except BaseException:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+    _sync_folder(model_folder)
+    return version / ARTIFACT_FILE
+
+
+def _claim_version(incoming: Path, model_folder: Path) -> Path:
+    """Rename into the next free number; another publisher may take it first, then the one after."""
+    taken = [int(folder.name) for folder in model_folder.iterdir() if _VERSION.fullmatch(folder.name)]
+    number = max(taken, default=0) + 1
+    while True:
+        try:
+            return incoming.rename(model_folder / str(number))
+        except OSError:
+            if not (model_folder / str(number)).exists():
+                raise
+            number += 1
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

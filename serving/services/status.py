@@ -1,0 +1,36 @@
+"""The one table from errors to statuses; docs/wire-protocol.md shows it, a test holds it complete."""
+
+from __future__ import annotations
+
+import re
+
+from serving import errors
+from serving.errors import RequestError
+
+DOMAIN = "evalmode"
+
+# Error -> the name of its gRPC status code. Overload is not UNAVAILABLE: clients retry that at once, elsewhere.
+CODES: dict[type[RequestError], str] = {
+    errors.InputMissing: "INVALID_ARGUMENT",
+    errors.ImageEmpty: "INVALID_ARGUMENT",
+    errors.ImageTooLarge: "INVALID_ARGUMENT",
+    errors.ImageTooManyPixels: "INVALID_ARGUMENT",
+    errors.ImageFormatNotAllowed: "INVALID_ARGUMENT",
+    errors.ImageUnreadable: "INVALID_ARGUMENT",
+    errors.PixelsMismatch: "INVALID_ARGUMENT",
+    errors.ModelUnspecified: "INVALID_ARGUMENT",
+    errors.ModelNotFound: "NOT_FOUND",
+    errors.QueueFull: "RESOURCE_EXHAUSTED",
+    errors.DeadlineExpired: "DEADLINE_EXCEEDED",
+    errors.RequestCancelled: "CANCELLED",
+}
+
+# The same request may succeed here later: these carry google.rpc.RetryInfo.
+RETRY_AFTER_S: dict[type[RequestError], float] = {errors.QueueFull: 0.1}
+
+INTERNAL_REASON = "INTERNAL"
+
+
+def reason_of(error: type[RequestError]) -> str:
+    """The reason in google.rpc.ErrorInfo: the error's name, ``ImageEmpty`` -> ``IMAGE_EMPTY``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).upper()

@@ -1,0 +1,1 @@
+"""How requests arrive. Only here is gRPC's server known."""

@@ -1,0 +1,156 @@
+"""Real things that tests share: small artifacts made by hand, and servers as processes of their own."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from serving.artifact import Manifest
+from serving.pixels import PixelContract
+from serving.repository import publish
+
+COLOURS = ("red", "green", "blue")
+
+
+def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
+    """An artifact for 4x4 RGB that says which channel is brightest: logits = channel means / 25.5.
+
+    ``slow_steps`` makes every inference slower by as many 256x256 matrix products, whose result does not matter.
+    """
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
+        helper.make_node("Div", ["means", "scale"], ["fast_logits" if slow_steps else "logits"]),
+    ]
+    constants = {"axes": np.array([1, 2], np.int64), "scale": np.array(25.5, np.float32)}
+    if slow_steps:
+        constants |= {
+            "steps": np.array(slow_steps, np.int64),
+            "go": np.array(True),
+            "start": np.zeros((256, 256), np.float32),
+            "zero": np.array(0, np.float32),
+        }
+        square = helper.make_tensor_value_info("state", TensorProto.FLOAT, (256, 256))
+        body = helper.make_graph(
+            [
+                helper.make_node("MatMul", ["state", "state"], ["next"]),
+                helper.make_node("Identity", ["go_in"], ["go_out"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("step", TensorProto.INT64, ()),
+                helper.make_tensor_value_info("go_in", TensorProto.BOOL, ()),
+                square,
+            ],
+            [
+                helper.make_tensor_value_info("go_out", TensorProto.BOOL, ()),
+                helper.make_tensor_value_info("next", TensorProto.FLOAT, (256, 256)),
+            ],
+        )
+        nodes += [
+            helper.make_node("Loop", ["steps", "go", "start"], ["burnt"], body=body),
+            helper.make_node("ReduceMax", ["burnt"], ["burnt_zero"], keepdims=0),
+            helper.make_node("Add", ["fast_logits", "burnt_zero"], ["logits"]),
+        ]
+    nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1))
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ("batch", 4, 4, 3))],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ("batch", 3)),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("batch", 3)),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, Manifest(labels, PixelContract(4, 4, 3), {"network": "colours"}).to_metadata())
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def encode(picture: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def plain(colour: str | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
+    """A picture of one colour; size is (width, height)."""
+    return Image.new(mode, size, colour)
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository that holds colours/1."""
+    repository = tmp_path_factory.mktemp("models")
+    publish(repository, "colours", colour_artifact())
+    return repository
+
+
+@dataclass
+class Server:
+    """A running ``evalmode serve``."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
+        """Signal it, wait, and return its exit code and what it logged."""
+        self.process.send_signal(number)
+        _, logged = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, logged
+
+
+@contextmanager
+def serving(repository: Path, *options: object) -> Iterator[Server]:
+    """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
+    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--lame-duck", "0", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        if not ready:
+            pytest.fail(f"the server did not start: {process.communicate()[1]}")
+        yield Server(process, "127.0.0.1:" + ready.split()[-1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def server(colours: Path) -> Iterator[Server]:
+    """A server of colours/1 with default limits."""
+    with serving(colours) as running:
+        yield running
+
+
+@pytest.fixture
+def evalmode() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command as a user would: ``evalmode("train", "digits", ...)``."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "serving", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+    return run
