@@ -37,7 +37,7 @@ check-protos: $(READY)
 
 # The serving half again in an environment of its own, with the next protobuf and without torch.
 test-protobuf7:
-	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,dev CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
+	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
 	.venv-protobuf7/bin/python -m pytest tests/serving
 
 # Both images, and the whole story in containers. CONTAINER is docker, podman or a wrapper of one.

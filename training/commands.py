@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,22 +153,22 @@ def quickstart(out: Path, epochs: int) -> None:
 
     claim_folder(out)
     started = time.perf_counter()
-    run, models, held_out = out / "run", out / "models", out / "held-out"
+    run, models, held_out, answers = out / "run", out / "models", out / "held-out", out / "answers.csv"
     _command("train", "digits", "--out", run, "--epochs", epochs)
     _command("export", run, "--repository", models, "--name", "digits")
-    _save_test_images(run, held_out)
-    console.print(f"\nwrote the held-out test images to {held_out}/<label>/*.png")
+    images = _save_test_images(run, held_out)
+    console.print(f"\nwrote the {len(images)} held-out test images to {held_out}/<label>/*.png")
     with _serving(models) as address:
-        _command("predict", held_out / "7", "--address", address, "--top-k", 3)
-        _command("predict", held_out, "--address", address, "--csv", "--top-k", 1, show_output=False)
-    console.print(f"\n[bold]done[/] in {time.perf_counter() - started:.0f} s; everything is in {out}/")
+        _command("predict", *images[:: len(images) // 5][:5], "--address", address, "--top-k", 3)
+        _command("predict", held_out, "--address", address, "--csv", into=answers)
+    console.print(f"\n[bold]done[/] in {time.perf_counter() - started:.0f} s; everything is in {out}")
 
 
-def _command(*arguments: object, show_output: bool = True) -> None:
+def _command(*arguments: object, into: Path | None = None) -> None:
     """Run one of our own commands as a user would, showing it first."""
-    _show_command(arguments)
-    output = None if show_output else subprocess.DEVNULL
-    code = subprocess.run(_argv(arguments), stdout=output).returncode
+    _show_command(arguments, f" > {into}" if into else "")
+    with into.open("w") if into else nullcontext() as output:
+        code = subprocess.run(_argv(arguments), stdout=output).returncode
     if code:
         sys.exit(code)
 
@@ -194,15 +194,15 @@ def _serving(models: Path) -> Iterator[str]:
         sys.exit(code)
 
 
-def _show_command(arguments: tuple[object, ...]) -> None:
-    console.print(f"\n[bold]$ evalmode {' '.join(map(str, arguments))}[/]")
+def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
+    console.print(f"\n[bold]$ evalmode {' '.join(map(str, arguments))}{redirection}[/]")
 
 
 def _argv(arguments: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-m", "serving", *map(str, arguments)]
 
 
-def _save_test_images(run: Path, folder: Path) -> None:
+def _save_test_images(run: Path, folder: Path) -> list[Path]:
     """Write a run's test images as PNG files, in folders named by their labels."""
     from PIL import Image
 
@@ -211,10 +211,12 @@ def _save_test_images(run: Path, folder: Path) -> None:
 
     config = Run.open(run).config
     dataset = load_dataset(config.data, config.image_size, config.recipe.seed)
+    paths = []
     for index, (pixels, target) in enumerate(zip(dataset.test.images, dataset.test.targets, strict=True)):
-        path = folder / dataset.labels[target] / f"{index:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.squeeze()).save(path)
+        paths.append(folder / dataset.labels[target] / f"{index:04d}.png")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.squeeze()).save(paths[-1])
+    return paths
 
 
 def _load_dataset(data: str, image_size: tuple[int, int] | None, seed: int) -> Dataset:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -51,7 +52,23 @@ def serve(repository: Path, host: str, port: int, provider: str, log_level: str,
     requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    _run(*_build(repository, host, port, provider, Limits(**limits)), Limits(**limits))
+    stop = _listen_for_signals()
+    server, models = _build(repository, host, port, provider, Limits(**limits))
+    _run(server, models, Limits(**limits), stop)
+
+
+def _listen_for_signals() -> threading.Event:
+    """An event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            _exit_now(1)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
 
 
 def _build(
@@ -72,26 +89,16 @@ def _build(
     return GrpcioServer(Classifier(models, batcher, limits), batcher, host, port, limits), models
 
 
-def _run(server: GrpcioServer, models: dict[str, Model], limits: Limits) -> None:
+def _run(server: GrpcioServer, models: dict[str, Model], limits: Limits, stop: threading.Event) -> None:
     """Serve until told to stop, then drain."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            _exit_now(1)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
     server.start()
     for model in models.values():
         log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
     click.echo(f"serving {', '.join(models)} on port {server.port}")
-    while not stop.wait(1.0):  # a wait without end would hold the signal back
-        pass
+    stop.wait()
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
     server.announce_shutdown()
-    threading.Event().wait(limits.lame_duck)
+    time.sleep(limits.lame_duck)
     cut = server.drain(limits.grace)
     if cut:
         log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)

@@ -25,6 +25,7 @@ from serving.wire import classifier_pb2, classifier_pb2_grpc
 log = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+SETTLE_S = 0.2  # for requests that have arrived and not yet reached their thread
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 SERVICES = (CLASSIFIER, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
 STREAM_THREADS = 96  # beside those of requests: health watches and reflection streams hold one each
@@ -89,8 +90,10 @@ class GrpcioServer:
             How many requests were cut.
         """
         stopped = self._server.stop(grace_s)
-        stopped.wait(grace_s)
-        return self._servicer.in_flight if not stopped.is_set() else 0
+        stopped.wait(min(SETTLE_S, grace_s))
+        cut = self._servicer.wait_until_idle(grace_s)
+        self._server.stop(0)  # health watches would hold the server for the whole grace
+        return cut
 
 
 class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
@@ -98,8 +101,14 @@ class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._lock = threading.Lock()
-        self.in_flight = 0
+        self._changed = threading.Condition()
+        self._in_flight = 0
+
+    def wait_until_idle(self, timeout_s: float) -> int:
+        """Wait until no request is in flight; returns how many still are."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight == 0, timeout_s)
+            return self._in_flight
 
     def Predict(
         self, request: classifier_pb2.PredictRequest, context: grpc.ServicerContext
@@ -114,8 +123,7 @@ class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
     def _answer(
         self, method: Callable[[Request, Call], Reply], request: Request, context: grpc.ServicerContext
     ) -> Reply:
-        with self._lock:
-            self.in_flight += 1
+        self._count(1)
         try:
             return method(request, _GrpcioCall(context))
         except RequestError as error:
@@ -123,8 +131,12 @@ class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
         except Exception:
             _abort_internal(context)
         finally:
-            with self._lock:
-                self.in_flight -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._in_flight += change
+            self._changed.notify_all()
 
 
 class _GrpcioCall:

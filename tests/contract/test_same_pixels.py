@@ -1,0 +1,120 @@
+"""Training meets serving: the same pixels, the same answers, whoever else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serving.client import Client
+from serving.limits import Limits
+from serving.model import load_model
+from serving.pixels import decode_image
+from serving.repository import publish
+from tests.conftest import Server, serving
+from training.datasets import Dataset, Split, load_dataset
+from training.export import export_run
+from training.run import Recipe, Run, RunConfig
+from training.train import predict_logits, train
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEG and PNG files of several sizes in three classes, with everything that decoding must settle."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (root / f"class{label}").mkdir()
+        for index in range(20):
+            height, width = rng.integers(16, 40, 2)
+            noise = rng.integers(0, 256, (height, width, 3)) // 2 + np.eye(3, dtype=int)[label] * 120
+            picture = Image.fromarray(noise.astype(np.uint8))
+            exif = Image.Exif()
+            exif[0x0112] = int(rng.integers(1, 9))
+            if index % 2:
+                picture.save(root / f"class{label}" / f"{index}.jpg", exif=exif)
+            else:
+                picture.convert("RGBA" if index % 4 else "P").save(root / f"class{label}" / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures: Path) -> Dataset:
+    return load_dataset(str(pictures), (16, 16))
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = RunConfig.of(dataset, (16, 16), Recipe(epochs=2, batch_size=8))
+    run = Run.create(tmp_path_factory.mktemp("run") / "run", config)
+    torch.manual_seed(0)
+    train(run, config.build_network(), dataset.train, dataset.val, lambda *step: None, lambda epoch: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def models(run: Run, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("models")
+    publish(repository, "pictures", export_run(run, dataset)[0])
+    return repository
+
+
+@pytest.fixture(scope="module")
+def picture_server(models: Path) -> Iterator[Server]:
+    with serving(models) as server:
+        yield server
+
+
+def test_the_server_answers_as_torch_does_on_the_pixels_of_training(
+    run: Run, dataset: Dataset, pictures: Path, picture_server: Server
+) -> None:
+    network = run.config.build_network()
+    run.load_weights(network)
+    paths = sorted(pictures.rglob("*.*g"))
+    contract = dataset.contract
+    pixels = np.stack([decode_image(path.read_bytes(), contract, Limits()) for path in paths])
+    everything = np.concatenate([dataset.train.images, dataset.val.images, dataset.test.images])
+    assert sorted(map(bytes, pixels)) == sorted(map(bytes, everything))
+    expected = torch.softmax(predict_logits(network, Split(pixels, np.zeros(len(paths), np.int64))), 1).numpy()
+    with Client(picture_server.address) as client:
+        for path, row in zip(paths, expected, strict=True):
+            scores = sorted(client.predict(path).scores, key=lambda score: score.index)
+            np.testing.assert_allclose([score.probability for score in scores], row, atol=1e-5)
+
+
+def test_an_image_and_its_pixels_get_the_same_answer(dataset: Dataset, pictures: Path, picture_server: Server) -> None:
+    path = pictures / "class1" / "3.jpg"
+    pixels = decode_image(path.read_bytes(), dataset.contract, Limits())
+    with Client(picture_server.address) as client:
+        assert client.predict(path).scores == client.predict_pixels(pixels).scores
+
+
+def test_no_answer_depends_on_who_else_is_in_the_batch(models: Path, dataset: Dataset, picture_server: Server) -> None:
+    """Many callers at once, so that requests wait and run together; every answer has the bits it has alone."""
+    model = load_model(models / "pictures/1/model.onnx")
+    images = dataset.train.images
+    alone = [model.scores(model.run(image[np.newaxis])[0][0], 3) for image in images]
+    order = np.random.default_rng(0).integers(0, len(images), 600)
+    with Client(picture_server.address) as client, ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda index: client.predict_pixels(images[index]), order))
+    assert [answer.scores for answer in answers] == [alone[index] for index in order]
+    assert any(answer.wait_us > 0 for answer in answers)
+
+
+def test_the_artifact_knows_its_labels_and_its_data(models: Path, dataset: Dataset, run: Run) -> None:
+    manifest = load_model(models / "pictures/1/model.onnx").manifest
+    assert manifest.labels == ("class0", "class1", "class2")
+    assert manifest.pixels == dataset.contract
+    assert manifest.properties["training"]["data_digest"] == dataset.digest()
+    assert manifest.properties["network"] == "reference"
+    assert manifest.properties["agreement"]["images"] == len(dataset.test)
+
+
+def test_a_data_set_with_permuted_labels_has_another_digest(dataset: Dataset) -> None:
+    assert replace(dataset, labels=dataset.labels[::-1]).digest() != dataset.digest()

@@ -1,0 +1,169 @@
+"""The command line itself: help, exit codes, environment, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving import __version__
+from serving.commands.main import COMMANDS
+from tests.conftest import Server, encode, plain
+
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "sklearn", "PIL")
+
+
+def test_the_console_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("evalmode")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"evalmode, version {__version__}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_no_heavy_library(command: str) -> None:
+    code = (
+        "import sys\n"
+        "from serving.commands.main import cli\n"
+        f"cli([{command!r}, '--help'], standalone_mode=False)\n"
+        f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("loaded []\n"), done.stderr
+
+
+def test_serve_never_loads_torch(colours: Path) -> None:
+    """Building the whole server, models and all."""
+    code = (
+        "import sys, pathlib\n"
+        "from serving.commands.serve import _build\n"
+        "from serving.limits import Limits\n"
+        f"_build(pathlib.Path({str(colours)!r}), '127.0.0.1', 0, 'cpu', Limits())\n"
+        "print([name for name in ('torch', 'training', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"), [("train", "torch", "serve,train"), ("serve", "onnxruntime", "serve")]
+)
+def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_path: Path, colours: Path) -> None:
+    arguments = {"train": ["digits", "--out", str(tmp_path / "run")], "serve": ["--repository", str(colours)]}[command]
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from serving.commands.main import main\n"
+        f"sys.argv = ['evalmode', {command!r}, *{arguments!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"evalmode: {command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "no-such-folder", "--out", "run"], "no-such-folder is no folder and no data set's name"),
+        (["train", "digits", "--out", "taken"], "taken is not empty"),
+        (["train", "digits", "--out", "run", "--image-size", "big"], "'big' is not HxW"),
+        (["train", "digits", "--out", "run", "--image-size", "0x8"], "'0x8' is not HxW"),
+        (["train", "digits", "--out", "run", "--image-size", "16x16"], "digits are 8x8"),
+        (["train", "digits", "--out", "run", "--network", "resnet"], "no network 'resnet'"),
+        (["train", "digits", "--out", "run", "--learning-rate", "0"], "0.0 is not in the range x>0"),
+        (["export", "taken", "--repository", "models", "--name", "x"], "taken holds no run"),
+        (["export", "taken", "--repository", "models", "--name", "../x"], "model name '../x' is not allowed"),
+        (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),
+        (["serve", "--repository", "broken"], "broken/x/1/model.onnx: "),
+        (["serve", "--repository", "broken", "--provider", "cuda"], "built without CUDA"),
+        (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=4096"),
+        (["predict", "taken", "--file", "broken/x/1/model.onnx"], "taken holds no image"),
+        (["predict", "cat.png", "--file", "broken/x/1/model.onnx"], "not a model that onnxruntime can load"),
+        (["predict", "cat.png", "--json", "--csv"], "exclude each other"),
+        (["predict", "cat.png", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
+        (["predict", "no-such.png"], "does not exist"),
+        (["bake"], "No such command 'bake'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    (tmp_path / "broken" / "x" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "x" / "1" / "model.onnx").write_text("no model")
+    (tmp_path / "cat.png").write_bytes(encode(plain("red")))
+    done = evalmode(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]) == 1
+    assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_failed_training_can_be_repeated_with_the_same_out(tmp_path: Path, evalmode: Evalmode) -> None:
+    """A mistake found late leaves nothing behind that is in the way."""
+    assert evalmode("train", "digits", "--out", "run", "--network", "resnet", cwd=tmp_path).returncode == 2
+    assert evalmode("train", "digits", "--out", "run", "--epochs", 1, cwd=tmp_path).returncode == 0
+
+
+def test_an_exploding_loss_is_exit_code_1(tmp_path: Path, evalmode: Evalmode) -> None:
+    done = evalmode("train", "digits", "--out", "run", "--learning-rate", 1e30, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "epoch 1, step" in done.stderr
+    assert "--learning-rate below 1e+30" in done.stderr
+
+
+def test_flags_beat_the_environment_beats_the_default(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    image = tmp_path / "red.png"
+    image.write_bytes(encode(plain("red")))
+    command = ("predict", image, "--file", colours / "colours/1/model.onnx", "--json")
+
+    def labels(*options: object, **environment: str) -> int:
+        done = evalmode(*command, *options, env={**os.environ, **environment})
+        return len(json.loads(done.stdout)["scores"])
+
+    assert labels() == 3
+    assert labels(EVALMODE_TOP_K="1") == 3
+    assert labels(EVALMODE_PREDICT_TOP_K="1") == 1
+    assert labels("--top-k", 2, EVALMODE_PREDICT_TOP_K="1") == 2
+
+
+def test_predict_goes_on_after_a_bad_image(server: Server, tmp_path: Path, evalmode: Evalmode) -> None:
+    for colour in ("red", "green"):
+        (tmp_path / colour).mkdir()
+        (tmp_path / colour / "a.png").write_bytes(encode(plain((255, 0, 0) if colour == "red" else (0, 255, 0))))
+    (tmp_path / "green" / "b.png").write_bytes(b"no image")
+    done = evalmode("predict", tmp_path, "--address", server.address, "--json")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(Path(a["image"]).parent.name, a["scores"][0]["label"]) for a in answers] == [
+        ("green", "green"),
+        ("red", "red"),
+    ]
+    assert "accuracy 1.0000: 2 of 2" in done.stderr
+    assert "b.png: INVALID_ARGUMENT: not an image" in done.stderr
+    assert "1 of 3 images were not classified" in done.stderr
+    assert done.returncode == 2
+
+
+def test_predict_shows_a_table(server: Server, tmp_path: Path, evalmode: Evalmode) -> None:
+    (tmp_path / "sea.png").write_bytes(encode(plain("blue")))
+    done = evalmode("predict", tmp_path / "sea.png", "--address", server.address, "--top-k", 2)
+    assert done.returncode == 0
+    assert "blue" in done.stdout
+    assert "1.000" in done.stdout
+    assert "accuracy" not in done.stderr
+
+
+def test_a_closed_pipe_is_no_error(colours: Path, tmp_path: Path) -> None:
+    for index in range(300):
+        (tmp_path / f"{index}.png").write_bytes(encode(plain("red")))
+    command = f"{sys.executable} -m serving predict {tmp_path} --file {colours}/colours/1/model.onnx --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""

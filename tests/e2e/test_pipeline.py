@@ -1,0 +1,170 @@
+"""The main job as a user types it: images, train, export, serve, predict."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import serving as package
+from serving.client import Client
+from tests.conftest import serving
+
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+TRAIN, TEST = 60, 20  # images of a class in the slice
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder train/<class>/*.jpg, test/<class>/*.jpg: a slice of an archive of such folders if one is named.
+
+    EVALMODE_TEST_IMAGES names a .tar.gz whose only folder holds train/ and test/; else digits become JPEG files.
+    """
+    root = tmp_path_factory.mktemp("jpegs")
+    archive = os.environ.get("EVALMODE_TEST_IMAGES")
+    if archive:
+        _extract_slice(Path(archive), root)
+        return root
+    bunch = load_digits()
+    for digit in range(10):
+        pictures = bunch.images[bunch.target == digit][: TRAIN + TEST]
+        for index, picture in enumerate(pictures):
+            folder = root / ("train" if index < TRAIN else "test") / str(digit)
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.rint(picture * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).convert("RGB").resize((16, 16)).save(folder / f"{index:04d}.jpg", quality=95)
+    return root
+
+
+def _extract_slice(archive: Path, root: Path) -> None:
+    wanted = {"train": TRAIN, "test": TEST}
+    taken: dict[tuple[str, str], int] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, *parts = Path(member.name).parts
+            if not member.isfile() or len(parts) != 3:
+                continue
+            key = (parts[0], parts[1])
+            taken[key] = taken.get(key, 0) + 1
+            if taken[key] <= wanted[parts[0]]:
+                path = root.joinpath(*parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = tar.extractfile(member)
+                assert file is not None
+                path.write_bytes(file.read())
+
+
+@pytest.fixture(scope="module")
+def story(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with run/ and models/pets/1, trained briefly on the JPEG folder and exported."""
+    folder = tmp_path_factory.mktemp("story")
+    for command in (
+        ("train", jpegs, "--out", "run", "--epochs", 6, "--batch-size", 8),
+        ("export", "run", "--repository", "models", "--name", "pets"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "serving", *map(str, command)], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        (folder / f"{command[0]}.txt").write_text(done.stdout)
+    return folder
+
+
+def test_training_tells_what_it_does(story: Path) -> None:
+    told = (story / "train.txt").read_text()
+    assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", told)
+    assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", told, re.MULTILINE)) == 6
+    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", told)
+
+
+def test_it_learned_more_than_chance(story: Path) -> None:
+    figures = [json.loads(line) for line in (story / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert figures[-1]["test_accuracy"] > 0.2  # ten labels
+
+
+def test_the_server_is_as_accurate_as_training_said(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
+    figures = json.loads((story / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    with serving(story / "models") as server:
+        done = evalmode("predict", jpegs / "test", "--address", server.address, "--csv", "--top-k", 2)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert len(rows) == 400
+    assert f"accuracy {figures['test_accuracy']:.4f}: " in done.stderr
+
+
+def test_a_file_answers_like_the_server_bit_for_bit(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
+    images = sorted((jpegs / "test").rglob("*.jpg"))[:30]
+    artifact = story / "models" / "pets" / "1" / "model.onnx"
+    with serving(story / "models") as server:
+        by_server = evalmode("predict", *images, "--address", server.address, "--json")
+        with Client(server.address) as client:
+            answers = [client.predict(image) for image in images]
+    by_file = evalmode("predict", *images, "--file", artifact, "--json")
+    loaded = package.load(artifact)
+    of_server, of_file = ([json.loads(line) for line in done.stdout.splitlines()] for done in (by_server, by_file))
+    assert len(of_server) == 30
+    assert [(a["scores"], a["digest"]) for a in of_server] == [(a["scores"], a["digest"]) for a in of_file]
+    assert [loaded.predict(image).scores for image in images] == [answer.scores for answer in answers]
+
+
+def test_an_export_from_another_directory_is_the_same_bytes(story: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    done = evalmode("export", story / "run", "--repository", tmp_path / "elsewhere", "--name", "cats", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = story / "models/pets/1/model.onnx", tmp_path / "elsewhere/cats/1/model.onnx"
+    assert hashlib.sha256(first.read_bytes()).hexdigest() == hashlib.sha256(second.read_bytes()).hexdigest()
+
+
+def test_an_export_is_refused_when_the_data_changed(
+    story: Path, jpegs: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    changed = tmp_path / "changed"
+    for path in jpegs.rglob("*.jpg"):
+        target = changed / path.relative_to(jpegs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    first, second = itertools.islice(sorted((changed / "train").rglob("*.jpg")), 2)
+    first.write_bytes(second.read_bytes())
+    done = evalmode("export", story / "run", "--repository", tmp_path / "models", "--name", "x", "--data", changed)
+    assert done.returncode == 2
+    assert "digest differs" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
+    command = [sys.executable, "-m", "serving", "train", "digits", "--out", "run", "--epochs", "1000"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("    2 "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the best weights so far are in run" in told
+    done = evalmode("export", "run", "--repository", "models", "--name", "digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quickstart_tells_the_whole_story(tmp_path: Path, evalmode: Evalmode) -> None:
+    done = evalmode("quickstart", "--epochs", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    shown = [line.split()[2] for line in told if line.startswith("$ evalmode ")]
+    assert shown == ["train", "export", "serve", "predict", "predict"]
+    assert "SIGTERM: the server drained and exited with 0" in told
+    assert len((tmp_path / "evalmode-quickstart" / "answers.csv").read_text().splitlines()) == 1 + 360 * 5

@@ -1,0 +1,135 @@
+"""The house rules that a machine can check: arrows between modules, names, budgets, and what an import may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("serving", "training")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+}
+
+# Module -> the modules of serving that it may import. Transports -> services -> the rest -> errors.
+ARROWS = {
+    "serving": {"serving.model"},
+    "serving.__main__": {"serving.commands"},
+    "serving.errors": set(),
+    "serving.prediction": set(),
+    "serving.limits": {"serving.errors"},
+    "serving.repository": {"serving.errors"},
+    "serving.pixels": {"serving.errors", "serving.limits"},
+    "serving.artifact": {"serving.errors", "serving.pixels"},
+    "serving.model": {"serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.prediction"},
+    "serving.batching": {"serving.errors", "serving.limits", "serving.pixels", "serving.model"},
+    "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
+    "serving.wire": set(),
+    "serving.services": {
+        *("serving.errors", "serving.limits", "serving.pixels", "serving.model", "serving.batching"),
+        *("serving.repository", "serving.wire"),
+    },
+    "serving.transports": {
+        *("serving.errors", "serving.limits", "serving.batching", "serving.services", "serving.wire"),
+    },
+    "serving.commands": {"serving"},
+}
+# What training may use of serving: the facts that both sides need, and publishing.
+TRAINING_MAY_IMPORT = {
+    *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
+}
+# Third-party package -> the only modules of serving that may import it.
+ONLY_IN = {
+    "torch": (),
+    "onnx": ("serving.artifact",),
+    "onnxruntime": ("serving.model",),
+    "PIL": ("serving.pixels",),
+    "grpc": ("serving.transports", "serving.client"),
+    "grpc_health": ("serving.transports",),
+    "grpc_reflection": ("serving.transports",),
+    "click": ("serving.commands",),
+    "rich": ("serving.commands",),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
+            }
+    return found
+
+
+def is_in(module: str, packages: object) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def rule_for(module: str) -> set[str]:
+    """The arrows of a module, or of the folder it lies in."""
+    while module not in ARROWS:
+        module = module.rpartition(".")[0]
+    return ARROWS[module]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if is_in(name, ["serving"])])
+def test_serving_imports_along_the_arrows(module: str) -> None:
+    wanted = {name for name in imports_of(MODULES[module]) if is_in(name, ["serving", "training"])}
+    folder = module.rpartition(".")[0]
+    siblings = {folder} if folder != "serving" else set()
+    assert {name for name in wanted if not is_in(name, rule_for(module) | siblings)} == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if is_in(name, ["training"])])
+def test_training_uses_only_the_shared_modules_of_serving(module: str) -> None:
+    used = {name for name in imports_of(MODULES[module]) if is_in(name, ["serving"])}
+    assert {name for name in used if not is_in(name, TRAINING_MAY_IMPORT)} == set()
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_a_library_of_serving_is_imported_in_one_place(package: str) -> None:
+    users = {name for name, path in MODULES.items() if is_in(name, ["serving"]) and is_in_imports(package, path)}
+    assert {name for name in users if not is_in(name, ONLY_IN[package])} == set()
+
+
+def is_in_imports(package: str, path: Path) -> bool:
+    return any(is_in(name, [package]) for name in imports_of(path))
+
+
+def test_no_module_is_a_dumping_ground() -> None:
+    vague = {"utils", "util", "common", "helpers", "helper", "base", "core", "manager"}
+    assert {name for name in MODULES if name.rpartition(".")[2] in vague} == set()
+
+
+def test_only_commands_read_the_environment() -> None:
+    readers = {name for name, path in MODULES.items() if "environ" in path.read_text() or "getenv" in path.read_text()}
+    assert {name for name in readers if not is_in(name, ["serving.commands", "training.commands"])} == set()
+
+
+def test_importing_does_nothing() -> None:
+    """No output, no logging set up, no thread started, by the import of any module."""
+    names = [name for name in MODULES if not name.endswith("__main__")]
+    code = (
+        "import importlib, logging, threading\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "assert not logging.getLogger().handlers and not logging.getLogger('serving').handlers\n"
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(("package", "budget"), [("serving", 2500), ("training", 2000)])
+def test_a_newcomer_can_read_it_in_half_an_hour(package: str, budget: int) -> None:
+    assert sum(len(path.read_text().splitlines()) for name, path in MODULES.items() if is_in(name, [package])) <= budget
