@@ -8,7 +8,6 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -39,22 +38,6 @@ class CallFailed(EvalmodeError):
         self.code = code
         self.reason = reason
         self.retry = retry
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What a server says about a model: see GetModelResponse in protos/serving/wire/classifier.proto."""
-
-    model: str
-    version: str
-    digest: str
-    labels: tuple[str, ...]
-    height: int
-    width: int
-    channels: int
-    provider: str
-    limits: dict[str, int]
-    properties: dict[str, str]
 
 
 class Client:
@@ -112,25 +95,16 @@ class Client:
         raw = wire.Pixels(data=view.tobytes(), height=height, width=width, channels=channels)
         return self._predict(wire.PredictRequest(pixels=raw, model=model, version=version, top_k=top_k))
 
-    def get_model(self, model: str = "", version: str = "") -> ModelInfo:
+    def get_model(self, model: str = "", version: str = "") -> wire.GetModelResponse:
         """Ask what a model expects and answers with.
 
         Raises:
             CallFailed: the server refused or could not be asked.
         """
-        reply = self._call(self._stub.GetModel, wire.GetModelRequest(model=model, version=version))
-        return ModelInfo(
-            model=reply.model,
-            version=reply.version,
-            digest=reply.digest,
-            labels=tuple(reply.labels),
-            height=reply.pixels.height,
-            width=reply.pixels.width,
-            channels=reply.pixels.channels,
-            provider=reply.provider,
-            limits=dict(reply.limits),
-            properties=dict(reply.properties),
+        reply: wire.GetModelResponse = self._call(
+            self._stub.GetModel, wire.GetModelRequest(model=model, version=version)
         )
+        return reply
 
     def _predict(self, request: wire.PredictRequest) -> Prediction:
         reply = self._call(self._stub.Predict, request)

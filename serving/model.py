@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 import time
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+# onnxruntime's builds report to their vendor, from their first moment on, unless told otherwise before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
@@ -23,7 +27,6 @@ from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
-PROVIDERS = ("cpu", "cuda", "auto")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from training.run import Run
     from training.train import Epoch
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
 
 
 def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -87,7 +87,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     from training.train import evaluate
     from training.train import train as train_network
 
-    console.print("[bold]epoch      loss  train acc  val acc  seconds[/]")
+    console.print("epoch      loss  train acc  val acc  seconds", style="bold")
     with _progress("epoch") as bar:
         task = bar.add_task("", total=None)
 
@@ -131,9 +131,10 @@ def export(run: Path, repository: Path, name: str, data: str | None) -> None:
         )
     artifact, agreement = export_run(opened, dataset)
     path = publish(repository, name, artifact)
+    near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     console.print(
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
-        f"{agreement.max_logit_difference:.1e}, every label equal, {agreement.near_ties} near ties\n"
+        f"{agreement.max_logit_difference:.1e}, {near_ties}\n"
         f"accuracy  {agreement.accuracy:.4f}\n"
         f"published {path} ({len(artifact):,} bytes)"
     )
@@ -161,7 +162,7 @@ def quickstart(out: Path, epochs: int) -> None:
     with _serving(models) as address:
         _command("predict", *images[:: len(images) // 5][:5], "--address", address, "--top-k", 3)
         _command("predict", held_out, "--address", address, "--csv", into=answers)
-    console.print(f"\n[bold]done[/] in {time.perf_counter() - started:.0f} s; everything is in {out}")
+    console.print(f"\ndone in {time.perf_counter() - started:.0f} s; everything is in {out}")
 
 
 def _command(*arguments: object, into: Path | None = None) -> None:
@@ -195,7 +196,7 @@ def _serving(models: Path) -> Iterator[str]:
 
 
 def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
-    console.print(f"\n[bold]$ evalmode {' '.join(map(str, arguments))}{redirection}[/]")
+    console.print(f"\n$ evalmode {' '.join(map(str, arguments))}{redirection}", style="bold")
 
 
 def _argv(arguments: tuple[object, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,14 @@ class Agreement:
         images: how many were compared: the whole test set.
         max_logit_difference: the largest absolute difference of any logit.
         near_ties: images whose best two labels in torch are closer than the tolerance, so that either may win.
+        changed: images with another best label in ONNX Runtime than in torch; near ties, all of them.
         accuracy: ONNX Runtime's on these images.
     """
 
     images: int
     max_logit_difference: float
     near_ties: int
+    changed: int
     accuracy: float
 
 
@@ -70,15 +72,13 @@ def export_run(run: Run, dataset: Dataset) -> tuple[bytes, Agreement]:
     network.eval()
     graph = export_graph(network, run.config.shape)
     recipe = asdict(run.config.recipe)
-    properties: dict[str, object] = {
+    properties = {
         "network": recipe.pop("network"),
         "training": {**recipe, "data_digest": run.config.data_digest},
     }
-    agreement = measure_agreement(
-        network, _load(seal(graph, Manifest(run.config.labels, dataset.contract, properties))), dataset.test
-    )
-    properties["agreement"] = asdict(agreement)
-    return seal(graph, Manifest(run.config.labels, dataset.contract, properties)), agreement
+    manifest = Manifest(run.config.labels, dataset.contract, properties)
+    agreement = measure_agreement(network, _load(seal(graph, manifest)), dataset.test)
+    return seal(graph, replace(manifest, properties={**properties, "agreement": asdict(agreement)})), agreement
 
 
 def export_graph(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
@@ -141,14 +141,15 @@ def measure_agreement(network: nn.Module, model: Model, test: Split) -> Agreemen
     difference = float(np.abs(expected - actual).max())
     best_two = np.sort(expected, axis=1)[:, -2:]
     near_tie = best_two[:, 1] - best_two[:, 0] < LOGIT_TOLERANCE
-    changed = (expected.argmax(1) != actual.argmax(1)) & ~near_tie
-    if not difference <= LOGIT_TOLERANCE or changed.any():  # written so that NaN refuses, too
+    changed = expected.argmax(1) != actual.argmax(1)
+    wrong = int((changed & ~near_tie).sum())
+    if not difference <= LOGIT_TOLERANCE or wrong:  # written so that NaN refuses, too
         raise ExportRefused(
             f"onnxruntime disagrees with torch on the test images: logits differ by {difference:.2e} "
-            f"(limit {LOGIT_TOLERANCE:g}), {int(changed.sum())} of {len(test)} labels change; nothing was published"
+            f"(limit {LOGIT_TOLERANCE:g}), {wrong} of {len(test)} labels change; nothing was published"
         )
     right = float((actual.argmax(1) == test.targets).mean())
-    return Agreement(len(test), difference, int(near_tie.sum()), right)
+    return Agreement(len(test), difference, int(near_tie.sum()), int(changed.sum()), right)
 
 
 def _run_all(model: Model, split: Split) -> Floats:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from serving.client import DEFAULT_ADDRESS, CallFailed, Client
 from serving.errors import EvalmodeError, ImageError, UsageError
@@ -86,7 +86,7 @@ def _open_server(
     address: str, model: str, version: str, top_k: int, timeout_s: float
 ) -> Iterator[tuple[Predict, tuple[str, ...]]]:
     with Client(address, timeout_s) as client:
-        labels = client.get_model(model, version).labels
+        labels = tuple(client.get_model(model, version).labels)
         yield lambda path: client.predict(path, model=model, version=version, top_k=top_k), labels
 
 
@@ -119,11 +119,11 @@ def _print_csv(answers: list[Answer]) -> None:
 
 
 def _print_table(answers: list[Answer]) -> None:
-    table = Table("image", "label", "probability", "then")
+    table = Table(Column("image", overflow="fold"), "label", "probability", "then")
     for path, prediction in answers:
         then = ", ".join(f"{score.label} {score.probability:.3f}" for score in prediction.scores[1:])
         table.add_row(str(path), prediction.label, f"{prediction.probability:.3f}", then)
-    Console().print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)  # paths and labels as they are
 
 
 def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:

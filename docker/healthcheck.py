@@ -1,0 +1,25 @@
+"""The serving image's HEALTHCHECK: exit 0 if the server says SERVING, else 1 with the reason."""
+
+import os
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+TIMEOUT_S = 4.0  # less than the HEALTHCHECK's own, so that its log tells the reason
+
+
+def main() -> None:
+    """Ask the server in this container."""
+    address = f"127.0.0.1:{os.environ.get('EVALMODE_SERVE_PORT', '8001')}"
+    # a proxy that the environment names does not lead to this container
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            sys.exit(f"{address}: {error.code().name}: {error.details()}")
+    if reply.status != health_pb2.HealthCheckResponse.SERVING:
+        sys.exit(f"{address}: {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}")
+
+
+main()

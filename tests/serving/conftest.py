@@ -1,0 +1,90 @@
+"""What the serving tests share: a caller that goes away on demand and a model that runs when it is let go."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.model import Model, load_model
+from tests.conftest import colour_artifact
+
+WAIT_S = 30  # no test takes this long: where it passes, something hangs
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU, unless it was asked for (``-m gpu``); the summary counts it as deselected."""
+    if config.option.markexpr:
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(scope="session")
+def colour_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour artifact as a file outside any repository."""
+    path = tmp_path_factory.mktemp("artifact") / "colours.onnx"
+    path.write_bytes(colour_artifact())
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(colour_file: Path) -> Model:
+    """The colour artifact, loaded as colours/1."""
+    return load_model(colour_file, name="colours", version="1")
+
+
+class Caller:
+    """A request's caller. ``waits`` is set once its request stands in the queue."""
+
+    def __init__(self, remaining_s: float = 3600.0) -> None:
+        self.remaining_s = remaining_s
+        self.gone = False
+        self.waits = threading.Event()
+        self._wakes: list[threading.Event] = []
+
+    def time_remaining_s(self) -> float:
+        return self.remaining_s
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+    def wake_on_cancel(self, event: threading.Event) -> None:
+        self._wakes.append(event)
+        if self.gone:
+            event.set()
+        self.waits.set()
+
+    def cancel(self) -> None:
+        self.gone = True
+        for event in self._wakes:
+            event.set()
+
+
+class Held:
+    """A model whose every run shows its batch in ``entered`` and then waits to be let go."""
+
+    def __init__(self, model: Model) -> None:
+        self.entered: queue.Queue[np.ndarray] = queue.Queue()
+        self.name, self.version, self.digest = model.name, model.version, model.digest
+        self.manifest, self.provider, self.scores = model.manifest, model.provider, model.scores
+        self._model = model
+        self._permits = threading.Semaphore(0)
+
+    def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.entered.put(batch_nhwc)
+        if not self._permits.acquire(timeout=WAIT_S):
+            raise TimeoutError("nobody let this run go")
+        return self._model.run(batch_nhwc)
+
+    def next_batch(self) -> np.ndarray:
+        """The next batch that entered, waiting for it."""
+        return self.entered.get(timeout=WAIT_S)
+
+    def let_go(self, runs: int = 1) -> None:
+        self._permits.release(runs)

@@ -1,0 +1,412 @@
+"""Batching without waiting, and without ever losing a slot, mixing answers or running for a caller that went away."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.batching import Answer, Batcher, count_cpus
+from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
+from serving.limits import Limits
+from serving.model import Model
+from tests.serving.conftest import WAIT_S, Caller, Held
+
+Ask = Callable[..., "Future[Answer]"]
+
+
+def pixels_of(value: int) -> np.ndarray:
+    """An image that no other value has: red of ``value``."""
+    return np.full((4, 4, 3), (value, 0, 0), np.uint8)
+
+
+def values_in(batch: np.ndarray) -> list[int]:
+    """Which images a batch is made of."""
+    return batch[:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def held(model: Model) -> Held:
+    return Held(model)
+
+
+@pytest.fixture
+def ask() -> Iterator[Ask]:
+    """Ask in a thread of its own; returns once the request runs (``waits=False``) or stands in the queue."""
+    with ThreadPoolExecutor(64) as threads:
+
+        def ask_one(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True):
+            call = call or Caller()
+            future = threads.submit(batcher.run, model, pixels_of(value), call)
+            if waits:
+                assert call.waits.wait(WAIT_S)
+            return future
+
+        yield ask_one
+
+
+def expect_free(batcher: Batcher, model: Model, ask: Ask) -> None:
+    """Every slot runs at the same time as every other, and the queue admits its full number."""
+    held = Held(model)
+    runs = [ask(batcher, held, value, waits=False) for value in range(batcher.slots)]
+    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == list(range(batcher.slots))
+    held.let_go(batcher.slots)
+    for run in runs:
+        run.result(WAIT_S)
+
+
+def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held, ask: Ask) -> None:
+    batcher = Batcher(3, Limits())
+    runs = [ask(batcher, held, value, waits=False) for value in (1, 2, 3)]
+    assert sorted(values_in(held.next_batch()) for _ in runs) == [[1], [2], [3]]
+    held.let_go(3)
+    for value, run in zip((1, 2, 3), runs, strict=True):
+        answer = run.result(WAIT_S)
+        assert np.array_equal(answer.probabilities, model.run(pixels_of(value)[np.newaxis])[0][0])
+        assert answer.wait_us >= 0
+        assert answer.inference_us > 0
+
+
+def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held, ask: Ask) -> None:
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 100, waits=False)]
+    assert values_in(held.next_batch()) == [100]
+    runs += [ask(batcher, held, value) for value in (20, 50, 80, 10)]
+    held.let_go()
+    assert values_in(held.next_batch()) == [20, 50, 80, 10]
+    held.let_go()
+    for value, run in zip((100, 20, 50, 80, 10), runs, strict=True):
+        alone = model.run(pixels_of(value)[np.newaxis])[0][0]
+        assert np.array_equal(run.result(WAIT_S).probabilities, alone), value
+    waited = [run.result().wait_us for run in runs[1:]]
+    assert waited == sorted(waited, reverse=True)  # the first in line waited longest
+    assert len({run.result().inference_us for run in runs[1:]}) == 1
+    expect_free(batcher, model, ask)
+
+
+def test_more_than_one_batch_is_split(model: Model, held: Held, ask: Ask) -> None:
+    batcher = Batcher(1, Limits(max_batch=3))
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in range(1, 9)]
+    batches = []
+    for _ in range(3):
+        held.let_go()
+        batches.append(values_in(held.next_batch()))
+    held.let_go()
+    assert batches == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    for value, run in enumerate(runs):
+        alone = model.run(pixels_of(value)[np.newaxis])[0][0]
+        assert np.array_equal(run.result(WAIT_S).probabilities, alone)
+    expect_free(batcher, model, ask)
+
+
+def test_two_slots_share_what_waits(model: Model, held: Held, ask: Ask) -> None:
+    batcher = Batcher(2, Limits(max_batch=2))
+    runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
+    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == [1, 2]
+    runs += [ask(batcher, held, value) for value in (3, 4, 5)]
+    held.let_go(2)
+    assert sorted(values_in(held.next_batch()) for _ in range(2)) == [[3, 4], [5]]
+    held.let_go(2)
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model, ask)
+
+
+def test_different_models_never_mix(model: Model, held: Held, ask: Ask) -> None:
+    batcher = Batcher(1, Limits())
+    other = Held(model)
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, which, value) for which, value in ((other, 1), (held, 2), (other, 3), (held, 4))]
+    held.let_go()
+    assert values_in(other.next_batch()) == [1, 3]
+    assert held.entered.empty()
+    other.let_go()
+    assert values_in(held.next_batch()) == [2, 4]
+    held.let_go()
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model, ask)
+
+
+class TestAdmission:
+    def test_ends_where_slots_and_queue_are_full(self) -> None:
+        batcher = Batcher(2, Limits(max_queue=1))
+        with batcher.admit(), batcher.admit():
+            with batcher.admit(), pytest.raises(QueueFull, match="1 requests wait already") as caught, batcher.admit():
+                pytest.fail("a fourth was admitted")
+            assert caught.value.facts == {"limit_requests": "1"}
+            with batcher.admit():  # a place that was left is free again
+                pass
+
+    def test_without_a_queue_is_one_a_slot(self) -> None:
+        batcher = Batcher(1, Limits(max_queue=0))
+        with batcher.admit(), pytest.raises(QueueFull), batcher.admit():
+            pytest.fail("a second was admitted")
+        with batcher.admit():
+            pass
+
+    def test_ends_with_the_request_however_it_ends(self) -> None:
+        batcher = Batcher(1, Limits(max_queue=0))
+        for _ in range(3):
+            with pytest.raises(KeyError), batcher.admit():
+                raise KeyError
+        with batcher.admit():
+            pass
+
+
+class TestDeadline:
+    def test_that_passes_while_waiting_ends_the_wait(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
+            ask(batcher, held, 2, Caller(remaining_s=0.05)).result(WAIT_S)
+        held.let_go()
+        running.result(WAIT_S)
+        assert held.entered.empty()
+        expect_free(batcher, model, ask)
+
+    def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        late, patient = Caller(), Caller()
+        runs = [ask(batcher, held, 2, late), ask(batcher, held, 3, patient)]
+        late.remaining_s = 0
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        with pytest.raises(DeadlineExpired):
+            runs[0].result(WAIT_S)
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert runs[1].result(WAIT_S)
+        expect_free(batcher, model, ask)
+
+    def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        for remaining_s in (0, -1):
+            with pytest.raises(DeadlineExpired):
+                batcher.run(held, pixels_of(1), Caller(remaining_s))
+        assert held.entered.empty()
+        expect_free(batcher, model, ask)
+
+    def test_of_never_is_waited_for(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs.append(ask(batcher, held, 2, Caller(remaining_s=float("inf"))))
+        held.let_go(2)
+        assert all(run.result(WAIT_S) for run in runs)
+
+
+class TestCancellation:
+    def test_while_waiting_ends_the_wait(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        caller = Caller()
+        waiting, other = ask(batcher, held, 2, caller), ask(batcher, held, 3)
+        caller.cancel()
+        with pytest.raises(RequestCancelled):
+            waiting.result(WAIT_S)  # while the slot is still busy
+        assert not running.done()
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert other.result(WAIT_S)
+        expect_free(batcher, model, ask)
+
+    def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        callers = [Caller(), Caller()]
+        runs = [ask(batcher, held, 2, callers[0]), ask(batcher, held, 3, callers[1])]
+        for caller in callers:
+            caller.gone = True  # without a wake: the slot finds out first
+        held.let_go()
+        for run in runs:
+            with pytest.raises(RequestCancelled):
+                run.result(WAIT_S)
+        assert running.result(WAIT_S)
+        assert held.entered.empty()
+        expect_free(batcher, model, ask)
+
+    def test_on_arrival_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        caller = Caller()
+        caller.cancel()
+        with pytest.raises(RequestCancelled):
+            batcher.run(held, pixels_of(1), caller)
+        assert held.entered.empty()
+        expect_free(batcher, model, ask)
+
+    def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held, ask: Ask) -> None:
+        batcher = Batcher(1, Limits())
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        callers = [Caller() for _ in range(3)]
+        runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 2)]
+        held.let_go()
+        assert values_in(held.next_batch()) == [2, 3, 4]
+        for caller in callers:
+            caller.cancel()  # the one that runs the batch and those that wait for it
+        held.let_go()
+        for value, run in enumerate(runs, 1):
+            alone = model.run(pixels_of(value)[np.newaxis])[0][0]
+            assert np.array_equal(run.result(WAIT_S).probabilities, alone)
+        expect_free(batcher, model, ask)
+
+
+class Failing(Held):
+    """A model whose runs raise when they are let go."""
+
+    def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        super().run(batch_nhwc)
+        raise ValueError(f"no answer for {len(batch_nhwc)}")
+
+
+class Short(Held):
+    """A model that answers for one image too few."""
+
+    def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, logits = super().run(batch_nhwc)
+        return probabilities[:-1], logits[:-1]
+
+
+@pytest.mark.parametrize("kind", [Failing, Short])
+def test_an_error_in_the_run_reaches_all_and_frees_the_slot(model: Model, ask: Ask, kind: type[Held]) -> None:
+    batcher = Batcher(1, Limits())
+    failing = kind(model)
+    runs = [ask(batcher, failing, 1, waits=False)]
+    failing.next_batch()
+    runs += [ask(batcher, failing, value) for value in (2, 3, 4)]
+    failing.let_go()
+    assert values_in(failing.next_batch()) == [2, 3, 4]
+    failing.let_go()
+    for run in runs:
+        with pytest.raises(ValueError, match=r"no answer|zip"):
+            run.result(WAIT_S)
+    expect_free(batcher, model, ask)
+
+
+def test_images_of_two_shapes_fail_together_and_free_the_slot(model: Model, held: Held, ask: Ask) -> None:
+    # The service never lets them come so far: the model's shape is checked when the request is read.
+    batcher = Batcher(1, Limits())
+    with ThreadPoolExecutor(2) as threads:
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        good, odd = Caller(), Caller()
+        waiting = [
+            ask(batcher, held, 2, good),
+            threads.submit(batcher.run, held, np.zeros((5, 5, 3), np.uint8), odd),
+        ]
+        assert odd.waits.wait(WAIT_S)
+        held.let_go()
+        assert running.result(WAIT_S)
+        for run in waiting:
+            with pytest.raises(ValueError, match="shape"):
+                run.result(WAIT_S)
+    expect_free(batcher, model, ask)
+
+
+def test_stress_with_callers_that_go_away(model: Model, ask: Ask) -> None:
+    slots, threads, requests = 2, 32, 50
+    batcher = Batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
+    expected = [model.run(pixels_of(value)[np.newaxis])[0][0] for value in range(256)]
+    largest = 0
+
+    class Counting:
+        """Sees the batches; its lock would be missed if two runs shared memory."""
+
+        def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal largest
+            largest = max(largest, len(batch_nhwc))
+            return model.run(batch_nhwc)
+
+    counting = Counting()
+    start = threading.Barrier(threads)
+
+    def client(seed: int) -> tuple[int, int]:
+        chance = random.Random(seed)
+        answered = cancelled = 0
+        start.wait(WAIT_S)
+        for _ in range(requests):
+            caller, value = Caller(), chance.randrange(256)
+            if chance.random() < 0.3:
+                # Goes away at a random moment: before, while waiting, while running or after.
+                timer = threading.Timer(chance.uniform(0, 0.004), caller.cancel)
+                timer.start()
+            else:
+                timer = None
+            try:
+                with batcher.admit():
+                    answer = batcher.run(counting, pixels_of(value), caller)
+            except RequestCancelled:
+                assert caller.gone
+                cancelled += 1
+            else:
+                assert np.array_equal(answer.probabilities, expected[value])
+                answered += 1
+            if timer is not None:
+                timer.join()
+        return answered, cancelled
+
+    with ThreadPoolExecutor(threads) as pool:
+        counts = list(pool.map(client, range(threads), timeout=WAIT_S))
+    assert sum(map(sum, counts)) == threads * requests
+    assert sum(answered for answered, _ in counts) >= threads * requests * 0.7
+    assert 1 <= largest <= 5
+    expect_free(batcher, model, ask)
+    places = [batcher.admit() for _ in range(threads)]
+    for place in places:
+        place.__enter__()
+    with pytest.raises(QueueFull), batcher.admit():
+        pytest.fail("a place too many")
+    for place in places:
+        place.__exit__(None, None, None)
+
+
+class TestCountCpus:
+    @pytest.fixture(autouse=True)
+    def eight_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+    @pytest.mark.parametrize(
+        ("limit", "cpus"),
+        [
+            ("50000 100000\n", 1),
+            ("100000 100000\n", 1),
+            ("150000 100000\n", 2),
+            ("400000 100000\n", 4),
+            ("1600000 100000\n", 8),
+            ("max 100000\n", 8),
+            ("garbage\n", 8),
+            ("", 8),
+        ],
+    )
+    def test_is_cut_to_the_quota_of_version_2(self, tmp_path: Path, limit: str, cpus: int) -> None:
+        (tmp_path / "cpu.max").write_text(limit)
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize(("quota", "cpus"), [("50000", 1), ("250000", 3), ("-1", 8), ("900000", 8)])
+    def test_is_cut_to_the_quota_of_version_1(self, tmp_path: Path, quota: str, cpus: int) -> None:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        assert count_cpus(tmp_path) == cpus
+
+    def test_is_the_affinity_without_a_cgroup(self, tmp_path: Path) -> None:
+        assert count_cpus(tmp_path) == 8
+
+
+def test_cpus_of_this_process_are_at_least_one() -> None:
+    assert 1 <= count_cpus() <= os.cpu_count()

@@ -1,0 +1,643 @@
+"""The wire: real sockets, every status with its reason, health, reflection, and what signals do to requests."""
+
+from __future__ import annotations
+
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from PIL import Image
+
+from serving.batching import Batcher, Call, count_cpus
+from serving.client import Client
+from serving.errors import RequestError
+from serving.limits import Limits
+from serving.model import Model
+from serving.repository import publish
+from serving.services.classifier import Classifier
+from serving.services.status import CODES, RETRY_AFTER_S, reason_of
+from serving.transports.grpcio import GrpcioServer
+from serving.wire import classifier_pb2 as wire
+from serving.wire import classifier_pb2_grpc as wire_grpc
+from tests.conftest import Server, colour_artifact, encode, plain, serving
+from tests.serving.conftest import WAIT_S, Held
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+NAMES = ["evalmode.v1.Classifier", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]
+NAMES.append("grpc.reflection.v1alpha.ServerReflection")
+RED = wire.PredictRequest(image=encode(plain("red")))
+
+
+@contextmanager
+def connected(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        yield channel
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    with connected(server.address) as opened:
+        yield opened
+
+
+@dataclass
+class Refusal:
+    """What a client learns of a call that failed."""
+
+    code: grpc.StatusCode
+    message: str
+    info: error_details_pb2.ErrorInfo
+    retry: error_details_pb2.RetryInfo | None
+
+
+def refusal_of(error: grpc.RpcError) -> Refusal:
+    info, retry = error_details_pb2.ErrorInfo(), None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status = status_pb2.Status.FromString(value)
+            assert (status.code, status.message) == (error.code().value[0], error.details())
+            for detail in status.details:
+                if not detail.Unpack(info):
+                    retry = error_details_pb2.RetryInfo()
+                    assert detail.Unpack(retry)
+    return Refusal(error.code(), error.details(), info, retry)
+
+
+def refused(call: Callable[[], object]) -> Refusal:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return refusal_of(caught.value)
+
+
+def check_health(channel: grpc.Channel, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return health_pb2_grpc.HealthStub(channel).Check(request, timeout=WAIT_S).status
+
+
+def watch_health(channel: grpc.Channel, service: str = "") -> grpc.Call:
+    return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
+
+
+def reflect(channel: grpc.Channel, version: str, requests: Iterator[reflection_pb2.ServerReflectionRequest]):
+    """A reflection stream by the path of its version, as tools ask for it."""
+    return channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )(requests, timeout=WAIT_S)
+
+
+class TestPredict:
+    def test_answers_for_an_image(self, server: Server) -> None:
+        with Client(server.address) as client:
+            answer = client.predict(
+                encode(plain((0, 0, 255), (640, 480)), "JPEG"), model="colours", version="1", top_k=2
+            )
+        assert [score.label for score in answer.scores] == ["blue", "red"]
+        assert (answer.label, answer.model, answer.version) == ("blue", "colours", "1")
+        assert answer.digest.startswith("sha256:")
+        assert answer.decode_us > 0
+        assert answer.inference_us > 0
+
+    def test_answers_for_pixels(self, server: Server) -> None:
+        with Client(server.address) as client:
+            assert client.predict_pixels(np.full((4, 4, 3), (0, 200, 0), np.uint8)).label == "green"
+
+    def test_has_the_bits_of_the_model_in_this_process(self, server: Server, model: Model) -> None:
+        with Client(server.address) as client:
+            for seed in range(5):
+                noise = np.random.default_rng(seed).integers(0, 256, (50, 37, 3), np.uint8)
+                image = encode(Image.fromarray(noise), "JPEG")
+                assert client.predict(image).scores == model.predict(image).scores
+
+    def test_answers_many_at_the_same_time(self, server: Server) -> None:
+        colours = ["red", "lime", "blue"] * 40
+        with Client(server.address, timeout_s=WAIT_S) as client, ThreadPoolExecutor(24) as threads:
+            answers = threads.map(lambda colour: client.predict(encode(plain(colour))).label, colours)
+            assert list(answers) == ["red", "green", "blue"] * 40
+
+
+class TestRefusals:
+    """Everything that a client can cause, each with its code, reason, domain and facts."""
+
+    @pytest.mark.parametrize(
+        ("request_", "code", "reason", "facts"),
+        [
+            ({"image": b""}, "INVALID_ARGUMENT", "IMAGE_EMPTY", {}),
+            (
+                {"image": bytes(10 * 2**20 + 1)},
+                "INVALID_ARGUMENT",
+                "IMAGE_TOO_LARGE",
+                {"size_bytes": "10485761", "limit_bytes": "10485760"},
+            ),
+            (
+                {"image": encode(plain(0, (8000, 6251), "1"))},
+                "INVALID_ARGUMENT",
+                "IMAGE_TOO_MANY_PIXELS",
+                {"pixels": "50008000", "limit_pixels": "50000000"},
+            ),
+            (
+                {"image": encode(plain("red"), "GIF")},
+                "INVALID_ARGUMENT",
+                "IMAGE_FORMAT_NOT_ALLOWED",
+                {"format": "GIF", "allowed": "JPEG, PNG, WEBP, BMP"},
+            ),
+            ({"image": b"not an image"}, "INVALID_ARGUMENT", "IMAGE_UNREADABLE", {"cause": "unidentified"}),
+            ({"image": encode(plain("red", (64, 64)), "JPEG")[:-20]}, "INVALID_ARGUMENT", "IMAGE_UNREADABLE", None),
+            ({"image": b"x"}, "INVALID_ARGUMENT", "IMAGE_UNREADABLE", None),
+            (
+                {"pixels": wire.Pixels(data=bytes(48), height=4, width=3, channels=4)},
+                "INVALID_ARGUMENT",
+                "PIXELS_MISMATCH",
+                {"shape": "4x3x4", "wanted_shape": "4x4x3"},
+            ),
+            (
+                {"pixels": wire.Pixels(data=bytes(47), height=4, width=4, channels=3)},
+                "INVALID_ARGUMENT",
+                "PIXELS_MISMATCH",
+                {"size_bytes": "47", "wanted_bytes": "48"},
+            ),
+            ({}, "INVALID_ARGUMENT", "INPUT_MISSING", {}),
+            (
+                {"image": RED.image, "model": "cats", "version": "3"},
+                "NOT_FOUND",
+                "MODEL_NOT_FOUND",
+                {"model": "cats/3", "served": "colours/1"},
+            ),
+        ],
+        ids=lambda value: value if isinstance(value, str) and value.isupper() else "",
+    )
+    def test_have_code_reason_and_facts(
+        self, channel: grpc.Channel, request_: dict, code: str, reason: str, facts: dict[str, str] | None
+    ) -> None:
+        stub = wire_grpc.ClassifierStub(channel)
+        refusal = refused(lambda: stub.Predict(wire.PredictRequest(**request_), timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason, refusal.info.domain) == (code, reason, "evalmode")
+        assert facts is None or dict(refusal.info.metadata) == facts
+        assert refusal.retry is None
+        assert refusal.message
+
+    def test_of_a_model_in_get_model(self, channel: grpc.Channel) -> None:
+        stub = wire_grpc.ClassifierStub(channel)
+        refusal = refused(lambda: stub.GetModel(wire.GetModelRequest(version="2"), timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+        assert refusal.message == "model 'colours/2' is not found, served: colours/1"
+
+    @pytest.mark.parametrize("name", ["cats\n\0", "кошки ☃", "x" * 20_000], ids=["control", "unicode", "long"])
+    def test_of_any_name_arrive_whole(self, channel: grpc.Channel, name: str) -> None:
+        stub = wire_grpc.ClassifierStub(channel)
+        refusal = refused(lambda: stub.Predict(wire.PredictRequest(image=b"x", model=name), timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+
+    def test_of_a_request_over_the_limit_are_the_transports_own(self, channel: grpc.Channel) -> None:
+        stub = wire_grpc.ClassifierStub(channel)
+        refusal = refused(lambda: stub.Predict(wire.PredictRequest(image=bytes(32 * 2**20)), timeout=WAIT_S))
+        assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in refusal.message
+        assert refusal.retry is None
+
+    def test_of_bytes_that_are_no_request_tell_nothing_of_the_server(self, channel: grpc.Channel) -> None:
+        raw = channel.unary_unary("/evalmode.v1.Classifier/Predict")
+        refusal = refused(lambda: raw(b"\xff\xff\xff", timeout=WAIT_S))
+        assert refusal.code is not grpc.StatusCode.UNKNOWN
+        assert "Traceback" not in refusal.message
+
+    def test_of_an_unknown_method(self, channel: grpc.Channel) -> None:
+        raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
+        assert refused(lambda: raw(b"", timeout=WAIT_S)).code is grpc.StatusCode.UNIMPLEMENTED
+
+    def test_where_several_models_are_served(self, tmp_path: Path) -> None:
+        for name in ("cats", "dogs"):
+            publish(tmp_path, name, colour_artifact())
+        with serving(tmp_path) as running, connected(running.address) as channel:
+            stub = wire_grpc.ClassifierStub(channel)
+            refusal = refused(lambda: stub.Predict(RED, timeout=WAIT_S))
+            assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MODEL_UNSPECIFIED")
+            assert dict(refusal.info.metadata) == {"served": "cats/1, dogs/1"}
+            request = wire.PredictRequest(image=RED.image, model="dogs")
+            assert stub.Predict(request, timeout=WAIT_S).model == "dogs"
+
+
+@dataclass
+class WatchedCall:
+    """A call that shows when its request waits for a slot."""
+
+    call: Call
+    waits: threading.Semaphore
+
+    def time_remaining_s(self) -> float:
+        return self.call.time_remaining_s()
+
+    def cancelled(self) -> bool:
+        return self.call.cancelled()
+
+    def wake_on_cancel(self, event: threading.Event) -> None:
+        self.call.wake_on_cancel(event)
+        self.waits.release()
+
+
+class WatchedClassifier(Classifier):
+    """Shows when a request waits, and how it ended for the server."""
+
+    def __init__(self, model: object, batcher: Batcher, limits: Limits) -> None:
+        super().__init__({"colours": model}, batcher, limits)
+        self.waits = threading.Semaphore(0)
+        self.outcomes: queue.Queue[str] = queue.Queue()
+
+    def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
+        outcome = "answered"
+        try:
+            return super().predict(request, WatchedCall(call, self.waits))
+        except RequestError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self.outcomes.put(outcome)
+
+
+@dataclass
+class Here:
+    """A server in this process, on a real socket, whose model runs when it is let go."""
+
+    held: Held
+    slots: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+    def __enter__(self) -> Here:
+        batcher = Batcher(self.slots, self.limits)
+        self.classifier = WatchedClassifier(self.held, batcher, self.limits)
+        self.server = GrpcioServer(self.classifier, batcher, "127.0.0.1", 0, self.limits)
+        self.server.start()
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
+        self.stub = wire_grpc.ClassifierStub(self.channel)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.let_go(1000)
+        self.channel.close()
+        self.server.drain(0)
+
+    def occupy(self) -> grpc.Future:
+        """A request that holds the slot."""
+        future = self.stub.Predict.future(RED, timeout=WAIT_S)
+        self.held.next_batch()
+        return future
+
+    def enqueue(self, timeout_s: float = WAIT_S) -> grpc.Future:
+        """A request that stands in the queue."""
+        future = self.stub.Predict.future(RED, timeout=timeout_s)
+        assert self.classifier.waits.acquire(timeout=WAIT_S)
+        return future
+
+
+@pytest.fixture
+def here(model: Model) -> Iterator[Here]:
+    with Here(Held(model)) as running:
+        yield running
+
+
+class TestWaiting:
+    def test_beyond_the_queue_is_refused_with_a_time_to_retry(self, model: Model) -> None:
+        with Here(Held(model), limits=Limits(max_queue=1)) as here:
+            answers = [here.occupy(), here.enqueue()]
+            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+            assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+            assert dict(refusal.info.metadata) == {"limit_requests": "1"}
+            assert refusal.retry is not None
+            assert refusal.retry.retry_delay.ToMilliseconds() == 100
+            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).limits["max_queue"] == 1
+            here.held.let_go(3)
+            assert [answer.result().scores[0].label for answer in answers] == ["red", "red"]
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+
+    def test_is_left_when_the_caller_cancels_and_never_runs(self, here: Here) -> None:
+        running = here.occupy()
+        waiting = here.enqueue()
+        waiting.cancel()
+        assert here.classifier.outcomes.get(timeout=WAIT_S) == "RequestCancelled"
+        here.held.let_go()
+        assert running.result().scores[0].label == "red"
+        assert here.held.entered.empty()
+        here.occupy()  # the slot is free
+
+    def test_is_left_when_the_callers_process_dies(self, here: Here) -> None:
+        running = here.occupy()
+        caller = (
+            "import sys; from serving.client import Client; Client(sys.argv[1], 60).predict(sys.stdin.buffer.read())"
+        )
+        command = [sys.executable, "-c", caller, f"127.0.0.1:{here.server.port}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            process.stdin.write(RED.image)
+            process.stdin.close()
+            assert here.classifier.waits.acquire(timeout=WAIT_S)
+            process.kill()
+        assert here.classifier.outcomes.get(timeout=WAIT_S) == "RequestCancelled"
+        here.held.let_go()
+        assert running.result().scores[0].label == "red"
+        assert here.held.entered.empty()
+
+    def test_is_left_when_the_deadline_passes_and_never_runs(self, here: Here) -> None:
+        running = here.occupy()
+        waiting = here.enqueue(timeout_s=0.3)
+        assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # Which of the two it is depends on who looks at the clock first: gRPC, which then cancels, or the batcher.
+        assert here.classifier.outcomes.get(timeout=WAIT_S) in ("DeadlineExpired", "RequestCancelled")
+        here.held.let_go()
+        assert running.result().scores[0].label == "red"
+        assert here.held.entered.empty()
+
+    def test_without_a_deadline_is_endless(self, here: Here) -> None:
+        running = here.occupy()
+        waiting = here.stub.Predict.future(RED)
+        assert here.classifier.waits.acquire(timeout=WAIT_S)
+        here.held.let_go(2)
+        assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
+
+
+class Raising(Classifier):
+    """A service that raises what it was given."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__({}, Batcher(1, Limits()), Limits())
+        self._error = error
+
+    def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
+        raise self._error
+
+    get_model = predict
+
+
+@contextmanager
+def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
+    server = GrpcioServer(Raising(error), Batcher(1, Limits()), "127.0.0.1", 0, Limits())
+    server.start()
+    with connected(f"127.0.0.1:{server.port}") as channel:
+        yield wire_grpc.ClassifierStub(channel)
+    server.drain(0)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("error", CODES, ids=lambda error: error.__name__)
+    def test_of_every_row_have_its_status(self, error: type[RequestError], caplog: pytest.LogCaptureFixture) -> None:
+        with raising(error("what is wrong: wörds", size_bytes=3)) as stub:
+            for call in (stub.Predict, stub.GetModel):
+                refusal = refused(lambda call=call: call(type_of(call)(), timeout=WAIT_S))
+                assert refusal.code.name == CODES[error]
+                assert refusal.message == "what is wrong: wörds"
+                assert refusal.info == error_details_pb2.ErrorInfo(
+                    reason=reason_of(error), domain="evalmode", metadata={"size_bytes": "3"}
+                )
+                assert (refusal.retry is not None) == (error in RETRY_AFTER_S)
+        assert caplog.records == []  # a caller's mistake is no line in the server's log
+
+    @pytest.mark.parametrize(
+        "error", [ValueError("secret"), KeyError("secret"), MemoryError("secret"), OSError("secret")]
+    )
+    def test_of_the_server_show_an_id_alone(self, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+        with raising(error) as stub:
+            refusal = refused(lambda: stub.Predict(RED, timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason, refusal.info.domain) == ("INTERNAL", "INTERNAL", "evalmode")
+        error_id = refusal.info.metadata["id"]
+        assert re.fullmatch("[0-9a-f]{12}", error_id)
+        assert refusal.message == f"internal error {error_id}: the server's log has the cause under this id"
+        assert dict(refusal.info.metadata) == {"id": error_id}
+        assert refusal.retry is None
+        [record] = caplog.records
+        assert (record.levelname, record.getMessage()) == ("ERROR", f"internal error {error_id}")
+        assert "Traceback" in caplog.text
+        assert "secret" in caplog.text
+
+    def test_of_the_server_have_an_id_each(self) -> None:
+        with raising(ValueError()) as stub:
+            ids = {refused(lambda: stub.Predict(RED, timeout=WAIT_S)).info.metadata["id"] for _ in range(5)}
+        assert len(ids) == 5
+
+    def test_of_a_network_that_fails_are_internal_and_the_next_request_is_answered(
+        self, model: Model, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class FailsOnce(Held):
+            failed = False
+
+            def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                if not self.failed:
+                    self.failed = True
+                    raise RuntimeError("out of memory at address 0x7f")
+                return model.run(batch_nhwc)
+
+        with Here(FailsOnce(model), limits=Limits(max_queue=0)) as here:
+            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+            assert (refusal.code.name, refusal.info.reason) == ("INTERNAL", "INTERNAL")
+            assert "address" not in refusal.message
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        assert "out of memory at address 0x7f" in caplog.text
+
+    def test_fit_into_the_trailers_however_many_models_are_served(self, model: Model) -> None:
+        models = {f"{number:03d}" + "m" * 100: model for number in range(200)}
+        models = {name: replace(model, name=name) for name in models}
+        batcher = Batcher(1, Limits())
+        server = GrpcioServer(Classifier(models, batcher, Limits()), batcher, "127.0.0.1", 0, Limits())
+        server.start()
+        with connected(f"127.0.0.1:{server.port}") as channel:
+            refusal = refused(lambda: wire_grpc.ClassifierStub(channel).Predict(RED, timeout=WAIT_S))
+        server.drain(0)
+        assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MODEL_UNSPECIFIED")
+
+
+def type_of(call: grpc.UnaryUnaryMultiCallable) -> type:
+    """The request that a stub's method takes."""
+    return wire.PredictRequest if b"Predict" in call._method else wire.GetModelRequest
+
+
+class TestHealth:
+    @pytest.mark.parametrize("service", ["", *NAMES])
+    def test_of_every_service_is_serving(self, channel: grpc.Channel, service: str) -> None:
+        assert check_health(channel, service) == SERVING
+        watch = watch_health(channel, service)
+        assert next(watch).status == SERVING
+        watch.cancel()
+
+    def test_of_another_service_is_not_found(self, channel: grpc.Channel) -> None:
+        assert refused(lambda: check_health(channel, "colours")).code is grpc.StatusCode.NOT_FOUND
+
+    def test_turns_for_good_when_shutdown_is_announced(self, here: Here) -> None:
+        watch = watch_health(here.channel)
+        assert next(watch).status == SERVING
+        here.server.announce_shutdown()
+        assert next(watch).status == NOT_SERVING
+        assert {check_health(here.channel, service) for service in ("", *NAMES)} == {NOT_SERVING}
+        here.held.let_go()
+        assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        watch.cancel()
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+class TestReflection:
+    def test_lists_every_service(self, channel: grpc.Channel, version: str) -> None:
+        [answer] = reflect(channel, version, iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        assert sorted(service.name for service in answer.list_services_response.service) == NAMES
+
+    def test_describes_the_classifier(self, channel: grpc.Channel, version: str) -> None:
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="evalmode.v1.Classifier")
+        [answer] = reflect(channel, version, iter([request]))
+        [serialized] = answer.file_descriptor_response.file_descriptor_proto
+        described = descriptor_pb2.FileDescriptorProto.FromString(serialized)
+        assert described.package == "evalmode.v1"
+        [service] = described.service
+        assert [method.name for method in service.method] == ["Predict", "GetModel"]
+
+
+class TestAddress:
+    def test_in_use_is_exit_2_naming_the_port(self, colours: Path, evalmode: Callable) -> None:
+        with closing(socket.socket()) as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            refused = evalmode("serve", "--repository", colours, "--port", port)
+        assert refused.returncode == 2
+        assert f"evalmode: cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert refused.stdout == ""
+
+    def test_of_another_server_is_not_shared(self, server: Server, colours: Path, evalmode: Callable) -> None:
+        port = server.address.rpartition(":")[2]
+        refused = evalmode("serve", "--repository", colours, "--port", port)
+        assert refused.returncode == 2
+        assert port in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose one model takes about a second."""
+    repository = tmp_path_factory.mktemp("slow")
+    publish(repository, "colours", colour_artifact(slow_steps=1500))
+    return repository
+
+
+@contextmanager
+def busy(repository: Path, *options: object) -> Iterator[tuple[Server, list[grpc.Future], Refusal]]:
+    """A server with a slow request in every slot, seen by the refusal of one more."""
+    with serving(repository, "--max-queue", 0, *options) as running, connected(running.address) as channel:
+        stub = wire_grpc.ClassifierStub(channel)
+        done: queue.Queue[grpc.Future] = queue.Queue()
+        requests = [stub.Predict.future(RED, timeout=WAIT_S) for _ in range(count_cpus() + 1)]
+        for request in requests:
+            request.add_done_callback(done.put)
+        first = done.get(timeout=WAIT_S)
+        yield running, [request for request in requests if request is not first], refusal_of(first.exception())
+
+
+class TestShutdown:
+    def test_is_announced_while_requests_are_still_answered_and_a_second_signal_ends_it(self, colours: Path) -> None:
+        with serving(colours, "--lame-duck", 3600) as running, connected(running.address) as channel:
+            watch = watch_health(channel)
+            assert next(watch).status == SERVING
+            running.process.send_signal(signal.SIGTERM)
+            assert next(watch).status == NOT_SERVING
+            assert check_health(channel, "evalmode.v1.Classifier") == NOT_SERVING
+            with Client(running.address) as client:
+                assert client.predict(RED.image).label == "red"
+            code, logged = running.stop(signal.SIGTERM)
+        assert code == 1
+        assert "shutting down: NOT_SERVING, answering for 3600 s more" in logged
+        assert "Traceback" not in logged
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+    def test_waits_for_requests_in_flight(self, slow: Path, number: signal.Signals) -> None:
+        with busy(slow, "--grace", 60) as (running, requests, refusal):
+            assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+            assert dict(refusal.info.metadata) == {"limit_requests": "0"}
+            assert refusal.retry is not None
+            code, logged = running.stop(number)
+            assert [request.result().scores[0].label for request in requests] == ["red"] * count_cpus()
+        assert code == 0
+        assert "all requests answered" in logged
+
+    def test_cuts_what_does_not_end_in_time_and_says_how_many(self, slow: Path) -> None:
+        with busy(slow, "--grace", 0) as (running, requests, _):
+            code, logged = running.stop()
+            assert {request.code() for request in requests} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        assert code == 1
+        assert f"{count_cpus()} requests did not finish within 0 s and were cut" in logged
+
+    def test_while_draining_ends_by_the_second_signal(self, slow: Path) -> None:
+        with busy(slow, "--grace", 3600) as (running, requests, _):
+            running.process.send_signal(signal.SIGTERM)
+            for line in running.process.stderr:
+                if "shutting down" in line:
+                    break
+            code, logged = running.stop(signal.SIGINT)
+        assert code == 1
+        assert "all requests answered" not in logged
+        assert requests
+
+    def test_does_not_wait_for_streams_that_stay_open(self, colours: Path) -> None:
+        forever = threading.Event()
+
+        def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+            forever.wait(WAIT_S)
+
+        with serving(colours, "--grace", 3600) as running, connected(running.address) as channel:
+            watch, reflection = watch_health(channel), reflect(channel, "v1", requests())
+            assert next(watch).status == SERVING
+            assert next(reflection).HasField("list_services_response")
+            code, logged = running.stop()
+            forever.set()
+        assert code == 0, logged
+
+
+class TestDrain:
+    """In this process, where the order of events is in the test's hand."""
+
+    def test_ends_after_the_replies_have_left(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+        drained = threading.Event()
+        write = grpc._server._serialize_response
+
+        def write_late(*arguments: object) -> bytes:
+            drained.wait(1)  # the answer is known, and a drain that ends too early has the time to
+            return write(*arguments)
+
+        monkeypatch.setattr(grpc._server, "_serialize_response", write_late)
+        running = here.occupy()
+        with ThreadPoolExecutor(1) as thread:
+            drain = thread.submit(here.server.drain, WAIT_S)
+            drain.add_done_callback(lambda _: drained.set())
+            here.held.let_go()
+            assert running.result().scores[0].label == "red"
+            assert drain.result(WAIT_S) == 0
+
+    def test_counts_running_and_waiting_requests_that_it_cuts(self, model: Model) -> None:
+        for _ in range(5):
+            with Here(Held(model)) as here:
+                requests = [here.occupy(), here.enqueue(), here.enqueue(), here.enqueue()]
+                assert here.server.drain(0.3) == 4
+                codes = {request.code() for request in requests}
+                assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+    def test_answers_what_waits_before_it_ends(self, here: Here) -> None:
+        requests = [here.occupy(), here.enqueue(), here.enqueue()]
+        with ThreadPoolExecutor(1) as thread:
+            drained = thread.submit(here.server.drain, WAIT_S)
+            here.held.let_go(2)
+            assert [request.result().scores[0].label for request in requests] == ["red"] * 3
+            assert drained.result(WAIT_S) == 0
+
+    def test_refuses_what_comes_after(self, here: Here) -> None:
+        assert here.server.drain(1) == 0
+        assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).code is grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,81 @@
+"""What the training tests share: the digits, and one run of them that was trained and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from serving.model import Model, load_model
+from training.datasets import Dataset, Split, load_dataset
+from training.export import Agreement, export_run
+from training.run import Recipe, Run, RunConfig
+from training.train import train
+
+StartRun = Callable[..., tuple[Run, nn.Module]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Equal bits need an equal number of threads, and on busy cores several threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def few(digits: Dataset) -> Split:
+    """The first 96 training digits: three steps of 32."""
+    return Split(digits.train.images[:96], digits.train.targets[:96])
+
+
+@pytest.fixture
+def start_run(tmp_path: Path, digits: Dataset) -> StartRun:
+    """A new run of digits and its initial network: ``start_run("name", epochs=2)``."""
+
+    def start(name: str = "run", **recipe: object) -> tuple[Run, nn.Module]:
+        config = RunConfig.of(digits, None, Recipe(**recipe))  # type: ignore[arg-type]
+        torch.manual_seed(config.recipe.seed)
+        return Run.create(tmp_path / name, config), config.build_network()
+
+    return start
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained run, its artifact, and both ways to run it."""
+
+    run: Run
+    artifact: bytes
+    agreement: Agreement
+    path: Path
+    model: Model
+
+    def load_network(self) -> nn.Module:
+        """The run's best weights in torch, in eval mode; a new one for each caller to spoil."""
+        network = self.run.config.build_network()
+        self.run.load_weights(network)
+        return network.eval()
+
+
+@pytest.fixture(scope="session")
+def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Eight epochs of digits, exported once for every test: the moving statistics need as long to arrive."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = Run.create(folder / "run", RunConfig.of(digits, None, Recipe(epochs=8)))
+    torch.manual_seed(0)
+    train(run, run.config.build_network(), digits.train, digits.val, lambda *_: None, lambda _: None)
+    artifact, agreement = export_run(run, digits)
+    path = folder / "model.onnx"
+    path.write_bytes(artifact)
+    return Exported(run, artifact, agreement, path, load_model(path))

@@ -1,0 +1,320 @@
+"""The export: what the artifact says and holds, that it is the same bytes everywhere, and when it is refused."""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import training
+from serving.artifact import Manifest
+from serving.model import Model, load_model
+from serving.pixels import PixelContract
+from training.datasets import Dataset, Split
+from training.errors import ExportRefused, RunError
+from training.export import export_graph, export_run, measure_agreement, seal
+from training.network import scale_pixels
+from training.run import Run
+from training.train import evaluate, predict_logits
+
+CHECKOUT = Path(training.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def graph(exported) -> onnx.ModelProto:
+    return onnx.load_from_string(exported.artifact)
+
+
+# What a client meets
+
+
+def test_the_artifact_takes_uint8_pixels_of_any_number_of_images(exported) -> None:
+    (image,) = exported.model.session.get_inputs()
+    assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 8, 8, 1])
+
+
+def test_the_artifact_gives_probabilities_and_logits(exported) -> None:
+    outputs = [(output.name, output.type, output.shape) for output in exported.model.session.get_outputs()]
+    assert outputs == [
+        ("probabilities", "tensor(float)", ["batch", 10]),
+        ("logits", "tensor(float)", ["batch", 10]),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_the_artifact_agrees_with_torch_at_any_batch_size(exported, digits: Dataset, size: int) -> None:
+    images = Split(digits.test.images[:size], digits.test.targets[:size])
+    _, logits = exported.model.run(images.images)
+    expected = predict_logits(exported.load_network(), images).numpy()
+    assert logits.shape == (size, 10)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(exported, digits: Dataset) -> None:
+    probabilities, logits = exported.model.run(digits.test.images)
+    powers = np.exp(logits.astype(np.float64))
+    np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), rtol=0, atol=1e-6)
+
+
+# What the file says
+
+
+def test_the_metadata_hold_the_labels_and_the_pixel_contract(exported) -> None:
+    manifest = exported.model.manifest
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.pixels == PixelContract(8, 8, 1)
+
+
+def test_the_metadata_hold_the_network_and_how_it_was_trained(exported, digits: Dataset) -> None:
+    properties = exported.model.manifest.properties
+    assert properties["network"] == "reference"
+    assert properties["training"] == {
+        "epochs": 8,
+        "batch_size": 32,
+        "learning_rate": 5e-4,
+        "weight_decay": 0.0,
+        "dropout": 0.5,
+        "seed": 0,
+        "data_digest": digits.digest(),
+    }
+
+
+def test_the_metadata_hold_the_agreement_that_was_measured(exported) -> None:
+    assert exported.model.manifest.properties["agreement"] == asdict(exported.agreement)
+
+
+def test_the_file_holds_its_weights_itself(graph: onnx.ModelProto, exported, tmp_path: Path) -> None:
+    assert not [t.name for t in graph.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    assert [path.name for path in exported.path.parent.iterdir() if path.is_file()] == ["model.onnx"]
+    onnxruntime.InferenceSession(exported.artifact)  # from bytes: there is no folder to look beside
+
+
+def test_the_file_is_valid_onnx_of_the_opset_that_was_chosen(graph: onnx.ModelProto) -> None:
+    onnx.checker.check_model(graph, full_check=True)
+    assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 20)]
+
+
+def test_the_file_names_no_path_user_host_or_source(exported) -> None:
+    said = onnx.load_from_string(exported.artifact)
+    for weights in said.graph.initializer:  # random bytes spell short names by chance
+        weights.ClearField("raw_data")
+    text = said.SerializeToString().decode("latin-1")
+    for place in (CHECKOUT, Path.home(), tempfile.gettempdir(), exported.run.folder, Path(sys.prefix), "/home"):
+        assert str(place) not in text
+    for name in (getpass.getuser(), socket.gethostname()):
+        assert not re.search(rf"\b{re.escape(name)}\b", text)
+    for trace in (".py", "stack_trace", "Traceback", "pkg.torch", "/usr/lib"):
+        assert trace not in text
+
+
+def test_no_part_of_the_graph_carries_notes_of_the_exporter(graph: onnx.ModelProto) -> None:
+    parts = [graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output]
+    parts += [*graph.graph.value_info, *graph.graph.initializer]
+    assert not [part for part in parts if part.doc_string or len(part.metadata_props)]
+    assert all(fact.key.startswith("evalmode.") for fact in graph.metadata_props)
+
+
+def test_another_process_in_another_folder_exports_the_same_bytes(exported, tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+import torch
+from training.datasets import load_dataset
+from training.export import export_run
+from training.run import Run
+torch.set_num_threads(1)
+Path("again.onnx").write_bytes(export_run(Run.open(Path(sys.argv[1])), load_dataset("digits"))[0])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7"}
+    subprocess.run(
+        [sys.executable, "-c", program, exported.run.folder], cwd=tmp_path, env=environment, check=True, timeout=300
+    )
+    assert (tmp_path / "again.onnx").read_bytes() == exported.artifact
+
+
+# Agreement
+
+
+def test_agreement_is_measured_on_the_whole_test_set(exported, digits: Dataset) -> None:
+    agreement = exported.agreement
+    assert agreement.images == len(digits.test) == 360
+    assert 0 <= agreement.max_logit_difference < 1e-5
+    assert (agreement.near_ties, agreement.changed) == (0, 0)
+    assert agreement.accuracy == evaluate(exported.load_network(), digits.test)[0]
+    assert agreement.accuracy > 0.9
+
+
+def test_agreement_is_measured_in_batches_that_miss_no_image(exported, digits: Dataset) -> None:
+    agreement = measure_agreement(exported.load_network(), exported.model, digits.train)  # more than two batches
+    assert agreement.images == 1293
+    assert agreement.accuracy == evaluate(exported.load_network(), digits.train)[0]
+
+
+def test_the_difference_is_that_of_the_worst_logit_of_the_worst_image(exported, digits: Dataset) -> None:
+    network = exported.load_network()
+    with torch.no_grad():
+        network.classifier[-1].bias[3] += 5e-5
+    agreement = measure_agreement(network, exported.model, digits.test)
+    assert agreement.max_logit_difference == pytest.approx(5e-5, rel=0.1)
+
+
+def test_other_weights_than_the_artifacts_are_refused(exported, digits: Dataset) -> None:
+    network = exported.load_network()
+    with torch.no_grad():
+        network.classifier[-1].bias[3] += 2e-4
+    with pytest.raises(ExportRefused, match=r"logits differ by 2\.0\de-04 \(limit 0\.0001\).* nothing was published"):
+        measure_agreement(network, exported.model, digits.test)
+
+
+def test_one_image_that_disagrees_is_enough_to_refuse(exported, digits: Dataset) -> None:
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = exported.load_network()
+            self.strange = scale_pixels(torch.from_numpy(digits.test.images[359:]))[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            wrong = (x == self.strange).flatten(1).all(1)
+            return self.network(x) + wrong[:, None] * torch.eye(10)[3]
+
+    with pytest.raises(ExportRefused, match=r"logits differ by 1\.00e\+00"):
+        measure_agreement(Strange(), exported.model, digits.test)
+
+
+# Ties and NaN, with networks whose logits are constants
+
+THREE = Split(np.zeros((3, 1, 1, 1), np.uint8), np.array([0, 1, 1]))
+
+
+class Constant(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def constant_model(folder: Path, *logits: float) -> Model:
+    """The same as ``Constant``, as an artifact written by hand."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
+        helper.make_node("Mul", ["means", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "constant"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    constants = {
+        "axes": np.array([1, 2], np.int64),
+        "zero": np.array(0, np.float32),
+        "constant": np.array(logits, np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "constant",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ("batch", 1, 1, 1))],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", len(logits)))
+            for name in ("probabilities", "logits")
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = folder / "constant.onnx"
+    path.write_bytes(seal(model, Manifest(tuple("abcdef"[: len(logits)]), PixelContract(1, 1, 1))))
+    return load_model(path)
+
+
+def test_labels_that_tie_are_counted_and_do_not_refuse(tmp_path: Path) -> None:
+    agreement = measure_agreement(Constant(2, 5, 5), constant_model(tmp_path, 2, 5, 5), THREE)
+    assert (agreement.near_ties, agreement.changed) == (3, 0)
+
+
+def test_only_a_tie_of_the_best_two_labels_counts(tmp_path: Path) -> None:
+    agreement = measure_agreement(Constant(2, 2, 5), constant_model(tmp_path, 2, 2, 5), THREE)
+    assert agreement.near_ties == 0
+
+
+def test_a_near_tie_may_turn_and_the_accuracy_is_onnxruntimes(tmp_path: Path) -> None:
+    agreement = measure_agreement(Constant(0, 4e-5, -1), constant_model(tmp_path, 4e-5, 0, -1), THREE)
+    assert (agreement.near_ties, agreement.changed) == (3, 3)
+    assert agreement.max_logit_difference == pytest.approx(4e-5)
+    assert agreement.accuracy == pytest.approx(1 / 3)  # torch's would be 2 / 3
+
+
+def test_a_label_that_turns_without_a_near_tie_is_refused_though_the_logits_are_close(tmp_path: Path) -> None:
+    with pytest.raises(ExportRefused, match=r"logits differ by 8\.00e-05 .* 3 of 3 labels change"):
+        measure_agreement(Constant(0, 1.5e-4), constant_model(tmp_path, 8e-5, 7e-5), THREE)
+
+
+@pytest.mark.parametrize(("torch_value", "onnx_value"), [(math.nan, math.nan), (math.nan, 1.0), (1.0, math.nan)])
+def test_logits_that_are_nan_are_refused(tmp_path: Path, torch_value: float, onnx_value: float) -> None:
+    with pytest.raises(ExportRefused, match="logits differ by nan"):
+        measure_agreement(Constant(torch_value, 0.0), constant_model(tmp_path, onnx_value, 0.0), THREE)
+
+
+# Eval mode
+
+
+def test_a_part_of_the_network_in_train_mode_is_refused_by_its_name(exported) -> None:
+    network = exported.load_network()
+    network.classifier[4].train()
+    assert not network.training
+    with pytest.raises(ExportRefused, match=r"^not in eval mode: classifier\.4; batch norm and dropout would act"):
+        export_graph(network, (8, 8, 1))
+
+
+def test_a_whole_network_in_train_mode_is_refused(exported) -> None:
+    with pytest.raises(ExportRefused, match="not in eval mode: the network itself, features, "):
+        export_graph(exported.load_network().train(), (8, 8, 1))
+
+
+def test_a_refused_export_is_a_failed_check_and_no_wrong_usage() -> None:
+    assert ExportRefused.exit_code == 1
+
+
+def test_a_run_without_weights_is_refused(exported, digits: Dataset, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", exported.run.config)
+    with pytest.raises(RunError, match=r"best\.safetensors cannot be loaded"):
+        export_run(run, digits)
+
+
+# Sealing
+
+
+def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx.ModelProto, exported) -> None:
+    manifest = Manifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
+    resealed = onnx.load_from_string(seal(graph, manifest))
+    assert {fact.key: fact.value for fact in resealed.metadata_props} == manifest.to_metadata()
+    assert resealed.graph == graph.graph
+
+
+def test_sealing_leaves_the_graph_it_was_given_alone(graph: onnx.ModelProto) -> None:
+    before = graph.SerializeToString(deterministic=True)
+    seal(graph, Manifest(("a",), PixelContract(8, 8, 1)))
+    assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(graph)
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
+        seal(broken, Manifest(("a",), PixelContract(8, 8, 1)))
