@@ -117,11 +117,12 @@ def load_model(
 
 
 def _check_outputs(model: Model) -> None:
-    """Run one blank image, which also warms the session, and hold the outputs against the labels."""
+    """Run blank images, alone and as a batch, which also warms the session; hold the outputs against the labels."""
     labels = len(model.manifest.labels)
-    probabilities, logits = model.run(np.zeros((1, *model.manifest.pixels.shape), np.uint8))
-    if not probabilities.shape == logits.shape == (1, labels):
-        raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
+    for images in (1, 2):
+        probabilities, logits = model.run(np.zeros((images, *model.manifest.pixels.shape), np.uint8))
+        if not probabilities.shape == logits.shape == (images, labels):
+            raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
 
 
 def _open_session(artifact: bytes, provider: str, threads: int) -> tuple[ort.InferenceSession, str]:

@@ -28,6 +28,15 @@ from serving.limits import IMAGE_FORMATS, Limits
 Pixels = npt.NDArray[np.uint8]
 
 RESIZE = "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
+TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -58,7 +67,8 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
     with _opened(image, limits) as opened:
-        picture = _to_colours(ImageOps.exif_transpose(opened), contract.channels)
+        turn = TURNS.get(_orientation(opened))
+        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, contract.channels)
         size = (contract.width, contract.height)
         if picture.size != size:
             picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
@@ -73,7 +83,7 @@ def probe_image(image: bytes, limits: Limits) -> PixelContract:
     """
     with _opened(image, limits) as opened:
         width, height = opened.size
-        if opened.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientations that turn the image on its side
+        if _orientation(opened) in (5, 6, 7, 8):  # turned on its side
             width, height = height, width
         grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
         return PixelContract(height, width, 1 if grey else 3)
@@ -117,7 +127,7 @@ def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         raise _unidentified(image) from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooManyPixels(
             f"image is too large to decode, the limit is {limits.max_image_pixels} pixels: {error}",
             limit_pixels=limits.max_image_pixels,
@@ -151,14 +161,23 @@ def _check_pixel_count(size: tuple[int, int], limits: Limits) -> None:
 def _unidentified(image: bytes) -> ImageError:
     """Tell an image of another format from bytes that are no image, by their first bytes alone."""
     Image.init()
+    prefix = image[:16].ljust(16, b"\0")
     known = (
-        name for name, (_, accept) in Image.OPEN.items() if name not in IMAGE_FORMATS and accept and accept(image[:16])
+        name for name, (_, accept) in Image.OPEN.items() if name not in IMAGE_FORMATS and accept and accept(prefix)
     )
     name = next(known, None)
     allowed = ", ".join(IMAGE_FORMATS)
     if name is None:
         return ImageUnreadable(f"not an image: none of {allowed} begins with {image[:8]!r}", cause="unidentified")
     return ImageFormatNotAllowed(f"{name} images are not served: send one of {allowed}", format=name, allowed=allowed)
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or a damaged block, on which ImageOps would stumble."""
+    try:
+        return int(opened.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
 
 
 def _to_colours(picture: Image.Image, channels: int) -> Image.Image:

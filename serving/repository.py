@@ -68,14 +68,17 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
         NameInvalid: see ``check_name``.
     """
     model_folder = repository / check_name(name)
-    model_folder.mkdir(parents=True, exist_ok=True)
+    repository.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=repository))
     try:
-        incoming.chmod(0o755)  # mkdtemp's 0700 would hide the version from a server that runs as another user
         with (incoming / ARTIFACT_FILE).open("wb") as file:
             file.write(artifact)
             file.flush()
             os.fsync(file.fileno())
+        model_folder.mkdir(exist_ok=True)
+        # The server may run as another user, whatever this one's umask.
+        for path, mode in ((incoming / ARTIFACT_FILE, 0o644), (incoming, 0o755), (model_folder, 0o755)):
+            path.chmod(mode)
         version = _claim_version(incoming, model_folder)
     except BaseException:
         shutil.rmtree(incoming, ignore_errors=True)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from serving.errors import ImageError
 from serving.limits import IMAGE_SUFFIXES, Limits
@@ -25,11 +24,13 @@ from serving.pixels import PixelContract, Pixels, decode_image, probe_image
 from training.errors import DataError
 
 Indices = npt.NDArray[np.int64]
+Files = tuple[list[Path], Indices]  # images with the index of each one's label
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # images done, images in all
 
 HELD_OUT = 0.1  # share of the training images carved for each split that a folder does not bring
 DIGITS = "digits"
+SPLITS = ("train", "val", "test")
 LIMITS = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # our own files, not strangers' requests
 
 
@@ -103,34 +104,45 @@ def _load_digits(image_size: tuple[int, int] | None, seed: int) -> Dataset:
         raise DataError("digits are 8x8: leave --image-size out")
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    targets = bunch.target.astype(np.int64)
+    rest, test = _carve(targets, 0.2, seed)
+    train, val = (rest[part] for part in _carve(targets[rest], HELD_OUT, seed))
+    splits = {"train": train, "val": val, "test": test}
     labels = tuple(str(name) for name in bunch.target_names)
-    rest, test = _carve(Split(images, bunch.target.astype(np.int64)), labels, 0.2, seed)
-    train, val = _carve(rest, labels, HELD_OUT, seed)
-    return Dataset(DIGITS, labels, train, val, test)
+    return Dataset(DIGITS, labels, **{name: Split(images[part], targets[part]) for name, part in splits.items()})
 
 
 def _load_folder(root: Path, image_size: tuple[int, int] | None, seed: int, progress: Progress) -> Dataset:
     if not root.is_dir():
         raise DataError(f"{root} is no folder and no data set's name: give a folder of <class>/<image>, or 'digits'")
-    has_splits = (root / "train").is_dir()
-    folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if not has_splits:
+    folders = {name: root / name for name in SPLITS if (root / name).is_dir()}
+    if "train" not in folders:
         folders = {"train": root}
     labels = _list_classes(folders["train"])
     files = {name: _list_images(folder, labels) for name, folder in folders.items()}
+    _carve_missing(files, labels, seed)
     everything = [path for paths, _ in files.values() for path in paths]
     contract = _choose_contract(everything, image_size)
     _check_memory(len(everything), contract)
     pixels = _decode_all(everything, contract, progress)
-    splits = {}
-    start = 0
-    for name, (paths, targets) in files.items():
-        splits[name] = Split(pixels[start : start + len(paths)], targets)
-        start += len(paths)
-    for name in ("test", "val"):
-        if name not in splits:
-            splits["train"], splits[name] = _carve(splits["train"], labels, HELD_OUT, seed)
-    return Dataset(str(root), labels, splits["train"], splits["val"], splits["test"])
+    parts = np.split(pixels, np.cumsum([len(paths) for paths, _ in files.values()])[:-1])  # views, not copies
+    splits = {name: Split(part, targets) for (name, (_, targets)), part in zip(files.items(), parts, strict=True)}
+    return Dataset(str(root), labels, **splits)
+
+
+def _carve_missing(files: dict[str, Files], labels: tuple[str, ...], seed: int) -> None:
+    """Carve the splits that the folder does not bring from its training images, before anything is decoded."""
+    missing = [name for name in ("test", "val") if name not in files]
+    counts = np.bincount(files["train"][1], minlength=len(labels))
+    if counts.min() <= len(missing):
+        raise DataError(
+            f"class {labels[counts.argmin()]!r} has {counts.min()} training images, at least {len(missing) + 1} are "
+            f"needed as {' and '.join(missing)} images are taken from them"
+        )
+    for name in missing:
+        paths, targets = files["train"]
+        kept, taken = _carve(targets, HELD_OUT, seed)
+        files["train"], files[name] = (([paths[i] for i in part], targets[part]) for part in (kept, taken))
 
 
 def _list_classes(folder: Path) -> tuple[str, ...]:
@@ -140,7 +152,7 @@ def _list_classes(folder: Path) -> tuple[str, ...]:
     return labels
 
 
-def _list_images(folder: Path, labels: tuple[str, ...]) -> tuple[list[Path], Indices]:
+def _list_images(folder: Path, labels: tuple[str, ...]) -> Files:
     """Every image of a split in a fixed order, with its label's index; every split knows the same labels."""
     unknown = set(_list_classes(folder)) - set(labels)
     if unknown:
@@ -214,15 +226,11 @@ def _read_image(path: Path, read: Callable[[bytes], T]) -> T:
         raise DataError(f"{path}: {error}") from error
 
 
-def _carve(split: Split, labels: tuple[str, ...], share: float, seed: int) -> tuple[Split, Split]:
-    """Take a share of a split away, of every class alike."""
-    counts = np.bincount(split.targets, minlength=len(labels))
-    if counts.min() < 3:
-        raise DataError(
-            f"class {labels[counts.argmin()]!r} has {counts.min()} images, at least 3 are needed to hold some out"
-        )
-    share = max(share, len(labels) / len(split))  # at least one of each class
-    kept, taken = train_test_split(np.arange(len(split)), test_size=share, stratify=split.targets, random_state=seed)
-    kept.sort()
-    taken.sort()
-    return Split(split.images[kept], split.targets[kept]), Split(split.images[taken], split.targets[taken])
+def _carve(targets: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Choose a share of every class, at least one image; returns the indices kept and taken, ascending."""
+    rng = np.random.default_rng(seed)
+    taken = np.zeros(len(targets), bool)
+    for target in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == target))
+        taken[members[: max(1, round(share * len(members)))]] = True
+    return np.flatnonzero(~taken), np.flatnonzero(taken)

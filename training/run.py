@@ -108,7 +108,7 @@ class Run:
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
             return cls(folder, RunConfig(**facts))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error
 
     def save_weights(self, network: nn.Module) -> None:

@@ -91,6 +91,7 @@ def train(
             started = time.perf_counter()
             loss, train_accuracy = _train_epoch(network, optimizer, train_split, recipe, epoch, on_step)
             val_accuracy, val_loss = evaluate(network, val_split)
+            _check_finite(val_loss, f"epoch {epoch}, in validation", recipe)
             figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, time.perf_counter() - started)
             if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
                 best = figures
@@ -126,11 +127,7 @@ def _train_epoch(
         logits = network(scale_pixels(images))
         loss = functional.cross_entropy(logits, targets)
         value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingDiverged(
-                f"the loss is {value} at epoch {epoch}, step {step} of {len(batches)}: weights have probably exploded; "
-                f"try a --learning-rate below {recipe.learning_rate:g}. The best weights of earlier epochs are kept"
-            )
+        _check_finite(value, f"epoch {epoch}, step {step} of {len(batches)}", recipe)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -138,6 +135,14 @@ def _train_epoch(
         right += int((logits.argmax(1) == targets).sum())
         on_step(step, len(batches), value)
     return loss_sum / len(split), right / len(split)
+
+
+def _check_finite(loss: float, where: str, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss is {loss} at {where}: weights have probably exploded; try a --learning-rate below "
+            f"{recipe.learning_rate:g}. The best weights of earlier epochs are kept"
+        )
 
 
 def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

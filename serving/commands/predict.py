@@ -123,7 +123,8 @@ def _print_table(answers: list[Answer]) -> None:
     for path, prediction in answers:
         then = ", ".join(f"{score.label} {score.probability:.3f}" for score in prediction.scores[1:])
         table.add_row(str(path), prediction.label, f"{prediction.probability:.3f}", then)
-    Console(highlight=False, markup=False, emoji=False).print(table)  # paths and labels as they are
+    width = None if sys.stdout.isatty() else 200
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)  # paths and labels as they are
 
 
 def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:

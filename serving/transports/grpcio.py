@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from serving.wire import classifier_pb2, classifier_pb2_grpc
 log = logging.getLogger(__name__)
 
 CLASSIFIER = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
 SETTLE_S = 0.2  # for requests that have arrived and not yet reached their thread
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 SERVICES = (CLASSIFIER, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
@@ -89,9 +91,10 @@ class GrpcioServer:
         Returns:
             How many requests were cut.
         """
-        stopped = self._server.stop(grace_s)
+        until = time.monotonic() + grace_s
+        stopped = self._server.stop(grace_s + 1)  # refuses from now on; who is cut is counted here, before
         stopped.wait(min(SETTLE_S, grace_s))
-        cut = self._servicer.wait_until_idle(grace_s)
+        cut = self._servicer.wait_until_idle(until - time.monotonic())
         self._server.stop(0)  # health watches would hold the server for the whole grace
         return cut
 
@@ -124,14 +127,14 @@ class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
         self, method: Callable[[Request, Call], Reply], request: Request, context: grpc.ServicerContext
     ) -> Reply:
         self._count(1)
+        if not context.add_callback(lambda: self._count(-1)):  # called when the reply has left, or the caller
+            self._count(-1)
         try:
             return method(request, _GrpcioCall(context))
         except RequestError as error:
             _abort(context, error)
         except Exception:
             _abort_internal(context)
-        finally:
-            self._count(-1)
 
     def _count(self, change: int) -> None:
         with self._changed:
@@ -158,14 +161,17 @@ class _GrpcioCall:
 
 
 def _abort(context: grpc.ServicerContext, error: RequestError) -> NoReturn:
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=error.facts)
-    ]
+    facts = {name: _shorten(value, FACT_CHARACTERS) for name, value in error.facts.items()}
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=facts)]
     if type(error) in RETRY_AFTER_S:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(RETRY_AFTER_S[type(error)] * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    _abort_with(context, grpc.StatusCode[CODES[type(error)]], str(error), details)
+    _abort_with(context, grpc.StatusCode[CODES[type(error)]], _shorten(str(error), MESSAGE_CHARACTERS), details)
+
+
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _abort_internal(context: grpc.ServicerContext) -> NoReturn:

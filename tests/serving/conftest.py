@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +42,20 @@ def model(colour_file: Path) -> Model:
     return load_model(colour_file, name="colours", version="1")
 
 
+def spawn(function: Callable[..., Any], *arguments: object) -> Future[Any]:
+    """Call in a thread that does not hold up the end of the tests where it hangs."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
+
+
 class Caller:
     """A request's caller. ``waits`` is set once its request stands in the queue."""
 
@@ -46,7 +63,7 @@ class Caller:
         self.remaining_s = remaining_s
         self.gone = False
         self.waits = threading.Event()
-        self._wakes: list[threading.Event] = []
+        self.wakes: list[threading.Event] = []
 
     def time_remaining_s(self) -> float:
         return self.remaining_s
@@ -55,14 +72,14 @@ class Caller:
         return self.gone
 
     def wake_on_cancel(self, event: threading.Event) -> None:
-        self._wakes.append(event)
+        self.wakes.append(event)
         if self.gone:
             event.set()
         self.waits.set()
 
     def cancel(self) -> None:
         self.gone = True
-        for event in self._wakes:
+        for event in self.wakes:
             event.set()
 
 

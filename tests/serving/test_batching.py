@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,7 @@ from serving.batching import Answer, Batcher, count_cpus
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
-from tests.serving.conftest import WAIT_S, Caller, Held
-
-Ask = Callable[..., "Future[Answer]"]
+from tests.serving.conftest import WAIT_S, Caller, Held, spawn
 
 
 def pixels_of(value: int) -> np.ndarray:
@@ -36,22 +34,16 @@ def held(model: Model) -> Held:
     return Held(model)
 
 
-@pytest.fixture
-def ask() -> Iterator[Ask]:
-    """Ask in a thread of its own; returns once the request runs (``waits=False``) or stands in the queue."""
-    with ThreadPoolExecutor(64) as threads:
-
-        def ask_one(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True):
-            call = call or Caller()
-            future = threads.submit(batcher.run, model, pixels_of(value), call)
-            if waits:
-                assert call.waits.wait(WAIT_S)
-            return future
-
-        yield ask_one
+def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Future[Answer]:
+    """Ask in a thread of its own; returns once the request stands in the queue, at once without ``waits``."""
+    call = call or Caller()
+    future = spawn(batcher.run, model, pixels_of(value), call)
+    if waits:
+        assert call.waits.wait(WAIT_S)
+    return future
 
 
-def expect_free(batcher: Batcher, model: Model, ask: Ask) -> None:
+def expect_free(batcher: Batcher, model: Model) -> None:
     """Every slot runs at the same time as every other, and the queue admits its full number."""
     held = Held(model)
     runs = [ask(batcher, held, value, waits=False) for value in range(batcher.slots)]
@@ -61,7 +53,7 @@ def expect_free(batcher: Batcher, model: Model, ask: Ask) -> None:
         run.result(WAIT_S)
 
 
-def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held, ask: Ask) -> None:
+def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held) -> None:
     batcher = Batcher(3, Limits())
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2, 3)]
     assert sorted(values_in(held.next_batch()) for _ in runs) == [[1], [2], [3]]
@@ -73,7 +65,7 @@ def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held, ask: Ask) 
         assert answer.inference_us > 0
 
 
-def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held, ask: Ask) -> None:
+def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held) -> None:
     batcher = Batcher(1, Limits())
     runs = [ask(batcher, held, 100, waits=False)]
     assert values_in(held.next_batch()) == [100]
@@ -87,10 +79,10 @@ def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: He
     waited = [run.result().wait_us for run in runs[1:]]
     assert waited == sorted(waited, reverse=True)  # the first in line waited longest
     assert len({run.result().inference_us for run in runs[1:]}) == 1
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
 
 
-def test_more_than_one_batch_is_split(model: Model, held: Held, ask: Ask) -> None:
+def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
     batcher = Batcher(1, Limits(max_batch=3))
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
@@ -104,10 +96,10 @@ def test_more_than_one_batch_is_split(model: Model, held: Held, ask: Ask) -> Non
     for value, run in enumerate(runs):
         alone = model.run(pixels_of(value)[np.newaxis])[0][0]
         assert np.array_equal(run.result(WAIT_S).probabilities, alone)
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
 
 
-def test_two_slots_share_what_waits(model: Model, held: Held, ask: Ask) -> None:
+def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
     batcher = Batcher(2, Limits(max_batch=2))
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
     assert sorted(value for _ in runs for value in values_in(held.next_batch())) == [1, 2]
@@ -116,10 +108,10 @@ def test_two_slots_share_what_waits(model: Model, held: Held, ask: Ask) -> None:
     assert sorted(values_in(held.next_batch()) for _ in range(2)) == [[3, 4], [5]]
     held.let_go(2)
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
 
 
-def test_different_models_never_mix(model: Model, held: Held, ask: Ask) -> None:
+def test_different_models_never_mix(model: Model, held: Held) -> None:
     batcher = Batcher(1, Limits())
     other = Held(model)
     runs = [ask(batcher, held, 0, waits=False)]
@@ -132,7 +124,7 @@ def test_different_models_never_mix(model: Model, held: Held, ask: Ask) -> None:
     assert values_in(held.next_batch()) == [2, 4]
     held.let_go()
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
 
 
 class TestAdmission:
@@ -162,7 +154,7 @@ class TestAdmission:
 
 
 class TestDeadline:
-    def test_that_passes_while_waiting_ends_the_wait(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_that_passes_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
@@ -171,9 +163,9 @@ class TestDeadline:
         held.let_go()
         running.result(WAIT_S)
         assert held.entered.empty()
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
@@ -187,17 +179,17 @@ class TestDeadline:
         held.let_go()
         assert running.result(WAIT_S)
         assert runs[1].result(WAIT_S)
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         for remaining_s in (0, -1):
             with pytest.raises(DeadlineExpired):
                 batcher.run(held, pixels_of(1), Caller(remaining_s))
         assert held.entered.empty()
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_of_never_is_waited_for(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_of_never_is_waited_for(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         runs = [ask(batcher, held, 1, waits=False)]
         held.next_batch()
@@ -207,7 +199,7 @@ class TestDeadline:
 
 
 class TestCancellation:
-    def test_while_waiting_ends_the_wait(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
@@ -222,9 +214,9 @@ class TestCancellation:
         held.let_go()
         assert running.result(WAIT_S)
         assert other.result(WAIT_S)
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
@@ -238,18 +230,18 @@ class TestCancellation:
                 run.result(WAIT_S)
         assert running.result(WAIT_S)
         assert held.entered.empty()
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_on_arrival_is_not_run(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         caller = Caller()
         caller.cancel()
         with pytest.raises(RequestCancelled):
             batcher.run(held, pixels_of(1), caller)
         assert held.entered.empty()
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
 
-    def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held, ask: Ask) -> None:
+    def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held) -> None:
         batcher = Batcher(1, Limits())
         runs = [ask(batcher, held, 1, waits=False)]
         held.next_batch()
@@ -263,7 +255,29 @@ class TestCancellation:
         for value, run in enumerate(runs, 1):
             alone = model.run(pixels_of(value)[np.newaxis])[0][0]
             assert np.array_equal(run.result(WAIT_S).probabilities, alone)
-        expect_free(batcher, model, ask)
+        expect_free(batcher, model)
+
+    def test_after_being_taken_waits_without_spinning(self, model: Model, held: Held) -> None:
+        batcher = Batcher(1, Limits())
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        first, second = Caller(), Caller()
+        runs += [ask(batcher, held, 2, first), ask(batcher, held, 3, second)]
+        [wake] = second.wakes
+        looks, spins, wait = itertools.count(1), threading.Event(), wake.wait
+
+        def counted(*timeout: float) -> bool:
+            if next(looks) == 50:
+                spins.set()
+            return wait(*timeout)
+
+        wake.wait = counted
+        held.let_go()
+        assert values_in(held.next_batch()) == [2, 3]
+        second.cancel()
+        assert not spins.wait(0.2)
+        held.let_go()
+        assert all(run.result(WAIT_S) for run in runs)
 
 
 class Failing(Held):
@@ -283,7 +297,7 @@ class Short(Held):
 
 
 @pytest.mark.parametrize("kind", [Failing, Short])
-def test_an_error_in_the_run_reaches_all_and_frees_the_slot(model: Model, ask: Ask, kind: type[Held]) -> None:
+def test_an_error_in_the_run_reaches_all_and_frees_the_slot(model: Model, kind: type[Held]) -> None:
     batcher = Batcher(1, Limits())
     failing = kind(model)
     runs = [ask(batcher, failing, 1, waits=False)]
@@ -295,30 +309,26 @@ def test_an_error_in_the_run_reaches_all_and_frees_the_slot(model: Model, ask: A
     for run in runs:
         with pytest.raises(ValueError, match=r"no answer|zip"):
             run.result(WAIT_S)
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
 
 
-def test_images_of_two_shapes_fail_together_and_free_the_slot(model: Model, held: Held, ask: Ask) -> None:
+def test_images_of_two_shapes_fail_together_and_free_the_slot(model: Model, held: Held) -> None:
     # The service never lets them come so far: the model's shape is checked when the request is read.
     batcher = Batcher(1, Limits())
-    with ThreadPoolExecutor(2) as threads:
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
-        good, odd = Caller(), Caller()
-        waiting = [
-            ask(batcher, held, 2, good),
-            threads.submit(batcher.run, held, np.zeros((5, 5, 3), np.uint8), odd),
-        ]
-        assert odd.waits.wait(WAIT_S)
-        held.let_go()
-        assert running.result(WAIT_S)
-        for run in waiting:
-            with pytest.raises(ValueError, match="shape"):
-                run.result(WAIT_S)
-    expect_free(batcher, model, ask)
+    running = ask(batcher, held, 1, waits=False)
+    held.next_batch()
+    odd = Caller()
+    waiting = [ask(batcher, held, 2), spawn(batcher.run, held, np.zeros((5, 5, 3), np.uint8), odd)]
+    assert odd.waits.wait(WAIT_S)
+    held.let_go()
+    assert running.result(WAIT_S)
+    for run in waiting:
+        with pytest.raises(ValueError, match="shape"):
+            run.result(WAIT_S)
+    expect_free(batcher, model)
 
 
-def test_stress_with_callers_that_go_away(model: Model, ask: Ask) -> None:
+def test_stress_with_callers_that_go_away(model: Model) -> None:
     slots, threads, requests = 2, 32, 50
     batcher = Batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
     expected = [model.run(pixels_of(value)[np.newaxis])[0][0] for value in range(256)]
@@ -360,12 +370,12 @@ def test_stress_with_callers_that_go_away(model: Model, ask: Ask) -> None:
                 timer.join()
         return answered, cancelled
 
-    with ThreadPoolExecutor(threads) as pool:
-        counts = list(pool.map(client, range(threads), timeout=WAIT_S))
+    clients = [spawn(client, seed) for seed in range(threads)]
+    counts = [client.result(WAIT_S) for client in clients]
     assert sum(map(sum, counts)) == threads * requests
     assert sum(answered for answered, _ in counts) >= threads * requests * 0.7
     assert 1 <= largest <= 5
-    expect_free(batcher, model, ask)
+    expect_free(batcher, model)
     places = [batcher.admit() for _ in range(threads)]
     for place in places:
         place.__enter__()

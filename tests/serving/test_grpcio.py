@@ -204,6 +204,7 @@ class TestRefusals:
         stub = wire_grpc.ClassifierStub(channel)
         refusal = refused(lambda: stub.Predict(wire.PredictRequest(image=b"x", model=name), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+        assert refusal.message == f"model {name!r} is not found, served: colours/1" or refusal.message.endswith("x…")
 
     def test_of_a_request_over_the_limit_are_the_transports_own(self, channel: grpc.Channel) -> None:
         stub = wire_grpc.ClassifierStub(channel)
