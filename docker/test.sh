@@ -13,8 +13,9 @@ serving=evalmode-serving:test
 training=evalmode-training:test
 name=evalmode-test-$$
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges)
+healthcheck=(python /opt/evalmode/healthcheck.py)
 
-step() { echo "== $*"; }
+step() { echo "$(date +%T) == $*"; }
 
 fail() {
   echo "container story: FAILED: $*" >&2
@@ -33,29 +34,36 @@ trap cleanup EXIT
 # job ARGS...: run a container that is gone afterwards
 job() { "$CONTAINER" run --rm --name "$name-job" "$@"; }
 
-train() {
-  job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" -v "$name-work:/work" \
-    -v "$name-models:/models" "$training" "$@"
-}
-
 healthy() { "$CONTAINER" exec "$name-server" "${healthcheck[@]}" 2>&1; }
 
 step "build the serving image"
 "$CONTAINER" build -f docker/serving.Dockerfile -t "$serving" .
 
-step "the serving image: a numeric user, no torch, no compiler, the health check"
+step "build the training image"
+"$CONTAINER" build -f docker/training.Dockerfile -t "$training" .
+
+step "the serving image: a numeric user, no torch, no compiler, a health check that fails where no server is"
 user=$("$CONTAINER" image inspect --format '{{.Config.User}}' "$serving")
 [ "$user" = 65532:65532 ] || fail "the image's user is '$user'"
-job -i "${hardened[@]}" --entrypoint python "$serving" - <<'PYTHON' || fail "the serving image holds what it should not"
-import importlib.util, os, shutil
+"$CONTAINER" image inspect "$serving" | grep -F '"/opt/evalmode/healthcheck.py"' >/dev/null || fail "no HEALTHCHECK"
+port=$(
+  job -i "${hardened[@]}" --network host --entrypoint python "$serving" - <<'PYTHON'
+import importlib.util, os, shutil, socket, subprocess, sys
+
 assert (os.getuid(), os.getgid()) == (65532, 65532), os.getuid()
 for package in ("torch", "pip", "setuptools"):
     assert importlib.util.find_spec(package) is None, package
 for tool in ("cc", "gcc", "g++", "clang", "make"):
     assert shutil.which(tool) is None, tool
+with socket.socket() as free:
+    free.bind(("", 0))
+    port = str(free.getsockname()[1])
+environment = {**os.environ, "EVALMODE_SERVE_PORT": port}
+check = subprocess.run([sys.executable, "/opt/evalmode/healthcheck.py"], env=environment, stdout=sys.stderr)
+assert check.returncode == 1, check.returncode
+print(port)
 PYTHON
-healthcheck=(python /opt/evalmode/healthcheck.py)
-"$CONTAINER" image inspect "$serving" | grep -F '"/opt/evalmode/healthcheck.py"' >/dev/null || fail "no HEALTHCHECK"
+) || fail "the serving image is not as it should be"
 
 step "the serving image without a model: exit 2, saying what is missing"
 code=0
@@ -64,39 +72,33 @@ echo "$said"
 [ "$code" = 2 ] || fail "exit code $code"
 [[ $said == *"/models holds no "* ]] || fail "it does not say what is missing"
 
-step "build the training image"
-"$CONTAINER" build -f docker/training.Dockerfile -t "$training" .
-
-step "write scikit-learn's digits as a folder of images"
-job -i -v "$name-data:/work" --entrypoint python "$training" - <<'PYTHON'
+step "write JPEG files of three colours as a folder of images"
+job -i "${hardened[@]}" -v "$name-data:/models" --entrypoint python "$serving" - <<'PYTHON'
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
-digits = load_digits()
-for index, (pixels, label) in enumerate(zip(digits.images, digits.target)):
-    path = Path("test" if index % 5 == 0 else "train", str(label), f"{index:04d}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(path)
+rng = np.random.default_rng(0)
+for label, colour in {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}.items():
+    for split, count in {"train": 60, "test": 20}.items():
+        folder = Path("/models", split, label)
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = np.clip(rng.normal(colour, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.jpg")
 PYTHON
 
-step "train, without a network"
-train train /data --out run --epochs 4
-
-step "export and publish"
-exported=$(train export run --repository /models --name digits)
+step "train on the folder and publish, without a network, on a read-only root"
+exported=$(
+  job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" -v "$name-work:/work" \
+    -v "$name-models:/models" --entrypoint sh "$training" -euc '
+      evalmode train /data --out run --epochs 8 --batch-size 8
+      evalmode export run --repository /models --name colours'
+)
 echo "$exported"
 accuracy=$(awk '$1 == "accuracy" {print $2}' <<<"$exported")
 [[ $accuracy =~ ^(0\.[5-9]|1\.0) ]] || fail "accuracy '$accuracy' on the test images"
-
-step "the health check fails where no server is"
-port=$(job --network host --entrypoint python "$serving" -c \
-  'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-code=0
-job --network host -e "EVALMODE_SERVE_PORT=$port" --entrypoint "${healthcheck[0]}" "$serving" "${healthcheck[1]}" ||
-  code=$?
-[ "$code" = 1 ] || fail "exit code $code"
 
 step "serve on port $port, everything read-only"
 "$CONTAINER" run -d --name "$name-server" "${hardened[@]}" --network host -v "$name-models:/models:ro" \
@@ -124,4 +126,4 @@ code=$("$CONTAINER" inspect --format '{{.State.ExitCode}}' "$name-server")
 [ "$code" = 0 ] || fail "exit code $code"
 ! grep -iE 'traceback|telemetry' <<<"$logs" || fail "the server's log says what it should not"
 
-echo "container story: passed"
+step "container story: passed"

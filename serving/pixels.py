@@ -67,6 +67,7 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
     with _opened(image, limits) as opened:
+        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
         turn = TURNS.get(_orientation(opened))
         picture = _to_colours(opened.transpose(turn) if turn is not None else opened, contract.channels)
         size = (contract.width, contract.height)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import ArtifactInvalid, NameInvalid
@@ -75,10 +76,12 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
             file.write(artifact)
             file.flush()
             os.fsync(file.fileno())
-        model_folder.mkdir(exist_ok=True)
         # The server may run as another user, whatever this one's umask.
-        for path, mode in ((incoming / ARTIFACT_FILE, 0o644), (incoming, 0o755), (model_folder, 0o755)):
-            path.chmod(mode)
+        (incoming / ARTIFACT_FILE).chmod(0o644)
+        incoming.chmod(0o755)
+        with suppress(FileExistsError):
+            model_folder.mkdir()
+            model_folder.chmod(0o755)
         version = _claim_version(incoming, model_folder)
     except BaseException:
         shutil.rmtree(incoming, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,21 @@ def test_importing_does_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(("wish", "answer"), [(None, "1"), ("0", "0")])
+def test_nothing_is_reported_to_the_vendor_of_a_library_unless_the_user_wants_it(wish: str | None, answer: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    code = (
+        "import sys, serving.model\n"
+        "import ctypes; c = ctypes.CDLL(None); c.getenv.restype = ctypes.c_char_p\n"
+        "print(c.getenv(b'ORT_DISABLE_TELEMETRY').decode())"  # what the library itself reads
+    )
+    environment |= {"ORT_DISABLE_TELEMETRY": wish} if wish else {}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == answer + "\n", done.stderr
+    lines = MODULES["serving.model"].read_text().splitlines()
+    assert lines.index("import onnxruntime as ort") > lines.index('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")')
 
 
 @pytest.mark.parametrize(("package", "budget"), [("serving", 2500), ("training", 2000)])

@@ -46,7 +46,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @click.option("--epochs", type=click.IntRange(1), default=10, help="passes over the training images")
 @click.option("--batch-size", type=click.IntRange(2), default=32, help="images a step")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, help="Adam's")
+@click.option("--learning-rate", type=click.FloatRange(0, 1e30, min_open=True), default=5e-4, help="Adam's")
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, help="Adam's, decoupled")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.5, help="share of units dropped")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")

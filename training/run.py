@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from serving.pixels import PixelContract
 from training.datasets import Dataset
 from training.errors import RunError
 from training.network import build_network
@@ -107,6 +108,7 @@ class Run:
             facts["recipe"] = Recipe(**facts["recipe"])
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
+            PixelContract(*map(int, facts["shape"]))
             return cls(folder, RunConfig(**facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error

@@ -84,7 +84,7 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, eps=ADAM_EPS, weight_decay=recipe.weight_decay
     )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third of the time saved: docs/performance.md
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     best: Epoch | None = None
     try:
         for epoch in range(1, recipe.epochs + 1):
@@ -141,7 +141,7 @@ def _check_finite(loss: float, where: str, recipe: Recipe) -> None:
     if not math.isfinite(loss):
         raise TrainingDiverged(
             f"the loss is {loss} at {where}: weights have probably exploded; try a --learning-rate below "
-            f"{recipe.learning_rate:g}. The best weights of earlier epochs are kept"
+            f"{recipe.learning_rate:g}. The run keeps the best weights of the epochs before, if there were any"
         )
 
 

@@ -74,7 +74,7 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
         (["train", "digits", "--out", "run", "--image-size", "0x8"], "'0x8' is not HxW"),
         (["train", "digits", "--out", "run", "--image-size", "16x16"], "digits are 8x8"),
         (["train", "digits", "--out", "run", "--network", "resnet"], "no network 'resnet'"),
-        (["train", "digits", "--out", "run", "--learning-rate", "0"], "0.0 is not in the range x>0"),
+        (["train", "digits", "--out", "run", "--learning-rate", "0"], "0.0 is not in the range 0<x<=1e+30"),
         (["export", "taken", "--repository", "models", "--name", "x"], "taken holds no run"),
         (["export", "taken", "--repository", "models", "--name", "../x"], "model name '../x' is not allowed"),
         (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),

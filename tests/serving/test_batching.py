@@ -44,11 +44,12 @@ def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None,
 
 
 def expect_free(batcher: Batcher, model: Model) -> None:
-    """Every slot runs at the same time as every other, and the queue admits its full number."""
+    """Every slot runs at the same time as every other, and one request more has to wait."""
     held = Held(model)
     runs = [ask(batcher, held, value, waits=False) for value in range(batcher.slots)]
     assert sorted(value for _ in runs for value in values_in(held.next_batch())) == list(range(batcher.slots))
-    held.let_go(batcher.slots)
+    runs.append(ask(batcher, held, batcher.slots))
+    held.let_go(batcher.slots + 1)
     for run in runs:
         run.result(WAIT_S)
 
@@ -78,6 +79,7 @@ def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: He
         assert np.array_equal(run.result(WAIT_S).probabilities, alone), value
     waited = [run.result().wait_us for run in runs[1:]]
     assert waited == sorted(waited, reverse=True)  # the first in line waited longest
+    assert waited[-1] > 0
     assert len({run.result().inference_us for run in runs[1:]}) == 1
     expect_free(batcher, model)
 

@@ -94,6 +94,13 @@ class TestPublish:
         for folder in (path.parent, path.parent.parent):
             assert folder.stat().st_mode & (stat.S_IROTH | stat.S_IXOTH) == stat.S_IROTH | stat.S_IXOTH
 
+    def test_leaves_the_mode_of_a_models_folder_as_it_is(self, tmp_path: Path) -> None:
+        shared = tmp_path / "cats"
+        shared.mkdir()
+        shared.chmod(0o2775)  # a group that publishes together
+        publish(tmp_path, "cats", b"x")
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o2775
+
     def test_leaves_nothing_where_it_fails(self, tmp_path: Path) -> None:
         publish(tmp_path, "cats", b"x")
         before = everything(tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from serving.errors import RequestError, UsageError
+from serving.errors import ImageError, RequestError, UsageError
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
 
 
@@ -22,6 +22,11 @@ def concrete(error: type[Exception]) -> Iterator[type[Exception]]:
 
 def test_every_error_of_a_request_has_a_row_and_no_other_has() -> None:
     assert set(CODES) == set(concrete(RequestError))
+
+
+def test_image_errors_are_those_that_the_bytes_alone_can_cause() -> None:
+    names = {"ImageEmpty", "ImageTooLarge", "ImageTooManyPixels", "ImageFormatNotAllowed", "ImageUnreadable"}
+    assert {error.__name__ for error in concrete(ImageError)} == names
 
 
 @pytest.mark.parametrize("error", CODES, ids=lambda error: error.__name__)

@@ -187,10 +187,40 @@ def test_carving_follows_the_seed(tmp_path: Path) -> None:
     assert images_of(load_dataset(folder, seed=3).val) != images_of(load_dataset(folder, seed=4).val)
 
 
-def test_the_smallest_class_that_can_be_carved_twice_has_four_images(tmp_path: Path) -> None:
-    dataset = load_dataset(str(write_classes(tmp_path, 4)))
+def test_three_images_of_a_class_are_enough_to_carve_val_and_test(tmp_path: Path) -> None:
+    dataset = load_dataset(str(write_classes(tmp_path, 3)))
+    assert [np.bincount(getattr(dataset, name).targets).tolist() for name in SPLITS] == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize(("given", "carved"), [("val", "test"), ("test", "val")])
+def test_two_images_of_a_class_are_enough_to_carve_one_split(tmp_path: Path, given: str, carved: str) -> None:
+    write_classes(tmp_path / "train", 2)
+    write_classes(tmp_path / given, 1)
+    dataset = load_dataset(str(tmp_path))
+    assert np.bincount(dataset.train.targets).tolist() == [1, 1]
+    assert np.bincount(getattr(dataset, carved).targets).tolist() == [1, 1]
+
+
+def test_one_image_of_a_class_is_enough_where_nothing_is_carved(tmp_path: Path) -> None:
     for name in SPLITS:
-        assert set(getattr(dataset, name).targets) == {0, 1}
+        write_classes(tmp_path / name, 1)
+    assert sizes(load_dataset(str(tmp_path))) == {"train": 2, "val": 2, "test": 2}
+
+
+def test_the_images_carved_are_not_simply_the_first_of_a_class(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    ends = {
+        read_pixels(tmp_path / label / f"{n:03d}.png").tobytes() for label in ("cat", "dog") for n in (0, 1, 18, 19)
+    }
+    assert not set(images_of(load_dataset(str(tmp_path), seed=0).test)) <= ends
+
+
+def test_images_stay_in_the_order_of_their_files_in_every_split(tmp_path: Path) -> None:
+    dataset = load_dataset(str(write_classes(tmp_path)))
+    place = {read_pixels(path).tobytes(): index for index, path in enumerate(sorted(tmp_path.glob("*/*")))}
+    for name in SPLITS:
+        places = [place[image.tobytes()] for image in getattr(dataset, name).images]
+        assert places == sorted(places)
 
 
 def test_labels_are_the_sorted_folder_names(tmp_path: Path) -> None:
@@ -345,6 +375,13 @@ def test_a_class_with_too_few_images_to_hold_some_out_is_refused_by_name(tmp_pat
     with pytest.raises(
         DataError, match="class 'emu' has 2 training images, at least 3 are needed as test and val images are taken"
     ):
+        load_dataset(str(tmp_path))
+
+
+def test_a_class_with_too_few_images_for_one_missing_split_is_refused_with_that_split(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 1)
+    write_classes(tmp_path / "test", 5)
+    with pytest.raises(DataError, match="class 'cat' has 1 training images, at least 2 are needed as val images are"):
         load_dataset(str(tmp_path))
 
 

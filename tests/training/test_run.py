@@ -124,6 +124,8 @@ def test_a_folder_without_a_run_is_refused_by_its_path(tmp_path: Path) -> None:
         b'{"format_version": 1, "recipe": {"colour": "red"}}',
         b'{"format_version": 1, "recipe": {}, "labels": 5, "shape": [8, 8, 1], "image_size": null}',
         b'{"format_version": 1, "recipe": {}, "labels": ["a"], "shape": [8, 8, 1], "image_size": null}',
+        b'{"format_version": 1, "recipe": {}, "labels": ["a"], "shape": [8, 8], "image_size": null, "data": "", '
+        b'"data_digest": ""}',
         b"null",
         b"5",
         b'"run"',
@@ -232,7 +234,6 @@ def test_weights_are_on_the_disk_before_the_old_ones_go(start_run: StartRun, mon
     run.save_weights(network)
 
     def lose_power(file: int) -> None:
-        assert os.fstat(file).st_size == (run.folder / "best.safetensors").stat().st_size  # nothing is left in buffers
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.run.os.fsync", lose_power)
@@ -241,6 +242,15 @@ def test_weights_are_on_the_disk_before_the_old_ones_go(start_run: StartRun, mon
     loaded = another_network(run, seed=2)
     run.load_weights(loaded)
     assert equal_weights(loaded, network)
+
+
+def test_a_small_file_is_whole_when_it_is_sent_to_the_disk(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("training.run.os.fsync", lambda file: sent.append(os.fstat(file).st_size))
+    Run.create(tmp_path / "run", RunConfig.of(digits, None, Recipe()))
+    assert sent == [(tmp_path / "run" / "run.json").stat().st_size]  # nothing was left in a buffer
 
 
 def test_a_later_save_succeeds_over_what_an_interrupted_one_left(start_run: StartRun) -> None:

@@ -406,8 +406,9 @@ def test_weights_that_validate_to_nan_are_never_kept_as_the_best(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(epochs=1, batch_size=96, learning_rate=1e30)  # the only step explodes
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan at epoch 1, in validation: .* below 1e\+30"):
         train(run, network, few, digits.val, ignore, ignore)
+    assert not run.has_weights()
 
 
 class Stop:
