@@ -147,15 +147,16 @@ def export(run: Path, repository: Path, name: str, data: str | None) -> None:
     default=Path("evalmode-quickstart"),
     help="folder to work in, new or empty",
 )
-@click.option("--epochs", type=click.IntRange(1), default=20, help="passes over the training images")
-def quickstart(out: Path, epochs: int) -> None:
+@click.option("--epochs", type=click.IntRange(1), default=40, help="passes over the training images")
+@click.option("--seed", type=click.IntRange(0), default=1, help="as in train")
+def quickstart(out: Path, epochs: int, seed: int) -> None:
     """Train on embedded digits, export, serve and predict: every command a user would type, one after the other."""
     from training.run import claim_folder
 
     claim_folder(out)
     started = time.perf_counter()
     run, models, held_out, answers = out / "run", out / "models", out / "held-out", out / "answers.csv"
-    _command("train", "digits", "--out", run, "--epochs", epochs)
+    _command("train", "digits", "--out", run, "--epochs", epochs, "--seed", seed)
     _command("export", run, "--repository", models, "--name", "digits")
     images = _save_test_images(run, held_out)
     console.print(f"\nwrote the {len(images)} held-out test images to {held_out}/<label>/*.png")
