@@ -147,7 +147,12 @@ def test_an_export_is_refused_when_the_data_changed(
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
     command = [sys.executable, "-m", "serving", "train", "digits", "--out", "run", "--epochs", "1000"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("    2 "):
