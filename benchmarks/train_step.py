@@ -11,7 +11,8 @@ import time
 import torch
 from torch.nn import functional
 
-from training.network import Reference, scale_pixels
+from training.networks import scale_pixels
+from training.networks.reference import Reference
 
 BATCH, STEPS, ROUNDS = 32, 50, 5
 VARIANTS = {

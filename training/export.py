@@ -17,7 +17,7 @@ from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
 from serving.model import Floats, Model, load_model
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused
-from training.network import scale_pixels
+from training.networks import scale_pixels
 from training.run import Run
 from training.train import EVALUATION_BATCH, predict_logits
 
@@ -57,8 +57,26 @@ class Deployed(nn.Module):
         return torch.softmax(logits, dim=1), logits
 
 
-def export_run(run: Run, dataset: Dataset) -> tuple[bytes, Agreement]:
+class Mirrored(nn.Module):
+    """A network's mean answer to an image and its mirror image, so that both get the same answer, bit for bit."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (N, C, H, W) -> logits (N, K)."""
+        logits: Tensor = self.network(torch.cat([x, x.flip(3)]))  # one pass over both views costs less than two
+        return logits.view(2, -1, logits.shape[1]).mean(0)
+
+
+def export_run(run: Run, dataset: Dataset, mirrored: bool = False) -> tuple[bytes, Agreement]:
     """Export a run's best weights, and prove the result on the whole test set.
+
+    Args:
+        run: with its best weights.
+        dataset: what it was trained on.
+        mirrored: answer with the mean over an image and its mirror image.
 
     Returns:
         The artifact's bytes, and how well it agrees with torch.
@@ -69,11 +87,14 @@ def export_run(run: Run, dataset: Dataset) -> tuple[bytes, Agreement]:
     """
     network = run.config.build_network()
     run.load_weights(network)
+    if mirrored:
+        network = Mirrored(network)
     network.eval()
     graph = export_graph(network, run.config.shape)
     recipe = asdict(run.config.recipe)
     properties = {
         "network": recipe.pop("network"),
+        "mirrored": mirrored,
         "training": {**recipe, "data_digest": run.config.data_digest},
     }
     manifest = Manifest(run.config.labels, dataset.contract, properties)

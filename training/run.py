@@ -1,6 +1,7 @@
-"""The run folder: what a training left behind, and what the export needs of it.
+"""The run folder: what a training left behind, and what the export and the report need of it.
 
-``run.json`` says how it was trained, ``best.safetensors`` holds the weights, ``metrics.jsonl`` a line an epoch.
+``run.json`` says how it was trained, ``metrics.jsonl`` has a line an epoch, ``initial.safetensors`` and
+``best.safetensors`` hold the weights before the first step and those that validated best.
 """
 
 from __future__ import annotations
@@ -18,32 +19,11 @@ from torch import nn
 from serving.pixels import PixelContract
 from training.datasets import Dataset
 from training.errors import RunError
-from training.network import build_network
+from training.networks import build_network
+from training.recipe import Recipe
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the lecture's.
-
-    Attributes:
-        network: a name in ``training.network.NETWORKS``.
-        epochs: passes over the training images.
-        batch_size: images a step.
-        learning_rate: Adam's.
-        weight_decay: Adam's, decoupled; 0 is none.
-        dropout: share of units dropped in training.
-        seed: decides initial weights, order of images, dropout and carved splits.
-    """
-
-    network: str = "reference"
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.0
-    dropout: float = 0.5
-    seed: int = 0
+FORMAT_VERSION = 2
+BEST, INITIAL = "best", "initial"
 
 
 @dataclass(frozen=True)
@@ -52,21 +32,25 @@ class RunConfig:
 
     data: str
     image_size: tuple[int, int] | None
+    skip_unreadable: bool
     data_digest: str
     labels: tuple[str, ...]
     shape: tuple[int, int, int]  # height, width, channels
     recipe: Recipe
 
     @classmethod
-    def of(cls, dataset: Dataset, image_size: tuple[int, int] | None, recipe: Recipe) -> RunConfig:
+    def of(
+        cls, dataset: Dataset, image_size: tuple[int, int] | None, skip_unreadable: bool, recipe: Recipe
+    ) -> RunConfig:
         """Record a data set and a recipe."""
-        source = str(Path(dataset.source).resolve()) if Path(dataset.source).is_dir() else dataset.source
-        return cls(source, image_size, dataset.digest(), dataset.labels, dataset.contract.shape, recipe)
+        source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
+        shape = dataset.contract.shape
+        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe)
 
     def build_network(self) -> nn.Module:
         """The network of this run, freshly initialised."""
-        height, width, channels = self.shape
-        return build_network(self.recipe.network, channels, height, width, len(self.labels), self.recipe.dropout)
+        recipe = self.recipe
+        return build_network(recipe.network, self.shape, len(self.labels), recipe.width, recipe.dropout)
 
 
 class Run:
@@ -113,26 +97,29 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error
 
-    def save_weights(self, network: nn.Module) -> None:
-        """Replace the best weights, whole or not at all."""
+    def save_weights(self, network: nn.Module, which: str = BEST) -> None:
+        """Replace the best or the initial weights, whole or not at all."""
         tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-        _write_atomically(self.folder / "best.safetensors", safetensors.torch.save(tensors))
+        _write_atomically(self._weights(which), safetensors.torch.save(tensors))
 
     def has_weights(self) -> bool:
-        """True once ``save_weights`` was called."""
-        return (self.folder / "best.safetensors").exists()
+        """True once the best weights were saved."""
+        return self._weights(BEST).exists()
 
-    def load_weights(self, network: nn.Module) -> None:
-        """Put the best weights into a network of this run.
+    def load_weights(self, network: nn.Module, which: str = BEST) -> None:
+        """Put the best or the initial weights into a network of this run.
 
         Raises:
             RunError: there are none, or they are damaged.
         """
-        path = self.folder / "best.safetensors"
+        path = self._weights(which)
         try:
             network.load_state_dict(safetensors.torch.load_file(path))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
+
+    def _weights(self, which: str) -> Path:
+        return self.folder / f"{which}.safetensors"
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""

@@ -6,19 +6,29 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.augment import augment, choose_mirrored
 from training.datasets import Split
 from training.errors import NetworkError, TrainingDiverged
-from training.network import scale_pixels
-from training.run import Recipe, Run
+from training.muon import Muon
+from training.networks import scale_pixels
+from training.networks.compact import Compact
+from training.observe import observe_layers, sample_images
+from training.recipe import Recipe
+from training.run import INITIAL, Run
 
 ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
+SGD_RATE = 4.0  # of SGD's learning rate to Muon's
+MOMENTUM, MUON_MOMENTUM = 0.9, 0.6
+WARM_UP = 0.2  # share of the steps until the learning rate peaks
 EVALUATION_BATCH = 500
+WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,13 @@ class Epoch:
 
     Attributes:
         epoch: from 1.
-        loss: mean cross-entropy over the pass, in train mode.
-        train_accuracy: share right over the pass, in train mode.
+        loss: mean loss over the pass, in train mode, on images as augmented.
+        train_accuracy: share right over the pass, in train mode, on images as augmented.
         val_accuracy: share right of the validation images, in eval mode.
         val_loss: mean cross-entropy of the validation images, in eval mode.
+        learning_rate: at the last step.
         seconds: wall clock, validation included.
+        layers: what batch norm saw of a sample of training images, a ``LayerStatistics`` a layer, after the pass.
     """
 
     epoch: int
@@ -39,7 +51,9 @@ class Epoch:
     train_accuracy: float
     val_accuracy: float
     val_loss: float
+    learning_rate: float
     seconds: float
+    layers: list[dict[str, Any]]
 
 
 def choose_device(device: str) -> torch.device:
@@ -55,6 +69,14 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def prepare_network(network: nn.Module, split: Split) -> nn.Module:
+    """Compute what is not learned by steps from the training images: compact's whitening filters."""
+    if isinstance(network, Compact):
+        every = -(-split.images[..., 0].size // WHITENING_PIXELS)
+        network.whiten(scale_pixels(torch.from_numpy(split.images[::every])))
+    return network
+
+
 def train(
     run: Run,
     network: nn.Module,
@@ -66,7 +88,7 @@ def train(
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
 
     Args:
-        run: its recipe says how; its folder keeps the best weights and a line an epoch.
+        run: its recipe says how; its folder keeps initial and best weights and a line an epoch.
         network: on the device to train on.
         train_split: what to learn from.
         val_split: what chooses the best epoch; never the test images.
@@ -81,18 +103,21 @@ def train(
         KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
     """
     recipe = run.config.recipe
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, eps=ADAM_EPS, weight_decay=recipe.weight_decay
-    )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
+    optimizers = make_optimizers(network, recipe)
+    observed = sample_images(train_split)
+    run.save_weights(network, INITIAL)
+    run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
     best: Epoch | None = None
     try:
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
-            loss, train_accuracy = _train_epoch(network, optimizer, train_split, recipe, epoch, on_step)
+            loss, train_accuracy = _train_epoch(network, optimizers, train_split, recipe, epoch, on_step)
             val_accuracy, val_loss = evaluate(network, val_split)
             _check_finite(val_loss, f"epoch {epoch}, in validation", recipe)
-            figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, time.perf_counter() - started)
+            layers = [asdict(layer) for layer in observe_layers(network, observed)]
+            rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
+            figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, layers)
             if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
                 best = figures
                 run.save_weights(network)
@@ -108,7 +133,7 @@ def train(
 
 def _train_epoch(
     network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     split: Split,
     recipe: Recipe,
     epoch: int,
@@ -118,23 +143,67 @@ def _train_epoch(
     device = next(network.parameters()).device
     network.train()
     torch.manual_seed(_seed(recipe.seed, epoch))  # dropout
-    order = np.random.default_rng(_seed(recipe.seed, epoch)).permutation(len(split))
-    batches = split_batches(order, recipe.batch_size)
+    rng = np.random.default_rng([recipe.seed, epoch])
+    batches = split_batches(rng.permutation(len(split)), recipe.batch_size)
+    mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
+    weights = balance_labels(split).to(device) if recipe.balance else None
     loss_sum, right = 0.0, 0
     for step, batch in enumerate(batches, 1):
-        images = torch.from_numpy(split.images[batch]).to(device)
+        images = torch.from_numpy(augment(split.images[batch], mirrored[batch], recipe.shift, rng)).to(device)
         targets = torch.from_numpy(split.targets[batch]).to(device)
         logits = network(scale_pixels(images))
-        loss = functional.cross_entropy(logits, targets)
+        loss = functional.cross_entropy(logits, targets, weights, label_smoothing=recipe.label_smoothing)
         value = loss.item()
         _check_finite(value, f"epoch {epoch}, step {step} of {len(batches)}", recipe)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
+        _take_step(optimizers, loss, share)
         loss_sum += value * len(batch)
         right += int((logits.argmax(1) == targets).sum())
         on_step(step, len(batches), value)
     return loss_sum / len(split), right / len(split)
+
+
+def _take_step(optimizers: list[torch.optim.Optimizer], loss: Tensor, share: float) -> None:
+    """Follow the gradients of a loss at a share of the peak learning rates."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak_lr"]
+        optimizer.step()
+
+
+def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizers for all weights that are learned: Adam; or Muon for convolutions and SGD for the rest."""
+    learned = [weights for weights in network.parameters() if weights.requires_grad]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizers: list[torch.optim.Optimizer]
+    if recipe.optimizer == "adam":
+        optimizers = [torch.optim.AdamW(learned, rate, eps=ADAM_EPS, weight_decay=decay)]
+    else:
+        convolutions = [weights for weights in learned if weights.ndim == 4]
+        others = [weights for weights in learned if weights.ndim != 4]
+        sgd = torch.optim.SGD(others, SGD_RATE * rate, MOMENTUM, nesterov=True, weight_decay=decay)
+        optimizers = [Muon(convolutions, rate, MUON_MOMENTUM), sgd]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def schedule(recipe: Recipe, progress: float) -> float:
+    """The learning rate's share of its peak when a share of all steps is done: Adam's stays, Muon's is a triangle.
+
+    Source: Page, How to Train Your ResNet; why it works: Smith and Topin, Super-Convergence (1708.07120).
+    """
+    return 1.0 if recipe.optimizer == "adam" else min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+
+
+def balance_labels(split: Split) -> Tensor:
+    """A weight for each label, float32 (K,): labels count the same, and the images' mean weight is 1."""
+    counts = np.bincount(split.targets)
+    return torch.from_numpy((len(split) / (len(counts) * counts)).astype(np.float32))
 
 
 def _check_finite(loss: float, where: str, recipe: Recipe) -> None:

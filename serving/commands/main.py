@@ -13,9 +13,10 @@ from serving.errors import EvalmodeError
 
 # Command -> where it is, and the extra it needs. Training is named here by a string, and imported by nobody.
 COMMANDS = {
-    "quickstart": ("training.commands:quickstart", "serve,train"),
-    "train": ("training.commands:train", "serve,train"),
-    "export": ("training.commands:export", "serve,train"),
+    "quickstart": ("training.commands.quickstart:quickstart", "serve,train"),
+    "train": ("training.commands.train:train", "serve,train"),
+    "export": ("training.commands.export:export", "serve,train"),
+    "report": ("training.commands.train:report", "serve,train"),
     "serve": ("serving.commands.serve:serve", "serve"),
     "predict": ("serving.commands.predict:predict", "serve"),
 }

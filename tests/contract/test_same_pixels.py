@@ -20,7 +20,8 @@ from serving.repository import publish
 from tests.conftest import Server, serving
 from training.datasets import Dataset, Split, load_dataset
 from training.export import export_run
-from training.run import Recipe, Run, RunConfig
+from training.recipe import Recipe
+from training.run import Run, RunConfig
 from training.train import predict_logits, train
 
 
@@ -51,7 +52,7 @@ def dataset(pictures: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = RunConfig.of(dataset, (16, 16), Recipe(epochs=2, batch_size=8))
+    config = RunConfig.of(dataset, (16, 16), False, Recipe(epochs=2, batch_size=8))
     run = Run.create(tmp_path_factory.mktemp("run") / "run", config)
     torch.manual_seed(0)
     train(run, config.build_network(), dataset.train, dataset.val, lambda *step: None, lambda epoch: None)

@@ -13,7 +13,8 @@ from torch import nn
 from serving.model import Model, load_model
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Agreement, export_run
-from training.run import Recipe, Run, RunConfig
+from training.recipe import Recipe
+from training.run import Run, RunConfig
 from training.train import train
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
@@ -44,7 +45,7 @@ def start_run(tmp_path: Path, digits: Dataset) -> StartRun:
     """A new run of digits and its initial network: ``start_run("name", epochs=2)``."""
 
     def start(name: str = "run", **recipe: object) -> tuple[Run, nn.Module]:
-        config = RunConfig.of(digits, None, Recipe(**recipe))  # type: ignore[arg-type]
+        config = RunConfig.of(digits, None, False, Recipe(**recipe))  # type: ignore[arg-type]
         torch.manual_seed(config.recipe.seed)
         return Run.create(tmp_path / name, config), config.build_network()
 
@@ -72,7 +73,7 @@ class Exported:
 def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Eight epochs of digits, exported once for every test: the moving statistics need as long to arrive."""
     folder = tmp_path_factory.mktemp("exported")
-    run = Run.create(folder / "run", RunConfig.of(digits, None, Recipe(epochs=8)))
+    run = Run.create(folder / "run", RunConfig.of(digits, None, False, Recipe(epochs=8)))
     torch.manual_seed(0)
     train(run, run.config.build_network(), digits.train, digits.val, lambda *_: None, lambda _: None)
     artifact, agreement = export_run(run, digits)

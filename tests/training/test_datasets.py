@@ -110,7 +110,7 @@ def test_digits_are_split_otherwise_for_another_seed(digits: Dataset) -> None:
 
 def test_digits_cannot_be_resized() -> None:
     assert load_dataset("digits", (8, 8)).contract == PixelContract(8, 8, 1)
-    with pytest.raises(DataError, match="digits are 8x8: leave --image-size out"):
+    with pytest.raises(DataError, match="the images of digits are 8x8: leave --image-size out"):
         load_dataset("digits", (16, 16))
 
 
@@ -320,22 +320,22 @@ def test_our_own_files_may_be_larger_than_a_strangers_request(tmp_path: Path) ->
 
 
 def test_progress_counts_every_image_to_the_last(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    load_dataset(str(write_classes(tmp_path)), progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 40) for done in range(1, 41)]
+    told: list[tuple[str, int, int]] = []
+    load_dataset(str(write_classes(tmp_path)), progress=lambda *news: told.append(news))
+    assert told == [("decoding", done, 40) for done in range(1, 41)]
 
 
 # Refusals
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is no folder and no data set's name: .* or 'digits'"):
+    with pytest.raises(DataError, match=r"nowhere is no folder, .* and no data set's name: .* 'digits', 'mnist', "):
         load_dataset(str(tmp_path / "nowhere"))
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, 1)
-    with pytest.raises(DataError, match=r"000.png is no folder"):
+    with pytest.raises(DataError, match=r"000.png is no folder, no .npz, no .tar.gz"):
         load_dataset(str(path))
 
 
@@ -413,32 +413,120 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damage_header, cut_short, empty])
-def test_a_damaged_file_is_refused_by_its_path(tmp_path: Path, spoil) -> None:
+def test_a_damaged_file_is_refused_with_its_path_and_the_way_out(tmp_path: Path, spoil) -> None:
     write_classes(tmp_path)
     bad = tmp_path / "dog" / "007.png"
     spoil(bad)
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(DataError, match=r"^1 of 40 images cannot be read: .* --skip-unreadable") as refusal:
         load_dataset(str(tmp_path))
-    assert str(refusal.value).startswith(f"{bad}: ")
+    _, second = str(refusal.value).splitlines()
+    assert second.startswith(f"  {bad}: ")
+    assert len(second) > len(f"  {bad}: ") + 5
+
+
+def test_every_damaged_file_is_found_whatever_its_damage(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    bad = [tmp_path / "cat" / "003.png", tmp_path / "cat" / "019.png", tmp_path / "dog" / "000.png"]
+    for path, spoil in zip(bad, (cut_short, damage_header, empty), strict=True):
+        spoil(path)
+    with pytest.raises(DataError, match=r"^3 of 40 images") as refusal:
+        load_dataset(str(tmp_path))
+    assert [line.split(": ")[0].strip() for line in str(refusal.value).splitlines()[1:]] == [str(path) for path in bad]
+
+
+@pytest.mark.parametrize(("count", "last"), [(10, "009.png"), (11, "and 1 more"), (15, "and 5 more")])
+def test_ten_damaged_files_are_listed_and_the_rest_counted(tmp_path: Path, count: int, last: str) -> None:
+    write_classes(tmp_path)
+    for index in range(count):
+        cut_short(tmp_path / "cat" / f"{index:03d}.png")
+    with pytest.raises(DataError, match=f"^{count} of 40 images") as refusal:
+        load_dataset(str(tmp_path))
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 1 + min(count, 10) + (count > 10)
+    assert last in lines[-1]
+
+
+def test_damaged_files_are_left_out_where_the_user_wants_it(tmp_path: Path) -> None:
+    whole = load_dataset(str(write_classes(tmp_path)))
+    bad = [tmp_path / "cat" / "003.png", tmp_path / "dog" / "000.png"]
+    lost = Counter(read_pixels(path).tobytes() for path in bad)
+    cut_short(bad[0])
+    damage_header(bad[1])
+    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    for name in SPLITS:  # carved by name before anything is read: the others stay where they were
+        assert images_of(getattr(dataset, name)) == images_of(getattr(whole, name)) - lost
+        assert len(getattr(dataset, name).images) == len(getattr(dataset, name))
+    assert sum(sizes(dataset).values()) == 38
+    (warning,) = dataset.warnings
+    assert warning.startswith(f"2 unreadable images are left out: {bad[0]}: ")
+    assert str(bad[1]) in warning
+    assert not whole.warnings
+
+
+def test_images_keep_their_labels_where_others_are_left_out(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    for index in (0, 5, 6, 13):
+        damage_header(tmp_path / "cat" / f"{index:03d}.png")
+    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    label_of = {
+        read_pixels(path).tobytes(): path.parent.name for path in tmp_path.glob("*/*") if path.stat().st_size > 20
+    }
+    for name in SPLITS:
+        split = getattr(dataset, name)
+        assert [label_of[image.tobytes()] for image in split.images] == [dataset.labels[t] for t in split.targets]
+
+
+def test_three_files_left_out_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    for index in range(5):
+        empty(tmp_path / "cat" / f"{index:03d}.png")
+    (warning,) = load_dataset(str(tmp_path), skip_unreadable=True).warnings
+    assert warning.startswith("5 unreadable images")
+    assert "002.png" in warning
+    assert "003.png" not in warning
+    assert warning.endswith("and 2 more")
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    for path in (tmp_path / "dog").iterdir():
+        damage_header(path)
+    with pytest.raises(DataError, match=r"class 'dog' has no train image: .*\(20 unreadable images are left out"):
+        load_dataset(str(tmp_path), skip_unreadable=True)
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    for path in tmp_path.glob("*/*"):
+        empty(path)
+    with pytest.raises(DataError, match=r"^40 of 40 images cannot be read"):
+        load_dataset(str(tmp_path), skip_unreadable=True)
+
+
+def test_the_reason_of_a_file_that_may_not_be_read_is_the_systems(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    (tmp_path / "cat" / "0.png").mkdir()
+    with pytest.raises(DataError, match=r"cat/0\.png: .*Is a directory"):
+        load_dataset(str(tmp_path))
 
 
 def test_more_pixels_than_memory_are_refused_with_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
+    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
     write_classes(tmp_path, mode="RGB")
     with pytest.raises(DataError, match=r"40 x 48 x 64 x 3 pixels need 368,640 bytes of memory and 368,639 are"):
         load_dataset(str(tmp_path), (48, 64))
 
 
 def test_pixels_that_just_fit_into_memory_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.available_memory_bytes", lambda: 40 * 4 * 5)
+    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 40 * 4 * 5)
     assert load_dataset(str(write_classes(tmp_path))).contract == PixelContract(4, 5, 1)
 
 
 def test_memory_is_asked_for_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.available_memory_bytes", lambda: 1)
+    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 1)
     told: list[int] = []
     with pytest.raises(DataError, match="need 800 bytes"):
-        load_dataset(str(write_classes(tmp_path)), progress=lambda done, total: told.append(done))
+        load_dataset(str(write_classes(tmp_path)), progress=lambda what, done, total: told.append(done))
     assert not told
 
 

@@ -28,9 +28,10 @@ from serving.pixels import PixelContract
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, RunError
 from training.export import export_graph, export_run, measure_agreement, seal
-from training.network import scale_pixels
-from training.run import Run
-from training.train import evaluate, predict_logits
+from training.networks import scale_pixels
+from training.recipe import choose_recipe
+from training.run import Run, RunConfig
+from training.train import evaluate, predict_logits, prepare_network, train
 
 CHECKOUT = Path(training.__file__).parents[1]
 
@@ -84,11 +85,17 @@ def test_the_metadata_hold_the_network_and_how_it_was_trained(exported, digits: 
     properties = exported.model.manifest.properties
     assert properties["network"] == "reference"
     assert properties["training"] == {
+        "width": 1.0,
         "epochs": 8,
         "batch_size": 32,
+        "optimizer": "adam",
         "learning_rate": 5e-4,
         "weight_decay": 0.0,
+        "label_smoothing": 0.0,
         "dropout": 0.5,
+        "mirror": False,
+        "shift": 0,
+        "balance": False,
         "seed": 0,
         "data_digest": digits.digest(),
     }
@@ -318,3 +325,46 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
         seal(broken, Manifest(("a",), PixelContract(8, 8, 1)))
+
+
+# Mirrored: both views in one answer
+
+
+@pytest.fixture(scope="module")
+def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
+    """An epoch of the compact network, exported with both views."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    config = RunConfig.of(digits, None, False, choose_recipe("compact", digits, epochs=1))
+    run = Run.create(folder / "run", config)
+    torch.manual_seed(0)
+    network = prepare_network(config.build_network(), digits.train)
+    train(run, network, digits.train, digits.val, lambda *_: None, lambda _: None)
+    artifact, _ = export_run(run, digits, mirrored=True)
+    (folder / "model.onnx").write_bytes(artifact)
+    return run, load_model(folder / "model.onnx")
+
+
+def test_a_mirrored_artifact_answers_the_mean_of_both_views(mirrored: tuple[Run, Model], digits: Dataset) -> None:
+    run, model = mirrored
+    network = run.config.build_network()
+    run.load_weights(network)
+    views = (
+        Split(images, digits.test.targets) for images in (digits.test.images, digits.test.images[:, :, ::-1].copy())
+    )
+    expected = sum(predict_logits(network, view) for view in views) / 2
+    assert np.abs(model.run(digits.test.images)[1] - expected.numpy()).max() < 1e-4
+    assert np.abs(model.run(digits.test.images)[1] - predict_logits(network, digits.test).numpy()).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_a_mirrored_artifact_answers_an_image_and_its_mirror_image_with_the_same_bits(
+    mirrored: tuple[Run, Model], digits: Dataset, size: int
+) -> None:
+    images = digits.test.images[:size]
+    for straight, turned in zip(mirrored[1].run(images), mirrored[1].run(images[:, :, ::-1].copy()), strict=True):
+        assert straight.tobytes() == turned.tobytes()
+
+
+def test_an_artifact_says_whether_it_is_mirrored(mirrored: tuple[Run, Model], exported) -> None:
+    assert mirrored[1].manifest.properties["mirrored"] is True
+    assert exported.model.manifest.properties["mirrored"] is False

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from training.datasets import Dataset
-from training.network import Reference, SameConv2d, scale_pixels
+from training.networks import scale_pixels
+from training.networks.reference import Reference, SameConv2d
 
 PATCH = [[0.6, 0.2, 0.6], [0.1, -0.2, -0.3], [-0.5, -0.1, -0.3]]
 EDGE = [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]  # bright above, dark below

@@ -15,7 +15,8 @@ from torch import nn
 
 from training.datasets import Dataset
 from training.errors import NetworkError, RunError
-from training.run import Recipe, Run, RunConfig, claim_folder
+from training.recipe import Recipe
+from training.run import Run, RunConfig, claim_folder
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 
@@ -39,23 +40,19 @@ def names_in(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("image_size", [None, (8, 8)])
 def test_a_run_is_opened_as_it_was_created(tmp_path: Path, digits: Dataset, image_size: tuple[int, int] | None) -> None:
-    recipe = Recipe("reference", 3, 64, 1e-3, 0.01, 0.25, 7)
-    config = RunConfig.of(digits, image_size, recipe)
+    recipe = Recipe("reference", 1.5, 3, 64, "adam", 1e-3, 0.01, 0.1, 0.25, True, 2, True, 7)
+    config = RunConfig.of(digits, image_size, False, recipe)
     created = Run.create(tmp_path / "run", config)
     opened = Run.open(tmp_path / "run")
     assert opened.config == created.config == config
     assert opened.folder == tmp_path / "run"
 
 
-def test_the_default_recipe_is_the_lectures() -> None:
-    assert Recipe() == Recipe("reference", 10, 32, 5e-4, 0.0, 0.5, 0)
-
-
 def test_a_run_records_what_it_was_trained_on(tmp_path: Path, digits: Dataset) -> None:
-    config = RunConfig.of(digits, None, Recipe())
+    config = RunConfig.of(digits, None, False, Recipe())
     assert config.data == "digits"
     assert config.image_size is None
-    assert RunConfig.of(digits, (8, 9), Recipe()).image_size == (8, 9)
+    assert RunConfig.of(digits, (8, 9), False, Recipe()).image_size == (8, 9)
     assert config.data_digest == digits.digest()
     assert config.labels == digits.labels
     assert config.shape == (8, 8, 1)
@@ -67,31 +64,31 @@ def test_a_run_records_its_folder_of_images_for_any_working_directory(
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
     pets = Dataset("pets", digits.labels, digits.train, digits.val, digits.test)
-    assert RunConfig.of(pets, None, Recipe()).data == str((tmp_path / "pets").resolve())
+    assert RunConfig.of(pets, None, False, Recipe()).data == str((tmp_path / "pets").resolve())
 
 
 def test_a_run_builds_the_network_of_its_data_and_recipe() -> None:
-    config = RunConfig("pets", None, "sha256:", ("cat", "dog", "emu"), (6, 9, 3), Recipe(dropout=0.25))
+    config = RunConfig("pets", None, False, "sha256:", ("cat", "dog", "emu"), (6, 9, 3), Recipe(dropout=0.25))
     network = config.build_network()
     assert network(torch.zeros(2, 3, 6, 9)).shape == (2, 3)
     assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.25]
 
 
 def test_a_run_whose_images_are_too_small_for_the_network_says_so_with_height_and_width() -> None:
-    config = RunConfig("pets", None, "sha256:", ("cat", "dog"), (3, 9, 3), Recipe())
+    config = RunConfig("pets", None, False, "sha256:", ("cat", "dog"), (3, 9, 3), Recipe())
     with pytest.raises(NetworkError, match="images of 3x9 are too small"):
         config.build_network()
 
 
 def test_a_new_run_makes_the_folders_above_it(tmp_path: Path, digits: Dataset) -> None:
-    Run.create(tmp_path / "a" / "b", RunConfig.of(digits, None, Recipe()))
+    Run.create(tmp_path / "a" / "b", RunConfig.of(digits, None, False, Recipe()))
     assert names_in(tmp_path / "a" / "b") == {"run.json"}
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path, digits: Dataset) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match=f"{tmp_path} is not empty: choose another --out"):
-        Run.create(tmp_path, RunConfig.of(digits, None, Recipe()))
+        Run.create(tmp_path, RunConfig.of(digits, None, False, Recipe()))
     assert names_in(tmp_path) == {"thesis.txt"}
 
 
@@ -120,11 +117,11 @@ def test_a_folder_without_a_run_is_refused_by_its_path(tmp_path: Path) -> None:
         b"\xff\xfe",
         b"[]",
         b"{}",
-        b'{"format_version": 1}',
-        b'{"format_version": 1, "recipe": {"colour": "red"}}',
-        b'{"format_version": 1, "recipe": {}, "labels": 5, "shape": [8, 8, 1], "image_size": null}',
-        b'{"format_version": 1, "recipe": {}, "labels": ["a"], "shape": [8, 8, 1], "image_size": null}',
-        b'{"format_version": 1, "recipe": {}, "labels": ["a"], "shape": [8, 8], "image_size": null, "data": "", '
+        b'{"format_version": 2}',
+        b'{"format_version": 2, "recipe": {"colour": "red"}}',
+        b'{"format_version": 2, "recipe": {}, "labels": 5, "shape": [8, 8, 1], "image_size": null}',
+        b'{"format_version": 2, "recipe": {}, "labels": ["a"], "shape": [8, 8, 1], "image_size": null}',
+        b'{"format_version": 2, "recipe": {}, "labels": ["a"], "shape": [8, 8], "image_size": null, "data": "", '
         b'"data_digest": ""}',
         b"null",
         b"5",
@@ -137,7 +134,7 @@ def test_a_damaged_run_is_refused_by_its_path(tmp_path: Path, content: bytes) ->
         Run.open(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_a_run_of_another_format_is_refused(start_run: StartRun, version: object) -> None:
     run, _ = start_run()
     facts = json.loads((run.folder / "run.json").read_text())
@@ -249,7 +246,7 @@ def test_a_small_file_is_whole_when_it_is_sent_to_the_disk(
 ) -> None:
     sent: list[int] = []
     monkeypatch.setattr("training.run.os.fsync", lambda file: sent.append(os.fstat(file).st_size))
-    Run.create(tmp_path / "run", RunConfig.of(digits, None, Recipe()))
+    Run.create(tmp_path / "run", RunConfig.of(digits, None, False, Recipe()))
     assert sent == [(tmp_path / "run" / "run.json").stat().st_size]  # nothing was left in a buffer
 
 

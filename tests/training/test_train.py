@@ -15,9 +15,21 @@ from torch.nn import functional
 
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
-from training.network import scale_pixels
+from training.networks import build_network, scale_pixels
+from training.recipe import Recipe
 from training.run import Run
-from training.train import Epoch, choose_device, evaluate, predict_logits, split_batches, train
+from training.train import (
+    Epoch,
+    balance_labels,
+    choose_device,
+    evaluate,
+    make_optimizers,
+    predict_logits,
+    prepare_network,
+    schedule,
+    split_batches,
+    train,
+)
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 State = dict[str, Tensor]
@@ -291,7 +303,10 @@ def test_metrics_hold_a_line_for_every_epoch(start_run: StartRun, few: Split, di
     told: list[Epoch] = []
     train(run, network, few, digits.val, ignore, told.append)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [Epoch(**line) for line in lines] == told
+    assert lines[0].keys() == {"epoch", "layers"}  # what batch norm sees before the first step
+    assert lines[0]["epoch"] == 0
+    assert [Epoch(**line) for line in lines[1:]] == told
+    assert all(len(line["layers"]) == 5 for line in lines)
     assert [epoch.epoch for epoch in told] == [1, 2, 3]
 
 
@@ -492,3 +507,138 @@ def test_auto_takes_the_gpu_where_there_is_one() -> None:
 
 def test_cpu_is_the_cpu_everywhere() -> None:
     assert choose_device("cpu").type == "cpu"
+
+
+# Compact's recipe
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)])
+def test_muons_learning_rate_is_a_triangle(progress: float, share: float) -> None:
+    assert schedule(Recipe(optimizer="muon"), progress) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.1, 0.5, 1.0])
+def test_adams_learning_rate_stays(progress: float) -> None:
+    assert schedule(Recipe(optimizer="adam"), progress) == 1.0
+
+
+def test_the_learning_rate_follows_the_schedule_to_the_last_step(
+    start_run: StartRun, few: Split, digits: Dataset
+) -> None:
+    """Six steps in two epochs: the last but one has 9/12 behind it, the last 11/12."""
+    run, network = start_run(network="compact", optimizer="muon", learning_rate=0.1, epochs=2)
+    told: list[Epoch] = []
+    train(run, network, few, digits.val, ignore, told.append)
+    assert [epoch.learning_rate for epoch in told] == pytest.approx([0.1 * (7 / 12) / 0.8, 0.1 * (1 / 12) / 0.8])
+
+
+def test_muon_moves_the_convolutions_and_sgd_the_rest_and_the_frozen_stay(
+    start_run: StartRun, few: Split, digits: Dataset
+) -> None:
+    run, network = start_run(network="compact", optimizer="muon", learning_rate=0.1, epochs=1)
+    before = state_of(network)
+    muon, sgd = make_optimizers(network, run.config.recipe)
+    assert {tuple(w.shape)[2:] for group in muon.param_groups for w in group["params"]} == {(3, 3)}
+    assert all(w.ndim < 4 for group in sgd.param_groups for w in group["params"])
+    train(run, network, few, digits.val, ignore, ignore)
+    changed = {name for name, value in state_of(network).items() if not torch.equal(value, before[name])}
+    assert changed == set(before) - {"whitening.weight"}
+
+
+def test_initial_weights_are_kept_beside_the_best(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    run, network = start_run(epochs=1)
+    before = state_of(network)
+    train(run, network, few, digits.val, ignore, ignore)
+    initial = run.config.build_network()
+    run.load_weights(initial, "initial")
+    assert equal(state_of(initial), before)
+    assert not equal(saved_state(run), before)
+
+
+def test_compact_is_whitened_by_training_images(digits: Dataset) -> None:
+    network = build_network("compact", (8, 8, 1), 10, 1.0, 0.0)
+    before = network.whitening.weight.clone()
+    prepare_network(network, digits.train)
+    assert not torch.equal(network.whitening.weight, before)
+    seen = network.whitening(scale_pixels(torch.from_numpy(digits.train.images)))[:, :4].transpose(0, 1).flatten(1)
+    moments = seen @ seen.T / seen.shape[1]
+    assert torch.allclose(moments, torch.eye(4), atol=0.02)
+
+
+def views_seen(start_run: StartRun, name: str, **recipe: object) -> list[list[int]]:
+    """The first pixel of every image in each of two epochs; a wide image is bright at the left."""
+    count = 64
+    images = np.zeros((count, 4, 4, 3), np.uint8)
+    images[:, :, :2, 0] = 200
+    split = Split(images, np.zeros(count, np.int64))
+    run, _ = start_run(name, epochs=2, **recipe)
+    seen: list[list[int]] = [[]]
+
+    class Watch(Recorder):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen[-1] += (x[:, 0] > 0).flatten(1).sum(1).mul(10).add(x[:, 0, 0, 0] > 0).tolist()
+            return self.weight * x.new_ones(len(x), 2)
+
+    def next_epoch(_: Epoch) -> None:
+        seen.append([])
+
+    train(run, Watch(), split, split, ignore, next_epoch)
+    return seen[:2]
+
+
+def test_mirroring_shows_half_of_the_images_from_the_other_side(start_run: StartRun) -> None:
+    for epoch in views_seen(start_run, "mirrored", mirror=True):
+        assert epoch.count(81) == epoch.count(80) == 32  # 8 bright pixels, at the left or not
+
+
+def test_without_mirroring_every_image_is_as_it_is(start_run: StartRun) -> None:
+    assert views_seen(start_run, "plain", mirror=False, shift=0) == [[81] * 64] * 2
+
+
+def test_shifts_move_images_in_training(start_run: StartRun) -> None:
+    first, second = views_seen(start_run, "shifted", mirror=False, shift=1)
+    assert len(set(first)) > 1
+    assert first != second
+
+
+def test_label_smoothing_is_part_of_the_loss(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    losses = []
+    for name, smoothing in (("sharp", 0.0), ("smooth", 0.5)):
+        run, network = start_run(name, epochs=1, batch_size=96, dropout=0.0, label_smoothing=smoothing)
+        logits = network.train()(scale_pixels(torch.from_numpy(few.images)))
+        expected = functional.cross_entropy(logits, torch.from_numpy(few.targets), label_smoothing=smoothing).item()
+        run, network = start_run(name + "2", epochs=1, batch_size=96, dropout=0.0, label_smoothing=smoothing)
+        losses.append(train(run, network, few, digits.val, ignore, ignore).loss)
+        assert losses[-1] == pytest.approx(expected, rel=1e-5)
+    assert losses[0] != losses[1]
+
+
+def test_balancing_gives_every_label_the_same_weight() -> None:
+    targets = np.repeat([0, 1, 2], [60, 30, 10])
+    weights = balance_labels(Split(np.zeros((100, 1, 1, 1), np.uint8), targets)).numpy()
+    assert weights[targets].mean() == pytest.approx(1)
+    assert np.bincount(targets) * weights == pytest.approx([100 / 3] * 3)
+
+
+def test_balancing_counts_a_rare_label_as_much_as_a_frequent_one(start_run: StartRun) -> None:
+    """A network that can only guess the share of each label guesses half and half when they are balanced."""
+    split = Split(np.zeros((100, 8, 8, 1), np.uint8), np.repeat([0, 1], [90, 10]))
+    shares = []
+    for name, balance in (("as they are", False), ("balanced", True)):
+        run, _ = start_run(name, epochs=60, batch_size=100, learning_rate=0.1, balance=balance)
+        network = Guess()
+        train(run, network, split, split, ignore, ignore)
+        shares.append(torch.softmax(network.logits, 0)[1].item())
+    assert shares == pytest.approx([0.1, 0.5], abs=0.02)
+
+
+class Guess(nn.Module):
+    """The same logits for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), 2)

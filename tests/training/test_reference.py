@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from training.errors import NetworkError
-from training.network import SameConv2d, build_network
+from training.networks import build_network
+from training.networks.reference import SameConv2d
 
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
     """The lecture's network for CIFAR-10."""
     torch.manual_seed(0)
-    return build_network("reference", 3, 32, 32, 10, 0.5)
+    return build_network("reference", (32, 32, 3), 10, 1.0, 0.5)
 
 
 def count_values(network: nn.Module) -> int:
@@ -37,7 +38,7 @@ def test_591_914_values_of_the_reference_are_trainable(reference: nn.Module) -> 
 
 
 def test_the_reference_has_469_098_values_for_28x28_grey() -> None:
-    assert count_values(build_network("reference", 1, 28, 28, 10, 0.5)) == 469_098
+    assert count_values(build_network("reference", (28, 28, 1), 10, 1.0, 0.5)) == 469_098
 
 
 def test_the_layers_are_the_lectures_in_its_order(reference: nn.Module) -> None:
@@ -68,7 +69,7 @@ def test_every_batch_norm_has_epsilon_1e_3_and_gives_the_new_value_one_hundredth
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_dropout_is_the_share_that_was_asked_for(share: float) -> None:
-    network = build_network("reference", 1, 8, 8, 2, share)
+    network = build_network("reference", (8, 8, 1), 2, 1.0, share)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [share]
 
 
@@ -97,7 +98,7 @@ def test_batch_norm_starts_as_the_identity(reference: nn.Module) -> None:
 
 def test_the_outputs_are_raw_logits() -> None:
     torch.manual_seed(0)
-    logits = build_network("reference", 1, 8, 8, 5, 0).eval()(100 * torch.randn(8, 1, 8, 8))
+    logits = build_network("reference", (8, 8, 1), 5, 1.0, 0).eval()(100 * torch.randn(8, 1, 8, 8))
     assert logits.min() < 0
     assert (logits.sum(1) - 1).abs().min() > 1e-3  # no softmax
 
@@ -107,19 +108,19 @@ def test_the_outputs_are_raw_logits() -> None:
     [(1, 4, 4, 2), (3, 32, 32, 10), (1, 28, 28, 10), (3, 33, 20, 7), (3, 5, 64, 100), (1, 7, 7, 3)],
 )
 def test_any_size_gives_a_logit_per_image_and_label(channels: int, height: int, width: int, classes: int) -> None:
-    network = build_network("reference", channels, height, width, classes, 0.5)
+    network = build_network("reference", (height, width, channels), classes, 1.0, 0.5)
     assert network(torch.zeros(3, channels, height, width)).shape == (3, classes)
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 32), (32, 3), (1, 1)])
 def test_images_that_are_too_small_are_refused_with_both_sizes(height: int, width: int) -> None:
     with pytest.raises(NetworkError, match=rf"images of {height}x{width} are too small .* at least 4x4"):
-        build_network("reference", 3, height, width, 10, 0.5)
+        build_network("reference", (height, width, 3), 10, 1.0, 0.5)
 
 
 def test_an_unknown_network_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(NetworkError, match="no network 'resnet': choose one of reference"):
-        build_network("resnet", 3, 32, 32, 10, 0.5)
+    with pytest.raises(NetworkError, match="no network 'resnet': choose compact, reference or your own as"):
+        build_network("resnet", (32, 32, 3), 10, 1.0, 0.5)
 
 
 def test_a_network_that_cannot_be_built_is_the_users_mistake() -> None:

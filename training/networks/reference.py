@@ -1,11 +1,10 @@
-"""The lecture's CNN with Keras' semantics, and the scaling of its input.
+"""The lecture's CNN with Keras' semantics.
 
-Shapes: N images, C channels, H height, W width, K classes. Pixels are (N, H, W, C), networks take (N, C, H, W).
+Shapes: N images, C channels, H height, W width, K classes.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,12 +13,8 @@ from training.errors import NetworkError
 BATCH_NORM_EPS = 1e-3  # Keras'; torch's default is 1e-5
 BATCH_NORM_MOMENTUM = 0.01  # the new value's weight: Keras says .99, the old one's; torch's default is 0.1
 LEAK = 0.3  # Keras' LeakyReLU; torch's default is 0.01
+LAYERS = ((32, 1), (32, 2), (64, 1), (64, 2))  # filters and stride of each convolution
 SMALLEST_SIDE = 4  # two convolutions of stride 2 halve it twice
-
-
-def scale_pixels(pixels_nhwc: Tensor) -> Tensor:
-    """Pixels as the network wants them: uint8 (N, H, W, C) in 0..255 -> float32 (N, C, H, W) in [-1, 1]."""
-    return pixels_nhwc.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
 class SameConv2d(nn.Conv2d):
@@ -58,10 +53,13 @@ class Reference(nn.Module):
         height: pixels, at least 4.
         width: pixels, at least 4.
         classes: labels.
+        factor: of the number of filters and units in each layer but the last.
         dropout: share of the dense layer's units set to 0 in training.
     """
 
-    def __init__(self, channels: int, height: int, width: int, classes: int, dropout: float = 0.5) -> None:
+    def __init__(
+        self, channels: int, height: int, width: int, classes: int, factor: float = 1.0, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         if min(height, width) < SMALLEST_SIDE:
             raise NetworkError(
@@ -69,18 +67,19 @@ class Reference(nn.Module):
                 f"{SMALLEST_SIDE}x{SMALLEST_SIDE}, since two of its convolutions have stride 2"
             )
         layers: list[nn.Module] = []
-        for filters, stride in ((32, 1), (32, 2), (64, 1), (64, 2)):
+        for filters, stride in ((round(count * factor), stride) for count, stride in LAYERS):
             convolution = SameConv2d(channels, filters, kernel_size=3, stride=stride)
             layers += [convolution, nn.BatchNorm2d(filters, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM), nn.LeakyReLU(LEAK)]
             channels, height, width = filters, -(-height // stride), -(-width // stride)
+        units = round(128 * factor)
         self.features = nn.Sequential(*layers)  # (N, C, H, W) -> (N, 64, H/4, W/4)
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(channels * height * width, 128),
-            nn.BatchNorm1d(128, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM),
+            nn.Linear(channels * height * width, units),
+            nn.BatchNorm1d(units, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM),
             nn.LeakyReLU(LEAK),
             nn.Dropout(dropout),
-            nn.Linear(128, classes),
+            nn.Linear(units, classes),
         )
         self.apply(_initialise_like_keras)
 
@@ -96,17 +95,3 @@ def _initialise_like_keras(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
-
-
-NETWORKS = {"reference": Reference}
-
-
-def build_network(name: str, channels: int, height: int, width: int, classes: int, dropout: float) -> nn.Module:
-    """Build a network by name.
-
-    Raises:
-        NetworkError: no such network, or images too small for it.
-    """
-    if name not in NETWORKS:
-        raise NetworkError(f"no network {name!r}: choose one of {', '.join(NETWORKS)}")
-    return NETWORKS[name](channels, height, width, classes, dropout)

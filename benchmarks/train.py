@@ -1,0 +1,408 @@
+"""What a classifier costs and what it is worth: the lecture's two networks, `compact`, and the Keras original.
+
+    python benchmarks/train.py DATA --keras-python KERAS/bin/python --seeds 3 --out benchmarks/results/DATE-train.json
+    python benchmarks/train.py --from benchmarks/results/DATE-train.json       the table and the plot again
+
+DATA is a folder of train/<class>/* and test/<class>/*, RGB images of one size. Every contestant of a seed learns from
+the same images. Its seconds run from the start of its first process to the artifact on disk, decoding included and the
+report left out; its memory is the peak of its largest process. Seeds are interleaved. An interrupted benchmark goes on
+where it stopped when the same command is given again. The Keras environment: benchmarks/requirements-keras.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lecture import EVALMODE, processor  # beside this file
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+LECTURE = ("--epochs", "10", "--batch-size", "32", "--learning-rate", "5e-4")
+OPTIONS = {  # of `evalmode train`
+    "dense": ("--network", "benchmarks.dense:build", *LECTURE),
+    "reference": ("--network", "reference"),
+    "compact": ("--network", "compact"),
+}
+KERAS = "keras"
+CONTESTANTS = (*OPTIONS, KERAS)
+MIRRORED = "compact"  # exported a second time, after the clock has stopped
+COLOURS = {"dense": "#6b7280", "reference": "#2a6fbb", "compact": "#d1495b", KERAS: "#c2700a"}
+SPREAD = ("test_accuracy", "mirrored_accuracy", "seconds", "export_seconds", "peak_bytes", "training_peak_bytes")
+KERAS_VERSIONS = "import json, keras, tensorflow as t; print(json.dumps([keras.__version__, t.__version__]))"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all runs share.
+
+    Attributes:
+        data: the image folder.
+        keras_python: the interpreter of the Keras environment, None where Keras does not take part.
+        epochs: instead of every recipe's own number, for a quick look; None leaves them.
+    """
+
+    data: Path
+    keras_python: Path | None
+    epochs: int | None
+
+    @property
+    def epochs_option(self) -> tuple[str, ...]:
+        """What to add to a training command."""
+        return () if self.epochs is None else ("--epochs", str(self.epochs))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that came to its end: its wall clock, the peak of its resident memory, and what it printed."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def main() -> None:
+    """Run what is asked for and show the figures."""
+    arguments = parse_arguments()
+    out = arguments.shown or arguments.out
+    if not arguments.shown:
+        job = Job(arguments.data.resolve(), arguments.keras_python, arguments.epochs)
+        compete(job, arguments.seeds, arguments.contestants, out)
+    results = json.loads(out.read_text())
+    print_table(results)
+    draw_plot(results, out.with_suffix(".png"))
+    print(f"{out} and {out.with_suffix('.png')}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path, help="results to write, or to go on with")
+    parser.add_argument("--from", dest="shown", type=Path, help="run nothing, show these results")
+    parser.add_argument("--seeds", type=parse_seeds, default=range(3), help="how many, or a list: 0,1,2")
+    parser.add_argument("--contestants", type=parse_contestants, default=CONTESTANTS, help=",".join(CONTESTANTS))
+    parser.add_argument("--keras-python", type=Path, help="the interpreter of the Keras environment")
+    parser.add_argument("--epochs", type=int, help="for every contestant, instead of its own")
+    arguments = parser.parse_args()
+    if not arguments.shown and not (arguments.data and arguments.out):
+        parser.error("DATA and --out are needed, or --from")
+    if not arguments.shown and KERAS in arguments.contestants and not arguments.keras_python:
+        parser.error("--keras-python is needed, or --contestants without keras")
+    return arguments
+
+
+def parse_seeds(text: str) -> Sequence[int]:
+    """``3`` is 0, 1 and 2; ``3,`` is 3 alone."""
+    return [int(seed) for seed in text.split(",") if seed] if "," in text else range(int(text))
+
+
+def parse_contestants(text: str) -> tuple[str, ...]:
+    """Names of contestants, in the order to run them."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(CONTESTANTS):
+        raise argparse.ArgumentTypeError(f"choose of {','.join(CONTESTANTS)}")
+    return names
+
+
+def compete(job: Job, seeds: Sequence[int], contestants: Sequence[str], out: Path) -> None:
+    """Run every contestant with every seed that the results do not hold yet, saving after each run."""
+    results = open_results(job, out)
+    finished = {(run["seed"], run["contestant"]) for run in results["runs"]}
+    for seed, contestant in product(seeds, contestants):
+        if (seed, contestant) in finished:
+            continue
+        print(f"\n{contestant}, seed {seed}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            run = run_keras if contestant == KERAS else run_evalmode
+            figures = run(job, contestant, seed, Path(folder))
+        results["runs"].append({"contestant": contestant, "seed": seed, **figures})
+        results["summary"] = summarise(results["runs"])
+        write_atomically(out, results)
+
+
+def open_results(job: Job, out: Path) -> dict[str, Any]:
+    """New results, or those of an interrupted benchmark if machine, versions and epochs are the same."""
+    header = {
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": list_versions(job.keras_python),
+        "epochs": job.epochs or "every recipe's own",
+    }
+    if not out.exists():
+        return {"date": datetime.now(UTC).date().isoformat(), **header, "runs": [], "summary": {}}
+    results: dict[str, Any] = json.loads(out.read_text())
+    for name, value in header.items():
+        if results[name] != value:
+            sys.exit(f"{out} was begun with another {name}: {results[name]}, now {value}; choose another --out")
+    return results
+
+
+def list_versions(keras_python: Path | None) -> dict[str, str]:
+    """Versions of what does the work; also shows early whether the Keras environment works."""
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")}
+    versions["python"] = platform.python_version()
+    if keras_python:
+        told = subprocess.run([keras_python, "-c", KERAS_VERSIONS], check=True, stdout=subprocess.PIPE).stdout
+        versions["keras"], versions["tensorflow"] = json.loads(told)
+    return versions
+
+
+def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train and export with the commands a user types."""
+    run, models = folder / "run", folder / "models"
+    options = (*OPTIONS[contestant], *job.epochs_option, "--seed", str(seed), "--no-report")
+    publish = ("export", run, "--repository", models, "--name", contestant)
+    training = run_process(*EVALMODE, "train", job.data, "--out", run, *options)
+    export = run_process(*EVALMODE, *publish)
+    figures = {
+        "test_accuracy": json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"],
+        "seconds": round(training.seconds + export.seconds, 1),
+        "export_seconds": round(export.seconds, 1),
+        "peak_bytes": max(training.peak_bytes, export.peak_bytes),
+        "training_peak_bytes": training.peak_bytes,
+        **aside(count_network, run),
+    }
+    if contestant == MIRRORED:
+        told = re.search(r"accuracy\s+([\d.]+)", run_process(*EVALMODE, *publish, "--mirrored").output)
+        assert told
+        figures["mirrored_accuracy"] = float(told[1])
+    return figures
+
+
+def run_keras(job: Job, contestant: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train the Keras original on the images that evalmode trains on with this seed."""
+    shape = aside(list_images, job.data, seed, folder)
+    lists = ("--train", folder / "train.txt", "--test", folder / "test.txt")
+    script = (job.keras_python, Path(__file__).with_name("keras_reference.py"))
+    finished = run_process(*script, *lists, "--out", folder, "--seed", seed, *job.epochs_option)
+    figures = json.loads((folder / "figures.json").read_text())
+    return {
+        **figures,
+        "seconds": round(finished.seconds, 1),
+        "peak_bytes": finished.peak_bytes,
+        "training_peak_bytes": finished.peak_bytes,
+        "multiply_adds": aside(count_reference, *shape),  # the same network
+    }
+
+
+def run_process(*command: object) -> Finished:
+    """Run a command to its end, passing on what it prints."""
+    argv, environment = list(map(str, command)), {**os.environ, "PYTHONPATH": str(ROOT)}
+    started, lines = time.perf_counter(), []
+    with subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line)
+            print("   ", line, end="", flush=True)
+        _, status, usage = os.wait4(child.pid, 0)  # this child's own peak, which getrusage would mix with the others'
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        sys.exit(f"exit code {child.returncode}: {' '.join(argv)}")
+    return Finished(time.perf_counter() - started, usage.ru_maxrss * 1024, "".join(lines))
+
+
+def aside(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a process of its own: what this process holds would count as the peak of its children."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def list_images(data: Path, seed: int, folder: Path) -> tuple[tuple[int, int, int], int]:
+    """Write train.txt and test.txt: the files whose pixels evalmode has in these splits with this seed.
+
+    Returns:
+        The images' height, width and channels, and how many labels there are.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from training.datasets import load_dataset
+
+    dataset = load_dataset(str(data), seed=seed)
+    for name in ("train", "test"):
+        split, lines = getattr(dataset, name), []
+        wanted = Counter((target, image.tobytes()) for target, image in zip(split.targets, split.images, strict=True))
+        for target, label in enumerate(dataset.labels):
+            for path in sorted((data / name / label).iterdir()):
+                image = target, np.asarray(Image.open(path).convert("RGB")).tobytes()
+                if wanted[image]:
+                    wanted[image] -= 1
+                    lines.append(f"{target}\t{path}\n")
+        assert len(lines) == len(split), f"{len(lines)} of the {len(split)} {name} images found among the files"
+        (folder / f"{name}.txt").write_text("".join(lines))
+    return dataset.contract.shape, len(dataset.labels)
+
+
+def count_network(run: Path) -> dict[str, int]:
+    """Multiply-adds an image and weights (those that are not trained included) of a run's network."""
+    from training.networks import count_multiply_adds
+    from training.run import Run
+
+    sys.path.append(str(ROOT))  # benchmarks.dense
+    config = Run.open(run).config
+    network = config.build_network()
+    weights = sum(tensor.numel() for tensor in network.state_dict().values() if tensor.is_floating_point())
+    return {"multiply_adds": count_multiply_adds(network, config.shape), "weights": weights}
+
+
+def count_reference(shape: tuple[int, int, int], classes: int) -> int:
+    """Multiply-adds an image of the lecture's CNN, for images of (height, width, channels)."""
+    from training.networks import count_multiply_adds
+    from training.networks.reference import Reference
+
+    height, width, channels = shape
+    return count_multiply_adds(Reference(channels, height, width, classes), shape)
+
+
+def write_atomically(out: Path, results: dict[str, Any]) -> None:
+    """Replace the results, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(out)
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, spread and median of every contestant's figures, and its seconds relative to Keras' with the same seed."""
+    keras = {run["seed"]: run["seconds"] for run in runs if run["contestant"] == KERAS}
+    summary: dict[str, Any] = {}
+    for contestant in CONTESTANTS:
+        mine = [run for run in runs if run["contestant"] == contestant]
+        if not mine:
+            continue
+        ratios = [run["seconds"] / keras[run["seed"]] for run in mine if run["seed"] in keras]
+        summary[contestant] = {
+            "runs": len(mine),
+            **{name: describe([run[name] for run in mine]) for name in SPREAD if name in mine[0]},
+            **({"seconds_of_keras": describe(ratios)} if ratios else {}),
+            **{name: mine[0][name] for name in ("multiply_adds", "weights")},
+        }
+    return summary
+
+
+def describe(values: list[float]) -> dict[str, float]:
+    """Mean, least, greatest and median."""
+    figures = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 4) for name, value in {**figures, "median": statistics.median(values)}.items()}
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Show the summary: means, and the spread in brackets where there is more than one run."""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"mean (least to greatest); {results['machine']}; {results['date']}")
+    table.add_column("contestant", style="bold", no_wrap=True)
+    for name in (
+        "runs",
+        "test accuracy",
+        "mirrored",
+        "seconds",
+        "of Keras'",
+        "peak memory",
+        "multiply-adds",
+        "weights",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for contestant, figures in results["summary"].items():
+        table.add_row(
+            contestant,
+            str(figures["runs"]),
+            show_spread(figures.get("test_accuracy"), "{:.2f}%", 100),
+            show_spread(figures.get("mirrored_accuracy"), "{:.2f}%", 100),
+            show_spread(figures["seconds"], "{:.0f}"),
+            show_spread(figures.get("seconds_of_keras"), "{:.2f}"),
+            f"{figures['peak_bytes']['max'] / 1e6:,.0f} MB",
+            f"{figures['multiply_adds'] / 1e6:.2f} M",
+            f"{figures['weights']:,}",
+        )
+    Console(width=160).print(table)
+
+
+def show_spread(figures: dict[str, float] | None, pattern: str, scale: float = 1) -> str:
+    """``84.61% (84.40% to 84.82%)``, without the brackets where all are equal."""
+    if figures is None:
+        return "-"
+    mean, least, greatest = (pattern.format(figures[name] * scale) for name in ("mean", "min", "max"))
+    return mean if least == greatest else f"{mean} ({least.rstrip('%')} to {greatest.rstrip('%')})"
+
+
+def draw_plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy against seconds: a point a run, hollow where it is the mirrored artifact's accuracy."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"font.size": 10, "axes.edgecolor": "#9aa0a6", "axes.labelcolor": "#3c4043"}):
+        figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
+        axes = figure.add_subplot()
+        dress(axes, results)
+        for contestant in results["summary"]:
+            draw_contestant(axes, contestant, results)
+        figure.savefig(path)
+
+
+def draw_contestant(axes: Any, contestant: str, results: dict[str, Any]) -> None:
+    """The runs of a contestant, and beside them its name and its means."""
+    colour, figures = COLOURS[contestant], results["summary"][contestant]
+    runs = [run for run in results["runs"] if run["contestant"] == contestant]
+    seconds, mirrored = [run["seconds"] for run in runs], "mirrored_accuracy" in figures
+    left = is_crowded(contestant, results["summary"])
+    place = {"textcoords": "offset points", "va": "center", "ha": "right" if left else "left", "color": colour}
+    x, offset = (min(seconds), -9) if left else (max(seconds), 9)
+    axes.scatter(seconds, [100 * run["test_accuracy"] for run in runs], s=52, c=colour, edgecolors="white", zorder=3)
+    mean, drop = 100 * figures["test_accuracy"]["mean"], 6 if mirrored else 0  # the mirrored mean is just above
+    axes.annotate(contestant, (x, mean), xytext=(offset, 6 - drop), weight="bold", **place)
+    told = f"{mean:.1f}% in {figures['seconds']['mean']:.0f} s"
+    axes.annotate(told, (x, mean), xytext=(offset, -6 - drop), size=8.5, **place)
+    if mirrored:
+        axes.scatter(seconds, [100 * run["mirrored_accuracy"] for run in runs], s=40, c="white", edgecolors=colour)
+        mean = 100 * figures["mirrored_accuracy"]["mean"]
+        axes.annotate(f"{mean:.1f}% mirrored", (x, mean), xytext=(offset, 3), size=8.5, **place)
+
+
+def is_crowded(contestant: str, summary: dict[str, Any]) -> bool:
+    """Whether another contestant lies where this one's name would stand, to the right of its points."""
+    end = max(figures["seconds"]["max"] for figures in summary.values())
+    mine = summary[contestant]
+    return any(
+        0 < other["seconds"]["max"] - mine["seconds"]["max"] < 0.3 * end
+        and other["test_accuracy"]["min"] - 0.02 < mine["test_accuracy"]["mean"] < other["test_accuracy"]["max"] + 0.02
+        for other in summary.values()
+    )
+
+
+def dress(axes: Any, results: dict[str, Any]) -> None:
+    """Title, axes and grid."""
+    axes.set_title("Test accuracy, and the seconds from images to artifact", loc="left", weight="bold", pad=22)
+    told = f"{results['machine']}; {results['date']}; a point a seed"
+    axes.text(0, 1.025, told, transform=axes.transAxes, size=8.5, color="#5f6368")
+    axes.set_xlabel("seconds from process start to artifact, decoding included")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter("{x:.0f}%")
+    axes.set_xlim(0, 1.24 * max(run["seconds"] for run in results["runs"]))
+    axes.margins(y=0.12)
+    axes.grid(color="#e8eaed", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=0, labelcolor="#5f6368")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What every data set is checked for: copies across splits, classes left empty by that, uneven classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+import pytest
+
+from training.datasets import Dataset, Split, load_dataset
+from training.datasets.checks import check_dataset
+from training.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+def make_split(images: Sequence[int], targets: Sequence[int]) -> Split:
+    """Images 3x2 grey; equal numbers are equal images."""
+    made = [np.random.default_rng(number).integers(0, 256, (3, 2, 1), np.uint8) for number in images]
+    return Split(np.array(made), np.array(targets, np.int64))
+
+
+def make_dataset(**splits: tuple[Sequence[int], Sequence[int]]) -> Dataset:
+    """Two classes, one image of each in every split, and what is given."""
+    whole = {}
+    for index, name in enumerate(SPLITS):
+        images, targets = splits.get(name, ((), ()))
+        whole[name] = make_split((900 + 2 * index, 901 + 2 * index, *images), (0, 1, *targets))
+    return Dataset("made", ("cat", "dog"), **whole)
+
+
+def test_a_data_set_without_copies_stays_as_it_is() -> None:
+    dataset = make_dataset(train=((1, 2), (0, 1)), val=((3, 4), (0, 1)), test=((5, 6), (0, 1)))
+    digest = dataset.digest()
+    checked = check_dataset(dataset)
+    assert checked.digest() == digest
+    assert checked.warnings == ()
+
+
+@pytest.mark.parametrize(("loser", "winner"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_copies_are_left_out_of_the_split_that_counts_less(loser: str, winner: str) -> None:
+    dataset = make_dataset(**{loser: ((1, 2, 3, 4), (0, 1, 1, 1)), winner: ((7, 4, 2), (0, 1, 1))})
+    checked = check_dataset(dataset)
+    start = {name: 900 + 2 * index for index, name in enumerate(SPLITS)}[loser]
+    wanted = make_split((start, start + 1, 1, 3), (0, 1, 0, 1))
+    assert np.array_equal(getattr(checked, loser).images, wanted.images)
+    assert getattr(checked, loser).targets.tolist() == wanted.targets.tolist()
+    assert len(getattr(checked, winner)) == 5
+    assert checked.warnings == (
+        f"2 of 6 {loser} images are copies of {winner} images and left out, 0 of them with another label",
+    )
+
+
+def test_copies_with_another_label_are_counted() -> None:
+    checked = check_dataset(make_dataset(train=((1, 2, 3), (0, 1, 0)), test=((1, 2, 3), (1, 1, 1))))
+    assert len(checked.train) == 2
+    assert checked.warnings == (
+        "3 of 5 train images are copies of test images and left out, 2 of them with another label",
+    )
+
+
+def test_a_copy_in_all_three_splits_stays_in_test_alone() -> None:
+    checked = check_dataset(make_dataset(train=((1,), (0,)), val=((1,), (0,)), test=((1,), (0,))))
+    assert [len(getattr(checked, name)) for name in SPLITS] == [2, 2, 3]
+    assert len(checked.warnings) == 2
+
+
+def test_images_that_differ_in_one_value_are_no_copies() -> None:
+    dataset = make_dataset(train=((1,), (0,)), test=((1,), (0,)))
+    dataset.train.images[2, 2, 1, 0] ^= 1
+    assert check_dataset(dataset).warnings == ()
+
+
+def test_copies_within_a_split_stay() -> None:
+    checked = check_dataset(make_dataset(train=((1, 1), (0, 1)), test=((2, 2), (0, 1))))
+    assert len(checked.train) == len(checked.test) == 4
+    assert checked.warnings == ()
+
+
+def test_more_rows_than_are_moved_at_once_keep_order_and_labels() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5000, 3, 2, 1), np.uint8)
+    targets = rng.integers(0, 2, 5000)
+    copied = rng.random(5000) < 0.3
+    test = Split(images[copied], targets[copied])
+    wanted, expected = images[~copied], targets[~copied]
+    checked = check_dataset(Dataset("made", ("cat", "dog"), Split(images, targets), make_dataset().val, test))
+    assert np.array_equal(checked.train.images, wanted)
+    assert np.array_equal(checked.train.targets, expected)
+
+
+def test_earlier_warnings_stay_in_front() -> None:
+    dataset = make_dataset(train=((1,), (0,)), test=((1,), (0,)))
+    warned = Dataset(dataset.source, dataset.labels, dataset.train, dataset.val, dataset.test, ("first",))
+    assert [warning.split()[0] for warning in check_dataset(warned).warnings] == ["first", "1"]
+
+
+@pytest.mark.parametrize(("split", "winner"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_a_class_that_the_copies_leave_empty_is_refused_with_the_reason(split: str, winner: str) -> None:
+    start = {name: 900 + 2 * index for index, name in enumerate(SPLITS)}[split]
+    dataset = make_dataset(**{winner: ((start + 1,), (1,))})
+    with pytest.raises(
+        DataError, match=rf"class 'dog' has no {split} image: .* \(1 of 2 {split} images are copies of {winner} images"
+    ):
+        check_dataset(dataset)
+
+
+def test_a_split_that_the_copies_leave_empty_is_refused() -> None:
+    with pytest.raises(DataError, match="class 'cat' has no train image"):
+        check_dataset(make_dataset(val=((900, 901), (0, 1))))
+
+
+def test_uneven_classes_are_told_with_names_and_counts() -> None:
+    (warning,) = check_dataset(make_dataset(train=((1, 2), (1, 1)))).warnings
+    assert "'dog' has 3 training images and 'cat' has 1 training images" in warning
+    assert "--balance" in warning
+
+
+def test_twice_as_many_images_are_not_uneven() -> None:
+    assert check_dataset(make_dataset(train=((1,), (1,)))).warnings == ()
+
+
+def test_only_training_images_make_classes_uneven() -> None:
+    assert check_dataset(make_dataset(val=((1, 2), (1, 1)), test=((3, 4), (1, 1)))).warnings == ()
+
+
+def test_a_folders_copies_are_found_by_their_pixels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in SPLITS:
+        for label in ("cat", "dog"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for index in range(2):
+                rng = np.random.default_rng([SPLITS.index(name), len(label + label[0]), ord(label[0]), index])
+                Image.fromarray(rng.integers(0, 256, (5, 4), np.uint8)).save(tmp_path / name / label / f"{index}.png")
+    Image.open(tmp_path / "test" / "cat" / "0.png").save(tmp_path / "train" / "dog" / "copy.bmp")  # other bytes
+    dataset = load_dataset(str(tmp_path))
+    assert [len(getattr(dataset, name)) for name in SPLITS] == [4, 4, 4]
+    assert dataset.warnings == (
+        "1 of 5 train images are copies of test images and left out, 1 of them with another label",
+    )
+
+
+def test_sixty_thousand_images_are_checked_in_about_a_second() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60_000, 32, 32, 3), np.uint8)
+    targets = np.arange(60_000) % 10
+    parts = [Split(images[a:b], targets[a:b]) for a, b in ((0, 45_000), (45_000, 50_000), (50_000, 60_000))]
+    started = process_time()
+    check_dataset(Dataset("made", tuple("0123456789"), *parts))
+    assert process_time() - started < 3  # 0.6 s on the slow machine it was written on

@@ -1,0 +1,379 @@
+"""Downloads from a real server on this machine: whole, resumed, cut, refused, and not what was published."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.datasets import downloads
+from training.datasets.downloads import FILES, SOURCES, fetch, find_or_fetch, hash_content
+from training.errors import DataError
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes()
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class Site:
+    """What the server holds, how it behaves, and what it was asked for."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: {"/data.bin": CONTENT})
+    with_ranges: bool = True
+    with_length: bool = True
+    cut_after: list[int] = field(default_factory=list)  # bytes sent by the next answers before the line is cut
+    fail_with: list[int] = field(default_factory=list)  # statuses of the next answers
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range
+    url: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        site: Site = self.server.site  # type: ignore[attr-defined]
+        wanted = self.headers["Range"]
+        site.asked.append((self.path, wanted))
+        content = site.files.get(self.path)
+        if site.fail_with or content is None:
+            self.send_error(site.fail_with.pop(0) if site.fail_with else 404)
+            return
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and site.with_ranges else 0
+        if start and start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if site.with_length:
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: site.cut_after.pop(0) if site.cut_after else None])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.site = Site(url=f"http://127.0.0.1:{server.server_port}/data.bin")  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.site  # type: ignore[attr-defined]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "PAUSE_S", 0.001)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    pass
+
+
+def get(site: Site, path: Path, progress=ignore, sha256: str = SHA256, size: int = len(CONTENT)) -> None:
+    fetch(site.url, sha256, size, path, progress)
+
+
+# What arrives
+
+
+def test_a_file_is_downloaded_whole_into_a_folder_that_is_made(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "data.bin"
+    get(site, path)
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    assert site.asked == [("/data.bin", None)]
+
+
+def test_progress_is_told_up_to_the_last_byte(site: Site, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    get(site, tmp_path / "data.bin", lambda *news: told.append(news))
+    assert {what for what, _, _ in told} == {"downloading"}
+    done = [done for _, done, _ in told]
+    assert len(done) > 2
+    assert done == sorted(done)
+    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_cut_download_goes_on_where_it_stopped_by_itself(site: Site, tmp_path: Path) -> None:
+    site.cut_after = [300_000, 200_000]
+    get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == [None, "bytes=300000-", "bytes=500000-"]
+
+
+def test_an_earlier_partial_file_is_completed(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.partial").write_bytes(CONTENT[:123_456])
+    told: list[int] = []
+    get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == ["bytes=123456-"]
+    assert told[0] > 123_456
+    assert not (tmp_path / "data.bin.partial").exists()
+
+
+def test_a_partial_file_that_is_whole_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.partial").write_bytes(CONTENT)
+    get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert site.asked == []
+
+
+def test_a_server_that_ignores_range_sends_everything_and_it_counts_once(site: Site, tmp_path: Path) -> None:
+    site.with_ranges = False
+    (tmp_path / "data.bin.partial").write_bytes(b"x" * 123_456)
+    told: list[int] = []
+    get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == ["bytes=123456-"]
+    assert told[-1] == len(CONTENT)
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(site: Site, tmp_path: Path) -> None:
+    site.fail_with = [503, 500]
+    get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert len(site.asked) == 3
+
+
+def test_an_answer_without_length_is_read_to_its_end(site: Site, tmp_path: Path) -> None:
+    site.with_length = False
+    get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
+# What does not
+
+
+def test_a_download_that_is_cut_again_and_again_leaves_what_arrived_for_the_next_run(
+    site: Site, tmp_path: Path
+) -> None:
+    site.cut_after = [10_000] * downloads.ATTEMPTS
+    path = tmp_path / "data.bin"
+    with pytest.raises(DataError, match=r"could not be downloaded, cut after 40,000 of 1,000,000 bytes") as refusal:
+        get(site, path)
+    assert site.url in str(refusal.value)
+    assert f"run again to go on where it stopped, or put the file at {path}" in str(refusal.value)
+    assert not path.exists()
+    assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:40_000]
+    site.asked.clear()
+    get(site, path)
+    assert path.read_bytes() == CONTENT
+    assert [wanted for _, wanted in site.asked] == ["bytes=40000-"]
+
+
+def test_an_interrupted_download_leaves_what_arrived_for_the_next_run(site: Site, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if done > 400_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        get(site, tmp_path / "data.bin", interrupt)
+    arrived = (tmp_path / "data.bin.partial").read_bytes()
+    assert 400_000 < len(arrived) < len(CONTENT)
+    assert arrived == CONTENT[: len(arrived)]
+    assert not (tmp_path / "data.bin").exists()
+    get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+    assert site.asked[-1][1] == f"bytes={len(arrived)}-"
+
+
+@pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 700_000])
+@pytest.mark.parametrize("with_length", [True, False])
+def test_another_file_is_removed_and_refused_with_both_digests(
+    site: Site, tmp_path: Path, length: int, with_length: bool
+) -> None:
+    site.files["/data.bin"] = b"y" * length
+    site.with_length = with_length
+    with pytest.raises(DataError, match="is not what was published") as refusal:
+        get(site, tmp_path / "data.bin")
+    found = hashlib.sha256(b"y" * length).hexdigest()
+    assert (found if length == len(CONTENT) else "its sha256 is") in str(refusal.value)
+    assert SHA256 in str(refusal.value)
+    assert site.url in str(refusal.value)
+    assert str(tmp_path / "data.bin") in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_much_more_than_was_published_is_not_read_to_its_end(site: Site, tmp_path: Path) -> None:
+    site.files["/data.bin"] = b"y" * 20_000_000
+    told: list[int] = []
+    with pytest.raises(DataError, match="is not what was published"):
+        get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
+    assert told[-1] <= len(CONTENT) + downloads.CHUNK_BYTES
+
+
+def test_a_partial_file_of_something_else_is_removed(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.partial").write_bytes(b"z" * 5000)
+    with pytest.raises(DataError, match="is not what was published"):
+        get(site, tmp_path / "data.bin")
+    assert list(tmp_path.iterdir()) == []
+    get(site, tmp_path / "data.bin")
+
+
+def test_a_partial_file_longer_than_what_the_server_has_is_begun_again(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.partial").write_bytes(b"z" * 1500)
+    site.files["/data.bin"] = CONTENT[:1000]
+    with pytest.raises(DataError, match="cut after 1,000 of 1,000,000 bytes"):
+        get(site, tmp_path / "data.bin")
+    assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:1000]
+
+
+def test_a_file_that_is_not_there_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+    site.files.clear()
+    with pytest.raises(DataError, match=r"data\.bin could not be downloaded, HTTP Error 404"):
+        get(site, tmp_path / "data.bin")
+    assert len(site.asked) == 1
+
+
+def test_a_server_that_stays_broken_is_asked_four_times(site: Site, tmp_path: Path) -> None:
+    site.fail_with = [503] * 10
+    with pytest.raises(DataError, match="HTTP Error 503"):
+        get(site, tmp_path / "data.bin")
+    assert len(site.asked) == downloads.ATTEMPTS == 4
+
+
+def test_no_server_at_all_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
+        with pytest.raises(DataError, match="Connection refused") as refusal:
+            fetch(url, SHA256, len(CONTENT), tmp_path / "data.bin", ignore)
+    assert url in str(refusal.value)
+    assert f"put the file at {tmp_path / 'data.bin'}" in str(refusal.value)
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/data.bin"
+        with pytest.raises(DataError, match="timed out"):
+            fetch(url, SHA256, len(CONTENT), tmp_path / "data.bin", ignore)
+
+
+def test_something_else_than_http_is_refused(tmp_path: Path) -> None:
+    def answer() -> None:
+        for _ in range(downloads.ATTEMPTS):
+            with odd.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"220 smtp ready\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as odd:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DataError, match="could not be downloaded, 220 smtp"):
+            fetch(f"http://127.0.0.1:{odd.getsockname()[1]}/a", SHA256, 5, tmp_path / "data.bin", ignore)
+        thread.join()
+
+
+def test_a_place_that_cannot_be_written_is_refused(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"could not be downloaded, .*file"):
+        get(site, tmp_path / "file" / "data.bin")
+    assert site.asked == []
+
+
+# Checksums
+
+
+def test_a_gz_counts_by_what_it_holds_however_it_was_packed(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"images", 1, mtime=1))
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"images", 9, mtime=2))
+    (tmp_path / "plain").write_bytes(b"images")
+    wanted = hashlib.sha256(b"images").hexdigest()
+    assert {hash_content(tmp_path / name, name) for name in ("a.gz", "b.gz", "plain")} == {wanted}
+
+
+def test_a_tar_gz_counts_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"images"))
+    wanted = hashlib.sha256((tmp_path / "a.tar.gz").read_bytes()).hexdigest()
+    assert hash_content(tmp_path / "a.tar.gz", "a.tar.gz") == wanted
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip", b"", gzip.compress(b"images")[:-9], gzip.compress(b"i")[:-8] + b"x" * 8]
+)
+def test_a_damaged_gz_equals_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.gz").write_bytes(content)
+    assert hash_content(tmp_path / "a.gz", "a.gz") != hashlib.sha256(b"images").hexdigest()
+
+
+# By name
+
+
+@pytest.fixture
+def published(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Two small files published on the site under the name ``pets``; their contents."""
+    contents = {"images.gz": CONTENT[:5000], "labels.gz": CONTENT[5000:6000]}
+    files = {name: gzip.compress(content) for name, content in contents.items()}
+    site.files = {f"/{name}": packed for name, packed in files.items()}
+    monkeypatch.setitem(SOURCES, "pets", site.url.removesuffix("data.bin"))
+    rows = {name: (len(files[name]), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
+    monkeypatch.setitem(FILES, "pets", rows)
+    return contents
+
+
+def test_files_that_are_missing_are_downloaded_and_the_next_time_found(
+    site: Site, published: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets"
+    assert {path.name: gzip.decompress(path.read_bytes()) for path in (tmp_path / "pets").iterdir()} == published
+    site.asked.clear()
+    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets"
+    assert site.asked == []
+
+
+def test_files_packed_anew_or_unpacked_are_found(site: Site, published: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "images.gz").write_bytes(gzip.compress(published["images.gz"], 1, mtime=7))
+    (tmp_path / "pets" / "labels").write_bytes(published["labels.gz"])
+    find_or_fetch("pets", tmp_path, ignore)
+    assert site.asked == []
+
+
+def test_only_what_is_missing_is_downloaded(site: Site, published: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "labels").write_bytes(published["labels.gz"])
+    find_or_fetch("pets", tmp_path, ignore)
+    assert site.asked == [("/images.gz", None)]
+
+
+@pytest.mark.parametrize("name", ["images.gz", "images"])
+def test_a_file_found_that_is_not_what_was_published_is_refused(
+    site: Site, published: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / name).write_bytes(b"cats")
+    with pytest.raises(DataError, match="is not what was published") as refusal:
+        find_or_fetch("pets", tmp_path, ignore)
+    assert str(tmp_path / "pets" / name) in str(refusal.value)
+    assert hashlib.sha256(b"cats").hexdigest() in str(refusal.value)
+    assert hashlib.sha256(published["images.gz"]).hexdigest() in str(refusal.value)
+    assert (tmp_path / "pets" / name).read_bytes() == b"cats"
+    assert site.asked == []
+
+
+def test_a_data_set_of_one_file_is_that_file(
+    site: Site, published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES, "pets", {"images.gz": FILES["pets"]["images.gz"]})
+    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets" / "images.gz"
+
+
+def test_every_name_has_files_with_whole_checksums() -> None:
+    assert set(SOURCES) == set(FILES) == {"mnist", "fashion-mnist", "cifar10"}
+    digests = [sha256 for files in FILES.values() for _, sha256 in files.values()]
+    assert len(set(digests)) == 9
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
+    assert all(url.startswith("https://") and url.endswith("/") for url in SOURCES.values())

@@ -1,0 +1,71 @@
+"""Recipes: the lecture's, compact's fitted to the data, and what the user decides instead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.datasets import Dataset, Split
+from training.errors import NetworkError
+from training.recipe import Recipe, choose_recipe
+
+
+def dataset(source: str = "photos", count: int = 50_000, height: int = 32, width: int = 32) -> Dataset:
+    split = Split(np.zeros((1, height, width, 3), np.uint8).repeat(1, 0), np.zeros(1, np.int64))
+    train = Split(np.broadcast_to(split.images, (count, height, width, 3)), np.zeros(count, np.int64))
+    return Dataset(source, ("a", "b"), train, split, split)
+
+
+def test_the_references_recipe_is_the_lectures() -> None:
+    recipe = choose_recipe("reference", dataset())
+    assert recipe == Recipe("reference", 1.0, 10, 32, "adam", 5e-4, 0.0, 0.0, 0.5, False, 0, False, 0)
+
+
+def test_a_users_network_gets_the_lectures_recipe_without_dropout() -> None:
+    assert choose_recipe("own:build", dataset()) == Recipe("own:build", dropout=0.0)
+
+
+@pytest.mark.parametrize("network", ["compact", "reference", "own:build"])
+def test_what_the_user_decides_takes_the_place_of_the_recipes(network: str) -> None:
+    decided = {
+        "epochs": 3,
+        "batch_size": 7,
+        "learning_rate": 0.3,
+        "weight_decay": 0.1,
+        "label_smoothing": 0.2,
+        "mirror": False,
+        "shift": 0,
+        "balance": True,
+        "seed": 5,
+    }
+    recipe = choose_recipe(network, dataset(), **decided)
+    assert {name: getattr(recipe, name) for name in decided} == decided
+
+
+def test_what_is_not_decided_is_the_recipes() -> None:
+    assert choose_recipe("compact", dataset(), epochs=None, shift=None) == choose_recipe("compact", dataset())
+
+
+@pytest.mark.parametrize("decided", [{"width": 2.0}, {"dropout": 0.1}, {"dropout": 0.0}])
+def test_width_and_dropout_of_a_users_network_are_its_own(decided: dict[str, float]) -> None:
+    with pytest.raises(NetworkError, match="--width and --dropout are for compact and reference: own:build decides"):
+        choose_recipe("own:build", dataset(), **decided)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(50_000, 512), (20_480, 512), (4_000, 100), (100, 32), (10, 32)])
+def test_a_small_data_set_gets_steps_enough(count: int, batch_size: int) -> None:
+    assert choose_recipe("compact", dataset(count=count)).batch_size == batch_size
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shift"), [(8, 8, 1), (28, 28, 2), (32, 32, 2), (64, 32, 2), (128, 128, 8)]
+)
+def test_shifts_are_in_proportion_to_the_images(height: int, width: int, shift: int) -> None:
+    assert choose_recipe("compact", dataset(height=height, width=width)).shift == shift
+
+
+@pytest.mark.parametrize(
+    ("source", "mirror"), [("photos", True), ("fashion-mnist", True), ("mnist", False), ("digits", False)]
+)
+def test_characters_are_not_mirrored(source: str, mirror: bool) -> None:
+    assert choose_recipe("compact", dataset(source)).mirror is mirror

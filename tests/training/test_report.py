@@ -1,0 +1,334 @@
+"""The report holds every section, its numbers are right, and it stands alone whatever the names in the data are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.datasets import Dataset, Split
+from training.networks import scale_pixels
+from training.recipe import Recipe
+from training.report.charts import COLOURS, FOLDER, draw_lines
+from training.report.findings import Answers, calibrate, find_confusions, score_classes, try_shifts, wilson_interval
+from training.report.page import write_report
+from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
+from training.run import Run, RunConfig
+from training.train import train
+
+SECTIONS = {
+    "learning": "Learning curves",
+    "confusion": "Confusion matrix",
+    "classes": "Precision and recall",
+    "calibration": "Calibration",
+    "mistakes": "Worst mistakes",
+    "shifts": "Shifts",
+    "filters": "First filters",
+    "maps": "Feature maps",
+    "moving": "Batch against moving statistics",
+    "drift": "Activation drift",
+}
+VOID = {"meta", "link", "img", "br"}
+HOSTILE = ("<script>alert(1)</script>", "long " * 60, '$x^2_$ & "co"', "日本語")
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it; fails on tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, str]] = []  # tag and id
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: dict[str, list[str]] = {}  # tags by the section they are in
+        self.texts: dict[str, str] = {}  # text by the ids it is in
+        self.alts: list[str | None] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if "id" in found:
+            self.ids.append(found["id"] or "")
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.addresses += re.findall(r"url\((.*?)\)", " ".join(value or "" for value in found.values()))
+        if tag == "img":
+            self.alts.append(found.get("alt"))
+        for one in {one for _, one in self.open}:
+            self.tags.setdefault(one, []).append(tag)
+        if tag not in VOID:
+            self.open.append((tag, found.get("id") or ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for one in {one for _, one in self.open}:
+            self.texts[one] = self.texts.get(one, "") + data
+
+    def words(self, where: str) -> str:
+        return " ".join(self.texts[where].split())
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, Path]:
+    """Two epochs of digits and their report."""
+    folder = tmp_path_factory.mktemp("report") / "digits & <co>"
+    run = Run.create(folder, RunConfig.of(digits, None, False, Recipe(network="reference", epochs=2)))
+    torch.manual_seed(0)
+    network = run.config.build_network()
+    best = train(run, network, digits.train, digits.val, lambda *_: None, lambda _: None)
+    run.append_metrics({"best_epoch": best.epoch, "test_accuracy": 0.0})
+    run.load_weights(network)
+    return run, network, write_report(run, network, digits)
+
+
+@pytest.fixture(scope="module")
+def page(trained: tuple[Run, nn.Module, Path]) -> Page:
+    return Page(trained[2].read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Answers:
+    """What the network says, computed here."""
+    with torch.no_grad():
+        logits = trained[1].eval()(scale_pixels(torch.from_numpy(digits.test.images))).double().numpy()
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    told = probabilities.argmax(1)
+    return Answers(told, probabilities.max(1), told == digits.test.targets)
+
+
+WriteUntrained = Callable[[nn.Module, Dataset], Page]
+
+
+@pytest.fixture
+def write_untrained(tmp_path: Path) -> WriteUntrained:
+    """The report of a network of the user's own that learned nothing in one epoch."""
+
+    def write(network: nn.Module, dataset: Dataset) -> Page:
+        run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(network="mine:build", epochs=1)))
+        run.save_weights(network, "initial")
+        figures = {"loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "val_loss": 1.0}
+        run.append_metrics({"epoch": 1, "learning_rate": 0.1, "seconds": 100.0, "layers": [], **figures})
+        run.append_metrics({"best_epoch": 1, "test_accuracy": 0.5})
+        path = write_report(run, network, dataset)
+        assert path.stat().st_size < 5_000_000
+        assert [one.name for one in path.parent.glob("report*")] == ["report.html"]
+        return Page(path.read_text(encoding="utf-8"))
+
+    return write
+
+
+def make_dataset(labels: tuple[str, ...], side: int, channels: int) -> Dataset:
+    rng = np.random.default_rng(0)
+    targets = np.arange(len(labels))
+    split = Split(rng.integers(0, 256, (len(labels), side, side, channels), np.uint8), targets)
+    return Dataset("https://example.org/a?<b>", labels, split, split, split)
+
+
+class TestPage:
+    @pytest.mark.parametrize("section", SECTIONS)
+    def test_has_every_section_with_a_figure(self, page: Page, section: str) -> None:
+        assert page.words(section).startswith(SECTIONS[section])
+        assert {"svg", "img", "table"} & set(page.tags[section])
+        assert len(page.words(section)) > 100
+
+    def test_draws_every_layer(self, page: Page) -> None:
+        assert page.tags["moving"].count("svg") == 2 + 5
+        assert page.tags["drift"].count("svg") == 5
+        assert page.tags["filters"].count("img") == 2 * 32
+        assert page.tags["maps"].count("img") == 1 + 4 * 8
+
+    def test_stands_alone(self, page: Page, trained: tuple[Run, nn.Module, Path]) -> None:
+        assert "://" not in trained[2].read_text(encoding="utf-8")
+        assert "script" not in {tag for tags in page.tags.values() for tag in tags}
+        for address in page.addresses:
+            assert address.startswith("data:") or address.removeprefix("#") in page.ids, address
+
+    def test_has_no_id_twice_and_words_for_every_picture(self, page: Page) -> None:
+        assert len(page.ids) == len(set(page.ids))
+        assert None not in page.alts
+
+    def test_has_the_numbers(
+        self, page: Page, trained: tuple[Run, nn.Module, Path], answers: Answers, digits: Dataset
+    ) -> None:
+        assert page.texts["accuracy"] == f"{100 * answers.right.mean():.2f}%"
+        low, high = wilson_interval(int(answers.right.sum()), len(answers.right))
+        assert f"{100 * low:.1f}% to {100 * high:.1f}%" in page.words("")
+        assert "1,295 and 143 to validate, 359 to test; 8\N{MULTIPLICATION SIGN}8 grey" in page.words("")
+        assert "99,818 weights, 10 labels" in page.words("")
+        for target, label in enumerate(digits.labels):
+            right = answers.right[digits.test.targets == target]
+            assert re.search(rf" {label}{len(right)} \S+ {100 * right.mean():.1f}% ", page.words("classes"))
+
+    def test_shows_the_surest_mistakes_first(self, page: Page, answers: Answers, digits: Dataset) -> None:
+        wrong = np.flatnonzero(~answers.right)
+        worst = wrong[answers.confidence[wrong].argmax()]
+        true, told = digits.labels[digits.test.targets[worst]], digits.labels[answers.told[worst]]
+        shown = page.words("mistakes").split("in common. ")[1]
+        assert shown.startswith(f"{true} told {told} {100 * answers.confidence[worst]:.1f}%")
+        assert page.tags["mistakes"].count("img") == min(12, len(wrong))
+
+    def test_is_the_same_again(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
+        run, network, path = trained
+        before = path.read_bytes()
+        network.train()
+        assert write_report(run, network, digits).read_bytes() == before
+        assert not network.training
+        assert not any(module._forward_hooks for module in network.modules())
+
+
+class TestOtherNetworksAndData:
+    def test_hundred_labels_of_any_name(self, write_untrained: WriteUntrained) -> None:
+        labels = (*HOSTILE, *(f"species {index}" for index in range(96)))
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        network.append(nn.Linear(8, 100))
+        page = write_untrained(network, make_dataset(labels, 128, 3))
+        assert "script" not in page.tags[""]
+        assert "With 100 labels" in page.words("confusion")
+        assert "1 min 40 s" in page.words("")
+        assert page.tags["classes"].count("tr") <= 1 + 25
+
+    @pytest.mark.parametrize("label", HOSTILE)
+    def test_a_name_is_only_a_name(self, write_untrained: WriteUntrained, label: str) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        nn.init.zeros_(network[1].weight)
+        network[1].bias.data = torch.tensor([5.0, 0.0])  # everything is told as this label
+        page = write_untrained(network, make_dataset((label, "b"), 4, 1))
+        assert "script" not in page.tags[""]
+        for section in ("confusion", "classes", "mistakes"):
+            assert " ".join(label.split()) in page.words(section)
+
+    def test_without_convolution_or_batch_norm(self, write_untrained: WriteUntrained) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 2))
+        page = write_untrained(network, make_dataset(("a", "b"), 4, 3))
+        for section in ("filters", "maps", "moving", "drift"):
+            assert not {"svg", "img"} & set(page.tags[section])
+            assert "no" in page.words(section)
+
+    def test_a_frozen_convolution_is_shown_once(self, write_untrained: WriteUntrained) -> None:
+        network = nn.Sequential(nn.Conv2d(1, 5, 2), nn.Flatten(), nn.Linear(45, 2))
+        page = write_untrained(network, make_dataset(("a", "b"), 4, 1))
+        assert "frozen" in page.words("filters")
+        assert page.tags["filters"].count("img") == 5
+
+    def test_warnings_of_the_data_are_told(self, write_untrained: WriteUntrained) -> None:
+        dataset = make_dataset(("a", "b"), 4, 1)
+        object.__setattr__(dataset, "warnings", ("3 images lie in <both>",))
+        page = write_untrained(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), dataset)
+        assert "3 images lie in <both>" in page.words("")
+
+
+class TestFindings:
+    @pytest.mark.parametrize(
+        ("right", "count", "expected"), [(8, 10, (0.4902, 0.9433)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0))]
+    )
+    def test_wilson_interval(self, right: int, count: int, expected: tuple[float, float]) -> None:
+        assert wilson_interval(right, count) == pytest.approx(expected, abs=5e-5)  # as R's binom.confint says
+
+    def test_calibration(self) -> None:
+        confidence = np.array([0.95, 0.92, 0.91, 0.55, 0.52])
+        right = np.array([True, True, False, True, False])
+        means, shares, images, error = calibrate(Answers(np.zeros(5, np.int64), confidence, right))
+        assert means.tolist() == pytest.approx([0.535, 0.9266667])
+        assert shares.tolist() == pytest.approx([0.5, 2 / 3])
+        assert images.tolist() == [2, 3]
+        assert error == pytest.approx(0.4 * 0.035 + 0.6 * 0.26)
+
+    def test_calibration_of_a_network_that_is_always_right(self) -> None:
+        told = np.zeros(4, np.int64)
+        assert calibrate(Answers(told, np.full(4, 0.75), np.full(4, True)))[3] == pytest.approx(0.25)
+
+    def test_confusions_come_in_order(self) -> None:
+        matrix = np.array([[5, 1, 0], [3, 5, 2], [0, 0, 9]])
+        found = find_confusions(matrix, ("a", "b", "c"), 2)
+        assert found == [("b", "a", 3, 0.3), ("b", "c", 2, 0.2)]
+        assert len(find_confusions(matrix, ("a", "b", "c"), 9)) == 3
+
+    def test_scores(self) -> None:
+        rows = score_classes(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ("a", "b", "absent"))
+        assert rows == [("a", 2, 1.0, 0.5, pytest.approx(2 / 3)), ("b", 2, pytest.approx(2 / 3), 1.0, 0.8)]
+        (row,) = (one for one in score_classes(np.array([0, 1]), np.array([0, 0]), ("a", "b")) if one[0] == "b")
+        assert math.isnan(row[2])
+        assert row[3] == 0
+
+    def test_shifts_repeat_the_edge(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
+        network, split = trained[1], digits.test
+        rows = np.arange(8)
+        with torch.no_grad():
+            for pixels, accuracy, unchanged in try_shifts(network, split):
+                right, same = [], []
+                still = network.eval()(scale_pixels(torch.from_numpy(split.images))).argmax(1).numpy()
+                for down, aside in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)):
+                    moved = split.images[:, np.clip(rows - down, 0, 7)][:, :, np.clip(rows - aside, 0, 7)]
+                    told = network(scale_pixels(torch.from_numpy(moved))).argmax(1).numpy()
+                    right.append(told == split.targets)
+                    same.append(told == still)
+                assert (accuracy, unchanged) == pytest.approx((np.mean(right), np.mean(same)))
+        assert pixels == 4
+
+
+class TestPictures:
+    def test_feature_maps_are_the_convolutions(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
+        network, pixels = trained[1], digits.test.images[0]
+        maps = watch_convolutions(network, pixels)
+        assert list(maps) == ["features.0", "features.3", "features.6", "features.9"]
+        with torch.no_grad():
+            wanted = network.features[:4].eval()(scale_pixels(torch.from_numpy(pixels[None])))[0]
+        torch.testing.assert_close(maps["features.3"], wanted)
+
+    def test_signs_are_colours_and_zero_is_nothing(self) -> None:
+        picture = decode(embed_maps(torch.tensor([[[1.0, 0.0, -0.5]]]))[0])
+        orange, blue = (tuple(bytes.fromhex(COLOURS[name][1:])) for name in ("orange", "blue"))
+        assert picture[0, 0].tolist() == [*orange, 255]
+        assert picture[0, 1, 3] == 0
+        assert picture[0, 2].tolist() == [*blue, 128]
+
+    def test_filters_have_their_zero_in_mid_grey(self) -> None:
+        weight = torch.tensor([[[[0.5, 0.0, -0.25]]], [[[0.0, 0.0, 0.0]]]])
+        assert decode(embed_filters(weight)[0]).ravel().tolist() == [255, 128, 64]
+        assert decode(embed_filters(weight)[1]).ravel().tolist() == [128, 128, 128]
+
+    def test_large_images_are_made_small(self) -> None:
+        assert decode(embed_image(np.zeros((300, 150, 3), np.uint8))).shape == (96, 48, 3)
+
+
+def decode(address: str) -> np.ndarray:
+    import base64
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,")))))
+
+
+class TestCharts:
+    def test_take_every_colour_from_the_page(self) -> None:
+        chart = draw_lines(
+            "Gap", range(3), [(name, name, [0, 1, 2], "-") for name in COLOURS], band=([0, 0, 0], [1, 1, 1])
+        )
+        assert not re.search(r": #", chart.svg)
+        for name in COLOURS:
+            assert f"var(--{name})" in chart.svg
+
+    def test_colours_have_a_version_for_the_night(self) -> None:
+        _, _, night = (FOLDER / "page.css").read_text().partition("prefers-color-scheme: dark")
+        for name, colour in COLOURS.items():
+            assert re.search(rf"--{name}: #\w{{6}};", night)
+            assert f"--{name}: {colour}" not in night
+
+    def test_say_in_words_what_they_show(self) -> None:
+        chart = draw_lines("A & <b>", [1, 2], [("train", "blue", [0.5, 0.25], "-")])
+        assert 'aria-label="A &amp; &lt;b&gt; by epoch, at the last: train 0.25"' in chart.svg

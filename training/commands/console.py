@@ -1,0 +1,96 @@
+"""What training's commands show alike: lines, progress bars, the data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from training.datasets import Dataset
+    from training.run import Run
+
+# Read when torch is imported. Its threads would spin while they wait for each other, which on cores that have other
+# work to do can cost ten times the training itself: docs/performance.md.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
+
+cache_option = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=platformdirs.user_cache_path("evalmode"),
+    help="where published data sets are kept, as CACHE/NAME/<files>; what is missing is downloaded there",
+)
+
+
+def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """HxW as (height, width).
+
+    Raises:
+        click.BadParameter: it is something else.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if not match:
+        raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
+    return int(match[1]), int(match[2])
+
+
+def load_data(
+    source: str, image_size: tuple[int, int] | None, seed: int, skip_unreadable: bool, cache: Path
+) -> Dataset:
+    """Load a data set behind a progress bar, and say what it warns of.
+
+    Raises:
+        DataError: it cannot be used as it is.
+    """
+    from training.datasets import load_dataset
+
+    with progress("") as bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        dataset = load_dataset(source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show)
+    for warning in dataset.warnings:
+        console.print(f"warning   {warning}", style="yellow")
+    return dataset
+
+
+def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
+    """Load what a run was trained on again, from where it lies now.
+
+    Raises:
+        DataError: it cannot be loaded.
+        RunError: it is something else by now.
+    """
+    from training.errors import RunError
+
+    config = run.config
+    dataset = load_data(data or config.data, config.image_size, config.recipe.seed, config.skip_unreadable, cache)
+    if dataset.digest() != config.data_digest:
+        raise RunError(
+            f"{dataset.source} is not what {run.folder} was trained on: its digest differs; give --data or train again"
+        )
+    return dataset
+
+
+def progress(what: str) -> Progress:
+    """A progress bar that is shown on a terminal and nowhere else."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,39 @@
+"""``evalmode export``: from a run to a published artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from training.commands.console import cache_option, console, reload_data
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
+@click.option("--name", required=True, help="the model's name there")
+@click.option("--mirrored", is_flag=True, help="answer the mean over the image and its mirror image: twice the cost")
+@click.option("--data", help="where the run's data lies now, if it moved")
+@cache_option
+def export(run: Path, repository: Path, name: str, mirrored: bool, data: str | None, cache: Path) -> None:
+    """Export RUN in eval mode and publish it as repository/NAME/<next version>/model.onnx.
+
+    Refused unless ONNX Runtime agrees with torch on the whole test set.
+    """
+    from serving.repository import check_name, publish
+    from training.export import export_run
+    from training.run import Run
+
+    check_name(name)
+    opened = Run.open(run)
+    dataset = reload_data(opened, data, cache)
+    artifact, agreement = export_run(opened, dataset, mirrored)
+    path = publish(repository, name, artifact)
+    near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
+    console.print(
+        f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
+        f"{agreement.max_logit_difference:.1e}, {near_ties}\n"
+        f"accuracy  {agreement.accuracy:.4f}\n"
+        f"published {path} ({len(artifact):,} bytes)"
+    )

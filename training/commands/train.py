@@ -1,0 +1,158 @@
+"""``evalmode train`` and ``evalmode report``: from labelled images to a run, and what it looks like."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from training.commands.console import cache_option, console, load_data, parse_size, progress, reload_data
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.datasets import Dataset
+    from training.run import Run
+    from training.train import Epoch
+
+BY_NETWORK = "the network's own"  # shown as the default of what each recipe decides
+
+
+@click.command()
+@click.argument("data")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="run folder to write, new or empty")
+@click.option("--network", default="compact", help="compact, reference, or your own as package.module:function")
+@click.option("--width", type=click.FloatRange(0.125, 16), default=1.0, help="factor of the number of filters")
+@click.option(
+    "--image-size",
+    metavar="HxW",
+    callback=parse_size,
+    help="bring every image to this size; else all must have one size",
+)
+@click.option("--epochs", type=click.IntRange(1), show_default=BY_NETWORK, help="passes over the training images")
+@click.option("--batch-size", type=click.IntRange(2), show_default=BY_NETWORK, help="images a step")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, 1e30, min_open=True), show_default=BY_NETWORK, help="at its peak"
+)
+@click.option("--weight-decay", type=click.FloatRange(0), show_default=BY_NETWORK, help="decoupled")
+@click.option(
+    "--dropout", type=click.FloatRange(0, 1, max_open=True), show_default=BY_NETWORK, help="share of units dropped"
+)
+@click.option(
+    "--label-smoothing",
+    type=click.FloatRange(0, 1, max_open=True),
+    show_default=BY_NETWORK,
+    help="share of the target spread over all labels",
+)
+@click.option(
+    "--mirror/--no-mirror",
+    default=None,
+    show_default=BY_NETWORK + ", never for characters",
+    help="train on mirror images, too: not where left and right make another label",
+)
+@click.option("--shift", type=click.IntRange(0), show_default=BY_NETWORK, help="move images by up to so many pixels")
+@click.option("--balance", is_flag=True, help="weight the loss so that rare labels count as much as frequent ones")
+@click.option("--skip-unreadable", is_flag=True, help="leave out the files that cannot be read, else they are an error")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")
+@click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="where to train")
+@click.option("--report/--no-report", default=True, help="write report.html at the end")
+@cache_option
+def train(
+    data: str,
+    out: Path,
+    network: str,
+    image_size: tuple[int, int] | None,
+    skip_unreadable: bool,
+    seed: int,
+    device: str,
+    report: bool,
+    cache: Path,
+    **overrides: float | bool | None,
+) -> None:
+    """Train a classifier on DATA.
+
+    DATA is a folder of <class>/<image> files, an .npz, a CIFAR-10 archive or a folder of IDX files as published, or a
+    name: digits, mnist, fashion-mnist, cifar10.
+    """
+    import torch
+
+    from training.networks import count_multiply_adds
+    from training.recipe import choose_recipe
+    from training.run import Run, RunConfig, claim_folder
+    from training.train import choose_device, prepare_network
+
+    place = choose_device(device)
+    claim_folder(out)
+    sys.path.insert(0, str(Path.cwd()))  # where --network package.module:function is looked for first
+    dataset = load_data(data, image_size, seed, skip_unreadable, cache)
+    _print_dataset(dataset)
+    recipe = choose_recipe(network, dataset, seed=seed, **overrides)
+    config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
+    torch.manual_seed(seed)  # initial weights
+    built = prepare_network(config.build_network(), dataset.train).to(place)
+    weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
+    console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {place.type}")
+    run = Run.create(out, config)
+    try:
+        _train(run, built, dataset)
+    except KeyboardInterrupt:
+        console.print(f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...")
+        sys.exit(130)
+    if report:
+        _write_report(run, built, dataset)
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--data", help="where the run's data lies now, if it moved")
+@cache_option
+def report(run: Path, data: str | None, cache: Path) -> None:
+    """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
+    from training.run import Run
+
+    sys.path.insert(0, str(Path.cwd()))
+    opened = Run.open(run)
+    network = opened.config.build_network()
+    opened.load_weights(network)
+    _write_report(opened, network, reload_data(opened, data, cache))
+
+
+def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
+    from training.train import evaluate
+    from training.train import train as train_network
+
+    console.print("epoch      loss  train acc  val acc  seconds", style="bold")
+    with progress("epoch") as bar:
+        task = bar.add_task("", total=None)
+
+        def show_epoch(epoch: Epoch) -> None:
+            figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
+            bar.console.print(f"{epoch.epoch:5d} {figures}")
+
+        def show_step(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
+
+        best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
+    run.load_weights(network)
+    test_accuracy, _ = evaluate(network, dataset.test)
+    run.append_metrics({"best_epoch": best.epoch, "test_accuracy": test_accuracy})
+    console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}")
+    console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
+    console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
+
+
+def _write_report(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
+    from training.report.page import write_report
+
+    console.print(f"report    {write_report(run, network, dataset)}")
+
+
+def _print_dataset(dataset: Dataset) -> None:
+    shape = dataset.contract
+    counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "val", "test"))
+    console.print(f"data      {dataset.source}: {counts}; {len(dataset.labels)} labels")
+    console.print(
+        f"pixels    {shape.height}x{shape.width}, {'RGB' if shape.channels == 3 else 'grey'}, scaled to [-1, 1]"
+    )

@@ -1,0 +1,59 @@
+"""What is checked of every data set, wherever it comes from: copies across splits, empty classes, uneven classes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from training.datasets.dataset import SPLITS, Dataset, Split
+from training.errors import DataError
+
+UNEVEN = 2  # a class with more than this many times the images of another is worth a word
+
+
+def check_dataset(dataset: Dataset) -> Dataset:
+    """Leave copies out (test wins over val, val over train; arrays are reused), and warn of what a user should know.
+
+    Raises:
+        DataError: a class has no image in a split, maybe because all of them were copies.
+    """
+    dataset = _drop_copies(dataset)
+    counts = {name: np.bincount(getattr(dataset, name).targets, minlength=len(dataset.labels)) for name in SPLITS}
+    for name, count in counts.items():
+        if count.min() == 0:
+            why = "".join(f" ({warning})" for warning in dataset.warnings)
+            label = dataset.labels[count.argmin()]
+            raise DataError(f"class {label!r} has no {name} image: add some or remove the class{why}")
+    most, least = counts["train"].argmax(), counts["train"].argmin()
+    if counts["train"][most] <= UNEVEN * counts["train"][least]:
+        return dataset
+    figures = [f"{dataset.labels[index]!r} has {counts['train'][index]:,} training images" for index in (most, least)]
+    uneven = f"classes are uneven, {' and '.join(figures)}: --balance gives every class the same weight"
+    return replace(dataset, warnings=(*dataset.warnings, uneven))
+
+
+def _drop_copies(dataset: Dataset) -> Dataset:
+    hashes = {name: _hash_images(getattr(dataset, name)) for name in SPLITS}
+    for loser, winner in (("val", "test"), ("train", "test"), ("train", "val")):
+        split, targets = getattr(dataset, loser), getattr(dataset, winner).targets.tolist()
+        known, labelled = set(hashes[winner]), set(zip(hashes[winner], targets, strict=True))
+        copies = np.array([image in known for image in hashes[loser]], bool)
+        if copies.any():
+            same = sum(pair in labelled for pair in zip(hashes[loser], split.targets.tolist(), strict=True))
+            warning = (
+                f"{copies.sum():,} of {len(split):,} {loser} images are copies of {winner} images and left out, "
+                f"{copies.sum() - same:,} of them with another label"
+            )
+            kept = np.flatnonzero(~copies)
+            hashes[loser] = [hashes[loser][row] for row in kept]
+            dataset = replace(dataset, **{loser: split.keep(kept)}, warnings=(*dataset.warnings, warning))
+    return dataset
+
+
+def _hash_images(split: Split) -> list[bytes]:
+    """A hash of every image's pixels; 60,000 of 32x32x3 take less than half a second."""
+    rows = split.images.reshape(len(split), math.prod(split.images.shape[1:]))
+    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
