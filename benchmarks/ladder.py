@@ -1,9 +1,200 @@
-"""What each trick of the compact network and its recipe is worth: one left out or put in at a time, on validation.
+"""What each trick of the compact network and its recipe is worth: one taken out or put in at a time, on validation.
 
     python benchmarks/ladder.py cifar10 --out benchmarks/results/DATE-ladder.json
 
-Every variant trains with the same seeds on one thread, several at once; accuracy does not depend on the clock, so the
-machine may be busy. The test images are never read. Differences are paired by seed.
+Every variant trains with the same seeds, on one thread, several at once: accuracy does not depend on the clock, so the
+machine may be busy. The test images are never looked at. Differences to ``compact`` are paired by seed. Runs that the
+output file holds already are not repeated.
 """
 
 from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import training.train
+from training.datasets import Dataset, Split, load_dataset
+from training.export import Mirrored
+from training.networks.compact import Block, Compact
+from training.recipe import Recipe, choose_recipe
+from training.run import Run, RunConfig
+from training.train import evaluate, prepare_network, train
+
+Change = Callable[[], AbstractContextManager[Any]]
+
+
+def use_sgd() -> AbstractContextManager[Any]:
+    """All weights by SGD, at the peak rate that served it best (0.4 of 0.2, 0.4, 0.8)."""
+
+    def make(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+        learned = [weights for weights in network.parameters() if weights.requires_grad]
+        sgd = torch.optim.SGD(learned, 0.4, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        sgd.param_groups[0]["peak_lr"] = 0.4
+        return [sgd]
+
+    return patch.object(training.train, "make_optimizers", make)
+
+
+def learn_first_layer() -> AbstractContextManager[Any]:
+    """The first convolution is initialised at random and learned like the others."""
+    return patch.object(Compact, "whiten", lambda network, x: network.whitening.requires_grad_(True))
+
+
+def draw_mirrored() -> AbstractContextManager[Any]:
+    """Every image is mirrored or not by a draw of its own in every epoch."""
+
+    def draw(count: int, epoch: int, seed: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
+
+    return patch.object(training.train, "choose_mirrored", draw)
+
+
+@contextmanager
+def use_relu() -> Iterator[None]:
+    """ReLU wherever compact has GELU."""
+    with patch.object(nn, "GELU", nn.ReLU), patch.object(nn.functional, "gelu", nn.functional.relu):
+        yield
+
+
+def start_as_identity() -> AbstractContextManager[Any]:
+    """Every convolution first hands its input on (dirac initialisation)."""
+    build = Block.__init__
+
+    def init(block: Block, *arguments: Any) -> None:
+        build(block, *arguments)
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.dirac_(layer.weight.data[: layer.in_channels])
+
+    return patch.object(Block, "__init__", init)
+
+
+def add_input() -> AbstractContextManager[Any]:
+    """The second convolution of a block adds to its input (a residual connection)."""
+
+    def forward(block: Block, x: Tensor) -> Tensor:
+        x = block.layers[:4](x)
+        return block.layers[6](x + block.layers[4:6](x))
+
+    return patch.object(Block, "forward", forward)
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
+    "compact": ({}, nullcontext),
+    "SGD for Muon": ({}, use_sgd),
+    "learned first layer for whitening": ({}, learn_first_layer),
+    "ReLU for GELU": ({}, use_relu),
+    "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
+    "no mirroring": ({"mirror": False}, nullcontext),
+    "mirroring drawn each time": ({}, draw_mirrored),
+    "no shifts": ({"shift": 0}, nullcontext),
+    "no label smoothing": ({"label_smoothing": 0.0}, nullcontext),
+    "label smoothing 0.2": ({"label_smoothing": 0.2}, nullcontext),
+    "dropout 0.1": ({"dropout": 0.1}, nullcontext),
+    "identity initialisation": ({}, start_as_identity),
+    "residual connections": ({}, add_input),
+    "learning rate 0.05": ({"learning_rate": 0.05}, nullcontext),
+    "learning rate 0.2": ({"learning_rate": 0.2}, nullcontext),
+}
+
+
+def main() -> None:
+    """Train what is missing, then print the ladder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    arguments = parser.parse_args()
+    results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    done = {(result["variant"], result["seed"], result["epochs"]) for result in results}
+    wanted = [(name, seed, arguments.epochs) for name in arguments.variants for seed in range(arguments.seeds)]
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        missing = [job for job in wanted if job not in done]
+        path = _keep_arrays(arguments.data, Path(folder)) if missing else Path()
+        for result in pool.map(measure, *zip(*[(path, *job) for job in missing], strict=True)) if missing else ():
+            results.append(result)
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            print(result, flush=True)
+    Console().print(_tabulate([result for result in results if result["epochs"] == arguments.epochs]))
+
+
+def _keep_arrays(data: str, folder: Path) -> Path:
+    """Decode the images once for all runs; validation is carved with seed 0 for all of them."""
+    dataset = load_dataset(data)
+    path = folder / "arrays.npz"
+    splits = {"train": dataset.train, "val": dataset.val}
+    arrays = {f"x_{name}": split.images for name, split in splits.items()}
+    np.savez(path, labels=dataset.labels, **arrays, **{f"y_{name}": split.targets for name, split in splits.items()})
+    return path
+
+
+def measure(path: Path, variant: str, seed: int, epochs: int) -> dict[str, Any]:
+    """Train a variant; its accuracy on validation, plain and as the mean of both views, and its CPU seconds."""
+    torch.set_num_threads(1)
+    with np.load(path) as arrays:
+        train_split, val = (Split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in ("train", "val"))
+        labels = tuple(map(str, arrays["labels"]))
+    dataset = Dataset("ladder", labels, train_split, val, val)
+    overrides, change = VARIANTS[variant]
+    with change(), tempfile.TemporaryDirectory() as folder:
+        recipe = choose_recipe("compact", dataset, epochs=epochs, seed=seed, **overrides)
+        config = RunConfig("ladder", None, False, "", labels, dataset.contract.shape, recipe)
+        torch.manual_seed(seed)
+        network = prepare_network(config.build_network(), train_split)
+        started = time.process_time()
+        run = Run.create(Path(folder) / "run", config)
+        train(run, network, train_split, val, lambda *_: None, lambda _: None)
+        seconds = time.process_time() - started
+        plain, mirrored = evaluate(network, val)[0], evaluate(Mirrored(network), val)[0]
+    return {
+        "variant": variant,
+        "seed": seed,
+        "epochs": epochs,
+        "val_accuracy": plain,
+        "val_accuracy_mirrored": mirrored,
+        "cpu_seconds": round(seconds, 1),
+    }
+
+
+def _tabulate(results: list[dict[str, Any]]) -> Table:
+    """A row a variant: means over the seeds with their spread, and the mean difference to compact."""
+    table = Table("variant", "validation", "spread", "difference", "mirrored", "difference", "CPU s")
+    base = {result["seed"]: result for result in results if result["variant"] == "compact"}
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        runs = [result for result in results if result["variant"] == variant]
+        row = [variant]
+        for figure in ("val_accuracy", "val_accuracy_mirrored"):
+            values = [run[figure] for run in runs]
+            differences = [run[figure] - base[run["seed"]][figure] for run in runs if run["seed"] in base]
+            row += [f"{100 * mean(values):.2f}"]
+            row += [f"{100 * min(values):.2f} to {100 * max(values):.2f}"] if figure == "val_accuracy" else []
+            row += [f"{100 * mean(differences):+.2f}" if differences else ""]
+        table.add_row(*row, f"{mean(run['cpu_seconds'] for run in runs):.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

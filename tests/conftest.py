@@ -145,7 +145,7 @@ def server(colours: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def evalmode() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command as a user would: ``evalmode("train", "digits", ...)``."""
 

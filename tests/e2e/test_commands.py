@@ -68,7 +68,10 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "no-such-folder", "--out", "run"], "no-such-folder is no folder and no data set's name"),
+        (
+            ["train", "no-such-folder", "--out", "run"],
+            "no-such-folder is no folder, no .npz, no .tar.gz and no data set's",
+        ),
         (["train", "digits", "--out", "taken"], "taken is not empty"),
         (["train", "digits", "--out", "run", "--image-size", "big"], "'big' is not HxW"),
         (["train", "digits", "--out", "run", "--image-size", "0x8"], "'0x8' is not HxW"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,11 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
     return int(match[1]), int(match[2])
+
+
+def find_own_networks() -> None:
+    """Let ``--network package.module:function`` name a module in the working directory, as ``python -m`` would."""
+    sys.path.insert(0, str(Path.cwd()))
 
 
 def load_data(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from training.commands.console import cache_option, console, reload_data
+from training.commands.console import cache_option, console, find_own_networks, reload_data
 
 
 @click.command()
@@ -26,6 +26,7 @@ def export(run: Path, repository: Path, name: str, mirrored: bool, data: str | N
     from training.run import Run
 
     check_name(name)
+    find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)
     artifact, agreement = export_run(opened, dataset, mirrored)

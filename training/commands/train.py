@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from training.commands.console import cache_option, console, load_data, parse_size, progress, reload_data
+from training.commands.console import (
+    cache_option,
+    console,
+    find_own_networks,
+    load_data,
+    parse_size,
+    progress,
+    reload_data,
+)
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.tensorboard import SummaryWriter
 
     from training.datasets import Dataset
     from training.run import Run
     from training.train import Epoch
 
+EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
 BY_NETWORK = "the network's own"  # shown as the default of what each recipe decides
 
 
@@ -85,7 +96,7 @@ def train(
 
     place = choose_device(device)
     claim_folder(out)
-    sys.path.insert(0, str(Path.cwd()))  # where --network package.module:function is looked for first
+    find_own_networks()
     dataset = load_data(data, image_size, seed, skip_unreadable, cache)
     _print_dataset(dataset)
     recipe = choose_recipe(network, dataset, seed=seed, **overrides)
@@ -112,7 +123,7 @@ def report(run: Path, data: str | None, cache: Path) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
     from training.run import Run
 
-    sys.path.insert(0, str(Path.cwd()))
+    find_own_networks()
     opened = Run.open(run)
     network = opened.config.build_network()
     opened.load_weights(network)
@@ -124,12 +135,15 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
-    with progress("epoch") as bar:
+    with progress("epoch") as bar, _open_events(run.folder) as events:
         task = bar.add_task("", total=None)
 
         def show_epoch(epoch: Epoch) -> None:
             figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
             bar.console.print(f"{epoch.epoch:5d} {figures}")
+            if events:
+                for name in EVENTS:
+                    events.add_scalar(name, getattr(epoch, name), epoch.epoch)
 
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
@@ -141,6 +155,15 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}")
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
+
+
+def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
+    """TensorBoard's event file, where tensorboard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return nullcontext()
+    return SummaryWriter(folder)
 
 
 def _write_report(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:

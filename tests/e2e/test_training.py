@@ -1,0 +1,125 @@
+"""Training as a user types it, beyond the main job: own networks, published formats, the report, unreadable images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import encode, plain
+
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+
+OWN = """
+from torch import nn
+
+def build(channels, height, width, classes):
+    values = channels * height * width
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(values), nn.Linear(values, classes))
+"""
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An .npz of 12x12 images in three colours, blue being rare."""
+    rng = np.random.default_rng(0)
+
+    def split(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(3), counts)
+        images = rng.integers(0, 60, (len(labels), 12, 12, 3))
+        images[np.arange(len(labels)), :, :, labels] += 120
+        return images.astype(np.uint8), labels
+
+    path = tmp_path_factory.mktemp("arrays") / "colours.npz"
+    (x_train, y_train), (x_test, y_test) = split((120, 120, 30)), split((10, 10, 10))
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, labels=["red", "green", "blue"])
+    return path
+
+
+def load_metadata(path: Path) -> dict[str, object]:
+    return {entry.key.removeprefix("evalmode."): json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+
+
+@pytest.fixture(scope="module")
+def run(arrays: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
+    """Two epochs of the default network."""
+    folder = tmp_path_factory.mktemp("story")
+    done = evalmode("train", arrays, "--out", "run", "--epochs", 2, "--balance", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder / "run"
+
+
+def test_training_tells_the_network_its_cost_and_what_the_data_lack(run: Path) -> None:
+    said = (run.parent / "said.txt").read_text()
+    assert "network   compact, " in said
+    assert "multiply-adds an image, on cpu" in said
+    assert "warning   " in said
+    assert "blue" in said
+    assert "--balance" in said
+
+
+def test_training_leaves_a_report(run: Path) -> None:
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert "report    run/report.html" in (run.parent / "said.txt").read_text()
+
+
+def test_a_report_can_be_written_again(run: Path, evalmode: Evalmode) -> None:
+    before = (run / "report.html").read_bytes()
+    (run / "report.html").unlink()
+    assert evalmode("report", "run", cwd=run.parent).returncode == 0
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_tensorboard_reads_what_metrics_jsonl_says(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(run)).Reload()
+    for name in ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate"):
+        assert [event.step for event in events.Scalars(name)] == [1, 2]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines[1:3]])
+
+
+def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp_path: Path) -> None:
+    for options in ((), ("--mirrored",)):
+        done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", *options)
+        assert done.returncode == 0, done.stderr
+    versions = [load_metadata(tmp_path / "colours" / version / "model.onnx") for version in ("1", "2")]
+    assert [metadata["mirrored"] for metadata in versions] == [False, True]
+
+
+def test_a_users_network_is_found_in_the_working_directory_from_train_to_answer(
+    arrays: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+    trained = ("train", arrays, "--out", "run", "--network", "own:build", "--epochs", 3, "--batch-size", 16)
+    assert evalmode(*trained, cwd=tmp_path).returncode == 0
+    assert evalmode("export", "run", "--repository", "models", "--name", "own", cwd=tmp_path).returncode == 0
+    assert load_metadata(tmp_path / "models/own/1/model.onnx")["network"] == "own:build"
+    done = evalmode("predict", "red.png", "--file", "models/own/1/model.onnx", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["scores"][0]["label"] == "red"
+
+
+def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Path, evalmode: Evalmode) -> None:
+    for label in ("red", "green"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(12):
+            colour = (255 - index, index, 0) if label == "red" else (0, 255 - index, index)
+            (tmp_path / "photos" / label / f"{index}.png").write_bytes(encode(plain(colour)))
+    for name in ("a", "b"):
+        (tmp_path / "photos" / "red" / f"{name}.jpg").write_bytes(b"no image")
+    command = ("train", "photos", "--out", "run", "--epochs", 1, "--image-size", "8x8")
+    refused = evalmode(*command, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert all(said in refused.stderr for said in ("photos/red/a.jpg", "photos/red/b.jpg", "--skip-unreadable"))
+    trained = evalmode(*command, "--skip-unreadable", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "warning   " in trained.stdout
+    exported = evalmode("export", "run", "--repository", "models", "--name", "photos", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr  # the same files are left out again
