@@ -1,58 +1,83 @@
-"""Milliseconds of one training step of `reference`, by memory layout and optimiser.
+"""Milliseconds of one training step, by what might make it faster.
 
-python benchmarks/train_step.py
+    python benchmarks/train_step.py [reference|compact]
+    OMP_WAIT_POLICY=active python benchmarks/train_step.py compact     threads that spin while they wait
+
+Variants are interleaved; `seconds to start` is what compiling costs before the first step.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from training.networks import scale_pixels
-from training.networks.reference import Reference
+from training.networks import build_network, scale_pixels
+from training.recipe import Recipe
+from training.train import make_optimizers
 
-BATCH, STEPS, ROUNDS = 32, 50, 5
-VARIANTS = {
-    "contiguous": (torch.contiguous_format, False),
-    "contiguous, fused AdamW": (torch.contiguous_format, True),
-    "channels_last": (torch.channels_last, False),
-    "channels_last, fused AdamW": (torch.channels_last, True),
-}
+STEPS, ROUNDS = 20, 5
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+VARIANTS = ("channels_last", "contiguous", "channels_last, bfloat16", "channels_last, compiled")
+RECIPES = {"reference": Recipe(), "compact": Recipe("compact", batch_size=512, optimizer="muon", learning_rate=0.1)}
 
 
 def main() -> None:
     """Interleave the variants and print the median of each."""
-    steps = {name: prepare(*variant) for name, variant in VARIANTS.items()}
+    recipe = RECIPES[sys.argv[1] if len(sys.argv) > 1 else "compact"]
+    steps: dict[str, Callable[[], None]] = {}
+    for name in VARIANTS:
+        started = time.perf_counter()
+        steps[name] = prepare(recipe, name)
+        steps[name]()
+        print(f"{name:28} {time.perf_counter() - started:6.1f} seconds to start")
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for _ in range(ROUNDS):
         for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            times[name].append((time.perf_counter() - started) / STEPS * 1e3)
-    slowest = statistics.median(times["contiguous"])
+            times[name].append(time_steps(step))
+    first = statistics.median(times[VARIANTS[0]])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"{name:28} median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / slowest:.2f}")
+        print(f"{name:28} median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}")
 
 
-def prepare(memory_format: torch.memory_format, fused: bool) -> object:
-    """One step of training, ready to be called."""
+def time_steps(step: Callable[[], None]) -> float:
+    """Milliseconds a step."""
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - started) / STEPS * 1e3
+
+
+def prepare(recipe: Recipe, variant: str) -> Callable[[], None]:
+    """One step of training on 32x32 RGB images, ready to be called."""
     torch.manual_seed(0)
-    network = Reference(3, 32, 32, 10).to(memory_format=memory_format).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, fused=fused)
-    pixels = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8)
-    targets = torch.randint(0, 10, (BATCH,))
+    layout, _, trick = variant.partition(", ")
+    memory_format = LAYOUTS[layout]
+    network = build_network(recipe.network, (32, 32, 3), 10, 1.0, 0.0).to(memory_format=memory_format).train()
+    optimizers = make_optimizers(network, recipe)
+    forward: nn.Module = torch.compile(network) if trick == "compiled" else network
+    pixels = torch.randint(0, 256, (recipe.batch_size, 32, 32, 3), dtype=torch.uint8)
+    targets = torch.randint(0, 10, (recipe.batch_size,))
 
     def step() -> None:
         images = scale_pixels(pixels).contiguous(memory_format=memory_format)
-        loss = functional.cross_entropy(network(images), targets)
-        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=trick == "bfloat16"):
+            logits = forward(images)
+        loss = functional.cross_entropy(logits.float(), targets)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     return step
 

@@ -19,7 +19,7 @@ from training.datasets import Dataset, Split
 from training.errors import ExportRefused
 from training.networks import scale_pixels
 from training.run import Run
-from training.train import EVALUATION_BATCH, predict_logits
+from training.train import predict_logits, split_evaluation
 
 LOGIT_TOLERANCE = 1e-4
 OPSET = 20
@@ -174,8 +174,7 @@ def measure_agreement(network: nn.Module, model: Model, test: Split) -> Agreemen
 
 
 def _run_all(model: Model, split: Split) -> Floats:
-    starts = range(0, len(split), EVALUATION_BATCH)
-    return np.concatenate([model.run(split.images[start : start + EVALUATION_BATCH])[1] for start in starts])
+    return np.concatenate([model.run(images)[1] for images in split_evaluation(split.images)])
 
 
 def _load(artifact: bytes) -> Model:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.pixels import Pixels
 from training.augment import augment, choose_mirrored
 from training.datasets import Split
 from training.errors import NetworkError, TrainingDiverged
@@ -27,7 +28,7 @@ ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
 SGD_RATE = 4.0  # of SGD's learning rate to Muon's
 MOMENTUM, MUON_MOMENTUM = 0.9, 0.6
 WARM_UP = 0.2  # share of the steps until the learning rate peaks
-EVALUATION_BATCH = 500
+EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
 WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
 
 
@@ -227,8 +228,14 @@ def predict_logits(network: nn.Module, split: Split) -> Tensor:
     device = next(network.parameters()).device
     network.eval()
     with torch.inference_mode():
-        batches = torch.split(torch.from_numpy(split.images), EVALUATION_BATCH)
+        batches = map(torch.from_numpy, split_evaluation(split.images))
         return torch.cat([network(scale_pixels(images.to(device))).cpu() for images in batches])
+
+
+def split_evaluation(images: Pixels) -> list[Pixels]:
+    """Cut images into batches that bound the memory of their feature maps."""
+    size = max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from training.train import (
     prepare_network,
     schedule,
     split_batches,
+    split_evaluation,
     train,
 )
 
@@ -642,3 +643,12 @@ class Guess(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits.expand(len(x), 2)
+
+
+@pytest.mark.parametrize(("side", "count"), [(32, 513), (128, 40), (1000, 3)])
+def test_evaluation_bounds_the_pixels_of_a_batch_and_misses_no_image(side: int, count: int) -> None:
+    images = np.broadcast_to(np.arange(count, dtype=np.uint16).reshape(-1, 1, 1, 1), (count, side, side, 3))
+    batches = split_evaluation(images)
+    assert np.concatenate([batch[:, 0, 0, 0] for batch in batches]).tolist() == list(range(count))
+    assert len(batches) > 1
+    assert all(len(batch) == 1 or batch[..., 0].size <= 2**19 for batch in batches)
