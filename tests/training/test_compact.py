@@ -101,3 +101,19 @@ def test_the_largest_value_of_each_feature_map_decides_wherever_it_lies() -> Non
     images[0, :, 32:64, 16:48] = pattern
     images[1, :, 32:64, 32:64] = pattern
     assert torch.allclose(*network(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [12, 48])
+def test_the_filters_that_are_shown_are_the_linear_part_of_both_layers(side: int) -> None:
+    """What is odd in an input remains of its answer less the answer to its negative."""
+    torch.manual_seed(0)
+    network = compact(side, side)
+    network.whiten(torch.rand(50, 3, side, side) * 2 - 1)
+    convolution = network.get_submodule(network.first_learned)
+
+    def see(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(nn.functional.gelu(network.whitening(x)), convolution.weight)
+
+    x = torch.randn(2, 3, side, side)
+    seen = nn.functional.conv2d(x, network.see_filters(), stride=network.whitening.stride)
+    assert torch.allclose(see(x) - see(-x), 2 * seen, atol=1e-3)

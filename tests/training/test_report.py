@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from training.datasets import Dataset, Split
-from training.networks import scale_pixels
+from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.report.charts import COLOURS, FOLDER, draw_lines
 from training.report.findings import Answers, calibrate, find_confusions, score_classes, try_shifts, wilson_interval
@@ -223,6 +223,12 @@ class TestOtherNetworksAndData:
         page = write_untrained(network, make_dataset(("a", "b"), 4, 1))
         assert "frozen" in page.words("filters")
         assert page.tags["filters"].count("img") == 5
+
+    def test_what_compact_learns_first_is_shown_behind_its_whitening(self, write_untrained: WriteUntrained) -> None:
+        page = write_untrained(build_network("compact", (8, 8, 3), 2, 1.0, 0.0), make_dataset(("a", "b"), 8, 3))
+        assert "whitening, 24 filters, frozen" in page.words("filters")
+        assert "blocks.0.layers.0, seen through whitening" in page.words("filters")
+        assert page.tags["filters"].count("img") == 24 + 16  # untrained: the same before
 
     def test_warnings_of_the_data_are_told(self, write_untrained: WriteUntrained) -> None:
         dataset = make_dataset(("a", "b"), 4, 1)

@@ -35,6 +35,8 @@ class Compact(nn.Module):
         dropout: share of the last features set to 0 in training.
     """
 
+    first_learned = "blocks.0.layers.0"  # the name of the first convolution that is learned
+
     def __init__(
         self, channels: int, height: int, width: int, classes: int, factor: float = 1.0, dropout: float = 0.0
     ) -> None:
@@ -64,6 +66,18 @@ class Compact(nn.Module):
         features = self.blocks(nn.functional.gelu(self.whitening(x)))  # (N, 64, about H / 8, about W / 8)
         logits: Tensor = self.dense(self.dropout(features.amax((2, 3))))
         return logits
+
+    @torch.no_grad()
+    def see_filters(self) -> Tensor:
+        """What the first learned convolution looks for in the image, behind the whitening: (filters, C, H, W).
+
+        GELU of a value less GELU of its negative is the value itself. So what a filter makes of both signs of a
+        direction has a linear part, half the difference of its weights for them, and together with the whitening that
+        is one convolution of the image.
+        """
+        positive, negative = self.get_parameter(self.first_learned + ".weight").chunk(2, dim=1)
+        directions, _ = self.whitening.weight.chunk(2)
+        return nn.functional.conv_transpose2d((positive - negative) / 2, directions, stride=self.whitening.stride)
 
     @torch.no_grad()
     def whiten(self, x: Tensor) -> None:

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from training.datasets import Dataset
+from training.networks.compact import Compact
 from training.report import charts, findings, pictures
 from training.run import Run
 
@@ -33,7 +34,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
         dataset: what it was trained on; the test images are asked about again.
     """
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    facts = {"run": run, "dataset": dataset, "warnings": getattr(dataset, "warnings", ())}
+    facts = {"run": run, "dataset": dataset, "warnings": dataset.warnings}
     facts |= _tell_training(rows, network) | _tell_layers(rows) | _tell_answers(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
     partial = run.folder / "report.html.partial"
@@ -132,15 +133,23 @@ def _tell_answers(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, A
     }
 
 
-def _compare_filters(run: Run, network: nn.Module, name: str, channels: int) -> dict[str, Any]:
-    """The filters of the first convolution before and after training; nothing if its input is no image."""
+def _compare_filters(run: Run, network: nn.Module, name: str, channels: int) -> list[dict[str, Any]]:
+    """Filters of the image before and after training: the first convolution's, and those that whitening hides."""
     initial = copy.deepcopy(network)
     run.load_weights(initial, "initial")
-    before, after = (getattr(one.get_submodule(name), "weight", None) for one in (initial, network))
-    if not name or not isinstance(before, Tensor) or not isinstance(after, Tensor) or after.shape[1] != channels:
-        return {}
-    pairs = list(zip(pictures.embed_filters(before), pictures.embed_filters(after), strict=True))
-    return {"layer": name, "count": len(after), "frozen": torch.equal(before, after), "pairs": pairs}
+    layers = [(name, *(getattr(one.get_submodule(name), "weight", None) for one in (initial, network)))]
+    if isinstance(network, Compact) and isinstance(initial, Compact):
+        layers.append((f"{network.first_learned}, seen through {name}", initial.see_filters(), network.see_filters()))
+    return [
+        {
+            "layer": layer,
+            "count": len(after),
+            "frozen": torch.equal(before, after),
+            "pairs": list(zip(pictures.embed_filters(before), pictures.embed_filters(after), strict=True)),
+        }
+        for layer, before, after in layers
+        if name and isinstance(before, Tensor) and isinstance(after, Tensor) and after.shape[1] == channels
+    ]
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
