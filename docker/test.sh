@@ -93,7 +93,7 @@ step "train on the folder and publish, without a network, on a read-only root"
 exported=$(
   job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" -v "$name-work:/work" \
     -v "$name-models:/models" --entrypoint sh "$training" -euc '
-      evalmode train /data --out run --epochs 8 --batch-size 8
+      evalmode train /data --out run --epochs 8
       evalmode export run --repository /models --name colours'
 )
 echo "$exported"

@@ -10,9 +10,10 @@
 
 FROM python:3.11-slim-bookworm
 ARG PIP_ARGS=
-# Unbuffered, so that an epoch is told of when it is over.
+# Unbuffered, so that an epoch is told of when it is over; matplotlib's cache where a read-only root is writable.
 ENV PATH=/opt/evalmode/bin:$PATH \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    MPLCONFIGDIR=/tmp/matplotlib
 ENTRYPOINT ["evalmode"]
 COPY . /source
 # A new named volume takes the owner of the folder it is mounted on.

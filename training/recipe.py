@@ -83,5 +83,5 @@ def _fit_compact(dataset: Dataset) -> Recipe:
         label_smoothing=0.1,
         dropout=0.0,
         mirror=dataset.source not in CHARACTERS,
-        shift=-(-side // 16),
+        shift=side // 14,
     )
