@@ -24,8 +24,6 @@ from statistics import mean
 from typing import Any
 from unittest.mock import patch
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
-
 import numpy as np
 import torch
 from rich.console import Console

@@ -1,7 +1,7 @@
 """Milliseconds of one training step, by what might make it faster.
 
-    python benchmarks/train_step.py [reference|compact]
-    OMP_WAIT_POLICY=active python benchmarks/train_step.py compact     threads that spin while they wait
+    python benchmarks/train_step.py [reference|compact [VARIANT...]]
+    GOMP_SPINCOUNT=0 python benchmarks/train_step.py compact channels_last     threads that never spin while they wait
 
 Variants are interleaved; `seconds to start` is what compiling costs before the first step.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.train import make_optimizers
 
-STEPS, ROUNDS = 20, 5
+STEPS, ROUNDS = 5, 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 VARIANTS = ("channels_last", "contiguous", "channels_last, bfloat16", "channels_last, compiled")
 RECIPES = {"reference": Recipe(), "compact": Recipe("compact", batch_size=512, optimizer="muon", learning_rate=0.1)}
@@ -32,18 +32,19 @@ RECIPES = {"reference": Recipe(), "compact": Recipe("compact", batch_size=512, o
 
 def main() -> None:
     """Interleave the variants and print the median of each."""
-    recipe = RECIPES[sys.argv[1] if len(sys.argv) > 1 else "compact"]
+    _, network, *variants = [*sys.argv, "compact"][: max(2, len(sys.argv))]
+    recipe, variants = RECIPES[network], variants or list(VARIANTS)
     steps: dict[str, Callable[[], None]] = {}
-    for name in VARIANTS:
+    for name in variants:
         started = time.perf_counter()
         steps[name] = prepare(recipe, name)
         steps[name]()
         print(f"{name:28} {time.perf_counter() - started:6.1f} seconds to start")
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, step in steps.items():
             times[name].append(time_steps(step))
-    first = statistics.median(times[VARIANTS[0]])
+    first = statistics.median(times[variants[0]])
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:28} median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}")

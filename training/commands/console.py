@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from training.datasets import Dataset
     from training.run import Run
 
-# Read when torch is imported. Its threads would spin while they wait for each other, which on cores that have other
-# work to do can cost ten times the training itself: docs/performance.md.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when torch is imported, on Linux: how long its threads spin while they wait for each other. The default is thirty
+# times longer; where cores have other work to do, that costs many times the training itself: docs/performance.md.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
 
