@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import training.train
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Mirrored
+from training.networks import compact
 from training.networks.compact import Block, Compact
 from training.recipe import Recipe, choose_recipe
 from training.run import Run, RunConfig
@@ -67,11 +68,25 @@ def draw_mirrored() -> AbstractContextManager[Any]:
     return patch.object(training.train, "choose_mirrored", draw)
 
 
-@contextmanager
-def use_relu() -> Iterator[None]:
-    """ReLU wherever compact has GELU."""
-    with patch.object(nn, "GELU", nn.ReLU), patch.object(nn.functional, "gelu", nn.functional.relu):
-        yield
+def use_gelu() -> AbstractContextManager[Any]:
+    """GELU after the whitening, too."""
+    return patch.object(nn.functional, "relu", nn.functional.gelu)
+
+
+def use_widths(*filters: int) -> Change:
+    """Other numbers of filters in the blocks."""
+    return lambda: patch.object(compact, "FILTERS", filters)
+
+
+def use_directions(count: int, *filters: int) -> Change:
+    """Whiten more directions, with fewer filters behind them, as they cost as much."""
+
+    @contextmanager
+    def change() -> Iterator[None]:
+        with patch.object(compact, "DIRECTIONS", count), patch.object(compact, "FILTERS", filters):
+            yield
+
+    return change
 
 
 def start_as_identity() -> AbstractContextManager[Any]:
@@ -101,7 +116,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "compact": ({}, nullcontext),
     "SGD for Muon": ({}, use_sgd),
     "learned first layer for whitening": ({}, learn_first_layer),
-    "ReLU for GELU": ({}, use_relu),
+    "all 12 directions, 12-64-96 filters": ({}, use_directions(12, 12, 64, 96)),
+    "all 12 directions, 16-64-64 filters": ({}, use_directions(12, 16, 64, 64)),
+    "12-64-128 filters": ({}, use_widths(12, 64, 128)),
+    "GELU after whitening": ({}, use_gelu),
+    "ReLU for GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
     "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
     "no mirroring": ({"mirror": False}, nullcontext),
     "mirroring drawn each time": ({}, draw_mirrored),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +125,16 @@ def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Pat
     assert "warning   " in trained.stdout
     exported = evalmode("export", "run", "--repository", "models", "--name", "photos", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr  # the same files are left out again
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_spin_briefly_unless_the_user_decides(set_by_user: dict[str, str], spins: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    code = "import os, training.commands.console; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | set_by_user, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(spins)

@@ -18,7 +18,7 @@ def compact(height: int = 32, width: int = 32, channels: int = 3, classes: int =
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 9, 15, 16, 24, 28, 31, 32, 33, 40, 47, 48, 64, 96, 128])
+@pytest.mark.parametrize("side", [*range(8, 50), 64, 96, 128])
 def test_it_costs_no_more_multiply_adds_than_the_reference(side: int, channels: int) -> None:
     shape = (side, side, channels)
     cost, limit = (count_multiply_adds(build_network(n, shape, 10, 1.0, 0.0), shape) for n in ("compact", "reference"))
@@ -112,7 +112,7 @@ def test_the_filters_that_are_shown_are_the_linear_part_of_both_layers(side: int
     convolution = network.get_submodule(network.first_learned)
 
     def see(x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv2d(nn.functional.gelu(network.whitening(x)), convolution.weight)
+        return nn.functional.conv2d(nn.functional.relu(network.whitening(x)), convolution.weight)
 
     x = torch.randn(2, 3, side, side)
     seen = nn.functional.conv2d(x, network.see_filters(), stride=network.whitening.stride)
