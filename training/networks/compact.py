@@ -32,7 +32,7 @@ class Compact(nn.Module):
         height: pixels, at least 8.
         width: pixels, at least 8.
         classes: labels.
-        factor: of the number of filters in each block; 2 costs about 3.3 times as much.
+        factor: of the number of filters in each block; 2 costs about 3.5 times as much.
         dropout: share of the last features set to 0 in training.
     """
 
