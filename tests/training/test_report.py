@@ -227,7 +227,7 @@ class TestOtherNetworksAndData:
     def test_what_compact_learns_first_is_shown_behind_its_whitening(self, write_untrained: WriteUntrained) -> None:
         page = write_untrained(build_network("compact", (8, 8, 3), 2, 1.0, 0.0), make_dataset(("a", "b"), 8, 3))
         assert "whitening, 16 filters, frozen" in page.words("filters")
-        assert "blocks.0.layers.0, seen through whitening" in page.words("filters")
+        assert "blocks.0.conv1, seen through whitening" in page.words("filters")
         assert page.tags["filters"].count("img") == 16 + 16  # untrained: the same before
 
     def test_warnings_of_the_data_are_told(self, write_untrained: WriteUntrained) -> None:

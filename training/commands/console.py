@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import platformdirs
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
@@ -61,7 +61,7 @@ def load_data(
     """
     from training.datasets import load_dataset
 
-    with progress("") as bar:
+    with progress() as bar:
         task = bar.add_task("", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -91,13 +91,7 @@ def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
     return dataset
 
 
-def progress(what: str) -> Progress:
+def progress() -> Progress:
     """A progress bar that is shown on a terminal and nowhere else."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -135,7 +135,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
-    with progress("epoch") as bar, _open_events(run.folder) as events:
+    with progress() as bar, _open_events(run.folder) as events:
         task = bar.add_task("", total=None)
 
         def show_epoch(epoch: Epoch) -> None:

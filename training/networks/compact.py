@@ -5,6 +5,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 import torch
@@ -36,7 +37,7 @@ class Compact(nn.Module):
         dropout: share of the last features set to 0 in training.
     """
 
-    first_learned = "blocks.0.layers.0"  # the name of the first convolution that is learned
+    first_learned = "blocks.0.conv1"  # the name of the first convolution that is learned
 
     def __init__(
         self, channels: int, height: int, width: int, classes: int, factor: float = 1.0, dropout: float = 0.0
@@ -93,26 +94,21 @@ class Compact(nn.Module):
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
 
-class Block(nn.Module):
+class Block(nn.Sequential):
     """Two convolutions, each followed by batch norm and GELU, the first also by max pooling, which halves the image.
 
     Convolutions have no bias: batch norm would subtract it. Pooling comes before batch norm, so that normalising and
-    activating cost a quarter.
+    activating cost a quarter. (N, channels, H, W) -> (N, filters, H // pool, W // pool).
     """
 
     def __init__(self, channels: int, filters: int, pool: tuple[int, int]) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, filters, 3, padding=1, bias=False),
-            nn.MaxPool2d(pool),
-            nn.BatchNorm2d(filters),
-            nn.GELU(),
-            nn.Conv2d(filters, filters, 3, padding=1, bias=False),
-            nn.BatchNorm2d(filters),
-            nn.GELU(),
+        layers = OrderedDict[str, nn.Module](
+            conv1=nn.Conv2d(channels, filters, 3, padding=1, bias=False),
+            pool=nn.MaxPool2d(pool),
+            norm1=nn.BatchNorm2d(filters),
+            gelu1=nn.GELU(),
+            conv2=nn.Conv2d(filters, filters, 3, padding=1, bias=False),
+            norm2=nn.BatchNorm2d(filters),
+            gelu2=nn.GELU(),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) -> (N, filters, H // pool, W // pool)."""
-        features: Tensor = self.layers(x)
-        return features
+        super().__init__(layers)
