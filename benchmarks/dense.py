@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from training.networks.reference import initialise_like_keras
+
 
 def build(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """Pixels - 200 - 150 - classes, ReLU between; Keras' initial weights.
@@ -21,11 +23,4 @@ def build(channels: int, height: int, width: int, classes: int) -> nn.Module:
     for units in (200, 150):
         layers += [nn.Linear(inputs, units), nn.ReLU()]
         inputs = units
-    return nn.Sequential(*layers, nn.Linear(inputs, classes)).apply(_initialise_like_keras)
-
-
-def _initialise_like_keras(module: nn.Module) -> None:
-    """Glorot uniform weights, zero biases."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+    return nn.Sequential(*layers, nn.Linear(inputs, classes)).apply(initialise_like_keras)

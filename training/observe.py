@@ -59,11 +59,14 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
     """
     observed: dict[str, LayerStatistics] = {}
     twin = copy.deepcopy(network).train()
-    layers = [(name, layer) for name, layer in twin.named_modules() if isinstance(layer, _BatchNorm)]
-    layers = [(name, layer) for name, layer in layers if layer.running_mean is not None]
+    layers = {
+        name: layer
+        for name, layer in twin.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    }
     if not layers:
         return []
-    for name, layer in layers:
+    for name, layer in layers.items():
         layer.register_forward_pre_hook(partial(_observe, observed, name))
     device = next(twin.parameters()).device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):

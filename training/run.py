@@ -73,7 +73,7 @@ class Run:
             RunError: the folder holds something already.
         """
         claim_folder(folder)
-        _write_atomically(
+        write_atomically(
             folder / "run.json", json.dumps({"format_version": FORMAT_VERSION, **asdict(config)}, indent=1)
         )
         return cls(folder, config)
@@ -100,7 +100,7 @@ class Run:
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
         """Replace the best or the initial weights, whole or not at all."""
         tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-        _write_atomically(self._weights(which), safetensors.torch.save(tensors))
+        write_atomically(self._weights(which), safetensors.torch.save(tensors))
 
     def has_weights(self) -> bool:
         """True once the best weights were saved."""
@@ -141,7 +141,8 @@ def claim_folder(folder: Path) -> None:
         raise RunError(f"{folder} is not empty: choose another --out, or remove it")
 
 
-def _write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file, whole and on the disk, or not at all; text is UTF-8."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

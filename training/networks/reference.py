@@ -81,7 +81,7 @@ class Reference(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(units, classes),
         )
-        self.apply(_initialise_like_keras)
+        self.apply(initialise_like_keras)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (N, C, H, W) in [-1, 1] -> logits (N, K)."""
@@ -89,7 +89,7 @@ class Reference(nn.Module):
         return logits
 
 
-def _initialise_like_keras(module: nn.Module) -> None:
+def initialise_like_keras(module: nn.Module) -> None:
     """Glorot uniform weights, zero biases; torch's defaults differ in both."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)

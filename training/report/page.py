@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.datasets import Dataset
 from training.networks.compact import Compact
 from training.report import charts, findings, pictures
-from training.run import Run
+from training.run import Run, write_atomically
 
 SHOWN_MISTAKES = 12
 WORST, BEST = 20, 5  # labels in the table, where there are more
@@ -37,9 +37,9 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     facts = {"run": run, "dataset": dataset, "warnings": dataset.warnings}
     facts |= _tell_training(rows, network) | _tell_layers(rows) | _tell_answers(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
-    partial = run.folder / "report.html.partial"
-    partial.write_text(page.get_template("page.html.j2").render(facts), encoding="utf-8")
-    return partial.replace(run.folder / "report.html")
+    path = run.folder / "report.html"
+    write_atomically(path, page.get_template("page.html.j2").render(facts))
+    return path
 
 
 def _tell_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
