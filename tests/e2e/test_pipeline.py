@@ -15,15 +15,19 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.tensorboard import SummaryWriter
 
 import serving as package
 from serving.client import Client
 from tests.conftest import serving
+from training.commands.train import train
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN, TEST = 60, 20  # images of a class in the slice
@@ -163,6 +167,24 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
     assert "stopped; the best weights so far are in run" in told
     done = evalmode("export", "run", "--repository", "models", "--name", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_events_are_written_stops_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Interrupted(SummaryWriter):
+        def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+            if not written:
+                signal.raise_signal(signal.SIGINT)
+            super().add_scalar(*args, **kwargs)  # type: ignore[no-untyped-call]
+            written.append(args[0])
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    ended = CliRunner().invoke(train, ["digits", "--out", str(tmp_path / "run"), "--epochs", "2"])
+    assert ended.exit_code == 130, ended.output
+    assert written == ["loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_quickstart_tells_the_whole_story(tmp_path: Path, evalmode: Evalmode) -> None:

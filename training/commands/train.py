@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +137,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
-    with progress() as bar, _open_events(run.folder) as events:
+    with progress() as bar, _open_events(run.folder) as events, _interrupt_between_steps() as check_interrupt:
         task = bar.add_task("", total=None)
 
         def show_epoch(epoch: Epoch) -> None:
@@ -147,6 +149,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
 
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
+            check_interrupt()
 
         best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
     run.load_weights(network)
@@ -155,6 +158,30 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
     console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}")
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C stops where the function given is called next; a second one at once.
+
+    Raised in the middle of an event that is written, KeyboardInterrupt can leave a lock held that closing waits for.
+    """
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
