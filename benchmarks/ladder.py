@@ -35,9 +35,10 @@ from training.export import Mirrored
 from training.networks import compact
 from training.networks.compact import Block, Compact
 from training.recipe import Recipe, choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run, RunConfig, write_atomically
 from training.train import evaluate, prepare_network, train
 
+TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]
 
 
@@ -70,6 +71,36 @@ def draw_mirrored() -> AbstractContextManager[Any]:
 def use_gelu() -> AbstractContextManager[Any]:
     """GELU after the whitening, too."""
     return patch.object(nn.functional, "relu", nn.functional.gelu)
+
+
+def use_lookahead() -> AbstractContextManager[Any]:
+    """Every 5 steps the weights fall back on their moving average, ever more of it (Lookahead, as in airbench)."""
+    make = training.train.make_optimizers
+
+    class Lookahead:
+        param_groups: tuple[dict[str, Any], ...] = ()
+
+        def __init__(self, network: nn.Module, steps: int) -> None:
+            self.fast = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+            self.slow = [tensor.clone() for tensor in self.fast]
+            self.step_count, self.steps = 0, steps
+
+        def zero_grad(self) -> None:
+            pass
+
+        def step(self) -> None:
+            self.step_count += 1
+            if self.step_count % 5 == 0:
+                stays = 0.95**5 * (self.step_count / self.steps) ** 3
+                for slow, fast in zip(self.slow, self.fast, strict=True):
+                    slow.lerp_(fast, 1 - stays)
+                    fast.copy_(slow)
+
+    def make_with_lookahead(network: nn.Module, recipe: Recipe) -> list[Any]:
+        steps = recipe.epochs * -(-TRAIN_IMAGES // recipe.batch_size)
+        return [*make(network, recipe), Lookahead(network, steps)]
+
+    return patch.object(training.train, "make_optimizers", make_with_lookahead)
 
 
 def use_widths(*filters: int) -> Change:
@@ -121,8 +152,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "GELU after whitening": ({}, use_gelu),
     "ReLU for GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
     "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
+    "lookahead": ({}, use_lookahead),
+    "twice the rate for biases and dense layer": ({}, lambda: patch.object(training.train, "SGD_RATE", 8.0)),
+    "batches of 256": ({"batch_size": 256}, nullcontext),
+    "batches of 256, learning rate 0.07": ({"batch_size": 256, "learning_rate": 0.07}, nullcontext),
     "no mirroring": ({"mirror": False}, nullcontext),
     "mirroring drawn each time": ({}, draw_mirrored),
+    "shifts of 3 pixels": ({"shift": 3}, nullcontext),
     "no shifts": ({"shift": 0}, nullcontext),
     "no label smoothing": ({"label_smoothing": 0.0}, nullcontext),
     "label smoothing 0.2": ({"label_smoothing": 0.2}, nullcontext),
@@ -130,6 +166,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "identity initialisation": ({}, start_as_identity),
     "residual connections": ({}, add_input),
     "learning rate 0.05": ({"learning_rate": 0.05}, nullcontext),
+    "learning rate 0.15": ({"learning_rate": 0.15}, nullcontext),
     "learning rate 0.2": ({"learning_rate": 0.2}, nullcontext),
 }
 
@@ -146,13 +183,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     done = {(result["variant"], result["seed"], result["epochs"]) for result in results}
-    wanted = [(name, seed, arguments.epochs) for name in arguments.variants for seed in range(arguments.seeds)]
+    wanted = [(name, seed, arguments.epochs) for seed in range(arguments.seeds) for name in arguments.variants]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         missing = [job for job in wanted if job not in done]
         path = _keep_arrays(arguments.data, Path(folder)) if missing else Path()
         for result in pool.map(measure, *zip(*[(path, *job) for job in missing], strict=True)) if missing else ():
             results.append(result)
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")
             print(result, flush=True)
     Console().print(_tabulate([result for result in results if result["epochs"] == arguments.epochs]))
 
