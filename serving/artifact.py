@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.errors import ArtifactInvalid
+import onnx
+
+from serving.certificate import Certificate
+from serving.errors import ArtifactInvalid, DigestMismatch, OperatorNotAllowed
 from serving.pixels import RESIZE, PixelContract
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PREFIX = "evalmode."
 INPUT, PROBABILITIES, LOGITS = "image", "probabilities", "logits"
+DIGEST = PREFIX + "digest"
+BLANK = b"0" * 64  # stands where the digest will
+_ENTRY = (
+    b"\n" + bytes([len(DIGEST)]) + DIGEST.encode() + b"\x12\x40"
+)  # as protobuf writes the key, before 64 characters
+DOMAINS = ("", "ai.onnx")  # operators that every onnxruntime has; others may run anybody's code
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts that travel in the file.
+    """The facts that travel in the file; docs/artifact.md lists them.
 
     Attributes:
         labels: class names, in the order of the network's outputs.
         pixels: the shape of the pixels that the graph takes.
         properties: what else the export recorded, JSON values by name (network, training, agreement).
+        certificate: what the network answers to golden images; None: nobody vouches for it.
     """
 
     labels: tuple[str, ...]
     pixels: PixelContract
     properties: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """Write the manifest as ONNX metadata properties: sorted keys, JSON values."""
+        """Write the manifest as ONNX metadata properties: sorted keys, JSON values, ONNX's own keys of images."""
         pixels = {
             "height": self.pixels.height,
             "width": self.pixels.width,
@@ -41,7 +54,14 @@ class Manifest:
             "resize": RESIZE,
         }
         facts = {"format_version": FORMAT_VERSION, "labels": self.labels, "pixels": pixels, **self.properties}
-        return {PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)}
+        if self.certificate:
+            facts["certificate"] = self.certificate.to_json()
+        return {
+            "Image.BitmapPixelFormat": "Rgb8" if self.pixels.channels == 3 else "Gray8",
+            "Image.ColorSpaceGamma": "SRGB",
+            "Image.NominalPixelRange": "NominalRange_0_255",
+            **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)},
+        }
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Manifest:
@@ -51,20 +71,113 @@ class Manifest:
             ArtifactInvalid: the keys are missing, malformed, or of a format version this code does not know.
         """
         try:
-            facts = {key.removeprefix(PREFIX): json.loads(metadata[key]) for key in metadata if key.startswith(PREFIX)}
+            ours = {key.removeprefix(PREFIX): metadata[key] for key in metadata if key.startswith(PREFIX)}
+            facts = {name: json.loads(value) for name, value in ours.items() if PREFIX + name != DIGEST}
             version = facts.pop("format_version", None)
             if version != FORMAT_VERSION:
+                what_to_do = "export it again or change evalmode's version"
                 raise ArtifactInvalid(
                     f"evalmode.format_version is {version}, this evalmode reads {FORMAT_VERSION}: "
-                    + (
-                        "not an evalmode artifact"
-                        if version is None
-                        else "export it again or change evalmode's version"
-                    ),
+                    + ("not an evalmode artifact" if version is None else what_to_do),
                     format_version=version,
                 )
-            labels, pixels = facts.pop("labels"), facts.pop("pixels")
+            labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels")
             contract = PixelContract(*(int(pixels[side]) for side in ("height", "width", "channels")))
-            return cls(tuple(map(str, labels)), contract, facts)
-        except (KeyError, TypeError, ValueError) as error:
+            certificate = facts.pop("certificate", None)
+            if certificate is not None:
+                certificate = Certificate.from_json(certificate, contract, len(labels))
+            return cls(labels, contract, facts, certificate)
+        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise ArtifactInvalid(f"the artifact's metadata is damaged: {error!r}") from error
+
+
+def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """The artifact's bytes: the graph with what it says about itself. Equal inputs give equal bytes."""
+    sealed = onnx.ModelProto()
+    sealed.CopyFrom(graph)
+    onnx.helper.set_model_props(sealed, {**manifest.to_metadata(), DIGEST: BLANK.decode()})
+    onnx.checker.check_model(sealed, full_check=True)
+    blank = sealed.SerializeToString(deterministic=True)
+    return blank.replace(_ENTRY + BLANK, _ENTRY + hashlib.sha256(blank).hexdigest().encode())
+
+
+def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:
+    """Read an artifact, and refuse what must not reach onnxruntime.
+
+    Raises:
+        ArtifactInvalid: not an artifact, changed since it was sealed, or with operators or data from elsewhere.
+    """
+    try:
+        graph = onnx.load_model_from_string(artifact)
+    except Exception as error:  # protobuf's decoder raises types of its own
+        raise ArtifactInvalid(f"not an ONNX file, or a truncated one: {error}") from error
+    manifest = Manifest.from_metadata({entry.key: entry.value for entry in graph.metadata_props})
+    check_digest(artifact)
+    check_operators(graph)
+    return graph, manifest
+
+
+def check_digest(artifact: bytes) -> str:
+    """The digest the artifact was sealed with, hexadecimal.
+
+    Raises:
+        DigestMismatch: the file has none, or other bytes than it was sealed with.
+    """
+    head, found, tail = artifact.partition(_ENTRY)
+    if not found or _ENTRY in tail:
+        raise DigestMismatch("the artifact has no digest, or more than one: it was not sealed by evalmode")
+    stated, actual = tail[:64], hashlib.sha256(head + found + BLANK + tail[64:]).hexdigest().encode()
+    if stated != actual:
+        raise DigestMismatch(
+            f"the file's digest is {actual.decode()}, it was sealed with {stated.decode(errors='replace')}: "
+            "it was changed or damaged since; copy or export it again"
+        )
+    return actual.decode()
+
+
+def check_operators(graph: onnx.ModelProto) -> None:
+    """Refuse a graph that needs more than this file and ONNX's own operators.
+
+    Raises:
+        OperatorNotAllowed: an operator of another domain, or weights in another file.
+    """
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in walk_nodes(graph.graph) if node.domain not in DOMAINS}
+    )
+    if foreign or graph.functions:
+        named = foreign or [f"{function.domain}.{function.name}" for function in graph.functions]
+        raise OperatorNotAllowed(f"operators that are not ONNX's own are not run: {', '.join(named)}")
+    outside = [
+        weights.name for weights in walk_weights(graph.graph) if weights.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    if outside:
+        raise OperatorNotAllowed(
+            f"weights outside the file are not read: {', '.join(outside[:3])}; an artifact is one file"
+        )
+
+
+def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for inner in _inner_graphs(node):
+            yield from walk_nodes(inner)
+
+
+def walk_weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every constant tensor of a graph: initializers and attributes, of the graphs inside its nodes, too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+        for inner in _inner_graphs(node):
+            yield from walk_weights(inner)
+
+
+def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from ([attribute.g] if attribute.HasField("g") else [])
+        yield from attribute.graphs

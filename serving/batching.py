@@ -157,8 +157,9 @@ class Batcher:
         with self._lock:
             batch: list[_Request] = []
             left: deque[_Request] = deque()
+            largest = self._limits.max_batch
             for request in self._waiting:
-                if batch and (request.model is not batch[0].model or len(batch) == self._limits.max_batch):
+                if batch and (request.model is not batch[0].model or len(batch) == largest):
                     left.append(request)
                 elif (expired := _reason_dead(request.call)) is not None:
                     request.taken, request.error = True, expired
@@ -166,6 +167,7 @@ class Batcher:
                 else:
                     request.taken = True
                     batch.append(request)
+                    largest = min(self._limits.max_batch, request.model.max_batch)
             self._waiting = left
             if batch:
                 batch[0].batch = batch

@@ -4,10 +4,22 @@
 
     EvalmodeError
     ├── UsageError                 a command or a file is wrong: one line, exit 2
-    │   ├── ArtifactInvalid
+    │   ├── ArtifactInvalid        an artifact is refused
+    │   │   ├── DigestMismatch
+    │   │   ├── OperatorNotAllowed
+    │   │   ├── Uncertified
+    │   │   ├── DecoderMismatch
+    │   │   └── ReplayMismatch
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   └── AddressUnavailable
+    ├── ProofFailed                a network is not what it should be: exit 1
+    │   ├── TrainMode
+    │   ├── WeightsNotFinite
+    │   ├── OutputsMismatch
+    │   ├── NotRepeatable
+    │   ├── BatchMismatch
+    │   └── MomentsMismatch
     └── RequestError               a request cannot be answered: services/status.py gives each its code
         ├── InputMissing
         ├── ImageError             the bytes sent are not a usable image
@@ -52,6 +64,26 @@ class ArtifactInvalid(UsageError):
     """The file is not an artifact that this version of evalmode can serve."""
 
 
+class DigestMismatch(ArtifactInvalid):
+    """The file's bytes are not those it was sealed with."""
+
+
+class OperatorNotAllowed(ArtifactInvalid):
+    """The graph needs operators or data that are not in the file."""
+
+
+class Uncertified(ArtifactInvalid):
+    """Nobody vouches for what the network answers, and that was not allowed."""
+
+
+class DecoderMismatch(ArtifactInvalid):
+    """Images are decoded to other pixels here than where the certificate was made."""
+
+
+class ReplayMismatch(ArtifactInvalid):
+    """The network answers otherwise than its certificate says."""
+
+
 class NameInvalid(UsageError):
     """A model's name or version cannot be a folder of a model repository."""
 
@@ -62,6 +94,36 @@ class ProviderUnavailable(UsageError):
 
 class AddressUnavailable(UsageError):
     """The server cannot listen where it was told to."""
+
+
+class ProofFailed(EvalmodeError):
+    """A network was shown not to be what it should."""
+
+    exit_code = 1
+
+
+class TrainMode(ProofFailed):
+    """Something in the graph acts as in training."""
+
+
+class WeightsNotFinite(ProofFailed):
+    """A weight or a statistic is NaN, infinite, or a variance below 0."""
+
+
+class OutputsMismatch(ProofFailed):
+    """The outputs do not fit the labels, or are no numbers."""
+
+
+class NotRepeatable(ProofFailed):
+    """The same images get other answers the second time."""
+
+
+class BatchMismatch(ProofFailed):
+    """An image gets another answer in a batch than alone."""
+
+
+class MomentsMismatch(ProofFailed):
+    """Batch norm's statistics are not those of what it sees."""
 
 
 class RequestError(EvalmodeError):

@@ -7,26 +7,28 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 # onnxruntime's builds report to their vendor, from their first moment on, unless told otherwise before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
-from serving.errors import ArtifactInvalid, ProviderUnavailable
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifact
+from serving.certificate import Floats
+from serving.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
 from serving.limits import Limits
 from serving.pixels import Pixels, decode_image
 from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
+CUDA_TOLERANCE = 1e-2  # of logits: other kernels, other order of summation
+BATCHES = {"CPU": (64,), "CUDA": tuple(range(1, 65))}  # sizes replayed at load: on CUDA each has kernels of its own
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Model:
         digest: ``sha256:`` and the hex digest of the file.
         manifest: what the file says about itself.
         provider: "CPU" or "CUDA", where the session really runs.
+        batch_invariant: whether an image gets the same bits in any batch; measured at export and here.
+        max_batch: the largest batch it may run in; 1 on the CPU where batches give other bits.
         session: the ONNX Runtime session; safe to call from several threads.
     """
 
@@ -47,6 +51,8 @@ class Model:
     digest: str
     manifest: Manifest
     provider: str
+    batch_invariant: bool
+    max_batch: int
     session: ort.InferenceSession
 
     def run(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
@@ -83,41 +89,77 @@ class Model:
         )
 
 
-def load_model(
-    path: str | PathLike[str], *, name: str = "", version: str = "", provider: str = "cpu", threads: int = 1
-) -> Model:
-    """Load an artifact and prove that it runs.
-
-    Args:
-        path: a ``model.onnx``.
-        name: the model's name; the file's stem where empty.
-        version: its version in the model repository.
-        provider: "cpu", "cuda" or "auto" (CUDA where it works, else the CPU).
-        threads: threads that one inference may use.
-
-    Raises:
-        ArtifactInvalid: unreadable, not an evalmode artifact, or its labels do not match its outputs.
-        ProviderUnavailable: CUDA was asked for and does not work here.
-    """
+def load_model(path: str | PathLike[str], *, name: str = "", **options: Any) -> Model:
+    """Load an artifact from a file: see ``load_artifact``; its name is the file's stem where none is given."""
     path = Path(path)
     try:
-        artifact = path.read_bytes()
-        session, chosen = _open_session(artifact, provider, threads)
-        manifest = Manifest.from_metadata(session.get_modelmeta().custom_metadata_map)
-        digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
-        model = Model(name or path.stem, version, digest, manifest, chosen, session)
-        _check_outputs(model)
+        return load_artifact(path.read_bytes(), name=name or path.stem, **options)
     except ProviderUnavailable:
         raise
     except (ArtifactInvalid, OSError) as error:
-        raise ArtifactInvalid(f"{path}: {error}") from error
+        kind, facts = (type(error), error.facts) if isinstance(error, ArtifactInvalid) else (ArtifactInvalid, {})
+        raise kind(f"{path}: {error}", **facts) from error
+
+
+def load_artifact(
+    artifact: bytes,
+    *,
+    name: str = "",
+    version: str = "",
+    provider: str = "cpu",
+    threads: int = 1,
+    allow_uncertified: bool = False,
+) -> Model:
+    """Load an artifact and prove that it is whole and answers as it did where it was certified.
+
+    Args:
+        artifact: the bytes of a ``model.onnx``.
+        name: the model's name.
+        version: its version in the model repository.
+        provider: "cpu", "cuda" or "auto" (CUDA where it works, else the CPU).
+        threads: threads that one inference may use.
+        allow_uncertified: take a file that nobody vouches for; it is served one image at a time.
+
+    Raises:
+        ArtifactInvalid: unreadable, not an artifact, changed, uncertified, or its answers are not the certificate's.
+        ProviderUnavailable: CUDA was asked for and does not work here.
+    """
+    _, manifest = open_artifact(artifact)
+    if manifest.certificate is None and not allow_uncertified:
+        raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
+    try:
+        session, chosen = _open_session(artifact, provider, threads)
+        digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
+        model = Model(name, version, digest, manifest, chosen, False, 1, session)
+        return replace(model, **_replay(model))
+    except (ProviderUnavailable, ArtifactInvalid):
+        raise
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ArtifactInvalid(f"{path}: not a model that onnxruntime can load: {error}") from error
-    return model
+        raise ArtifactInvalid(f"not a model that onnxruntime can load: {error}") from error
+
+
+def _replay(model: Model) -> dict[str, Any]:
+    """Replay the certificate, which also warms the session; without one, hold outputs against labels.
+
+    Returns:
+        What was learned of ``batch_invariant`` and ``max_batch``.
+    """
+    certificate = model.manifest.certificate
+    if certificate is None:
+        _check_outputs(model)
+        return {}
+    certificate.check_decoder(model.manifest.pixels)
+    tolerance = certificate.tolerance if model.provider == "CPU" else CUDA_TOLERANCE
+    same = [certificate.replay(model.run, tolerance, size) for size in BATCHES[model.provider]]
+    invariant = certificate.batch_invariant and all(same)
+    return {
+        "batch_invariant": invariant,
+        "max_batch": max(BATCHES[model.provider]) if invariant or model.provider == "CUDA" else 1,
+    }
 
 
 def _check_outputs(model: Model) -> None:
-    """Run blank images, alone and as a batch, which also warms the session; hold the outputs against the labels."""
+    """Run blank images, alone and as a batch; hold the outputs against the labels."""
     labels = len(model.manifest.labels)
     for images in (1, 2):
         probabilities, logits = model.run(np.zeros((images, *model.manifest.pixels.shape), np.uint8))
@@ -134,7 +176,15 @@ def _open_session(artifact: bytes, provider: str, threads: int) -> tuple[ort.Inf
             if provider == "cuda":
                 raise
             log.warning("provider auto: the CPU, because %s", error)
-    return ort.InferenceSession(artifact, _session_options(threads), providers=["CPUExecutionProvider"]), "CPU"
+    return open_cpu_session(artifact, threads), "CPU"
+
+
+def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True) -> ort.InferenceSession:
+    """Open a session on the CPU; ``optimise`` as False runs the graph node by node as it stands."""
+    options = _session_options(threads)
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _open_cuda_session(artifact: bytes, threads: int) -> ort.InferenceSession:

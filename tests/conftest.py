@@ -18,15 +18,26 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from serving.artifact import Manifest
+from serving.artifact import Manifest, seal
 from serving.pixels import PixelContract
+from serving.proof.certify import certify, draw_golden
 from serving.repository import publish
 
 COLOURS = ("red", "green", "blue")
 
 
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
-    """An artifact for 4x4 RGB that says which channel is brightest: logits = channel means / 25.5.
+    """The colour graph, certified; one that is slow on purpose goes without a certificate."""
+    graph = colour_graph(slow_steps)
+    manifest = Manifest(labels, PixelContract(4, 4, 3), {"network": "colours"})
+    if slow_steps:
+        return seal(graph, manifest)
+    golden = draw_golden(manifest.pixels, len(labels))
+    return certify(graph, manifest, golden, ("",) * len(golden), difference=0.0)
+
+
+def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:
+    """A graph for 4x4 RGB that says which channel is brightest: logits = channel means / 25.5.
 
     ``slow_steps`` makes every inference slower by as many 256x256 matrix products, whose result does not matter.
     """
@@ -76,10 +87,7 @@ def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> b
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, Manifest(labels, PixelContract(4, 4, 3), {"network": "colours"}).to_metadata())
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def encode(picture: Image.Image, image_format: str = "PNG", **options: object) -> bytes:

@@ -27,8 +27,16 @@ ARROWS = {
     "serving.limits": {"serving.errors"},
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},
-    "serving.artifact": {"serving.errors", "serving.pixels"},
-    "serving.model": {"serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.prediction"},
+    "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
+    "serving.artifact": {"serving.errors", "serving.pixels", "serving.certificate"},
+    "serving.model": {
+        *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
+        "serving.prediction",
+    },
+    "serving.proof": {
+        *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
+        "serving.model",
+    },
     "serving.batching": {"serving.errors", "serving.limits", "serving.pixels", "serving.model"},
     "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
     "serving.wire": set(),
@@ -44,13 +52,14 @@ ARROWS = {
 # What training may use of serving: the facts that both sides need, and publishing.
 TRAINING_MAY_IMPORT = {
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
+    *("serving.certificate", "serving.proof"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {
     "torch": (),
-    "onnx": ("serving.artifact",),
+    "onnx": ("serving.artifact", "serving.proof"),
     "onnxruntime": ("serving.model",),
-    "PIL": ("serving.pixels",),
+    "PIL": ("serving.pixels", "serving.proof"),
     "grpc": ("serving.transports", "serving.client"),
     "grpc_health": ("serving.transports",),
     "grpc_reflection": ("serving.transports",),

@@ -37,3 +37,11 @@ class ExportRefused(EvalmodeError):
     """A gate did not pass; nothing was published."""
 
     exit_code = 1
+
+
+class FoldMismatch(ExportRefused):
+    """Batch norm folded into the layer before it gives other answers."""
+
+
+class NetworksDisagree(ExportRefused):
+    """onnxruntime answers otherwise than torch."""

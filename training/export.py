@@ -1,28 +1,44 @@
-"""Export in eval mode: from a run to one self-contained, byte-reproducible ``model.onnx`` that agrees with torch."""
+"""Export in eval mode: from a run to one self-contained, byte-reproducible ``model.onnx`` that carries its own proof."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
+import subprocess
 import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn import functional
 
+import serving
 from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
-from serving.model import Floats, Model, load_model
+from serving.certificate import Floats
+from serving.model import open_cpu_session
+from serving.pixels import Pixels
+from serving.proof.certify import certify, choose_golden, draw_golden, strip
+from serving.proof.figures import Quality, describe_pixels, measure_quality
+from serving.proof.fold import fold_norms
+from serving.proof.moments import check_moments
 from training.datasets import Dataset, Split
-from training.errors import ExportRefused
+from training.errors import ExportRefused, FoldMismatch, NetworksDisagree
 from training.networks import scale_pixels
-from training.run import Run
+from training.run import EXACT, Run
+from training.statistics import recompute_statistics
 from training.train import predict_logits, split_evaluation
 
 LOGIT_TOLERANCE = 1e-4
 OPSET = 20
+TEMPERATURES = 0.05, 20.0  # where the best one is looked for
+VERSIONS = ("evalmode", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -32,29 +48,30 @@ class Agreement:
     Attributes:
         images: how many were compared: the whole test set.
         max_logit_difference: the largest absolute difference of any logit.
+        max_fold_difference: likewise between the graph with batch norm folded and the one without.
         near_ties: images whose best two labels in torch are closer than the tolerance, so that either may win.
         changed: images with another best label in ONNX Runtime than in torch; near ties, all of them.
-        accuracy: ONNX Runtime's on these images.
     """
 
     images: int
     max_logit_difference: float
+    max_fold_difference: float
     near_ties: int
     changed: int
-    accuracy: float
 
 
 class Deployed(nn.Module):
     """The graph that is served: pixels in, probabilities and logits out, everything between inside."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = network
+        self.temperature = temperature
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, H, W, C) -> probabilities and logits, float32 (N, K)."""
         logits = self.network(scale_pixels(image))
-        return torch.softmax(logits, dim=1), logits
+        return torch.softmax(logits / self.temperature, dim=1), logits
 
 
 class Mirrored(nn.Module):
@@ -70,44 +87,92 @@ class Mirrored(nn.Module):
         return logits.view(2, -1, logits.shape[1]).mean(0)
 
 
-def export_run(run: Run, dataset: Dataset, mirrored: bool = False) -> tuple[bytes, Agreement]:
+def export_run(
+    run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bool = False
+) -> tuple[bytes, Agreement, Quality]:
     """Export a run's best weights, and prove the result on the whole test set.
 
     Args:
         run: with its best weights.
         dataset: what it was trained on.
         mirrored: answer with the mean over an image and its mirror image.
+        synthetic: draw golden images, so that no validation image travels in the file.
 
     Returns:
-        The artifact's bytes, and how well it agrees with torch.
+        The artifact's bytes, how well it agrees with torch, and how good it is.
 
     Raises:
-        ExportRefused: a gate did not pass.
+        ExportRefused, ProofFailed: a gate did not pass.
         RunError: the run has no usable weights.
     """
-    network = run.config.build_network()
-    run.load_weights(network)
-    if mirrored:
-        network = Mirrored(network)
-    network.eval()
-    graph = export_graph(network, run.config.shape)
+    network = _load_network(run, dataset, mirrored)
+    temperature = fit_temperature(predict_logits(network, dataset.val), dataset.val.targets)
+    unfolded, outputs = export_graph(Deployed(network, temperature), run.config.shape)
+    folded, norms = fold_norms(unfolded)
+    graph = strip(onnxscript.optimizer.optimize(folded))
+    check_moments(graph, norms, split_evaluation(dataset.train.images))
+    actual = _run_all(graph, dataset.test)
+    agreement = measure_agreement(
+        network, dataset.test, actual, _run_all(strip(unfolded), dataset.test, False), outputs, graph
+    )
+    quality = measure_quality(actual, dataset.test.targets, temperature)
     recipe = asdict(run.config.recipe)
     properties = {
         "network": recipe.pop("network"),
         "mirrored": mirrored,
+        "temperature": temperature,
         "training": {**recipe, "data_digest": run.config.data_digest},
+        "agreement": asdict(agreement),
+        "quality": asdict(quality),
+        "moments": {"pixels": describe_pixels(dataset.train.images), "layers": [norm.to_json() for norm in norms]},
+        "versions": {**{name: version(name) for name in VERSIONS}, "commit": _find_commit()},
     }
     manifest = Manifest(run.config.labels, dataset.contract, properties)
-    agreement = measure_agreement(network, _load(seal(graph, manifest)), dataset.test)
-    return seal(graph, replace(manifest, properties={**properties, "agreement": asdict(agreement)})), agreement
+    if synthetic:
+        golden = draw_golden(dataset.contract, len(dataset.labels))
+        names: tuple[str, ...] = ("",) * len(golden)
+    else:
+        chosen = choose_golden(dataset.val.targets, len(dataset.labels))
+        golden = dataset.val.images[chosen]
+        names = tuple(dataset.labels[target] for target in dataset.val.targets[chosen])
+    return certify(graph, manifest, golden, names, agreement.max_logit_difference), agreement, quality
 
 
-def export_graph(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """Export a network for pixels of a shape (height, width, channels): eval mode, any batch size, one file.
+def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:
+    """The run's best weights with exact statistics, in eval mode."""
+    network = run.config.build_network()
+    if run.has_weights(EXACT) and not mirrored:
+        run.load_weights(network, EXACT)
+        return network.eval()
+    run.load_weights(network)
+    network = Mirrored(network) if mirrored else network
+    recompute_statistics(network, dataset.train)  # a mirrored network's layers see both views
+    return network
+
+
+def fit_temperature(logits: Tensor, targets: np.ndarray[Any, Any]) -> float:
+    """The temperature at which softmax(logits / temperature) is likeliest to give the targets.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks (1706.04599).
+    """
+    right = torch.from_numpy(targets)
+
+    def loss(log_temperature: float) -> float:
+        return functional.cross_entropy(logits.double() / np.exp(log_temperature), right).item()
+
+    return float(np.float32(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)))
+
+
+def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Export for pixels of a shape (height, width, channels): eval mode, any batch size, batch norm not folded yet.
+
+    Returns:
+        The graph, and the name of the tensor that each layer of the network gives.
 
     Raises:
         ExportRefused: a part of the network is in train mode.
     """
+    network = deployed.network
     training = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if training:
         raise ExportRefused(f"not in eval mode: {', '.join(training)}; batch norm and dropout would act as in training")
@@ -116,70 +181,93 @@ def export_graph(network: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelP
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not needed
         program = torch.onnx.export(
-            Deployed(network).eval().cpu(),
+            deployed.eval().cpu(),
             (example,),
             dynamo=True,
             verbose=False,
+            optimize=False,  # it would fold batch norm, in float32
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[PROBABILITIES, LOGITS],
             dynamic_shapes=({0: "batch"},),
         )
     assert program is not None
-    return _strip(program.model_proto)
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
+    graph = program.model_proto
+    return graph, dict(_list_outputs(graph))
 
 
-def _strip(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove what names the exporting machine: stack traces, scopes and doc strings."""
-    stripped = onnx.ModelProto()
-    stripped.CopyFrom(graph)
-    onnx.helper.set_model_props(stripped, {})
-    parts = [stripped.graph, *stripped.graph.node, *stripped.graph.input, *stripped.graph.output]
-    parts += [*stripped.graph.value_info, *stripped.graph.initializer]
-    for part in parts:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    return stripped
+def _list_outputs(graph: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """Each layer and the tensor it gives, as the exporter noted them."""
+    for node in graph.graph.node:
+        notes = {note.key: note.value for note in node.metadata_props}
+        scopes = [scope.strip("' ") for scope in notes.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").split(",")]
+        if len(scopes) > 2:
+            yield scopes[-2].removeprefix("network."), node.output[0]  # the last is the operation itself
 
 
-def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
-    """The artifact's bytes: the graph with what it says about itself. Equal inputs give equal bytes."""
-    sealed = onnx.ModelProto()
-    sealed.CopyFrom(graph)
-    onnx.helper.set_model_props(sealed, manifest.to_metadata())
-    onnx.checker.check_model(sealed, full_check=True)
-    return sealed.SerializeToString(deterministic=True)
-
-
-def measure_agreement(network: nn.Module, model: Model, test: Split) -> Agreement:
-    """Compare torch with the loaded artifact on every test image.
+def measure_agreement(
+    network: nn.Module, test: Split, actual: Floats, unfolded: Floats, outputs: dict[str, str], graph: onnx.ModelProto
+) -> Agreement:
+    """Hold onnxruntime's answers to the test images against torch's, and folded batch norm against unfolded.
 
     Raises:
-        ExportRefused: a logit differs by more than ``LOGIT_TOLERANCE``, or a label other than a near tie does.
+        NetworksDisagree: a logit differs by more than ``LOGIT_TOLERANCE``, or a label other than a near tie does.
+        FoldMismatch: a logit differs by more between the folded and the unfolded graph.
     """
+    fold_difference = float(np.abs(actual - unfolded).max())
+    if not fold_difference <= LOGIT_TOLERANCE:  # written so that NaN refuses, too
+        raise FoldMismatch(
+            f"batch norm folded into convolutions gives other logits: by {fold_difference:.2e} "
+            f"(limit {LOGIT_TOLERANCE:g}); nothing was published"
+        )
     expected = predict_logits(network, test).numpy()
-    actual = _run_all(model, test)
     difference = float(np.abs(expected - actual).max())
     best_two = np.sort(expected, axis=1)[:, -2:]
     near_tie = best_two[:, 1] - best_two[:, 0] < LOGIT_TOLERANCE
     changed = expected.argmax(1) != actual.argmax(1)
     wrong = int((changed & ~near_tie).sum())
-    if not difference <= LOGIT_TOLERANCE or wrong:  # written so that NaN refuses, too
-        raise ExportRefused(
+    if not difference <= LOGIT_TOLERANCE or wrong:
+        raise NetworksDisagree(
             f"onnxruntime disagrees with torch on the test images: logits differ by {difference:.2e} "
-            f"(limit {LOGIT_TOLERANCE:g}), {wrong} of {len(test)} labels change; nothing was published"
+            f"(limit {LOGIT_TOLERANCE:g}), {wrong} of {len(test)} labels change; "
+            f"{_find_divergence(network, test.images[:8], outputs, graph)}; nothing was published"
         )
-    right = float((actual.argmax(1) == test.targets).mean())
-    return Agreement(len(test), difference, int(near_tie.sum()), int(changed.sum()), right)
+    return Agreement(len(test), difference, fold_difference, int(near_tie.sum()), int(changed.sum()))
 
 
-def _run_all(model: Model, split: Split) -> Floats:
-    return np.concatenate([model.run(images)[1] for images in split_evaluation(split.images)])
+@torch.no_grad()
+def _find_divergence(network: nn.Module, images: Pixels, outputs: dict[str, str], graph: onnx.ModelProto) -> str:
+    """Say which layer is the first that gives something else in onnxruntime than in torch."""
+    told: dict[str, Tensor] = {}
+    for name, layer in network.named_modules():
+        layer.register_forward_hook(lambda _, __, output, name=name: told.setdefault(name, output))
+    network(scale_pixels(torch.from_numpy(images)))
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(graph)
+    given = {tensor for node in graph.graph.node for tensor in node.output}
+    layers = [name for name in told if outputs.get(name) in given]  # in the order in which they finished
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=outputs[name]) for name in layers)
+    actual = open_cpu_session(exposed.SerializeToString()).run(None, {INPUT: images})
+    for name, other in zip(layers, actual, strict=True):
+        difference = float(np.abs(told[name].numpy() - other).max())
+        if not difference <= LOGIT_TOLERANCE:
+            return f"the first layer that diverges is {name}, by {difference:.2e}"
+    return "no layer diverges, so it is what follows the last one"
 
 
-def _load(artifact: bytes) -> Model:
-    """Load an artifact with the code that will serve it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(artifact)
-        return load_model(path)
+def _run_all(graph: onnx.ModelProto, split: Split, optimise: bool = True) -> Floats:
+    """Logits of every image of a split, float32 (N, K), by onnxruntime."""
+    session = open_cpu_session(graph.SerializeToString(), optimise=optimise)
+    return np.concatenate([session.run([LOGITS], {INPUT: images})[0] for images in split_evaluation(split.images)])
+
+
+def _find_commit() -> str | None:
+    """The commit of evalmode's own source, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(serving.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

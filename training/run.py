@@ -23,7 +23,7 @@ from training.networks import build_network
 from training.recipe import Recipe
 
 FORMAT_VERSION = 2
-BEST, INITIAL = "best", "initial"
+BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best with batch norm statistics recomputed
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ class Run:
             raise RunError(f"{folder} holds no run: {error}") from error
 
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Replace the best or the initial weights, whole or not at all."""
+        """Replace the best, the initial or the exact weights, whole or not at all."""
         tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
         write_atomically(self._weights(which), safetensors.torch.save(tensors))
 
-    def has_weights(self) -> bool:
-        """True once the best weights were saved."""
-        return self._weights(BEST).exists()
+    def has_weights(self, which: str = BEST) -> bool:
+        """True once these weights were saved."""
+        return self._weights(which).exists()
 
     def load_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Put the best or the initial weights into a network of this run.
+        """Put the best, the initial or the exact weights into a network of this run.
 
         Raises:
             RunError: there are none, or they are damaged.

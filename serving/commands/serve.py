@@ -43,9 +43,12 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--host", default="127.0.0.1", help="interface to listen on")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
+@click.option("--allow-uncertified", is_flag=True, help="serve files that have no certificate, one image at a time")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @_limit_options
-def serve(repository: Path, host: str, port: int, provider: str, log_level: str, **limits: int) -> None:
+def serve(
+    repository: Path, host: str, port: int, provider: str, allow_uncertified: bool, log_level: str, **limits: int
+) -> None:
     """Serve the newest version of every model in a repository over gRPC.
 
     The first SIGTERM or SIGINT: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace seconds for
@@ -53,7 +56,7 @@ def serve(repository: Path, host: str, port: int, provider: str, log_level: str,
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     stop = _listen_for_signals()
-    server, models = _build(repository, host, port, provider, Limits(**limits))
+    server, models = _build(repository, host, port, provider, allow_uncertified, Limits(**limits))
     _run(server, models, Limits(**limits), stop)
 
 
@@ -72,7 +75,7 @@ def _listen_for_signals() -> threading.Event:
 
 
 def _build(
-    repository: Path, host: str, port: int, provider: str, limits: Limits
+    repository: Path, host: str, port: int, provider: str, allow_uncertified: bool, limits: Limits
 ) -> tuple[GrpcioServer, dict[str, Model]]:
     """Load every model and bind the port; nothing is answered yet."""
     from serving.batching import Batcher, count_cpus
@@ -82,7 +85,13 @@ def _build(
     from serving.transports.grpcio import GrpcioServer
 
     models = {
-        name: load_model(artifact_path(repository, name, version), name=name, version=str(version), provider=provider)
+        name: load_model(
+            artifact_path(repository, name, version),
+            name=name,
+            version=str(version),
+            provider=provider,
+            allow_uncertified=allow_uncertified,
+        )
         for name, version in list_models(repository).items()
     }
     batcher = Batcher(count_cpus(), limits)
@@ -94,6 +103,10 @@ def _run(server: GrpcioServer, models: dict[str, Model], limits: Limits, stop: t
     server.start()
     for model in models.values():
         log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
+        if model.manifest.certificate is None:
+            log.warning("%s/%s has no certificate: nobody vouches for its answers", model.name, model.version)
+        elif not model.batch_invariant and model.max_batch == 1:
+            log.warning("%s/%s answers otherwise in a batch: it runs one image at a time", model.name, model.version)
     click.echo(f"serving {', '.join(models)} on port {server.port}")
     stop.wait()
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)

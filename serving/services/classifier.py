@@ -63,6 +63,8 @@ class Classifier:
             provider=model.provider,
             limits=asdict(self._limits),
             properties={name: json.dumps(value) for name, value in model.manifest.properties.items()},
+            certified=model.manifest.certificate is not None,
+            batch_invariant=model.batch_invariant,
         )
 
     def _find_model(self, name: str, version: str) -> Model:

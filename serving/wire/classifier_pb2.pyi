@@ -81,7 +81,7 @@ class PixelContract(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., resize: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "digest", "labels", "pixels", "provider", "limits", "properties")
+    __slots__ = ("model", "version", "digest", "labels", "pixels", "provider", "limits", "properties", "certified", "batch_invariant")
     class LimitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +104,8 @@ class GetModelResponse(_message.Message):
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROPERTIES_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     digest: str
@@ -112,4 +114,6 @@ class GetModelResponse(_message.Message):
     provider: str
     limits: _containers.ScalarMap[str, int]
     properties: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., pixels: _Optional[_Union[PixelContract, _Mapping]] = ..., provider: _Optional[str] = ..., limits: _Optional[_Mapping[str, int]] = ..., properties: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    certified: bool
+    batch_invariant: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., pixels: _Optional[_Union[PixelContract, _Mapping]] = ..., provider: _Optional[str] = ..., limits: _Optional[_Mapping[str, int]] = ..., properties: _Optional[_Mapping[str, str]] = ..., certified: _Optional[bool] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...

@@ -90,6 +90,7 @@ class Held:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.scores = model.manifest, model.provider, model.scores
+        self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
         self._model = model
         self._permits = threading.Semaphore(0)
 

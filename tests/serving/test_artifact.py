@@ -28,7 +28,10 @@ def test_grey_and_no_properties_survive_the_round_trip() -> None:
 def test_metadata_is_the_documented_json() -> None:
     metadata = MANIFEST.to_metadata()
     assert list(metadata) == sorted(metadata)
-    assert all(key.startswith("evalmode.") for key in metadata)
+    images = {
+        name: metadata.pop("Image." + name) for name in ("BitmapPixelFormat", "ColorSpaceGamma", "NominalPixelRange")
+    }
+    assert images == {"BitmapPixelFormat": "Rgb8", "ColorSpaceGamma": "SRGB", "NominalPixelRange": "NominalRange_0_255"}
     assert {key.removeprefix("evalmode."): json.loads(value) for key, value in metadata.items()} == {
         "format_version": FORMAT_VERSION,
         "labels": ["cat", "dög", 'quo"te'],

@@ -14,9 +14,15 @@ from training.commands.console import cache_option, console, find_own_networks, 
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="the model's name there")
 @click.option("--mirrored", is_flag=True, help="answer the mean over the image and its mirror image: twice the cost")
+@click.option(
+    "--golden",
+    type=click.Choice(["validation", "synthetic"]),
+    default="validation",
+    help="images that travel in the file to prove it: some of the validation images, or drawn ones for private data",
+)
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
-def export(run: Path, repository: Path, name: str, mirrored: bool, data: str | None, cache: Path) -> None:
+def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, data: str | None, cache: Path) -> None:
     """Export RUN in eval mode and publish it as repository/NAME/<next version>/model.onnx.
 
     Refused unless ONNX Runtime agrees with torch on the whole test set.
@@ -29,12 +35,14 @@ def export(run: Path, repository: Path, name: str, mirrored: bool, data: str | N
     find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)
-    artifact, agreement = export_run(opened, dataset, mirrored)
+    artifact, agreement, quality = export_run(opened, dataset, mirrored, golden == "synthetic")
     path = publish(repository, name, artifact)
+    (least, greatest), (before, after) = quality.interval, quality.calibration_error
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     console.print(
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
         f"{agreement.max_logit_difference:.1e}, {near_ties}\n"
-        f"accuracy  {agreement.accuracy:.4f}\n"
+        f"accuracy  {quality.accuracy:.4f} ({least:.4f} to {greatest:.4f} with 95% confidence)\n"
+        f"calibrated calibration error {before:.4f}, at temperature {quality.temperature:.3f} {after:.4f}\n"
         f"published {path} ({len(artifact):,} bytes)"
     )

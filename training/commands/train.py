@@ -123,16 +123,18 @@ def train(
 @cache_option
 def report(run: Path, data: str | None, cache: Path) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
-    from training.run import Run
+    from training.run import BEST, EXACT, Run
 
     find_own_networks()
     opened = Run.open(run)
     network = opened.config.build_network()
-    opened.load_weights(network)
+    opened.load_weights(network, EXACT if opened.has_weights(EXACT) else BEST)
     _write_report(opened, network, reload_data(opened, data, cache))
 
 
 def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
+    from training.run import EXACT
+    from training.statistics import recompute_statistics
     from training.train import evaluate
     from training.train import train as train_network
 
@@ -153,9 +155,15 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
 
         best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
     run.load_weights(network)
+    recompute_statistics(network, dataset.train)
+    run.save_weights(network, EXACT)
+    val_accuracy, _ = evaluate(network, dataset.val)
     test_accuracy, _ = evaluate(network, dataset.test)
-    run.append_metrics({"best_epoch": best.epoch, "test_accuracy": test_accuracy})
-    console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}")
+    figures = {"best_epoch": best.epoch, "exact_val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+    run.append_metrics(figures)
+    console.print(
+        f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
+    )
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 

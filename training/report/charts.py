@@ -17,8 +17,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from serving.proof.figures import wilson_interval
 from training.datasets.dataset import Indices
-from training.report.findings import Floats, wilson_interval
+from training.report.findings import Floats
 
 FOLDER = Path(__file__).parent
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", (FOLDER / "page.css").read_text().partition("}")[0]))

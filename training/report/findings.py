@@ -18,7 +18,6 @@ from training.train import predict_logits
 BINS = 10  # of told probability
 SHIFTED_IMAGES = 200, 1000  # fewer large ones than small ones, as each is asked about 17 times
 SHIFTED_PIXELS = 2**20  # of all images together
-Z_95 = 1.959964  # 95% of a normal distribution lie within as many standard deviations
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,13 +35,6 @@ def answer(network: nn.Module, split: Split) -> Answers:
     probabilities = predict_logits(network, split).double().softmax(1).numpy()
     told = probabilities.argmax(1)
     return Answers(told, probabilities.max(1), told == split.targets)
-
-
-def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """Where the true share lies with 95% confidence. Source: E. B. Wilson, 1927; it holds near 0 and 1 too."""
-    share, z2 = right / count, Z_95**2 / count
-    reach = math.sqrt(share * (1 - share) * z2 + z2**2 / 4)
-    return (share + z2 / 2 - reach) / (1 + z2), (share + z2 / 2 + reach) / (1 + z2)
 
 
 def score_classes(

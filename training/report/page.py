@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
+from serving.proof.figures import wilson_interval
 from training.datasets import Dataset
 from training.networks.compact import Compact
 from training.report import charts, findings, pictures
@@ -116,7 +117,7 @@ def _tell_answers(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, A
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])
     return {
         "accuracy": answers.right.mean(),
-        "interval": findings.wilson_interval(int(answers.right.sum()), len(targets)),
+        "interval": wilson_interval(int(answers.right.sum()), len(targets)),
         "confusion": charts.draw_confusion(matrix, labels),
         "confusions": findings.find_confusions(matrix, labels, 10),
         "classes": classes if len(classes) <= WORST + BEST else classes[:WORST] + classes[-BEST:],

@@ -1,0 +1,1 @@
+"""What is proven of a network before it is published, and by ``evalmode check`` ever after."""

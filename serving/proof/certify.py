@@ -1,0 +1,119 @@
+"""Make a certificate: run a network in every way the server may, and put what it answers into the file.
+
+Shapes: N images, H height, W width, C channels, K labels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from serving.artifact import Manifest, seal
+from serving.certificate import Certificate, Encoded
+from serving.model import load_artifact
+from serving.pixels import PixelContract, Pixels
+from serving.proof.checks import (
+    THREADS,
+    check_batches,
+    check_eval_mode,
+    check_finite,
+    check_outputs,
+    check_repeats,
+)
+from serving.proof.figures import Indices
+
+FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
+TOLERANCE = 1e-4, 1e-2  # least and greatest, of logits
+FACTOR = 10.0  # of the largest difference measured, for processors that were not at hand
+FILES = 4  # golden images kept as JPEG and as PNG, every other one larger than the network wants
+
+
+def certify(
+    graph: onnx.ModelProto, manifest: Manifest, golden: Pixels, targets: tuple[str, ...], difference: float
+) -> bytes:
+    """Prove that a graph is in eval mode and gives the same answers however it is run; seal it with its answers.
+
+    Args:
+        graph: of the inputs and outputs that ``serving.artifact`` names.
+        manifest: of labels, pixels and properties; its temperature is the property ``temperature``, else 1.
+        golden: images that travel in the file, uint8 (N, H, W, C).
+        targets: the names of their labels, "" where they have none.
+        difference: the largest of a logit that was measured elsewhere: between runtimes, or optimisations.
+
+    Returns:
+        The artifact's bytes.
+
+    Raises:
+        ProofFailed: what is wrong with the network.
+        ArtifactInvalid: the result is not one that a server would load.
+    """
+    check_eval_mode(graph)
+    check_finite(graph)
+    bare = seal(graph, manifest)
+    runs = [load_artifact(bare, threads=threads, allow_uncertified=True).run for threads in THREADS]
+    check_outputs(runs[0], golden, len(manifest.labels))
+    check_repeats(runs[0], golden)
+    same, largest = check_batches(runs, golden, TOLERANCE[1])
+    certificate = Certificate(
+        pixels=golden,
+        targets=targets,
+        logits=np.concatenate([runs[0](image[np.newaxis])[1] for image in golden]),
+        tolerance=float(np.clip(FACTOR * max(difference, largest), *TOLERANCE)),
+        temperature=float(manifest.properties.get("temperature", 1.0)),
+        batch_invariant=same,
+        encoded=encode_some(golden, manifest.pixels),
+    )
+    artifact = seal(graph, replace(manifest, certificate=certificate))
+    load_artifact(artifact)
+    return artifact
+
+
+def choose_golden(targets: Indices, labels: int) -> Indices:
+    """Which images become golden: the first of every label, then the second of every label, ... at least 16, at most 64."""
+    ranks = np.zeros(len(targets), np.int64)
+    for label in range(labels):
+        ranks[targets == label] = np.arange((targets == label).sum())
+    wanted = min(MOST_GOLDEN, max(FEWEST_GOLDEN, labels), len(targets))
+    return np.lexsort((targets, ranks))[:wanted]
+
+
+def draw_golden(contract: PixelContract, labels: int) -> Pixels:
+    """Golden images of no data set: noise on gradients, always the same."""
+    height, width, channels = contract.shape
+    rng = np.random.default_rng(0)
+    count = min(MOST_GOLDEN, max(FEWEST_GOLDEN, labels))
+    slopes = rng.uniform(-1, 1, (count, channels, 2))
+    rows, columns = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[None, :, None]
+    smooth = 127.5 + 64 * (slopes[:, None, None, :, 0] * rows + slopes[:, None, None, :, 1] * columns)
+    return np.clip(smooth + rng.normal(0, 32, (count, *contract.shape)), 0, 255).astype(np.uint8)
+
+
+def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
+    """Golden images as files, JPEG and PNG, some of another size, so that decoding and resizing both are proven."""
+    encoded = []
+    for number, pixels in enumerate(golden[:FILES]):
+        picture = Image.fromarray(pixels.squeeze(-1) if contract.channels == 1 else pixels)
+        if number % 2:
+            picture = picture.resize((contract.width * 3 // 2 + 1, contract.height * 3 // 2), Image.Resampling.NEAREST)
+        for image_format in ("JPEG", "PNG"):
+            buffer = io.BytesIO()
+            picture.save(buffer, image_format)
+            encoded.append(Encoded.of(buffer.getvalue(), contract))
+    return tuple(encoded)
+
+
+def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove what names the exporting machine: stack traces, scopes and doc strings."""
+    stripped = onnx.ModelProto()
+    stripped.CopyFrom(graph)
+    onnx.helper.set_model_props(stripped, {})
+    parts = [stripped.graph, *stripped.graph.node, *stripped.graph.input, *stripped.graph.output]
+    parts += [*stripped.graph.value_info, *stripped.graph.initializer]
+    for part in parts:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return stripped

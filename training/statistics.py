@@ -1,0 +1,77 @@
+"""Batch norm's statistics as the training images really have them, in place of moving averages, which lag.
+
+A layer's statistics depend on what the layers above it give, and those give something else in eval mode than in train
+mode. So the layers are taken one after another, each with those above it already in their final form. Then every layer
+normalises by the moments of what it will see when it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from training.datasets import Split
+from training.networks import scale_pixels
+from training.train import split_evaluation
+
+
+class _Seen(Exception):
+    """A layer was reached; what comes after it does not matter."""
+
+
+@torch.no_grad()
+def recompute_statistics(network: nn.Module, split: Split) -> None:
+    """Replace the moving mean and variance of every batch norm by those over all images, in place; ends in eval mode.
+
+    A layer that a network calls more than once gets those of its first call.
+
+    Args:
+        network: on any device.
+        split: the training images, as they are: not augmented.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    for layer in _list_layers(network, scale_pixels(torch.from_numpy(split.images[:2])).to(device)):
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for seen in _watch(network, layer, split, device):
+            channels = seen.transpose(0, 1).flatten(1).double()
+            count += channels.shape[1]
+            total = total + channels.sum(1)
+            squares = squares + channels.square().sum(1)
+        mean = total / count
+        assert layer.running_mean is not None and layer.running_var is not None  # for those that _list_layers gives
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_((squares / count - mean.square()).clamp_min(0))
+
+
+def _list_layers(network: nn.Module, x: Tensor) -> list[BatchNorm]:
+    """The batch norms that keep statistics, in the order in which they are first called."""
+    called: dict[BatchNorm, None] = {}
+    layers = [m for m in network.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.setdefault(layer)) for layer in layers]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return list(called)
+
+
+def _watch(network: nn.Module, layer: BatchNorm, split: Split, device: torch.device) -> Iterator[Tensor]:
+    """What a layer is given, batch by batch; the network runs no further than to it."""
+    given: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        given.append(inputs[0])
+        raise _Seen
+
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        for images in split_evaluation(split.images):
+            try:
+                network(scale_pixels(torch.from_numpy(images).to(device)))
+            except _Seen:
+                yield given.pop()
+    finally:
+        hook.remove()
