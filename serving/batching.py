@@ -20,9 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.certificate import Floats
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
-from serving.model import Floats, Model
+from serving.model import Model
 from serving.pixels import Pixels
 
 

@@ -132,7 +132,7 @@ class Certificate:
                 raise DecoderMismatch(f"image {number} of the certificate is not decoded here: {error}") from error
             if not same:
                 raise DecoderMismatch(
-                    f"image {number} of the certificate becomes other pixels here than where it was made: this machine's "
+                    f"image {number} of the certificate becomes other pixels here than where it was made: the "
                     "image decoder differs; install the Pillow of the artifact's evalmode.versions"
                 )
 
@@ -163,7 +163,8 @@ class Certificate:
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Probabilities of logits, float64 (N, K)."""
     powers: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    probabilities: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _to_text(content: bytes) -> str:

@@ -19,7 +19,8 @@
     │   ├── OutputsMismatch
     │   ├── NotRepeatable
     │   ├── BatchMismatch
-    │   └── MomentsMismatch
+    │   ├── MomentsMismatch
+    │   └── GoldenMismatch
     └── RequestError               a request cannot be answered: services/status.py gives each its code
         ├── InputMissing
         ├── ImageError             the bytes sent are not a usable image
@@ -124,6 +125,10 @@ class BatchMismatch(ProofFailed):
 
 class MomentsMismatch(ProofFailed):
     """Batch norm's statistics are not those of what it sees."""
+
+
+class GoldenMismatch(ProofFailed):
+    """Golden images do not get their labels."""
 
 
 class RequestError(EvalmodeError):

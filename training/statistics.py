@@ -42,7 +42,8 @@ def recompute_statistics(network: nn.Module, split: Split) -> None:
             total = total + channels.sum(1)
             squares = squares + channels.square().sum(1)
         mean = total / count
-        assert layer.running_mean is not None and layer.running_var is not None  # for those that _list_layers gives
+        assert layer.running_mean is not None  # as _list_layers chose it
+        assert layer.running_var is not None
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((squares / count - mean.square()).clamp_min(0))
 

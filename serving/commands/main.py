@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("training.commands.train:train", "serve,train"),
     "export": ("training.commands.export:export", "serve,train"),
     "report": ("training.commands.train:report", "serve,train"),
+    "check": ("serving.commands.check:check", "serve"),
     "serve": ("serving.commands.serve:serve", "serve"),
     "predict": ("serving.commands.predict:predict", "serve"),
 }

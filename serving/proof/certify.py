@@ -73,7 +73,7 @@ def certify(
 
 
 def choose_golden(targets: Indices, labels: int) -> Indices:
-    """Which images become golden: the first of every label, then the second of every label, ... at least 16, at most 64."""
+    """Which images become golden: the first of every label, then the second, ...: at least 16, at most 64."""
     ranks = np.zeros(len(targets), np.int64)
     for label in range(labels):
         ranks[targets == label] = np.arange((targets == label).sum())

@@ -6,7 +6,7 @@ Shapes: N images, K labels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,13 @@ def check_repeats(run: Run, inputs: Array) -> str:
     for one, other in zip(first, second, strict=True):
         if one.tobytes() != other.tobytes():
             raise NotRepeatable(
-                f"the same {len(inputs)} images give other answers the second time (by up to {np.abs(one - other).max():.1e}): "
-                "something random is left in the network"
+                f"the same {len(inputs)} images give other answers the second time, by up to "
+                f"{np.abs(one - other).max():.1e}: something random is left in the network"
             )
     return "two runs, equal bits"
 
 
-def check_batches(runs: list[Run], inputs: Array, tolerance: float) -> tuple[bool, float]:
+def check_batches(runs: Sequence[Run], inputs: Array, tolerance: float) -> tuple[bool, float]:
     """Run images alone and at every position of batches of 1 to 64, with each run (threads).
 
     Returns:
@@ -132,7 +132,7 @@ def check_batches(runs: list[Run], inputs: Array, tolerance: float) -> tuple[boo
                 largest = max(largest, difference)
                 if not difference <= tolerance:
                     raise BatchMismatch(
-                        f"in a batch of {size} on {threads} threads answers differ by {difference:.1e} from those alone "
-                        f"(limit {tolerance:.0e}): images of a batch influence each other"
+                        f"in a batch of {size} on {threads} threads answers differ from those alone by "
+                        f"{difference:.1e} (limit {tolerance:.0e}): images of a batch influence each other"
                     )
     return same, largest

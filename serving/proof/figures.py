@@ -38,9 +38,8 @@ class Quality:
 
 def measure_quality(logits: Floats, targets: Indices, temperature: float) -> Quality:
     """Accuracy with its interval, and calibration before and after the temperature, of the artifact's own answers."""
-    right = int((logits.argmax(1) == targets).sum())
-    errors = (calibration_error(softmax(logits / t), targets) for t in (1.0, temperature))
-    before, after = errors
+    right, count = int((logits.argmax(1) == targets).sum()), len(targets)
+    before, after = (calibration_error(softmax(logits / t), targets) for t in (1.0, temperature))
     return Quality(
         len(targets), right / len(targets), wilson_interval(right, len(targets)), (before, after), temperature
     )
@@ -69,6 +68,11 @@ def calibration_error(probabilities: npt.NDArray[np.floating], targets: Indices)
     return float(np.abs(gaps).sum() / len(targets))
 
 
+def binomial_tail(right: int, count: int, share: float) -> float:
+    """How likely at most ``right`` of ``count`` are right, where each is with a chance of ``share``."""
+    return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(right + 1))
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """How likely so uneven a split of changed answers is, if both networks are equally good: exact, two-sided.
 
@@ -77,8 +81,7 @@ def mcnemar(gained: int, lost: int) -> float:
         lost: images that only the old one gets right.
     """
     changed, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * binomial_tail(fewer, changed, 0.5))
 
 
 def describe_pixels(images: Pixels) -> dict[str, list[float]]:

@@ -66,10 +66,10 @@ def test_no_metadata_is_not_an_evalmode_artifact(metadata: dict[str, str]) -> No
         Manifest.from_metadata(metadata)
 
 
-@pytest.mark.parametrize("version", ["0", "2", '"1"'])
+@pytest.mark.parametrize("version", ["0", "1", '"2"'])
 def test_another_format_version_says_both_versions(version: str) -> None:
     metadata = {**MANIFEST.to_metadata(), "evalmode.format_version": version}
-    with pytest.raises(ArtifactInvalid, match="this evalmode reads 1: export it again") as caught:
+    with pytest.raises(ArtifactInvalid, match="this evalmode reads 2: export it again") as caught:
         Manifest.from_metadata(metadata)
     assert caught.value.facts == {"format_version": version.strip('"')}
 

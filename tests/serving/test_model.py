@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from onnx import TensorProto, helper
 
 import serving
 from serving import model as model_module
-from serving.artifact import Manifest
+from serving.artifact import Manifest, seal
 from serving.errors import ArtifactInvalid, ImageEmpty, ProviderUnavailable
 from serving.model import Model, load_model, missing_cuda_library
 from serving.pixels import PixelContract
 from serving.prediction import Score
-from tests.conftest import COLOURS, colour_artifact, encode, plain
+from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
+
+MANIFEST = Manifest(COLOURS, PixelContract(4, 4, 3))
 
 REAL_SESSION = ort.InferenceSession
 
@@ -30,7 +33,9 @@ class TestLoad:
         digest = hashlib.sha256(colour_file.read_bytes()).hexdigest()
         assert (loaded.name, loaded.version, loaded.digest) == ("colours", "", f"sha256:{digest}")
         assert loaded.provider == "CPU"
-        assert loaded.manifest == Manifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"})
+        assert replace(loaded.manifest, certificate=None) == Manifest(
+            COLOURS, PixelContract(4, 4, 3), {"network": "colours"}
+        )
 
     def test_takes_a_name_and_a_version(self, model: Model) -> None:
         assert (model.name, model.version) == ("colours", "1")
@@ -41,11 +46,18 @@ class TestLoad:
             assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
             assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
-    @pytest.mark.parametrize("artifact", [b"", b"no protobuf at all" * 9, colour_artifact()[:-40]])
-    def test_refuses_what_is_not_onnx(self, tmp_path: Path, artifact: bytes) -> None:
+    @pytest.mark.parametrize(
+        ("artifact", "told"),
+        [
+            (b"", "not an evalmode artifact"),
+            (b"no protobuf at all" * 9, "not an ONNX file, or a truncated one"),
+            (colour_artifact()[:-40], "not an ONNX file, or a truncated one"),
+        ],
+    )
+    def test_refuses_what_is_not_onnx(self, tmp_path: Path, artifact: bytes, told: str) -> None:
         path = tmp_path / "broken.onnx"
         path.write_bytes(artifact)
-        with pytest.raises(ArtifactInvalid, match=r"broken\.onnx: not a model that onnxruntime can load"):
+        with pytest.raises(ArtifactInvalid, match=rf"broken\.onnx: .*{told}"):
             load_model(path)
 
     def test_refuses_what_it_cannot_read(self, tmp_path: Path) -> None:
@@ -64,12 +76,12 @@ class TestLoad:
     @pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", "c", "d")])
     def test_refuses_labels_that_do_not_match_the_outputs(self, tmp_path: Path, labels: tuple[str, ...]) -> None:
         path = tmp_path / "labels.onnx"
-        path.write_bytes(colour_artifact(labels))
+        path.write_bytes(seal(colour_graph(), Manifest(labels, PixelContract(4, 4, 3))))
         with pytest.raises(ArtifactInvalid, match=rf"labels.onnx: {len(labels)} labels but outputs of shape \(1, 3\)"):
-            load_model(path)
+            load_model(path, allow_uncertified=True)
 
     def test_refuses_logits_of_another_shape_than_the_probabilities(self, tmp_path: Path) -> None:
-        artifact = onnx.load_from_string(colour_artifact())
+        artifact = colour_graph()
         artifact.graph.node.append(helper.make_node("Concat", ["means", "means"], ["twice"], axis=1))
         for node in artifact.graph.node:
             if node.op_type == "Softmax":
@@ -77,13 +89,13 @@ class TestLoad:
             node.output[:] = ["raw" if name == "logits" else name for name in node.output]
         artifact.graph.node.append(helper.make_node("Identity", ["twice"], ["logits"]))
         artifact.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 6
-        onnx.save(artifact, tmp_path / "logits.onnx")
+        (tmp_path / "logits.onnx").write_bytes(seal(artifact, MANIFEST))
         with pytest.raises(ArtifactInvalid, match=r"3 labels but outputs of shape \(1, 3\) and \(1, 6\)"):
-            load_model(tmp_path / "logits.onnx")
+            load_model(tmp_path / "logits.onnx", allow_uncertified=True)
 
     @pytest.mark.parametrize("wrong", ["input name", "input type", "input size", "no logits"])
     def test_refuses_a_graph_that_does_not_take_what_the_manifest_says(self, tmp_path: Path, wrong: str) -> None:
-        artifact = onnx.load_from_string(colour_artifact())
+        artifact = colour_graph()
         graph = artifact.graph
         if wrong == "input name":
             graph.input[0].name = graph.node[0].input[0] = "picture"
@@ -93,20 +105,20 @@ class TestLoad:
             graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
         else:
             del graph.output[1]
-        onnx.save(artifact, tmp_path / "graph.onnx")
-        with pytest.raises(ArtifactInvalid, match=r"graph\.onnx"):
-            load_model(tmp_path / "graph.onnx")
+        (tmp_path / "graph.onnx").write_bytes(seal(artifact, MANIFEST))
+        with pytest.raises(ArtifactInvalid, match=r"graph\.onnx: not a model that onnxruntime can load|outputs of shape"):
+            load_model(tmp_path / "graph.onnx", allow_uncertified=True)
 
     def test_refuses_a_graph_for_one_image_at_a_time(self, tmp_path: Path) -> None:
         # It would load, answer alone, and fail every request that shares a batch.
-        artifact = onnx.load_from_string(colour_artifact())
+        artifact = colour_graph()
         for value in (*artifact.graph.input, *artifact.graph.output):
             batch = value.type.tensor_type.shape.dim[0]
             batch.ClearField("dim_param")
             batch.dim_value = 1
-        onnx.save(artifact, tmp_path / "single.onnx")
-        with pytest.raises(ArtifactInvalid, match=r"single\.onnx"):
-            load_model(tmp_path / "single.onnx")
+        (tmp_path / "single.onnx").write_bytes(seal(artifact, MANIFEST))
+        with pytest.raises(ArtifactInvalid, match=r"single\.onnx: not a model that onnxruntime can load"):
+            load_model(tmp_path / "single.onnx", allow_uncertified=True)
 
 
 class TestRun:
@@ -131,7 +143,7 @@ class TestRun:
 
     def test_scores_five_where_nothing_is_asked(self) -> None:
         labels = tuple("abcdefgh")
-        many = Model("many", "", "", Manifest(labels, PixelContract(4, 4, 3)), "CPU", session=None)
+        many = Model("many", "", "", Manifest(labels, PixelContract(4, 4, 3)), "CPU", True, 64, session=None)
         scores = many.scores(np.linspace(0, 1, 8, dtype=np.float32), 0)
         assert "".join(score.label for score in scores) == "hgfed"
 

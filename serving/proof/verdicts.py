@@ -1,0 +1,177 @@
+"""Every check there is on one file, each with its verdict: what ``evalmode check`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, check_digest, check_operators
+from serving.certificate import Certificate, Floats
+from serving.errors import EvalmodeError, GoldenMismatch
+from serving.model import open_cpu_session
+from serving.pixels import Pixels
+from serving.proof.checks import (
+    LARGEST_BATCH,
+    THREADS,
+    Array,
+    Run,
+    check_batches,
+    check_eval_mode,
+    check_finite,
+    check_outputs,
+    check_repeats,
+)
+from serving.proof.figures import binomial_tail
+
+TOLERANCE = 1e-2  # of outputs of a network that states none
+IMPLAUSIBLE = 1e-6  # below this chance, golden images do not belong to the accuracy stated
+DRAWN = 16  # inputs for a file that holds no images
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check found.
+
+    Attributes:
+        check: what was looked at.
+        passed: None: it cannot be told of this file.
+        told: what was found, or why it cannot be told.
+        reason: the error's name where it did not pass.
+    """
+
+    check: str
+    passed: bool | None
+    told: str
+    reason: str = ""
+
+
+def examine(artifact: bytes) -> list[Verdict]:
+    """Run every check on a file, any ONNX classifier of images, and go on after those that do not pass."""
+    try:
+        graph = onnx.load_model_from_string(artifact)
+        onnx.checker.check_model(graph)
+    except Exception as error:  # protobuf's decoder and onnx raise types of their own
+        return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
+    verdicts = [Verdict("file", True, f"ONNX, {len(artifact):,} bytes, {_list_opsets(graph)}")]
+    verdicts.append(_judge("operators", lambda: (check_operators(graph), "ONNX's own, everything in this file")[1]))
+    verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
+    verdicts.append(_judge("weights", lambda: check_finite(graph)))
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    if not any(key.startswith("evalmode.") for key in metadata):
+        verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
+        return verdicts + (_examine_foreign(artifact) if verdicts[1].passed else [])
+    verdicts.append(_judge("digest", lambda: f"sealed as {check_digest(artifact)[:16]}..., unchanged"))
+    verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
+    if all(verdict.passed for verdict in (verdicts[1], verdicts[-1])):
+        verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
+    return verdicts
+
+
+def _judge(check: str, look: Callable[[], str]) -> Verdict:
+    try:
+        return Verdict(check, True, look())
+    except EvalmodeError as error:
+        return Verdict(check, False, str(error), type(error).__name__)
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        return Verdict(check, False, f"onnxruntime cannot run it: {error}", "ArtifactInvalid")
+
+
+def _list_opsets(graph: onnx.ModelProto) -> str:
+    return "opset " + ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in graph.opset_import)
+
+
+def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
+    """What running shows of an artifact, and what its certificate says."""
+    certificate = manifest.certificate
+    shape = manifest.pixels.shape
+    inputs = certificate.pixels if certificate else np.zeros((DRAWN, *shape), np.uint8)
+    verdicts = list(_examine_runs(artifact, INPUT, inputs, len(manifest.labels)))
+    if certificate is None:
+        return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
+    verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, manifest)))
+    verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
+    verdicts.append(_judge("golden labels", lambda: _check_golden(certificate, manifest)))
+    return verdicts
+
+
+def _examine_foreign(artifact: bytes) -> list[Verdict]:
+    """What running shows of somebody else's file, on drawn inputs."""
+    try:
+        session = open_cpu_session(artifact)
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        return [Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")]
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
+        wanted = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        return [Verdict("runs", None, f"it takes {wanted}, not one batch of images")]
+    batch, *sides = inputs[0].shape
+    if not all(isinstance(side, int) for side in sides) or isinstance(batch, int):
+        return [Verdict("runs", None, f"its input is {inputs[0].shape}: only sizes fixed and batch free can be drawn")]
+    rng, draw = np.random.default_rng(0), (DRAWN, *sides)
+    drawn = rng.uniform(-1, 1, draw).astype(np.float32)
+    if inputs[0].type == "tensor(uint8)":
+        drawn = rng.integers(0, 256, draw).astype(np.uint8)
+    return list(_examine_runs(artifact, inputs[0].name, drawn, None))
+
+
+def _examine_runs(artifact: bytes, name: str, inputs: Array, labels: int | None) -> Iterator[Verdict]:
+    try:
+        runs = [_make_run(artifact, name, threads) for threads in THREADS]
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        yield Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")
+        return
+    if labels is not None:
+        yield _judge("outputs", lambda: check_outputs(runs[0], inputs, labels))
+    yield _judge("repeats", lambda: check_repeats(runs[0], inputs))
+    yield _judge("batches", lambda: _tell_batches(runs, inputs))
+
+
+def _make_run(artifact: bytes, name: str, threads: int) -> Run:
+    session = open_cpu_session(artifact, threads)
+    return lambda batch: tuple(session.run(None, {name: batch}))
+
+
+def _tell_batches(runs: list[Run], inputs: Array) -> str:
+    same, largest = check_batches(runs, inputs, TOLERANCE)
+    equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
+    return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
+
+
+def _check_decoder(certificate: Certificate, manifest: Manifest) -> str:
+    certificate.check_decoder(manifest.pixels)
+    return f"{len(certificate.encoded)} files become the pixels they were"
+
+
+def _replay(artifact: bytes, certificate: Certificate) -> str:
+    session = open_cpu_session(artifact)
+    names = [PROBABILITIES, LOGITS]
+
+    def run(batch: Pixels) -> tuple[Floats, Floats]:
+        probabilities, logits = session.run(names, {INPUT: batch})
+        return probabilities, logits
+
+    certificate.replay(run, certificate.tolerance, LARGEST_BATCH)
+    return f"{len(certificate.pixels)} golden images, alone and in a batch, within {certificate.tolerance:.0e}"
+
+
+def _check_golden(certificate: Certificate, manifest: Manifest) -> str:
+    """Hold the golden images' labels against the accuracy stated.
+
+    Raises:
+        GoldenMismatch: so few are right that they do not belong together.
+    """
+    named = [number for number, target in enumerate(certificate.targets) if target]
+    accuracy = manifest.properties.get("quality", {}).get("interval", [0.0])[0]
+    if not named:
+        return "drawn, without labels"
+    told = certificate.logits.argmax(axis=1)
+    right = sum(manifest.labels[told[number]] == certificate.targets[number] for number in named)
+    if binomial_tail(right, len(named), accuracy) < IMPLAUSIBLE:
+        raise GoldenMismatch(
+            f"{right} of {len(named)} golden images get their label, at a stated accuracy of at least {accuracy:.2f}: "
+            "labels, scale or channels are not those of training"
+        )
+    return f"{right} of {len(named)} golden images get their label"
