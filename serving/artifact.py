@@ -23,7 +23,7 @@ BLANK = b"0" * 64  # stands where the digest will
 _ENTRY = (
     b"\n" + bytes([len(DIGEST)]) + DIGEST.encode() + b"\x12\x40"
 )  # as protobuf writes the key, before 64 characters
-DOMAINS = ("", "ai.onnx")  # operators that every onnxruntime has; others may run anybody's code
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # operators that every onnxruntime has; others may run anybody's code
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def check_digest(artifact: bytes) -> str:
     return actual.decode()
 
 
-def check_operators(graph: onnx.ModelProto) -> None:
+def check_operators(graph: onnx.ModelProto) -> str:
     """Refuse a graph that needs more than this file and ONNX's own operators.
 
     Raises:
@@ -154,6 +154,7 @@ def check_operators(graph: onnx.ModelProto) -> None:
         raise OperatorNotAllowed(
             f"weights outside the file are not read: {', '.join(outside[:3])}; an artifact is one file"
         )
+    return "ONNX's own, everything in this file"
 
 
 def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

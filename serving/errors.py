@@ -20,7 +20,8 @@
     │   ├── NotRepeatable
     │   ├── BatchMismatch
     │   ├── MomentsMismatch
-    │   └── GoldenMismatch
+    │   ├── GoldenMismatch
+    │   └── NotWorthIt
     └── RequestError               a request cannot be answered: services/status.py gives each its code
         ├── InputMissing
         ├── ImageError             the bytes sent are not a usable image
@@ -129,6 +130,10 @@ class MomentsMismatch(ProofFailed):
 
 class GoldenMismatch(ProofFailed):
     """Golden images do not get their labels."""
+
+
+class NotWorthIt(ProofFailed):
+    """A faster variant is not fast enough, or not accurate enough."""
 
 
 class RequestError(EvalmodeError):

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import serving
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifact
 from serving.certificate import Floats
-from serving.model import open_cpu_session
+from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, choose_golden, draw_golden, strip
 from serving.proof.figures import Quality, describe_pixels, measure_quality
 from serving.proof.fold import fold_norms
 from serving.proof.moments import check_moments
+from serving.proof.quantize import check_gain, measure_gain, quantize
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, NetworksDisagree
 from training.networks import scale_pixels
@@ -134,6 +135,27 @@ def export_run(
         golden = dataset.val.images[chosen]
         names = tuple(dataset.labels[target] for target in dataset.val.targets[chosen])
     return certify(graph, manifest, golden, names, agreement.max_logit_difference), agreement, quality
+
+
+def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
+    """An int8 variant of an artifact, and in words what it gives and takes.
+
+    Raises:
+        NotWorthIt: it is not fast enough here, or not accurate enough.
+        ProofFailed: see ``certify``.
+    """
+    graph, manifest = open_artifact(artifact)
+    assert manifest.certificate is not None  # export_run gave it one
+    variant = strip(quantize(graph, dataset.train.images))
+    properties = {
+        **manifest.properties,
+        "quantized": "int8",
+        "moments": {**manifest.properties["moments"], "layers": []},
+    }
+    bare = Manifest(manifest.labels, manifest.pixels, properties)
+    sealed = certify(variant, bare, manifest.certificate.pixels, manifest.certificate.targets, difference=0.0)
+    gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
+    return sealed, check_gain(gain)
 
 
 def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:

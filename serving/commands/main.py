@@ -18,6 +18,8 @@ COMMANDS = {
     "export": ("training.commands.export:export", "serve,train"),
     "report": ("training.commands.train:report", "serve,train"),
     "check": ("serving.commands.check:check", "serve"),
+    "certify": ("serving.commands.certify:certify", "serve"),
+    "compare": ("serving.commands.compare:compare", "serve"),
     "serve": ("serving.commands.serve:serve", "serve"),
     "predict": ("serving.commands.predict:predict", "serve"),
 }

@@ -56,7 +56,7 @@ def examine(artifact: bytes) -> list[Verdict]:
     except Exception as error:  # protobuf's decoder and onnx raise types of their own
         return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
     verdicts = [Verdict("file", True, f"ONNX, {len(artifact):,} bytes, {_list_opsets(graph)}")]
-    verdicts.append(_judge("operators", lambda: (check_operators(graph), "ONNX's own, everything in this file")[1]))
+    verdicts.append(_judge("operators", lambda: check_operators(graph)))
     verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
     verdicts.append(_judge("weights", lambda: check_finite(graph)))
     metadata = {entry.key: entry.value for entry in graph.metadata_props}

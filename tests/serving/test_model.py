@@ -106,7 +106,7 @@ class TestLoad:
         else:
             del graph.output[1]
         (tmp_path / "graph.onnx").write_bytes(seal(artifact, MANIFEST))
-        with pytest.raises(ArtifactInvalid, match=r"graph\.onnx: not a model that onnxruntime can load|outputs of shape"):
+        with pytest.raises(ArtifactInvalid, match=r"graph\.onnx: (not a model|.* outputs of shape)"):
             load_model(tmp_path / "graph.onnx", allow_uncertified=True)
 
     def test_refuses_a_graph_for_one_image_at_a_time(self, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from training.commands.console import cache_option, console, find_own_networks, 
     default="validation",
     help="images that travel in the file to prove it: some of the validation images, or drawn ones for private data",
 )
+@click.option("--quantize", type=click.Choice(["int8"]), help="also publish NAME-int8, if it is faster and as accurate")
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
 def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, data: str | None, cache: Path) -> None:
@@ -28,7 +29,7 @@ def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, 
     Refused unless ONNX Runtime agrees with torch on the whole test set.
     """
     from serving.repository import check_name, publish
-    from training.export import export_run
+    from training.export import export_run, quantize_artifact
     from training.run import Run
 
     check_name(name)
@@ -46,3 +47,8 @@ def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, 
         f"calibrated calibration error {before:.4f}, at temperature {quality.temperature:.3f} {after:.4f}\n"
         f"published {path} ({len(artifact):,} bytes)"
     )
+    if quantize:
+        variant, told = quantize_artifact(artifact, dataset)
+        console.print(
+            f"int8      {told}\npublished {publish(repository, f'{name}-int8', variant)} ({len(variant):,} bytes)"
+        )

@@ -1,0 +1,83 @@
+"""``evalmode compare``: what changes for users if one artifact replaces another."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from serving.proof.compare import Comparison
+
+MOST_ROWS = 20
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type checker only
+    """``2%`` or ``0.02`` as 0.02."""
+
+    name = "share"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse it.
+
+        Raises:
+            click.BadParameter: it is something else.
+        """
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{text!r} is not a share such as 2% or 0.02", param, ctx)
+        return share
+
+
+@click.command()
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="folder of <label>/<image>",
+)
+@click.option("--max-changed", type=Share(), help="exit with 1 if more of the labels change, such as 2%")
+@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write, with the pictures")
+def compare(old: Path, new: Path, images: Path, max_changed: float | None, page: Path | None) -> None:
+    """Say what changes for users if NEW replaces OLD: labels, gains and losses, latency."""
+    from serving.model import load_model
+    from serving.proof.compare import compare as compare_models
+
+    comparison = compare_models(load_model(old), load_model(new), images)
+    _print(comparison)
+    if page:
+        from serving.proof.page import write_page
+
+        write_page(page, comparison, str(old), str(new))
+        click.echo(f"page      {page}")
+    if max_changed is not None and comparison.share_changed > max_changed:
+        click.echo(f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {max_changed:.2%}")
+        sys.exit(1)
+
+
+def _print(comparison: Comparison) -> None:
+    old, new = comparison.accuracies
+    gained, lost = (sum(getattr(label, name) for label in comparison.labels) for name in ("gained", "lost"))
+    click.echo(
+        f"labels    {len(comparison.changed)} of {comparison.images} change ({comparison.share_changed:.2%})\n"
+        f"accuracy  {old:.4f} -> {new:.4f}: {gained} images gained, {lost} lost, McNemar's p {comparison.p:.3g}\n"
+        f"latency   {comparison.latency_ratio:.2f} of the old one's, one image alone"
+    )
+    table = Table("label", "images", "gained", "lost", box=None, pad_edge=False)
+    uneven = sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost))
+    for label in [label for label in uneven if label.gained or label.lost][:MOST_ROWS]:
+        table.add_row(label.label, str(label.images), str(label.gained), str(label.lost))
+    if table.row_count:
+        Console(highlight=False, markup=False, emoji=False).print(table)

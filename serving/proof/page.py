@@ -1,0 +1,55 @@
+"""The page of ``evalmode compare``: one HTML file with the pictures whose label changes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, ImageOps
+
+from serving.proof.compare import Changed, Comparison
+
+MOST_PICTURES = 200
+SIDE = 128  # pixels of a picture's longer side
+
+
+def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
+    """Write the page; the pictures are in it.
+
+    Args:
+        path: where to.
+        comparison: what to show.
+        old: how to call the old artifact.
+        new: how to call the new one.
+    """
+    environment = Environment(loader=PackageLoader("serving.proof", "."), autoescape=True, undefined=StrictUndefined)
+    gained = sum(label.gained for label in comparison.labels)
+    lost = sum(label.lost for label in comparison.labels)
+    shown = sorted(comparison.changed, key=_rank)[:MOST_PICTURES]
+    page = environment.get_template("page.html.j2").render(
+        comparison=comparison,
+        old=old,
+        new=new,
+        gained=gained,
+        lost=lost,
+        labels=sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost)),
+        pictures=[(changed, _rank(changed), _embed(changed.path)) for changed in shown],
+    )
+    path.write_text(page)
+
+
+def _rank(changed: Changed) -> int:
+    """0 where the change is a loss, 1 a gain, 2 from wrong to wrong."""
+    return 0 if changed.old == changed.label else 1 if changed.new == changed.label else 2
+
+
+def _embed(path: Path) -> str:
+    """A picture as a data URI, no larger than it is shown."""
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
