@@ -103,20 +103,14 @@ def use_lookahead() -> AbstractContextManager[Any]:
     return patch.object(training.train, "make_optimizers", make_with_lookahead)
 
 
-def use_widths(*filters: int) -> Change:
-    """Other numbers of filters in the blocks."""
-    return lambda: patch.object(compact, "FILTERS", filters)
+def use_blocks(filters: tuple[int, int, int], convolutions: tuple[int, int, int]) -> Change:
+    """Other numbers of filters and convolutions in the blocks."""
+    return lambda: patch.multiple(compact, FILTERS=filters, CONVOLUTIONS=convolutions)
 
 
 def use_directions(count: int, *filters: int) -> Change:
     """Whiten more directions, with fewer filters behind them, as they cost as much."""
-
-    @contextmanager
-    def change() -> Iterator[None]:
-        with patch.object(compact, "DIRECTIONS", count), patch.object(compact, "FILTERS", filters):
-            yield
-
-    return change
+    return lambda: patch.multiple(compact, DIRECTIONS=count, FILTERS=filters)
 
 
 def start_as_identity() -> AbstractContextManager[Any]:
@@ -133,26 +127,15 @@ def start_as_identity() -> AbstractContextManager[Any]:
 
 
 def add_input() -> AbstractContextManager[Any]:
-    """The second convolution of a block adds to its input (a residual connection)."""
+    """Every convolution but a block's first adds to its input (residual connections)."""
 
     def forward(block: Block, x: Tensor) -> Tensor:
-        x = block.gelu1(block.norm1(block.pool(block.conv1(x))))
-        return block.gelu2(x + block.norm2(block.conv2(x)))
+        x = block[3](block[2](block[1](block[0](x))))
+        for number in range(4, len(block), 3):
+            x = block[number + 2](x + block[number + 1](block[number](x)))
+        return x
 
     return patch.object(Block, "forward", forward)
-
-
-def add_convolution() -> AbstractContextManager[Any]:
-    """The last block has a third convolution, for 6% more multiply-adds."""
-    build = Block.__init__
-
-    def init(block: Block, channels: int, filters: int, pool: tuple[int, int]) -> None:
-        build(block, channels, filters, pool)
-        if filters == compact.FILTERS[-1]:
-            block.append(nn.Conv2d(filters, filters, 3, padding=1, bias=False))
-            block.append(nn.BatchNorm2d(filters)).append(nn.GELU())
-
-    return patch.object(Block, "__init__", init)
 
 
 @contextmanager
@@ -178,19 +161,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "compact": ({}, nullcontext),
     "SGD for Muon": ({}, use_sgd),
     "learned first layer for whitening": ({}, learn_first_layer),
-    "all 12 directions, 12-64-96 filters": ({}, use_directions(12, 12, 64, 96)),
-    "all 12 directions, 16-64-64 filters": ({}, use_directions(12, 16, 64, 64)),
-    "12-64-128 filters": ({}, use_widths(12, 64, 128)),
+    "all 12 directions, 12-64-76 filters": ({}, use_directions(12, 12, 64, 76)),
+    "two convolutions in the last block, 88 filters": ({}, use_blocks((16, 64, 88), (2, 2, 2))),
+    "three in the last two blocks, 16-56-72 filters": ({}, use_blocks((16, 56, 72), (2, 3, 3))),
+    "16-48-112 filters": ({}, use_blocks((16, 48, 112), (2, 2, 3))),
     "GELU after whitening": ({}, use_gelu),
     "ReLU for GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
     "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
     "lookahead": ({}, use_lookahead),
     "twice the rate for biases and dense layer": ({}, lambda: patch.object(training.train, "SGD_RATE", 8.0)),
-    "batches of 256": ({"batch_size": 256}, nullcontext),
     "batches of 256, learning rate 0.07": ({"batch_size": 256, "learning_rate": 0.07}, nullcontext),
-    "Muon's momentum 0.8": ({}, lambda: patch.object(training.train, "MUON_MOMENTUM", 0.8)),
-    "warm-up of a twentieth": ({}, lambda: patch.object(training.train, "WARM_UP", 0.05)),
-    "a third convolution in the last block": ({}, add_convolution),
+    "Muon's momentum 0.6": ({}, lambda: patch.object(training.train, "MUON_MOMENTUM", 0.6)),
+    "warm-up of a fifth": ({}, lambda: patch.object(training.train, "WARM_UP", 0.2)),
     "features of two blocks": ({}, see_two_blocks),
     "no mirroring": ({"mirror": False}, nullcontext),
     "mirroring drawn each time": ({}, draw_mirrored),
@@ -203,7 +185,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "residual connections": ({}, add_input),
     "learning rate 0.05": ({"learning_rate": 0.05}, nullcontext),
     "learning rate 0.15": ({"learning_rate": 0.15}, nullcontext),
-    "learning rate 0.2": ({"learning_rate": 0.2}, nullcontext),
 }
 
 

@@ -26,8 +26,8 @@ from training.run import INITIAL, Run
 
 ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
 SGD_RATE = 4.0  # of SGD's learning rate to Muon's
-MOMENTUM, MUON_MOMENTUM = 0.9, 0.6
-WARM_UP = 0.2  # share of the steps until the learning rate peaks
+MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
+WARM_UP = 0.1  # share of the steps until the learning rate peaks
 EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
 WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
 

@@ -22,7 +22,7 @@ from training.commands.console import console
     help="folder to work in, new or empty",
 )
 @click.option("--epochs", type=click.IntRange(1), default=20, help="passes over the training images")
-@click.option("--seed", type=click.IntRange(0), default=1, help="as in train")
+@click.option("--seed", type=click.IntRange(0), default=3, help="as in train")
 def quickstart(out: Path, epochs: int, seed: int) -> None:
     """Train on embedded digits, export, serve and predict: every command a user would type, one after the other."""
     from training.run import claim_folder

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from training.errors import NetworkError
 
-FILTERS = (16, 64, 88)  # of the three blocks, at width 1
+FILTERS = (16, 64, 76)  # of the three blocks, at width 1
+CONVOLUTIONS = (2, 2, 3)  # in each block: the last sees so few positions that another one costs little
 DIRECTIONS = 8  # of the 12 in which 2x2 patches of RGB differ, the strongest: the others hold mostly noise
 SMALLEST_SIDE = 8
 LARGE_SIDE = 40  # from here on the first convolution has stride 2: four times fewer positions, no value lost
@@ -55,9 +56,9 @@ class Compact(nn.Module):
         filters = [2 * directions, *(round(count * factor) for count in FILTERS)]
         blocks = []
         height, width = ((size - 2) // self.whitening.stride[0] + 1 for size in (height, width))
-        for before, after in pairwise(filters):
+        for (before, after), convolutions in zip(pairwise(filters), CONVOLUTIONS, strict=True):
             pool = min(2, height), min(2, width)  # an 8x8 image has one pixel left before the last block
-            blocks.append(Block(before, after, pool))
+            blocks.append(Block(before, after, pool, convolutions))
             height, width = height // pool[0], width // pool[1]
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
@@ -65,7 +66,7 @@ class Compact(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (N, C, H, W) in [-1, 1] -> logits (N, K)."""
-        features = self.blocks(nn.functional.relu(self.whitening(x)))  # (N, 88, about H / 8, about W / 8)
+        features = self.blocks(nn.functional.relu(self.whitening(x)))  # (N, 76, about H / 8, about W / 8)
         logits: Tensor = self.dense(self.dropout(features.amax((2, 3))))
         return logits
 
@@ -95,20 +96,18 @@ class Compact(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Two convolutions, each followed by batch norm and GELU, the first also by max pooling, which halves the image.
+    """Convolutions, each followed by batch norm and GELU, the first also by max pooling, which halves the image.
 
-    Convolutions have no bias: batch norm would subtract it. Pooling comes before batch norm, so that normalising and
+    They have no bias: batch norm would subtract it. Pooling comes before batch norm, so that normalising and
     activating cost a quarter. (N, channels, H, W) -> (N, filters, H // pool, W // pool).
     """
 
-    def __init__(self, channels: int, filters: int, pool: tuple[int, int]) -> None:
-        layers = OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(channels, filters, 3, padding=1, bias=False),
-            pool=nn.MaxPool2d(pool),
-            norm1=nn.BatchNorm2d(filters),
-            gelu1=nn.GELU(),
-            conv2=nn.Conv2d(filters, filters, 3, padding=1, bias=False),
-            norm2=nn.BatchNorm2d(filters),
-            gelu2=nn.GELU(),
-        )
+    def __init__(self, channels: int, filters: int, pool: tuple[int, int], convolutions: int) -> None:
+        layers = OrderedDict[str, nn.Module]()
+        for number in range(1, convolutions + 1):
+            layers[f"conv{number}"] = nn.Conv2d(channels if number == 1 else filters, filters, 3, padding=1, bias=False)
+            if number == 1:
+                layers["pool"] = nn.MaxPool2d(pool)
+            layers[f"norm{number}"] = nn.BatchNorm2d(filters)
+            layers[f"gelu{number}"] = nn.GELU()
         super().__init__(layers)
