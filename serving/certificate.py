@@ -94,6 +94,10 @@ class Certificate:
             encoded=tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"]),
         )
 
+    def told(self, labels: tuple[str, ...]) -> list[str]:
+        """The label that the expected logits give each golden image."""
+        return [labels[index] for index in self.logits.argmax(axis=1)]
+
     def replay(self, run: Run, tolerance: float, batch: int) -> bool:
         """Run the golden images alone and as a batch, and hold the answers against the expected ones.
 

@@ -39,6 +39,10 @@ class ExportRefused(EvalmodeError):
     exit_code = 1
 
 
+class ModuleInTrainMode(ExportRefused):
+    """A part of the network is in train mode."""
+
+
 class FoldMismatch(ExportRefused):
     """Batch norm folded into the layer before it gives other answers."""
 

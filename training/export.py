@@ -24,13 +24,13 @@ from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifa
 from serving.certificate import Floats
 from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
-from serving.proof.certify import certify, choose_golden, draw_golden, strip
+from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
 from serving.proof.figures import Quality, describe_pixels, measure_quality
 from serving.proof.fold import fold_norms
 from serving.proof.moments import check_moments
 from serving.proof.quantize import check_gain, measure_gain, quantize
 from training.datasets import Dataset, Split
-from training.errors import ExportRefused, FoldMismatch, NetworksDisagree
+from training.errors import FoldMismatch, ModuleInTrainMode, NetworksDisagree
 from training.networks import scale_pixels
 from training.run import EXACT, Run
 from training.statistics import recompute_statistics
@@ -108,11 +108,12 @@ def export_run(
     temperature = fit_temperature(predict_logits(network, dataset.val), dataset.val.targets)
     unfolded, outputs = export_graph(Deployed(network, temperature), run.config.shape)
     folded, norms = fold_norms(unfolded)
+    fold_difference = check_fold(_run_all(folded, dataset.test), _run_all(unfolded, dataset.test, optimise=False))
     graph = strip(onnxscript.optimizer.optimize(folded))
-    check_moments(graph, norms, split_evaluation(dataset.train.images))
+    check_graph(graph)
     actual = _run_all(graph, dataset.test)
-    fold_difference = check_fold(actual, _run_all(strip(unfolded), dataset.test, optimise=False))
     agreement = measure_agreement(network, dataset.test, actual, outputs, graph)
+    check_moments(graph, norms, split_evaluation(dataset.train.images))
     quality = measure_quality(actual, dataset.test.targets, temperature)
     recipe = asdict(run.config.recipe)
     properties = {
@@ -190,12 +191,15 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
         The graph, and the name of the tensor that each layer of the network gives.
 
     Raises:
-        ExportRefused: a part of the network is in train mode.
+        ModuleInTrainMode: a part of the network is in train mode.
     """
     network = deployed.network
     training = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if training:
-        raise ExportRefused(f"not in eval mode: {', '.join(training)}; batch norm and dropout would act as in training")
+        raise ModuleInTrainMode(
+            f"not in eval mode: {', '.join(training)}; batch norm and dropout would act as in training: does the module "
+            "keep eval() from taking effect?"
+        )
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations

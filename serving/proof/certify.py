@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from serving.artifact import Manifest, seal
+from serving.artifact import Manifest, check_operators, seal
 from serving.certificate import Certificate, Encoded
 from serving.model import load_artifact
 from serving.pixels import PixelContract, Pixels
@@ -21,6 +21,7 @@ from serving.proof.checks import (
     check_batches,
     check_eval_mode,
     check_finite,
+    check_golden,
     check_outputs,
     check_repeats,
 )
@@ -51,8 +52,7 @@ def certify(
         ProofFailed: what is wrong with the network.
         ArtifactInvalid: the result is not one that a server would load.
     """
-    check_eval_mode(graph)
-    check_finite(graph)
+    check_graph(graph)
     bare = seal(graph, manifest)
     runs = [load_artifact(bare, threads=threads, allow_uncertified=True).run for threads in THREADS]
     check_outputs(runs[0], golden, len(manifest.labels))
@@ -67,9 +67,22 @@ def certify(
         batch_invariant=same,
         encoded=encode_some(golden, manifest.pixels),
     )
+    quality = manifest.properties.get("quality")
+    check_golden(certificate, manifest.labels, quality["interval"][0] if quality else 0.0)
     artifact = seal(graph, replace(manifest, certificate=certificate))
     load_artifact(artifact)
     return artifact
+
+
+def check_graph(graph: onnx.ModelProto) -> None:
+    """What can be told of a graph before it runs.
+
+    Raises:
+        ProofFailed, ArtifactInvalid: see the checks.
+    """
+    check_operators(graph)
+    check_eval_mode(graph)
+    check_finite(graph)
 
 
 def choose_golden(targets: Indices, labels: int) -> Indices:

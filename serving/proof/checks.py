@@ -15,9 +15,19 @@ import onnx
 from onnx import numpy_helper
 
 from serving.artifact import walk_nodes, walk_weights
-from serving.errors import BatchMismatch, NotRepeatable, OutputsMismatch, TrainMode, WeightsNotFinite
+from serving.certificate import Certificate
+from serving.errors import (
+    BatchMismatch,
+    GoldenMismatch,
+    NotRepeatable,
+    OutputsMismatch,
+    TrainMode,
+    WeightsNotFinite,
+)
+from serving.proof.figures import binomial_tail
 
 LARGEST_BATCH = 64
+IMPLAUSIBLE = 1e-6  # below this chance, golden images do not belong to the accuracy stated
 THREADS = (1, 2)
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
@@ -110,6 +120,26 @@ def check_repeats(run: Run, inputs: Array) -> str:
                 f"{np.abs(one - other).max():.1e}: something random is left in the network"
             )
     return "two runs, equal bits"
+
+
+def check_golden(certificate: Certificate, labels: tuple[str, ...], accuracy: float) -> str:
+    """Golden images get about as many of their labels as the accuracy stated lets expect.
+
+    Raises:
+        GoldenMismatch: so few are right that they do not belong together.
+    """
+    named = [
+        (told, target) for told, target in zip(certificate.told(labels), certificate.targets, strict=True) if target
+    ]
+    right = sum(told == target for told, target in named)
+    if not named:
+        return "drawn, without labels"
+    if binomial_tail(right, len(named), accuracy) < IMPLAUSIBLE:
+        raise GoldenMismatch(
+            f"{right} of {len(named)} golden images get their label, at a stated accuracy of at least {accuracy:.2f}: "
+            "labels, scale or channels are not those of training"
+        )
+    return f"{right} of {len(named)} golden images get their label"
 
 
 def check_batches(runs: Sequence[Run], inputs: Array, tolerance: float) -> tuple[bool, float]:

@@ -113,7 +113,8 @@ def _tell(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.
 
 def _time(new: Model, new_images: Labelled, old: Model, old_images: Labelled) -> float:
     """How long one image alone takes the new model, relative to the old one."""
-    pairs, times = ((new, new_images.pixels[:1]), (old, old_images.pixels[:1])), ([], [])
+    pairs = ((new, new_images.pixels[:1]), (old, old_images.pixels[:1]))
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):
         for (model, image), taken in zip(pairs, times, strict=True):
             started = time.perf_counter()

@@ -23,7 +23,16 @@ from training.commands.console import cache_option, console, find_own_networks, 
 @click.option("--quantize", type=click.Choice(["int8"]), help="also publish NAME-int8, if it is faster and as accurate")
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
-def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, data: str | None, cache: Path) -> None:
+def export(
+    run: Path,
+    repository: Path,
+    name: str,
+    mirrored: bool,
+    golden: str,
+    quantize: str | None,
+    data: str | None,
+    cache: Path,
+) -> None:
     """Export RUN in eval mode and publish it as repository/NAME/<next version>/model.onnx.
 
     Refused unless ONNX Runtime agrees with torch on the whole test set.
@@ -49,6 +58,5 @@ def export(run: Path, repository: Path, name: str, mirrored: bool, golden: str, 
     )
     if quantize:
         variant, told = quantize_artifact(artifact, dataset)
-        console.print(
-            f"int8      {told}\npublished {publish(repository, f'{name}-int8', variant)} ({len(variant):,} bytes)"
-        )
+        path = publish(repository, f"{name}-{quantize}", variant)
+        console.print(f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)")

@@ -1,0 +1,316 @@
+"""What can be wrong with an artifact, and what notices: the table of docs/artifact.md, row by row.
+
+Every mutation comes in two forms. Edited: the bytes were changed after the export, and the digest tells. Built wrong:
+digest and certificate were made for the wrong graph, and a gate, the replay or the check must tell, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import training.export
+from serving.artifact import open_artifact, seal
+from serving.errors import (
+    DigestMismatch,
+    EvalmodeError,
+    GoldenMismatch,
+    MomentsMismatch,
+    OperatorNotAllowed,
+    ProofFailed,
+    ReplayMismatch,
+    TrainMode,
+)
+from serving.model import load_artifact
+from serving.proof.verdicts import examine
+from training.datasets import Dataset, Split
+from training.errors import ModuleInTrainMode, NetworksDisagree
+from training.export import export_run
+from training.recipe import choose_recipe
+from training.run import EXACT, Run, RunConfig
+from training.train import prepare_network, train
+
+Mutate = Callable[[onnx.ModelProto], None]
+COLOURS = ("red", "green", "blue")
+
+
+def draw_colours(count: int, seed: int) -> Split:
+    """Images of noise, one channel brighter than the others: what a network can only tell by its colours."""
+    rng = np.random.default_rng(seed)
+    targets = np.arange(count) % 3
+    images = rng.integers(0, 160, (count, 8, 8, 3))
+    images[np.arange(count), :, :, targets] += 60
+    return Split(images.astype(np.uint8), targets.astype(np.int64))
+
+
+@dataclass
+class Trained:
+    """A run of a network on colours, and its artifact."""
+
+    run: Run
+    dataset: Dataset
+    artifact: bytes
+
+
+@pytest.fixture(scope="module", params=["compact", "reference"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    splits = draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
+    dataset = Dataset("colours", COLOURS, *splits)
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    epochs = {"compact": 3, "reference": 6}[request.param]
+    recipe = choose_recipe(request.param, dataset, epochs=epochs, batch_size=32)
+    run = Run.create(folder, RunConfig.of(dataset, None, False, recipe))
+    torch.manual_seed(0)
+    network = prepare_network(run.config.build_network(), dataset.train)
+    train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
+    artifact, _, quality = export_run(run, dataset)
+    assert quality.accuracy > 0.9
+    return Trained(run, dataset, artifact)
+
+
+# The mutations: each changes a graph in place
+
+
+def first_weights(graph: onnx.ModelProto) -> onnx.TensorProto:
+    """The first convolution's weights that are learned."""
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    return tensors[convolutions[-1].input[1]]
+
+
+def rewrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+
+
+def flip_bit(graph: onnx.ModelProto) -> None:
+    """The highest bit of an exponent but one."""
+    weights = first_weights(graph)
+    bits = numpy_helper.to_array(weights).view(np.uint32).copy()
+    bits.flat[np.abs(numpy_helper.to_array(weights)).argmax()] ^= 1 << 25
+    rewrite(weights, bits.view(np.float32))
+
+
+def keep_dropout(graph: onnx.ModelProto) -> None:
+    """Dropout that drops, before the logits."""
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "training_mode"))
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
+    dense = next(node for node in graph.graph.node if "logits" in node.output)
+    graph.graph.node.insert(
+        list(graph.graph.node).index(dense),
+        helper.make_node("Dropout", [dense.input[0], "ratio", "training_mode"], ["dropped"]),
+    )
+    dense.input[0] = "dropped"
+
+
+def scale_otherwise(graph: onnx.ModelProto) -> None:
+    """Pixels in [0, 1] instead of [-1, 1]."""
+    node = next(node for node in graph.graph.node if node.op_type == "Sub")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    division = next(node for node in graph.graph.node if node.op_type == "Div")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), "white"))
+    division.input[1], node.input[1] = "white", "nothing"
+
+
+def swap_channels(graph: onnx.ModelProto) -> None:
+    """Blue first."""
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "order"))
+    reader = next(node for node in graph.graph.node if node.input[0] == "image")
+    reader.input[0] = "swapped"
+    graph.graph.node.insert(0, helper.make_node("Gather", ["image", "order"], ["swapped"], axis=3))
+
+
+def remove_softmax(graph: onnx.ModelProto) -> None:
+    softmax = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    graph.graph.node.remove(softmax)
+    graph.graph.node.append(helper.make_node("Identity", ["logits"], ["probabilities"]))
+
+
+def change_temperature(graph: onnx.ModelProto) -> None:
+    softmax = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(3, np.float32), "other_temperature"))
+    graph.graph.node.insert(
+        list(graph.graph.node).index(softmax), helper.make_node("Div", ["logits", "other_temperature"], ["cooler"])
+    )
+    softmax.input[0] = "cooler"
+
+
+def use_batch_statistics(graph: onnx.ModelProto) -> None:
+    """Batch norm in train mode, as a module left in it would be exported."""
+    for name, value in (("one", 1.0), ("zero", 0.0), ("mean", 0.0), ("variance", 1.0)):
+        graph.graph.initializer.append(numpy_helper.from_array(np.full(3, value, np.float32), name))
+    dense = next(node for node in graph.graph.node if "logits" in node.output)
+    norm = helper.make_node(
+        "BatchNormalization",
+        ["raw", "one", "zero", "mean", "variance"],
+        ["logits", "new_mean", "new_variance"],
+        training_mode=1,
+    )
+    dense.output[0] = "raw"
+    graph.graph.node.insert(list(graph.graph.node).index(dense) + 1, norm)
+
+
+def use_foreign_operator(graph: onnx.ModelProto) -> None:
+    graph.graph.node.append(helper.make_node("Anything", ["logits"], ["unused"], domain="somebody.else"))
+    graph.opset_import.append(helper.make_opsetid("somebody.else", 1))
+
+
+def move_weights_out(graph: onnx.ModelProto) -> None:
+    weights = first_weights(graph)
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="weights.bin")
+
+
+GRAPH_MUTATIONS: dict[Mutate, type[EvalmodeError]] = {  # what the export says if its graph is so
+    flip_bit: NetworksDisagree,
+    keep_dropout: TrainMode,
+    scale_otherwise: NetworksDisagree,
+    swap_channels: NetworksDisagree,
+    remove_softmax: ReplayMismatch,
+    change_temperature: ReplayMismatch,
+    use_batch_statistics: TrainMode,
+    use_foreign_operator: OperatorNotAllowed,
+    move_weights_out: OperatorNotAllowed,
+}
+
+
+def mutated(artifact: bytes, mutate: Mutate) -> onnx.ModelProto:
+    graph = onnx.load_from_string(artifact)
+    mutate(graph)
+    return graph
+
+
+# Edited after the export: the digest tells
+
+
+@pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_an_edited_graph_does_not_have_its_digest(trained: Trained, mutate: Mutate) -> None:
+    edited = mutated(trained.artifact, mutate).SerializeToString()
+    with pytest.raises(DigestMismatch, match="it was changed or damaged since"):
+        load_artifact(edited)
+    assert "DigestMismatch" in [verdict.reason for verdict in examine(edited)]
+
+
+@pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality"])
+def test_edited_metadata_do_not_have_their_digest(trained: Trained, key: str) -> None:
+    graph = onnx.load_from_string(trained.artifact)
+    entry = next(entry for entry in graph.metadata_props if entry.key == f"evalmode.{key}")
+    entry.value = entry.value.replace("0", "1", 1) if key != "labels" else '["green", "red", "blue"]'
+    with pytest.raises(DigestMismatch):
+        load_artifact(graph.SerializeToString())
+
+
+def test_one_flipped_bit_anywhere_is_noticed(trained: Trained) -> None:
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(trained.artifact), 100):
+        edited = bytearray(trained.artifact)
+        edited[place] ^= 1 << rng.integers(8)
+        with pytest.raises(EvalmodeError):
+            load_artifact(bytes(edited))
+
+
+def test_a_truncated_file_is_noticed(trained: Trained) -> None:
+    for length in np.linspace(0, len(trained.artifact) - 1, 50).astype(int):
+        with pytest.raises(EvalmodeError):
+            load_artifact(trained.artifact[:length])
+
+
+# Built wrong, with a digest and a certificate of its own
+
+
+@pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
+    optimise = training.export.onnxscript.optimizer.optimize
+
+    def go_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+        wrong: onnx.ModelProto = optimise(graph)
+        mutate(wrong)
+        return wrong
+
+    with (
+        patch.object(training.export.onnxscript.optimizer, "optimize", go_wrong),
+        pytest.raises(GRAPH_MUTATIONS[mutate]),
+    ):
+        export_run(trained.run, trained.dataset)
+
+
+def test_another_networks_weights_are_told_by_layer(trained: Trained) -> None:
+    optimise = training.export.onnxscript.optimizer.optimize
+
+    def go_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+        wrong: onnx.ModelProto = optimise(graph)
+        dense = next(node for node in wrong.graph.node if "logits" in node.output)
+        tensors = {tensor.name: tensor for tensor in wrong.graph.initializer}
+        rewrite(tensors[dense.input[1]], numpy_helper.to_array(tensors[dense.input[1]]) * 1.01)
+        return wrong
+
+    name = {"compact": "dense", "reference": r"classifier\.5"}[trained.run.config.recipe.network]
+    with (
+        patch.object(training.export.onnxscript.optimizer, "optimize", go_wrong),
+        pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
+    ):
+        export_run(trained.run, trained.dataset)
+
+
+def test_replaced_statistics_are_noticed(trained: Trained) -> None:
+    network = trained.run.config.build_network()
+    trained.run.load_weights(network)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms[-1].reset_running_stats()  # as a load that skipped the buffers would leave them
+    trained.run.save_weights(network, EXACT)
+    try:
+        with pytest.raises(MomentsMismatch, match="normalises by statistics that are not those of what it sees"):
+            export_run(trained.run, trained.dataset)
+    finally:
+        (trained.run.folder / f"{EXACT}.safetensors").unlink()
+
+
+@pytest.mark.parametrize("which", ["the network itself", "a child"])
+def test_a_module_that_stays_in_train_mode_is_named(trained: Trained, which: str) -> None:
+    load = training.export._load_network
+
+    def keep_training(*arguments: object) -> nn.Module:
+        network = load(*arguments)
+        name = "" if which == "the network itself" else next(n for n, m in network.named_modules() if "orm" in str(m))
+        module = network.get_submodule(name)
+        module.training = True
+        module.train = lambda mode=True: module  # type: ignore[method-assign]
+        return network
+
+    with (
+        patch.object(training.export, "_load_network", keep_training),
+        pytest.raises(ModuleInTrainMode, match="not in eval mode: .*: does the module keep eval"),
+    ):
+        export_run(trained.run, trained.dataset)
+
+
+def test_permuted_labels_are_noticed(trained: Trained) -> None:
+    config = replace(trained.run.config, labels=("green", "blue", "red"))
+    with pytest.raises(GoldenMismatch, match="0 of 16 golden images get their label"):
+        export_run(Run(trained.run.folder, config), trained.dataset)
+
+
+def test_another_files_certificate_is_noticed(trained: Trained) -> None:
+    graph, manifest = open_artifact(trained.artifact)
+    other = mutated(trained.artifact, flip_bit)
+    with pytest.raises(ReplayMismatch, match="not the network that was certified"):
+        load_artifact(seal(other, manifest))
+    assert "ReplayMismatch" in [verdict.reason for verdict in examine(seal(other, manifest))]
+
+
+def all_reasons(artifact: bytes) -> Iterator[str]:
+    return (verdict.reason for verdict in examine(artifact) if verdict.reason)
+
+
+def test_an_honest_export_passes_every_check(trained: Trained, tmp_path: Path) -> None:
+    assert list(all_reasons(trained.artifact)) == []
+    assert issubclass(TrainMode, ProofFailed)
