@@ -197,8 +197,8 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
     training = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if training:
         raise ModuleInTrainMode(
-            f"not in eval mode: {', '.join(training)}; batch norm and dropout would act as in training: does the module "
-            "keep eval() from taking effect?"
+            f"not in eval mode: {', '.join(training)}; batch norm and dropout would act as in training: does the "
+            "module keep eval() from taking effect?"
         )
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     with warnings.catch_warnings():
@@ -280,6 +280,8 @@ def _find_divergence(network: nn.Module, images: Pixels, outputs: dict[str, str]
     exposed.CopyFrom(graph)
     given = {tensor for node in graph.graph.node for tensor in node.output}
     layers = [name for name in told if outputs.get(name) in given]  # in the order in which they finished
+    if not layers:
+        return "no layer can be told apart in the graph"
     del exposed.graph.output[:]
     exposed.graph.output.extend(onnx.ValueInfoProto(name=outputs[name]) for name in layers)
     actual = open_cpu_session(exposed.SerializeToString()).run(None, {INPUT: images})

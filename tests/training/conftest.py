@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from serving.model import Model, load_model
+from serving.proof.figures import Quality
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Agreement, export_run
 from training.recipe import Recipe
 from training.run import Run, RunConfig
+from training.statistics import recompute_statistics
 from training.train import train
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
@@ -57,16 +59,19 @@ class Exported:
     """A trained run, its artifact, and both ways to run it."""
 
     run: Run
+    train: Split
     artifact: bytes
     agreement: Agreement
+    quality: Quality
     path: Path
     model: Model
 
     def load_network(self) -> nn.Module:
-        """The run's best weights in torch, in eval mode; a new one for each caller to spoil."""
+        """The run's best weights in torch, as exported; a new one for each caller to spoil."""
         network = self.run.config.build_network()
         self.run.load_weights(network)
-        return network.eval()
+        recompute_statistics(network, self.train)
+        return network
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +81,7 @@ def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Expor
     run = Run.create(folder / "run", RunConfig.of(digits, None, False, Recipe(epochs=8)))
     torch.manual_seed(0)
     train(run, run.config.build_network(), digits.train, digits.val, lambda *_: None, lambda _: None)
-    artifact, agreement = export_run(run, digits)
+    artifact, agreement, quality = export_run(run, digits)
     path = folder / "model.onnx"
     path.write_bytes(artifact)
-    return Exported(run, artifact, agreement, path, load_model(path))
+    return Exported(run, digits.train, artifact, agreement, quality, path, load_model(path))
