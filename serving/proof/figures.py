@@ -38,7 +38,7 @@ class Quality:
 
 def measure_quality(logits: Floats, targets: Indices, temperature: float) -> Quality:
     """Accuracy with its interval, and calibration before and after the temperature, of the artifact's own answers."""
-    right, count = int((logits.argmax(1) == targets).sum()), len(targets)
+    right = int((logits.argmax(1) == targets).sum())
     before, after = (calibration_error(softmax(logits / t), targets) for t in (1.0, temperature))
     return Quality(
         len(targets), right / len(targets), wilson_interval(right, len(targets)), (before, after), temperature

@@ -288,7 +288,7 @@ def test_a_module_that_stays_in_train_mode_is_named(trained: Trained, which: str
 
     with (
         patch.object(training.export, "_load_network", keep_training),
-        pytest.raises(ModuleInTrainMode, match="not in eval mode: .*: does the module keep eval"),
+        pytest.raises(ModuleInTrainMode, match=r"not in eval mode: .*: does the module keep eval"),
     ):
         export_run(trained.run, trained.dataset)
 
@@ -300,7 +300,7 @@ def test_permuted_labels_are_noticed(trained: Trained) -> None:
 
 
 def test_another_files_certificate_is_noticed(trained: Trained) -> None:
-    graph, manifest = open_artifact(trained.artifact)
+    _, manifest = open_artifact(trained.artifact)
     other = mutated(trained.artifact, flip_bit)
     with pytest.raises(ReplayMismatch, match="not the network that was certified"):
         load_artifact(seal(other, manifest))

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from serving.artifact import DIGEST
 from tests.conftest import encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,7 +46,9 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_metadata(path: Path) -> dict[str, object]:
-    return {entry.key.removeprefix("evalmode."): json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    ours = {name: value for name, value in metadata.items() if name.startswith("evalmode.") and name != DIGEST}
+    return {name.removeprefix("evalmode."): json.loads(value) for name, value in ours.items()}
 
 
 @pytest.fixture(scope="module")

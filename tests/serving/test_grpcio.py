@@ -542,7 +542,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def busy(repository: Path, *options: object) -> Iterator[tuple[Server, list[grpc.Future], Refusal]]:
     """A server with a slow request in every slot, seen by the refusal of one more."""
-    with serving(repository, "--max-queue", 0, *options) as running, connected(running.address) as channel:
+    options = ("--allow-uncertified", "--max-queue", 0, *options)
+    with serving(repository, *options) as running, connected(running.address) as channel:
         stub = wire_grpc.ClassifierStub(channel)
         done: queue.Queue[grpc.Future] = queue.Queue()
         requests = [stub.Predict.future(RED, timeout=WAIT_S) for _ in range(count_cpus() + 1)]

@@ -1,0 +1,200 @@
+"""Networks that evalmode did not train: certified, checked, compared and served like our own.
+
+The files come from tests/foreign/make_*.py: Keras through tf2onnx, scikit-learn through skl2onnx, torchvision.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from serving.client import Client
+from serving.model import load_model
+from tests.conftest import serving
+
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+FOREIGN = Path(__file__).parents[1] / "foreign"
+ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as the makers printed it: Keras' and scikit-learn's own
+IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last 397 digits as PNG files in folders, and labels.txt beside them."""
+    root = tmp_path_factory.mktemp("digits")
+    pixels, targets = load_digits(return_X_y=True)
+    for index in range(1400, len(targets)):
+        folder = root / "images" / str(targets[index])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(pixels[index].reshape(8, 8) / 16 * 255).astype(np.uint8)).save(folder / f"{index}.png")
+    (root / "labels.txt").write_text("".join(f"{label}\n" for label in range(10)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images of noise in three folders, and labels.txt beside them."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for label in ("red", "green", "blue"):
+        (root / "images" / label).mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)).save(
+                root / "images" / label / f"{index}.png"
+            )
+    (root / "labels.txt").write_text("red\ngreen\nblue\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
+    """A model repository with all three, certified, and what the command told of each."""
+    root = tmp_path_factory.mktemp("published")
+    jobs = {
+        "keras": (digits, "--scale", "0,1"),
+        "sklearn": (digits, "--scale", "0,1", "--size", "8x8"),
+        "torchvision": (colours, "--scale", "0,1", *IMAGENET),
+    }
+    for name, (data, *options) in jobs.items():
+        given = ("--images", data / "images", "--labels", data / "labels.txt", "--repository", root, "--name", name)
+        done = evalmode("certify", FOREIGN / f"{name}.onnx", *given, *options)
+        assert done.returncode == 0, done.stderr
+        (root / f"{name}.txt").write_text(done.stdout)
+    return root
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_accuracy_is_what_the_other_tool_measured(published: Path, name: str) -> None:
+    told = re.search(r"accuracy  ([\d.]+) of 397 images", (published / f"{name}.txt").read_text())
+    assert told
+    assert float(told[1]) == ACCURACY[name]
+
+
+def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colours: Path) -> None:
+    """ImageNet's, by hand, on the original file."""
+    model = load_model(published / "torchvision" / "1" / "model.onnx")
+    assert model.manifest.certificate is not None
+    pixels = model.manifest.certificate.pixels
+    normal = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    session = onnxruntime.InferenceSession(FOREIGN / "torchvision.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"input": normal.transpose(0, 3, 1, 2).astype(np.float32)})
+    np.testing.assert_allclose(model.run(pixels)[1], expected, rtol=0, atol=1e-5)
+
+
+def test_probabilities_of_another_tool_stay_what_they_were(published: Path) -> None:
+    model = load_model(published / "keras" / "1" / "model.onnx")
+    assert model.manifest.certificate is not None
+    pixels = model.manifest.certificate.pixels
+    session = onnxruntime.InferenceSession(FOREIGN / "keras.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": (pixels / 255).astype(np.float32)})
+    np.testing.assert_allclose(model.run(pixels)[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["keras", "sklearn", "torchvision"])
+def test_a_certified_file_passes_every_check(published: Path, name: str, evalmode: Evalmode) -> None:
+    done = evalmode("check", published / name / "1" / "model.onnx", "--json")
+    assert done.returncode == 0, done.stdout
+    verdicts = json.loads(done.stdout)["verdicts"]
+    assert [verdict["check"] for verdict in verdicts if not verdict["passed"]] == []
+    assert {"replay", "decoder", "batches", "digest"} <= {verdict["check"] for verdict in verdicts}
+
+
+@pytest.mark.parametrize("name", ["keras", "sklearn", "torchvision"])
+def test_somebody_elses_file_is_checked_as_far_as_it_tells(name: str, evalmode: Evalmode) -> None:
+    done = evalmode("check", FOREIGN / f"{name}.onnx")
+    assert done.returncode == 0, done.stdout
+    assert "none: evalmode certify gives it one" in done.stdout
+
+
+def test_all_of_them_are_served_like_our_own(published: Path, digits: Path, colours: Path) -> None:
+    pictures = {"keras": digits, "sklearn": digits, "torchvision": colours}
+    with serving(published) as server, Client(server.address) as client:
+        for name, data in pictures.items():
+            picture = sorted((data / "images").glob("*/*.png"))[5]
+            answer = client.predict(picture, model=name, top_k=3)
+            local = load_model(published / name / "1" / "model.onnx").predict(picture, top_k=3)
+            assert answer.scores == local.scores
+            facts = client.get_model(name)
+            assert facts.certified
+
+
+def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Evalmode, tmp_path: Path) -> None:
+    old, new = (published / name / "1" / "model.onnx" for name in ("sklearn", "keras"))
+    page = tmp_path / "page.html"
+    done = evalmode("compare", old, new, "--images", digits / "images", "--page", page, "--max-changed", "2%")
+    assert done.returncode == 1
+    told = [load_model(path) for path in (old, new)]
+    right, changed = [], 0
+    for path in sorted((digits / "images").glob("*/*.png")):
+        answers = [model.predict(path).label for model in told]
+        right.append([answer == path.parent.name for answer in answers])
+        changed += answers[0] != answers[1]
+    gained = sum(new_right and not old_right for old_right, new_right in right)
+    lost = sum(old_right and not new_right for old_right, new_right in right)
+    assert f"labels    {changed} of 397 change ({changed / 397:.2%})" in done.stdout
+    assert f"accuracy  0.8967 -> 0.9395: {gained} images gained, {lost} lost" in done.stdout
+    assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stdout
+    html = page.read_text()
+    assert html.count("<li>") == changed
+    assert "http" not in html  # nothing is fetched
+    assert evalmode("compare", old, old, "--images", digits / "images", "--max-changed", "0%").returncode == 0
+
+
+# What certify refuses, each with what to do
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
+        (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: 1 or 1 are wanted"),
+        (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),
+    ],
+)
+def test_wrong_options_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode, options: tuple, told: str) -> None:
+    given = ("--images", digits / "images", "--labels", digits / "labels.txt", "--repository", tmp_path, "--name", "x")
+    done = evalmode("certify", FOREIGN / "keras.onnx", *given, *options)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_do_not_fit_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{label}\n" for label in range(9)))
+    given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
+    done = evalmode("certify", FOREIGN / "keras.onnx", "--labels", labels, *given)
+    assert done.returncode == 2
+    assert "holds folders that are no label: 9" in done.stderr
+    labels.write_text("".join(f"{label}\n" for label in range(11)))
+    done = evalmode("certify", FOREIGN / "keras.onnx", "--labels", labels, *given)
+    assert "have a float32 value for each of 11 labels: one is wanted; do the labels fit the network?" in done.stderr
+
+
+def test_dropout_that_drops_is_refused(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    network = onnx.load(FOREIGN / "sklearn.onnx")
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "mode"))
+    first = next(node for node in network.graph.node if network.graph.input[0].name in node.input)
+    first.input[0] = "dropped"
+    network.graph.node.insert(
+        0, onnx.helper.make_node("Dropout", [network.graph.input[0].name, "ratio", "mode"], ["dropped"])
+    )
+    onnx.save(network, tmp_path / "dropout.onnx")
+    given = ("--images", digits / "images", "--labels", digits / "labels.txt", "--repository", tmp_path / "m")
+    done = evalmode("certify", tmp_path / "dropout.onnx", *given, "--name", "x", "--scale", "0,1", "--size", "8x8")
+    assert done.returncode == 1
+    assert "not in eval mode: dropout drops" in done.stderr
+    done = evalmode("check", tmp_path / "dropout.onnx")
+    assert done.returncode == 1
+    assert "TrainMode" in done.stdout

@@ -1,0 +1,235 @@
+"""The certificate: what it holds survives the file, and what the replay refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from serving.artifact import Manifest, check_digest, open_artifact, seal
+from serving.certificate import Certificate, Floats, softmax
+from serving.errors import ArtifactInvalid, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
+from serving.model import Model, load_artifact
+from serving.pixels import PixelContract, Pixels
+from serving.proof.certify import certify, choose_golden, draw_golden
+from tests.conftest import COLOURS, colour_artifact, colour_graph
+
+CONTRACT = PixelContract(4, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def certificate() -> Certificate:
+    found = open_artifact(colour_artifact())[1].certificate
+    assert found is not None
+    return found
+
+
+def answer(logits: Floats) -> tuple[Floats, Floats]:
+    with np.errstate(invalid="ignore"):
+        return softmax(logits).astype(np.float32), logits
+
+
+def with_error(certificate: Certificate, error: float, alone: bool = True, batch: bool = True):
+    """A network that is off by an error at the last golden image's last logit."""
+
+    def run(pixels: Pixels) -> tuple[Floats, Floats]:
+        places = [int(np.flatnonzero((certificate.pixels == image).all((1, 2, 3)))[0]) for image in pixels]
+        logits = certificate.logits[places].copy()
+        if (alone and len(pixels) == 1) or (batch and len(pixels) > 1):
+            logits[np.array(places) == len(certificate.pixels) - 1, -1] += error
+        return answer(logits)
+
+    return run
+
+
+def test_it_survives_the_file(certificate: Certificate) -> None:
+    again = Certificate.from_json(certificate.to_json(), CONTRACT, 3)
+    assert np.array_equal(again.pixels, certificate.pixels)
+    assert np.array_equal(again.logits, certificate.logits)
+    assert again.logits.dtype == np.float32
+    assert replace(again, pixels=certificate.pixels, logits=certificate.logits) == certificate
+
+
+def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
+    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, 64)
+
+
+@pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
+@pytest.mark.parametrize("error", [2e-4, -1.0, np.nan, np.inf])
+def test_one_logit_of_one_image_is_enough(
+    certificate: Certificate, error: float, alone: bool, batch: bool, told: str
+) -> None:
+    with pytest.raises(ReplayMismatch, match=f"golden image 15 {told} gives logits that differ"):
+        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, 64)
+
+
+def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> None:
+    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, 64)
+    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, 64)
+
+
+def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
+    def run(pixels: Pixels) -> tuple[Floats, Floats]:
+        probabilities, logits = with_error(certificate, 0)(pixels)
+        return probabilities[:, ::-1], logits
+
+    with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
+        certificate.replay(run, certificate.tolerance, 64)
+
+
+def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
+    def run(pixels: Pixels) -> tuple[Floats, Floats]:
+        probabilities, logits = with_error(certificate, 0)(pixels)
+        return probabilities[:, :2], logits[:, :2]
+
+    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) and \(64, 2\), the certificate expects \(64, 3\)"):
+        certificate.replay(run, certificate.tolerance, 64)
+
+
+def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: Certificate) -> None:
+    certificate.check_decoder(CONTRACT)
+    with (
+        patch("serving.certificate.decode_image", lambda *_: np.zeros(CONTRACT.shape, np.uint8)),
+        pytest.raises(DecoderMismatch, match="image 0 of the certificate becomes other pixels here"),
+    ):
+        certificate.check_decoder(CONTRACT)
+
+
+def test_a_decoder_that_cannot_is_noticed(certificate: Certificate) -> None:
+    broken = replace(certificate, encoded=(replace(certificate.encoded[0], image=b"no image"),))
+    with pytest.raises(DecoderMismatch, match="image 0 of the certificate is not decoded here: not an image"):
+        broken.check_decoder(CONTRACT)
+
+
+def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> None:
+    kinds = {one.image[:4] for one in certificate.encoded}
+    assert len(certificate.encoded) == 8
+    assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
+
+
+@pytest.mark.parametrize("field", ["pixels", "logits", "targets", "tolerance", "encoded"])
+def test_a_damaged_certificate_is_told(field: str) -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json()
+    facts[field] = {"targets": ["", ""], "tolerance": "much"}.get(field, "AAAA")
+    with (
+        patch.object(Certificate, "to_json", lambda _: facts),
+        pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
+    ):
+        open_artifact(seal(graph, manifest))
+
+
+def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
+    """A small file must not become gigabytes of memory."""
+    import base64
+    import zlib
+
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json()
+    facts["pixels"] = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
+    with (
+        patch.object(Certificate, "to_json", lambda _: facts),
+        pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
+    ):
+        open_artifact(seal(graph, manifest))
+
+
+# Loading
+
+
+def test_without_a_certificate_it_is_refused_unless_allowed() -> None:
+    bare = seal(colour_graph(), Manifest(COLOURS, CONTRACT))
+    with pytest.raises(Uncertified, match="certify it with 'evalmode certify', or use --allow-uncertified"):
+        load_artifact(bare)
+    model = load_artifact(bare, allow_uncertified=True)
+    assert (model.batch_invariant, model.max_batch) == (False, 1)
+
+
+def test_a_certified_one_runs_in_batches() -> None:
+    model = load_artifact(colour_artifact())
+    assert (model.batch_invariant, model.max_batch) == (True, 64)
+
+
+def test_one_that_is_not_batch_invariant_runs_alone() -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    other = replace(manifest, certificate=replace(manifest.certificate, batch_invariant=False))
+    model = load_artifact(seal(graph, other))
+    assert (model.batch_invariant, model.max_batch) == (False, 1)
+
+
+def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Certificate) -> None:
+    """Without a GPU: the same code path, on the CPU's session called CUDA."""
+    model = replace(load_artifact(colour_artifact()), provider="CUDA")
+    seen: list[int] = []
+    run = Model.run
+
+    def watch(self: Model, pixels: Pixels) -> tuple[Floats, Floats]:
+        seen.append(len(pixels))
+        return run(self, pixels)
+
+    with patch.object(Model, "run", watch):
+        from serving.model import _replay
+
+        learned = _replay(model)
+    assert {size for size in seen if size > 1} == set(range(2, 65))
+    assert learned == {"batch_invariant": True, "max_batch": 64}
+
+
+# The digest
+
+
+def test_a_digest_is_over_every_byte_but_its_own() -> None:
+    artifact = colour_artifact()
+    digest = check_digest(artifact)
+    place = artifact.index(digest.encode())
+    assert artifact.count(digest.encode()) == 1
+    assert seal(colour_graph(), open_artifact(artifact)[1]) == artifact
+    for changed in (0, place, len(artifact) - 1):
+        edited = bytearray(artifact)
+        edited[changed] ^= 1
+        with pytest.raises(DigestMismatch):
+            check_digest(bytes(edited))
+
+
+def test_a_file_with_two_digests_or_none_has_no_digest() -> None:
+    artifact = colour_artifact()
+    for wrong in (artifact + artifact, artifact.replace(b"evalmode.digest", b"evalmode.dygest")):
+        with pytest.raises(DigestMismatch, match="no digest, or more than one"):
+            check_digest(wrong)
+
+
+# Choosing golden images
+
+
+@pytest.mark.parametrize(
+    ("labels", "images", "wanted"), [(2, 100, 16), (10, 100, 16), (40, 400, 40), (100, 300, 64), (5, 7, 7)]
+)
+def test_golden_images_are_as_many_as_said_and_every_label_in_turn(labels: int, images: int, wanted: int) -> None:
+    targets = np.random.default_rng(0).permutation(np.arange(images) % labels)
+    chosen = choose_golden(targets, labels)
+    counts = np.bincount(targets[chosen], minlength=labels)
+    assert len(set(chosen)) == wanted
+    assert counts.max() - counts[: min(labels, wanted)].min() <= 1
+
+
+def test_drawn_images_are_always_the_same_and_differ_from_each_other() -> None:
+    drawn = draw_golden(CONTRACT, 10)
+    assert drawn.shape == (16, 4, 4, 3)
+    assert np.array_equal(drawn, draw_golden(CONTRACT, 10))
+    assert len({image.tobytes() for image in drawn}) == 16
+
+
+def test_the_tolerance_is_ten_times_what_was_measured_within_bounds() -> None:
+    def tolerance(difference: float) -> float:
+        golden = draw_golden(CONTRACT, 3)
+        sealed = certify(colour_graph(), Manifest(COLOURS, CONTRACT), golden, ("",) * 16, difference)
+        certificate = open_artifact(sealed)[1].certificate
+        assert certificate is not None
+        return certificate.tolerance
+
+    assert [tolerance(difference) for difference in (0.0, 5e-5, 1.0)] == pytest.approx([1e-4, 5e-4, 1e-2])
