@@ -8,6 +8,7 @@ normalises by the moments of what it will see when it serves.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,27 @@ from training.networks import scale_pixels
 from training.train import split_evaluation
 
 
+@dataclass(frozen=True)
+class Correction:
+    """How far a layer's moving averages were from the statistics of the training images.
+
+    Attributes:
+        layer: its name in the network.
+        mean: difference of the means in standard deviations, root mean square over channels.
+        std: difference of the logarithms of the standard deviations, likewise.
+    """
+
+    layer: str
+    mean: float
+    std: float
+
+
 class _Seen(Exception):
     """A layer was reached; what comes after it does not matter."""
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, split: Split) -> None:
+def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
     """Replace the moving mean and variance of every batch norm by those over all images, in place; ends in eval mode.
 
     A layer that a network calls more than once gets those of its first call.
@@ -31,8 +47,13 @@ def recompute_statistics(network: nn.Module, split: Split) -> None:
     Args:
         network: on any device.
         split: the training images, as they are: not augmented.
+
+    Returns:
+        How far off each layer was, in the order in which they are called.
     """
     network.eval()
+    names = {layer: name for name, layer in network.named_modules()}
+    corrections = []
     device = next(network.parameters()).device
     for layer in _list_layers(network, scale_pixels(torch.from_numpy(split.images[:2])).to(device)):
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
@@ -44,8 +65,15 @@ def recompute_statistics(network: nn.Module, split: Split) -> None:
         mean = total / count
         assert layer.running_mean is not None  # as _list_layers chose it
         assert layer.running_var is not None
+        std = (squares / count - mean.square()).clamp_min(0).add(layer.eps).sqrt()
+        off_mean = (layer.running_mean - mean) / std
+        off_std = (layer.running_var.double() + layer.eps).sqrt().log() - std.log()
+        corrections.append(
+            Correction(names[layer], *(off.square().mean().sqrt().item() for off in (off_mean, off_std)))
+        )
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_((squares / count - mean.square()).clamp_min(0))
+        layer.running_var.copy_(std.square() - layer.eps)
+    return corrections
 
 
 def _list_layers(network: nn.Module, x: Tensor) -> list[BatchNorm]:

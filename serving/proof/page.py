@@ -24,11 +24,11 @@ def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
         old: how to call the old artifact.
         new: how to call the new one.
     """
-    environment = Environment(loader=PackageLoader("serving.proof", "."), autoescape=True, undefined=StrictUndefined)
+    templates = Environment(loader=PackageLoader("serving.proof", "."), autoescape=True, undefined=StrictUndefined)
     gained = sum(label.gained for label in comparison.labels)
     lost = sum(label.lost for label in comparison.labels)
     shown = sorted(comparison.changed, key=_rank)[:MOST_PICTURES]
-    page = environment.get_template("page.html.j2").render(
+    page = templates.get_template("page.html.j2").render(
         comparison=comparison,
         old=old,
         new=new,

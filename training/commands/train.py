@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,12 +156,12 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
 
         best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
     run.load_weights(network)
-    recompute_statistics(network, dataset.train)
+    corrections = recompute_statistics(network, dataset.train)
     run.save_weights(network, EXACT)
     val_accuracy, _ = evaluate(network, dataset.val)
     test_accuracy, _ = evaluate(network, dataset.test)
-    figures = {"best_epoch": best.epoch, "exact_val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
-    run.append_metrics(figures)
+    exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
+    run.append_metrics({"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy})
     console.print(
         f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
     )

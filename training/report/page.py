@@ -55,6 +55,8 @@ def _tell_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
     return {
         "epochs": epochs,
         "best": epochs[x.index(rows[-1]["best_epoch"])],
+        "exact_accuracy": rows[-1].get("exact_val_accuracy"),
+        "corrections": rows[-1].get("corrections", []),
         "seconds": sum(row["seconds"] for row in epochs),
         "weights": sum(weights.numel() for weights in network.parameters()),
         "learning": [draw("Accuracy", "train_accuracy", "val_accuracy", share=True), draw("Loss", "loss", "val_loss")],
