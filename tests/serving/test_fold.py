@@ -23,8 +23,6 @@ def graph_of(kind: str, bias: bool = True, beta: float = 1.0, transposed: bool =
         "n.running_mean": rng.normal(0, 1, CHANNELS),
         "n.running_var": rng.uniform(0.1, 2, CHANNELS),
         "w": rng.normal(0, 1, shape),
-            0, 1, (CHANNELS, 2, 3, 3) if kind == "Conv" else (CHANNELS, 4) if transposed else (4, CHANNELS)
-        ),
     }
     if bias:
         values["b"] = rng.normal(0, 1, CHANNELS)
