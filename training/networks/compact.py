@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from training.errors import NetworkError
 
-FILTERS = (16, 64, 76)  # of the three blocks, at width 1
-CONVOLUTIONS = (2, 2, 3)  # in each block: the last sees so few positions that another one costs little
+FILTERS = (16, 64, 72)  # of the three blocks, at width 1
+CONVOLUTIONS = (2, 2, 4)  # in each block: the last sees so few positions that more of them cost little
 DIRECTIONS = 8  # of the 12 in which 2x2 patches of RGB differ, the strongest: the others hold mostly noise
 SMALLEST_SIDE = 8
-LARGE_SIDE = 40  # from here on the first convolution has stride 2: four times fewer positions, no value lost
+LARGE_SIDE = 33  # from here on the first convolution has stride 2: four times fewer positions, no value lost
 WHITENING_EPS = 5e-4  # added to each variance, so that directions without signal are not blown up
 
 
@@ -66,7 +66,7 @@ class Compact(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (N, C, H, W) in [-1, 1] -> logits (N, K)."""
-        features = self.blocks(nn.functional.relu(self.whitening(x)))  # (N, 76, about H / 8, about W / 8)
+        features = self.blocks(nn.functional.relu(self.whitening(x)))  # (N, 72, about H / 8, about W / 8)
         logits: Tensor = self.dense(self.dropout(features.amax((2, 3))))
         return logits
 
