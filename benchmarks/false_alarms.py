@@ -3,8 +3,8 @@
     python benchmarks/false_alarms.py --out benchmarks/results/DATE-false-alarms.json
     python benchmarks/false_alarms.py --out ... --qemu "qemu-x86_64 -cpu Nehalem"
 
-Trains 50 small networks for an epoch, each of another architecture, size, number of labels and seed, exports each, and runs
-every check of `evalmode check`. With --qemu, every tenth is checked again on an emulated processor: other vector
+Trains 50 small networks for an epoch, each of another shape, number of labels and seed, exports each, and runs every
+check of `evalmode check`. With --qemu, every tenth is checked again on an emulated processor: other vector
 instructions, other rounding.
 """
 

@@ -100,6 +100,8 @@ def certify(
     scores = find_scores(graph, len(names))
     artifact, quality = adopt(graph, (entry, scores), preprocessing, names, labelled, golden == "synthetic")
     path = publish(repository, name, artifact)
+    if quality.interval[0] <= 1 / len(names):
+        click.echo("evalmode: no better than guessing: are --labels, --scale, --mean, --std and --bgr right?", err=True)
     least, greatest = quality.interval
     click.echo(
         f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"
