@@ -1,53 +1,68 @@
 """Milliseconds of one training step, by what might make it faster.
 
-    python benchmarks/train_step.py [reference|compact [VARIANT...]]
+    python benchmarks/train_step.py [--freed] [reference|compact [VARIANT...]]
     GOMP_SPINCOUNT=0 python benchmarks/train_step.py compact channels_last     threads that never spin while they wait
 
-Variants are interleaved; `seconds to start` is what compiling costs before the first step.
+Variants are interleaved; `seconds to start` is what compiling costs before the first step, `faults` the pages that a
+step asks the system for. With --freed, memory goes back to it as is glibc's habit.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from training.commands.console import keep_memory
+from training.datasets import Dataset, Split
 from training.networks import build_network, scale_pixels
-from training.recipe import Recipe
+from training.recipe import Recipe, choose_recipe
 from training.train import make_optimizers
 
 STEPS, ROUNDS = 5, 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 VARIANTS = ("channels_last", "contiguous", "channels_last, bfloat16", "channels_last, compiled")
-RECIPES = {"reference": Recipe(), "compact": Recipe("compact", batch_size=512, optimizer="muon", learning_rate=0.1)}
+IMAGES = Split(np.zeros((45_000, 32, 32, 3), np.uint8), np.zeros(45_000, np.int64))  # as many as CIFAR-10's
 
 
 def main() -> None:
     """Interleave the variants and print the median of each."""
-    _, network, *variants = [*sys.argv, "compact"][: max(2, len(sys.argv))]
-    recipe, variants = RECIPES[network], variants or list(VARIANTS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--freed", action="store_true")
+    parser.add_argument("network", choices=("reference", "compact"), nargs="?", default="compact")
+    parser.add_argument("variants", nargs="*", default=VARIANTS)
+    arguments = parser.parse_args()
+    if not arguments.freed:
+        keep_memory()
+    recipe = choose_recipe(arguments.network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
     steps: dict[str, Callable[[], None]] = {}
-    for name in variants:
+    for name in arguments.variants:
         started = time.perf_counter()
         steps[name] = prepare(recipe, name)
         steps[name]()
         print(f"{name:28} {time.perf_counter() - started:6.1f} seconds to start")
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    faults: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS):
         for name, step in steps.items():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             times[name].append(time_steps(step))
-    first = statistics.median(times[variants[0]])
+            faults[name].append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / STEPS)
+    first = statistics.median(next(iter(times.values())))
     for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{name:28} median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}")
+        median, asked = statistics.median(values), statistics.median(faults[name])
+        figures = f"median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}  faults {asked:7.0f}"
+        print(f"{name:28} {figures}")
 
 
 def time_steps(step: Callable[[], None]) -> float:

@@ -141,3 +141,24 @@ def test_waiting_threads_spin_briefly_unless_the_user_decides(set_by_user: dict[
         [sys.executable, "-c", code], env=environment | set_by_user, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(spins)
+
+
+def test_training_keeps_the_memory_that_it_frees() -> None:
+    """Two rounds of 64 MiB: the second finds the pages of the first, which would else be faults, 4 KiB each."""
+    code = """
+import ctypes, resource
+from training.commands.console import keep_memory
+
+keep_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array = ctypes.c_void_p(libc.malloc(2**26))
+    ctypes.memset(array, 1, 2**26)
+    libc.free(array)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # times longer; where cores have other work to do, that costs many times the training itself: docs/performance.md.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
 
@@ -44,6 +47,19 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
     return int(match[1]), int(match[2])
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for the next step, which takes as much again: docs/performance.md.
+
+    By default large arrays go back to the system, and every page of the next ones costs a fault.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_MMAP_MAX, 0)
 
 
 def find_own_networks() -> None:

@@ -16,6 +16,7 @@ from training.commands.console import (
     cache_option,
     console,
     find_own_networks,
+    keep_memory,
     load_data,
     parse_size,
     progress,
@@ -98,6 +99,7 @@ def train(
     from training.train import choose_device, prepare_network
 
     place = choose_device(device)
+    keep_memory()
     claim_folder(out)
     find_own_networks()
     dataset = load_data(data, image_size, seed, skip_unreadable, cache)

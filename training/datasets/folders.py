@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ Files = tuple[list[Path], Indices]  # images with the index of each one's label
 Unreadable = dict[Path, str]  # files with the reason
 T = TypeVar("T")
 
+SMALL_FILE = 10_000  # bytes; measured in docs/performance.md
 LIMITS = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # our own files, not strangers' requests
 
 
@@ -117,9 +119,15 @@ def _decode_all(paths: Sequence[Path], contract: PixelContract, unreadable: Unre
             pixels[index] = 0 if decoded is None else decoded
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(decode, range(len(paths))), 1):
+        run = map if _are_small(paths) else pool.map
+        for done, _ in enumerate(run(decode, range(len(paths))), 1):
             progress("decoding", done, len(paths))
     return pixels
+
+
+def _are_small(paths: Sequence[Path]) -> bool:
+    """Whether one thread decodes these files faster than several, which would wait for Python's lock."""
+    return median(path.stat().st_size for path in paths[:: -(-len(paths) // 100)]) < SMALL_FILE
 
 
 def _read_image(path: Path, read: Callable[[bytes], T], unreadable: Unreadable) -> T | None:

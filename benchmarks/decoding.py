@@ -1,0 +1,60 @@
+"""Microseconds to decode a JPEG file, by one thread and by as many as there are cores, for several sizes.
+
+python benchmarks/decoding.py
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from serving.pixels import PixelContract, decode_image
+from training.datasets.folders import LIMITS
+
+SIDES = {32: 32, 64: 64, 128: 128, 256: 128, 512: 128, 1024: 224}  # of the file -> of the pixels wanted
+ROUNDS, SECONDS = 3, 0.3
+
+
+def main() -> None:
+    """Print a row for each size."""
+    print(f"{'side':>6} {'KiB':>6} {'one':>8} {os.cpu_count():>8}")
+    for side, wanted in SIDES.items():
+        image = make_image(side)
+        decode = partial(decode_image, image, PixelContract(wanted, wanted, 3), LIMITS)
+        count = round(SECONDS / time_each(decode, 5, map) * 1e6)
+        rounds = []
+        for _ in range(ROUNDS):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                rounds.append((time_each(decode, count, map), time_each(decode, count, pool.map)))
+        one, several = map(statistics.median, zip(*rounds, strict=True))
+        print(f"{side:6} {len(image) / 1024:6.1f} {one:8.0f} {several:8.0f}")
+
+
+def make_image(side: int) -> bytes:
+    """A JPEG of smooth colours with a little noise, as in photographs."""
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((side, side))
+    noisy = np.asarray(colours) + rng.normal(0, 12, (side, side, 3))
+    encoded = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=80)
+    return encoded.getvalue()
+
+
+def time_each(decode: Callable[[], object], count: int, run: Callable[..., Iterable[object]]) -> float:
+    """Microseconds an image."""
+    started = time.perf_counter()
+    for _ in run(lambda _: decode(), range(count)):
+        pass
+    return (time.perf_counter() - started) / count * 1e6
+
+
+if __name__ == "__main__":
+    main()
