@@ -12,12 +12,11 @@ from typing import Any
 import onnx
 
 from serving.certificate import Certificate
-from serving.errors import ArtifactInvalid, DigestMismatch, OperatorNotAllowed
+from serving.errors import ArtifactInvalid, DigestMismatch, ImagesNotTaken, OperatorNotAllowed
 from serving.pixels import RESIZE, PixelContract
 
 FORMAT_VERSION = 2
 PREFIX = "evalmode."
-INPUT, PROBABILITIES, LOGITS = "image", "probabilities", "logits"
 DIGEST = PREFIX + "digest"
 BLANK = b"0" * 64  # stands where the digest will
 _ENTRY = (
@@ -31,37 +30,50 @@ class Manifest:
     """The facts that travel in the file; docs/artifact.md lists them.
 
     Attributes:
-        labels: class names, in the order of the network's outputs.
-        pixels: the shape of the pixels that the graph takes.
+        labels: class names, in the order of the network's outputs; none of a network that is no classifier.
+        image: the shape of the pixels that the graph takes; None: it takes other tensors.
         properties: what else the export recorded, JSON values by name (network, training, agreement).
         certificate: what the network answers to golden images; None: nobody vouches for it.
     """
 
     labels: tuple[str, ...]
-    pixels: PixelContract
+    image: PixelContract | None
     properties: Mapping[str, Any] = field(default_factory=dict)
     certificate: Certificate | None = None
 
+    @property
+    def pixels(self) -> PixelContract:
+        """The shape of the pixels that the graph takes.
+
+        Raises:
+            ImagesNotTaken: it takes other tensors.
+        """
+        if self.image is None:
+            raise ImagesNotTaken("the model takes tensors, not images: ask for it by ModelInfer")
+        return self.image
+
     def to_metadata(self) -> dict[str, str]:
         """Write the manifest as ONNX metadata properties: sorted keys, JSON values, ONNX's own keys of images."""
-        pixels = {
-            "height": self.pixels.height,
-            "width": self.pixels.width,
-            "channels": self.pixels.channels,
-            "layout": "NHWC",
-            "dtype": "uint8",
-            "range": [0, 255],
-            "resize": RESIZE,
-        }
-        facts = {"format_version": FORMAT_VERSION, "labels": self.labels, "pixels": pixels, **self.properties}
+        facts = {"format_version": FORMAT_VERSION, "labels": self.labels, **self.properties}
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        return {
-            "Image.BitmapPixelFormat": "Rgb8" if self.pixels.channels == 3 else "Gray8",
-            "Image.ColorSpaceGamma": "SRGB",
-            "Image.NominalPixelRange": "NominalRange_0_255",
-            **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)},
-        }
+        standard = {}
+        if self.image:
+            facts["pixels"] = {
+                "height": self.image.height,
+                "width": self.image.width,
+                "channels": self.image.channels,
+                "layout": "NHWC",
+                "dtype": "uint8",
+                "range": [0, 255],
+                "resize": RESIZE,
+            }
+            standard = {
+                "Image.BitmapPixelFormat": "Rgb8" if self.image.channels == 3 else "Gray8",
+                "Image.ColorSpaceGamma": "SRGB",
+                "Image.NominalPixelRange": "NominalRange_0_255",
+            }
+        return {**standard, **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)}}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Manifest:
@@ -81,11 +93,13 @@ class Manifest:
                     + ("not an evalmode artifact" if version is None else what_to_do),
                     format_version=version,
                 )
-            labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels")
-            contract = PixelContract(*(int(pixels[side]) for side in ("height", "width", "channels")))
+            labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
+            contract = None
+            if pixels is not None:
+                contract = PixelContract(*(int(pixels[side]) for side in ("height", "width", "channels")))
             certificate = facts.pop("certificate", None)
             if certificate is not None:
-                certificate = Certificate.from_json(certificate, contract, len(labels))
+                certificate = Certificate.from_json(certificate)
             return cls(labels, contract, facts, certificate)
         except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise ArtifactInvalid(f"the artifact's metadata is damaged: {error!r}") from error

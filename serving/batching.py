@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,10 @@ from typing import Protocol
 
 import numpy as np
 
-from serving.certificate import Floats
+from serving.certificate import Tensors
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
-from serving.pixels import Pixels
 
 
 class Call(Protocol):
@@ -42,9 +41,9 @@ class Call(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """One image's row of the outputs, float32 (labels,), with the time it waited and its batch ran, in microseconds."""
+    """One request's rows of the outputs, by name, with the time it waited and its batch ran, in microseconds."""
 
-    probabilities: Floats
+    outputs: Tensors
     wait_us: int
     inference_us: int
 
@@ -52,7 +51,8 @@ class Answer:
 @dataclass(eq=False)
 class _Request:
     model: Model
-    pixels: Pixels
+    inputs: Tensors
+    rows: int
     call: Call
     arrived: float
     wake: threading.Event = field(default_factory=threading.Event)
@@ -68,11 +68,15 @@ class Batcher:
     Args:
         slots: inferences that may run at the same time.
         limits: ``max_batch`` and ``max_queue``.
+        count_run: told of every run: the model, how many inputs, and microseconds.
     """
 
-    def __init__(self, slots: int, limits: Limits) -> None:
+    def __init__(
+        self, slots: int, limits: Limits, count_run: Callable[[Model, int, int], None] = lambda *_: None
+    ) -> None:
         self.slots = slots
         self._limits = limits
+        self._count_run = count_run
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
@@ -98,14 +102,19 @@ class Batcher:
             with self._lock:
                 self._admitted -= 1
 
-    def run(self, model: Model, pixels: Pixels, call: Call) -> Answer:
-        """Run one image, uint8 (H, W, C), alone or in a batch with others that wait.
+    def run(self, model: Model, inputs: Tensors, call: Call) -> Answer:
+        """Run a request's inputs, as one or together with others that wait.
+
+        Args:
+            model: where.
+            inputs: tensors by name; the first axis of each is the request's own batch, at most ``max_batch``.
+            call: who asks.
 
         Raises:
             DeadlineExpired: the deadline passed before the network ran.
             RequestCancelled: the caller went away before the network ran.
         """
-        request = _Request(model, pixels, call, time.perf_counter())
+        request = _Request(model, inputs, len(next(iter(inputs.values()))), call, time.perf_counter())
         _check_alive(call)
         with self._lock:
             if self._free_slots:
@@ -140,11 +149,14 @@ class Batcher:
         """Run what was taken together, pass the slot on, then wake the others."""
         started = time.perf_counter()
         try:
-            pixels_nhwc = np.stack([request.pixels for request in batch])
-            probabilities, _ = batch[0].model.run(pixels_nhwc)
+            answer = _run_together(batch)
             inference_us = round((time.perf_counter() - started) * 1e6)
-            for request, row in zip(batch, probabilities, strict=True):
-                request.answer = Answer(row, round((started - request.arrived) * 1e6), inference_us)
+            self._count_run(batch[0].model, sum(request.rows for request in batch), inference_us)
+            row = 0
+            for request in batch:
+                mine = slice(row, row := row + request.rows)
+                rows = {name: output[mine] for name, output in answer.items()}
+                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
         except Exception as error:
             for request in batch:
                 request.error = error
@@ -158,23 +170,35 @@ class Batcher:
         with self._lock:
             batch: list[_Request] = []
             left: deque[_Request] = deque()
-            largest = self._limits.max_batch
+            room = 0
             for request in self._waiting:
-                if batch and (request.model is not batch[0].model or len(batch) == largest):
+                if batch and (request.model is not batch[0].model or request.rows > room):
                     left.append(request)
                 elif (expired := _reason_dead(request.call)) is not None:
                     request.taken, request.error = True, expired
                     request.wake.set()
                 else:
                     request.taken = True
+                    room = (room if batch else min(self._limits.max_batch, request.model.max_batch)) - request.rows
                     batch.append(request)
-                    largest = min(self._limits.max_batch, request.model.max_batch)
             self._waiting = left
             if batch:
                 batch[0].batch = batch
                 batch[0].wake.set()
             else:
                 self._free_slots += 1
+
+
+def _run_together(batch: list[_Request]) -> Tensors:
+    """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
+    model, first = batch[0].model, batch[0].inputs
+    inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
+    rows = sum(request.rows for request in batch)
+    if rows <= model.max_batch:
+        return model.run(inputs)
+    starts = range(0, rows, model.max_batch)
+    pieces = [model.run({n: array[row : row + model.max_batch] for n, array in inputs.items()}) for row in starts]
+    return {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
 
 
 def _reason_dead(call: Call) -> Exception | None:

@@ -1,9 +1,10 @@
-"""The certificate: golden images and what the network answered to them, inside the artifact, replayed at every load."""
+"""The certificate: golden inputs and what the network answered to them, inside the artifact, replayed at every load."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,19 @@ import numpy.typing as npt
 
 from serving.errors import DecoderMismatch, ImageError, ReplayMismatch
 from serving.limits import Limits
-from serving.pixels import PixelContract, Pixels, decode_image
+from serving.pixels import PixelContract, decode_image
 
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Pixels], tuple[Floats, Floats]]
+Tensors = Mapping[str, Array]  # by the graph's names; the first axis of each is the batch
+Run = Callable[[Tensors], Tensors]
 
+INPUT, PROBABILITIES, LOGITS = "image", "probabilities", "logits"  # of a classifier of images
+DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64"),
+)
+MOST_BYTES = 2**28  # of one golden tensor
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
 
 
@@ -45,29 +54,29 @@ class Certificate:
     """What the network answers, for whoever loads it to see that it still does.
 
     Attributes:
-        pixels: golden images, uint8 (N, H, W, C).
+        inputs: golden inputs, N of them along the first axis; of a classifier of images ``image``, uint8 (N, H, W, C).
         targets: their labels' names, N of them; "" where they have none.
-        logits: expected for them, each run alone, float32 (N, K).
-        tolerance: the largest difference of a logit that is not a mismatch.
+        outputs: what each was answered, run alone; of a classifier ``probabilities`` and ``logits``, float32 (N, K).
+        tolerance: the largest difference of an output that is not a mismatch.
         temperature: probabilities are softmax(logits / temperature).
-        batch_invariant: whether an image gets the same bits alone and at any place in any batch, on the CPU.
+        batch_invariant: whether an input gets the same bits alone and at any place in any batch, on the CPU.
         encoded: images as files, to prove the decoder.
     """
 
-    pixels: Pixels
+    inputs: Tensors
     targets: tuple[str, ...]
-    logits: Floats
+    outputs: Tensors
     tolerance: float
     temperature: float
     batch_invariant: bool
     encoded: tuple[Encoded, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; arrays as base64 of little-endian bytes, pixels compressed by zlib before."""
+        """As JSON values; arrays as base64 of their little-endian bytes, compressed by zlib."""
         return {
-            "pixels": _to_text(zlib.compress(self.pixels.tobytes(), 9)),
+            "inputs": {name: _pack(array) for name, array in self.inputs.items()},
             "targets": list(self.targets),
-            "logits": _to_text(self.logits.astype("<f4").tobytes()),
+            "outputs": {name: _pack(array) for name, array in self.outputs.items()},
             "tolerance": self.tolerance,
             "temperature": self.temperature,
             "batch_invariant": self.batch_invariant,
@@ -75,19 +84,17 @@ class Certificate:
         }
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, Any], contract: PixelContract, labels: int) -> Certificate:
+    def from_json(cls, facts: Mapping[str, Any]) -> Certificate:
         """Read what ``to_json`` wrote.
 
         Raises:
             KeyError, TypeError, ValueError, zlib.error: it is something else.
         """
-        count, (height, width, channels) = len(facts["targets"]), contract.shape
-        size = count * height * width * channels
-        raw = zlib.decompressobj().decompress(_to_bytes(facts["pixels"]), size + 1)  # no more, whatever it claims
+        count = len(facts["targets"])
         return cls(
-            pixels=np.frombuffer(raw, np.uint8).reshape(count, *contract.shape),
+            inputs={str(name): _unpack(packed, count) for name, packed in facts["inputs"].items()},
             targets=tuple(map(str, facts["targets"])),
-            logits=np.frombuffer(_to_bytes(facts["logits"]), "<f4").reshape(count, labels),
+            outputs={str(name): _unpack(packed, count) for name, packed in facts["outputs"].items()},
             tolerance=float(facts["tolerance"]),
             temperature=float(facts["temperature"]),
             batch_invariant=bool(facts["batch_invariant"]),
@@ -96,15 +103,15 @@ class Certificate:
 
     def told(self, labels: tuple[str, ...]) -> list[str]:
         """The label that the expected logits give each golden image."""
-        return [labels[index] for index in self.logits.argmax(axis=1)]
+        return [labels[index] for index in self.outputs[LOGITS].argmax(axis=1)]
 
     def replay(self, run: Run, tolerance: float, batch: int) -> bool:
-        """Run the golden images alone and as a batch, and hold the answers against the expected ones.
+        """Run the golden inputs alone and as a batch, and hold the answers against the expected ones.
 
         Args:
-            run: turns pixels, uint8 (N, H, W, C), into probabilities and logits, float32 (N, K).
-            tolerance: the largest difference of a logit that is not a mismatch.
-            batch: images of the batch; golden images are repeated to fill it.
+            run: the network: tensors by name in, tensors by name out.
+            tolerance: the largest difference of an output that is not a mismatch.
+            batch: inputs of the batch; golden ones are repeated to fill it.
 
         Returns:
             Whether both gave the same bits.
@@ -112,16 +119,14 @@ class Certificate:
         Raises:
             ReplayMismatch: an answer differs by more than the tolerance, or probabilities do not follow from logits.
         """
-        order = np.arange(batch) % len(self.pixels)
-        together = run(self.pixels[order])
-        self._compare(*together, order, tolerance, f"in a batch of {batch}")
-        answers = [run(image[np.newaxis]) for image in self.pixels]
-        alone = (
-            np.concatenate([probabilities for probabilities, _ in answers]),
-            np.concatenate([row for _, row in answers]),
-        )
-        self._compare(*alone, np.arange(len(self.pixels)), tolerance, "alone")
-        return bool((alone[1][order] == together[1]).all() and (alone[0][order] == together[0]).all())
+        count = len(self.targets)
+        order = np.arange(batch) % count
+        together = run({name: array[order] for name, array in self.inputs.items()})
+        self._compare(together, order, tolerance, f"in a batch of {batch}")
+        answers = [run({name: array[row : row + 1] for name, array in self.inputs.items()}) for row in range(count)]
+        alone = {name: np.concatenate([answer[name] for answer in answers]) for name in together}
+        self._compare(alone, np.arange(count), tolerance, "alone")
+        return all(alone[name][order].tobytes() == together[name].tobytes() for name in self.outputs)
 
     def check_decoder(self, contract: PixelContract) -> None:
         """Decode the images kept as files.
@@ -140,28 +145,27 @@ class Certificate:
                     "image decoder differs; install the Pillow of the artifact's evalmode.versions"
                 )
 
-    def _compare(
-        self, probabilities: Floats, logits: Floats, order: npt.NDArray[Any], tolerance: float, how: str
-    ) -> None:
-        expected = self.logits[order]
-        if logits.shape != expected.shape or probabilities.shape != expected.shape:
-            raise ReplayMismatch(
-                f"golden images {how} give outputs of shape {probabilities.shape} and {logits.shape}, "
-                f"the certificate expects {expected.shape}"
-            )
-        differences = np.abs(logits - expected).max(axis=1)
-        worst = int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))
-        if not differences[worst] <= tolerance:  # written so that NaN is a mismatch, too
-            raise ReplayMismatch(
-                f"golden image {order[worst]} {how} gives logits that differ by {differences[worst]:.2e} from the "
-                f"certificate's, the tolerance is {tolerance:.0e}: not the network that was certified",
-                difference=differences[worst],
-                tolerance=tolerance,
-            )
-        if not np.abs(probabilities - softmax(logits / self.temperature)).max() <= PROBABILITY_TOLERANCE:
-            raise ReplayMismatch(
-                f"golden images {how} give probabilities that are not softmax(logits / {self.temperature:g})"
-            )
+    def _compare(self, actual: Tensors, order: npt.NDArray[Any], tolerance: float, how: str) -> None:
+        for name, golden in self.outputs.items():
+            expected, answer = golden[order], actual.get(name)
+            if answer is None or answer.shape != expected.shape:
+                shape = "no output" if answer is None else f"shape {answer.shape}"
+                raise ReplayMismatch(f"golden inputs {how} give {shape} for {name}, the certificate {expected.shape}")
+            differences = np.abs(answer.astype(np.float64) - expected).reshape(len(order), -1).max(axis=1)
+            worst = int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))
+            if not differences[worst] <= tolerance:  # written so that NaN is a mismatch, too
+                raise ReplayMismatch(
+                    f"golden input {order[worst]} {how} gives {name} that differ by {differences[worst]:.2e} from the "
+                    f"certificate's, the tolerance is {tolerance:.0e}: not the network that was certified",
+                    difference=differences[worst],
+                    tolerance=tolerance,
+                )
+        if {PROBABILITIES, LOGITS} <= self.outputs.keys():
+            told = softmax(actual[LOGITS] / self.temperature)
+            if not np.abs(actual[PROBABILITIES] - told).max() <= PROBABILITY_TOLERANCE:
+                raise ReplayMismatch(
+                    f"golden inputs {how} give probabilities that are not softmax(logits / {self.temperature:g})"
+                )
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -169,6 +173,25 @@ def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     powers: npt.NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def _pack(array: Array) -> dict[str, Any]:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "data": _to_text(zlib.compress(little.tobytes(), 9)),
+    }
+
+
+def _unpack(packed: Mapping[str, Any], count: int) -> Array:
+    """Read what ``_pack`` wrote of ``count`` inputs or outputs; no more is unpacked than fits, whatever it claims."""
+    shape, dtype = tuple(map(int, packed["shape"])), np.dtype(DTYPES[DTYPES.index(packed["dtype"])])
+    size = math.prod(shape) * dtype.itemsize
+    if shape[:1] != (count,) or not 0 < size <= MOST_BYTES:
+        raise ValueError(f"an array of shape {shape} in a certificate of {count} inputs")
+    raw = zlib.decompressobj().decompress(_to_bytes(packed["data"]), size + 1)
+    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
 
 
 def _to_text(content: bytes) -> str:

@@ -8,12 +8,14 @@ Example::
 
 from __future__ import annotations
 
+import json
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from serving.errors import EvalmodeError
@@ -22,6 +24,20 @@ from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
+RETRY = {  # of UNAVAILABLE alone: the request has not reached a network, or the server is leaving
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+CHANNEL = (
+    ("grpc.max_receive_message_length", -1),  # the server's limits decide
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),  # notice a server that vanished without a word
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRY}]})),
+)
 
 
 class CallFailed(EvalmodeError):
@@ -45,12 +61,11 @@ class Client:
 
     Args:
         address: HOST:PORT.
-        timeout_s: the deadline of every call, seconds.
+        timeout_s: the deadline of every call, seconds; what is retried shares it.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0) -> None:
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        self._channel = grpc.insecure_channel(address, options=unlimited)
+        self._channel = grpc.insecure_channel(address, options=CHANNEL)
         self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
@@ -75,8 +90,8 @@ class Client:
             CallFailed: the server refused or could not be asked.
             OSError: the path cannot be read.
         """
-        encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._predict(wire.PredictRequest(image=encoded, model=model, version=version, top_k=top_k))
+        request = wire.PredictRequest(image=_read_image(image), model=model, version=version, top_k=top_k)
+        return _read_prediction(self._call(self._stub.Predict, request))
 
     def predict_pixels(
         self, pixels: Any, *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
@@ -87,13 +102,8 @@ class Client:
             CallFailed: the server refused or could not be asked.
             ValueError: not three axes of uint8.
         """
-        view = memoryview(pixels)
-        shape = view.shape or ()
-        if view.format != "B" or len(shape) != 3:
-            raise ValueError(f"pixels are {len(shape)} axes of {view.format!r}, wanted uint8 (height, width, channels)")
-        height, width, channels = shape
-        raw = wire.Pixels(data=view.tobytes(), height=height, width=width, channels=channels)
-        return self._predict(wire.PredictRequest(pixels=raw, model=model, version=version, top_k=top_k))
+        request = wire.PredictRequest(pixels=_read_pixels(pixels), model=model, version=version, top_k=top_k)
+        return _read_prediction(self._call(self._stub.Predict, request))
 
     def get_model(self, model: str = "", version: str = "") -> wire.GetModelResponse:
         """Ask what a model expects and answers with.
@@ -101,28 +111,92 @@ class Client:
         Raises:
             CallFailed: the server refused or could not be asked.
         """
-        reply: wire.GetModelResponse = self._call(
-            self._stub.GetModel, wire.GetModelRequest(model=model, version=version)
-        )
+        request = wire.GetModelRequest(model=model, version=version)
+        reply: wire.GetModelResponse = self._call(self._stub.GetModel, request)
         return reply
-
-    def _predict(self, request: wire.PredictRequest) -> Prediction:
-        reply = self._call(self._stub.Predict, request)
-        return Prediction(
-            scores=tuple(Score(score.label, score.probability, score.index) for score in reply.scores),
-            model=reply.model,
-            version=reply.version,
-            digest=reply.digest,
-            decode_us=reply.decode_us,
-            wait_us=reply.wait_us,
-            inference_us=reply.inference_us,
-        )
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise _call_failed(error) from error
+
+
+class AsyncClient:
+    """The same for asyncio: every call is awaited, ``async with`` closes it.
+
+    Args:
+        address: HOST:PORT.
+        timeout_s: the deadline of every call, seconds; what is retried shares it.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
+        self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight fail."""
+        await self._channel.close()
+
+    async def predict(
+        self, image: bytes | str | PathLike[str], *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
+    ) -> Prediction:
+        """See ``Client.predict``."""
+        request = wire.PredictRequest(image=_read_image(image), model=model, version=version, top_k=top_k)
+        return _read_prediction(await self._call(self._stub.Predict, request))
+
+    async def predict_pixels(
+        self, pixels: Any, *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
+    ) -> Prediction:
+        """See ``Client.predict_pixels``."""
+        request = wire.PredictRequest(pixels=_read_pixels(pixels), model=model, version=version, top_k=top_k)
+        return _read_prediction(await self._call(self._stub.Predict, request))
+
+    async def get_model(self, model: str = "", version: str = "") -> wire.GetModelResponse:
+        """See ``Client.get_model``."""
+        request = wire.GetModelRequest(model=model, version=version)
+        reply: wire.GetModelResponse = await self._call(self._stub.GetModel, request)
+        return reply
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise _call_failed(error) from error
+
+
+def _read_image(image: bytes | str | PathLike[str]) -> bytes:
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def _read_pixels(pixels: Any) -> wire.Pixels:
+    view = memoryview(pixels)
+    shape = view.shape or ()
+    if view.format != "B" or len(shape) != 3:
+        raise ValueError(f"pixels are {len(shape)} axes of {view.format!r}, wanted uint8 (height, width, channels)")
+    height, width, channels = shape
+    return wire.Pixels(data=view.tobytes(), height=height, width=width, channels=channels)
+
+
+def _read_prediction(reply: wire.PredictResponse) -> Prediction:
+    return Prediction(
+        scores=tuple(Score(score.label, score.probability, score.index) for score in reply.scores),
+        model=reply.model,
+        version=reply.version,
+        digest=reply.digest,
+        decode_us=reply.decode_us,
+        wait_us=reply.wait_us,
+        inference_us=reply.inference_us,
+    )
 
 
 def _call_failed(error: Any) -> CallFailed:

@@ -23,7 +23,24 @@
     │   ├── GoldenMismatch
     │   └── NotWorthIt
     └── RequestError               a request cannot be answered: services/status.py gives each its code
+        ├── ControlDisabled
+        ├── NotServed
+        ├── ModelUnspecified
+        ├── ModelNotFound
+        ├── ModelInvalid
         ├── InputMissing
+        ├── ImagesNotTaken
+        ├── TensorError            tensors are not what the model takes, or break the protocol's rules
+        │   ├── TensorUnknown
+        │   ├── TensorMissing
+        │   ├── TensorDuplicate
+        │   ├── DatatypeMismatch
+        │   ├── ShapeMismatch
+        │   ├── ContentsMixed
+        │   ├── ContentsMismatch
+        │   ├── NotFinite
+        │   └── ParameterInvalid
+        ├── BatchTooLarge
         ├── ImageError             the bytes sent are not a usable image
         │   ├── ImageEmpty
         │   ├── ImageTooLarge
@@ -31,9 +48,8 @@
         │   ├── ImageFormatNotAllowed
         │   └── ImageUnreadable
         ├── PixelsMismatch
-        ├── ModelUnspecified
-        ├── ModelNotFound
         ├── QueueFull
+        ├── StreamsFull
         ├── DeadlineExpired
         └── RequestCancelled
 
@@ -41,6 +57,9 @@ An error says what is wrong, with the value and the limit, and what to do. It kn
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class EvalmodeError(Exception):
@@ -137,11 +156,97 @@ class NotWorthIt(ProofFailed):
 
 
 class RequestError(EvalmodeError):
-    """A request cannot be answered."""
+    """A request cannot be answered.
+
+    Attributes:
+        field: the field of the request that is wrong, as its contract names it; "" where none is.
+    """
+
+    def __init__(self, message: str, *, field: str = "", **facts: object) -> None:
+        super().__init__(message, **facts)
+        self.field = field
+
+
+@contextmanager
+def at_field(field: str) -> Iterator[None]:
+    """Say of which field an error is that does not know its request."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = error.field or field
+        raise
+
+
+class ControlDisabled(RequestError):
+    """Models are loaded and unloaded by calls only where the server was started with ``--enable-control``."""
+
+
+class NotServed(RequestError):
+    """A call of the protocol that this server does not serve: shared memory, tracing, log settings."""
+
+
+class ModelUnspecified(RequestError):
+    """The server holds several models and the request names none."""
+
+
+class ModelNotFound(RequestError):
+    """No such model or version is served."""
+
+
+class ModelInvalid(RequestError):
+    """The model's newest version in the repository cannot be loaded."""
 
 
 class InputMissing(RequestError):
     """The request holds neither an image nor pixels."""
+
+
+class ImagesNotTaken(RequestError):
+    """An image was sent to a model that takes other tensors."""
+
+
+class TensorError(RequestError):
+    """Tensors are not what the model takes, or break the protocol's rules."""
+
+
+class TensorUnknown(TensorError):
+    """The model has no input or output of that name."""
+
+
+class TensorMissing(TensorError):
+    """An input of the model is not in the request."""
+
+
+class TensorDuplicate(TensorError):
+    """An input or a requested output is named twice."""
+
+
+class DatatypeMismatch(TensorError):
+    """A tensor's datatype is not the model's, or none of the protocol's."""
+
+
+class ShapeMismatch(TensorError):
+    """A tensor's shape is not the model's, or inputs differ in their batch."""
+
+
+class ContentsMixed(TensorError):
+    """Raw and typed contents in one request, or contents of a type that is not the datatype's."""
+
+
+class ContentsMismatch(TensorError):
+    """Contents are not as many as shape and datatype say."""
+
+
+class NotFinite(TensorError):
+    """A floating-point input holds NaN or infinity, and ``--allow-nonfinite`` is off."""
+
+
+class ParameterInvalid(TensorError):
+    """A parameter that is not known here or has a value that it cannot have."""
+
+
+class BatchTooLarge(RequestError):
+    """More inputs in one request than ``max_batch``."""
 
 
 class ImageError(RequestError):
@@ -172,16 +277,12 @@ class PixelsMismatch(RequestError):
     """Raw pixels are not of the model's shape, or not as many bytes as their shape says."""
 
 
-class ModelUnspecified(RequestError):
-    """The server holds several models and the request names none."""
-
-
-class ModelNotFound(RequestError):
-    """No such model or version is served."""
-
-
 class QueueFull(RequestError):
     """``max_queue`` requests wait already."""
+
+
+class StreamsFull(RequestError):
+    """``max_streams`` streams are open already."""
 
 
 class DeadlineExpired(RequestError):

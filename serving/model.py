@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,36 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifact
-from serving.certificate import Floats
+from serving.artifact import Manifest, open_artifact
+from serving.certificate import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
 from serving.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
 from serving.limits import Limits
-from serving.pixels import Pixels, decode_image
+from serving.pixels import PixelContract, Pixels, decode_image
 from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
 CUDA_TOLERANCE = 1e-2  # of logits: other kernels, other order of summation
+TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
 BATCHES = {"CPU": (64,), "CUDA": tuple(range(1, 65))}  # sizes replayed at load: on CUDA each has kernels of its own
+
+
+TYPES = {f"tensor({TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output of a network.
+
+    Attributes:
+        name: the graph's.
+        dtype: of its elements.
+        shape: without the batch, which is the first axis; -1 where any size will do.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,25 @@ class Model:
     max_batch: int
     session: ort.InferenceSession
 
-    def run(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
-        """Run the network: uint8 (N, H, W, C) -> probabilities and logits, float32 (N, labels)."""
-        probabilities, logits = self.session.run([PROBABILITIES, LOGITS], {INPUT: batch_nhwc})
-        return probabilities, logits
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the network takes."""
+        return tuple(map(_read_tensor, self.session.get_inputs()))
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the network answers with."""
+        return tuple(map(_read_tensor, self.session.get_outputs()))
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run the network on a batch: tensors by name, the batch along the first axis of each."""
+        names = [output.name for output in self.outputs]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+    def classify(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
+        """Run a classifier of images: uint8 (N, H, W, C) -> probabilities and logits, float32 (N, labels)."""
+        answer = self.run({INPUT: batch_nhwc})
+        return answer[PROBABILITIES], answer[LOGITS]
 
     def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
         """The ``top_k`` best of one row of probabilities, highest first, ties by lowest index."""
@@ -76,7 +111,7 @@ class Model:
         started = time.perf_counter()
         pixels = decode_image(encoded, self.manifest.pixels, Limits())
         decoded = time.perf_counter()
-        probabilities, _ = self.run(pixels[np.newaxis])
+        probabilities, _ = self.classify(pixels[np.newaxis])
         inferred = time.perf_counter()
         return Prediction(
             scores=self.scores(probabilities[0], top_k),
@@ -138,18 +173,34 @@ def load_artifact(
         raise ArtifactInvalid(f"not a model that onnxruntime can load: {error}") from error
 
 
+def _read_tensor(told: Any) -> Tensor:
+    """What onnxruntime tells of an input or output.
+
+    Raises:
+        ArtifactInvalid: it is not numeric, or has no batch along its first axis.
+    """
+    batch, *shape = told.shape or [1]
+    if told.type not in TYPES or isinstance(batch, int):
+        raise ArtifactInvalid(
+            f"{told.name} is {told.type} {told.shape}: numbers are served, with any number of them along the first axis"
+        )
+    return Tensor(told.name, TYPES[told.type], tuple(side if isinstance(side, int) else -1 for side in shape))
+
+
 def _replay(model: Model) -> dict[str, Any]:
     """Replay the certificate, which also warms the session; without one, hold outputs against labels.
 
     Returns:
         What was learned of ``batch_invariant`` and ``max_batch``.
     """
-    certificate = model.manifest.certificate
+    certificate, image = model.manifest.certificate, model.manifest.image
     if certificate is None:
-        _check_outputs(model)
+        if image:
+            _check_outputs(model, image)
         return {}
-    certificate.check_decoder(model.manifest.pixels)
-    tolerance = certificate.tolerance if model.provider == "CPU" else CUDA_TOLERANCE
+    if image:
+        certificate.check_decoder(image)
+    tolerance = certificate.tolerance if model.provider == "CPU" else max(certificate.tolerance, CUDA_TOLERANCE)
     same = [certificate.replay(model.run, tolerance, size) for size in BATCHES[model.provider]]
     invariant = certificate.batch_invariant and all(same)
     return {
@@ -158,11 +209,11 @@ def _replay(model: Model) -> dict[str, Any]:
     }
 
 
-def _check_outputs(model: Model) -> None:
+def _check_outputs(model: Model, image: PixelContract) -> None:
     """Run blank images, alone and as a batch; hold the outputs against the labels."""
     labels = len(model.manifest.labels)
     for images in (1, 2):
-        probabilities, logits = model.run(np.zeros((images, *model.manifest.pixels.shape), np.uint8))
+        probabilities, logits = model.classify(np.zeros((images, *image.shape), np.uint8))
         if not probabilities.shape == logits.shape == (images, labels):
             raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
 

@@ -37,7 +37,7 @@ def list_models(repository: Path) -> dict[str, int]:
         ArtifactInvalid: the folder does not exist or holds no model.
     """
     names = sorted(folder.name for folder in repository.iterdir()) if repository.is_dir() else []
-    newest = {name: max(list_versions(repository, name), default=0) for name in names if _NAME.fullmatch(name)}
+    newest = {name: max(list_versions(repository, name), default=0) for name in names}
     found = {name: version for name, version in newest.items() if version}
     if not found:
         raise ArtifactInvalid(
@@ -47,7 +47,12 @@ def list_models(repository: Path) -> dict[str, int]:
 
 
 def list_versions(repository: Path, name: str) -> list[int]:
-    """The versions of one model, ascending; what is no positive integer or holds no artifact is no version."""
+    """The versions of one model, ascending; what is no positive integer or holds no artifact is no version.
+
+    A name that no model may have has none: it cannot lead out of the repository.
+    """
+    if not _NAME.fullmatch(name):
+        return []
     folders = (folder for folder in (repository / name).glob("*") if _VERSION.fullmatch(folder.name))
     return sorted(int(folder.name) for folder in folders if (folder / ARTIFACT_FILE).is_file())
 

@@ -19,11 +19,19 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from serving.artifact import Manifest, seal
+from serving.certificate import INPUT
 from serving.pixels import PixelContract
 from serving.proof.certify import certify, draw_golden
 from serving.repository import publish
 
 COLOURS = ("red", "green", "blue")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the conformance suite; pytest only knows those of the outermost folder."""
+    parser.addoption("--address", help="conformance: HOST:PORT of the server to look at; our own by default")
+    parser.addoption("--model", help="conformance: the model to ask for there")
+    parser.addoption("--result", type=Path, help="conformance: write what passed and what did not, as JSON")
 
 
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
@@ -33,7 +41,7 @@ def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> b
     if slow_steps:
         return seal(graph, manifest)
     golden = draw_golden(manifest.pixels, len(labels))
-    return certify(graph, manifest, golden, ("",) * len(golden), difference=0.0)
+    return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 
 
 def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import serving
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifact
-from serving.certificate import Floats
+from serving.artifact import Manifest, open_artifact
+from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats
 from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
@@ -135,7 +135,7 @@ def export_run(
         chosen = choose_golden(dataset.val.targets, len(dataset.labels))
         golden = dataset.val.images[chosen]
         names = tuple(dataset.labels[target] for target in dataset.val.targets[chosen])
-    return certify(graph, manifest, golden, names, agreement.max_logit_difference), agreement, quality
+    return certify(graph, manifest, {INPUT: golden}, names, agreement.max_logit_difference), agreement, quality
 
 
 def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
@@ -154,7 +154,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         "moments": {**manifest.properties["moments"], "layers": []},
     }
     bare = Manifest(manifest.labels, manifest.pixels, properties)
-    sealed = certify(variant, bare, manifest.certificate.pixels, manifest.certificate.targets, difference=0.0)
+    sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference=0.0)
     gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
     return sealed, check_gain(gain)
 

@@ -19,7 +19,7 @@ import click
 from serving.limits import Limits
 
 if TYPE_CHECKING:
-    from serving.model import Model
+    from serving.services.models import Models
     from serving.transports.grpcio import GrpcioServer
 
 log = logging.getLogger("serving")
@@ -44,10 +44,22 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
 @click.option("--allow-uncertified", is_flag=True, help="serve files that have no certificate, one image at a time")
+@click.option("--allow-nonfinite", is_flag=True, help="let NaN and infinity in floating-point inputs through")
+@click.option(
+    "--enable-control", is_flag=True, help="let clients load and unload models (RepositoryModelLoad, -Unload)"
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @_limit_options
 def serve(
-    repository: Path, host: str, port: int, provider: str, allow_uncertified: bool, log_level: str, **limits: int
+    repository: Path,
+    host: str,
+    port: int,
+    provider: str,
+    allow_uncertified: bool,
+    allow_nonfinite: bool,
+    enable_control: bool,
+    log_level: str,
+    **limits: int,
 ) -> None:
     """Serve the newest version of every model in a repository over gRPC.
 
@@ -56,8 +68,19 @@ def serve(
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     stop = _listen_for_signals()
-    server, models = _build(repository, host, port, provider, allow_uncertified, Limits(**limits))
-    _run(server, models, Limits(**limits), stop)
+    from serving.batching import Batcher, count_cpus
+    from serving.services.classifier import Classifier
+    from serving.services.models import Models
+    from serving.services.open_inference import OpenInference
+    from serving.services.statistics import Statistics
+    from serving.transports.grpcio import GrpcioServer
+
+    bounds, statistics = Limits(**limits), Statistics()
+    models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
+    batcher = Batcher(count_cpus(), bounds, statistics.count_run)
+    ours = Classifier(models, batcher, bounds, statistics)
+    theirs = OpenInference(models, batcher, bounds, statistics, allow_nonfinite, enable_control)
+    _run(GrpcioServer(ours, theirs, batcher, host, port, bounds), models, bounds, stop)
 
 
 def _listen_for_signals() -> threading.Event:
@@ -74,40 +97,16 @@ def _listen_for_signals() -> threading.Event:
     return stop
 
 
-def _build(
-    repository: Path, host: str, port: int, provider: str, allow_uncertified: bool, limits: Limits
-) -> tuple[GrpcioServer, dict[str, Model]]:
-    """Load every model and bind the port; nothing is answered yet."""
-    from serving.batching import Batcher, count_cpus
-    from serving.model import load_model
-    from serving.repository import artifact_path, list_models
-    from serving.services.classifier import Classifier
-    from serving.transports.grpcio import GrpcioServer
-
-    models = {
-        name: load_model(
-            artifact_path(repository, name, version),
-            name=name,
-            version=str(version),
-            provider=provider,
-            allow_uncertified=allow_uncertified,
-        )
-        for name, version in list_models(repository).items()
-    }
-    batcher = Batcher(count_cpus(), limits)
-    return GrpcioServer(Classifier(models, batcher, limits), batcher, host, port, limits), models
-
-
-def _run(server: GrpcioServer, models: dict[str, Model], limits: Limits, stop: threading.Event) -> None:
+def _run(server: GrpcioServer, models: Models, limits: Limits, stop: threading.Event) -> None:
     """Serve until told to stop, then drain."""
     server.start()
-    for model in models.values():
+    for model in models.served.values():
         log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
         if model.manifest.certificate is None:
             log.warning("%s/%s has no certificate: nobody vouches for its answers", model.name, model.version)
         elif not model.batch_invariant and model.max_batch == 1:
             log.warning("%s/%s answers otherwise in a batch: it runs one image at a time", model.name, model.version)
-    click.echo(f"serving {', '.join(models)} on port {server.port}")
+    click.echo(f"serving {', '.join(models.served)} on port {server.port}")
     stop.wait()
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
     server.announce_shutdown()

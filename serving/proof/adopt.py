@@ -8,8 +8,8 @@ from importlib.metadata import version
 import numpy as np
 import onnx
 
-from serving.artifact import INPUT, LOGITS, Manifest
-from serving.certificate import Floats
+from serving.artifact import Manifest
+from serving.certificate import INPUT, LOGITS, Floats
 from serving.model import open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, choose_golden, draw_golden, strip
@@ -65,7 +65,8 @@ def adopt(
         chosen = choose_golden(images.targets, len(labels))
         golden, targets = images.pixels[chosen], images.targets[chosen]
     told = ("",) * len(golden) if targets is None else tuple(labels[target] for target in targets)
-    return certify(wrapped, Manifest(labels, preprocessing.contract, properties), golden, told, difference), quality
+    manifest = Manifest(labels, preprocessing.contract, properties)
+    return certify(wrapped, manifest, {INPUT: golden}, told, difference), quality
 
 
 def gives_probabilities(scores: Floats) -> bool:

@@ -13,7 +13,7 @@ import onnx
 from PIL import Image
 
 from serving.artifact import Manifest, check_operators, seal
-from serving.certificate import Certificate, Encoded
+from serving.certificate import INPUT, Certificate, Encoded, Tensors
 from serving.model import load_artifact
 from serving.pixels import PixelContract, Pixels
 from serving.proof.checks import (
@@ -28,22 +28,23 @@ from serving.proof.checks import (
 from serving.proof.figures import Indices
 
 FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
-TOLERANCE = 1e-4, 1e-2  # least and greatest, of logits
+TOLERANCE = 1e-4, 1e-2  # least and greatest, of logits; of other outputs times the largest of them
 FACTOR = 10.0  # of the largest difference measured, for processors that were not at hand
 FILES = 4  # golden images kept as JPEG and as PNG, every other one larger than the network wants
 
 
 def certify(
-    graph: onnx.ModelProto, manifest: Manifest, golden: Pixels, targets: tuple[str, ...], difference: float
+    graph: onnx.ModelProto, manifest: Manifest, golden: Tensors, targets: tuple[str, ...], difference: float
 ) -> bytes:
     """Prove that a graph is in eval mode and gives the same answers however it is run; seal it with its answers.
 
     Args:
-        graph: of the inputs and outputs that ``serving.artifact`` names.
+        graph: numbers in, numbers out, the first axis of each the batch; where the manifest says that it classifies
+            images, of the inputs and outputs that ``serving.certificate`` names.
         manifest: of labels, pixels and properties; its temperature is the property ``temperature``, else 1.
-        golden: images that travel in the file, uint8 (N, H, W, C).
+        golden: inputs that travel in the file, N of them; of a classifier of images ``image``, uint8 (N, H, W, C).
         targets: the names of their labels, "" where they have none.
-        difference: the largest of a logit that was measured elsewhere: between runtimes, or optimisations.
+        difference: the largest of an output that was measured elsewhere: between runtimes, or optimisations.
 
     Returns:
         The artifact's bytes.
@@ -57,18 +58,24 @@ def certify(
     runs = [load_artifact(bare, threads=threads, allow_uncertified=True).run for threads in THREADS]
     check_outputs(runs[0], golden, len(manifest.labels))
     check_repeats(runs[0], golden)
-    same, largest = check_batches(runs, golden, TOLERANCE[1])
+    answers = [runs[0]({name: array[row : row + 1] for name, array in golden.items()}) for row in range(len(targets))]
+    expected = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    least, greatest = TOLERANCE
+    if not manifest.image:  # logits are of the order of 1, other outputs of any
+        scale = max(1.0, *(float(np.abs(output).max()) for output in expected.values()))
+        least, greatest = least * scale, greatest * scale
+    same, largest = check_batches(runs, golden, greatest)
     certificate = Certificate(
-        pixels=golden,
+        inputs=golden,
         targets=targets,
-        logits=np.concatenate([runs[0](image[np.newaxis])[1] for image in golden]),
-        tolerance=float(np.clip(FACTOR * max(difference, largest), *TOLERANCE)),
+        outputs=expected,
+        tolerance=float(np.clip(FACTOR * max(difference, largest), least, greatest)),
         temperature=float(manifest.properties.get("temperature", 1.0)),
         batch_invariant=same,
-        encoded=encode_some(golden, manifest.pixels),
+        encoded=encode_some(golden[INPUT], manifest.image) if manifest.image else (),
     )
-    quality = manifest.properties.get("quality")
-    check_golden(certificate, manifest.labels, quality["interval"][0] if quality else 0.0)
+    if quality := manifest.properties.get("quality"):
+        check_golden(certificate, manifest.labels, quality["interval"][0])
     artifact = seal(graph, replace(manifest, certificate=certificate))
     load_artifact(artifact)
     return artifact

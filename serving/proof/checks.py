@@ -6,16 +6,14 @@ Shapes: N images, K labels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from serving.artifact import walk_nodes, walk_weights
-from serving.certificate import Certificate
+from serving.certificate import Array, Certificate, Run, Tensors
 from serving.errors import (
     BatchMismatch,
     GoldenMismatch,
@@ -30,9 +28,6 @@ LARGEST_BATCH = 64
 IMPLAUSIBLE = 1e-6  # below this chance, golden images do not belong to the accuracy stated
 THREADS = (1, 2)
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
-
-Array = npt.NDArray[Any]
-Run = Callable[[Array], tuple[Array, ...]]
 
 
 def check_eval_mode(graph: onnx.ModelProto) -> str:
@@ -92,32 +87,38 @@ def check_finite(graph: onnx.ModelProto) -> str:
     return f"{count:,} values, all finite"
 
 
-def check_outputs(run: Run, inputs: Array, labels: int) -> str:
-    """Outputs are finite and as wide as there are labels.
+def check_outputs(run: Run, inputs: Tensors, labels: int) -> str:
+    """Outputs are finite, a row for each input, and as wide as there are labels.
+
+    Args:
+        run: the network.
+        inputs: to run it on.
+        labels: how many; 0: it is no classifier.
 
     Raises:
         OutputsMismatch: they are not.
     """
-    for output in run(inputs):
-        if output.shape != (len(inputs), labels):
-            raise OutputsMismatch(f"{labels} labels but outputs of shape {output.shape} for {len(inputs)} images")
+    rows = len(next(iter(inputs.values())))
+    for name, output in run(inputs).items():
+        if len(output) != rows or (labels and output.shape != (rows, labels)):
+            raise OutputsMismatch(f"{labels} labels but {name} of shape {output.shape} for {rows} inputs")
         if not np.isfinite(output).all():
-            raise OutputsMismatch("outputs are NaN or infinite")
-    return f"{labels} labels, as many outputs"
+            raise OutputsMismatch(f"{name}: values are NaN or infinite")
+    return f"{labels} labels, as many outputs" if labels else "a row for each input"
 
 
-def check_repeats(run: Run, inputs: Array) -> str:
-    """The same images give the same bits again.
+def check_repeats(run: Run, inputs: Tensors) -> str:
+    """The same inputs give the same bits again.
 
     Raises:
         NotRepeatable: they do not.
     """
     first, second = run(inputs), run(inputs)
-    for one, other in zip(first, second, strict=True):
-        if one.tobytes() != other.tobytes():
+    for name, one in first.items():
+        if one.tobytes() != second[name].tobytes():
             raise NotRepeatable(
-                f"the same {len(inputs)} images give other answers the second time, by up to "
-                f"{np.abs(one - other).max():.1e}: something random is left in the network"
+                f"the same {len(one)} inputs give other {name} the second time, by up to "
+                f"{np.abs(one - second[name]).max():.1e}: something random is left in the network"
             )
     return "two runs, equal bits"
 
@@ -142,8 +143,8 @@ def check_golden(certificate: Certificate, labels: tuple[str, ...], accuracy: fl
     return f"{right} of {len(named)} golden images get their label"
 
 
-def check_batches(runs: Sequence[Run], inputs: Array, tolerance: float) -> tuple[bool, float]:
-    """Run images alone and at every position of batches of 1 to 64, with each run (threads).
+def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float) -> tuple[bool, float]:
+    """Run inputs alone and at every position of batches of 1 to 64, with each run (threads).
 
     Returns:
         Whether all bits were equal, and the largest difference.
@@ -151,18 +152,21 @@ def check_batches(runs: Sequence[Run], inputs: Array, tolerance: float) -> tuple
     Raises:
         BatchMismatch: an answer in a batch differs from that alone by more than the tolerance.
     """
-    alone = [np.concatenate(rows) for rows in zip(*(runs[0](image[np.newaxis]) for image in inputs), strict=True)]
+    count = len(next(iter(inputs.values())))
+    rows = [runs[0]({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
+    alone = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     same, largest = True, 0.0
     for threads, run in zip(THREADS, runs, strict=False):
         for size in range(1, LARGEST_BATCH + 1):
-            order = (np.arange(size) + size) % len(inputs)  # another place for each image in each size
-            for expected, answer in zip(alone, run(inputs[order]), strict=True):
-                difference = float(np.abs(answer - expected[order]).max())
-                same &= answer.tobytes() == expected[order].tobytes()
+            order = (np.arange(size) + size) % count  # another place for each input in each size
+            for name, answer in run({name: array[order] for name, array in inputs.items()}).items():
+                expected = alone[name][order]
+                difference = float(np.abs(answer.astype(np.float64) - expected).max())
+                same &= answer.tobytes() == expected.tobytes()
                 largest = max(largest, difference)
                 if not difference <= tolerance:
                     raise BatchMismatch(
-                        f"in a batch of {size} on {threads} threads answers differ from those alone by "
-                        f"{difference:.1e} (limit {tolerance:.0e}): images of a batch influence each other"
+                        f"in a batch of {size} on {threads} threads {name} differ from those alone by "
+                        f"{difference:.1e} (limit {tolerance:.0e}): inputs of a batch influence each other"
                     )
     return same, largest

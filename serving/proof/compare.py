@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.artifact import INPUT, PROBABILITIES
+from serving.certificate import INPUT, PROBABILITIES
 from serving.errors import UsageError
 from serving.model import Model
 from serving.proof.figures import mcnemar
@@ -106,7 +106,7 @@ def _tell(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.
     """The label that a model gives each image."""
     size = min(BATCH, model.max_batch)
     starts = range(0, len(images.pixels), size)
-    told = np.concatenate([model.run(images.pixels[start : start + size])[0].argmax(axis=1) for start in starts])
+    told = np.concatenate([model.classify(images.pixels[start : start + size])[0].argmax(axis=1) for start in starts])
     labels: np.ndarray[tuple[int], np.dtype[np.str_]] = np.array(model.manifest.labels)[told]
     return labels
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from serving.artifact import INPUT
+from serving.certificate import INPUT
 from serving.errors import MomentsMismatch
 from serving.model import open_cpu_session
 from serving.pixels import Pixels

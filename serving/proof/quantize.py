@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from serving.artifact import INPUT, LOGITS
+from serving.certificate import INPUT, LOGITS
 from serving.errors import NotWorthIt
 from serving.model import Model
 from serving.pixels import Pixels
@@ -73,7 +73,7 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
 def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Gain:
     """Compare a variant with the original on all test images, and time both in turns on one of them."""
     accuracies = [
-        float(np.mean(np.concatenate([model.run(batch)[1] for batch in _cut(pixels)]).argmax(1) == targets))
+        float(np.mean(np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]).argmax(1) == targets))
         for model in (old, new)
     ]
     times: tuple[list[float], list[float]] = ([], [])

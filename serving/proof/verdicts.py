@@ -8,16 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, check_digest, check_operators
-from serving.certificate import Certificate, Floats
+from serving.artifact import Manifest, check_digest, check_operators
+from serving.certificate import INPUT, LOGITS, Certificate, Run, Tensors
 from serving.errors import EvalmodeError
 from serving.model import open_cpu_session
-from serving.pixels import Pixels
+from serving.pixels import PixelContract
 from serving.proof.checks import (
     LARGEST_BATCH,
     THREADS,
-    Array,
-    Run,
     check_batches,
     check_eval_mode,
     check_finite,
@@ -83,15 +81,19 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 
 def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """What running shows of an artifact, and what its certificate says."""
-    certificate = manifest.certificate
-    shape = manifest.pixels.shape
-    inputs = certificate.pixels if certificate else np.zeros((DRAWN, *shape), np.uint8)
-    verdicts = list(_examine_runs(artifact, INPUT, inputs, len(manifest.labels)))
+    certificate, image = manifest.certificate, manifest.image
+    verdicts = []
+    if certificate or image:
+        blank = {INPUT: np.zeros((DRAWN, *image.shape), np.uint8)} if image else {}
+        inputs = certificate.inputs if certificate else blank
+        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels)))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
-    verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, manifest)))
+    if image:
+        verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, image)))
     verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    verdicts.append(_judge("golden labels", lambda: check_golden(certificate, manifest.labels, _stated(manifest))))
+    if LOGITS in certificate.outputs:
+        verdicts.append(_judge("golden labels", lambda: check_golden(certificate, manifest.labels, _stated(manifest))))
     return verdicts
 
 
@@ -112,12 +114,12 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return list(_examine_runs(artifact, inputs[0].name, drawn, None))
+    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None))
 
 
-def _examine_runs(artifact: bytes, name: str, inputs: Array, labels: int | None) -> Iterator[Verdict]:
+def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None) -> Iterator[Verdict]:
     try:
-        runs = [_make_run(artifact, name, threads) for threads in THREADS]
+        runs = [_make_run(artifact, threads) for threads in THREADS]
     except Exception as error:  # onnxruntime's own exceptions share no base class
         yield Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")
         return
@@ -127,12 +129,13 @@ def _examine_runs(artifact: bytes, name: str, inputs: Array, labels: int | None)
     yield _judge("batches", lambda: _tell_batches(runs, inputs))
 
 
-def _make_run(artifact: bytes, name: str, threads: int) -> Run:
+def _make_run(artifact: bytes, threads: int = 1) -> Run:
     session = open_cpu_session(artifact, threads)
-    return lambda batch: tuple(session.run(None, {name: batch}))
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _tell_batches(runs: list[Run], inputs: Array) -> str:
+def _tell_batches(runs: list[Run], inputs: Tensors) -> str:
     same, largest = check_batches(runs, inputs, TOLERANCE)
     equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
     return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
@@ -143,18 +146,11 @@ def _stated(manifest: Manifest) -> float:
     return float(manifest.properties.get("quality", {}).get("interval", [0.0])[0])
 
 
-def _check_decoder(certificate: Certificate, manifest: Manifest) -> str:
-    certificate.check_decoder(manifest.pixels)
+def _check_decoder(certificate: Certificate, contract: PixelContract) -> str:
+    certificate.check_decoder(contract)
     return f"{len(certificate.encoded)} files become the pixels they were"
 
 
 def _replay(artifact: bytes, certificate: Certificate) -> str:
-    session = open_cpu_session(artifact)
-    names = [PROBABILITIES, LOGITS]
-
-    def run(batch: Pixels) -> tuple[Floats, Floats]:
-        probabilities, logits = session.run(names, {INPUT: batch})
-        return probabilities, logits
-
-    certificate.replay(run, certificate.tolerance, LARGEST_BATCH)
-    return f"{len(certificate.pixels)} golden images, alone and in a batch, within {certificate.tolerance:.0e}"
+    certificate.replay(_make_run(artifact), certificate.tolerance, LARGEST_BATCH)
+    return f"{len(certificate.targets)} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"

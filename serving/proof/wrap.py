@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES
+from serving.certificate import INPUT, LOGITS, PROBABILITIES
 from serving.errors import UsageError
 from serving.pixels import PixelContract
 

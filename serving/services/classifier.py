@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 
 from serving.batching import Batcher, Call
-from serving.errors import InputMissing, ModelNotFound, ModelUnspecified
+from serving.certificate import INPUT, PROBABILITIES
+from serving.errors import InputMissing, RequestError, at_field
 from serving.limits import Limits
 from serving.model import Model
 from serving.pixels import RESIZE, Pixels, check_pixels, decode_image
+from serving.services.models import Models
+from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2 as wire
+
+DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Classifier"]
 
 
 class Classifier:
     """Classifies images with the models it was given.
 
     Args:
-        models: the models served, by name.
-        batcher: where they run.
+        models: what is served.
+        batcher: where it runs.
         limits: what an image may weigh.
+        statistics: where answers are counted.
+
+    Attributes:
+        handlers: what answers each call, by its name in the contract.
     """
 
-    def __init__(self, models: Mapping[str, Model], batcher: Batcher, limits: Limits) -> None:
+    def __init__(self, models: Models, batcher: Batcher, limits: Limits, statistics: Statistics) -> None:
         self._models = models
         self._batcher = batcher
         self._limits = limits
+        self._statistics = statistics
+        self.handlers: dict[str, Callable[[Any, Call], Any]] = {"Predict": self.predict, "GetModel": self.get_model}
 
     def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
         """Classify one image.
@@ -35,14 +49,24 @@ class Classifier:
         Raises:
             RequestError: see services/status.py.
         """
-        model = self._find_model(request.model, request.version)
+        started = time.perf_counter_ns()
+        model = self._models.find(request.model, request.version)
+        try:
+            return self._predict(request, model, call)
+        except RequestError:
+            self._statistics.count_refusal(model, time.perf_counter_ns() - started)
+            raise
+
+    def _predict(self, request: wire.PredictRequest, model: Model, call: Call) -> wire.PredictResponse:
         with self._batcher.admit():
             started = time.perf_counter()
             pixels = self._read_pixels(request, model)
             decode_us = round((time.perf_counter() - started) * 1e6)
-            answer = self._batcher.run(model, pixels, call)
+            answer = self._batcher.run(model, {INPUT: pixels[np.newaxis]}, call)
+        self._statistics.count_answer(model, 1, decode_us, answer.wait_us, answer.inference_us)
+        scores = model.scores(answer.outputs[PROBABILITIES][0], request.top_k)
         return wire.PredictResponse(
-            scores=[wire.Score(**vars(score)) for score in model.scores(answer.probabilities, request.top_k)],
+            scores=[wire.Score(**vars(score)) for score in scores],
             model=model.name,
             version=model.version,
             digest=model.digest,
@@ -53,13 +77,13 @@ class Classifier:
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
         """Say what a model expects, what it answers with and how it is served."""
-        model = self._find_model(request.model, request.version)
+        model = self._models.find(request.model, request.version)
         return wire.GetModelResponse(
             model=model.name,
             version=model.version,
             digest=model.digest,
             labels=model.manifest.labels,
-            pixels=wire.PixelContract(**vars(model.manifest.pixels), resize=RESIZE),
+            pixels=_describe_pixels(model),
             provider=model.provider,
             limits=asdict(self._limits),
             properties={name: json.dumps(value) for name, value in model.manifest.properties.items()},
@@ -67,23 +91,18 @@ class Classifier:
             batch_invariant=model.batch_invariant,
         )
 
-    def _find_model(self, name: str, version: str) -> Model:
-        served = ", ".join(f"{model.name}/{model.version}" for model in self._models.values())
-        if not name and len(self._models) > 1:
-            raise ModelUnspecified(f"several models are served, name one of {served}", served=served)
-        model = self._models.get(name) if name else next(iter(self._models.values()))
-        if model is None or version not in ("", model.version):
-            wanted = f"{name or next(iter(self._models))}{'/' if version else ''}{version}"
-            raise ModelNotFound(f"model {wanted!r} is not found, served: {served}", model=wanted, served=served)
-        return model
-
     def _read_pixels(self, request: wire.PredictRequest, model: Model) -> Pixels:
         """The request's input as the pixels the model wants, whichever way it was sent."""
-        match request.WhichOneof("input"):
-            case "image":
-                return decode_image(request.image, model.manifest.pixels, self._limits)
-            case "pixels":
+        contract, sent = model.manifest.pixels, request.WhichOneof("input")
+        with at_field(sent or "input"):
+            if sent == "image":
+                return decode_image(request.image, contract, self._limits)
+            if sent == "pixels":
                 raw = request.pixels
-                return check_pixels(raw.data, (raw.height, raw.width, raw.channels), model.manifest.pixels)
-            case _:
-                raise InputMissing("the request holds no input: set 'image' (encoded bytes) or 'pixels' (raw uint8)")
+                return check_pixels(raw.data, (raw.height, raw.width, raw.channels), contract)
+            raise InputMissing("the request holds no input: set 'image' (encoded bytes) or 'pixels' (raw uint8)")
+
+
+def _describe_pixels(model: Model) -> wire.PixelContract | None:
+    image = model.manifest.image
+    return wire.PixelContract(**vars(image), resize=RESIZE) if image else None

@@ -11,22 +11,37 @@ DOMAIN = "evalmode"
 
 # Error -> the name of its gRPC status code. Overload is not UNAVAILABLE: clients retry that at once, elsewhere.
 CODES: dict[type[RequestError], str] = {
+    errors.ModelUnspecified: "INVALID_ARGUMENT",
+    errors.ModelNotFound: "NOT_FOUND",
+    errors.ModelInvalid: "FAILED_PRECONDITION",
+    errors.ControlDisabled: "UNIMPLEMENTED",
+    errors.NotServed: "UNIMPLEMENTED",
     errors.InputMissing: "INVALID_ARGUMENT",
+    errors.ImagesNotTaken: "INVALID_ARGUMENT",
     errors.ImageEmpty: "INVALID_ARGUMENT",
     errors.ImageTooLarge: "INVALID_ARGUMENT",
     errors.ImageTooManyPixels: "INVALID_ARGUMENT",
     errors.ImageFormatNotAllowed: "INVALID_ARGUMENT",
     errors.ImageUnreadable: "INVALID_ARGUMENT",
     errors.PixelsMismatch: "INVALID_ARGUMENT",
-    errors.ModelUnspecified: "INVALID_ARGUMENT",
-    errors.ModelNotFound: "NOT_FOUND",
+    errors.TensorUnknown: "INVALID_ARGUMENT",
+    errors.TensorMissing: "INVALID_ARGUMENT",
+    errors.TensorDuplicate: "INVALID_ARGUMENT",
+    errors.DatatypeMismatch: "INVALID_ARGUMENT",
+    errors.ShapeMismatch: "INVALID_ARGUMENT",
+    errors.ContentsMixed: "INVALID_ARGUMENT",
+    errors.ContentsMismatch: "INVALID_ARGUMENT",
+    errors.NotFinite: "INVALID_ARGUMENT",
+    errors.ParameterInvalid: "INVALID_ARGUMENT",
+    errors.BatchTooLarge: "INVALID_ARGUMENT",
     errors.QueueFull: "RESOURCE_EXHAUSTED",
+    errors.StreamsFull: "RESOURCE_EXHAUSTED",
     errors.DeadlineExpired: "DEADLINE_EXCEEDED",
     errors.RequestCancelled: "CANCELLED",
 }
 
 # The same request may succeed here later: these carry google.rpc.RetryInfo.
-RETRY_AFTER_S: dict[type[RequestError], float] = {errors.QueueFull: 0.1}
+RETRY_AFTER_S: dict[type[RequestError], float] = {errors.QueueFull: 0.1, errors.StreamsFull: 1.0}
 
 INTERNAL_REASON = "INTERNAL"
 

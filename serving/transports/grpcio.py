@@ -6,45 +6,47 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TypeVar
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batching import Batcher, Call
-from serving.errors import AddressUnavailable, RequestError
+from serving.errors import AddressUnavailable, RequestError, StreamsFull
 from serving.limits import Limits
-from serving.services.classifier import Classifier
+from serving.services import classifier, open_inference
 from serving.services.status import CODES, DOMAIN, INTERNAL_REASON, RETRY_AFTER_S, reason_of
-from serving.wire import classifier_pb2, classifier_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-CLASSIFIER = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
 MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
 SETTLE_S = 0.2  # for requests that have arrived and not yet reached their thread
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-SERVICES = (CLASSIFIER, health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
-STREAM_THREADS = 96  # beside those of requests: health watches and reflection streams hold one each
+CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
+SERVICES = (*(one.full_name for one in CONTRACTS), health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
+SPARE_THREADS = 8  # beside those of requests and streams: for health checks, and to refuse what is too much
 
-Request = TypeVar("Request")
-Reply = TypeVar("Reply")
+Handler = Callable[[Any, Call], Any]
 
 
 class GrpcioServer:
     """A gRPC server that reports its health and drains before it stops.
 
     Args:
-        classifier: the service.
-        batcher: its batcher; as many threads as it admits requests.
+        ours: the service of ``evalmode.v1``.
+        theirs: the service of the Open Inference Protocol.
+        batcher: where both run; as many threads as it admits requests.
         host: interface to listen on.
         port: port, or 0 for a free one.
-        limits: ``max_request_bytes``.
+        limits: ``max_request_bytes`` and ``max_streams``.
 
     Attributes:
         port: the port listened on.
@@ -53,23 +55,36 @@ class GrpcioServer:
         AddressUnavailable: the address cannot be bound.
     """
 
-    def __init__(self, classifier: Classifier, batcher: Batcher, host: str, port: int, limits: Limits) -> None:
-        threads = batcher.slots + limits.max_queue + STREAM_THREADS
+    def __init__(
+        self,
+        ours: classifier.Classifier,
+        theirs: open_inference.OpenInference,
+        batcher: Batcher,
+        host: str,
+        port: int,
+        limits: Limits,
+    ) -> None:
+        threads = batcher.slots + limits.max_queue + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
+                ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        self._servicer = _ClassifierServicer(classifier)
+        self._calls = _Calls(limits.max_streams)
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(  # type: ignore[no-untyped-call]
-            self._servicer, self._server
-        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_reflection(self._server)
+        _add_service(self._server, classifier.DESCRIPTOR, ours.handlers, self._calls)
+        _add_service(self._server, open_inference.DESCRIPTOR, theirs.handlers, self._calls)
+        streamed = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(open_inference.DESCRIPTOR.full_name, streamed),)
+        )
+        _add_reflection(self._server, self._calls)
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
@@ -94,52 +109,115 @@ class GrpcioServer:
         until = time.monotonic() + grace_s
         stopped = self._server.stop(grace_s + 1)  # refuses from now on; who is cut is counted here, before
         stopped.wait(min(SETTLE_S, grace_s))
-        cut = self._servicer.wait_until_idle(until - time.monotonic())
+        cut = self._calls.wait_until_idle(until - time.monotonic())
         self._server.stop(0)  # health watches would hold the server for the whole grace
         return cut
 
 
-class _ClassifierServicer(classifier_pb2_grpc.ClassifierServicer):
-    """Between grpcio and the service: calls, errors and the count of requests in flight."""
+class _Calls:
+    """Counts the requests in flight, and bounds the open streams: each holds a thread for as long as it is open.
 
-    def __init__(self, classifier: Classifier) -> None:
-        self._classifier = classifier
+    Args:
+        max_streams: how many may be open.
+    """
+
+    def __init__(self, max_streams: int) -> None:
+        self._max_streams = max_streams
         self._changed = threading.Condition()
-        self._in_flight = 0
+        self.requests = 0
+        self.streams = 0
 
     def wait_until_idle(self, timeout_s: float) -> int:
-        """Wait until no request is in flight; returns how many still are."""
+        """Wait until no request is in flight; returns how many still are. Open streams are not waited for."""
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight == 0, timeout_s)
-            return self._in_flight
+            self._changed.wait_for(lambda: self.requests == 0, timeout_s)
+            return self.requests
 
-    def Predict(
-        self, request: classifier_pb2.PredictRequest, context: grpc.ServicerContext
-    ) -> classifier_pb2.PredictResponse:
-        return self._answer(self._classifier.predict, request, context)
-
-    def GetModel(
-        self, request: classifier_pb2.GetModelRequest, context: grpc.ServicerContext
-    ) -> classifier_pb2.GetModelResponse:
-        return self._answer(self._classifier.get_model, request, context)
-
-    def _answer(
-        self, method: Callable[[Request, Call], Reply], request: Request, context: grpc.ServicerContext
-    ) -> Reply:
-        self._count(1)
-        if not context.add_callback(lambda: self._count(-1)):  # called when the reply has left, or the caller
-            self._count(-1)
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request for as long as it lasts."""
+        self._change(1, 0)
         try:
-            return method(request, _GrpcioCall(context))
+            yield
+        finally:
+            self._change(-1, 0)
+
+    def enter(self, context: grpc.ServicerContext) -> None:
+        """Count a request until its reply has left, or its caller."""
+        self._change(1, 0)
+        if not context.add_callback(lambda: self._change(-1, 0)):
+            self._change(-1, 0)
+
+    def enter_stream(self, context: grpc.ServicerContext) -> None:
+        """Count a stream until it ends; refuse one too many."""
+        with self._changed:
+            full = self.streams >= self._max_streams
+            self.streams += not full
+        if full:
+            _abort(
+                context,
+                StreamsFull(
+                    f"{self._max_streams} streams are open already, the limit: close some, or call without a stream",
+                    limit_streams=self._max_streams,
+                ),
+            )
+        if not context.add_callback(lambda: self._change(0, -1)):
+            self._change(0, -1)
+
+    def _change(self, requests: int, streams: int) -> None:
+        with self._changed:
+            self.requests += requests
+            self.streams += streams
+            self._changed.notify_all()
+
+
+def _add_service(
+    server: grpc.Server, contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
+) -> None:
+    """Register the calls of a service that are no streams."""
+    methods = {
+        method.name: grpc.unary_unary_rpc_method_handler(_make_unary(handlers[method.name], calls), *_formats(method))
+        for method in contract.methods
+        if not method.client_streaming
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(contract.full_name, methods),))
+
+
+def _formats(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
+    """How a request is parsed and its reply is written."""
+    return GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
+
+
+def _make_unary(handler: Handler, calls: _Calls) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """What grpcio calls for a request: errors become statuses."""
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        calls.enter(context)
+        try:
+            return handler(request, _GrpcioCall(context))
         except RequestError as error:
             _abort(context, error)
         except Exception:
             _abort_internal(context)
 
-    def _count(self, change: int) -> None:
-        with self._changed:
-            self._in_flight += change
-            self._changed.notify_all()
+    return answer
+
+
+def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.RpcMethodHandler:
+    """ModelStreamInfer, in the order of the requests: what is wrong with one becomes its answer."""
+
+    def explain(error: Exception) -> str:
+        return str(error) if isinstance(error, RequestError) else _log_internal(uuid.uuid4().hex[:12])
+
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        calls.enter_stream(context)
+        call = _GrpcioCall(context)
+        for request in requests:
+            with calls.request():
+                yield service.infer_streamed(request, call, explain)
+
+    method = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
+    return grpc.stream_stream_rpc_method_handler(answer, *_formats(method))
 
 
 class _GrpcioCall:
@@ -161,13 +239,19 @@ class _GrpcioCall:
 
 
 def _abort(context: grpc.ServicerContext, error: RequestError) -> NoReturn:
+    message = _shorten(str(error), MESSAGE_CHARACTERS)
     facts = {name: _shorten(value, FACT_CHARACTERS) for name, value in error.facts.items()}
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=facts)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=_shorten(message, FACT_CHARACTERS)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if type(error) in RETRY_AFTER_S:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(RETRY_AFTER_S[type(error)] * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    _abort_with(context, grpc.StatusCode[CODES[type(error)]], _shorten(str(error), MESSAGE_CHARACTERS), details)
+    _abort_with(context, grpc.StatusCode[CODES[type(error)]], message, details)
 
 
 def _shorten(text: str, characters: int) -> str:
@@ -175,12 +259,15 @@ def _shorten(text: str, characters: int) -> str:
 
 
 def _abort_internal(context: grpc.ServicerContext) -> NoReturn:
-    """Log the traceback under an id, and tell the client the id alone."""
     error_id = uuid.uuid4().hex[:12]
-    log.exception("internal error %s", error_id)
     info = error_details_pb2.ErrorInfo(reason=INTERNAL_REASON, domain=DOMAIN, metadata={"id": error_id})
-    message = f"internal error {error_id}: the server's log has the cause under this id"
-    _abort_with(context, grpc.StatusCode.INTERNAL, message, [info])
+    _abort_with(context, grpc.StatusCode.INTERNAL, _log_internal(error_id), [info])
+
+
+def _log_internal(error_id: str) -> str:
+    """Log the traceback of what is being handled under an id; returns what a client may know: the id alone."""
+    log.exception("internal error %s", error_id)
+    return f"internal error {error_id}: the server's log has the cause under this id"
 
 
 def _abort_with(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, details: list[Any]) -> NoReturn:
@@ -194,11 +281,16 @@ def _abort_with(context: grpc.ServicerContext, code: grpc.StatusCode, message: s
     raise AssertionError("abort returned")
 
 
-def _add_reflection(server: grpc.Server) -> None:
+def _add_reflection(server: grpc.Server, calls: _Calls) -> None:
     """Register reflection as v1alpha, which grpcio ships, and as v1, which tools ask for: the messages are the same."""
     servicer = reflection.ReflectionServicer(SERVICES)
+
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        calls.enter_stream(context)
+        yield from servicer.ServerReflectionInfo(requests, context)
+
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

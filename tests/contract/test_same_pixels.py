@@ -100,7 +100,7 @@ def test_no_answer_depends_on_who_else_is_in_the_batch(models: Path, dataset: Da
     """Many callers at once, so that requests wait and run together; every answer has the bits it has alone."""
     model = load_model(models / "pictures/1/model.onnx")
     images = dataset.train.images
-    alone = [model.scores(model.run(image[np.newaxis])[0][0], 3) for image in images]
+    alone = [model.scores(model.classify(image[np.newaxis])[0][0], 3) for image in images]
     order = np.random.default_rng(0).integers(0, len(images), 600)
     with Client(picture_server.address) as client, ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(lambda index: client.predict_pixels(images[index]), order))

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.batching import Batcher
+from serving.certificate import INPUT, Tensors
+from serving.limits import Limits
 from serving.model import Model, load_model
+from serving.services.classifier import Classifier
+from serving.services.models import Models
+from serving.services.open_inference import OpenInference
+from serving.services.statistics import Statistics
+from serving.transports.grpcio import GrpcioServer
 from tests.conftest import colour_artifact
 
 WAIT_S = 30  # no test takes this long: where it passes, something hangs
@@ -91,14 +99,15 @@ class Held:
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.scores = model.manifest, model.provider, model.scores
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
+        self.inputs, self.outputs = model.inputs, model.outputs
         self._model = model
         self._permits = threading.Semaphore(0)
 
-    def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        self.entered.put(batch_nhwc)
+    def run(self, inputs: Tensors) -> Tensors:
+        self.entered.put(inputs[INPUT])
         if not self._permits.acquire(timeout=WAIT_S):
             raise TimeoutError("nobody let this run go")
-        return self._model.run(batch_nhwc)
+        return self._model.run(inputs)
 
     def next_batch(self) -> np.ndarray:
         """The next batch that entered, waiting for it."""
@@ -106,3 +115,19 @@ class Held:
 
     def let_go(self, runs: int = 1) -> None:
         self._permits.release(runs)
+
+
+def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Classifier:
+    """The service, for models that are loaded already."""
+    limits = limits or Limits()
+    served = Models({model.name: model for model in models}, Path())
+    return Classifier(served, batcher or Batcher(1, limits), limits, Statistics())
+
+
+def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = None) -> GrpcioServer:
+    """A server in this process on a free port, started; both protocols answer with the classifier's models."""
+    limits, models = limits or Limits(), classifier._models
+    theirs = OpenInference(models, batcher, limits, Statistics())
+    server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1", 0, limits)
+    server.start()
+    return server

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
-from serving.certificate import Certificate, Floats, softmax
+from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
 from serving.errors import ArtifactInvalid, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
 from serving.model import Model, load_artifact
-from serving.pixels import PixelContract, Pixels
+from serving.pixels import PixelContract
 from serving.proof.certify import certify, choose_golden, draw_golden
 from tests.conftest import COLOURS, colour_artifact, colour_graph
 
@@ -26,30 +26,35 @@ def certificate() -> Certificate:
     return found
 
 
-def answer(logits: Floats) -> tuple[Floats, Floats]:
+def answer(logits: Floats) -> Tensors:
     with np.errstate(invalid="ignore"):
-        return softmax(logits).astype(np.float32), logits
+        return {PROBABILITIES: softmax(logits).astype(np.float32), LOGITS: logits}
 
 
 def with_error(certificate: Certificate, error: float, alone: bool = True, batch: bool = True):
     """A network that is off by an error at the last golden image's last logit."""
 
-    def run(pixels: Pixels) -> tuple[Floats, Floats]:
-        places = [int(np.flatnonzero((certificate.pixels == image).all((1, 2, 3)))[0]) for image in pixels]
-        logits = certificate.logits[places].copy()
+    golden = certificate.inputs[INPUT]
+
+    def run(inputs: Tensors) -> Tensors:
+        pixels = inputs[INPUT]
+        places = [int(np.flatnonzero((golden == image).all((1, 2, 3)))[0]) for image in pixels]
+        logits = certificate.outputs[LOGITS][places].copy()
         if (alone and len(pixels) == 1) or (batch and len(pixels) > 1):
-            logits[np.array(places) == len(certificate.pixels) - 1, -1] += error
+            logits[np.array(places) == len(golden) - 1, -1] += error
         return answer(logits)
 
     return run
 
 
 def test_it_survives_the_file(certificate: Certificate) -> None:
-    again = Certificate.from_json(certificate.to_json(), CONTRACT, 3)
-    assert np.array_equal(again.pixels, certificate.pixels)
-    assert np.array_equal(again.logits, certificate.logits)
-    assert again.logits.dtype == np.float32
-    assert replace(again, pixels=certificate.pixels, logits=certificate.logits) == certificate
+    again = Certificate.from_json(certificate.to_json())
+    for read, kept in ((again.inputs, certificate.inputs), (again.outputs, certificate.outputs)):
+        assert read.keys() == kept.keys()
+        for name, array in kept.items():
+            assert read[name].dtype == array.dtype
+            assert np.array_equal(read[name], array)
+    assert replace(again, inputs=certificate.inputs, outputs=certificate.outputs) == certificate
 
 
 def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
@@ -61,7 +66,7 @@ def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None
 def test_one_logit_of_one_image_is_enough(
     certificate: Certificate, error: float, alone: bool, batch: bool, told: str
 ) -> None:
-    with pytest.raises(ReplayMismatch, match=f"golden image 15 {told} gives logits that differ"):
+    with pytest.raises(ReplayMismatch, match=f"golden input 15 {told} gives logits that differ"):
         certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, 64)
 
 
@@ -71,20 +76,29 @@ def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> N
 
 
 def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
-    def run(pixels: Pixels) -> tuple[Floats, Floats]:
-        probabilities, logits = with_error(certificate, 0)(pixels)
-        return probabilities[:, ::-1], logits
+    def run(inputs: Tensors) -> Tensors:
+        answered = with_error(certificate, 0)(inputs)
+        return {**answered, PROBABILITIES: np.roll(answered[PROBABILITIES], 1, axis=1)}
+
+    certificate = replace(certificate, tolerance=2.0)  # only their relation is looked at
 
     with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
         certificate.replay(run, certificate.tolerance, 64)
 
 
 def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
-    def run(pixels: Pixels) -> tuple[Floats, Floats]:
-        probabilities, logits = with_error(certificate, 0)(pixels)
-        return probabilities[:, :2], logits[:, :2]
+    def run(inputs: Tensors) -> Tensors:
+        return {name: output[:, :2] for name, output in with_error(certificate, 0)(inputs).items()}
 
-    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) and \(64, 2\), the certificate expects \(64, 3\)"):
+    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) for \w+, the certificate \(64, 3\)"):
+        certificate.replay(run, certificate.tolerance, 64)
+
+
+def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
+    def run(inputs: Tensors) -> Tensors:
+        return {PROBABILITIES: with_error(certificate, 0)(inputs)[PROBABILITIES]}
+
+    with pytest.raises(ReplayMismatch, match="no output for logits"):
         certificate.replay(run, certificate.tolerance, 64)
 
 
@@ -109,7 +123,7 @@ def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> N
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-@pytest.mark.parametrize("field", ["pixels", "logits", "targets", "tolerance", "encoded"])
+@pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "tolerance", "encoded"])
 def test_a_damaged_certificate_is_told(field: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
@@ -130,7 +144,7 @@ def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     facts = manifest.certificate.to_json()
-    facts["pixels"] = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
+    facts["inputs"][INPUT]["data"] = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
     with (
         patch.object(Certificate, "to_json", lambda _: facts),
         pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
@@ -168,9 +182,9 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Cert
     seen: list[int] = []
     run = Model.run
 
-    def watch(self: Model, pixels: Pixels) -> tuple[Floats, Floats]:
-        seen.append(len(pixels))
-        return run(self, pixels)
+    def watch(self: Model, inputs: Tensors) -> Tensors:
+        seen.append(len(inputs[INPUT]))
+        return run(self, inputs)
 
     with patch.object(Model, "run", watch):
         from serving.model import _replay
@@ -227,7 +241,7 @@ def test_drawn_images_are_always_the_same_and_differ_from_each_other() -> None:
 def test_the_tolerance_is_ten_times_what_was_measured_within_bounds() -> None:
     def tolerance(difference: float) -> float:
         golden = draw_golden(CONTRACT, 3)
-        sealed = certify(colour_graph(), Manifest(COLOURS, CONTRACT), golden, ("",) * 16, difference)
+        sealed = certify(colour_graph(), Manifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, difference)
         certificate = open_artifact(sealed)[1].certificate
         assert certificate is not None
         return certificate.tolerance

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from serving.batching import Batcher
+from serving.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
 from serving.errors import (
     DeadlineExpired,
     ImageTooLarge,
@@ -28,15 +29,13 @@ from serving.model import Model, load_model
 from serving.services.classifier import Classifier
 from serving.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import Caller, Held
+from tests.serving.conftest import Caller, Held, classify_by
 
 RED = encode(plain("red"))
 
 
 def serve(*models: Model, batcher: Batcher | None = None, **limits: int) -> Classifier:
-    return Classifier(
-        {model.name: model for model in models}, batcher or Batcher(1, Limits(**limits)), Limits(**limits)
-    )
+    return classify_by(*models, batcher=batcher, limits=Limits(**limits))
 
 
 def labels(reply: wire.PredictResponse) -> list[str]:
@@ -83,9 +82,9 @@ class TestPredict:
         many = replace(model, manifest=replace(model.manifest, labels=tuple("abcdefgh")))
 
         class Eight(Held):
-            def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(batch_nhwc), 1))
-                return rows, rows
+            def run(self, inputs: Tensors) -> Tensors:
+                rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(inputs[INPUT]), 1))
+                return {PROBABILITIES: rows, LOGITS: rows}
 
         reply = serve(Eight(many)).predict(wire.PredictRequest(image=RED), Caller())
         assert "".join(labels(reply)) == "hgfed"

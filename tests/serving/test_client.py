@@ -25,9 +25,8 @@ from serving.errors import EvalmodeError
 from serving.limits import Limits
 from serving.model import Model
 from serving.prediction import Prediction, Score
-from serving.services.classifier import Classifier
-from serving.transports.grpcio import GrpcioServer
 from tests.conftest import COLOURS, Server, encode, plain
+from tests.serving.conftest import classify_by, listen
 
 HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 
@@ -168,8 +167,7 @@ def test_every_call_has_a_deadline(method: str) -> None:
 
 def test_a_retry_is_what_the_server_invites(model: Model) -> None:
     batcher = Batcher(1, Limits(max_queue=0))
-    server = GrpcioServer(Classifier({"colours": model}, batcher, Limits()), batcher, "127.0.0.1", 0, Limits())
-    server.start()
+    server = listen(classify_by(model, batcher=batcher), batcher)
     with Client(f"127.0.0.1:{server.port}") as client:
         with batcher.admit(), pytest.raises(CallFailed) as caught:
             client.predict(encode(plain("red")))

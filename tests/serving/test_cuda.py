@@ -31,5 +31,5 @@ def test_cuda_agrees_with_the_cpu(colour_file: Path) -> None:
     on_cpu, on_cuda = (load_model(colour_file, provider=provider) for provider in ("cpu", "cuda"))
     assert on_cuda.session.get_providers()[0] == "CUDAExecutionProvider"
     batch = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
-    for ours, theirs in zip(on_cpu.run(batch), on_cuda.run(batch), strict=True):
+    for ours, theirs in zip(on_cpu.classify(batch), on_cuda.classify(batch), strict=True):
         assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -25,22 +25,24 @@ from grpc_reflection.v1alpha import reflection_pb2
 from PIL import Image
 
 from serving.batching import Batcher, Call, count_cpus
+from serving.certificate import Tensors
 from serving.client import Client
 from serving.errors import RequestError
 from serving.limits import Limits
 from serving.model import Model
 from serving.repository import publish
 from serving.services.classifier import Classifier
+from serving.services.models import Models
+from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
-from serving.transports.grpcio import GrpcioServer
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
 from tests.conftest import Server, colour_artifact, encode, plain, serving
-from tests.serving.conftest import WAIT_S, Held
+from tests.serving.conftest import WAIT_S, Held, classify_by, listen
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ["evalmode.v1.Classifier", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]
-NAMES.append("grpc.reflection.v1alpha.ServerReflection")
+NAMES += ["grpc.reflection.v1alpha.ServerReflection", "inference.GRPCInferenceService"]
 RED = wire.PredictRequest(image=encode(plain("red")))
 
 
@@ -63,20 +65,22 @@ class Refusal:
     code: grpc.StatusCode
     message: str
     info: error_details_pb2.ErrorInfo
+    fields: list[str]
     retry: error_details_pb2.RetryInfo | None
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
-    info, retry = error_details_pb2.ErrorInfo(), None
+    info, wrong, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             status = status_pb2.Status.FromString(value)
             assert (status.code, status.message) == (error.code().value[0], error.details())
             for detail in status.details:
-                if not detail.Unpack(info):
+                if not (detail.Unpack(info) or detail.Unpack(wrong)):
                     retry = error_details_pb2.RetryInfo()
                     assert detail.Unpack(retry)
-    return Refusal(error.code(), error.details(), info, retry)
+    fields = [violation.field for violation in wrong.field_violations]
+    return Refusal(error.code(), error.details(), info, fields, retry)
 
 
 def refused(call: Callable[[], object]) -> Refusal:
@@ -190,6 +194,7 @@ class TestRefusals:
         refusal = refused(lambda: stub.Predict(wire.PredictRequest(**request_), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason, refusal.info.domain) == (code, reason, "evalmode")
         assert facts is None or dict(refusal.info.metadata) == facts
+        assert refusal.fields == ([] if code == "NOT_FOUND" else [next(iter(request_), "input")])
         assert refusal.retry is None
         assert refusal.message
 
@@ -231,6 +236,7 @@ class TestRefusals:
             refusal = refused(lambda: stub.Predict(RED, timeout=WAIT_S))
             assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MODEL_UNSPECIFIED")
             assert dict(refusal.info.metadata) == {"served": "cats/1, dogs/1"}
+            assert refusal.fields == ["model"]
             request = wire.PredictRequest(image=RED.image, model="dogs")
             assert stub.Predict(request, timeout=WAIT_S).model == "dogs"
 
@@ -257,7 +263,7 @@ class WatchedClassifier(Classifier):
     """Shows when a request waits, and how it ended for the server."""
 
     def __init__(self, model: object, batcher: Batcher, limits: Limits) -> None:
-        super().__init__({"colours": model}, batcher, limits)
+        super().__init__(Models({"colours": model}, Path()), batcher, limits, Statistics())
         self.waits = threading.Semaphore(0)
         self.outcomes: queue.Queue[str] = queue.Queue()
 
@@ -283,8 +289,7 @@ class Here:
     def __enter__(self) -> Here:
         batcher = Batcher(self.slots, self.limits)
         self.classifier = WatchedClassifier(self.held, batcher, self.limits)
-        self.server = GrpcioServer(self.classifier, batcher, "127.0.0.1", 0, self.limits)
-        self.server.start()
+        self.server = listen(self.classifier, batcher, self.limits)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub = wire_grpc.ClassifierStub(self.channel)
         return self
@@ -375,7 +380,7 @@ class Raising(Classifier):
     """A service that raises what it was given."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__({}, Batcher(1, Limits()), Limits())
+        super().__init__(Models({}, Path()), Batcher(1, Limits()), Limits(), Statistics())
         self._error = error
 
     def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
@@ -386,8 +391,7 @@ class Raising(Classifier):
 
 @contextmanager
 def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
-    server = GrpcioServer(Raising(error), Batcher(1, Limits()), "127.0.0.1", 0, Limits())
-    server.start()
+    server = listen(Raising(error), Batcher(1, Limits()))
     with connected(f"127.0.0.1:{server.port}") as channel:
         yield wire_grpc.ClassifierStub(channel)
     server.drain(0)
@@ -435,11 +439,11 @@ class TestErrors:
         class FailsOnce(Held):
             failed = False
 
-            def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            def run(self, inputs: Tensors) -> Tensors:
                 if not self.failed:
                     self.failed = True
                     raise RuntimeError("out of memory at address 0x7f")
-                return model.run(batch_nhwc)
+                return model.run(inputs)
 
         with Here(FailsOnce(model), limits=Limits(max_queue=0)) as here:
             refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
@@ -452,8 +456,7 @@ class TestErrors:
         models = {f"{number:03d}" + "m" * 100: model for number in range(200)}
         models = {name: replace(model, name=name) for name in models}
         batcher = Batcher(1, Limits())
-        server = GrpcioServer(Classifier(models, batcher, Limits()), batcher, "127.0.0.1", 0, Limits())
-        server.start()
+        server = listen(classify_by(*models.values(), batcher=batcher), batcher)
         with connected(f"127.0.0.1:{server.port}") as channel:
             refusal = refused(lambda: wire_grpc.ClassifierStub(channel).Predict(RED, timeout=WAIT_S))
         server.drain(0)

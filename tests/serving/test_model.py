@@ -117,19 +117,19 @@ class TestLoad:
             batch.ClearField("dim_param")
             batch.dim_value = 1
         (tmp_path / "single.onnx").write_bytes(seal(artifact, MANIFEST))
-        with pytest.raises(ArtifactInvalid, match=r"single\.onnx: not a model that onnxruntime can load"):
+        with pytest.raises(ArtifactInvalid, match=r"single\.onnx: .*any number of them along the first axis"):
             load_model(tmp_path / "single.onnx", allow_uncertified=True)
 
 
 class TestRun:
     def test_answers_every_image_of_a_batch(self, model: Model) -> None:
         batch = np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 51, 0), (0, 0, 0))])
-        probabilities, logits = model.run(batch)
+        probabilities, logits = model.classify(batch)
         assert np.array_equal(logits, np.array([[10, 0, 0], [0, 2, 0], [0, 0, 0]], np.float32))
         assert probabilities.dtype == np.float32
         assert np.allclose(probabilities.sum(1), 1)
         for row in range(3):
-            assert np.array_equal(model.run(batch[row : row + 1])[0][0], probabilities[row])
+            assert np.array_equal(model.classify(batch[row : row + 1])[0][0], probabilities[row])
 
     def test_scores_the_highest_first_and_ties_by_lowest_index(self, model: Model) -> None:
         scores = model.scores(np.array([0.25, 0.5, 0.25], np.float32), 3)

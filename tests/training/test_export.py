@@ -60,14 +60,14 @@ def test_the_artifact_gives_probabilities_and_logits(exported) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 def test_the_artifact_agrees_with_torch_at_any_batch_size(exported, digits: Dataset, size: int) -> None:
     images = Split(digits.test.images[:size], digits.test.targets[:size])
-    _, logits = exported.model.run(images.images)
+    _, logits = exported.model.classify(images.images)
     expected = predict_logits(exported.load_network(), images).numpy()
     assert logits.shape == (size, 10)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_probabilities_are_the_softmax_of_the_logits_over_the_temperature(exported, digits: Dataset) -> None:
-    probabilities, logits = exported.model.run(digits.test.images)
+    probabilities, logits = exported.model.classify(digits.test.images)
     powers = np.exp(logits.astype(np.float64) / exported.quality.temperature)
     np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), rtol=0, atol=1e-6)
 
@@ -355,8 +355,8 @@ def test_a_mirrored_artifact_answers_the_mean_of_both_views(mirrored: tuple[Run,
         Split(images, digits.test.targets) for images in (digits.test.images, digits.test.images[:, :, ::-1].copy())
     )
     expected = sum(predict_logits(network, view) for view in views) / 2
-    assert np.abs(model.run(digits.test.images)[1] - expected.numpy()).max() < 1e-4
-    assert np.abs(model.run(digits.test.images)[1] - predict_logits(network, digits.test).numpy()).max() > 0.1
+    assert np.abs(model.classify(digits.test.images)[1] - expected.numpy()).max() < 1e-4
+    assert np.abs(model.classify(digits.test.images)[1] - predict_logits(network, digits.test).numpy()).max() > 0.1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -364,7 +364,9 @@ def test_a_mirrored_artifact_answers_an_image_and_its_mirror_image_with_the_same
     mirrored: tuple[Run, Model], digits: Dataset, size: int
 ) -> None:
     images = digits.test.images[:size]
-    for straight, turned in zip(mirrored[1].run(images), mirrored[1].run(images[:, :, ::-1].copy()), strict=True):
+    for straight, turned in zip(
+        mirrored[1].classify(images), mirrored[1].classify(images[:, :, ::-1].copy()), strict=True
+    ):
         assert straight.tobytes() == turned.tobytes()
 
 

@@ -210,19 +210,19 @@ def test_in_train_mode_the_answer_depends_on_who_else_is_in_the_batch() -> None:
 
 def test_the_exported_file_answers_an_image_bit_for_bit_alike_at_every_batch_size(exported, digits: Dataset) -> None:
     images = digits.test.images[:64]
-    alone = [exported.model.run(image[np.newaxis]) for image in images]
+    alone = [exported.model.classify(image[np.newaxis]) for image in images]
     for size in range(1, 65):
-        probabilities, logits = exported.model.run(images[:size])
+        probabilities, logits = exported.model.classify(images[:size])
         assert probabilities.tobytes() == np.concatenate([p for p, _ in alone[:size]]).tobytes()
         assert logits.tobytes() == np.concatenate([z for _, z in alone[:size]]).tobytes()
 
 
 def test_the_exported_file_answers_an_image_alike_at_every_place_in_a_batch(exported, digits: Dataset) -> None:
     images = digits.test.images[:7]
-    expected = exported.model.run(images)[1]
+    expected = exported.model.classify(images)[1]
     for shift in range(1, 7):
         assert (
-            np.roll(exported.model.run(np.roll(images, shift, axis=0))[1], -shift, axis=0).tobytes()
+            np.roll(exported.model.classify(np.roll(images, shift, axis=0))[1], -shift, axis=0).tobytes()
             == expected.tobytes()
         )
 

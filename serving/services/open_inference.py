@@ -1,0 +1,270 @@
+"""The Open Inference Protocol v2: what it asks for, answered by the models and the batcher that Classifier uses."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import serving
+from serving.batching import Batcher, Call
+from serving.errors import ControlDisabled, NotServed, ParameterInvalid, RequestError, TensorDuplicate, TensorUnknown
+from serving.limits import Limits
+from serving.model import Model, Tensor
+from serving.services.models import Models
+from serving.services.statistics import Statistics
+from serving.services.tensors import DATATYPES, read_inputs, write_outputs
+from serving.wire import model_config_pb2 as config
+from serving.wire import open_inference_pb2 as wire
+
+DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+PLATFORM = "onnx_onnxv1"
+EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
+SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
+NOT_SERVED = "this server does not serve shared memory, tracing or log settings: send contents, read docs/operating.md"
+
+Handler = Callable[[Any, Call], Any]
+
+
+class OpenInference:
+    """Answers the protocol's calls.
+
+    Args:
+        models: what is served.
+        batcher: where it runs.
+        limits: of a batch and its images.
+        statistics: what ModelStatistics tells.
+        allow_nonfinite: let NaN and infinity into networks.
+        enable_control: let clients load and unload models.
+
+    Attributes:
+        handlers: what answers each call, by its name in the contract.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        batcher: Batcher,
+        limits: Limits,
+        statistics: Statistics,
+        allow_nonfinite: bool = False,
+        enable_control: bool = False,
+    ) -> None:
+        self._models = models
+        self._batcher = batcher
+        self._limits = limits
+        self._statistics = statistics
+        self._allow_nonfinite = allow_nonfinite
+        self._enable_control = enable_control
+        served: dict[str, Handler] = {
+            "ServerLive": lambda request, call: wire.ServerLiveResponse(live=True),
+            "ServerReady": lambda request, call: wire.ServerReadyResponse(ready=True),
+            "ModelReady": self.model_ready,
+            "ServerMetadata": self.server_metadata,
+            "ModelMetadata": self.model_metadata,
+            "ModelInfer": self.infer,
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.repository_index,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+        }
+        self.handlers = {method.name: served.get(method.name, _refuse) for method in DESCRIPTOR.methods}
+
+    def infer(self, request: wire.ModelInferRequest, call: Call) -> wire.ModelInferResponse:
+        """Run a model on a batch of inputs.
+
+        Raises:
+            RequestError: see services/status.py.
+        """
+        started = time.perf_counter_ns()
+        model = self._models.find(request.model_name, request.model_version)
+        try:
+            return self._infer(request, model, call)
+        except RequestError:
+            self._statistics.count_refusal(model, time.perf_counter_ns() - started)
+            raise
+
+    def _infer(self, request: wire.ModelInferRequest, model: Model, call: Call) -> wire.ModelInferResponse:
+        wanted, classes = _choose_outputs(request, model)
+        with self._batcher.admit():
+            started = time.perf_counter()
+            inputs = read_inputs(request, model, self._limits, self._allow_nonfinite)
+            decode_us = round((time.perf_counter() - started) * 1e6)
+            answer = self._batcher.run(model, inputs, call)
+        outputs = {name: answer.outputs[name] for name in wanted}
+        rows = len(outputs[wanted[0]])
+        self._statistics.count_answer(model, rows, decode_us, answer.wait_us, answer.inference_us)
+        reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+        write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
+        return reply
+
+    def infer_streamed(
+        self, request: wire.ModelInferRequest, call: Call, explain: Callable[[Exception], str]
+    ) -> wire.ModelStreamInferResponse:
+        """Answer one request of a stream; what is wrong with it does not end the stream.
+
+        Args:
+            request: as to ``infer``.
+            call: of the whole stream.
+            explain: the words for an error.
+        """
+        try:
+            return wire.ModelStreamInferResponse(infer_response=self.infer(request, call))
+        except Exception as error:
+            failed = wire.ModelInferResponse(model_name=request.model_name, id=request.id)
+            return wire.ModelStreamInferResponse(error_message=explain(error), infer_response=failed)
+
+    def model_ready(self, request: wire.ModelReadyRequest, call: Call) -> wire.ModelReadyResponse:
+        """Whether a model is served; one that nobody knows is not."""
+        model = self._models.served.get(request.name)
+        return wire.ModelReadyResponse(ready=model is not None and request.version in ("", model.version))
+
+    def server_metadata(self, request: wire.ServerMetadataRequest, call: Call) -> wire.ServerMetadataResponse:
+        """Who answers, and what of the protocol's extensions."""
+        return wire.ServerMetadataResponse(name="evalmode", version=serving.__version__, extensions=EXTENSIONS)
+
+    def model_metadata(self, request: wire.ModelMetadataRequest, call: Call) -> wire.ModelMetadataResponse:
+        """A model's inputs and outputs, and what its artifact says about itself."""
+        model = self._models.find(request.name, request.version)
+        return wire.ModelMetadataResponse(
+            name=model.name,
+            versions=[model.version],
+            platform=PLATFORM,
+            inputs=map(_describe, model.inputs),
+            outputs=map(_describe, model.outputs),
+            properties=describe_properties(model),
+        )
+
+    def model_config(self, request: wire.ModelConfigRequest, call: Call) -> wire.ModelConfigResponse:
+        """How a model is served, in the words of the protocol's configuration."""
+        model = self._models.find(request.name, request.version)
+        largest = min(self._limits.max_batch, model.max_batch)
+        kind = config.ModelInstanceGroup.KIND_GPU if model.provider == "CUDA" else config.ModelInstanceGroup.KIND_CPU
+        image_format = config.ModelInput.FORMAT_NHWC if model.manifest.image else config.ModelInput.FORMAT_NONE
+        return wire.ModelConfigResponse(
+            config=config.ModelConfig(
+                name=model.name,
+                platform=PLATFORM,
+                backend="onnxruntime",
+                max_batch_size=self._limits.max_batch,
+                version_policy=config.ModelVersionPolicy(latest=config.ModelVersionPolicy.Latest(num_versions=1)),
+                input=[
+                    config.ModelInput(name=one.name, data_type=_config_type(one), dims=one.shape, format=image_format)
+                    for one in model.inputs
+                ],
+                output=[
+                    config.ModelOutput(name=one.name, data_type=_config_type(one), dims=one.shape)
+                    for one in model.outputs
+                ],
+                instance_group=[config.ModelInstanceGroup(name=model.name, kind=kind, count=self._batcher.slots)],
+                dynamic_batching=config.ModelDynamicBatching(preferred_batch_size=[largest]),
+                default_model_filename="model.onnx",
+                parameters={
+                    name: config.ModelParameter(string_value=value)
+                    for name, value in describe_properties(model).items()
+                },
+            )
+        )
+
+    def model_statistics(self, request: wire.ModelStatisticsRequest, call: Call) -> wire.ModelStatisticsResponse:
+        """Counts of one model, or of all that are served."""
+        wanted = [self._models.find(request.name, request.version)] if request.name else self._models.served.values()
+        return wire.ModelStatisticsResponse(model_stats=[self._statistics.tell(model) for model in wanted])
+
+    def repository_index(self, request: wire.RepositoryIndexRequest, call: Call) -> wire.RepositoryIndexResponse:
+        """Every version in the repository, or those that are served."""
+        return wire.RepositoryIndexResponse(
+            models=[
+                wire.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name,
+                    version=entry.version,
+                    state="READY" if entry.ready else "UNAVAILABLE",
+                    reason=entry.reason,
+                )
+                for entry in self._models.list_entries()
+                if entry.ready or not request.ready
+            ]
+        )
+
+    def load(self, request: wire.RepositoryModelLoadRequest, call: Call) -> wire.RepositoryModelLoadResponse:
+        """Serve the newest version of a model."""
+        self._models.load(self._controlled(request))
+        return wire.RepositoryModelLoadResponse()
+
+    def unload(self, request: wire.RepositoryModelUnloadRequest, call: Call) -> wire.RepositoryModelUnloadResponse:
+        """Serve a model no longer."""
+        self._models.unload(self._controlled(request))
+        return wire.RepositoryModelUnloadResponse()
+
+    def _controlled(self, request: wire.RepositoryModelLoadRequest | wire.RepositoryModelUnloadRequest) -> str:
+        """The model that a client wants changed, if clients may; some of them number its name 1 instead of 2."""
+        if not self._enable_control:
+            raise ControlDisabled("models are not loaded or unloaded by calls: start the server with --enable-control")
+        unknown = sorted(set(request.parameters) - {"unload_dependents"})  # no model depends on another
+        if unknown:
+            raise ParameterInvalid(
+                f"parameters {', '.join(unknown)} are not known here: the artifact says it all",
+                field="parameters",
+            )
+        return request.model_name or request.repository_name
+
+
+def describe_properties(model: Model) -> Mapping[str, str]:
+    """What is known of a model, as JSON values by name; never its golden images."""
+    certificate = model.manifest.certificate
+    facts = {
+        **model.manifest.properties,
+        "labels": model.manifest.labels,
+        "digest": model.digest,
+        "provider": model.provider,
+        "batch_invariant": model.batch_invariant,
+        "certificate": certificate and {"golden": len(certificate.targets), "tolerance": certificate.tolerance},
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def _choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list[str], dict[str, int]]:
+    """The names of the outputs wanted, and how many labels of those that are wanted as labels."""
+    for name in SEQUENCES:
+        if name in request.parameters:
+            raise ParameterInvalid(f"{name}: the model keeps nothing from one request to the next", field="parameters")
+    shapes = {output.name: output.shape for output in model.outputs}
+    names: list[str] = []
+    classes: dict[str, int] = {}
+    for place, wanted in enumerate(request.outputs):
+        field = f"outputs[{place}]"
+        if wanted.name not in shapes:
+            raise TensorUnknown(
+                f"the model has no output {wanted.name!r}, it gives {', '.join(shapes)}", field=f"{field}.name"
+            )
+        if wanted.name in names:
+            raise TensorDuplicate(f"output {wanted.name!r} is wanted twice", field=f"{field}.name")
+        if "shared_memory_region" in wanted.parameters:
+            raise NotServed("shared memory is not served: outputs come in the reply", field=f"{field}.parameters")
+        names.append(wanted.name)
+        if "classification" in wanted.parameters:
+            count = wanted.parameters["classification"].int64_param
+            if count < 1 or len(shapes[wanted.name]) != 1:
+                raise ParameterInvalid(
+                    f"classification {count} of {wanted.name}: it is a number of labels, at least 1, of an output "
+                    "with a value for each",
+                    field=f"{field}.parameters",
+                )
+            classes[wanted.name] = count
+    return names or list(shapes), classes
+
+
+def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:
+    return wire.ModelMetadataResponse.TensorMetadata(
+        name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=(-1, *tensor.shape)
+    )
+
+
+def _config_type(tensor: Tensor) -> config.DataType:
+    return getattr(config, f"TYPE_{DATATYPES[tensor.dtype]}")  # type: ignore[no-any-return]
+
+
+def _refuse(request: Any, call: Call) -> Any:
+    raise NotServed(NOT_SERVED)

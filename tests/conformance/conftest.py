@@ -1,0 +1,136 @@
+"""What the conformance suite shares: the server it looks at, requests that fit its model, and the result as a file.
+
+    pytest tests/conformance --address HOST:PORT --model NAME [--result FILE]
+
+Without --address it looks at our own server, with a classifier of images and with a network of numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.repository import publish
+from serving.services.tensors import TYPED
+from serving.wire import open_inference_pb2 as wire
+from serving.wire import open_inference_pb2_grpc as wire_grpc
+from tests.conftest import colour_artifact, serving
+from tests.serving.test_open_inference import tensor_artifact
+
+WAIT_S = 30
+NUMPY = {
+    **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
+    **{"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"},
+}
+OURS = ("colours", "sum")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "model_name" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--model")
+        metafunc.parametrize("model_name", [given] if given else OURS, scope="session")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if path := session.config.getoption("--result"):
+        path.write_text(json.dumps(session.config.stash.get(RESULTS, {}), indent=1) + "\n")
+
+
+RESULTS = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call" or report.failed:
+        rule = (item.function.__doc__ or item.name).strip()
+        told = "passed" if report.passed else str(report.longrepr).strip().splitlines()[-1]
+        item.config.stash.setdefault(RESULTS, {})[rule] = told
+    return report
+
+
+@pytest.fixture(scope="session")
+def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if given := pytestconfig.getoption("--address"):
+        yield given
+        return
+    repository = tmp_path_factory.mktemp("models")
+    publish(repository, "colours", colour_artifact())
+    publish(repository, "sum", tensor_artifact("float32"))
+    with serving(repository) as running:
+        yield running.address
+
+
+@pytest.fixture(scope="session")
+def stub(address: str) -> Iterator[wire_grpc.GRPCInferenceServiceStub]:
+    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options=unlimited) as channel:
+        yield wire_grpc.GRPCInferenceServiceStub(channel)
+
+
+@dataclass
+class Target:
+    """A model of the server looked at, and requests that it must answer."""
+
+    stub: wire_grpc.GRPCInferenceServiceStub
+    metadata: wire.ModelMetadataResponse
+
+    def arrays(self, batch: int = 1) -> dict[str, np.ndarray[Any, Any]]:
+        """Inputs that fit: small numbers, sizes left open as ``batch``."""
+        drawn = {}
+        for number, tensor in enumerate(self.metadata.inputs):
+            shape = [batch if side == -1 else side for side in tensor.shape]
+            values = (np.arange(math.prod(shape)) + number) % 2
+            drawn[tensor.name] = values.reshape(shape).astype(NUMPY[tensor.datatype])
+        return drawn
+
+    def request(self, batch: int = 1, typed: bool = False, **fields: Any) -> wire.ModelInferRequest:
+        """A request that must be answered, unless ``fields`` make it wrong."""
+        request = wire.ModelInferRequest(model_name=self.metadata.name)
+        for tensor in self.metadata.inputs:
+            array = self.arrays(batch)[tensor.name]
+            sent = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+            if typed:
+                getattr(sent.contents, TYPED[tensor.datatype]).extend(array.ravel().tolist())
+            else:
+                request.raw_input_contents.append(array.tobytes())
+        for name, value in fields.items():
+            setattr(request, name, value)
+        return request
+
+    def infer(self, request: wire.ModelInferRequest) -> wire.ModelInferResponse:
+        """The server's answer."""
+        return self.stub.ModelInfer(request, timeout=WAIT_S)
+
+
+@pytest.fixture(scope="session")
+def target(stub: wire_grpc.GRPCInferenceServiceStub, model_name: str) -> Target:
+    return Target(stub, stub.ModelMetadata(wire.ModelMetadataRequest(name=model_name), timeout=WAIT_S))
+
+
+def code_of(call: Callable[[], object]) -> str:
+    """The status that a call ends with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def read_outputs(reply: wire.ModelInferResponse) -> dict[str, list[Any]]:
+    """The values of every output, whichever way they are sent."""
+    found = {}
+    for place, output in enumerate(reply.outputs):
+        if reply.raw_output_contents:
+            values = np.frombuffer(reply.raw_output_contents[place], NUMPY[output.datatype])
+        else:
+            values = np.array(getattr(output.contents, TYPED[output.datatype]), NUMPY[output.datatype])
+        found[output.name] = values.tolist()
+    return found

@@ -1,0 +1,305 @@
+"""The Open Inference Protocol v2 as a server is held to it: a rule a test, its words the row of docs/conformance.md.
+
+Rules in quotes are the specification's (https://github.com/kserve/open-inference-protocol,
+specification/protocol/inference_grpc.md, section in brackets); the others are what a status must be for a client to know
+what to do: docs/wire-protocol.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from serving.wire import open_inference_pb2 as wire
+from serving.wire import open_inference_pb2_grpc as wire_grpc
+from tests.conformance.conftest import NUMPY, WAIT_S, Target, code_of, read_outputs
+
+Stub = wire_grpc.GRPCInferenceServiceStub
+
+
+def test_live(stub: Stub) -> None:
+    """ServerLive is true [Server Live]"""
+    assert stub.ServerLive(wire.ServerLiveRequest(), timeout=WAIT_S).live
+
+
+def test_ready(stub: Stub) -> None:
+    """ServerReady is true [Server Ready]"""
+    assert stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready
+
+
+def test_model_ready(target: Target) -> None:
+    """ModelReady is true of a model that is served, with and without its version [Model Ready]"""
+    for version in ("", *target.metadata.versions[:1]):
+        request = wire.ModelReadyRequest(name=target.metadata.name, version=version)
+        assert target.stub.ModelReady(request, timeout=WAIT_S).ready
+
+
+def test_model_not_ready(stub: Stub) -> None:
+    """ModelReady of a model that nobody knows is false, or NOT_FOUND [Model Ready]"""
+    request = wire.ModelReadyRequest(name="nobody-knows-it")
+    told = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
+    assert told == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
+
+
+def test_server_metadata(stub: Stub) -> None:
+    """ServerMetadata has a name and a version [Server Metadata]"""
+    told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+    assert told.name
+    assert told.version
+
+
+def test_model_metadata(target: Target) -> None:
+    """ModelMetadata has the name asked for, and inputs and outputs with a name, a datatype and a shape [Model Metadata]"""
+    told = target.metadata
+    assert told.name
+    assert told.inputs
+    assert told.outputs
+    for tensor in (*told.inputs, *told.outputs):
+        assert tensor.name
+        assert tensor.datatype in {*NUMPY, "BYTES"}
+        assert tensor.shape
+
+
+def test_variable_sides(target: Target) -> None:
+    """'A variable-size dimension is represented by a -1 value' [Model Metadata]"""
+    for tensor in (*target.metadata.inputs, *target.metadata.outputs):
+        assert all(side == -1 or side > 0 for side in tensor.shape)
+
+
+def test_platform(target: Target) -> None:
+    """The platform has the form project_format [Platforms]"""
+    assert re.fullmatch(r"[a-z0-9]+_[a-z0-9]+", target.metadata.platform)
+
+
+def test_metadata_of_an_unknown_model(stub: Stub) -> None:
+    """ModelMetadata of a model that nobody knows: NOT_FOUND"""
+    request = wire.ModelMetadataRequest(name="nobody-knows-it")
+    assert code_of(lambda: stub.ModelMetadata(request, timeout=WAIT_S)) == "NOT_FOUND"
+
+
+def test_raw(target: Target) -> None:
+    """Raw contents are answered with every output of the model, if none is asked for [Inference]"""
+    reply = target.infer(target.request())
+    assert [output.name for output in reply.outputs] == [output.name for output in target.metadata.outputs]
+    assert reply.model_name == target.metadata.name
+
+
+def test_typed(target: Target) -> None:
+    """Typed contents get the values that raw ones get [Tensor Data]"""
+    assert read_outputs(target.infer(target.request(typed=True))) == read_outputs(target.infer(target.request()))
+
+
+def test_row_major(target: Target) -> None:
+    """'flattened, one-dimensional, row-major order': a batch has the values of its inputs alone [Tensor Data]"""
+    together = target.request(batch=2)
+    reply = target.infer(together)
+    for output in reply.outputs:
+        assert output.shape[0] == 2
+    rows = {name: np.split(array, 2) for name, array in target.arrays(2).items()}
+    for row in range(2):
+        alone = target.request()
+        for place, tensor in enumerate(target.metadata.inputs):
+            alone.raw_input_contents[place] = rows[tensor.name][row].tobytes()
+        for name, values in read_outputs(target.infer(alone)).items():
+            whole = read_outputs(reply)[name]
+            assert np.allclose(whole[row * len(values) : (row + 1) * len(values)], values, rtol=1e-5, atol=1e-5)
+
+
+def test_output_sizes(target: Target) -> None:
+    """'the size of this content must match what is expected by the tensor's shape and data type' [Inference]"""
+    reply = target.infer(target.request())
+    assert len(reply.raw_output_contents) in (0, len(reply.outputs))
+    for values, output in zip(read_outputs(reply).values(), reply.outputs, strict=True):
+        assert len(values) == math.prod(output.shape)
+
+
+def test_raw_or_typed_outputs(target: Target) -> None:
+    """If raw outputs are given, typed ones 'must not be specified for any output tensor' [Inference]"""
+    for typed in (False, True):
+        reply = target.infer(target.request(typed=typed))
+        if reply.raw_output_contents:
+            assert not any(output.contents.ListFields() for output in reply.outputs)
+
+
+def test_id(target: Target) -> None:
+    """The id of a request, 'if specified will be returned in the response' [Inference]"""
+    assert target.infer(target.request(id="request 7")).id == "request 7"
+
+
+def test_requested_output(target: Target) -> None:
+    """Only the outputs asked for are returned, in their order [Inference]"""
+    names = [output.name for output in target.metadata.outputs][::-1]
+    for wanted in (names, names[:1]):
+        request = target.request()
+        for name in wanted:
+            request.outputs.add(name=name)
+        assert [output.name for output in target.infer(request).outputs] == wanted
+
+
+def test_unknown_output(target: Target) -> None:
+    """An output that the model does not have: INVALID_ARGUMENT"""
+    request = target.request()
+    request.outputs.add(name="nobody-knows-it")
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_duplicate_output(target: Target) -> None:
+    """An output asked for twice: INVALID_ARGUMENT"""
+    request = target.request()
+    for _ in range(2):
+        request.outputs.add(name=target.metadata.outputs[0].name)
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_unknown_model(target: Target) -> None:
+    """ModelInfer of a model that nobody knows: NOT_FOUND"""
+    assert code_of(lambda: target.infer(target.request(model_name="nobody-knows-it"))) == "NOT_FOUND"
+
+
+def test_unknown_version(target: Target) -> None:
+    """ModelInfer of a version that nobody knows: NOT_FOUND"""
+    assert code_of(lambda: target.infer(target.request(model_version="987654"))) == "NOT_FOUND"
+
+
+def test_given_version(target: Target) -> None:
+    """ModelInfer of the version that the metadata name, and the reply says it [Inference]"""
+    if target.metadata.versions:
+        version = target.metadata.versions[0]
+        assert target.infer(target.request(model_version=version)).model_version == version
+
+
+def test_unknown_input(target: Target) -> None:
+    """An input that the model does not have: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].name = "nobody-knows-it"
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_missing_input(target: Target) -> None:
+    """An input that is missing: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs.pop()
+    request.raw_input_contents.pop()
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_duplicate_input(target: Target) -> None:
+    """An input that is given twice: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs.append(request.inputs[0])
+    request.raw_input_contents.append(request.raw_input_contents[0])
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_raw_size(target: Target, change: int) -> None:
+    """Raw contents of another size than shape and datatype say: INVALID_ARGUMENT [Inference]"""
+    request = target.request()
+    content = request.raw_input_contents[0]
+    request.raw_input_contents[0] = content[:-1] if change < 0 else content + b"\0"
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_raw_count(target: Target) -> None:
+    """Raw contents that are not one for each input: INVALID_ARGUMENT [Inference]"""
+    request = target.request()
+    request.raw_input_contents.append(request.raw_input_contents[0])
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_raw_and_typed(target: Target) -> None:
+    """With raw contents, typed ones 'must not be specified for any input tensor': INVALID_ARGUMENT [Inference]"""
+    request = target.request(typed=True)
+    request.raw_input_contents.extend(target.request().raw_input_contents)
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_typed_size(target: Target) -> None:
+    """Typed contents of another size than the shape says: INVALID_ARGUMENT [Tensor Data]"""
+    request = target.request(typed=True)
+    [(_, contents)] = request.inputs[0].contents.ListFields()
+    contents.append(contents[0])
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_typed_field(target: Target) -> None:
+    """Typed contents in the field of another datatype: INVALID_ARGUMENT [Tensor Data]"""
+    request = target.request(typed=True)
+    request.inputs[0].contents.Clear()
+    size = math.prod(request.inputs[0].shape)
+    field = "fp64_contents" if request.inputs[0].datatype != "FP64" else "int64_contents"
+    getattr(request.inputs[0].contents, field).extend([0] * size)
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_datatype(target: Target) -> None:
+    """A datatype that is not the model's: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].datatype = "INT64"
+    request.raw_input_contents[0] = bytes(8 * math.prod(request.inputs[0].shape))
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_unknown_datatype(target: Target) -> None:
+    """A datatype that is none of the protocol's: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].datatype = "DECIMAL"
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_bytes(target: Target) -> None:
+    """BYTES that are no image, to a model of numbers or images: INVALID_ARGUMENT"""
+    request = target.request()
+    for place, sent in enumerate(request.inputs):
+        sent.datatype = "BYTES"
+        sent.shape[:] = [1]
+        request.raw_input_contents[place] = b"\x05\0\0\0hello"
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_shape(target: Target) -> None:
+    """A shape that is not the model's: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].shape.append(1)
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_negative_shape(target: Target) -> None:
+    """A shape with sides below 0: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].shape[:] = [-side for side in request.inputs[0].shape]
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_overflowing_shape(target: Target) -> None:
+    """A shape whose elements do not fit into 64 bits: INVALID_ARGUMENT"""
+    request = target.request()
+    request.inputs[0].shape[0] = 2**62
+    assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
+
+
+def test_nan(target: Target) -> None:
+    """NaN in floating-point inputs: INVALID_ARGUMENT"""
+    request = target.request()
+    floats = [place for place, sent in enumerate(request.inputs) if sent.datatype in ("FP16", "FP32", "FP64")]
+    for place in floats:
+        sent = request.inputs[place]
+        request.raw_input_contents[place] = np.full(sent.shape, np.nan, NUMPY[sent.datatype]).tobytes()
+    assert code_of(lambda: target.infer(request)) == ("INVALID_ARGUMENT" if floats else "OK")
+
+
+def test_large_message(target: Target) -> None:
+    """A message of 64 MiB: RESOURCE_EXHAUSTED, or INVALID_ARGUMENT where so much is let in; then a small one is answered"""
+    request = target.request()
+    request.raw_input_contents[0] = bytes(64 * 2**20)
+    assert code_of(lambda: target.infer(request)) in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+    assert code_of(lambda: target.infer(target.request())) == "OK"
+
+
+def test_not_served(stub: Stub) -> None:
+    """A call that is not served: UNIMPLEMENTED"""
+    told = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
+    assert told in ("UNIMPLEMENTED", "OK")

@@ -1,0 +1,89 @@
+"""tritonclient, as published and from an environment of its own, speaks to our server; its contract is part of ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor
+
+from serving.client import Client
+from serving.wire import model_config_pb2, open_inference_pb2
+from tests.conftest import encode, plain, serving
+
+CLIENTS = Path(__file__).parents[1] / "clients"
+CHAPTERS = (
+    *("health", "metadata", "config", "infer", "classification", "encoded", "typed"),
+    *("callbacks", "stream", "refusals", "repository", "statistics", "asyncio"),
+)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has tritonclient, and evalmode's bare install beside it, on the path alone."""
+    environment = tmp_path_factory.mktemp("tritonclient")
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "-r", CLIENTS / "requirements-tritonclient.txt"]
+    subprocess.run([*install, "googleapis-common-protos>=1.70,<2"], check=True)
+    return python
+
+
+def run(python: Path, *arguments: object) -> str:
+    command = [python, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_call_of_its_api_works(python: Path, colours: Path) -> None:
+    with serving(colours, "--enable-control") as running:
+        told = run(python, CLIENTS / "tritonclient_story.py", running.address)
+    assert tuple(told.split()) == CHAPTERS
+
+
+def test_it_works_beside_our_client_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+import tritonclient.grpc as triton
+from serving.client import Client
+with Client(sys.argv[1]) as ours, triton.InferenceServerClient(sys.argv[1]) as theirs:
+    print(ours.predict(sys.argv[2]).label, theirs.is_model_ready("colours"))
+"""
+    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+    root = Path(__file__).parents[2]
+    with serving(colours) as running:
+        code = f"import sys; sys.path.insert(0, {str(root)!r})\n{code}"
+        assert run(python, "-c", code, running.address, tmp_path / "red.png") == "red True\n"
+        with Client(running.address) as client:
+            assert client.get_model().model == "colours"
+
+
+def list_fields(message: Descriptor) -> Iterator[list[object]]:
+    for field in message.fields:
+        inner = field.message_type or field.enum_type
+        yield [message.full_name, field.name, field.number, inner.full_name if inner else field.type, field.is_repeated]
+    for nested in message.nested_types:
+        yield from list_fields(nested)
+
+
+def test_its_contract_is_part_of_ours(python: Path) -> None:
+    theirs = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
+    files = (open_inference_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
+    fields = [one for file in files for message in file.message_types_by_name.values() for one in list_fields(message)]
+    values = [[v.name, v.number] for file in files for enum in file.enum_types_by_name.values() for v in enum.values]
+    [service] = open_inference_pb2.DESCRIPTOR.services_by_name.values()
+    calls = [
+        [one.name, one.input_type.full_name, one.output_type.full_name, one.client_streaming, one.server_streaming]
+        for one in service.methods
+    ]
+    assert len(theirs["fields"]) > 300
+    assert [one for one in theirs["fields"] if one not in fields] == []
+    ours_alone = {one[1] for one in fields if one not in theirs["fields"] and "Entry" not in str(one[0])}
+    assert ours_alone == {"properties"}
+    assert values == theirs["values"]
+    assert calls == theirs["calls"]
