@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -25,16 +24,17 @@ from serving.errors import (
     EvalmodeError,
     GoldenMismatch,
     MomentsMismatch,
+    NotWorthIt,
     OperatorNotAllowed,
-    ProofFailed,
     ReplayMismatch,
     TrainMode,
 )
 from serving.model import load_artifact
+from serving.proof import quantize
 from serving.proof.verdicts import examine
 from training.datasets import Dataset, Split
 from training.errors import ModuleInTrainMode, NetworksDisagree
-from training.export import export_run
+from training.export import export_run, quantize_artifact
 from training.recipe import choose_recipe
 from training.run import EXACT, Run, RunConfig
 from training.train import prepare_network, train
@@ -54,11 +54,12 @@ def draw_colours(count: int, seed: int) -> Split:
 
 @dataclass
 class Trained:
-    """A run of a network on colours, and its artifact."""
+    """A run of a network on colours, and its artifact, also as int8, whatever that gains here."""
 
     run: Run
     dataset: Dataset
     artifact: bytes
+    int8: bytes
 
 
 @pytest.fixture(scope="module", params=["compact", "reference"])
@@ -74,17 +75,26 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
     artifact, _, quality = export_run(run, dataset)
     assert quality.accuracy > 0.9
-    return Trained(run, dataset, artifact)
+    with patch.multiple(quantize, LEAST_SPEEDUP=0.0, MOST_LOST=1.0):
+        int8, _ = quantize_artifact(artifact, dataset)
+    return Trained(run, dataset, artifact, int8)
+
+
+@pytest.fixture(params=["float32", "int8"])
+def artifact(request: pytest.FixtureRequest, trained: Trained) -> bytes:
+    return trained.artifact if request.param == "float32" else trained.int8
 
 
 # The mutations: each changes a graph in place
 
 
-def first_weights(graph: onnx.ModelProto) -> onnx.TensorProto:
-    """The first convolution's weights that are learned."""
-    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+def last_weights(graph: onnx.ModelProto) -> onnx.TensorProto:
+    """The last convolution's weights, or their bias where they are quantised."""
+    convolution = [node for node in graph.graph.node if node.op_type == "Conv"][-1]
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    return tensors[convolutions[-1].input[1]]
+    return tensors.get(convolution.input[1]) or next(
+        tensor for tensor in tensors.values() if tensor.data_type == TensorProto.FLOAT and tensor.dims
+    )
 
 
 def rewrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:
@@ -93,7 +103,7 @@ def rewrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:
 
 def flip_bit(graph: onnx.ModelProto) -> None:
     """The highest bit of an exponent but one."""
-    weights = first_weights(graph)
+    weights = last_weights(graph)
     bits = numpy_helper.to_array(weights).view(np.uint32).copy()
     bits.flat[np.abs(numpy_helper.to_array(weights)).argmax()] ^= 1 << 25
     rewrite(weights, bits.view(np.float32))
@@ -164,7 +174,7 @@ def use_foreign_operator(graph: onnx.ModelProto) -> None:
 
 
 def move_weights_out(graph: onnx.ModelProto) -> None:
-    weights = first_weights(graph)
+    weights = last_weights(graph)
     weights.ClearField("raw_data")
     weights.data_location = TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="weights.bin")
@@ -193,35 +203,35 @@ def mutated(artifact: bytes, mutate: Mutate) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_an_edited_graph_does_not_have_its_digest(trained: Trained, mutate: Mutate) -> None:
-    edited = mutated(trained.artifact, mutate).SerializeToString()
+def test_an_edited_graph_does_not_have_its_digest(artifact: bytes, mutate: Mutate) -> None:
+    edited = mutated(artifact, mutate).SerializeToString()
     with pytest.raises(DigestMismatch, match="it was changed or damaged since"):
         load_artifact(edited)
     assert "DigestMismatch" in [verdict.reason for verdict in examine(edited)]
 
 
 @pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality"])
-def test_edited_metadata_do_not_have_their_digest(trained: Trained, key: str) -> None:
-    graph = onnx.load_from_string(trained.artifact)
+def test_edited_metadata_do_not_have_their_digest(artifact: bytes, key: str) -> None:
+    graph = onnx.load_from_string(artifact)
     entry = next(entry for entry in graph.metadata_props if entry.key == f"evalmode.{key}")
     entry.value = entry.value.replace("0", "1", 1) if key != "labels" else '["green", "red", "blue"]'
     with pytest.raises(DigestMismatch):
         load_artifact(graph.SerializeToString())
 
 
-def test_one_flipped_bit_anywhere_is_noticed(trained: Trained) -> None:
+def test_one_flipped_bit_anywhere_is_noticed(artifact: bytes) -> None:
     rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(trained.artifact), 100):
-        edited = bytearray(trained.artifact)
+    for place in rng.integers(0, len(artifact), 100):
+        edited = bytearray(artifact)
         edited[place] ^= 1 << rng.integers(8)
         with pytest.raises(EvalmodeError):
             load_artifact(bytes(edited))
 
 
-def test_a_truncated_file_is_noticed(trained: Trained) -> None:
-    for length in np.linspace(0, len(trained.artifact) - 1, 50).astype(int):
+def test_a_truncated_file_is_noticed(artifact: bytes) -> None:
+    for length in np.linspace(0, len(artifact) - 1, 50).astype(int):
         with pytest.raises(EvalmodeError):
-            load_artifact(trained.artifact[:length])
+            load_artifact(artifact[:length])
 
 
 # Built wrong, with a digest and a certificate of its own
@@ -311,6 +321,42 @@ def all_reasons(artifact: bytes) -> Iterator[str]:
     return (verdict.reason for verdict in examine(artifact) if verdict.reason)
 
 
-def test_an_honest_export_passes_every_check(trained: Trained, tmp_path: Path) -> None:
-    assert list(all_reasons(trained.artifact)) == []
-    assert issubclass(TrainMode, ProofFailed)
+def test_an_honest_export_passes_every_check(artifact: bytes) -> None:
+    assert list(all_reasons(artifact)) == []
+
+
+INT8_MUTATIONS: dict[Mutate, type[EvalmodeError]] = {  # what says so if the int8 graph is so
+    flip_bit: NotWorthIt,
+    keep_dropout: TrainMode,
+    scale_otherwise: NotWorthIt,
+    swap_channels: NotWorthIt,
+    remove_softmax: ReplayMismatch,
+    change_temperature: ReplayMismatch,
+    use_batch_statistics: TrainMode,
+    use_foreign_operator: OperatorNotAllowed,
+    move_weights_out: OperatorNotAllowed,
+}
+
+
+@pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
+    def go_wrong(*arguments: object) -> onnx.ModelProto:
+        wrong = quantize.quantize(*arguments)
+        mutate(wrong)
+        return wrong
+
+    with (
+        patch.object(training.export, "quantize", go_wrong),
+        patch.object(quantize, "LEAST_SPEEDUP", 0.0),  # of accuracy alone
+        pytest.raises(INT8_MUTATIONS[mutate]),
+    ):
+        quantize_artifact(trained.artifact, trained.dataset)
+
+
+def test_an_int8_graph_has_the_same_bits_in_every_batch(trained: Trained) -> None:
+    model = load_artifact(trained.int8)
+    assert (model.batch_invariant, model.max_batch) == (True, 64)
+    graph, manifest = open_artifact(trained.int8)
+    assert "QuantizeLinear" in {node.op_type for node in graph.graph.node}
+    assert manifest.properties["quantized"] == "int8"
+    assert manifest.labels == COLOURS

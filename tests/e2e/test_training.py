@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from serving.artifact import DIGEST
+from serving.model import load_model
 from tests.conftest import encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -96,6 +98,36 @@ def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp
         assert done.returncode == 0, done.stderr
     versions = [load_metadata(tmp_path / "colours" / version / "model.onnx") for version in ("1", "2")]
     assert [metadata["mirrored"] for metadata in versions] == [False, True]
+
+
+def test_golden_images_are_validation_images_or_drawn(
+    run: Path, arrays: Path, evalmode: Evalmode, tmp_path: Path
+) -> None:
+    ours = {image.tobytes() for image in np.load(arrays)["x_train"]}  # validation is carved from them
+    found = {}
+    for golden in ("validation", "synthetic"):
+        done = evalmode("export", run, "--repository", tmp_path, "--name", golden, "--golden", golden)
+        assert done.returncode == 0, done.stderr
+        certificate = load_model(tmp_path / golden / "1" / "model.onnx").manifest.certificate
+        found[golden] = {image.tobytes() for image in certificate.pixels}
+        assert set(certificate.targets) == ({"red", "green", "blue"} if golden == "validation" else {""})
+    assert found["validation"] <= ours
+    assert not found["synthetic"] & ours
+
+
+def test_an_int8_variant_is_published_if_it_earns_it_or_its_figures_are_said(
+    run: Path, evalmode: Evalmode, tmp_path: Path
+) -> None:
+    done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", "--quantize", "int8")
+    told = re.search(r"([\d.]+) times as fast, (-?[\d.]+) points of accuracy lost", done.stdout + done.stderr)
+    assert told, done.stderr
+    earned = "not published" not in done.stderr
+    assert done.returncode == (0 if earned else 1)
+    assert earned == (float(told[1]) >= 1.3 and float(told[2]) <= 0.3) or told[1] == "1.30" or told[2] == "0.30"
+    published = sorted(path.name for path in tmp_path.iterdir())
+    assert published == (["colours", "colours-int8"] if earned else ["colours"])
+    if earned:
+        assert load_model(tmp_path / "colours-int8/1/model.onnx").batch_invariant
 
 
 def test_a_users_network_is_found_in_the_working_directory_from_train_to_answer(
