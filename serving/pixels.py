@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import (
@@ -37,6 +38,8 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
+PLAIN_COLOURS = {"YCbCr": "RGB", "Gray": "GRAY"}  # of a JPEG -> as decoded
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -66,14 +69,24 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
     Raises:
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
-    with _opened(image, limits) as opened:
-        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
-        turn = TURNS.get(_orientation(opened))
-        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, contract.channels)
+    with _decoded(image, contract.channels, limits) as picture:
         size = (contract.width, contract.height)
         if picture.size != size:
             picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
         return np.asarray(picture).reshape(contract.shape)
+
+
+def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
+    """Decode an encoded image as ``decode_image`` does one that has the model's size already.
+
+    Returns:
+        uint8 (its own height, its own width, channels), values 0..255.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    with _decoded(image, channels, limits) as picture:
+        return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def probe_image(image: bytes, limits: Limits) -> PixelContract:
@@ -135,6 +148,38 @@ def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # decoders raise a dozen types: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
+
+
+@contextmanager
+def _decoded(image: bytes, channels: int, limits: Limits) -> Iterator[Image.Image]:
+    """The picture upright and in the colours wanted, of its own size."""
+    if (plain := _decode_plain_jpeg(image, limits)) is not None:
+        yield plain.convert("RGB" if channels == 3 else "L")
+        return
+    with _opened(image, limits) as opened:
+        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
+        turn = TURNS.get(_orientation(opened))
+        yield _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
+
+
+def _decode_plain_jpeg(image: bytes, limits: Limits) -> Image.Image | None:
+    """A JPEG without an orientation, by the library that Pillow calls, too: the same bits, without Pillow's parsing.
+
+    Returns:
+        The picture, RGB or L; None where Pillow has to look: another format, other colours, or damaged in any way.
+    """
+    _check_size(image, limits)
+    if not image.startswith(b"\xff\xd8\xff") or any(told in image for told in ORIENTED):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+        if colours not in PLAIN_COLOURS:
+            return None
+        _check_pixel_count((width, height), limits)
+        decoded = simplejpeg.decode_jpeg(image, PLAIN_COLOURS[colours])
+    except (ValueError, MemoryError):
+        return None
+    return Image.fromarray(decoded if decoded.shape[2] == 3 else decoded[:, :, 0])
 
 
 def _check_size(image: bytes, limits: Limits) -> None:
