@@ -39,7 +39,7 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
-PLAIN_COLOURS = {"YCbCr": "RGB", "Gray": "GRAY"}  # of a JPEG -> as decoded
+PLAIN = {("YCbCr", 3): "RGB", ("Gray", 3): "RGB", ("Gray", 1): "GRAY"}  # a JPEG's colours, the channels wanted
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -69,23 +69,30 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
     Raises:
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
-    with _decoded(image, contract.channels, limits) as picture:
-        size = (contract.width, contract.height)
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-        return np.asarray(picture).reshape(contract.shape)
+    pixels = decode_whole(image, contract.channels, limits)
+    if pixels.shape == contract.shape:
+        return pixels
+    picture = Image.fromarray(pixels if contract.channels == 3 else pixels[:, :, 0])
+    fitted = ImageOps.fit(picture, (contract.width, contract.height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(contract.shape)
 
 
 def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
-    """Decode an encoded image as ``decode_image`` does one that has the model's size already.
+    """Decode an encoded image to pixels of its own size, else as ``decode_image``.
 
     Returns:
-        uint8 (its own height, its own width, channels), values 0..255.
+        uint8 (height, width, channels), values 0..255.
 
     Raises:
         ImageError: as ``decode_image``.
     """
-    with _decoded(image, channels, limits) as picture:
+    plain = _decode_plain_jpeg(image, channels, limits)
+    if plain is not None:
+        return plain
+    with _opened(image, limits) as opened:
+        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
+        turn = TURNS.get(_orientation(opened))
+        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
         return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
@@ -150,36 +157,24 @@ def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
         raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
 
 
-@contextmanager
-def _decoded(image: bytes, channels: int, limits: Limits) -> Iterator[Image.Image]:
-    """The picture upright and in the colours wanted, of its own size."""
-    if (plain := _decode_plain_jpeg(image, limits)) is not None:
-        yield plain.convert("RGB" if channels == 3 else "L")
-        return
-    with _opened(image, limits) as opened:
-        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
-        turn = TURNS.get(_orientation(opened))
-        yield _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
-
-
-def _decode_plain_jpeg(image: bytes, limits: Limits) -> Image.Image | None:
+def _decode_plain_jpeg(image: bytes, channels: int, limits: Limits) -> Pixels | None:
     """A JPEG without an orientation, by the library that Pillow calls, too: the same bits, without Pillow's parsing.
 
     Returns:
-        The picture, RGB or L; None where Pillow has to look: another format, other colours, or damaged in any way.
+        uint8 (height, width, channels); None where Pillow has to look: another format, other colours, or damaged.
     """
     _check_size(image, limits)
     if not image.startswith(b"\xff\xd8\xff") or any(told in image for told in ORIENTED):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
-        if colours not in PLAIN_COLOURS:
+        if (colours, channels) not in PLAIN:
             return None
         _check_pixel_count((width, height), limits)
-        decoded = simplejpeg.decode_jpeg(image, PLAIN_COLOURS[colours])
+        pixels: Pixels = simplejpeg.decode_jpeg(image, PLAIN[colours, channels])
     except (ValueError, MemoryError):
         return None
-    return Image.fromarray(decoded if decoded.shape[2] == 3 else decoded[:, :, 0])
+    return pixels
 
 
 def _check_size(image: bytes, limits: Limits) -> None:

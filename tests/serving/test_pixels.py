@@ -241,7 +241,7 @@ class TestPlainJpegs:
         ids=["png", "cmyk", "exif", "truncated"],
     )
     def test_others_are_left_to_pillow(self, image: bytes) -> None:
-        assert _decode_plain_jpeg(image, Limits()) is None
+        assert _decode_plain_jpeg(image, 3, Limits()) is None
 
 
 class TestSize:
