@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import (
@@ -37,6 +38,8 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
+PLAIN = {("YCbCr", 3): "RGB", ("Gray", 3): "RGB", ("Gray", 1): "GRAY"}  # a JPEG's colours, the channels wanted
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -66,14 +69,31 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
     Raises:
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
+    pixels = decode_whole(image, contract.channels, limits)
+    if pixels.shape == contract.shape:
+        return pixels
+    picture = Image.fromarray(pixels if contract.channels == 3 else pixels[:, :, 0])
+    fitted = ImageOps.fit(picture, (contract.width, contract.height), Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(contract.shape)
+
+
+def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
+    """Decode an encoded image to pixels of its own size, else as ``decode_image``.
+
+    Returns:
+        uint8 (height, width, channels), values 0..255.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    plain = _decode_plain_jpeg(image, channels, limits)
+    if plain is not None:
+        return plain
     with _opened(image, limits) as opened:
         opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
         turn = TURNS.get(_orientation(opened))
-        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, contract.channels)
-        size = (contract.width, contract.height)
-        if picture.size != size:
-            picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-        return np.asarray(picture).reshape(contract.shape)
+        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
+        return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def probe_image(image: bytes, limits: Limits) -> PixelContract:
@@ -135,6 +155,26 @@ def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # decoders raise a dozen types: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
+
+
+def _decode_plain_jpeg(image: bytes, channels: int, limits: Limits) -> Pixels | None:
+    """A JPEG without an orientation, by the library that Pillow calls, too: the same bits, without Pillow's parsing.
+
+    Returns:
+        uint8 (height, width, channels); None where Pillow has to look: another format, other colours, or damaged.
+    """
+    _check_size(image, limits)
+    if not image.startswith(b"\xff\xd8\xff") or any(told in image for told in ORIENTED):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+        if (colours, channels) not in PLAIN:
+            return None
+        _check_pixel_count((width, height), limits)
+        pixels: Pixels = simplejpeg.decode_jpeg(image, PLAIN[colours, channels])
+    except (ValueError, MemoryError):
+        return None
+    return pixels
 
 
 def _check_size(image: bytes, limits: Limits) -> None:

@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from serving.errors import (
     PixelsMismatch,
 )
 from serving.limits import Limits
-from serving.pixels import PixelContract, check_pixels, decode_image, probe_image
+from serving.pixels import PixelContract, _decode_plain_jpeg, check_pixels, decode_image, decode_whole, probe_image
 from tests.conftest import encode, plain
 
 RGB = PixelContract(4, 4, 3)
@@ -202,6 +203,45 @@ class TestColours:
         for image_format, options in (("PNG", {}), ("WEBP", {"lossless": True})):
             image = encode(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
             assert np.array_equal(decode(image), np.full((4, 4, 3), (255, 0, 0), np.uint8)), image_format
+
+
+class TestPlainJpegs:
+    """JPEGs without an orientation are decoded without Pillow, to Pillow's bits."""
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("subsampling", [0, 1, 2])
+    @pytest.mark.parametrize("quality", [20, 75, 90])
+    @pytest.mark.parametrize("size", [(1, 1), (17, 30), (64, 64), (251, 130)])
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_have_pillows_bits(
+        self, mode: str, size: tuple[int, int], quality: int, subsampling: int, progressive: bool
+    ) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        options = {"quality": quality, "progressive": progressive, "subsampling": subsampling}
+        image = encode(Image.fromarray(noise).convert(mode), "JPEG", **options)
+        for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(*size[::-1], 3)):
+            decoded = decode_image(image, contract, Limits())
+            with patch("serving.pixels._decode_plain_jpeg", return_value=None):
+                assert np.array_equal(decoded, decode_image(image, contract, Limits()))
+
+    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    def test_are_not_opened_by_pillow(self, mode: str) -> None:
+        image = encode(plain("red", (8, 8)).convert(mode), "JPEG")
+        with patch("serving.pixels.Image.open", side_effect=AssertionError):
+            assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
+
+    @pytest.mark.parametrize(
+        "image",
+        [
+            encode(plain("red", (8, 8)), "PNG"),
+            encode(plain((9, 9, 9, 9), (8, 8), "CMYK"), "JPEG"),
+            encode(plain("red", (8, 8)), "JPEG", exif=Image.Exif().tobytes()),
+            encode(plain("red", (8, 8)), "JPEG")[:-30],
+        ],
+        ids=["png", "cmyk", "exif", "truncated"],
+    )
+    def test_others_are_left_to_pillow(self, image: bytes) -> None:
+        assert _decode_plain_jpeg(image, 3, Limits()) is None
 
 
 class TestSize:

@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.errors import ImageError
 from serving.limits import IMAGE_SUFFIXES, Limits
-from serving.pixels import PixelContract, Pixels, decode_image, probe_image
+from serving.pixels import PixelContract, Pixels, decode_image, decode_whole, probe_image
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 
@@ -41,7 +41,7 @@ def load_folder(
     unreadable: Unreadable = {}
     contract = _choose_contract(everything, image_size, unreadable)
     check_memory((len(everything), *contract.shape))
-    pixels = _decode_all(everything, contract, unreadable, progress)
+    pixels = _decode_all(everything, contract, image_size is not None, unreadable, progress)
     if unreadable and not skip_unreadable:
         raise _refuse(unreadable, len(everything))
     parts = np.split(pixels, np.cumsum([len(files[name][0]) for name in SPLITS])[:-1])  # views, not copies
@@ -92,31 +92,36 @@ def _list_images(folder: Path, labels: tuple[str, ...]) -> Files:
 def _choose_contract(
     paths: Sequence[Path], image_size: tuple[int, int] | None, unreadable: Unreadable
 ) -> PixelContract:
-    """Grey if all images are; the size they all have unless one is asked for."""
-    shapes: dict[PixelContract, Path] = {}
-    for path in paths:
-        if shape := _read_image(path, lambda image: probe_image(image, LIMITS), unreadable):
-            shapes.setdefault(shape, path)
-    if not shapes:
+    """Grey if all images are; the size that was asked for, or that of the first that can be read."""
+    probed = (_read_image(path, lambda image: probe_image(image, LIMITS), unreadable) for path in paths)
+    shapes = filter(None, probed)
+    first = next(shapes, None)
+    if first is None:
         raise _refuse(unreadable, len(paths))
-    sizes = {(shape.height, shape.width): path for shape, path in shapes.items()}
-    if image_size is None and len(sizes) > 1:
-        (first, one), (second, other), *_ = sizes.items()
-        raise DataError(
-            f"images differ in size ({one} is {first[0]}x{first[1]}, {other} {second[0]}x{second[1]}, height x width): "
-            "choose one with --image-size HxW"
-        )
-    return PixelContract(*(image_size or next(iter(sizes))), max(shape.channels for shape in shapes))
+    channels = 3 if first.channels == 3 or any(shape.channels == 3 for shape in shapes) else 1
+    return PixelContract(*(image_size or (first.height, first.width)), channels)
 
 
-def _decode_all(paths: Sequence[Path], contract: PixelContract, unreadable: Unreadable, progress: Progress) -> Pixels:
+def _decode_all(
+    paths: Sequence[Path], contract: PixelContract, resize: bool, unreadable: Unreadable, progress: Progress
+) -> Pixels:
     """Decode every image into one array, uint8 (N, H, W, C); rows of unreadable files hold anything."""
     pixels = np.empty((len(paths), *contract.shape), np.uint8)
 
+    def read(image: bytes) -> Pixels:
+        return decode_image(image, contract, LIMITS) if resize else decode_whole(image, contract.channels, LIMITS)
+
     def decode(index: int) -> None:
-        if paths[index] not in unreadable:
-            decoded = _read_image(paths[index], lambda image: decode_image(image, contract, LIMITS), unreadable)
-            pixels[index] = 0 if decoded is None else decoded
+        if paths[index] in unreadable:
+            return
+        decoded = _read_image(paths[index], read, unreadable)
+        if decoded is not None and decoded.shape != contract.shape:
+            first = next(path for path in paths if path not in unreadable)
+            raise DataError(
+                f"images differ in size ({first} is {contract.height}x{contract.width}, {paths[index]} "
+                f"{decoded.shape[0]}x{decoded.shape[1]}, height x width): choose one with --image-size HxW"
+            )
+        pixels[index] = 0 if decoded is None else decoded
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         run = map if _are_small(paths) else pool.map
