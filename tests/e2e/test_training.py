@@ -109,7 +109,7 @@ def test_golden_images_are_validation_images_or_drawn(
         done = evalmode("export", run, "--repository", tmp_path, "--name", golden, "--golden", golden)
         assert done.returncode == 0, done.stderr
         certificate = load_model(tmp_path / golden / "1" / "model.onnx").manifest.certificate
-        found[golden] = {image.tobytes() for image in certificate.pixels}
+        found[golden] = {image.tobytes() for image in certificate.inputs["image"]}
         assert set(certificate.targets) == ({"red", "green", "blue"} if golden == "validation" else {""})
     assert found["validation"] <= ours
     assert not found["synthetic"] & ours
