@@ -1,0 +1,15 @@
+"""The network of numbers that the conformance suite asks for, in MLServer: docs/conformance.md says how to run it."""
+
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+
+
+class Sum(MLModel):
+    """Adds its two inputs."""
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """FP32 (N, 3) left and right -> sum."""
+        arrays = {one.name: NumpyCodec.decode_input(one) for one in payload.inputs}
+        outputs = [NumpyCodec.encode_output("sum", arrays["left"] + arrays["right"])]
+        return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=outputs)
