@@ -148,10 +148,15 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     graph, manifest = open_artifact(artifact)
     assert manifest.certificate is not None  # export_run gave it one
     variant = strip(quantize(graph, dataset.train.images))
+    told = dict(manifest.properties)
+    for of_float32 in ("agreement", "max_fold_difference"):
+        del told[of_float32]
+    quality = measure_quality(_run_all(variant, dataset.test), dataset.test.targets, told["temperature"])
     properties = {
-        **manifest.properties,
+        **told,
         "quantized": "int8",
-        "moments": {**manifest.properties["moments"], "layers": []},
+        "quality": asdict(quality),
+        "moments": {**told["moments"], "layers": []},
     }
     bare = Manifest(manifest.labels, manifest.pixels, properties)
     sealed = certify(variant, bare, manifest.certificate.pixels, manifest.certificate.targets, difference=0.0)
