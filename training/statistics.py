@@ -19,7 +19,7 @@ from training.datasets import Split
 from training.networks import scale_pixels
 from training.train import split_evaluation
 
-MOST_IMAGES = 16_384  # a mean over as many is off by less than a hundredth of a standard deviation
+MOST_IMAGES = 8_192  # a mean over as many is off by about a hundredth of a standard deviation
 
 
 @dataclass(frozen=True)
