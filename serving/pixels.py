@@ -69,12 +69,17 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
     Raises:
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
-    pixels = decode_whole(image, contract.channels, limits)
-    if pixels.shape == contract.shape:
+    pixels = _decode_plain_jpeg(image, contract.channels, limits)
+    if pixels is None:
+        picture = _decode_picture(image, contract.channels, limits)
+    elif pixels.shape == contract.shape:
         return pixels
-    picture = Image.fromarray(pixels if contract.channels == 3 else pixels[:, :, 0])
-    fitted = ImageOps.fit(picture, (contract.width, contract.height), Image.Resampling.BILINEAR)
-    return np.asarray(fitted).reshape(contract.shape)
+    else:
+        picture = Image.fromarray(pixels if contract.channels == 3 else pixels[:, :, 0])
+    size = (contract.width, contract.height)
+    if picture.size != size:
+        picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(contract.shape)
 
 
 def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
@@ -86,14 +91,11 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: as ``decode_image``.
     """
-    plain = _decode_plain_jpeg(image, channels, limits)
-    if plain is not None:
-        return plain
-    with _opened(image, limits) as opened:
-        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
-        turn = TURNS.get(_orientation(opened))
-        picture = _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
-        return np.asarray(picture).reshape(picture.height, picture.width, channels)
+    pixels = _decode_plain_jpeg(image, channels, limits)
+    if pixels is not None:
+        return pixels
+    picture = _decode_picture(image, channels, limits)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def probe_image(image: bytes, limits: Limits) -> PixelContract:
@@ -155,6 +157,14 @@ def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # decoders raise a dozen types: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
+
+
+def _decode_picture(image: bytes, channels: int, limits: Limits) -> Image.Image:
+    """Any image by Pillow: the picture upright and in the colours wanted, of its own size."""
+    with _opened(image, limits) as opened:
+        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
+        turn = TURNS.get(_orientation(opened))
+        return _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
 
 
 def _decode_plain_jpeg(image: bytes, channels: int, limits: Limits) -> Pixels | None:

@@ -33,7 +33,7 @@ from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, ModuleInTrainMode, NetworksDisagree
 from training.networks import scale_pixels
 from training.run import EXACT, Run
-from training.statistics import recompute_statistics
+from training.statistics import choose_images, recompute_statistics
 from training.train import predict_logits, split_evaluation
 
 LOGIT_TOLERANCE = 1e-4
@@ -113,7 +113,7 @@ def export_run(
     check_graph(graph)
     actual = _run_all(graph, dataset.test)
     agreement = measure_agreement(network, dataset.test, actual, outputs, graph)
-    check_moments(graph, norms, split_evaluation(dataset.train.images))
+    check_moments(graph, norms, split_evaluation(choose_images(dataset.train)))
     quality = measure_quality(actual, dataset.test.targets, temperature)
     recipe = asdict(run.config.recipe)
     properties = {
@@ -148,10 +148,16 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     graph, manifest = open_artifact(artifact)
     assert manifest.certificate is not None  # export_run gave it one
     variant = strip(quantize(graph, dataset.train.images))
+    check_graph(variant)
+    told = dict(manifest.properties)
+    for of_float32 in ("agreement", "max_fold_difference"):
+        del told[of_float32]
+    quality = measure_quality(_run_all(variant, dataset.test), dataset.test.targets, told["temperature"])
     properties = {
-        **manifest.properties,
+        **told,
         "quantized": "int8",
-        "moments": {**manifest.properties["moments"], "layers": []},
+        "quality": asdict(quality),
+        "moments": {**told["moments"], "layers": []},
     }
     bare = Manifest(manifest.labels, manifest.pixels, properties)
     sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference=0.0)

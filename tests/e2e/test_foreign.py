@@ -88,7 +88,7 @@ def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colour
     normal = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     session = onnxruntime.InferenceSession(FOREIGN / "torchvision.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"input": normal.transpose(0, 3, 1, 2).astype(np.float32)})
-    np.testing.assert_allclose(model.run(pixels)[1], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(model.classify(pixels)[1], expected, rtol=0, atol=1e-5)
 
 
 def test_probabilities_of_another_tool_stay_what_they_were(published: Path) -> None:
@@ -97,7 +97,7 @@ def test_probabilities_of_another_tool_stay_what_they_were(published: Path) -> N
     pixels = model.manifest.certificate.pixels
     session = onnxruntime.InferenceSession(FOREIGN / "keras.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": (pixels / 255).astype(np.float32)})
-    np.testing.assert_allclose(model.run(pixels)[0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.classify(pixels)[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["keras", "sklearn", "torchvision"])

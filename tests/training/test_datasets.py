@@ -275,8 +275,7 @@ def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_way_out(tm
     odd = write_images(tmp_path / "cat", 1, size=(7, 6))[0]
     with pytest.raises(DataError, match="differ in size") as refusal:
         load_dataset(str(tmp_path))
-    first, other = (f"{odd} is 6x7", f"{tmp_path}/cat/001.png 4x5")
-    assert f"({first}, {other}, height x width)" in str(refusal.value)
+    assert f"({odd} is 6x7, {tmp_path}/cat/001.png 4x5, height x width)" in str(refusal.value)
     assert "--image-size HxW" in str(refusal.value)
 
 
@@ -592,3 +591,12 @@ def test_the_digest_changes_with_a_label(digits: Dataset) -> None:
 def test_the_digest_changes_with_the_shape_of_equal_bytes(digits: Dataset) -> None:
     reshaped = Split(digits.val.images.reshape(-1, 4, 16, 1), digits.val.targets)
     assert dataclasses.replace(digits, val=reshaped).digest() != digits.digest()
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    (tmp_path / "cat" / "zzz.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"1 of 41 images cannot be read.*\n.*zzz\.png"):
+        load_dataset(str(tmp_path))
+    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    assert sum(map(len, (dataset.train, dataset.val, dataset.test))) == 40

@@ -132,7 +132,8 @@ def _decode_all(
 
 def _are_small(paths: Sequence[Path]) -> bool:
     """Whether one thread decodes these files faster than several, which would wait for Python's lock."""
-    return median(path.stat().st_size for path in paths[:: -(-len(paths) // 100)]) < SMALL_FILE
+    sample = paths[:: -(-len(paths) // 100)]
+    return median([path.stat().st_size for path in sample if path.is_file()] or [0]) < SMALL_FILE
 
 
 def _read_image(path: Path, read: Callable[[bytes], T], unreadable: Unreadable) -> T | None:
