@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from serving.limits import IMAGE_FORMATS, Limits
-from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+from docs.tables import TABLES, renew
+from serving.limits import IMAGE_FORMATS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def rows(document: str, first_cell: str) -> list[list[str]]:
-    """The rows of the tables in a document whose first cell matches."""
-    lines = (ROOT / document).read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return [row for row in cells if re.fullmatch(first_cell, row[0])]
-
-
-def test_the_readme_shows_the_limits_as_they_are() -> None:
-    expected = [
-        [f"`--{limit.name.replace('_', '-')}`", str(limit.default), limit.metadata["what"], limit.metadata["beyond"]]
-        for limit in fields(Limits)
-    ]
-    assert rows("README.md", r"`--max-.*`|`--grace`|`--lame-duck`") == expected
-
-
-def test_the_wire_protocol_shows_every_reason() -> None:
-    expected = [
-        [
-            f"`{reason_of(error)}`",
-            code,
-            f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no",
-            (error.__doc__ or "").strip(),
-        ]
-        for error, code in CODES.items()
-    ]
-    shown = rows("docs/wire-protocol.md", r"`[A-Z_]+`")
-    assert shown[:-1] == expected
-    assert shown[-1][:2] == [f"`{INTERNAL_REASON}`", "INTERNAL"]
+@pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
+def test_tables_are_as_the_code_has_them(document: str) -> None:
+    """If not: python docs/tables.py."""
+    text = (ROOT / document).read_text()
+    assert renew(document, text) == text
 
 
 def test_the_decoding_table_names_the_formats() -> None:

@@ -1,11 +1,18 @@
-"""``evalmode certify``: give somebody else's ONNX image classifier a certificate."""
+"""``evalmode certify``: give somebody else's ONNX network a certificate."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import onnx
+
+NEEDED = ("--images", "--labels", "--scale")  # of a classifier of images
+
 
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -31,25 +38,69 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--images",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
     help="folder of <label>/<image> to measure accuracy by; some of them become golden images",
 )
 @click.option(
     "--labels",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    required=True,
     help="text file, a label a line in the order of the network's output",
 )
-@click.option("--scale", callback=parse_numbers, required=True, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
+@click.option("--scale", callback=parse_numbers, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
 @click.option("--mean", callback=parse_numbers, help="then subtracted: one number, or one a channel")
 @click.option("--std", callback=parse_numbers, help="then divided by, likewise")
 @click.option("--bgr", is_flag=True, help="the network wants blue first")
 @click.option("--size", callback=parse_size, metavar="HxW", help="of the images, where the network leaves it open")
 @click.option("--golden", type=click.Choice(["images", "synthetic"]), default="images", help="what travels in the file")
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="instead of all of these, for a network that is no classifier of images: .npz of its inputs by name",
+)
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="the model's name there")
 def certify(
     file: Path,
+    images: Path | None,
+    labels: Path | None,
+    scale: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    bgr: bool,
+    size: tuple[int, int] | None,
+    golden: str,
+    samples: Path | None,
+    repository: Path,
+    name: str,
+) -> None:
+    """Certify FILE, an ONNX network from any tool, and publish it: it is then served like our own.
+
+    Of a classifier of images, preprocessing and softmax go into the graph: for each pixel x,
+    (x / 255 * (high - low) + low - mean) / std.
+    """
+    import onnx
+
+    from serving.proof.adopt import adopt_tensors, read_samples
+    from serving.repository import check_name, publish
+
+    check_name(name)
+    graph = onnx.load(file)
+    if samples:
+        if images or labels or scale:
+            raise click.UsageError("--samples is for other networks than --images, --labels and --scale: choose")
+        golden_tensors = read_samples(samples, graph)
+        artifact = adopt_tensors(graph, golden_tensors)
+        told = "\n".join(f"input     {one}, {array.dtype} {array.shape}" for one, array in golden_tensors.items())
+    else:
+        missing = [option for option, given in zip(NEEDED, (images, labels, scale), strict=True) if given is None]
+        if images is None or labels is None or scale is None:
+            raise click.UsageError(f"{', '.join(missing)} missing, or --samples for a network of other tensors")
+        artifact, told = _adopt_images(graph, images, labels, scale, mean, std, bgr, size, golden == "synthetic")
+    path = publish(repository, name, artifact)
+    click.echo(f"{told}\npublished {path} ({len(artifact):,} bytes)")
+
+
+def _adopt_images(
+    graph: onnx.ModelProto,
     images: Path,
     labels: Path,
     scale: tuple[float, ...],
@@ -57,26 +108,16 @@ def certify(
     std: tuple[float, ...] | None,
     bgr: bool,
     size: tuple[int, int] | None,
-    golden: str,
-    repository: Path,
-    name: str,
-) -> None:
-    """Certify FILE, an ONNX image classifier from any tool, and publish it: it is then served like our own.
-
-    Preprocessing and softmax go into the graph: for each pixel x, (x / 255 * (high - low) + low - mean) / std.
-    """
-    import onnx
-
+    synthetic: bool,
+) -> tuple[bytes, str]:
+    """The artifact of a classifier of images, and what to say of it."""
     from serving.errors import UsageError
     from serving.proof.adopt import adopt
     from serving.proof.images import read_labelled
     from serving.proof.wrap import Preprocessing, find_scores, read_input
-    from serving.repository import check_name, publish
 
-    check_name(name)
     if len(scale) != 2 or scale[0] >= scale[1]:
         raise click.UsageError(f"--scale {','.join(f'{one:g}' for one in scale)} is not LOW,HIGH such as -1,1")
-    graph = onnx.load(file)
     names = tuple(line.strip() for line in labels.read_text().splitlines() if line.strip())
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(
@@ -98,13 +139,11 @@ def certify(
     )
     labelled = read_labelled(images, names, contract)
     scores = find_scores(graph, len(names))
-    artifact, quality = adopt(graph, (entry, scores), preprocessing, names, labelled, golden == "synthetic")
-    path = publish(repository, name, artifact)
+    artifact, quality = adopt(graph, (entry, scores), preprocessing, names, labelled, synthetic)
     if quality.interval[0] <= 1 / len(names):
         click.echo("evalmode: no better than guessing: are --labels, --scale, --mean, --std and --bgr right?", err=True)
     least, greatest = quality.interval
-    click.echo(
+    return artifact, (
         f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"
-        f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% "
-        f"confidence)\npublished {path} ({len(artifact):,} bytes)"
+        f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% confidence)"
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
 
-from serving.artifact import Manifest
-from serving.certificate import INPUT, LOGITS, Floats
-from serving.model import open_cpu_session
+from serving.artifact import Manifest, seal
+from serving.certificate import INPUT, LOGITS, Floats, Tensors
+from serving.errors import UsageError
+from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
-from serving.proof.certify import certify, choose_golden, draw_golden, strip
+from serving.proof.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
 from serving.proof.figures import Quality, describe_pixels, measure_quality
 from serving.proof.images import Labelled
 from serving.proof.wrap import Preprocessing, wrap
@@ -67,6 +70,59 @@ def adopt(
     told = ("",) * len(golden) if targets is None else tuple(labels[target] for target in targets)
     manifest = Manifest(labels, preprocessing.contract, properties)
     return certify(wrapped, manifest, {INPUT: golden}, told, difference), quality
+
+
+def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
+    """Certify a network that is no classifier of images, as it is.
+
+    Args:
+        graph: with its weights in it.
+        samples: inputs by name, all of which travel in the file.
+
+    Returns:
+        The artifact's bytes.
+
+    Raises:
+        ProofFailed, ArtifactInvalid: see ``certify``.
+    """
+    stripped = strip(graph)
+    manifest = Manifest((), None, {"network": "adopted", "versions": {name: version(name) for name in VERSIONS}})
+    answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
+    unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
+    pairs = zip(answers.values(), unoptimised, strict=True)
+    difference = max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in pairs)
+    count = len(next(iter(samples.values())))
+    return certify(stripped, manifest, samples, ("",) * count, difference)
+
+
+def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
+    """Inputs of a network from an ``.npz``, at most as many as become golden.
+
+    Raises:
+        UsageError: they are not what the network takes.
+    """
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    wanted = {
+        one.name: onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
+        for one in graph.graph.input
+        if one.name not in weights
+    }
+    try:
+        archive = np.load(path, allow_pickle=False)
+        samples = {str(name): np.atleast_1d(array) for name, array in archive.items()}
+    except (OSError, ValueError, AttributeError, BadZipFile) as error:
+        raise UsageError(f"{path} is not an .npz of arrays: {error}") from error
+    given = {name: array.dtype.name for name, array in samples.items()}
+    if given != wanted:
+        raise UsageError(f"{path} holds {_list(given)}; the network takes {_list(wanted)}")
+    counts = {len(array) for array in samples.values()}
+    if len(counts) != 1 or not min(counts):
+        raise UsageError(f"{path} holds {', '.join(map(str, sorted(counts)))} rows: as many of each input are wanted")
+    return {name: array[:MOST_GOLDEN] for name, array in samples.items()}
+
+
+def _list(dtypes: dict[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in sorted(dtypes.items())) or "nothing"
 
 
 def gives_probabilities(scores: Floats) -> bool:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -38,21 +39,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("model_name", [given] if given else OURS, scope="session")
 
 
+RULES = pytest.StashKey[dict[str, str]]()
+SERVER = pytest.StashKey[str]()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if path := session.config.getoption("--result"):
-        path.write_text(json.dumps(session.config.stash.get(RESULTS, {}), indent=1) + "\n")
-
-
-RESULTS = pytest.StashKey[dict[str, str]]()
+        kept = session.config.stash
+        result = {"server": kept[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": kept[RULES]}
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
     if report.when == "call" or report.failed:
         rule = (item.function.__doc__ or item.name).strip()
-        told = "passed" if report.passed else str(report.longrepr).strip().splitlines()[-1]
-        item.config.stash.setdefault(RESULTS, {})[rule] = told
+        rules = item.config.stash.setdefault(RULES, {})
+        if not report.passed:
+            rules[rule] = call.excinfo.exconly().splitlines()[0]
+        rules.setdefault(rule, "passed")  # a rule is kept if it is with every model
     return report
 
 
@@ -69,10 +75,13 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def stub(address: str) -> Iterator[wire_grpc.GRPCInferenceServiceStub]:
+def stub(address: str, pytestconfig: pytest.Config) -> Iterator[wire_grpc.GRPCInferenceServiceStub]:
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(address, options=unlimited) as channel:
-        yield wire_grpc.GRPCInferenceServiceStub(channel)
+        stub = wire_grpc.GRPCInferenceServiceStub(channel)
+        told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+        pytestconfig.stash[SERVER] = f"{told.name} {told.version}"
+        yield stub
 
 
 @dataclass

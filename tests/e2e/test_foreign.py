@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,6 +21,8 @@ from sklearn.datasets import load_digits
 
 from serving.client import Client
 from serving.model import load_model
+from serving.wire import open_inference_pb2 as wire
+from serving.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -198,3 +201,73 @@ def test_dropout_that_drops_is_refused(digits: Path, tmp_path: Path, evalmode: E
     done = evalmode("check", tmp_path / "dropout.onnx")
     assert done.returncode == 1
     assert "TrainMode" in done.stdout
+
+
+@pytest.fixture
+def regression(tmp_path: Path) -> Path:
+    """A network of numbers: x, float32 (N, 4) -> y = 2x, (N, 4)."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", 4)) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "double", values[:1], values[1:])
+    path = tmp_path / "double.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_a_network_of_numbers_is_certified_by_samples_and_served(
+    regression: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    samples = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", x=samples)
+    repository = tmp_path / "models"
+    done = evalmode(
+        "certify", regression, "--samples", tmp_path / "samples.npz", "--repository", repository, "--name", "double"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "input     x, float32 (64, 4)" in done.stdout  # as many as travel in the file
+    checked = evalmode("check", repository / "double/1/model.onnx")
+    assert checked.returncode == 0, checked.stdout
+    with serving(repository) as running, grpc.insecure_channel(running.address) as channel:
+        request = wire.ModelInferRequest(
+            model_name="double",
+            inputs=[{"name": "x", "datatype": "FP32", "shape": [2, 4]}],
+            raw_input_contents=[samples[:2].tobytes()],
+        )
+        reply = wire_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    assert np.frombuffer(reply.raw_output_contents[0], np.float32).tolist() == (2 * samples[:2]).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"x": np.zeros((3, 4))}, "holds x float64; the network takes x float32"),
+        ({"z": np.zeros((3, 4), np.float32)}, "holds z float32; the network takes x float32"),
+        ({}, "holds nothing; the network takes x float32"),
+        ({"x": np.zeros((0, 4), np.float32)}, "holds 0 rows"),
+    ],
+)
+def test_samples_that_the_network_does_not_take_are_told(
+    regression: Path, tmp_path: Path, evalmode: Evalmode, arrays: dict, told: str
+) -> None:
+    np.savez(tmp_path / "samples.npz", **arrays)
+    done = evalmode(
+        "certify", regression, "--samples", tmp_path / "samples.npz", "--repository", tmp_path / "m", "--name", "double"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_either_images_or_samples(regression: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    np.savez(tmp_path / "samples.npz", x=np.zeros((3, 4), np.float32))
+    publish = ("certify", regression, "--repository", tmp_path / "models", "--name", "double")
+    neither = evalmode(*publish)
+    assert neither.returncode == 2
+    assert "--images, --labels, --scale missing, or --samples" in neither.stderr
+    both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1")
+    assert both.returncode == 2
+    assert "choose" in both.stderr
+    (tmp_path / "text.npz").write_text("no archive")
+    unreadable = evalmode(*publish, "--samples", tmp_path / "text.npz")
+    assert unreadable.returncode == 2
+    assert "is not an .npz of arrays" in unreadable.stderr
+    assert not (tmp_path / "models").exists()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from typing import Self
 
 import grpc
 import numpy as np
@@ -19,21 +21,50 @@ import pytest
 from PIL import Image
 
 from serving.batching import Batcher
-from serving.client import DEFAULT_ADDRESS, CallFailed, Client
+from serving.client import DEFAULT_ADDRESS, AsyncClient, CallFailed, Client
 from serving.commands.serve import serve
 from serving.errors import EvalmodeError
 from serving.limits import Limits
 from serving.model import Model
 from serving.prediction import Prediction, Score
+from serving.wire import classifier_pb2 as wire
+from serving.wire import classifier_pb2_grpc as wire_grpc
 from tests.conftest import COLOURS, Server, encode, plain
-from tests.serving.conftest import classify_by, listen
+from tests.serving.conftest import WAIT_S, classify_by, listen
 
 HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.address) as connected:
+class Awaited:
+    """An ``AsyncClient`` to be used like a ``Client``, so that both go through the same tests."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self._loop = asyncio.new_event_loop()
+
+        async def connect() -> AsyncClient:
+            return await AsyncClient(*arguments, **options).__aenter__()
+
+        self._client = self._loop.run_until_complete(connect())
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        return lambda *arguments, **options: self._loop.run_until_complete(
+            getattr(self._client, name)(*arguments, **options)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.run_until_complete(self._client.__aexit__(*error))
+        self._loop.close()
+
+
+both = pytest.mark.parametrize("connect", [Client, Awaited], ids=["sync", "asyncio"])
+
+
+@pytest.fixture(params=[Client, Awaited], ids=["sync", "asyncio"])
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
+    with request.param(server.address) as connected:
         yield connected
 
 
@@ -141,10 +172,11 @@ class TestFailures:
         assert (caught.value.code, caught.value.reason, caught.value.facts) == ("RESOURCE_EXHAUSTED", "", {})
         assert caught.value.retry is False
 
-    def test_to_reach_a_server_may_be_retried(self) -> None:
+    @both
+    def test_to_reach_a_server_may_be_retried(self, connect: type[Client]) -> None:
         with closing(socket.socket()) as nobody:
             nobody.bind(("127.0.0.1", 0))  # bound, so nobody else listens there either
-            with Client(f"127.0.0.1:{nobody.getsockname()[1]}") as client, pytest.raises(CallFailed) as caught:
+            with connect(f"127.0.0.1:{nobody.getsockname()[1]}") as client, pytest.raises(CallFailed) as caught:
                 client.predict(encode(plain("red")))
         assert (caught.value.code, caught.value.reason, caught.value.retry) == ("UNAVAILABLE", "", True)
 
@@ -153,12 +185,13 @@ class TestFailures:
             client.predict(tmp_path / "absent.png")
 
 
+@both
 @pytest.mark.parametrize("method", ["predict", "predict_pixels", "get_model"])
-def test_every_call_has_a_deadline(method: str) -> None:
+def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
     with closing(socket.socket()) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3) as client:
+        with connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3) as client:
             arguments = {"predict": [b"image"], "predict_pixels": [np.zeros((4, 4, 3), np.uint8)], "get_model": []}
             with pytest.raises(CallFailed) as caught:
                 getattr(client, method)(*arguments[method])
@@ -177,9 +210,65 @@ def test_a_retry_is_what_the_server_invites(model: Model) -> None:
     assert caught.value.facts == {"limit_requests": "0"}
 
 
-def test_is_shared_between_threads(client: Client) -> None:
+@contextmanager
+def failing(code: grpc.StatusCode, times: int) -> Iterator[tuple[str, list[None]]]:
+    """A real server whose Predict fails so many times before it answers; its address, and each time it was asked."""
+    asked: list[None] = []
+
+    class Failing(wire_grpc.ClassifierServicer):
+        def Predict(self, request: wire.PredictRequest, context: grpc.ServicerContext) -> wire.PredictResponse:
+            asked.append(None)
+            if len(asked) <= times:
+                context.abort(code, "not now")
+            return wire.PredictResponse(scores=[{"label": "red", "probability": 1}])
+
+    with ThreadPoolExecutor(2) as threads:
+        server = grpc.server(threads)
+        wire_grpc.add_ClassifierServicer_to_server(Failing(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}", asked
+        server.stop(0).wait()
+
+
+@both
+def test_a_server_that_is_unavailable_is_asked_again(connect: type[Client]) -> None:
+    with failing(grpc.StatusCode.UNAVAILABLE, 2) as (address, asked), connect(address) as client:
+        assert client.predict(b"image").label == "red"
+    assert len(asked) == 3
+
+
+@both
+def test_it_is_asked_four_times_at_most(connect: type[Client]) -> None:
+    with failing(grpc.StatusCode.UNAVAILABLE, 99) as (address, asked), connect(address) as client:
+        with pytest.raises(CallFailed) as caught:
+            client.predict(b"image")
+    assert (caught.value.code, caught.value.retry) == ("UNAVAILABLE", True)
+    assert len(asked) == 4
+
+
+@both
+@pytest.mark.parametrize("name", ["RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN"])
+def test_nothing_else_is_asked_again(name: str, connect: type[Client]) -> None:
+    with failing(grpc.StatusCode[name], 1) as (address, asked), connect(address) as client:
+        with pytest.raises(CallFailed) as caught:
+            client.predict(b"image")
+    assert caught.value.code == name
+    assert len(asked) == 1
+
+
+def test_asyncio_asks_many_at_the_same_time(server: Server) -> None:
+    async def ask() -> list[str]:
+        async with AsyncClient(server.address, timeout_s=WAIT_S) as client:
+            answers = await asyncio.gather(*(client.predict(encode(plain(c))) for c in ["red", "lime", "blue"] * 20))
+        return [answer.label for answer in answers]
+
+    assert asyncio.run(ask()) == ["red", "green", "blue"] * 20
+
+
+def test_is_shared_between_threads(server: Server) -> None:
     colours = ["red", "lime", "blue"] * 10
-    with ThreadPoolExecutor(10) as threads:
+    with Client(server.address) as client, ThreadPoolExecutor(10) as threads:
         answers = threads.map(lambda colour: client.predict(encode(plain(colour))).label, colours)
         assert list(answers) == ["red", "green", "blue"] * 10
 

@@ -1,0 +1,98 @@
+"""The tables in the documents that code decides: ``python docs/tables.py`` writes them anew, a test holds them equal.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from serving.errors import EvalmodeError
+from serving.limits import Limits
+from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "tests" / "conformance" / "results"
+
+
+def main() -> None:
+    """Write every table into its document."""
+    for document in {document for document, _ in TABLES}:
+        path = ROOT / document
+        path.write_text(renew(document, path.read_text()))
+
+
+def renew(document: str, text: str) -> str:
+    """A document's text with its tables as the code has them now.
+
+    Raises:
+        ValueError: a table has no place in it.
+    """
+    for name in (name for owner, name in TABLES if owner == document):
+        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)", re.DOTALL)
+        table = TABLES[document, name]()
+        text, count = place.subn(lambda match, table=table: match[1] + table + match[2], text)
+        if count != 1:
+            raise ValueError(f"{document} has {count} places for the table {name!r}, wanted one")
+    return text
+
+
+def show_limits() -> str:
+    """The options of ``evalmode serve`` that bound it."""
+    shown = (
+        (f"`--{limit.name.replace('_', '-')}`", limit.default, limit.metadata["what"], limit.metadata["beyond"])
+        for limit in fields(Limits)
+    )
+    return draw(("option", "default", "limits", "beyond it"), shown)
+
+
+def show_reasons() -> str:
+    """Why a request is refused."""
+    rows = [
+        (f"`{reason_of(error)}`", code, f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no", say(error))
+        for error, code in CODES.items()
+    ]
+    internal = "A fault of the server: its log has the cause under the id in the metadata."
+    return draw(("reason", "code", "retry", "when"), [*rows, (f"`{INTERNAL_REASON}`", "INTERNAL", "no", internal)])
+
+
+def say(error: type[EvalmodeError]) -> str:
+    """What an error means, of its docstring."""
+    return " ".join((error.__doc__ or "").split())
+
+
+def show_conformance() -> str:
+    """What each server that was looked at does about each rule."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    rules = list(dict.fromkeys(rule for result in results for rule in result["rules"]))
+    kept = [sum(told == "passed" for told in result["rules"].values()) for result in results]
+    head = ("rule", *(f"{result['server']}, {result['date']}" for result in results))
+    rows = [(rule, *(mark(result["rules"].get(rule, "not asked")) for result in results)) for rule in rules]
+    return draw(head, [*rows, ("**passed**", *(f"{count} of {len(rules)}" for count in kept))])
+
+
+def mark(told: str) -> str:
+    """A result as a word: what was given instead, where a status is what the rule is about."""
+    given = re.search(r"StatusCode\.(\w+)|assert '(\w+)' ==", told)
+    return "yes" if told == "passed" else f"no: {given[1] or given[2]}" if given else "no"
+
+
+def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("README.md", "limits"): show_limits,
+    ("docs/wire-protocol.md", "reasons"): show_reasons,
+    ("docs/conformance.md", "conformance"): show_conformance,
+}
+
+if __name__ == "__main__":
+    main()
