@@ -1,0 +1,24 @@
+"""What a server on this machine costs: the processor time of whoever listens on a port."""
+
+from __future__ import annotations
+
+import psutil
+
+
+def find_server(address: str) -> psutil.Process | None:
+    """The process that listens on HOST:PORT here; None: it is on another machine, or another user's."""
+    port = int(address.rpartition(":")[2])
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return None
+    for one in connections:
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
+            return psutil.Process(one.pid)
+    return None
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time of a process and of its children so far."""
+    spent = [process, *process.children(recursive=True)]
+    return sum(times.user + times.system for times in (one.cpu_times() for one in spent))
