@@ -70,6 +70,7 @@ def serve(
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_cpus
     from serving.services.classifier import Classifier
+    from serving.services.inference import Inference
     from serving.services.models import Models
     from serving.services.open_inference import OpenInference
     from serving.services.statistics import Statistics
@@ -78,8 +79,11 @@ def serve(
     bounds, statistics = Limits(**limits), Statistics()
     models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
     batcher = Batcher(count_cpus(), bounds, statistics.count_run)
-    ours = Classifier(models, batcher, bounds, statistics)
-    theirs = OpenInference(models, batcher, bounds, statistics, allow_nonfinite, enable_control)
+    inference = Inference(batcher, statistics)
+    ours = Classifier(models, inference, bounds)
+    theirs = OpenInference(
+        models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control
+    )
     _run(GrpcioServer(ours, theirs, batcher, host, port, bounds), models, bounds, stop)
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from serving.batching import Batcher, Call
-from serving.certificate import INPUT, PROBABILITIES
-from serving.errors import InputMissing, RequestError, at_field
+from serving.batching import Call
+from serving.certificate import INPUT, PROBABILITIES, Tensors
+from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
 from serving.pixels import RESIZE, Pixels, check_pixels, decode_image
+from serving.services.inference import Inference, Timed, Write
 from serving.services.models import Models
-from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2 as wire
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Classifier"]
@@ -28,19 +27,17 @@ class Classifier:
 
     Args:
         models: what is served.
-        batcher: where it runs.
+        inference: what runs them.
         limits: what an image may weigh.
-        statistics: where answers are counted.
 
     Attributes:
         handlers: what answers each call, by its name in the contract.
     """
 
-    def __init__(self, models: Models, batcher: Batcher, limits: Limits, statistics: Statistics) -> None:
+    def __init__(self, models: Models, inference: Inference, limits: Limits) -> None:
         self._models = models
-        self._batcher = batcher
+        self._inference = inference
         self._limits = limits
-        self._statistics = statistics
         self.handlers: dict[str, Callable[[Any, Call], Any]] = {"Predict": self.predict, "GetModel": self.get_model}
 
     def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
@@ -49,31 +46,29 @@ class Classifier:
         Raises:
             RequestError: see services/status.py.
         """
-        started = time.perf_counter_ns()
-        model = self._models.find(request.model, request.version)
-        try:
-            return self._predict(request, model, call)
-        except RequestError:
-            self._statistics.count_refusal(model, time.perf_counter_ns() - started)
-            raise
+        reply: wire.PredictResponse = self._inference.answer(self, request, call)
+        return reply
 
-    def _predict(self, request: wire.PredictRequest, model: Model, call: Call) -> wire.PredictResponse:
-        with self._batcher.admit():
-            started = time.perf_counter()
-            pixels = self._read_pixels(request, model)
-            decode_us = round((time.perf_counter() - started) * 1e6)
-            answer = self._batcher.run(model, {INPUT: pixels[np.newaxis]}, call)
-        self._statistics.count_answer(model, 1, decode_us, answer.wait_us, answer.inference_us)
-        scores = model.scores(answer.outputs[PROBABILITIES][0], request.top_k)
-        return wire.PredictResponse(
-            scores=[wire.Score(**vars(score)) for score in scores],
-            model=model.name,
-            version=model.version,
-            digest=model.digest,
-            decode_us=decode_us,
-            wait_us=answer.wait_us,
-            inference_us=answer.inference_us,
-        )
+    def find(self, request: wire.PredictRequest) -> Model:
+        """See ``Service``."""
+        return self._models.find(request.model, request.version)
+
+    def read(self, request: wire.PredictRequest, model: Model) -> tuple[Tensors, Write]:
+        """See ``Service``."""
+
+        def write(timed: Timed) -> wire.PredictResponse:
+            scores = model.scores(timed.outputs[PROBABILITIES][0], request.top_k)
+            return wire.PredictResponse(
+                scores=[wire.Score(**vars(score)) for score in scores],
+                model=model.name,
+                version=model.version,
+                digest=model.digest,
+                decode_us=timed.decode_us,
+                wait_us=timed.wait_us,
+                inference_us=timed.inference_us,
+            )
+
+        return {INPUT: self._read_pixels(request, model)[np.newaxis]}, write
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
         """Say what a model expects, what it answers with and how it is served."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import serving
-from serving.batching import Batcher, Call
-from serving.errors import ControlDisabled, NotServed, ParameterInvalid, RequestError, TensorDuplicate, TensorUnknown
+from serving.batching import Call
+from serving.certificate import Tensors
+from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
+from serving.services.inference import Inference, Timed, Write
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.tensors import DATATYPES, read_inputs, write_outputs
@@ -32,7 +33,8 @@ class OpenInference:
 
     Args:
         models: what is served.
-        batcher: where it runs.
+        inference: what runs them.
+        slots: how many inferences run at the same time, as ModelConfig tells.
         limits: of a batch and its images.
         statistics: what ModelStatistics tells.
         allow_nonfinite: let NaN and infinity into networks.
@@ -45,14 +47,16 @@ class OpenInference:
     def __init__(
         self,
         models: Models,
-        batcher: Batcher,
+        inference: Inference,
+        slots: int,
         limits: Limits,
         statistics: Statistics,
         allow_nonfinite: bool = False,
         enable_control: bool = False,
     ) -> None:
         self._models = models
-        self._batcher = batcher
+        self._inference = inference
+        self._slots = slots
         self._limits = limits
         self._statistics = statistics
         self._allow_nonfinite = allow_nonfinite
@@ -78,27 +82,24 @@ class OpenInference:
         Raises:
             RequestError: see services/status.py.
         """
-        started = time.perf_counter_ns()
-        model = self._models.find(request.model_name, request.model_version)
-        try:
-            return self._infer(request, model, call)
-        except RequestError:
-            self._statistics.count_refusal(model, time.perf_counter_ns() - started)
-            raise
-
-    def _infer(self, request: wire.ModelInferRequest, model: Model, call: Call) -> wire.ModelInferResponse:
-        wanted, classes = _choose_outputs(request, model)
-        with self._batcher.admit():
-            started = time.perf_counter()
-            inputs = read_inputs(request, model, self._limits, self._allow_nonfinite)
-            decode_us = round((time.perf_counter() - started) * 1e6)
-            answer = self._batcher.run(model, inputs, call)
-        outputs = {name: answer.outputs[name] for name in wanted}
-        rows = len(outputs[wanted[0]])
-        self._statistics.count_answer(model, rows, decode_us, answer.wait_us, answer.inference_us)
-        reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
+        reply: wire.ModelInferResponse = self._inference.answer(self, request, call)
         return reply
+
+    def find(self, request: wire.ModelInferRequest) -> Model:
+        """See ``Service``."""
+        return self._models.find(request.model_name, request.model_version)
+
+    def read(self, request: wire.ModelInferRequest, model: Model) -> tuple[Tensors, Write]:
+        """See ``Service``."""
+        wanted, classes = _choose_outputs(request, model)
+
+        def write(timed: Timed) -> wire.ModelInferResponse:
+            reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+            outputs = {name: timed.outputs[name] for name in wanted}
+            write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
+            return reply
+
+        return read_inputs(request, model, self._limits, self._allow_nonfinite), write
 
     def infer_streamed(
         self, request: wire.ModelInferRequest, call: Call, explain: Callable[[Exception], str]
@@ -158,7 +159,7 @@ class OpenInference:
                     config.ModelOutput(name=one.name, data_type=_config_type(one), dims=one.shape)
                     for one in model.outputs
                 ],
-                instance_group=[config.ModelInstanceGroup(name=model.name, kind=kind, count=self._batcher.slots)],
+                instance_group=[config.ModelInstanceGroup(name=model.name, kind=kind, count=self._slots)],
                 dynamic_batching=config.ModelDynamicBatching(preferred_batch_size=[largest]),
                 default_model_filename="model.onnx",
                 parameters={

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serving.model import Model
@@ -48,20 +49,19 @@ class Statistics:
         with self._lock:
             self._counts[model.name, model.version].runs[inputs].add(inference_us * 1000)
 
-    def count_answer(self, model: Model, inputs: int, decode_us: int, wait_us: int, inference_us: int) -> None:
-        """Note a request that was answered."""
+    def count_answer(self, model: Model, inputs: int, spent: Mapping[str, int]) -> None:
+        """Note a request that was answered: its inputs, and microseconds by ``InferStatistics``' names."""
         with self._lock:
             counts = self._counts[model.name, model.version]
             counts.last_ms = time.time_ns() // 1_000_000
             counts.inputs += inputs
-            spent = {"compute_input": decode_us, "queue": wait_us, "compute_infer": inference_us}
             for name, us in {**spent, "success": sum(spent.values())}.items():
                 counts.durations[name].add(us * 1000)
 
-    def count_refusal(self, model: Model, ns: int) -> None:
+    def count_refusal(self, model: Model, seconds: float) -> None:
         """Note a request that was not answered, and how long that took."""
         with self._lock:
-            self._counts[model.name, model.version].durations["fail"].add(ns)
+            self._counts[model.name, model.version].durations["fail"].add(round(seconds * 1e9))
 
     def tell(self, model: Model) -> wire.ModelStatistics:
         """What is known of a model."""

@@ -1,0 +1,73 @@
+"""The one path of every inference, whatever the protocol: find the model, take a place, read, run, write the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serving.batching import Batcher, Call
+from serving.certificate import Tensors
+from serving.errors import RequestError
+from serving.model import Model
+from serving.services.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A request's rows of the outputs, by name, and where its time went, in microseconds."""
+
+    outputs: Tensors
+    decode_us: int
+    wait_us: int
+    inference_us: int
+
+
+Write = Callable[[Timed], Any]
+
+
+class Service(Protocol):
+    """What a protocol does before and after the network runs."""
+
+    def find(self, request: Any) -> Model:
+        """The model that a request asks for."""
+
+    def read(self, request: Any, model: Model) -> tuple[Tensors, Write]:
+        """The inputs as the model takes them, and what makes a reply of its outputs."""
+
+
+class Inference:
+    """Answers requests of any protocol, on the slots of one batcher.
+
+    Args:
+        batcher: where networks run.
+        statistics: where answers and refusals are counted.
+    """
+
+    def __init__(self, batcher: Batcher, statistics: Statistics) -> None:
+        self._batcher = batcher
+        self._statistics = statistics
+
+    def answer(self, service: Service, request: Any, call: Call) -> Any:
+        """The reply to a request.
+
+        Raises:
+            RequestError: see services/status.py.
+        """
+        started = time.perf_counter()
+        model = service.find(request)
+        try:
+            with self._batcher.admit():
+                admitted = time.perf_counter()
+                inputs, write = service.read(request, model)
+                decode_us = round((time.perf_counter() - admitted) * 1e6)
+                answer = self._batcher.run(model, inputs, call)
+        except RequestError:
+            self._statistics.count_refusal(model, time.perf_counter() - started)
+            raise
+        timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
+        rows = len(next(iter(inputs.values())))
+        spent = {"compute_input": decode_us, "queue": timed.wait_us, "compute_infer": timed.inference_us}
+        self._statistics.count_answer(model, rows, spent)
+        return write(timed)
