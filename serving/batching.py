@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +149,7 @@ class Batcher:
         """Run what was taken together, pass the slot on, then wake the others."""
         started = time.perf_counter()
         try:
-            answer = _run_together(batch)
+            answer = run_together(batch[0].model, [request.inputs for request in batch])
             inference_us = round((time.perf_counter() - started) * 1e6)
             self._count_run(batch[0].model, sum(request.rows for request in batch), inference_us)
             row = 0
@@ -189,11 +189,11 @@ class Batcher:
                 self._free_slots += 1
 
 
-def _run_together(batch: list[_Request]) -> Tensors:
-    """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
-    model, first = batch[0].model, batch[0].inputs
-    inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
-    rows = sum(request.rows for request in batch)
+def run_together(model: Model, requests: Sequence[Tensors]) -> Tensors:
+    """Run the inputs of several requests as one batch; in pieces, where they are more than the model runs at once."""
+    first = requests[0]
+    inputs = first if len(requests) == 1 else {n: np.concatenate([one[n] for one in requests]) for n in first}
+    rows = len(next(iter(inputs.values())))
     if rows <= model.max_batch:
         return model.run(inputs)
     starts = range(0, rows, model.max_batch)

@@ -21,8 +21,11 @@ from serving.limits import Limits
 if TYPE_CHECKING:
     from serving.services.models import Models
     from serving.transports.grpcio import GrpcioServer
+    from serving.transports.native import NativeServer
 
 log = logging.getLogger("serving")
+
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,6 +45,12 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to serve")
 @click.option("--host", default="127.0.0.1", help="interface to listen on")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
+@click.option(
+    "--transport",
+    type=click.Choice(["grpcio", "native"]),
+    default="grpcio",
+    help="how requests arrive; native is faster, young, and takes no TLS",
+)
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
 @click.option("--allow-uncertified", is_flag=True, help="serve files that have no certificate, one image at a time")
 @click.option("--allow-nonfinite", is_flag=True, help="let NaN and infinity in floating-point inputs through")
@@ -54,6 +63,7 @@ def serve(
     repository: Path,
     host: str,
     port: int,
+    transport: str,
     provider: str,
     allow_uncertified: bool,
     allow_nonfinite: bool,
@@ -74,17 +84,24 @@ def serve(
     from serving.services.models import Models
     from serving.services.open_inference import OpenInference
     from serving.services.statistics import Statistics
-    from serving.transports.grpcio import GrpcioServer
 
     bounds, statistics = Limits(**limits), Statistics()
     models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
     batcher = Batcher(count_cpus(), bounds, statistics.count_run)
     inference = Inference(batcher, statistics)
     ours = Classifier(models, inference, bounds)
-    theirs = OpenInference(
-        models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control
-    )
-    _run(GrpcioServer(ours, theirs, batcher, host, port, bounds), models, bounds, stop)
+    theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
+    if transport == "native":
+        from serving.transports.native import NativeServer
+
+        server: GrpcioServer | NativeServer = NativeServer(ours, theirs, batcher, statistics, host, port, bounds)
+        if host not in LOOPBACK:
+            log.warning("--transport native holds a whole message before it can be refused: keep strangers out")
+    else:
+        from serving.transports.grpcio import GrpcioServer
+
+        server = GrpcioServer(ours, theirs, batcher, f"{host}:{port}", bounds)
+    _run(server, models, bounds, stop)
 
 
 def _listen_for_signals() -> threading.Event:
@@ -101,7 +118,7 @@ def _listen_for_signals() -> threading.Event:
     return stop
 
 
-def _run(server: GrpcioServer, models: Models, limits: Limits, stop: threading.Event) -> None:
+def _run(server: GrpcioServer | NativeServer, models: Models, limits: Limits, stop: threading.Event) -> None:
     """Serve until told to stop, then drain."""
     server.start()
     for model in models.served.values():

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batching import Batcher, Call
-from serving.errors import AddressUnavailable, RequestError, StreamsFull
+from serving.errors import AddressUnavailable, StreamsFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
-from serving.services.status import CODES, DOMAIN, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+from serving.transports.refusals import refuse
 
-log = logging.getLogger(__name__)
-
-MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
+STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 SETTLE_S = 0.2  # for requests that have arrived and not yet reached their thread
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
@@ -44,8 +38,7 @@ class GrpcioServer:
         ours: the service of ``evalmode.v1``.
         theirs: the service of the Open Inference Protocol.
         batcher: where both run; as many threads as it admits requests.
-        host: interface to listen on.
-        port: port, or 0 for a free one.
+        address: HOST:PORT, of which PORT may be 0 for a free one, or unix:PATH.
         limits: ``max_request_bytes`` and ``max_streams``.
 
     Attributes:
@@ -60,8 +53,7 @@ class GrpcioServer:
         ours: classifier.Classifier,
         theirs: open_inference.OpenInference,
         batcher: Batcher,
-        host: str,
-        port: int,
+        address: str,
         limits: Limits,
     ) -> None:
         threads = batcher.slots + limits.max_queue + limits.max_streams + SPARE_THREADS
@@ -86,9 +78,9 @@ class GrpcioServer:
         )
         _add_reflection(self._server, self._calls)
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
+            raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
 
     def start(self) -> None:
         """Begin to answer, healthy."""
@@ -195,10 +187,8 @@ def _make_unary(handler: Handler, calls: _Calls) -> Callable[[Any, grpc.Servicer
         calls.enter(context)
         try:
             return handler(request, _GrpcioCall(context))
-        except RequestError as error:
+        except Exception as error:
             _abort(context, error)
-        except Exception:
-            _abort_internal(context)
 
     return answer
 
@@ -206,15 +196,12 @@ def _make_unary(handler: Handler, calls: _Calls) -> Callable[[Any, grpc.Servicer
 def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.RpcMethodHandler:
     """ModelStreamInfer, in the order of the requests: what is wrong with one becomes its answer."""
 
-    def explain(error: Exception) -> str:
-        return str(error) if isinstance(error, RequestError) else _log_internal(uuid.uuid4().hex[:12])
-
     def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         calls.enter_stream(context)
         call = _GrpcioCall(context)
         for request in requests:
             with calls.request():
-                yield service.infer_streamed(request, call, explain)
+                yield service.infer_streamed(request, call, lambda error: refuse(error).message)
 
     method = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
     return grpc.stream_stream_rpc_method_handler(answer, *_formats(method))
@@ -238,46 +225,10 @@ class _GrpcioCall:
             event.set()  # already over
 
 
-def _abort(context: grpc.ServicerContext, error: RequestError) -> NoReturn:
-    message = _shorten(str(error), MESSAGE_CHARACTERS)
-    facts = {name: _shorten(value, FACT_CHARACTERS) for name, value in error.facts.items()}
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=facts)]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=_shorten(message, FACT_CHARACTERS)
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if type(error) in RETRY_AFTER_S:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(RETRY_AFTER_S[type(error)] * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    _abort_with(context, grpc.StatusCode[CODES[type(error)]], message, details)
-
-
-def _shorten(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
-
-
-def _abort_internal(context: grpc.ServicerContext) -> NoReturn:
-    error_id = uuid.uuid4().hex[:12]
-    info = error_details_pb2.ErrorInfo(reason=INTERNAL_REASON, domain=DOMAIN, metadata={"id": error_id})
-    _abort_with(context, grpc.StatusCode.INTERNAL, _log_internal(error_id), [info])
-
-
-def _log_internal(error_id: str) -> str:
-    """Log the traceback of what is being handled under an id; returns what a client may know: the id alone."""
-    log.exception("internal error %s", error_id)
-    return f"internal error {error_id}: the server's log has the cause under this id"
-
-
-def _abort_with(context: grpc.ServicerContext, code: grpc.StatusCode, message: str, details: list[Any]) -> NoReturn:
-    packed = []
-    for detail in details:
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-    context.abort(code, message)
+def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    refusal = refuse(error)
+    context.set_trailing_metadata(refusal.trailers)
+    context.abort(STATUSES[refusal.code], refusal.message)
     raise AssertionError("abort returned")
 
 

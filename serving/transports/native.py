@@ -1,0 +1,308 @@
+"""gRPC by pygrpc-native, whose HTTP/2 runs in Rust, outside Python's lock.
+
+Calls that infer are handed over in the batches in which they arrived, and a thread that takes them runs them: here the
+transport is the batcher. Every other call goes to grpcio behind the same port.
+
+One thread more than there are slots: one always receives, so that what is too much is refused, and who has gone away is
+forgotten, while every slot is busy.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
+
+from serving.batching import Batcher, run_together
+from serving.certificate import Tensors
+from serving.errors import AddressUnavailable, DeadlineExpired, QueueFull, RequestError
+from serving.limits import Limits
+from serving.model import Model
+from serving.services import classifier, open_inference
+from serving.services.inference import Service, Timed, Write
+from serving.services.statistics import Statistics
+from serving.transports.grpcio import GrpcioServer
+from serving.transports.refusals import refuse
+
+HOT = (
+    classifier.DESCRIPTOR.methods_by_name["Predict"],
+    open_inference.DESCRIPTOR.methods_by_name["ModelInfer"],
+)
+RECEIVED = 4096  # events taken at once, at most
+INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE = 13, 8, 14  # what the transport itself answers, without a reason
+SETTLE_S = 0.2  # for calls that arrived before the drain began
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call that has arrived."""
+
+    id: int
+    method: int
+    payload: bytes
+    arrived: float
+    deadline: float
+
+
+@dataclass(eq=False)
+class _Read:
+    """A call that has been read."""
+
+    call: _Call
+    model: Model
+    inputs: Tensors
+    rows: int
+    write: Write
+    decode_us: int
+
+
+class NativeServer:
+    """The same server as ``GrpcioServer``, faster, without TLS; see there.
+
+    Args:
+        ours: the service of ``evalmode.v1``.
+        theirs: the service of the Open Inference Protocol.
+        batcher: where what does not infer by itself runs: streams.
+        statistics: where answers and refusals are counted.
+        host: interface to listen on.
+        port: port, or 0 for a free one.
+        limits: of requests, batches and the queue.
+
+    Attributes:
+        port: the port listened on.
+
+    Raises:
+        AddressUnavailable: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        ours: classifier.Classifier,
+        theirs: open_inference.OpenInference,
+        batcher: Batcher,
+        statistics: Statistics,
+        host: str,
+        port: int,
+        limits: Limits,
+    ) -> None:
+        self._services: tuple[Service, ...] = (ours, theirs)
+        self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
+        self._statistics = statistics
+        self._limits = limits
+        self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")
+        socket = str(Path(self._folder.name) / "grpcio")
+        self._others = GrpcioServer(ours, theirs, batcher, f"unix:{socket}", limits)
+        try:
+            self._front = NativeGrpcFront(
+                f"{host}:{port}", [(_path(method), False) for method in HOT], call_details=True
+            )
+        except OSError as error:
+            raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
+        self._front.set_fallback(socket)
+        self.port = self._front.bound_port
+        self._receiving = threading.Lock()  # held by the one thread that receives
+        self._changed = threading.Condition()  # guards what follows
+        self._free_slots = batcher.slots
+        self._waiting: deque[_Call] = deque()
+        self._in_flight = 0
+        self._draining = False
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(batcher.slots + 1)]
+
+    def start(self) -> None:
+        """Begin to answer, healthy."""
+        self._others.start()
+        self._front.start()
+        for thread in self._threads:
+            thread.start()
+
+    def announce_shutdown(self) -> None:
+        """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
+        self._others.announce_shutdown()
+
+    def drain(self, grace_s: float) -> int:
+        """Refuse new requests, wait for those in flight, cut what is left after ``grace_s``.
+
+        Returns:
+            How many requests were cut.
+        """
+        until = time.monotonic() + grace_s
+        with self._changed:
+            self._draining = True
+        cut = self._others.drain(max(0.0, until - time.monotonic()))
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, until - time.monotonic()))
+            cut += self._in_flight
+        self._front.close()
+        self._folder.cleanup()
+        return cut
+
+    def _serve(self) -> None:
+        """Receive, or run what waits, in turns with the other threads."""
+        while True:
+            with self._receiving:
+                batch = self._take()
+                if not batch:
+                    events = self._front.recv_batch_details(RECEIVED)
+                    if events is None:
+                        return
+                    refused = self._sort_in(events)
+                    batch = self._take()
+                else:
+                    refused = []
+            for call, error in refused:
+                self._fail(call, error)
+            while batch:
+                self._run(batch)
+                batch = self._take(again=True)
+
+    def _sort_in(self, events: list[Any]) -> list[tuple[_Call, Exception | None]]:
+        """Queue new calls, forget those that were cancelled; returns what must be refused, None for the drain."""
+        now = time.perf_counter()
+        refused: list[tuple[_Call, Exception | None]] = []
+        with self._changed:
+            room = self._free_slots * self._limits.max_batch + self._limits.max_queue
+            gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
+            if gone:
+                kept = [call for call in self._waiting if call.id not in gone]
+                self._in_flight -= len(self._waiting) - len(kept)
+                self._waiting = deque(kept)
+            for kind, call_id, method, payload, _, details in events:
+                if kind == EVENT_CANCEL or call_id in gone:
+                    continue
+                remaining = math.inf if details[2] is None else details[2]
+                call = _Call(call_id, method, payload, now, now + remaining)
+                self._in_flight += 1
+                if self._draining:
+                    refused.append((call, None))
+                elif len(self._waiting) >= room:
+                    limit = self._limits.max_queue
+                    told = f"{limit} requests wait already, the limit: retry later or add a replica"
+                    refused.append((call, QueueFull(told, limit_requests=limit)))
+                else:
+                    self._waiting.append(call)
+        return refused
+
+    def _take(self, again: bool = False) -> list[_Call]:
+        """What one slot runs next, of what waits, leaving other free slots their share; ``again``: a slot is held."""
+        with self._changed:
+            if again:
+                self._free_slots += 1
+            if not self._waiting or not self._free_slots:
+                return []
+            count = min(self._limits.max_batch, math.ceil(len(self._waiting) / self._free_slots))
+            self._free_slots -= 1
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _run(self, calls: list[_Call]) -> None:
+        """Read calls, run them together by model, answer."""
+        groups: dict[int, list[_Read]] = {}
+        for call in calls:
+            try:
+                read = self._read(call)
+                groups.setdefault(id(read.model), []).append(read)
+            except Exception as error:
+                self._fail(call, error)
+        for group in groups.values():
+            for batch in _cut(group, self._limits.max_batch):
+                self._answer(batch)
+
+    def _read(self, call: _Call) -> _Read:
+        started = time.perf_counter()
+        if started >= call.deadline:
+            raise DeadlineExpired("the deadline passed: the network did not run")
+        if len(call.payload) > self._limits.max_request_bytes:
+            raise _TransportError(
+                RESOURCE_EXHAUSTED, f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})"
+            )
+        service = self._services[call.method]
+        try:
+            request = self._parse[call.method](call.payload)
+        except DecodeError as error:
+            raise _TransportError(INTERNAL, "the request cannot be parsed") from error
+        model = service.find(request)
+        try:
+            inputs, write = service.read(request, model)
+        except RequestError:
+            self._statistics.count_refusal(model, time.perf_counter() - started)
+            raise
+        decode_us = round((time.perf_counter() - started) * 1e6)
+        return _Read(call, model, inputs, len(next(iter(inputs.values()))), write, decode_us)
+
+    def _answer(self, batch: list[_Read]) -> None:
+        started = time.perf_counter()
+        model = batch[0].model
+        try:
+            outputs = run_together(model, [read.inputs for read in batch])
+        except Exception as error:
+            for read in batch:
+                self._fail(read.call, error)
+            return
+        inference_us = round((time.perf_counter() - started) * 1e6)
+        self._statistics.count_run(model, sum(read.rows for read in batch), inference_us)
+        row = 0
+        for read in batch:
+            mine = slice(row, row := row + read.rows)
+            wait_us = max(0, round((started - read.call.arrived) * 1e6) - read.decode_us)
+            timed = Timed({n: output[mine] for n, output in outputs.items()}, read.decode_us, wait_us, inference_us)
+            spent = {"compute_input": read.decode_us, "queue": wait_us, "compute_infer": inference_us}
+            self._statistics.count_answer(model, read.rows, spent)
+            try:
+                reply = read.write(timed).SerializeToString()
+            except Exception as error:
+                self._fail(read.call, error)
+                continue
+            self._front.respond(read.call.id, reply)
+            self._end()
+
+    def _fail(self, call: _Call, error: Exception | None) -> None:
+        """End a call with a status; None: because the server is leaving."""
+        if error is None:
+            self._front.fail(call.id, UNAVAILABLE, "the server is shutting down")
+        elif isinstance(error, _TransportError):
+            self._front.fail(call.id, error.code, str(error))
+        else:
+            refusal = refuse(error)
+            self._front.fail(call.id, refusal.code, refusal.message, trailing_metadata=refusal.trailers)
+        self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._changed.notify_all()
+
+
+class _TransportError(Exception):
+    """What grpcio's transport refuses by itself, without a reason of ours."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _cut(group: list[_Read], most: int) -> Iterator[list[_Read]]:
+    """Batches of as many rows as may run together; a request stays whole."""
+    batch: list[_Read] = []
+    rows = 0
+    for read in group:
+        if batch and rows + read.rows > most:
+            yield batch
+            batch, rows = [], 0
+        batch.append(read)
+        rows += read.rows
+    yield batch

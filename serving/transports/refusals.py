@@ -1,0 +1,72 @@
+"""What a client is told of an error: a status code, a message, and google.rpc's details in the trailing metadata."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from serving.errors import RequestError
+from serving.services.status import CODES, DOMAIN, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+
+log = logging.getLogger(__name__)
+
+MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How a call ends that is not answered.
+
+    Attributes:
+        code: gRPC's number.
+        message: for people.
+        trailers: trailing metadata, for machines: google.rpc.Status with its details.
+    """
+
+    code: int
+    message: str
+    trailers: tuple[tuple[str, bytes], ...]
+
+
+def refuse(error: Exception) -> Refusal:
+    """What a client is told; of what is no ``RequestError`` only an id, under which the log has the cause."""
+    if isinstance(error, RequestError):
+        return _pack(CODES[type(error)], _shorten(str(error), MESSAGE_CHARACTERS), *_describe(error))
+    error_id = uuid.uuid4().hex[:12]
+    info = error_details_pb2.ErrorInfo(reason=INTERNAL_REASON, domain=DOMAIN, metadata={"id": error_id})
+    log.error("internal error %s", error_id, exc_info=error)
+    return _pack("INTERNAL", f"internal error {error_id}: the server's log has the cause under this id", info)
+
+
+def _describe(error: RequestError) -> list[Any]:
+    facts = {name: _shorten(value, FACT_CHARACTERS) for name, value in error.facts.items()}
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=facts)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=_shorten(str(error), FACT_CHARACTERS)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if type(error) in RETRY_AFTER_S:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(RETRY_AFTER_S[type(error)] * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return details
+
+
+def _pack(code: str, message: str, *details: Any) -> Refusal:
+    number = code_pb2.Code.Value(code)
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    status = status_pb2.Status(code=number, message=message, details=packed)
+    return Refusal(number, message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _shorten(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
