@@ -17,6 +17,7 @@ from serving.certificate import INPUT, Tensors
 from serving.limits import Limits
 from serving.model import Model, load_model
 from serving.services.classifier import Classifier
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
@@ -121,13 +122,13 @@ def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | N
     """The service, for models that are loaded already."""
     limits = limits or Limits()
     served = Models({model.name: model for model in models}, Path())
-    return Classifier(served, batcher or Batcher(1, limits), limits, Statistics())
+    return Classifier(served, Inference(batcher or Batcher(1, limits), Statistics()), limits)
 
 
 def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = None) -> GrpcioServer:
     """A server in this process on a free port, started; both protocols answer with the classifier's models."""
     limits, models = limits or Limits(), classifier._models
-    theirs = OpenInference(models, batcher, limits, Statistics())
-    server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1", 0, limits)
+    theirs = OpenInference(models, Inference(batcher, Statistics()), batcher.slots, limits, Statistics())
+    server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1:0", limits)
     server.start()
     return server

@@ -32,6 +32,7 @@ from serving.limits import Limits
 from serving.model import Model
 from serving.repository import publish
 from serving.services.classifier import Classifier
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
@@ -263,7 +264,7 @@ class WatchedClassifier(Classifier):
     """Shows when a request waits, and how it ended for the server."""
 
     def __init__(self, model: object, batcher: Batcher, limits: Limits) -> None:
-        super().__init__(Models({"colours": model}, Path()), batcher, limits, Statistics())
+        super().__init__(Models({"colours": model}, Path()), Inference(batcher, Statistics()), limits)
         self.waits = threading.Semaphore(0)
         self.outcomes: queue.Queue[str] = queue.Queue()
 
@@ -380,7 +381,7 @@ class Raising(Classifier):
     """A service that raises what it was given."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(Models({}, Path()), Batcher(1, Limits()), Limits(), Statistics())
+        super().__init__(Models({}, Path()), Inference(Batcher(1, Limits()), Statistics()), Limits())
         self._error = error
 
     def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:

@@ -40,6 +40,7 @@ from serving.limits import Limits
 from serving.model import Model, load_artifact
 from serving.proof.certify import certify
 from serving.repository import publish
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
@@ -56,7 +57,7 @@ def serve(*models: Model, **options: object) -> OpenInference:
     statistics = Statistics()
     batcher = options.pop("batcher", None) or Batcher(1, limits, statistics.count_run)
     served = Models({model.name: model for model in models}, options.pop("repository", Path()))
-    return OpenInference(served, batcher, limits, statistics, **options)
+    return OpenInference(served, Inference(batcher, statistics), batcher.slots, limits, statistics, **options)
 
 
 def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
@@ -527,7 +528,8 @@ def repository(tmp_path: Path) -> Path:
 def controlled(repository: Path) -> OpenInference:
     limits = Limits()
     models = Models.open(repository)
-    return OpenInference(models, Batcher(1, limits), limits, Statistics(), enable_control=True)
+    inference = Inference(Batcher(1, limits), Statistics())
+    return OpenInference(models, inference, 1, limits, Statistics(), enable_control=True)
 
 
 def index(service: OpenInference, ready: bool = False) -> list[tuple[str, str, str, str]]:
