@@ -339,6 +339,8 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
     class Counting:
         """Sees the batches; its lock would be missed if two runs shared memory."""
 
+        max_batch = 64
+
         def run(self, batch_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             nonlocal largest
             largest = max(largest, len(batch_nhwc))
