@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from serving.errors import EvalmodeError
+from serving.errors import RequestError
 from serving.limits import Limits
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
 
@@ -52,15 +52,17 @@ def show_limits() -> str:
 
 def show_reasons() -> str:
     """Why a request is refused."""
-    rows = [
-        (f"`{reason_of(error)}`", code, f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no", say(error))
-        for error, code in CODES.items()
-    ]
+    rows = [(f"`{reason_of(error)}`", code, say_retry(error), say(error)) for error, code in CODES.items()]
     internal = "A fault of the server: its log has the cause under the id in the metadata."
     return draw(("reason", "code", "retry", "when"), [*rows, (f"`{INTERNAL_REASON}`", "INTERNAL", "no", internal)])
 
 
-def say(error: type[EvalmodeError]) -> str:
+def say_retry(error: type[RequestError]) -> str:
+    """Whether the same request may succeed later."""
+    return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
+
+
+def say(error: type[RequestError]) -> str:
     """What an error means, of its docstring."""
     return " ".join((error.__doc__ or "").split())
 

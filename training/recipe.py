@@ -77,7 +77,7 @@ def _fit_compact(dataset: Dataset) -> Recipe:
     side = min(dataset.contract.height, dataset.contract.width)
     return Recipe(
         network="compact",
-        epochs=12,
+        epochs=11,
         batch_size=batch_size,
         optimizer="muon",
         learning_rate=0.1,

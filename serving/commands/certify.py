@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 NEEDED = ("--images", "--labels", "--scale")  # of a classifier of images
 
 
-
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """HxW as (height, width)."""
     if value is None:
@@ -145,5 +144,6 @@ def _adopt_images(
     least, greatest = quality.interval
     return artifact, (
         f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"
-        f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% confidence)"
+        f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% "
+        "confidence)"
     )

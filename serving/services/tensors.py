@@ -183,10 +183,8 @@ def _decode_images(
     """Encoded images, (N,) or (N, 1), as pixels."""
     if shape[1:] not in ((), (1,)):
         raise ShapeMismatch(f"encoded images are a BYTES tensor of N or Nx1, got {_by(shape)}", field=f"{field}.shape")
-    if raw is None:
-        encoded = list(_typed_values(sent, shape[0], BYTES, field))
-    else:
-        encoded = list(_split_bytes(raw, sent.name))
+    sent_bytes = _typed_values(sent, shape[0], BYTES, field) if raw is None else _split_bytes(raw, sent.name)
+    encoded = list(sent_bytes)
     if len(encoded) != shape[0]:
         raise ContentsMismatch(
             f"{sent.name} of {_by(shape)} has {shape[0]} elements, got {len(encoded)}", field="raw_input_contents"

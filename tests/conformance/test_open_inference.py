@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2 as a server is held to it: a rule a test, its words the row of docs/conformance.md.
 
 Rules in quotes are the specification's (https://github.com/kserve/open-inference-protocol,
-specification/protocol/inference_grpc.md, section in brackets); the others are what a status must be for a client to know
-what to do: docs/wire-protocol.md.
+specification/protocol/inference_grpc.md, section in brackets); the others are what a status must be for a client to
+know what to do: docs/wire-protocol.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_server_metadata(stub: Stub) -> None:
 
 
 def test_model_metadata(target: Target) -> None:
-    """ModelMetadata has the name asked for, and inputs and outputs with a name, a datatype and a shape [Model Metadata]"""
+    """ModelMetadata has a name, and inputs and outputs with a name, a datatype and a shape [Model Metadata]"""
     told = target.metadata
     assert told.name
     assert told.inputs
@@ -292,7 +292,7 @@ def test_nan(target: Target) -> None:
 
 
 def test_large_message(target: Target) -> None:
-    """A message of 64 MiB: RESOURCE_EXHAUSTED, or INVALID_ARGUMENT where so much is let in; then a small one is answered"""
+    """64 MiB: RESOURCE_EXHAUSTED, or INVALID_ARGUMENT where so much is let in; then a small one is answered"""
     request = target.request()
     request.raw_input_contents[0] = bytes(64 * 2**20)
     assert code_of(lambda: target.infer(request)) in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")

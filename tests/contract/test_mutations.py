@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import training.export
-from serving.artifact import open_artifact, seal
+from serving.artifact import INPUT, LOGITS, open_artifact, seal
 from serving.errors import (
     DigestMismatch,
     EvalmodeError,
@@ -29,7 +29,7 @@ from serving.errors import (
     ReplayMismatch,
     TrainMode,
 )
-from serving.model import load_artifact
+from serving.model import load_artifact, open_cpu_session
 from serving.proof import quantize
 from serving.proof.verdicts import examine
 from training.datasets import Dataset, Split
@@ -364,3 +364,14 @@ def test_an_int8_graph_has_the_same_bits_in_every_batch(trained: Trained) -> Non
     assert manifest.properties["quality"]["accuracy"] == right.mean()
     assert "agreement" not in manifest.properties  # torch was not asked about this one
     assert manifest.labels == COLOURS
+
+
+def test_int8_ranges_are_those_of_all_images_however_they_are_sorted(trained: Trained) -> None:
+    graph, _ = open_artifact(trained.artifact)
+    images = trained.dataset.train.images
+    black_first = np.concatenate([np.zeros((quantize.CALIBRATION * 2, *images.shape[1:]), np.uint8), images])
+    variant = quantize.quantize(graph, black_first)
+    expected, actual = (
+        open_cpu_session(one.SerializeToString()).run([LOGITS], {INPUT: images})[0] for one in (graph, variant)
+    )
+    assert np.sqrt(np.mean((actual - expected) ** 2)) < 0.2 * expected.std()

@@ -19,9 +19,10 @@ from serving.pixels import decode_image
 from serving.repository import publish
 from tests.conftest import Server, serving
 from training.datasets import Dataset, Split, load_dataset
-from training.export import export_run
+from training.export import export_run, fit_temperature
 from training.recipe import Recipe
 from training.run import Run, RunConfig
+from training.statistics import recompute_statistics
 from training.train import predict_logits, train
 
 
@@ -77,12 +78,15 @@ def test_the_server_answers_as_torch_does_on_the_pixels_of_training(
 ) -> None:
     network = run.config.build_network()
     run.load_weights(network)
+    recompute_statistics(network, dataset.train)
+    temperature = fit_temperature(predict_logits(network, dataset.val), dataset.val.targets)
     paths = sorted(pictures.rglob("*.*g"))
     contract = dataset.contract
     pixels = np.stack([decode_image(path.read_bytes(), contract, Limits()) for path in paths])
     everything = np.concatenate([dataset.train.images, dataset.val.images, dataset.test.images])
     assert sorted(map(bytes, pixels)) == sorted(map(bytes, everything))
-    expected = torch.softmax(predict_logits(network, Split(pixels, np.zeros(len(paths), np.int64))), 1).numpy()
+    logits = predict_logits(network, Split(pixels, np.zeros(len(paths), np.int64)))
+    expected = torch.softmax(logits / temperature, 1).numpy()
     with Client(picture_server.address) as client:
         for path, row in zip(paths, expected, strict=True):
             scores = sorted(client.predict(path).scores, key=lambda score: score.index)

@@ -13,7 +13,8 @@ import pytest
 
 from serving import __version__
 from serving.commands.main import COMMANDS
-from tests.conftest import Server, encode, plain
+from serving.repository import publish
+from tests.conftest import Server, colour_artifact, encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "sklearn", "PIL")
@@ -82,10 +83,10 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
         (["export", "taken", "--repository", "models", "--name", "../x"], "model name '../x' is not allowed"),
         (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),
         (["serve", "--repository", "broken"], "broken/x/1/model.onnx: "),
-        (["serve", "--repository", "broken", "--provider", "cuda"], "built without CUDA"),
+        (["serve", "--repository", "models", "--provider", "cuda"], "built without CUDA"),
         (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=4096"),
         (["predict", "taken", "--file", "broken/x/1/model.onnx"], "taken holds no image"),
-        (["predict", "cat.png", "--file", "broken/x/1/model.onnx"], "not a model that onnxruntime can load"),
+        (["predict", "cat.png", "--file", "broken/x/1/model.onnx"], "not an ONNX file"),
         (["predict", "cat.png", "--json", "--csv"], "exclude each other"),
         (["predict", "cat.png", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
         (["predict", "no-such.png"], "does not exist"),
@@ -101,6 +102,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "broken" / "x" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "x" / "1" / "model.onnx").write_text("no model")
     (tmp_path / "cat.png").write_bytes(encode(plain("red")))
+    publish(tmp_path / "models", "colours", colour_artifact())
     done = evalmode(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from serving.certificate import INPUT
 from serving.client import Client
 from serving.model import load_model
 from serving.wire import open_inference_pb2 as wire
@@ -87,7 +88,7 @@ def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colour
     """ImageNet's, by hand, on the original file."""
     model = load_model(published / "torchvision" / "1" / "model.onnx")
     assert model.manifest.certificate is not None
-    pixels = model.manifest.certificate.pixels
+    pixels = model.manifest.certificate.inputs[INPUT]
     normal = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     session = onnxruntime.InferenceSession(FOREIGN / "torchvision.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"input": normal.transpose(0, 3, 1, 2).astype(np.float32)})
@@ -97,7 +98,7 @@ def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colour
 def test_probabilities_of_another_tool_stay_what_they_were(published: Path) -> None:
     model = load_model(published / "keras" / "1" / "model.onnx")
     assert model.manifest.certificate is not None
-    pixels = model.manifest.certificate.pixels
+    pixels = model.manifest.certificate.inputs[INPUT]
     session = onnxruntime.InferenceSession(FOREIGN / "keras.onnx", providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"x": (pixels / 255).astype(np.float32)})
     np.testing.assert_allclose(model.classify(pixels)[0], expected, rtol=0, atol=1e-6)

@@ -28,7 +28,6 @@ from serving.limits import Limits
 from serving.model import Model
 from serving.prediction import Prediction, Score
 from serving.wire import classifier_pb2 as wire
-from serving.wire import classifier_pb2_grpc as wire_grpc
 from tests.conftest import COLOURS, Server, encode, plain
 from tests.serving.conftest import WAIT_S, classify_by, listen
 
@@ -215,16 +214,19 @@ def failing(code: grpc.StatusCode, times: int) -> Iterator[tuple[str, list[None]
     """A real server whose Predict fails so many times before it answers; its address, and each time it was asked."""
     asked: list[None] = []
 
-    class Failing(wire_grpc.ClassifierServicer):
-        def Predict(self, request: wire.PredictRequest, context: grpc.ServicerContext) -> wire.PredictResponse:
-            asked.append(None)
-            if len(asked) <= times:
-                context.abort(code, "not now")
-            return wire.PredictResponse(scores=[{"label": "red", "probability": 1}])
+    def predict(request: wire.PredictRequest, context: grpc.ServicerContext) -> wire.PredictResponse:
+        asked.append(None)
+        if len(asked) <= times:
+            context.abort(code, "not now")
+        return wire.PredictResponse(scores=[{"label": "red", "probability": 1}])
 
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
-        wire_grpc.add_ClassifierServicer_to_server(Failing(), server)
+        handler = grpc.unary_unary_rpc_method_handler(
+            predict, wire.PredictRequest.FromString, wire.PredictResponse.SerializeToString
+        )
+        served = grpc.method_handlers_generic_handler("evalmode.v1.Classifier", {"Predict": handler})
+        server.add_generic_rpc_handlers((served,))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield f"127.0.0.1:{port}", asked
@@ -240,9 +242,12 @@ def test_a_server_that_is_unavailable_is_asked_again(connect: type[Client]) -> N
 
 @both
 def test_it_is_asked_four_times_at_most(connect: type[Client]) -> None:
-    with failing(grpc.StatusCode.UNAVAILABLE, 99) as (address, asked), connect(address) as client:
-        with pytest.raises(CallFailed) as caught:
-            client.predict(b"image")
+    with (
+        failing(grpc.StatusCode.UNAVAILABLE, 99) as (address, asked),
+        connect(address) as client,
+        pytest.raises(CallFailed) as caught,
+    ):
+        client.predict(b"image")
     assert (caught.value.code, caught.value.retry) == ("UNAVAILABLE", True)
     assert len(asked) == 4
 
@@ -250,9 +255,12 @@ def test_it_is_asked_four_times_at_most(connect: type[Client]) -> None:
 @both
 @pytest.mark.parametrize("name", ["RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN"])
 def test_nothing_else_is_asked_again(name: str, connect: type[Client]) -> None:
-    with failing(grpc.StatusCode[name], 1) as (address, asked), connect(address) as client:
-        with pytest.raises(CallFailed) as caught:
-            client.predict(b"image")
+    with (
+        failing(grpc.StatusCode[name], 1) as (address, asked),
+        connect(address) as client,
+        pytest.raises(CallFailed) as caught,
+    ):
+        client.predict(b"image")
     assert caught.value.code == name
     assert len(asked) == 1
 

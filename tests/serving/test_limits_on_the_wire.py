@@ -1,4 +1,4 @@
-"""Every row of the limits table, set by its option and felt by a client of either protocol: at the limit, and beyond."""
+"""Every row of the limits table, set by its option, felt by a client of either protocol: at the limit, and beyond."""
 
 from __future__ import annotations
 
