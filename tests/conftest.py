@@ -26,12 +26,21 @@ from serving.repository import publish
 
 COLOURS = ("red", "green", "blue")
 
+transport = "grpcio"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the conformance suite; pytest only knows those of the outermost folder."""
     parser.addoption("--address", help="conformance: HOST:PORT of the server to look at; our own by default")
     parser.addoption("--model", help="conformance: the model to ask for there")
     parser.addoption("--result", type=Path, help="conformance: write what passed and what did not, as JSON")
+    parser.addoption("--transport", choices=("grpcio", "native"), default="grpcio", help="of every server in the tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Servers are started by functions, too, which see no fixtures."""
+    global transport
+    transport = config.getoption("--transport")
 
 
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
@@ -137,7 +146,7 @@ def serving(repository: Path, *options: object) -> Iterator[Server]:
     """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
     command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--lame-duck", "0", *map(str, options)],
+        [*command, "--lame-duck", "0", "--transport", transport, *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

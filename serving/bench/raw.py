@@ -50,9 +50,7 @@ def measure_raw(artifact: bytes, contract: PixelContract, cores: int, seconds: f
     return sorted(found, key=lambda raw: -raw.rate)
 
 
-def _measure(
-    artifact: bytes, contract: PixelContract, sessions: int, threads: int, batch: int, seconds: float
-) -> Raw:
+def _measure(artifact: bytes, contract: PixelContract, sessions: int, threads: int, batch: int, seconds: float) -> Raw:
     pixels = np.random.default_rng(0).integers(0, 256, (batch, *contract.shape)).astype(np.uint8)
     session = open_cpu_session(artifact, threads)
     times: list[list[float]] = [[] for _ in range(sessions)]

@@ -13,7 +13,7 @@ def find_server(address: str) -> psutil.Process | None:
     except psutil.AccessDenied:
         return None
     for one in connections:
-        if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
             return psutil.Process(one.pid)
     return None
 

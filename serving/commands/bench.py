@@ -121,9 +121,7 @@ def _make_request(image: Path | None, contract: Any, model: str) -> bytes:
     if image:
         return wire.PredictRequest(image=image.read_bytes(), model=model, top_k=1).SerializeToString()
     drawn = np.random.default_rng(0).integers(0, 256, contract.shape).astype(np.uint8)
-    pixels = wire.Pixels(
-        data=drawn.tobytes(), height=contract.height, width=contract.width, channels=contract.channels
-    )
+    pixels = wire.Pixels(data=drawn.tobytes(), height=contract.height, width=contract.width, channels=contract.channels)
     return wire.PredictRequest(pixels=pixels, model=model, top_k=1).SerializeToString()
 
 

@@ -223,7 +223,8 @@ class NativeServer:
             raise DeadlineExpired("the deadline passed: the network did not run")
         if len(call.payload) > self._limits.max_request_bytes:
             raise _TransportError(
-                RESOURCE_EXHAUSTED, f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})"
+                RESOURCE_EXHAUSTED,
+                f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
             )
         service = self._services[call.method]
         try:

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import tests.conftest
 from serving.batching import Batcher
 from serving.certificate import INPUT, Tensors
 from serving.limits import Limits
@@ -23,6 +24,9 @@ from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 from tests.conftest import colour_artifact
+
+if TYPE_CHECKING:
+    from serving.transports.native import NativeServer
 
 WAIT_S = 30  # no test takes this long: where it passes, something hangs
 
@@ -125,10 +129,17 @@ def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | N
     return Classifier(served, Inference(batcher or Batcher(1, limits), Statistics()), limits)
 
 
-def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = None) -> GrpcioServer:
+def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = None) -> GrpcioServer | NativeServer:
     """A server in this process on a free port, started; both protocols answer with the classifier's models."""
-    limits, models = limits or Limits(), classifier._models
-    theirs = OpenInference(models, Inference(batcher, Statistics()), batcher.slots, limits, Statistics())
-    server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1:0", limits)
+    limits, statistics = limits or Limits(), Statistics()
+    theirs = OpenInference(classifier._models, Inference(batcher, statistics), batcher.slots, limits, statistics)
+    if tests.conftest.transport == "native":
+        from serving.transports.native import NativeServer  # optional
+
+        server: GrpcioServer | NativeServer = NativeServer(
+            classifier, theirs, batcher, statistics, "127.0.0.1", 0, limits
+        )
+    else:
+        server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1:0", limits)
     server.start()
     return server
