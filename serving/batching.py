@@ -61,6 +61,11 @@ class _Request:
     answer: Answer | None = None
     error: Exception | None = None
 
+    def fits(self, other: _Request) -> bool:
+        """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
+        sides = ((array.shape[1:], other.inputs[name].shape[1:]) for name, array in self.inputs.items())
+        return self.model is other.model and all(mine == theirs for mine, theirs in sides)
+
 
 class Batcher:
     """Runs requests on a fixed number of slots.
@@ -87,13 +92,12 @@ class Batcher:
         """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
 
         Raises:
-            QueueFull: every slot is busy and ``max_queue`` requests wait.
+            QueueFull: beside one a slot, ``max_queue`` requests are in flight.
         """
         with self._lock:
-            if self._admitted >= self.slots + self._limits.max_queue:
+            if self._admitted >= (places := self.slots + self._limits.max_queue):
                 raise QueueFull(
-                    f"{self._limits.max_queue} requests wait already, the limit: retry later or add a replica",
-                    limit_requests=self._limits.max_queue,
+                    f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places
                 )
             self._admitted += 1
         try:
@@ -114,8 +118,8 @@ class Batcher:
             DeadlineExpired: the deadline passed before the network ran.
             RequestCancelled: the caller went away before the network ran.
         """
-        request = _Request(model, inputs, len(next(iter(inputs.values()))), call, time.perf_counter())
-        _check_alive(call)
+        request = _Request(model, inputs, _count_rows(inputs), call, time.perf_counter())
+        check_alive(call)
         with self._lock:
             if self._free_slots:
                 self._free_slots -= 1
@@ -139,7 +143,7 @@ class Batcher:
             if not request.taken:
                 self._waiting.remove(request)
         if not request.taken:
-            _check_alive(request.call)
+            check_alive(request.call)
             raise DeadlineExpired("the deadline passed while waiting for a slot: the network did not run")
         while not request.batch and request.answer is None and request.error is None:
             request.wake.wait()  # woken by a cancellation although taken: the batch is on its way
@@ -147,23 +151,44 @@ class Batcher:
 
     def _run_batch(self, batch: list[_Request]) -> None:
         """Run what was taken together, pass the slot on, then wake the others."""
-        started = time.perf_counter()
         try:
-            answer = _run_together(batch)
-            inference_us = round((time.perf_counter() - started) * 1e6)
-            self._count_run(batch[0].model, sum(request.rows for request in batch), inference_us)
-            row = 0
-            for request in batch:
-                mine = slice(row, row := row + request.rows)
-                rows = {name: output[mine] for name, output in answer.items()}
-                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
-        except Exception as error:
-            for request in batch:
-                request.error = error
+            self._answer(batch)
         finally:
             self._pass_slot_on()
             for request in batch[1:]:
                 request.wake.set()
+
+    def _answer(self, batch: list[_Request]) -> None:
+        """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
+        started = time.perf_counter()
+        try:
+            outputs = self._run_together(batch)
+            inference_us = round((time.perf_counter() - started) * 1e6)
+            row = 0
+            for request in batch:
+                mine = slice(row, row := row + request.rows)
+                rows = {name: output[mine] for name, output in outputs.items()}
+                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+                return
+            for request in batch:
+                request.error = _reason_dead(request.call)
+                if request.error is None:
+                    self._answer([request])
+
+    def _run_together(self, batch: list[_Request]) -> Tensors:
+        """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
+        model, first = batch[0].model, batch[0].inputs
+        inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
+        pieces = []
+        for row in range(0, sum(request.rows for request in batch), model.max_batch):
+            piece = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
+            started = time.perf_counter()
+            pieces.append(model.run(piece))
+            self._count_run(model, _count_rows(piece), round((time.perf_counter() - started) * 1e6))
+        return pieces[0] if len(pieces) == 1 else {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
 
     def _pass_slot_on(self) -> None:
         """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
@@ -172,7 +197,7 @@ class Batcher:
             left: deque[_Request] = deque()
             room = 0
             for request in self._waiting:
-                if batch and (request.model is not batch[0].model or request.rows > room):
+                if batch and (not request.fits(batch[0]) or request.rows > room):
                     left.append(request)
                 elif (expired := _reason_dead(request.call)) is not None:
                     request.taken, request.error = True, expired
@@ -189,16 +214,8 @@ class Batcher:
                 self._free_slots += 1
 
 
-def _run_together(batch: list[_Request]) -> Tensors:
-    """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
-    model, first = batch[0].model, batch[0].inputs
-    inputs = first if len(batch) == 1 else {n: np.concatenate([r.inputs[n] for r in batch]) for n in first}
-    rows = sum(request.rows for request in batch)
-    if rows <= model.max_batch:
-        return model.run(inputs)
-    starts = range(0, rows, model.max_batch)
-    pieces = [model.run({n: array[row : row + model.max_batch] for n, array in inputs.items()}) for row in starts]
-    return {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
+def _count_rows(inputs: Tensors) -> int:
+    return len(next(iter(inputs.values())))
 
 
 def _reason_dead(call: Call) -> Exception | None:
@@ -209,7 +226,8 @@ def _reason_dead(call: Call) -> Exception | None:
     return None
 
 
-def _check_alive(call: Call) -> None:
+def check_alive(call: Call) -> None:
+    """Raise what a request ends with whose caller went away or whose deadline passed."""
     if (dead := _reason_dead(call)) is not None:
         raise dead
 

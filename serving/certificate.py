@@ -57,8 +57,9 @@ class Certificate:
         inputs: golden inputs, N of them along the first axis; of a classifier of images ``image``, uint8 (N, H, W, C).
         targets: their labels' names, N of them; "" where they have none.
         outputs: what each was answered, run alone; of a classifier ``probabilities`` and ``logits``, float32 (N, K).
-        tolerance: the largest difference of an output that is not a mismatch.
-        temperature: probabilities are softmax(logits / temperature).
+        tolerance: the largest difference of an output that is not a mismatch; of a network that is no classifier, as a
+            share of the output's largest value.
+        temperature: of a classifier: probabilities are softmax(logits / temperature); else None.
         batch_invariant: whether an input gets the same bits alone and at any place in any batch, on the CPU.
         encoded: images as files, to prove the decoder.
     """
@@ -67,7 +68,7 @@ class Certificate:
     targets: tuple[str, ...]
     outputs: Tensors
     tolerance: float
-    temperature: float
+    temperature: float | None
     batch_invariant: bool
     encoded: tuple[Encoded, ...]
 
@@ -96,7 +97,7 @@ class Certificate:
             targets=tuple(map(str, facts["targets"])),
             outputs={str(name): _unpack(packed, count) for name, packed in facts["outputs"].items()},
             tolerance=float(facts["tolerance"]),
-            temperature=float(facts["temperature"]),
+            temperature=None if facts["temperature"] is None else float(facts["temperature"]),
             batch_invariant=bool(facts["batch_invariant"]),
             encoded=tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"]),
         )
@@ -110,7 +111,7 @@ class Certificate:
 
         Args:
             run: the network: tensors by name in, tensors by name out.
-            tolerance: the largest difference of an output that is not a mismatch.
+            tolerance: the largest difference that is not a mismatch, in the terms of ``self.tolerance``.
             batch: inputs of the batch; golden ones are repeated to fill it.
 
         Returns:
@@ -152,6 +153,8 @@ class Certificate:
                 shape = "no output" if answer is None else f"shape {answer.shape}"
                 raise ReplayMismatch(f"golden inputs {how} give {shape} for {name}, the certificate {expected.shape}")
             differences = np.abs(answer.astype(np.float64) - expected).reshape(len(order), -1).max(axis=1)
+            if self.temperature is None:
+                differences /= largest_value(golden)
             worst = int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))
             if not differences[worst] <= tolerance:  # written so that NaN is a mismatch, too
                 raise ReplayMismatch(
@@ -160,12 +163,17 @@ class Certificate:
                     difference=differences[worst],
                     tolerance=tolerance,
                 )
-        if {PROBABILITIES, LOGITS} <= self.outputs.keys():
+        if self.temperature is not None:
             told = softmax(actual[LOGITS] / self.temperature)
             if not np.abs(actual[PROBABILITIES] - told).max() <= PROBABILITY_TOLERANCE:
                 raise ReplayMismatch(
                     f"golden inputs {how} give probabilities that are not softmax(logits / {self.temperature:g})"
                 )
+
+
+def largest_value(output: Array) -> float:
+    """What differences of an output that is no classifier's are a share of; 1 where all values are 0."""
+    return float(np.abs(output.astype(np.float64)).max()) or 1.0
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

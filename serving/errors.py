@@ -278,7 +278,7 @@ class PixelsMismatch(RequestError):
 
 
 class QueueFull(RequestError):
-    """``max_queue`` requests wait already."""
+    """One request a slot and ``max_queue`` more are in flight already: decoding, waiting or running."""
 
 
 class StreamsFull(RequestError):

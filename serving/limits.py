@@ -32,8 +32,10 @@ class Limits:
         50_000_000, 1, 178_956_970, "decoded image, pixels in its header", "INVALID_ARGUMENT"
     )
     max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
-    max_batch: int = _limit(64, 1, 4096, "images that run as one batch", "the rest waits for the next slot")
-    max_queue: int = _limit(512, 0, 4096, "requests waiting for a slot", "RESOURCE_EXHAUSTED with RetryInfo")
+    max_batch: int = _limit(
+        64, 1, 4096, "inputs that run as one batch", "the rest waits; INVALID_ARGUMENT if one request holds more"
+    )
+    max_queue: int = _limit(512, 0, 4096, "requests in flight beside one a slot", "RESOURCE_EXHAUSTED with RetryInfo")
     max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")

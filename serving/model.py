@@ -166,6 +166,8 @@ def load_artifact(
         session, chosen = _open_session(artifact, provider, threads)
         digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
         model = Model(name, version, digest, manifest, chosen, False, 1, session)
+        if not (model.inputs and model.outputs):  # their types and shapes are looked at here, not at the first request
+            raise ArtifactInvalid("it has no inputs or no outputs")
         return replace(model, **_replay(model))
     except (ProviderUnavailable, ArtifactInvalid):
         raise

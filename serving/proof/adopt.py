@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from serving.artifact import Manifest, seal
-from serving.certificate import INPUT, LOGITS, Floats, Tensors
+from serving.certificate import INPUT, LOGITS, Floats, Tensors, largest_value
 from serving.errors import UsageError
 from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
@@ -90,7 +90,7 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
     unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
     pairs = zip(answers.values(), unoptimised, strict=True)
-    difference = max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in pairs)
+    difference = max(float(np.abs(one.astype(np.float64) - other).max()) / largest_value(one) for one, other in pairs)
     count = len(next(iter(samples.values())))
     return certify(stripped, manifest, samples, ("",) * count, difference)
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from serving.artifact import walk_nodes, walk_weights
-from serving.certificate import Array, Certificate, Run, Tensors
+from serving.certificate import Array, Certificate, Run, Tensors, largest_value
 from serving.errors import (
     BatchMismatch,
     GoldenMismatch,
@@ -143,8 +143,14 @@ def check_golden(certificate: Certificate, labels: tuple[str, ...], accuracy: fl
     return f"{right} of {len(named)} golden images get their label"
 
 
-def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float) -> tuple[bool, float]:
+def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float, relative: bool) -> tuple[bool, float]:
     """Run inputs alone and at every position of batches of 1 to 64, with each run (threads).
+
+    Args:
+        runs: the network, on one thread and on two.
+        inputs: to run it on.
+        tolerance: the largest difference allowed.
+        relative: differences are a share of the output's largest value.
 
     Returns:
         Whether all bits were equal, and the largest difference.
@@ -155,13 +161,14 @@ def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float) -> tup
     count = len(next(iter(inputs.values())))
     rows = [runs[0]({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
     alone = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    sizes = {name: largest_value(output) if relative else 1.0 for name, output in alone.items()}
     same, largest = True, 0.0
     for threads, run in zip(THREADS, runs, strict=False):
         for size in range(1, LARGEST_BATCH + 1):
             order = (np.arange(size) + size) % count  # another place for each input in each size
             for name, answer in run({name: array[order] for name, array in inputs.items()}).items():
                 expected = alone[name][order]
-                difference = float(np.abs(answer.astype(np.float64) - expected).max())
+                difference = float(np.abs(answer.astype(np.float64) - expected).max()) / sizes[name]
                 same &= answer.tobytes() == expected.tobytes()
                 largest = max(largest, difference)
                 if not difference <= tolerance:

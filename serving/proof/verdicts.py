@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from serving.artifact import Manifest, check_digest, check_operators
-from serving.certificate import INPUT, LOGITS, Certificate, Run, Tensors
+from serving.certificate import INPUT, Certificate, Run, Tensors
 from serving.errors import EvalmodeError
 from serving.model import open_cpu_session
 from serving.pixels import PixelContract
@@ -86,13 +86,13 @@ def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     if certificate or image:
         blank = {INPUT: np.zeros((DRAWN, *image.shape), np.uint8)} if image else {}
         inputs = certificate.inputs if certificate else blank
-        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels)))
+        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), relative=not image))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
     if image:
         verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, image)))
     verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    if LOGITS in certificate.outputs:
+    if image:
         verdicts.append(_judge("golden labels", lambda: check_golden(certificate, manifest.labels, _stated(manifest))))
     return verdicts
 
@@ -114,10 +114,10 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None))
+    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None, relative=False))
 
 
-def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None) -> Iterator[Verdict]:
+def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None, relative: bool) -> Iterator[Verdict]:
     try:
         runs = [_make_run(artifact, threads) for threads in THREADS]
     except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -126,7 +126,7 @@ def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None) -> Itera
     if labels is not None:
         yield _judge("outputs", lambda: check_outputs(runs[0], inputs, labels))
     yield _judge("repeats", lambda: check_repeats(runs[0], inputs))
-    yield _judge("batches", lambda: _tell_batches(runs, inputs))
+    yield _judge("batches", lambda: _tell_batches(runs, inputs, relative))
 
 
 def _make_run(artifact: bytes, threads: int = 1) -> Run:
@@ -135,8 +135,8 @@ def _make_run(artifact: bytes, threads: int = 1) -> Run:
     return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
-def _tell_batches(runs: list[Run], inputs: Tensors) -> str:
-    same, largest = check_batches(runs, inputs, TOLERANCE)
+def _tell_batches(runs: list[Run], inputs: Tensors, relative: bool) -> str:
+    same, largest = check_batches(runs, inputs, TOLERANCE, relative)
     equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
     return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from serving.batching import Batcher, Call
 from serving.certificate import INPUT, PROBABILITIES
-from serving.errors import InputMissing, RequestError, at_field
+from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
 from serving.pixels import RESIZE, Pixels, check_pixels, decode_image
@@ -53,7 +53,7 @@ class Classifier:
         model = self._models.find(request.model, request.version)
         try:
             return self._predict(request, model, call)
-        except RequestError:
+        except Exception:
             self._statistics.count_refusal(model, time.perf_counter_ns() - started)
             raise
 
@@ -93,8 +93,9 @@ class Classifier:
 
     def _read_pixels(self, request: wire.PredictRequest, model: Model) -> Pixels:
         """The request's input as the pixels the model wants, whichever way it was sent."""
-        contract, sent = model.manifest.pixels, request.WhichOneof("input")
+        sent = request.WhichOneof("input")
         with at_field(sent or "input"):
+            contract = model.manifest.pixels
             if sent == "image":
                 return decode_image(request.image, contract, self._limits)
             if sent == "pixels":

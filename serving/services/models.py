@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, ModelUnspecified
+from serving.errors import ModelInvalid, ModelNotFound, ModelUnspecified, UsageError
 from serving.model import Model, load_model
 from serving.repository import artifact_path, list_models, list_versions
 
@@ -64,12 +64,13 @@ class Models:
         """What is served at this moment, by name; never changed in place."""
         return self._served
 
-    def find(self, name: str, version: str) -> Model:
+    def find(self, name: str, version: str, field: str = "model") -> Model:
         """The model a request asks for.
 
         Args:
             name: its name; "" where one model is served.
             version: its version, "" for whichever is served.
+            field: of the request that the name stands in.
 
         Raises:
             ModelUnspecified, ModelNotFound: none is told, or there is no such model.
@@ -77,11 +78,13 @@ class Models:
         served = self._served
         known = ", ".join(f"{model.name}/{model.version}" for model in served.values()) or "none"
         if not name and len(served) > 1:
-            raise ModelUnspecified(f"several models are served, name one of {known}", field="model", served=known)
+            raise ModelUnspecified(f"several models are served, name one of {known}", field=field, served=known)
         model = served.get(name) if name else next(iter(served.values()), None)
         if model is None or version not in ("", model.version):
             wanted = f"{name or next(iter(served), '')}{'/' if version else ''}{version}"
-            raise ModelNotFound(f"model {wanted!r} is not found, served: {known}", model=wanted, served=known)
+            raise ModelNotFound(
+                f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
+            )
         return model
 
     def list_entries(self) -> Iterator[Entry]:
@@ -107,7 +110,7 @@ class Models:
                 raise ModelNotFound(f"model {name!r} is not found in the repository", model=name)
             try:
                 model = self._open(name, newest)
-            except ArtifactInvalid as error:
+            except UsageError as error:  # ProviderUnavailable, too
                 raise ModelInvalid(f"{name}/{newest} cannot be loaded: {error}", model=name, version=newest) from error
             self._served = {**self._served, name: model}
         log.info("loaded %s/%s, %s", name, newest, model.digest)

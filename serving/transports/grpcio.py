@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -32,7 +33,8 @@ SETTLE_S = 0.2  # for requests that have arrived and not yet reached their threa
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
 SERVICES = (*(one.full_name for one in CONTRACTS), health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
-SPARE_THREADS = 8  # beside those of requests and streams: for health checks, and to refuse what is too much
+SPARE_THREADS = 8  # beside those of requests and streams: to refuse what is too much
+HEALTH_THREADS = 4
 
 Handler = Callable[[Any, Call], Any]
 
@@ -72,11 +74,14 @@ class GrpcioServer:
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         self._calls = _Calls(limits.max_streams)
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = _make_health()
         self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._theirs = theirs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_service(self._server, classifier.DESCRIPTOR, ours.handlers, self._calls)
         _add_service(self._server, open_inference.DESCRIPTOR, theirs.handlers, self._calls)
@@ -97,7 +102,8 @@ class GrpcioServer:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def announce_shutdown(self) -> None:
-        """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
+        """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
+        self._theirs.announce_shutdown()
         self._health.enter_graceful_shutdown()
 
     def drain(self, grace_s: float) -> int:
@@ -109,7 +115,7 @@ class GrpcioServer:
         until = time.monotonic() + grace_s
         stopped = self._server.stop(grace_s + 1)  # refuses from now on; who is cut is counted here, before
         stopped.wait(min(SETTLE_S, grace_s))
-        cut = self._calls.wait_until_idle(until - time.monotonic())
+        cut = self._calls.wait_until_quiet(until)
         self._server.stop(0)  # health watches would hold the server for the whole grace
         return cut
 
@@ -126,11 +132,22 @@ class _Calls:
         self._changed = threading.Condition()
         self.requests = 0
         self.streams = 0
+        self._more = False  # whether a request has begun since somebody looked
 
-    def wait_until_idle(self, timeout_s: float) -> int:
-        """Wait until no request is in flight; returns how many still are. Open streams are not waited for."""
+    def wait_until_quiet(self, until: float) -> int:
+        """Wait until no request is in flight and no open stream brings another; returns how many still are.
+
+        A stream may have sent several requests, and between two of them none is in flight. One that is only open is
+        not waited for.
+
+        Args:
+            until: when to give up, by ``time.monotonic``.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.requests == 0, timeout_s)
+            while self._changed.wait_for(lambda: self.requests == 0, until - time.monotonic()) and self.streams:
+                self._more = False
+                if not self._changed.wait_for(lambda: self._more, min(SETTLE_S, until - time.monotonic())):
+                    break
             return self.requests
 
     @contextmanager
@@ -167,8 +184,19 @@ class _Calls:
     def _change(self, requests: int, streams: int) -> None:
         with self._changed:
             self.requests += requests
+            self._more |= requests > 0
             self.streams += streams
             self._changed.notify_all()
+
+
+def _make_health() -> health.HealthServicer:
+    """Health with threads of its own: a call whose message is slow to come holds one of the server's."""
+    threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
+    servicer = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
+    check = partial(servicer.Check)  # grpcio reads the threads off what it calls
+    check.experimental_thread_pool = threads  # type: ignore[attr-defined]
+    servicer.Check = check
+    return servicer
 
 
 def _add_service(
@@ -221,10 +249,13 @@ def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.R
 
 
 class _GrpcioCall:
-    """What a request knows of its caller, from grpcio's context."""
+    """What a request knows of its caller, from grpcio's context; those of a stream share one."""
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self._context = context
+        self._waiting = threading.Event()  # of the request that waits now
+        # Once a call: grpcio keeps callbacks until its end, which may be thousands of requests away.
+        self._over = not context.add_callback(self._end)
 
     def time_remaining_s(self) -> float:
         remaining = self._context.time_remaining()
@@ -234,8 +265,13 @@ class _GrpcioCall:
         return not self._context.is_active()
 
     def wake_on_cancel(self, event: threading.Event) -> None:
-        if not self._context.add_callback(event.set):
-            event.set()  # already over
+        self._waiting = event
+        if self._over:
+            event.set()
+
+    def _end(self) -> None:
+        self._over = True
+        self._waiting.set()
 
 
 def _abort(context: grpc.ServicerContext, error: RequestError) -> NoReturn:

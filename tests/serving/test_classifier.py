@@ -157,7 +157,9 @@ class TestModelChoice:
     )
     def test_of_what_is_not_served(self, model: Model, name: str, version: str, wanted: str) -> None:
         service = serve(model)
-        with pytest.raises(ModelNotFound, match=f"model '{wanted}' is not found, served: colours/1") as caught:
+        with pytest.raises(
+            ModelNotFound, match=f"^Request for unknown model: '{wanted}' is not found, served: colours/1"
+        ) as caught:
             service.predict(wire.PredictRequest(image=RED, model=name, version=version), Caller())
         assert caught.value.facts == {"model": wanted, "served": "colours/1"}
         with pytest.raises(ModelNotFound):

@@ -206,7 +206,7 @@ def test_a_retry_is_what_the_server_invites(model: Model) -> None:
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
     assert (caught.value.code, caught.value.reason, caught.value.retry) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)
-    assert caught.value.facts == {"limit_requests": "0"}
+    assert caught.value.facts == {"limit_requests": "1"}
 
 
 @contextmanager
