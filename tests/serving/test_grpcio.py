@@ -37,6 +37,8 @@ from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
+from serving.wire import open_inference_pb2 as inference
+from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, Held, classify_by, listen
 
@@ -494,6 +496,9 @@ class TestHealth:
         assert next(watch).status == SERVING
         here.server.announce_shutdown()
         assert next(watch).status == NOT_SERVING
+        theirs = inference_grpc.GRPCInferenceServiceStub(here.channel)
+        assert not theirs.ServerReady(inference.ServerReadyRequest(), timeout=WAIT_S).ready
+        assert not theirs.ModelReady(inference.ModelReadyRequest(name="colours"), timeout=WAIT_S).ready
         assert {check_health(here.channel, service) for service in ("", *NAMES)} == {NOT_SERVING}
         here.held.let_go()
         assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"

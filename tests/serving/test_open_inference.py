@@ -390,7 +390,10 @@ BAD = {
     ),
     "more images than the shape says": (
         ContentsMismatch,
-        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [bytes(2**22)]},
+        {
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+            "raw_input_contents": [pack(b"x", b"y") + b"z"],
+        },
         "raw_input_contents",
     ),
     "a sequence": (ParameterInvalid, {"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters"),
@@ -458,6 +461,12 @@ def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -
             inputs=[{"name": "numbers", "datatype": "FP32", "shape": [1, *sides]}], raw_input_contents=[b""]
         )
         assert refusal(serve(model), request, ShapeMismatch)[1] == "inputs[0].shape"
+
+
+def test_of_more_images_than_the_shape_says_no_more_is_read(model: Model) -> None:
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
+    assert refusal(serve(model), request, ContentsMismatch)[0] == "image of 1 has 1 elements, got more"
 
 
 def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
