@@ -15,7 +15,7 @@ from serving.certificate import Certificate
 from serving.errors import ArtifactInvalid, DigestMismatch, ImagesNotTaken, OperatorNotAllowed
 from serving.pixels import RESIZE, PixelContract
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PREFIX = "evalmode."
 DIGEST = PREFIX + "digest"
 BLANK = b"0" * 64  # stands where the digest will

@@ -286,7 +286,7 @@ class StreamsFull(RequestError):
 
 
 class DeadlineExpired(RequestError):
-    """The caller's deadline passed before the network ran; it never did."""
+    """The caller's deadline, or the request's ``timeout``, passed before the network ran; it never did."""
 
 
 class RequestCancelled(RequestError):

@@ -6,14 +6,18 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
-from serving.errors import ArtifactInvalid, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
+from serving.errors import ArtifactInvalid, BatchMismatch, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
 from serving.model import Model, load_artifact
 from serving.pixels import PixelContract
 from serving.proof.certify import certify, choose_golden, draw_golden
+from serving.proof.checks import check_batches
+from serving.proof.verdicts import examine
 from tests.conftest import COLOURS, colour_artifact, colour_graph
 
 CONTRACT = PixelContract(4, 4, 3)
@@ -192,6 +196,82 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Cert
         learned = _replay(model)
     assert {size for size in seen if size > 1} == set(range(2, 65))
     assert learned == {"batch_invariant": True, "max_batch": 64}
+
+
+# Networks that classify no images
+
+
+def scaling_graph(factors: dict[str, float]) -> onnx.ModelProto:
+    """Outputs by name: the input, float32 (N, 3), times a factor each."""
+    nodes = [helper.make_node("Mul", ["numbers", f"{name}_factor"], [name]) for name in factors]
+    value = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 3)) for name in ("numbers", *factors)
+    }
+    constants = [numpy_helper.from_array(np.array(factor, np.float32), f"{n}_factor") for n, factor in factors.items()]
+    graph = helper.make_graph(nodes, "scaling", [value.pop("numbers")], list(value.values()), constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def certify_scaling(factors: dict[str, float]) -> bytes:
+    golden = {"numbers": np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32)}
+    return certify(scaling_graph(factors), Manifest((), None), golden, ("",) * 16, difference=0.0)
+
+
+def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
+    artifact = certify_scaling({PROBABILITIES: 2, LOGITS: 3})
+    assert load_artifact(artifact).max_batch == 64
+    verdicts = examine(artifact)
+    assert [verdict for verdict in verdicts if not verdict.passed] == []
+    assert "golden labels" not in {verdict.check for verdict in verdicts}
+
+
+def test_every_output_is_held_to_its_own_size() -> None:
+    artifact = certify_scaling({"large": 1e6, "small": 1e-3})
+    certificate = open_artifact(artifact)[1].certificate
+    assert certificate is not None
+    assert certificate.tolerance == pytest.approx(1e-4)
+    assert certificate.temperature is None
+    run = load_artifact(artifact).run
+    for name, share, passes in (
+        ("large", 5e-5, True),
+        ("large", 2e-4, False),
+        ("small", 5e-5, True),
+        ("small", 2e-4, False),
+    ):
+        error = share * np.abs(certificate.outputs[name]).max()
+
+        def run_with_error(inputs: Tensors, name: str = name, error: float = error) -> Tensors:
+            answer = dict(run(inputs))
+            return {**answer, name: answer[name] + np.float32(error)}
+
+        if passes:
+            certificate.replay(run_with_error, certificate.tolerance, 64)
+        else:
+            with pytest.raises(ReplayMismatch, match=f"gives {name} that differ"):
+                certificate.replay(run_with_error, certificate.tolerance, 64)
+
+
+def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
+    def run(inputs: Tensors) -> Tensors:
+        numbers = inputs["numbers"]
+        return {"large": numbers * 1e6 + 5 * (len(numbers) > 1), "small": numbers * 1e-3}
+
+    golden = {"numbers": np.linspace(-1, 1, 16).reshape(16, 1)}
+    same, largest = check_batches([run], golden, 1e-2, relative=True)
+    assert (same, largest) == (False, pytest.approx(5e-6, rel=0.1))
+    with pytest.raises(BatchMismatch, match="large differ"):
+        check_batches([run], golden, 1e-2, relative=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(TensorProto.STRING, ("batch", 3)), (TensorProto.FLOAT, (2, 3))], ids=["strings", "fixed batch"]
+)
+def test_tensors_that_no_request_could_hold_are_refused_at_load(kind: int, shape: tuple[object, ...]) -> None:
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("put", "got")]
+    graph = helper.make_graph([helper.make_node("Identity", ["put"], ["got"])], "same", values[:1], values[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ArtifactInvalid, match=r"put is tensor\(.*\) .*: numbers are served"):
+        load_artifact(seal(proto, Manifest((), None)), allow_uncertified=True)
 
 
 # The digest

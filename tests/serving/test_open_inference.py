@@ -648,6 +648,18 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
     assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 1), (3, 2)]
 
 
+def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
+    service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
+    told = service.infer_streamed(request, Caller(), str)
+    assert told.error_message.startswith("Request for unknown model: 'nobody'")
+    assert told.infer_response.id == "seven"
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
+    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        told = service.infer_streamed(ask(RED[np.newaxis]), Caller(), lambda error: "an id alone")
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
+    assert told.error_message == "an id alone"
+
+
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
     with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
