@@ -48,8 +48,8 @@ from serving.services import tensors
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
-from serving.services.tensors import DATATYPES, TYPED
 from serving.wire import open_inference_pb2 as wire
+from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
 from tests.serving.conftest import WAIT_S, Caller, Held, spawn
 
@@ -99,18 +99,21 @@ def refusal(service: OpenInference, request: wire.ModelInferRequest, kind: type[
 
 
 def tensor_artifact(dtype: str) -> bytes:
-    """A certified network that is no classifier of images: adds its two inputs, (N, 3) of one type."""
+    """A certified network that is no classifier of images: adds and multiplies its two inputs, (N, 3) of one type."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum")]
+    values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum", "product")]
     if dtype == "bool":
         nodes = [helper.make_node("Or", ["left", "right"], ["sum"])]
+        nodes.append(helper.make_node("And", ["left", "right"], ["product"]))
     else:  # onnxruntime adds fewer types than there are
         wide = TensorProto.DOUBLE if dtype.startswith("float") else TensorProto.INT64
         nodes = [
             helper.make_node("Cast", ["left"], ["a"], to=wide),
             helper.make_node("Cast", ["right"], ["b"], to=wide),
             helper.make_node("Add", ["a", "b"], ["c"]),
+            helper.make_node("Mul", ["a", "b"], ["d"]),
             helper.make_node("Cast", ["c"], ["sum"], to=kind),
+            helper.make_node("Cast", ["d"], ["product"], to=kind),
         ]
     graph = helper.make_graph(nodes, "sum", values[:2], values[2:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -262,12 +265,12 @@ class TestTensors:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("raw", [True, False])
     def test_of_every_type_go_in_and_come_out(self, dtype: str, raw: bool) -> None:
-        datatype = DATATYPES[np.dtype(dtype)]
+        [datatype] = [name for name, numpy_name in NUMPY.items() if numpy_name == dtype]
         left, right = (np.array(rows, dtype) for rows in ([[1, 0, 0], [1, 1, 0]], [[0, 0, 1], [0, 1, 1]]))
         request = wire.ModelInferRequest()
         for name, array in (("right", right), ("left", left)):
             sent = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            if raw or datatype not in TYPED:
+            if raw or not TYPED[datatype]:
                 request.raw_input_contents.append(array.tobytes())
             else:
                 getattr(sent.contents, TYPED[datatype]).extend(array.ravel().tolist())
@@ -279,6 +282,7 @@ class TestTensors:
             told = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
         assert bool(reply.raw_output_contents) == (raw or datatype == "FP16")
         assert np.array_equal(told, left + right)
+        assert [output.name for output in reply.outputs] == ["sum", "product"]
 
     def test_with_nan_or_infinity_are_refused_unless_let_through(self) -> None:
         model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
