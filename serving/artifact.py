@@ -59,15 +59,8 @@ class Manifest:
             facts["certificate"] = self.certificate.to_json()
         standard = {}
         if self.image:
-            facts["pixels"] = {
-                "height": self.image.height,
-                "width": self.image.width,
-                "channels": self.image.channels,
-                "layout": "NHWC",
-                "dtype": "uint8",
-                "range": [0, 255],
-                "resize": RESIZE,
-            }
+            how = {"layout": "NHWC", "dtype": "uint8", "range": [0, 255], "resize": RESIZE}
+            facts["pixels"] = {**vars(self.image), **how}
             standard = {
                 "Image.BitmapPixelFormat": "Rgb8" if self.image.channels == 3 else "Gray8",
                 "Image.ColorSpaceGamma": "SRGB",

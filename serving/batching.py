@@ -232,16 +232,34 @@ def check_alive(call: Call) -> None:
         raise dead
 
 
-def count_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: its affinity, cut to the cgroup's quota (v2, then v1), at least 1."""
+def count_cpus(root: Path = Path("/")) -> int:
+    """CPUs this process may use: its affinity, cut to the quotas of its cgroup and of those around it, at least 1."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quotas = (_read_quota(cgroup) for cgroup in _list_cgroups(root))
+    return max(1, min([available, *(quota for quota in quotas if quota)]))
+
+
+def _list_cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroups that may limit its CPUs, and of those around them, of v2 and of v1."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
+        told = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        told = ["0::/", "1:cpu:/"]
+    for line in told:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            inside = [part for part in path.split("/") if part not in ("", "..")]
+            # In a container the path may be the host's: then its inner folders are not there, and the mount is ours.
+            yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))
+
+
+def _read_quota(cgroup: Path) -> int | None:
+    """CPUs that a cgroup may use, rounded up; None: as many as there are."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return available
-    if quota.strip() == "max" or int(quota) <= 0:
-        return available
-    return max(1, min(available, math.ceil(int(quota) / int(period))))
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None

@@ -23,13 +23,13 @@ class Entry:
     Attributes:
         name: the model's.
         version: its number.
-        ready: whether it is served.
+        state: READY, or UNAVAILABLE where it is not served.
         reason: why it is not.
     """
 
     name: str
     version: str
-    ready: bool
+    state: str
     reason: str
 
 
@@ -88,14 +88,14 @@ class Models:
         return model
 
     def list_entries(self) -> Iterator[Entry]:
-        """Every version in the repository, and whether it is served."""
+        """Every version in the repository, or served although it is no longer there."""
         served = self._served
-        names = sorted({*served, *(path.name for path in self._repository.iterdir() if path.is_dir())})
-        for name in names:
+        for name in sorted({*served, *(path.name for path in self._repository.glob("*"))}):
             current = served[name].version if name in served else ""
-            for version in map(str, list_versions(self._repository, name)):
-                reason = "" if version == current else f"version {current} is served" if current else "not loaded"
-                yield Entry(name, version, version == current, reason)
+            versions = {*map(str, list_versions(self._repository, name)), current} - {""}
+            for version in sorted(versions, key=int):
+                reason = f"version {current} is served" if current else "not loaded"
+                yield Entry(name, version, *(("READY", "") if version == current else ("UNAVAILABLE", reason)))
 
     def load(self, name: str) -> None:
         """Serve the newest version in the repository; what is served so far goes on until that one is ready.

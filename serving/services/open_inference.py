@@ -44,7 +44,7 @@ class OpenInference:
         enable_control: let clients load and unload models.
 
     Attributes:
-        handlers: what answers each call, by its name in the contract.
+        handlers: what answers each call that is no stream, by its name in the contract.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class OpenInference:
             "RepositoryModelLoad": self.load,
             "RepositoryModelUnload": self.unload,
         }
-        self.handlers = {method.name: served.get(method.name, _refuse) for method in DESCRIPTOR.methods}
+        calls = (method.name for method in DESCRIPTOR.methods if not method.client_streaming)
+        self.handlers = {name: served.get(name, _refuse) for name in calls}
 
     def announce_shutdown(self) -> None:
         """Be ready no more, for good, while requests are still answered."""
@@ -194,14 +195,9 @@ class OpenInference:
         """Every version in the repository, or those that are served."""
         return wire.RepositoryIndexResponse(
             models=[
-                wire.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name,
-                    version=entry.version,
-                    state="READY" if entry.ready else "UNAVAILABLE",
-                    reason=entry.reason,
-                )
+                wire.RepositoryIndexResponse.ModelIndex(**vars(entry))
                 for entry in self._models.list_entries()
-                if entry.ready or not request.ready
+                if entry.state == "READY" or not request.ready
             ]
         )
 

@@ -83,13 +83,17 @@ class GrpcioServer:
         self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         self._theirs = theirs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_service(self._server, classifier.DESCRIPTOR, ours.handlers, self._calls)
-        _add_service(self._server, open_inference.DESCRIPTOR, theirs.handlers, self._calls)
-        streamed = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(open_inference.DESCRIPTOR.full_name, streamed),)
-        )
-        _add_reflection(self._server, self._calls)
+        one, other = classifier.DESCRIPTOR, open_inference.DESCRIPTOR
+        stream = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
+        reflect = {"ServerReflectionInfo": _make_reflection(self._calls)}
+        methods = {
+            one.full_name: _make_methods(one, ours.handlers, self._calls),
+            other.full_name: _make_methods(other, theirs.handlers, self._calls) | stream,
+            # v1alpha is what grpcio ships, v1 what tools ask for: the messages are the same.
+            **dict.fromkeys((reflection.SERVICE_NAME, REFLECTION_V1), reflect),
+        }
+        services = [grpc.method_handlers_generic_handler(name, calls) for name, calls in methods.items()]
+        self._server.add_generic_rpc_handlers(services)
         try:
             self.port = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
@@ -199,16 +203,15 @@ def _make_health() -> health.HealthServicer:
     return servicer
 
 
-def _add_service(
-    server: grpc.Server, contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
-) -> None:
-    """Register the calls of a service that are no streams."""
-    methods = {
+def _make_methods(
+    contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
+) -> dict[str, grpc.RpcMethodHandler]:
+    """What grpcio wants to know of a service's calls that are no streams, by name."""
+    return {
         method.name: grpc.unary_unary_rpc_method_handler(_make_unary(handlers[method.name], calls), *_formats(method))
         for method in contract.methods
         if not method.client_streaming
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(contract.full_name, methods),))
 
 
 def _formats(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
@@ -317,20 +320,16 @@ def _abort_with(context: grpc.ServicerContext, code: grpc.StatusCode, message: s
     raise AssertionError("abort returned")
 
 
-def _add_reflection(server: grpc.Server, calls: _Calls) -> None:
-    """Register reflection as v1alpha, which grpcio ships, and as v1, which tools ask for: the messages are the same."""
+def _make_reflection(calls: _Calls) -> grpc.RpcMethodHandler:
+    """Reflection as grpcio ships it, with its streams counted."""
     servicer = reflection.ReflectionServicer(SERVICES)
 
     def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         calls.enter_stream(context)
         yield from servicer.ServerReflectionInfo(requests, context)
 
-    handler = grpc.stream_stream_rpc_method_handler(
+    return grpc.stream_stream_rpc_method_handler(
         answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    for service in (reflection.SERVICE_NAME, REFLECTION_V1):
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
-        )

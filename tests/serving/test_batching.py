@@ -442,6 +442,12 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
         place.__exit__(None, None, None)
 
 
+def write_files(root: Path, texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
 class TestCountCpus:
     @pytest.fixture(autouse=True)
     def eight_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,15 +467,36 @@ class TestCountCpus:
         ],
     )
     def test_is_cut_to_the_quota_of_version_2(self, tmp_path: Path, limit: str, cpus: int) -> None:
-        (tmp_path / "cpu.max").write_text(limit)
+        write_files(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
         assert count_cpus(tmp_path) == cpus
 
     @pytest.mark.parametrize(("quota", "cpus"), [("50000", 1), ("250000", 3), ("-1", 8), ("900000", 8)])
     def test_is_cut_to_the_quota_of_version_1(self, tmp_path: Path, quota: str, cpus: int) -> None:
-        (tmp_path / "cpu").mkdir()
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        folder = "sys/fs/cgroup/cpu"
+        write_files(tmp_path, {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000\n"})
         assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize(
+        ("quotas", "cpus"),
+        [
+            ({"a/b": "200000 100000"}, 2),
+            ({"a": "200000 100000"}, 2),
+            ({"": "300000 100000", "a": "200000 100000", "a/b": "max 100000"}, 2),
+            ({"": "300000 100000", "a": "max 100000", "a/b": "500000 100000"}, 3),
+            ({"other": "100000 100000"}, 8),
+        ],
+    )
+    def test_is_cut_to_the_least_quota_on_the_way_up(self, tmp_path: Path, quotas: dict[str, str], cpus: int) -> None:
+        files = {f"sys/fs/cgroup/{path}/cpu.max": quota for path, quota in quotas.items()}
+        write_files(tmp_path, {"proc/self/cgroup": "0::/a/b\n", **files})
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize("folder", ["a/b", "a", ""])  # the last: a container that is told the host's path
+    def test_is_cut_to_the_quota_of_version_1_on_the_way_up(self, tmp_path: Path, folder: str) -> None:
+        told = "5:memory:/x\n4:cpu,cpuacct:/a/b\n2:cpuset:/\n0::/a\n"
+        files = {f"sys/fs/cgroup/cpu/{folder}/cpu.cfs_{name}_us": us for name, us in (("quota", "2"), ("period", "1"))}
+        write_files(tmp_path, {"proc/self/cgroup": told, **files})
+        assert count_cpus(tmp_path) == 2
 
     def test_is_the_affinity_without_a_cgroup(self, tmp_path: Path) -> None:
         assert count_cpus(tmp_path) == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -711,6 +712,14 @@ def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Pat
         ("other", "1", "READY", ""),
     ]
     assert index(service, ready=True) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
+
+
+def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: Path) -> None:
+    service = controlled(repository)
+    shutil.rmtree(repository / "colours" / "2")
+    assert ("colours", "2", "READY", "") in index(service)
+    shutil.rmtree(repository)
+    assert index(service) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
 
 
 def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
