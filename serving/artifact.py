@@ -57,9 +57,7 @@ class Manifest:
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
         return {
-            "Image.BitmapPixelFormat": "Rgb8" if self.pixels.channels == 3 else "Gray8",
-            "Image.ColorSpaceGamma": "SRGB",
-            "Image.NominalPixelRange": "NominalRange_0_255",
+            **_describe_image(self.pixels),
             **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)},
         }
 
@@ -78,7 +76,7 @@ class Manifest:
                 what_to_do = "export it again or change evalmode's version"
                 raise ArtifactInvalid(
                     f"evalmode.format_version is {version}, this evalmode reads {FORMAT_VERSION}: "
-                    + ("not an evalmode artifact" if version is None else what_to_do),
+                    + (what_to_do if version is not None else "not an evalmode artifact; evalmode certify makes one"),
                     format_version=version,
                 )
             labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels")
@@ -86,9 +84,26 @@ class Manifest:
             certificate = facts.pop("certificate", None)
             if certificate is not None:
                 certificate = Certificate.from_json(certificate, contract, len(labels))
+                _check_said_twice("the temperature", certificate.temperature, facts.get("temperature", 1.0))
+            for key, value in _describe_image(contract).items():
+                _check_said_twice(key, metadata[key], value)
             return cls(labels, contract, facts, certificate)
         except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise ArtifactInvalid(f"the artifact's metadata is damaged: {error!r}") from error
+
+
+def _describe_image(pixels: PixelContract) -> dict[str, str]:
+    """ONNX's own keys for what the pixels are."""
+    return {
+        "Image.BitmapPixelFormat": "Rgb8" if pixels.channels == 3 else "Gray8",
+        "Image.ColorSpaceGamma": "SRGB",
+        "Image.NominalPixelRange": "NominalRange_0_255",
+    }
+
+
+def _check_said_twice(what: str, one: object, other: object) -> None:
+    if one != other:
+        raise ValueError(f"{what} is {one!r} in one place and {other!r} in another")
 
 
 def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
@@ -115,6 +130,11 @@ def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:
     check_digest(artifact)
     check_operators(graph)
     return graph, manifest
+
+
+def digest_file(artifact: bytes) -> str:
+    """``sha256:`` and the hexadecimal digest of a whole file: how GetModel, export and check name it."""
+    return "sha256:" + hashlib.sha256(artifact).hexdigest()
 
 
 def check_digest(artifact: bytes) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DecoderMismatch, ImageError, ReplayMismatch
+from serving.errors import DecoderMismatch, ImageError, LabelsMismatch, ReplayMismatch
 from serving.limits import Limits
 from serving.pixels import PixelContract, Pixels, decode_image
 
 Floats = npt.NDArray[np.float32]
-Run = Callable[[Pixels], tuple[Floats, Floats]]
+Run = Callable[[Pixels], tuple[Floats, ...]]
 
+LARGEST_TOLERANCE = 1e-2  # of logits
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
 
 
@@ -47,6 +48,7 @@ class Certificate:
     Attributes:
         pixels: golden images, uint8 (N, H, W, C).
         targets: their labels' names, N of them; "" where they have none.
+        answers: the names of the labels that the network gave them, N of them.
         logits: expected for them, each run alone, float32 (N, K).
         tolerance: the largest difference of a logit that is not a mismatch.
         temperature: probabilities are softmax(logits / temperature).
@@ -56,6 +58,7 @@ class Certificate:
 
     pixels: Pixels
     targets: tuple[str, ...]
+    answers: tuple[str, ...]
     logits: Floats
     tolerance: float
     temperature: float
@@ -67,6 +70,7 @@ class Certificate:
         return {
             "pixels": _to_text(zlib.compress(self.pixels.tobytes(), 9)),
             "targets": list(self.targets),
+            "answers": list(self.answers),
             "logits": _to_text(self.logits.astype("<f4").tobytes()),
             "tolerance": self.tolerance,
             "temperature": self.temperature,
@@ -79,18 +83,26 @@ class Certificate:
         """Read what ``to_json`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError, zlib.error: it is something else.
+            KeyError, TypeError, ValueError, zlib.error: it is something else, or vouches for nothing.
         """
         count, (height, width, channels) = len(facts["targets"]), contract.shape
         size = count * height * width * channels
         raw = zlib.decompressobj().decompress(_to_bytes(facts["pixels"]), size + 1)  # no more, whatever it claims
+        if len(facts["answers"]) != count:
+            raise ValueError(f"{len(facts['answers'])} answers for {count} golden images")
+        if not (count and 0 < facts["tolerance"] <= LARGEST_TOLERANCE and isinstance(facts["batch_invariant"], bool)):
+            raise ValueError(
+                f"{count} golden images, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
+                f"at least 1, at most {LARGEST_TOLERANCE} and true or false are wanted"
+            )
         return cls(
             pixels=np.frombuffer(raw, np.uint8).reshape(count, *contract.shape),
             targets=tuple(map(str, facts["targets"])),
+            answers=tuple(map(str, facts["answers"])),
             logits=np.frombuffer(_to_bytes(facts["logits"]), "<f4").reshape(count, labels),
             tolerance=float(facts["tolerance"]),
             temperature=float(facts["temperature"]),
-            batch_invariant=bool(facts["batch_invariant"]),
+            batch_invariant=facts["batch_invariant"],
             encoded=tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"]),
         )
 
@@ -98,30 +110,42 @@ class Certificate:
         """The label that the expected logits give each golden image."""
         return [labels[index] for index in self.logits.argmax(axis=1)]
 
-    def replay(self, run: Run, tolerance: float, batch: int) -> bool:
-        """Run the golden images alone and as a batch, and hold the answers against the expected ones.
+    def check_labels(self, labels: tuple[str, ...]) -> None:
+        """Hold the labels of a file against the answers that were given when its certificate was made.
+
+        Raises:
+            LabelsMismatch: an answer would have another name now.
+        """
+        for number, (told, answer) in enumerate(zip(self.told(labels), self.answers, strict=True)):
+            if told != answer:
+                raise LabelsMismatch(
+                    f"golden image {number} was {answer!r} when the certificate was made and would be {told!r} by the "
+                    "labels in the file: they were changed or reordered since"
+                )
+
+    def replay(self, run: Run, tolerance: float, sizes: Iterable[int]) -> bool:
+        """Run the golden images alone and in batches, and hold the answers against the expected ones.
 
         Args:
             run: turns pixels, uint8 (N, H, W, C), into probabilities and logits, float32 (N, K).
             tolerance: the largest difference of a logit that is not a mismatch.
-            batch: images of the batch; golden images are repeated to fill it.
+            sizes: of the batches; golden images are repeated to fill them.
 
         Returns:
-            Whether both gave the same bits.
+            Whether all gave the same bits.
 
         Raises:
             ReplayMismatch: an answer differs by more than the tolerance, or probabilities do not follow from logits.
         """
-        order = np.arange(batch) % len(self.pixels)
-        together = run(self.pixels[order])
-        self._compare(*together, order, tolerance, f"in a batch of {batch}")
-        answers = [run(image[np.newaxis]) for image in self.pixels]
-        alone = (
-            np.concatenate([probabilities for probabilities, _ in answers]),
-            np.concatenate([row for _, row in answers]),
-        )
-        self._compare(*alone, np.arange(len(self.pixels)), tolerance, "alone")
-        return bool((alone[1][order] == together[1]).all() and (alone[0][order] == together[0]).all())
+        alone = [np.concatenate(rows) for rows in zip(*(run(image[np.newaxis]) for image in self.pixels), strict=True)]
+        self._compare(alone, np.arange(len(self.pixels)), tolerance, "alone")
+        same = True
+        for size in sizes:
+            order = np.arange(size) % len(self.pixels)
+            together = run(self.pixels[order])
+            self._compare(together, order, tolerance, f"in a batch of {size}")
+            same &= all((one[order] == other).all() for one, other in zip(alone, together, strict=True))
+        return same
 
     def check_decoder(self, contract: PixelContract) -> None:
         """Decode the images kept as files.
@@ -140,9 +164,8 @@ class Certificate:
                     "image decoder differs; install the Pillow of the artifact's evalmode.versions"
                 )
 
-    def _compare(
-        self, probabilities: Floats, logits: Floats, order: npt.NDArray[Any], tolerance: float, how: str
-    ) -> None:
+    def _compare(self, answer: Sequence[Floats], order: npt.NDArray[Any], tolerance: float, how: str) -> None:
+        probabilities, logits = answer
         expected = self.logits[order]
         if logits.shape != expected.shape or probabilities.shape != expected.shape:
             raise ReplayMismatch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import time
@@ -18,17 +17,19 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, open_artifact
-from serving.certificate import Floats
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, digest_file, open_artifact
+from serving.certificate import LARGEST_TOLERANCE, Floats
 from serving.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
-from serving.limits import Limits
+from serving.limits import LARGEST_BATCH, Limits
 from serving.pixels import Pixels, decode_image
 from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
-CUDA_TOLERANCE = 1e-2  # of logits: other kernels, other order of summation
-BATCHES = {"CPU": (64,), "CUDA": tuple(range(1, 65))}  # sizes replayed at load: on CUDA each has kernels of its own
+SIZES = {  # of the batches replayed at load
+    "CPU": (LARGEST_BATCH,),
+    "CUDA": tuple(range(1, LARGEST_BATCH + 1)),  # each has kernels of its own
+}
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,7 @@ def load_artifact(
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
         session, chosen = _open_session(artifact, provider, threads)
-        digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
-        model = Model(name, version, digest, manifest, chosen, False, 1, session)
+        model = Model(name, version, digest_file(artifact), manifest, chosen, False, 1, session)
         return replace(model, **_replay(model))
     except (ProviderUnavailable, ArtifactInvalid):
         raise
@@ -149,13 +149,11 @@ def _replay(model: Model) -> dict[str, Any]:
         _check_outputs(model)
         return {}
     certificate.check_decoder(model.manifest.pixels)
-    tolerance = certificate.tolerance if model.provider == "CPU" else CUDA_TOLERANCE
-    same = [certificate.replay(model.run, tolerance, size) for size in BATCHES[model.provider]]
-    invariant = certificate.batch_invariant and all(same)
-    return {
-        "batch_invariant": invariant,
-        "max_batch": max(BATCHES[model.provider]) if invariant or model.provider == "CUDA" else 1,
-    }
+    certificate.check_labels(model.manifest.labels)
+    tolerance = certificate.tolerance if model.provider == "CPU" else LARGEST_TOLERANCE  # other order of summation
+    same = certificate.replay(model.run, tolerance, SIZES[model.provider])
+    invariant = certificate.batch_invariant and same
+    return {"batch_invariant": invariant, "max_batch": LARGEST_BATCH if invariant or model.provider == "CUDA" else 1}
 
 
 def _check_outputs(model: Model) -> None:

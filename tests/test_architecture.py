@@ -54,12 +54,12 @@ ARROWS = {
 # What training may use of serving: the facts that both sides need, and publishing.
 TRAINING_MAY_IMPORT = {
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
-    *("serving", "serving.certificate", "serving.proof"),
+    *("serving.certificate", "serving.proof"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {
     "torch": (),
-    "onnx": ("serving.artifact", "serving.proof", "serving.commands.certify"),
+    "onnx": ("serving.artifact", "serving.proof"),
     "onnxruntime": ("serving.model", "serving.proof.quantize"),
     "PIL": ("serving.pixels", "serving.proof"),
     "grpc": ("serving.transports", "serving.client"),

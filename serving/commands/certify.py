@@ -41,11 +41,16 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     help="text file, a label a line in the order of the network's output",
 )
 @click.option("--scale", callback=parse_numbers, required=True, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
-@click.option("--mean", callback=parse_numbers, help="then subtracted: one number, or one a channel")
+@click.option(
+    "--mean",
+    callback=parse_numbers,
+    help="then subtracted: one number, or one a channel in the order that the network wants",
+)
 @click.option("--std", callback=parse_numbers, help="then divided by, likewise")
 @click.option("--bgr", is_flag=True, help="the network wants blue first")
 @click.option("--size", callback=parse_size, metavar="HxW", help="of the images, where the network leaves it open")
 @click.option("--golden", type=click.Choice(["images", "synthetic"]), default="images", help="what travels in the file")
+@click.option("--allow-guessing", is_flag=True, help="publish a network that is no better than guessing")
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="the model's name there")
 def certify(
@@ -58,6 +63,7 @@ def certify(
     bgr: bool,
     size: tuple[int, int] | None,
     golden: str,
+    allow_guessing: bool,
     repository: Path,
     name: str,
 ) -> None:
@@ -65,18 +71,17 @@ def certify(
 
     Preprocessing and softmax go into the graph: for each pixel x, (x / 255 * (high - low) + low - mean) / std.
     """
-    import onnx
-
-    from serving.errors import UsageError
+    from serving.artifact import digest_file
+    from serving.errors import GoldenMismatch, UsageError
     from serving.proof.adopt import adopt
     from serving.proof.images import read_labelled
-    from serving.proof.wrap import Preprocessing, find_scores, read_input
+    from serving.proof.wrap import Preprocessing, find_scores, read_input, read_network
     from serving.repository import check_name, publish
 
     check_name(name)
     if len(scale) != 2 or scale[0] >= scale[1]:
         raise click.UsageError(f"--scale {','.join(f'{one:g}' for one in scale)} is not LOW,HIGH such as -1,1")
-    graph = onnx.load(file)
+    graph = read_network(file)
     names = tuple(line.strip() for line in labels.read_text().splitlines() if line.strip())
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(
@@ -86,6 +91,10 @@ def certify(
     for option, numbers in (("--mean", mean), ("--std", std)):
         if numbers is not None and len(numbers) not in (1, contract.channels):
             raise UsageError(f"{option} has {len(numbers)} numbers: 1 or {contract.channels} are wanted")
+    if bgr and contract.channels == 1:
+        raise UsageError("--bgr: the network takes grey images, which have no order of colours")
+    if std is not None and min(std) <= 0:
+        raise UsageError(f"--std {','.join(f'{one:g}' for one in std)}: numbers above 0 are wanted")
     (low, high), mean, std = scale, mean or (0.0,), std or (1.0,)
     width = max(len(mean), len(std))
     pairs = list(zip(mean * (width // len(mean)), std * (width // len(std)), strict=True))
@@ -99,12 +108,15 @@ def certify(
     labelled = read_labelled(images, names, contract)
     scores = find_scores(graph, len(names))
     artifact, quality = adopt(graph, (entry, scores), preprocessing, names, labelled, golden == "synthetic")
+    if quality.interval[0] <= 1 / len(names) and not allow_guessing:
+        raise GoldenMismatch(
+            f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing among {len(names)} "
+            "labels: are --labels, --scale, --mean, --std and --bgr right? If so: --allow-guessing"
+        )
     path = publish(repository, name, artifact)
-    if quality.interval[0] <= 1 / len(names):
-        click.echo("evalmode: no better than guessing: are --labels, --scale, --mean, --std and --bgr right?", err=True)
     least, greatest = quality.interval
     click.echo(
         f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"
         f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% "
-        f"confidence)\npublished {path} ({len(artifact):,} bytes)"
+        f"confidence)\npublished {path} ({len(artifact):,} bytes)\ndigest    {digest_file(artifact)}"
     )

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, check_digest, check_operators
-from serving.certificate import Certificate, Floats
-from serving.errors import EvalmodeError
+from serving.artifact import INPUT, LOGITS, PROBABILITIES, Manifest, check_digest, check_operators, digest_file
+from serving.certificate import LARGEST_TOLERANCE, Certificate
+from serving.errors import ArtifactInvalid, EvalmodeError
+from serving.limits import LARGEST_BATCH
 from serving.model import open_cpu_session
-from serving.pixels import Pixels
+from serving.proof.certify import draw_golden, least_recalls
 from serving.proof.checks import (
-    LARGEST_BATCH,
-    THREADS,
     Array,
     Run,
     check_batches,
@@ -24,9 +23,9 @@ from serving.proof.checks import (
     check_golden,
     check_outputs,
     check_repeats,
+    open_runs,
 )
 
-TOLERANCE = 1e-2  # of outputs of a network that states none
 DRAWN = 16  # inputs for a file that holds no images
 
 
@@ -53,7 +52,7 @@ def examine(artifact: bytes) -> list[Verdict]:
         graph = onnx.load_model_from_string(artifact)
     except Exception as error:  # protobuf's decoder raises types of its own
         return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
-    verdicts = [Verdict("file", True, f"ONNX, {len(artifact):,} bytes, {_list_opsets(graph)}")]
+    verdicts = [Verdict("file", True, f"{digest_file(artifact)}, {len(artifact):,} bytes, {_list_opsets(graph)}")]
     verdicts.append(_judge("operators", lambda: check_operators(graph)))
     verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
     verdicts.append(_judge("weights", lambda: check_finite(graph)))
@@ -61,7 +60,7 @@ def examine(artifact: bytes) -> list[Verdict]:
     if not any(key.startswith("evalmode.") for key in metadata):
         verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
         return verdicts + (_examine_foreign(artifact) if verdicts[1].passed else [])
-    verdicts.append(_judge("digest", lambda: f"sealed as {check_digest(artifact)[:16]}..., unchanged"))
+    verdicts.append(_judge("digest", lambda: _check_seal(artifact)))
     verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
     if all(verdict.passed for verdict in (verdicts[1], verdicts[-1])):
         verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
@@ -77,6 +76,11 @@ def _judge(check: str, look: Callable[[], str]) -> Verdict:
         return Verdict(check, False, f"onnxruntime cannot run it: {error}", "ArtifactInvalid")
 
 
+def _check_seal(artifact: bytes) -> str:
+    check_digest(artifact)
+    return "unchanged since it was sealed"
+
+
 def _list_opsets(graph: onnx.ModelProto) -> str:
     return "opset " + ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in graph.opset_import)
 
@@ -84,14 +88,13 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """What running shows of an artifact, and what its certificate says."""
     certificate = manifest.certificate
-    shape = manifest.pixels.shape
-    inputs = certificate.pixels if certificate else np.zeros((DRAWN, *shape), np.uint8)
+    inputs = certificate.pixels if certificate else draw_golden(manifest.pixels, DRAWN)
     verdicts = list(_examine_runs(artifact, INPUT, inputs, len(manifest.labels)))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
     verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, manifest)))
     verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    verdicts.append(_judge("golden labels", lambda: check_golden(certificate, manifest.labels, _stated(manifest))))
+    verdicts.append(_judge("labels", lambda: _check_labels(certificate, manifest)))
     return verdicts
 
 
@@ -117,9 +120,9 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
 
 def _examine_runs(artifact: bytes, name: str, inputs: Array, labels: int | None) -> Iterator[Verdict]:
     try:
-        runs = [_make_run(artifact, name, threads) for threads in THREADS]
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        yield Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")
+        runs = open_runs(artifact, name)
+    except ArtifactInvalid as error:
+        yield Verdict("runs", False, str(error), "ArtifactInvalid")
         return
     if labels is not None:
         yield _judge("outputs", lambda: check_outputs(runs[0], inputs, labels))
@@ -127,20 +130,15 @@ def _examine_runs(artifact: bytes, name: str, inputs: Array, labels: int | None)
     yield _judge("batches", lambda: _tell_batches(runs, inputs))
 
 
-def _make_run(artifact: bytes, name: str, threads: int) -> Run:
-    session = open_cpu_session(artifact, threads)
-    return lambda batch: tuple(session.run(None, {name: batch}))
-
-
 def _tell_batches(runs: list[Run], inputs: Array) -> str:
-    same, largest = check_batches(runs, inputs, TOLERANCE)
+    same, largest = check_batches(runs, inputs, LARGEST_TOLERANCE)
     equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
     return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
 
 
-def _stated(manifest: Manifest) -> float:
-    """The least accuracy that the file claims, with 95% confidence; 0 where it claims none."""
-    return float(manifest.properties.get("quality", {}).get("interval", [0.0])[0])
+def _check_labels(certificate: Certificate, manifest: Manifest) -> str:
+    certificate.check_labels(manifest.labels)
+    return check_golden(certificate, manifest.labels, least_recalls(manifest))
 
 
 def _check_decoder(certificate: Certificate, manifest: Manifest) -> str:
@@ -149,12 +147,6 @@ def _check_decoder(certificate: Certificate, manifest: Manifest) -> str:
 
 
 def _replay(artifact: bytes, certificate: Certificate) -> str:
-    session = open_cpu_session(artifact)
-    names = [PROBABILITIES, LOGITS]
-
-    def run(batch: Pixels) -> tuple[Floats, Floats]:
-        probabilities, logits = session.run(names, {INPUT: batch})
-        return probabilities, logits
-
-    certificate.replay(run, certificate.tolerance, LARGEST_BATCH)
+    run = open_runs(artifact, INPUT, (PROBABILITIES, LOGITS))[0]
+    certificate.replay(run, certificate.tolerance, [LARGEST_BATCH])
     return f"{len(certificate.pixels)} golden images, alone and in a batch, within {certificate.tolerance:.0e}"

@@ -10,7 +10,14 @@ import pytest
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
 from serving.certificate import Certificate, Floats, softmax
-from serving.errors import ArtifactInvalid, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
+from serving.errors import (
+    ArtifactInvalid,
+    DecoderMismatch,
+    DigestMismatch,
+    LabelsMismatch,
+    ReplayMismatch,
+    Uncertified,
+)
 from serving.model import Model, load_artifact
 from serving.pixels import PixelContract, Pixels
 from serving.proof.certify import certify, choose_golden, draw_golden
@@ -53,7 +60,7 @@ def test_it_survives_the_file(certificate: Certificate) -> None:
 
 
 def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, [64])
 
 
 @pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
@@ -62,12 +69,12 @@ def test_one_logit_of_one_image_is_enough(
     certificate: Certificate, error: float, alone: bool, batch: bool, told: str
 ) -> None:
     with pytest.raises(ReplayMismatch, match=f"golden image 15 {told} gives logits that differ"):
-        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, 64)
+        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, [64])
 
 
 def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, 64)
-    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, [64])
+    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, [64])
 
 
 def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
@@ -76,7 +83,7 @@ def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> 
         return probabilities[:, ::-1], logits
 
     with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
@@ -84,8 +91,8 @@ def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
         probabilities, logits = with_error(certificate, 0)(pixels)
         return probabilities[:, :2], logits[:, :2]
 
-    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) and \(64, 2\), the certificate expects \(64, 3\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+    with pytest.raises(ReplayMismatch, match=r"shape \(16, 2\) and \(16, 2\), the certificate expects \(16, 3\)"):
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: Certificate) -> None:
@@ -109,7 +116,42 @@ def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> N
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-@pytest.mark.parametrize("field", ["pixels", "logits", "targets", "tolerance", "encoded"])
+def test_every_size_is_replayed(certificate: Certificate) -> None:
+    seen: list[int] = []
+
+    def run(pixels: Pixels) -> tuple[Floats, Floats]:
+        seen.append(len(pixels))
+        return with_error(certificate, 0)(pixels)
+
+    with pytest.raises(ReplayMismatch, match="golden image 15 in a batch of 21"):
+        certificate.replay(with_error(certificate, 2e-4, alone=False), certificate.tolerance, [3, 21, 64])
+    certificate.replay(run, certificate.tolerance, [3, 21])
+    assert seen == [1] * 16 + [3, 21]
+
+
+def test_labels_in_another_order_are_noticed(certificate: Certificate) -> None:
+    certificate.check_labels(COLOURS)
+    reordered = tuple(reversed(COLOURS))
+    with pytest.raises(LabelsMismatch, match=r"golden image 1 was .* and would be .* they were changed or reordered"):
+        certificate.check_labels(reordered)
+    graph, manifest = open_artifact(colour_artifact())
+    with pytest.raises(LabelsMismatch):
+        load_artifact(seal(graph, replace(manifest, labels=reordered)))
+
+
+@pytest.mark.parametrize("name", ["tolerance", "batch_invariant", "temperature"])
+def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json() | {name: {"tolerance": 1e9, "batch_invariant": "false"}.get(name, 3.0)}
+    with (
+        patch.object(Certificate, "to_json", lambda _: facts),
+        pytest.raises(ArtifactInvalid, match=f"the artifact's metadata is damaged: .*{name}"),
+    ):
+        open_artifact(seal(graph, manifest))
+
+
+@pytest.mark.parametrize("field", ["pixels", "logits", "targets", "answers", "tolerance", "encoded"])
 def test_a_damaged_certificate_is_told(field: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
