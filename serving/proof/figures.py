@@ -12,7 +12,7 @@ from serving.certificate import Floats, softmax
 from serving.pixels import Pixels
 
 Z_95 = 1.959964  # 95% of a normal distribution lie within as many standard deviations
-BINS = 15  # of told probability, for the calibration error
+BINS = 10  # of told probability, for the calibration error
 
 Indices = npt.NDArray[np.int64]
 
