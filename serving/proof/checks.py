@@ -53,7 +53,7 @@ def check_eval_mode(graph: onnx.ModelProto) -> str:
             f"not in eval mode: {'; '.join(sorted(set(found)))}. Call eval() on the whole network and export again"
         )
     norms = Counter(node.op_type for node in walk_nodes(graph.graph))["BatchNormalization"]
-    return f"no dropout, nothing random; batch norm by moving statistics ({norms} layers left, the others folded)"
+    return f"no dropout, nothing random; {norms} batch norms, none by the statistics of its batch"
 
 
 def _describe_training(node: onnx.NodeProto, constants: dict[str, Array], computed: set[str]) -> str:

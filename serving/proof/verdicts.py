@@ -54,17 +54,17 @@ def examine(artifact: bytes) -> list[Verdict]:
         return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
     verdicts = [Verdict("file", True, f"{digest_file(artifact)}, {len(artifact):,} bytes, {_list_opsets(graph)}")]
     verdicts.append(_judge("operators", lambda: check_operators(graph)))
-    if not verdicts[-1].passed:
-        return verdicts  # what is not in the file cannot be looked at
-    verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
-    verdicts.append(_judge("weights", lambda: check_finite(graph)))
+    whole = bool(verdicts[-1].passed)  # else there is nothing to look at, or nothing that may run
+    if whole:
+        verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
+        verdicts.append(_judge("weights", lambda: check_finite(graph)))
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     if not any(key.startswith("evalmode.") for key in metadata):
         verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
-        return verdicts + _examine_foreign(artifact)
+        return verdicts + (_examine_foreign(artifact) if whole else [])
     verdicts.append(_judge("digest", lambda: _check_seal(artifact)))
     verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
-    if verdicts[-1].passed:
+    if whole and verdicts[-1].passed:
         verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
     return verdicts
 
