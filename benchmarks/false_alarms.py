@@ -144,8 +144,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--qemu", type=shlex.split, help="the emulator and its options")
     arguments = parser.parse_args()
-    results = []
-    for case in list_cases():
+    results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    for case in list(list_cases())[len(results) :]:  # goes on where it was cut
         results.append(measure(case, arguments.qemu if case.seed % EMULATED == 0 else None))
         print(results[-1], flush=True)
         write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")
