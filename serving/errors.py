@@ -117,6 +117,10 @@ class AddressUnavailable(UsageError):
     """The server cannot listen where it was told to."""
 
 
+class LabelsMismatch(ArtifactInvalid):
+    """The labels in the file are not those of its certificate."""
+
+
 class ProofFailed(EvalmodeError):
     """A network was shown not to be what it should."""
 

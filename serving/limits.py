@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from serving.errors import UsageError
 
 MIB = 1024 * 1024
+LARGEST_BATCH = 64  # every certificate is proven up to here
 
 # The image formats that are decoded, by Pillow's names, and how their files end.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -33,7 +34,11 @@ class Limits:
     )
     max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
     max_batch: int = _limit(
-        64, 1, 4096, "inputs that run as one batch", "the rest waits; INVALID_ARGUMENT if one request holds more"
+        LARGEST_BATCH,
+        1,
+        LARGEST_BATCH,
+        "inputs that run as one batch",
+        "the rest waits; INVALID_ARGUMENT if one request holds more",
     )
     max_queue: int = _limit(512, 0, 4096, "requests in flight beside one a slot", "RESOURCE_EXHAUSTED with RetryInfo")
     max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")

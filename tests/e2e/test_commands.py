@@ -84,7 +84,7 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
         (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),
         (["serve", "--repository", "broken"], "broken/x/1/model.onnx: "),
         (["serve", "--repository", "models", "--provider", "cuda"], "built without CUDA"),
-        (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=4096"),
+        (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=64"),
         (["predict", "taken", "--file", "broken/x/1/model.onnx"], "taken holds no image"),
         (["predict", "cat.png", "--file", "broken/x/1/model.onnx"], "not an ONNX file"),
         (["predict", "cat.png", "--json", "--csv"], "exclude each other"),

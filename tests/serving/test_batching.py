@@ -107,6 +107,20 @@ def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
     expect_free(batcher, model)
 
 
+def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
+    held.max_batch = 1
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in (1, 2)]
+    for value in (1, 2):
+        held.let_go()
+        assert values_in(held.next_batch()) == [value]
+    held.let_go()
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
 def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
     batcher = Batcher(2, Limits(max_batch=2))
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]

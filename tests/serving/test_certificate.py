@@ -12,7 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
-from serving.errors import ArtifactInvalid, BatchMismatch, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
+from serving.errors import (
+    ArtifactInvalid,
+    BatchMismatch,
+    DecoderMismatch,
+    DigestMismatch,
+    LabelsMismatch,
+    ReplayMismatch,
+    Uncertified,
+)
 from serving.model import Model, load_artifact
 from serving.pixels import PixelContract
 from serving.proof.certify import certify, choose_golden, draw_golden
@@ -62,7 +70,7 @@ def test_it_survives_the_file(certificate: Certificate) -> None:
 
 
 def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, [64])
 
 
 @pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
@@ -71,12 +79,12 @@ def test_one_logit_of_one_image_is_enough(
     certificate: Certificate, error: float, alone: bool, batch: bool, told: str
 ) -> None:
     with pytest.raises(ReplayMismatch, match=f"golden input 15 {told} gives logits that differ"):
-        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, 64)
+        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, [64])
 
 
 def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, 64)
-    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, [64])
+    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, [64])
 
 
 def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
@@ -87,15 +95,15 @@ def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> 
     certificate = replace(certificate, tolerance=2.0)  # only their relation is looked at
 
     with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {name: output[:, :2] for name, output in with_error(certificate, 0)(inputs).items()}
 
-    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) for \w+, the certificate \(64, 3\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+    with pytest.raises(ReplayMismatch, match=r"shape \(16, 2\) for \w+, the certificate \(16, 3\)"):
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
@@ -103,7 +111,7 @@ def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
         return {PROBABILITIES: with_error(certificate, 0)(inputs)[PROBABILITIES]}
 
     with pytest.raises(ReplayMismatch, match="no output for logits"):
-        certificate.replay(run, certificate.tolerance, 64)
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: Certificate) -> None:
@@ -127,7 +135,42 @@ def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> N
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-@pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "tolerance", "encoded"])
+def test_every_size_is_replayed(certificate: Certificate) -> None:
+    seen: list[int] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        seen.append(len(inputs[INPUT]))
+        return with_error(certificate, 0)(inputs)
+
+    with pytest.raises(ReplayMismatch, match="golden input 15 in a batch of 21"):
+        certificate.replay(with_error(certificate, 2e-4, alone=False), certificate.tolerance, [3, 21, 64])
+    certificate.replay(run, certificate.tolerance, [3, 21])
+    assert seen == [1] * 16 + [3, 21]
+
+
+def test_labels_in_another_order_are_noticed(certificate: Certificate) -> None:
+    certificate.check_labels(COLOURS)
+    reordered = tuple(reversed(COLOURS))
+    with pytest.raises(LabelsMismatch, match=r"golden image 1 was .* and would be .* they were changed or reordered"):
+        certificate.check_labels(reordered)
+    graph, manifest = open_artifact(colour_artifact())
+    with pytest.raises(LabelsMismatch):
+        load_artifact(seal(graph, replace(manifest, labels=reordered)))
+
+
+@pytest.mark.parametrize("name", ["tolerance", "batch_invariant", "temperature"])
+def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json() | {name: {"tolerance": 1e9, "batch_invariant": "false"}.get(name, 3.0)}
+    with (
+        patch.object(Certificate, "to_json", lambda _: facts),
+        pytest.raises(ArtifactInvalid, match=f"the artifact's metadata is damaged: .*{name}"),
+    ):
+        open_artifact(seal(graph, manifest))
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "answers", "tolerance", "encoded"])
 def test_a_damaged_certificate_is_told(field: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
@@ -245,10 +288,10 @@ def test_every_output_is_held_to_its_own_size() -> None:
             return {**answer, name: answer[name] + np.float32(error)}
 
         if passes:
-            certificate.replay(run_with_error, certificate.tolerance, 64)
+            certificate.replay(run_with_error, certificate.tolerance, [64])
         else:
             with pytest.raises(ReplayMismatch, match=f"gives {name} that differ"):
-                certificate.replay(run_with_error, certificate.tolerance, 64)
+                certificate.replay(run_with_error, certificate.tolerance, [64])
 
 
 def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
