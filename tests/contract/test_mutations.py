@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import training.export
-from serving.artifact import INPUT, LOGITS, open_artifact, seal
+from serving.artifact import open_artifact, seal
+from serving.certificate import INPUT, LOGITS
 from serving.errors import (
     DigestMismatch,
     EvalmodeError,
