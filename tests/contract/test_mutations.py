@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
-from serving.artifact import INPUT, LOGITS, Manifest, check_digest, open_artifact, seal
+from serving.artifact import Manifest, check_digest, open_artifact, seal
+from serving.certificate import INPUT, LOGITS
 from serving.errors import (
     ArtifactInvalid,
     DigestMismatch,
