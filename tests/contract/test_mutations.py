@@ -390,8 +390,8 @@ def test_images_of_permuted_labels_do_not_certify(trained: Trained) -> None:
 def test_another_files_certificate_is_noticed(trained: Trained, artifact: bytes) -> None:
     """That of a network that answers almost the same."""
     graph, _ = open_artifact(artifact)
-    logits = mutated(trained.artifact, flip_bit)
-    manifest = open_artifact(certified_as_it_is(logits, trained))[1]
+    other = mutated(trained.artifact, flip_bit)
+    manifest = open_artifact(certified_as_it_is(other, trained))[1]
     with pytest.raises(ReplayMismatch, match="not the network that was certified"):
         load_artifact(seal(graph, manifest))
     assert "ReplayMismatch" in all_reasons(seal(graph, manifest))
