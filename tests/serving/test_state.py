@@ -151,7 +151,8 @@ class TestNothingIsLeft:
     def test_after_a_deadline_while_waiting(self, here: Here, streamed: bool) -> None:
         running = ask(here, False, of_pixels())
         here.held.next_batch()
-        assert ask(here, streamed, of_pixels(), timeout_s=0.3).outcome() == "DEADLINE_EXCEEDED"
+        told = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": the stream's last answer, in time
+        assert ask(here, streamed, of_pixels(), timeout_s=0.3).outcome() in told
         here.held.let_go()
         assert running.outcome() == "colours"
         here.expect_nothing_left()
