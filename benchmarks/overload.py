@@ -42,7 +42,7 @@ from serving.wire import classifier_pb2, classifier_pb2_grpc
 from serving.wire import open_inference_pb2 as wire
 from serving.wire import open_inference_pb2_grpc as wire_grpc
 
-NAME = "heavy"
+NAME, SIDE = "heavy", 64
 WARM_UP_S, CAPACITY_S, PAUSE_S = 3.0, 10.0, 1.0
 PATIENCE_S = 10.0  # longer than any queue that is bounded
 HEALTH_EVERY_S = 0.05
@@ -64,11 +64,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--factor", type=float, default=3)
-    parser.add_argument("--side", type=int, default=160, help="of the images: decides how heavy the network is")
+    parser.add_argument("--width", type=float, default=8, help="of the network: decides how heavy it is")
     parser.add_argument("--max-queue", type=int, default=32)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_network(Path(folder), arguments.side)
+        make_network(Path(folder), arguments.width)
         with serving(Path(folder), arguments.max_queue) as address:
             figures = asyncio.run(measure(address, arguments))
     figures = {
@@ -87,14 +87,14 @@ def main() -> None:
     sys.exit(1 if missed else 0)
 
 
-def make_network(repository: Path, side: int) -> None:
-    """The lecture's network for large images, not trained: what it answers does not matter here."""
+def make_network(repository: Path, width: float) -> None:
+    """A wide network, not trained: what it answers does not matter here, only that refusing costs far less."""
     from training.export import Deployed, export_graph
-    from training.networks.reference import Reference
+    from training.networks.compact import Compact
 
     torch.manual_seed(0)
-    graph, _ = export_graph(Deployed(Reference(3, side, side, 10).eval()), (side, side, 3))
-    contract = PixelContract(side, side, 3)
+    graph, _ = export_graph(Deployed(Compact(3, SIDE, SIDE, 10, width).eval()), (SIDE, SIDE, 3))
+    contract = PixelContract(SIDE, SIDE, 3)
     manifest = Manifest(tuple(map(str, range(10))), contract)
     artifact = certify(strip(graph), manifest, {INPUT: draw_golden(contract, 10)}, ("",) * 16, difference=0.0)
     publish(repository, NAME, artifact)
@@ -115,8 +115,8 @@ def serving(repository: Path, max_queue: int) -> Iterator[str]:
 
 async def measure(address: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Capacity; overload by callers who wait long enough; whether it has recovered; overload by callers who do not."""
-    pixels = np.random.default_rng(0).integers(0, 256, (arguments.side, arguments.side, 3), np.uint8)
-    raw = classifier_pb2.Pixels(data=pixels.tobytes(), height=arguments.side, width=arguments.side, channels=3)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    raw = classifier_pb2.Pixels(data=pixels.tobytes(), height=SIDE, width=SIDE, channels=3)
     async with grpc.aio.insecure_channel(address) as channel, grpc.aio.insecure_channel(address) as other:
         server = Asked(
             predict=classifier_pb2_grpc.ClassifierStub(channel).Predict,
