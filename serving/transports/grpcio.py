@@ -258,7 +258,9 @@ class _GrpcioCall:
         self._context = context
         self._waiting = threading.Event()  # of the request that waits now
         # Once a call: grpcio keeps callbacks until its end, which may be thousands of requests away.
-        self._over = not context.add_callback(self._end)
+        self._over = False
+        if not context.add_callback(self._end):
+            self._end()
 
     def time_remaining_s(self) -> float:
         remaining = self._context.time_remaining()
