@@ -1,8 +1,8 @@
 """The lecture's recipe on an image folder, trained, exported, served and asked about every test image over gRPC.
 
-    python benchmarks/lecture.py cifar10 --out benchmarks/results/DATE-lecture.json
+    python benchmarks/lecture.py DATA --out benchmarks/results/DATE-lecture.json
 
-``cifar10`` is a folder with train/<class>/*.jpg and test/<class>/*.jpg. The commands are the ones a user types.
+DATA is a folder with train/<class>/*.jpg and test/<class>/*.jpg. The commands are the ones a user types.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from serving.certificate import Certificate
 from serving.errors import ArtifactInvalid, DigestMismatch, ImagesNotTaken, OperatorNotAllowed
 from serving.pixels import RESIZE, PixelContract
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PREFIX = "evalmode."
 DIGEST = PREFIX + "digest"
 BLANK = b"0" * 64  # stands where the digest will
@@ -57,23 +57,13 @@ class Manifest:
         facts = {"format_version": FORMAT_VERSION, "labels": self.labels, **self.properties}
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        standard = {}
         if self.image:
-            facts["pixels"] = {
-                "height": self.image.height,
-                "width": self.image.width,
-                "channels": self.image.channels,
-                "layout": "NHWC",
-                "dtype": "uint8",
-                "range": [0, 255],
-                "resize": RESIZE,
-            }
-            standard = {
-                "Image.BitmapPixelFormat": "Rgb8" if self.image.channels == 3 else "Gray8",
-                "Image.ColorSpaceGamma": "SRGB",
-                "Image.NominalPixelRange": "NominalRange_0_255",
-            }
-        return {**standard, **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)}}
+            how = {"layout": "NHWC", "dtype": "uint8", "range": [0, 255], "resize": RESIZE}
+            facts["pixels"] = {**vars(self.image), **how}
+        return {
+            **_describe_image(self.image),
+            **{PREFIX + name: json.dumps(facts[name], sort_keys=True) for name in sorted(facts)},
+        }
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Manifest:
@@ -90,7 +80,7 @@ class Manifest:
                 what_to_do = "export it again or change evalmode's version"
                 raise ArtifactInvalid(
                     f"evalmode.format_version is {version}, this evalmode reads {FORMAT_VERSION}: "
-                    + ("not an evalmode artifact" if version is None else what_to_do),
+                    + (what_to_do if version is not None else "not an evalmode artifact; evalmode certify makes one"),
                     format_version=version,
                 )
             labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
@@ -100,9 +90,29 @@ class Manifest:
             certificate = facts.pop("certificate", None)
             if certificate is not None:
                 certificate = Certificate.from_json(certificate)
+                if contract:
+                    _check_said_twice("the temperature", certificate.temperature, facts.get("temperature", 1.0))
+            for key, value in _describe_image(contract).items():
+                _check_said_twice(key, metadata[key], value)
             return cls(labels, contract, facts, certificate)
         except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
             raise ArtifactInvalid(f"the artifact's metadata is damaged: {error!r}") from error
+
+
+def _describe_image(image: PixelContract | None) -> dict[str, str]:
+    """ONNX's own keys for what the pixels are."""
+    if image is None:
+        return {}
+    return {
+        "Image.BitmapPixelFormat": "Rgb8" if image.channels == 3 else "Gray8",
+        "Image.ColorSpaceGamma": "SRGB",
+        "Image.NominalPixelRange": "NominalRange_0_255",
+    }
+
+
+def _check_said_twice(what: str, one: object, other: object) -> None:
+    if one != other:
+        raise ValueError(f"{what} is {one!r} in one place and {other!r} in another")
 
 
 def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
@@ -129,6 +139,11 @@ def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:
     check_digest(artifact)
     check_operators(graph)
     return graph, manifest
+
+
+def digest_file(artifact: bytes) -> str:
+    """``sha256:`` and the hexadecimal digest of a whole file: how GetModel, export and check name it."""
+    return "sha256:" + hashlib.sha256(artifact).hexdigest()
 
 
 def check_digest(artifact: bytes) -> str:

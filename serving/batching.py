@@ -25,6 +25,8 @@ from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
 
+CountRun = Callable[[Model, int, int], None]  # the model, how many inputs, microseconds
+
 
 class Call(Protocol):
     """What a request knows of its caller."""
@@ -61,6 +63,11 @@ class _Request:
     answer: Answer | None = None
     error: Exception | None = None
 
+    def fits(self, other: _Request) -> bool:
+        """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
+        sides = ((array.shape[1:], other.inputs[name].shape[1:]) for name, array in self.inputs.items())
+        return self.model is other.model and all(mine == theirs for mine, theirs in sides)
+
 
 class Batcher:
     """Runs requests on a fixed number of slots.
@@ -71,9 +78,7 @@ class Batcher:
         count_run: told of every run: the model, how many inputs, and microseconds.
     """
 
-    def __init__(
-        self, slots: int, limits: Limits, count_run: Callable[[Model, int, int], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, slots: int, limits: Limits, count_run: CountRun = lambda *_: None) -> None:
         self.slots = slots
         self._limits = limits
         self._count_run = count_run
@@ -87,13 +92,12 @@ class Batcher:
         """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
 
         Raises:
-            QueueFull: every slot is busy and ``max_queue`` requests wait.
+            QueueFull: beside one a slot, ``max_queue`` requests are in flight.
         """
         with self._lock:
-            if self._admitted >= self.slots + self._limits.max_queue:
+            if self._admitted >= (places := self.slots + self._limits.max_queue):
                 raise QueueFull(
-                    f"{self._limits.max_queue} requests wait already, the limit: retry later or add a replica",
-                    limit_requests=self._limits.max_queue,
+                    f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places
                 )
             self._admitted += 1
         try:
@@ -114,8 +118,8 @@ class Batcher:
             DeadlineExpired: the deadline passed before the network ran.
             RequestCancelled: the caller went away before the network ran.
         """
-        request = _Request(model, inputs, len(next(iter(inputs.values()))), call, time.perf_counter())
-        _check_alive(call)
+        request = _Request(model, inputs, count_rows(inputs), call, time.perf_counter())
+        check_alive(call)
         with self._lock:
             if self._free_slots:
                 self._free_slots -= 1
@@ -139,7 +143,7 @@ class Batcher:
             if not request.taken:
                 self._waiting.remove(request)
         if not request.taken:
-            _check_alive(request.call)
+            check_alive(request.call)
             raise DeadlineExpired("the deadline passed while waiting for a slot: the network did not run")
         while not request.batch and request.answer is None and request.error is None:
             request.wake.wait()  # woken by a cancellation although taken: the batch is on its way
@@ -147,23 +151,32 @@ class Batcher:
 
     def _run_batch(self, batch: list[_Request]) -> None:
         """Run what was taken together, pass the slot on, then wake the others."""
-        started = time.perf_counter()
         try:
-            answer = run_together(batch[0].model, [request.inputs for request in batch])
-            inference_us = round((time.perf_counter() - started) * 1e6)
-            self._count_run(batch[0].model, sum(request.rows for request in batch), inference_us)
-            row = 0
-            for request in batch:
-                mine = slice(row, row := row + request.rows)
-                rows = {name: output[mine] for name, output in answer.items()}
-                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
-        except Exception as error:
-            for request in batch:
-                request.error = error
+            self._answer(batch)
         finally:
             self._pass_slot_on()
             for request in batch[1:]:
                 request.wake.set()
+
+    def _answer(self, batch: list[_Request]) -> None:
+        """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
+        started = time.perf_counter()
+        try:
+            outputs = run_together(batch[0].model, [request.inputs for request in batch], self._count_run)
+            inference_us = round((time.perf_counter() - started) * 1e6)
+            row = 0
+            for request in batch:
+                mine = slice(row, row := row + request.rows)
+                rows = {name: output[mine] for name, output in outputs.items()}
+                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+                return
+            for request in batch:
+                request.error = _reason_dead(request.call)
+                if request.error is None:
+                    self._answer([request])
 
     def _pass_slot_on(self) -> None:
         """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
@@ -172,7 +185,7 @@ class Batcher:
             left: deque[_Request] = deque()
             room = 0
             for request in self._waiting:
-                if batch and (request.model is not batch[0].model or request.rows > room):
+                if batch and (not request.fits(batch[0]) or request.rows > room):
                     left.append(request)
                 elif (expired := _reason_dead(request.call)) is not None:
                     request.taken, request.error = True, expired
@@ -189,16 +202,22 @@ class Batcher:
                 self._free_slots += 1
 
 
-def run_together(model: Model, requests: Sequence[Tensors]) -> Tensors:
-    """Run the inputs of several requests as one batch; in pieces, where they are more than the model runs at once."""
+def run_together(model: Model, requests: Sequence[Tensors], count_run: CountRun) -> Tensors:
+    """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
     first = requests[0]
     inputs = first if len(requests) == 1 else {n: np.concatenate([one[n] for one in requests]) for n in first}
-    rows = len(next(iter(inputs.values())))
-    if rows <= model.max_batch:
-        return model.run(inputs)
-    starts = range(0, rows, model.max_batch)
-    pieces = [model.run({n: array[row : row + model.max_batch] for n, array in inputs.items()}) for row in starts]
-    return {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
+    pieces = []
+    for row in range(0, count_rows(inputs), model.max_batch):
+        piece = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
+        started = time.perf_counter()
+        pieces.append(model.run(piece))
+        count_run(model, count_rows(piece), round((time.perf_counter() - started) * 1e6))
+    return pieces[0] if len(pieces) == 1 else {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
+
+
+def count_rows(inputs: Tensors) -> int:
+    """How many inputs a request holds."""
+    return len(next(iter(inputs.values())))
 
 
 def _reason_dead(call: Call) -> Exception | None:
@@ -209,21 +228,40 @@ def _reason_dead(call: Call) -> Exception | None:
     return None
 
 
-def _check_alive(call: Call) -> None:
+def check_alive(call: Call) -> None:
+    """Raise what a request ends with whose caller went away or whose deadline passed."""
     if (dead := _reason_dead(call)) is not None:
         raise dead
 
 
-def count_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: its affinity, cut to the cgroup's quota (v2, then v1), at least 1."""
+def count_cpus(root: Path = Path("/")) -> int:
+    """CPUs this process may use: its affinity, cut to the quotas of its cgroup and of those around it, at least 1."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quotas = (_read_quota(cgroup) for cgroup in _list_cgroups(root))
+    return max(1, min([available, *(quota for quota in quotas if quota)]))
+
+
+def _list_cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroups that may limit its CPUs, and of those around them, of v2 and of v1."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except (OSError, ValueError):
+        told = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        told = ["0::/", "1:cpu:/"]
+    for line in told:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            inside = [part for part in path.split("/") if part not in ("", "..")]
+            # In a container the path may be the host's: then its inner folders are not there, and the mount is ours.
+            yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))
+
+
+def _read_quota(cgroup: Path) -> int | None:
+    """CPUs that a cgroup may use, rounded up; None: as many as there are."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return available
-    if quota.strip() == "max" or int(quota) <= 0:
-        return available
-    return max(1, min(available, math.ceil(int(quota) / int(period))))
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+            return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None

@@ -6,14 +6,14 @@ import base64
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import DecoderMismatch, ImageError, ReplayMismatch
+from serving.errors import DecoderMismatch, ImageError, LabelsMismatch, ReplayMismatch
 from serving.limits import Limits
 from serving.pixels import PixelContract, decode_image
 
@@ -28,6 +28,7 @@ DTYPES = (
     *("float16", "float32", "float64"),
 )
 MOST_BYTES = 2**28  # of one golden tensor
+LARGEST_TOLERANCE = 1e-2  # of logits; of other outputs as a share of their largest value
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
 
 
@@ -56,18 +57,21 @@ class Certificate:
     Attributes:
         inputs: golden inputs, N of them along the first axis; of a classifier of images ``image``, uint8 (N, H, W, C).
         targets: their labels' names, N of them; "" where they have none.
+        answers: of a classifier: the names of the labels that it told, N of them; else none.
         outputs: what each was answered, run alone; of a classifier ``probabilities`` and ``logits``, float32 (N, K).
-        tolerance: the largest difference of an output that is not a mismatch.
-        temperature: probabilities are softmax(logits / temperature).
+        tolerance: the largest difference of an output that is not a mismatch; of a network that is no classifier, as a
+            share of the output's largest value.
+        temperature: of a classifier: probabilities are softmax(logits / temperature); else None.
         batch_invariant: whether an input gets the same bits alone and at any place in any batch, on the CPU.
         encoded: images as files, to prove the decoder.
     """
 
     inputs: Tensors
     targets: tuple[str, ...]
+    answers: tuple[str, ...]
     outputs: Tensors
     tolerance: float
-    temperature: float
+    temperature: float | None
     batch_invariant: bool
     encoded: tuple[Encoded, ...]
 
@@ -76,6 +80,7 @@ class Certificate:
         return {
             "inputs": {name: _pack(array) for name, array in self.inputs.items()},
             "targets": list(self.targets),
+            "answers": list(self.answers),
             "outputs": {name: _pack(array) for name, array in self.outputs.items()},
             "tolerance": self.tolerance,
             "temperature": self.temperature,
@@ -88,16 +93,24 @@ class Certificate:
         """Read what ``to_json`` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError, zlib.error: it is something else.
+            KeyError, TypeError, ValueError, zlib.error: it is something else, or vouches for nothing.
         """
         count = len(facts["targets"])
+        if len(facts["answers"]) not in (0, count):
+            raise ValueError(f"{len(facts['answers'])} answers for {count} golden inputs")
+        if not (count and 0 < facts["tolerance"] <= LARGEST_TOLERANCE and isinstance(facts["batch_invariant"], bool)):
+            raise ValueError(
+                f"{count} golden inputs, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
+                f"at least 1, at most {LARGEST_TOLERANCE} and true or false are wanted"
+            )
         return cls(
             inputs={str(name): _unpack(packed, count) for name, packed in facts["inputs"].items()},
             targets=tuple(map(str, facts["targets"])),
+            answers=tuple(map(str, facts["answers"])),
             outputs={str(name): _unpack(packed, count) for name, packed in facts["outputs"].items()},
             tolerance=float(facts["tolerance"]),
-            temperature=float(facts["temperature"]),
-            batch_invariant=bool(facts["batch_invariant"]),
+            temperature=None if facts["temperature"] is None else float(facts["temperature"]),
+            batch_invariant=facts["batch_invariant"],
             encoded=tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"]),
         )
 
@@ -105,28 +118,45 @@ class Certificate:
         """The label that the expected logits give each golden image."""
         return [labels[index] for index in self.outputs[LOGITS].argmax(axis=1)]
 
-    def replay(self, run: Run, tolerance: float, batch: int) -> bool:
-        """Run the golden inputs alone and as a batch, and hold the answers against the expected ones.
+    def check_labels(self, labels: tuple[str, ...]) -> None:
+        """Hold the labels of a classifier's file against the answers given when its certificate was made.
+
+        Raises:
+            LabelsMismatch: an answer would have another name now.
+        """
+        for number, (told, answer) in enumerate(zip(self.told(labels), self.answers, strict=True)):
+            if told != answer:
+                raise LabelsMismatch(
+                    f"golden image {number} was {answer!r} when the certificate was made and would be {told!r} by the "
+                    "labels in the file: they were changed or reordered since"
+                )
+
+    def replay(self, run: Run, tolerance: float, sizes: Iterable[int]) -> bool:
+        """Run the golden inputs alone and in batches, and hold the answers against the expected ones.
 
         Args:
             run: the network: tensors by name in, tensors by name out.
-            tolerance: the largest difference of an output that is not a mismatch.
-            batch: inputs of the batch; golden ones are repeated to fill it.
+            tolerance: the largest difference that is not a mismatch, in the terms of ``self.tolerance``.
+            sizes: of the batches; golden inputs are repeated to fill them.
 
         Returns:
-            Whether both gave the same bits.
+            Whether all gave the same bits.
 
         Raises:
             ReplayMismatch: an answer differs by more than the tolerance, or probabilities do not follow from logits.
         """
-        count = len(self.targets)
-        order = np.arange(batch) % count
-        together = run({name: array[order] for name, array in self.inputs.items()})
-        self._compare(together, order, tolerance, f"in a batch of {batch}")
-        answers = [run({name: array[row : row + 1] for name, array in self.inputs.items()}) for row in range(count)]
-        alone = {name: np.concatenate([answer[name] for answer in answers]) for name in together}
-        self._compare(alone, np.arange(count), tolerance, "alone")
-        return all(alone[name][order].tobytes() == together[name].tobytes() for name in self.outputs)
+        answers = [
+            run({name: array[row : row + 1] for name, array in self.inputs.items()}) for row in range(len(self.targets))
+        ]
+        alone = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        self._compare(alone, np.arange(len(self.targets)), tolerance, "alone")
+        same = True
+        for size in sizes:
+            order = np.arange(size) % len(self.targets)
+            together = run({name: array[order] for name, array in self.inputs.items()})
+            self._compare(together, order, tolerance, f"in a batch of {size}")
+            same &= all(alone[name][order].tobytes() == together[name].tobytes() for name in self.outputs)
+        return same
 
     def check_decoder(self, contract: PixelContract) -> None:
         """Decode the images kept as files.
@@ -152,6 +182,8 @@ class Certificate:
                 shape = "no output" if answer is None else f"shape {answer.shape}"
                 raise ReplayMismatch(f"golden inputs {how} give {shape} for {name}, the certificate {expected.shape}")
             differences = np.abs(answer.astype(np.float64) - expected).reshape(len(order), -1).max(axis=1)
+            if self.temperature is None:
+                differences /= largest_value(golden)
             worst = int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))
             if not differences[worst] <= tolerance:  # written so that NaN is a mismatch, too
                 raise ReplayMismatch(
@@ -160,12 +192,17 @@ class Certificate:
                     difference=differences[worst],
                     tolerance=tolerance,
                 )
-        if {PROBABILITIES, LOGITS} <= self.outputs.keys():
+        if self.temperature is not None:
             told = softmax(actual[LOGITS] / self.temperature)
             if not np.abs(actual[PROBABILITIES] - told).max() <= PROBABILITY_TOLERANCE:
                 raise ReplayMismatch(
                     f"golden inputs {how} give probabilities that are not softmax(logits / {self.temperature:g})"
                 )
+
+
+def largest_value(output: Array) -> float:
+    """What differences of an output that is no classifier's are a share of; 1 where all values are 0."""
+    return float(np.abs(output.astype(np.float64)).max()) or 1.0
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ Example::
 
 from __future__ import annotations
 
+import asyncio
 import json
 from os import PathLike
 from pathlib import Path
@@ -24,7 +25,7 @@ from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
-RETRY = {  # of UNAVAILABLE alone: the request has not reached a network, or the server is leaving
+RETRY = {  # of UNAVAILABLE alone: another server may answer; a request cut in mid-run runs twice, which does no harm
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
@@ -151,7 +152,8 @@ class AsyncClient:
         self, image: bytes | str | PathLike[str], *, model: str = "", version: str = "", top_k: int = DEFAULT_TOP_K
     ) -> Prediction:
         """See ``Client.predict``."""
-        request = wire.PredictRequest(image=_read_image(image), model=model, version=version, top_k=top_k)
+        encoded = await asyncio.to_thread(_read_image, image)  # a disk may be slow, and others wait
+        request = wire.PredictRequest(image=encoded, model=model, version=version, top_k=top_k)
         return _read_prediction(await self._call(self._stub.Predict, request))
 
     async def predict_pixels(

@@ -117,6 +117,10 @@ class AddressUnavailable(UsageError):
     """The server cannot listen where it was told to."""
 
 
+class LabelsMismatch(ArtifactInvalid):
+    """The labels in the file are not those of its certificate."""
+
+
 class ProofFailed(EvalmodeError):
     """A network was shown not to be what it should."""
 
@@ -278,7 +282,7 @@ class PixelsMismatch(RequestError):
 
 
 class QueueFull(RequestError):
-    """``max_queue`` requests wait already."""
+    """One request a slot and ``max_queue`` more are in flight already: decoding, waiting or running."""
 
 
 class StreamsFull(RequestError):
@@ -286,7 +290,7 @@ class StreamsFull(RequestError):
 
 
 class DeadlineExpired(RequestError):
-    """The caller's deadline passed before the network ran; it never did."""
+    """The caller's deadline, or the request's ``timeout``, passed before the network ran; it never did."""
 
 
 class RequestCancelled(RequestError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from serving.errors import UsageError
 
 MIB = 1024 * 1024
+LARGEST_BATCH = 64  # every certificate is proven up to here
 
 # The image formats that are decoded, by Pillow's names, and how their files end.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -32,8 +33,14 @@ class Limits:
         50_000_000, 1, 178_956_970, "decoded image, pixels in its header", "INVALID_ARGUMENT"
     )
     max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
-    max_batch: int = _limit(64, 1, 4096, "images that run as one batch", "the rest waits for the next slot")
-    max_queue: int = _limit(512, 0, 4096, "requests waiting for a slot", "RESOURCE_EXHAUSTED with RetryInfo")
+    max_batch: int = _limit(
+        LARGEST_BATCH,
+        1,
+        LARGEST_BATCH,
+        "inputs that run as one batch",
+        "the rest waits; INVALID_ARGUMENT if one request holds more",
+    )
+    max_queue: int = _limit(512, 0, 4096, "requests in flight beside one a slot", "RESOURCE_EXHAUSTED with RetryInfo")
     max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import time
@@ -19,18 +18,20 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from serving.artifact import Manifest, open_artifact
-from serving.certificate import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
+from serving.artifact import Manifest, digest_file, open_artifact
+from serving.certificate import DTYPES, INPUT, LARGEST_TOLERANCE, LOGITS, PROBABILITIES, Floats, Tensors
 from serving.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
-from serving.limits import Limits
+from serving.limits import LARGEST_BATCH, Limits
 from serving.pixels import PixelContract, Pixels, decode_image
 from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
-CUDA_TOLERANCE = 1e-2  # of logits: other kernels, other order of summation
 TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
-BATCHES = {"CPU": (64,), "CUDA": tuple(range(1, 65))}  # sizes replayed at load: on CUDA each has kernels of its own
+SIZES = {  # of the batches replayed at load
+    "CPU": (LARGEST_BATCH,),
+    "CUDA": tuple(range(1, LARGEST_BATCH + 1)),  # each has kernels of its own
+}
 
 
 TYPES = {f"tensor({TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
@@ -164,8 +165,9 @@ def load_artifact(
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
         session, chosen = _open_session(artifact, provider, threads)
-        digest = "sha256:" + hashlib.sha256(artifact).hexdigest()
-        model = Model(name, version, digest, manifest, chosen, False, 1, session)
+        model = Model(name, version, digest_file(artifact), manifest, chosen, False, 1, session)
+        if not (model.inputs and model.outputs):  # their types and shapes are looked at here, not at the first request
+            raise ArtifactInvalid("it has no inputs or no outputs")
         return replace(model, **_replay(model))
     except (ProviderUnavailable, ArtifactInvalid):
         raise
@@ -200,13 +202,11 @@ def _replay(model: Model) -> dict[str, Any]:
         return {}
     if image:
         certificate.check_decoder(image)
-    tolerance = certificate.tolerance if model.provider == "CPU" else max(certificate.tolerance, CUDA_TOLERANCE)
-    same = [certificate.replay(model.run, tolerance, size) for size in BATCHES[model.provider]]
-    invariant = certificate.batch_invariant and all(same)
-    return {
-        "batch_invariant": invariant,
-        "max_batch": max(BATCHES[model.provider]) if invariant or model.provider == "CUDA" else 1,
-    }
+        certificate.check_labels(model.manifest.labels)
+    tolerance = certificate.tolerance if model.provider == "CPU" else LARGEST_TOLERANCE  # other order of summation
+    same = certificate.replay(model.run, tolerance, SIZES[model.provider])
+    invariant = certificate.batch_invariant and same
+    return {"batch_invariant": invariant, "max_batch": LARGEST_BATCH if invariant or model.provider == "CUDA" else 1}
 
 
 def _check_outputs(model: Model, image: PixelContract) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from docs.tables import TABLES, renew
+from docs.tables import RESULTS, TABLES, renew
 from serving.limits import IMAGE_FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +21,18 @@ def test_tables_are_as_the_code_has_them(document: str) -> None:
     """If not: python docs/tables.py."""
     text = (ROOT / document).read_text()
     assert renew(document, text) == text
+
+
+def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
+    """If not: run the suite again, docs/conformance.md says how."""
+    suite = ast.parse((ROOT / "tests/conformance/test_open_inference.py").read_text())
+    functions = (node for node in suite.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+    rules = {ast.get_docstring(function) for function in functions}
+    results = {path.stem: json.loads(path.read_text())["rules"] for path in RESULTS.glob("*.json")}
+    assert results["evalmode"].keys() == rules
+    assert set(results["evalmode"].values()) == {"passed"}
+    for told in results.values():
+        assert told.keys() <= rules
 
 
 def test_the_decoding_table_names_the_formats() -> None:

@@ -39,6 +39,10 @@ class ExportRefused(EvalmodeError):
     exit_code = 1
 
 
+class LabelsReordered(ExportRefused):
+    """The data has other labels than the run, or in another order."""
+
+
 class ModuleInTrainMode(ExportRefused):
     """A part of the network is in train mode."""
 

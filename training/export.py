@@ -6,7 +6,7 @@ import logging
 import subprocess
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
-import serving
 from serving.artifact import Manifest, open_artifact
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats
 from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
+from serving.proof.checks import run_all
 from serving.proof.figures import Quality, describe_pixels, measure_quality
 from serving.proof.fold import fold_norms
 from serving.proof.moments import check_moments
 from serving.proof.quantize import check_gain, measure_gain, quantize
 from training.datasets import Dataset, Split
-from training.errors import FoldMismatch, ModuleInTrainMode, NetworksDisagree
+from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.networks import scale_pixels
 from training.run import EXACT, Run
 from training.statistics import choose_images, recompute_statistics
@@ -104,14 +104,23 @@ def export_run(
         ExportRefused, ProofFailed: a gate did not pass.
         RunError: the run has no usable weights.
     """
+    if run.config.labels != dataset.labels:
+        raise LabelsReordered(
+            f"the run was trained on the labels {', '.join(run.config.labels)}, the data has "
+            f"{', '.join(dataset.labels)}: the same, in the same order, are wanted"
+        )
     network = _load_network(run, dataset, mirrored)
     temperature = fit_temperature(predict_logits(network, dataset.val), dataset.val.targets)
     unfolded, outputs = export_graph(Deployed(network, temperature), run.config.shape)
+    check_graph(unfolded)
     folded, norms = fold_norms(unfolded)
-    fold_difference = check_fold(_run_all(folded, dataset.test), _run_all(unfolded, dataset.test, optimise=False))
+    norms = [replace(norm, name=norm.name.removeprefix("network.")) for norm in norms]
+    fold_difference = check_fold(
+        run_all(folded, dataset.test.images), run_all(unfolded, dataset.test.images, optimise=False)
+    )
     graph = strip(onnxscript.optimizer.optimize(folded))
     check_graph(graph)
-    actual = _run_all(graph, dataset.test)
+    actual = run_all(graph, dataset.test.images)
     agreement = measure_agreement(network, dataset.test, actual, outputs, graph)
     check_moments(graph, norms, split_evaluation(choose_images(dataset.train)))
     quality = measure_quality(actual, dataset.test.targets, temperature)
@@ -152,7 +161,9 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     told = dict(manifest.properties)
     for of_float32 in ("agreement", "max_fold_difference"):
         del told[of_float32]
-    quality = measure_quality(_run_all(variant, dataset.test), dataset.test.targets, told["temperature"])
+    logits = run_all(variant, dataset.test.images)
+    difference = float(np.abs(logits - run_all(variant, dataset.test.images, optimise=False)).max())
+    quality = measure_quality(logits, dataset.test.targets, told["temperature"])
     properties = {
         **told,
         "quantized": "int8",
@@ -160,7 +171,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         "moments": {**told["moments"], "layers": []},
     }
     bare = Manifest(manifest.labels, manifest.pixels, properties)
-    sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference=0.0)
+    sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
     gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
     return sealed, check_gain(gain)
 
@@ -180,12 +191,15 @@ def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:
 def fit_temperature(logits: Tensor, targets: np.ndarray[Any, Any]) -> float:
     """The temperature at which softmax(logits / temperature) is likeliest to give the targets.
 
+    Where every answer is right, the smallest would be, and every image would be told to be certain: 1 instead.
     Source: Guo et al., On Calibration of Modern Neural Networks (1706.04599).
     """
-    right = torch.from_numpy(targets)
+    labels = torch.from_numpy(targets)
+    if bool((logits.argmax(1) == labels).all()):
+        return 1.0
 
     def loss(log_temperature: float) -> float:
-        return functional.cross_entropy(logits.double() / np.exp(log_temperature), right).item()
+        return functional.cross_entropy(logits.double() / np.exp(log_temperature), labels).item()
 
     return float(np.float32(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)))
 
@@ -285,7 +299,9 @@ def _find_divergence(network: nn.Module, images: Pixels, outputs: dict[str, str]
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph)
     given = {tensor for node in graph.graph.node for tensor in node.output}
-    layers = [name for name in told if outputs.get(name) in given]  # in the order in which they finished
+    layers = [  # in the order in which they finished
+        name for name, output in told.items() if outputs.get(name) in given and isinstance(output, Tensor)
+    ]
     if not layers:
         return "no layer can be told apart in the graph"
     del exposed.graph.output[:]
@@ -298,16 +314,15 @@ def _find_divergence(network: nn.Module, images: Pixels, outputs: dict[str, str]
     return "no layer diverges, so it is what follows the last one"
 
 
-def _run_all(graph: onnx.ModelProto, split: Split, optimise: bool = True) -> Floats:
-    """Logits of every image of a split, float32 (N, K), by onnxruntime."""
-    session = open_cpu_session(graph.SerializeToString(), optimise=optimise)
-    return np.concatenate([session.run([LOGITS], {INPUT: images})[0] for images in split_evaluation(split.images)])
-
-
 def _find_commit() -> str | None:
     """The commit of evalmode's own source, where it runs from a checkout."""
-    command = ["git", "-C", str(Path(serving.__file__).parent), "rev-parse", "HEAD"]
-    try:
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", Path(__file__).name)  # not a user's repository around an installation
+        return ask("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
     except (OSError, subprocess.CalledProcessError):
         return None

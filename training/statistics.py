@@ -50,7 +50,7 @@ class _Seen(Exception):
 def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
     """Replace the moving mean and variance of every batch norm by those over all images, in place; ends in eval mode.
 
-    A layer that a network calls more than once gets those of its first call.
+    A layer that a network calls more than once gets those of its first call, and the export will refuse it.
 
     Args:
         network: on any device.
@@ -66,22 +66,23 @@ def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
     for layer in _list_layers(network, scale_pixels(torch.from_numpy(split.images[:2])).to(device)):
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for seen in _watch(network, layer, split, device):
-            variance, mean = torch.var_mean(seen, [axis for axis in range(seen.ndim) if axis != 1], correction=0)
-            values = seen.numel() // len(mean)
+            seen_variance, seen_mean = torch.var_mean(seen, [a for a in range(seen.ndim) if a != 1], correction=0)
+            values = seen.numel() // len(seen_mean)
             count += values
-            total = total + values * mean.double()
-            squares = squares + values * (variance.double() + mean.double().square())
+            total = total + values * seen_mean.double()
+            squares = squares + values * (seen_variance.double() + seen_mean.double().square())
         mean = total / count
         assert layer.running_mean is not None  # as _list_layers chose it
         assert layer.running_var is not None
-        std = (squares / count - mean.square()).clamp_min(0).add(layer.eps).sqrt()
+        variance = (squares / count - mean.square()).clamp_min(0)
+        std = variance.add(layer.eps).sqrt()
         off_mean = (layer.running_mean - mean) / std
         off_std = (layer.running_var.double() + layer.eps).sqrt().log() - std.log()
         corrections.append(
             Correction(names[layer], *(off.square().mean().sqrt().item() for off in (off_mean, off_std)))
         )
         layer.running_mean.copy_(mean)
-        layer.running_var.copy_(std.square() - layer.eps)
+        layer.running_var.copy_(variance)
     return corrections
 
 

@@ -45,11 +45,16 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     help="text file, a label a line in the order of the network's output",
 )
 @click.option("--scale", callback=parse_numbers, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
-@click.option("--mean", callback=parse_numbers, help="then subtracted: one number, or one a channel")
+@click.option(
+    "--mean",
+    callback=parse_numbers,
+    help="then subtracted: one number, or one a channel in the order that the network wants",
+)
 @click.option("--std", callback=parse_numbers, help="then divided by, likewise")
 @click.option("--bgr", is_flag=True, help="the network wants blue first")
 @click.option("--size", callback=parse_size, metavar="HxW", help="of the images, where the network leaves it open")
 @click.option("--golden", type=click.Choice(["images", "synthetic"]), default="images", help="what travels in the file")
+@click.option("--allow-guessing", is_flag=True, help="publish a network that is no better than guessing")
 @click.option(
     "--samples",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -67,6 +72,7 @@ def certify(
     bgr: bool,
     size: tuple[int, int] | None,
     golden: str,
+    allow_guessing: bool,
     samples: Path | None,
     repository: Path,
     name: str,
@@ -76,13 +82,13 @@ def certify(
     Of a classifier of images, preprocessing and softmax go into the graph: for each pixel x,
     (x / 255 * (high - low) + low - mean) / std.
     """
-    import onnx
-
+    from serving.artifact import digest_file
     from serving.proof.adopt import adopt_tensors, read_samples
+    from serving.proof.wrap import read_network
     from serving.repository import check_name, publish
 
     check_name(name)
-    graph = onnx.load(file)
+    graph = read_network(file)
     if samples:
         if images or labels or scale:
             raise click.UsageError("--samples is for other networks than --images, --labels and --scale: choose")
@@ -93,9 +99,10 @@ def certify(
         missing = [option for option, given in zip(NEEDED, (images, labels, scale), strict=True) if given is None]
         if images is None or labels is None or scale is None:
             raise click.UsageError(f"{', '.join(missing)} missing, or --samples for a network of other tensors")
-        artifact, told = _adopt_images(graph, images, labels, scale, mean, std, bgr, size, golden == "synthetic")
+        synthetic = golden == "synthetic"
+        artifact, told = _adopt_images(graph, images, labels, scale, mean, std, bgr, size, synthetic, allow_guessing)
     path = publish(repository, name, artifact)
-    click.echo(f"{told}\npublished {path} ({len(artifact):,} bytes)")
+    click.echo(f"{told}\npublished {path} ({len(artifact):,} bytes)\ndigest    {digest_file(artifact)}")
 
 
 def _adopt_images(
@@ -108,9 +115,10 @@ def _adopt_images(
     bgr: bool,
     size: tuple[int, int] | None,
     synthetic: bool,
+    allow_guessing: bool,
 ) -> tuple[bytes, str]:
     """The artifact of a classifier of images, and what to say of it."""
-    from serving.errors import UsageError
+    from serving.errors import GoldenMismatch, UsageError
     from serving.proof.adopt import adopt
     from serving.proof.images import read_labelled
     from serving.proof.wrap import Preprocessing, find_scores, read_input
@@ -126,6 +134,10 @@ def _adopt_images(
     for option, numbers in (("--mean", mean), ("--std", std)):
         if numbers is not None and len(numbers) not in (1, contract.channels):
             raise UsageError(f"{option} has {len(numbers)} numbers: 1 or {contract.channels} are wanted")
+    if bgr and contract.channels == 1:
+        raise UsageError("--bgr: the network takes grey images, which have no order of colours")
+    if std is not None and min(std) <= 0:
+        raise UsageError(f"--std {','.join(f'{one:g}' for one in std)}: numbers above 0 are wanted")
     (low, high), mean, std = scale, mean or (0.0,), std or (1.0,)
     width = max(len(mean), len(std))
     pairs = list(zip(mean * (width // len(mean)), std * (width // len(std)), strict=True))
@@ -139,8 +151,11 @@ def _adopt_images(
     labelled = read_labelled(images, names, contract)
     scores = find_scores(graph, len(names))
     artifact, quality = adopt(graph, (entry, scores), preprocessing, names, labelled, synthetic)
-    if quality.interval[0] <= 1 / len(names):
-        click.echo("evalmode: no better than guessing: are --labels, --scale, --mean, --std and --bgr right?", err=True)
+    if quality.interval[0] <= 1 / len(names) and not allow_guessing:
+        raise GoldenMismatch(
+            f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing among {len(names)} "
+            "labels: are --labels, --scale, --mean, --std and --bgr right? If so: --allow-guessing"
+        )
     least, greatest = quality.interval
     return artifact, (
         f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"

@@ -11,16 +11,15 @@ import numpy as np
 import onnx
 
 from serving.artifact import Manifest, seal
-from serving.certificate import INPUT, LOGITS, Floats, Tensors
+from serving.certificate import INPUT, Floats, Tensors, largest_value
 from serving.errors import UsageError
 from serving.model import load_artifact, open_cpu_session
-from serving.pixels import Pixels
 from serving.proof.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
+from serving.proof.checks import run_all
 from serving.proof.figures import Quality, describe_pixels, measure_quality
 from serving.proof.images import Labelled
 from serving.proof.wrap import Preprocessing, wrap
 
-BATCH = 32
 VERSIONS = ("evalmode", "onnx", "onnxruntime", "numpy", "pillow")
 
 
@@ -49,15 +48,15 @@ def adopt(
         ProofFailed, ArtifactInvalid: see ``certify``.
     """
     wrapped = strip(wrap(graph, *names, preprocessing, len(labels), probabilities=False))
-    scores = _run_all(wrapped, images.pixels)
+    scores = run_all(wrapped, images.pixels)
     if gives_probabilities(scores):
         wrapped = strip(wrap(graph, *names, preprocessing, len(labels), probabilities=True))
-    logits = _run_all(wrapped, images.pixels)
-    difference = float(np.abs(logits - _run_all(wrapped, images.pixels, optimise=False)).max())
+    logits = run_all(wrapped, images.pixels)
+    difference = float(np.abs(logits - run_all(wrapped, images.pixels, optimise=False)).max())
     quality = measure_quality(logits, images.targets, temperature=1.0)
     properties = {
         "network": "adopted",
-        "preprocessing": {**asdict(preprocessing), "contract": None},
+        "preprocessing": {name: value for name, value in asdict(preprocessing).items() if name != "contract"},
         "quality": asdict(quality),
         "moments": {"pixels": describe_pixels(images.pixels), "layers": []},
         "versions": {name: version(name) for name in VERSIONS},
@@ -90,7 +89,7 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
     unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
     pairs = zip(answers.values(), unoptimised, strict=True)
-    difference = max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in pairs)
+    difference = max(float(np.abs(one.astype(np.float64) - other).max()) / largest_value(one) for one, other in pairs)
     count = len(next(iter(samples.values())))
     return certify(stripped, manifest, samples, ("",) * count, difference)
 
@@ -128,9 +127,3 @@ def _list(dtypes: dict[str, str]) -> str:
 def gives_probabilities(scores: Floats) -> bool:
     """Whether every row is in 0..1 and sums to 1."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
-
-
-def _run_all(graph: onnx.ModelProto, pixels: Pixels, optimise: bool = True) -> Floats:
-    session = open_cpu_session(graph.SerializeToString(), optimise=optimise)
-    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
-    return np.concatenate([session.run([LOGITS], {INPUT: batch})[0] for batch in batches])

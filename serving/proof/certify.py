@@ -6,6 +6,7 @@ Shapes: N images, H height, W width, C channels, K labels.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,22 +14,22 @@ import onnx
 from PIL import Image
 
 from serving.artifact import Manifest, check_operators, seal
-from serving.certificate import INPUT, Certificate, Encoded, Tensors
+from serving.certificate import INPUT, LARGEST_TOLERANCE, LOGITS, Certificate, Encoded, Tensors
 from serving.model import load_artifact
 from serving.pixels import PixelContract, Pixels
 from serving.proof.checks import (
-    THREADS,
     check_batches,
     check_eval_mode,
     check_finite,
     check_golden,
     check_outputs,
     check_repeats,
+    open_runs,
 )
 from serving.proof.figures import Indices
 
 FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
-TOLERANCE = 1e-4, 1e-2  # least and greatest, of logits; of other outputs times the largest of them
+TOLERANCE = 1e-4, LARGEST_TOLERANCE  # least and greatest, of logits; of other outputs as a share of their largest value
 FACTOR = 10.0  # of the largest difference measured, for processors that were not at hand
 FILES = 4  # golden images kept as JPEG and as PNG, every other one larger than the network wants
 
@@ -44,7 +45,8 @@ def certify(
         manifest: of labels, pixels and properties; its temperature is the property ``temperature``, else 1.
         golden: inputs that travel in the file, N of them; of a classifier of images ``image``, uint8 (N, H, W, C).
         targets: the names of their labels, "" where they have none.
-        difference: the largest of an output that was measured elsewhere: between runtimes, or optimisations.
+        difference: the largest of an output that was measured elsewhere, between runtimes or optimisations; of a
+            network that classifies no images, as a share of the output's largest value.
 
     Returns:
         The artifact's bytes.
@@ -54,31 +56,34 @@ def certify(
         ArtifactInvalid: the result is not one that a server would load.
     """
     check_graph(graph)
-    bare = seal(graph, manifest)
-    runs = [load_artifact(bare, threads=threads, allow_uncertified=True).run for threads in THREADS]
+    runs = open_runs(graph.SerializeToString())
     check_outputs(runs[0], golden, len(manifest.labels))
     check_repeats(runs[0], golden)
     answers = [runs[0]({name: array[row : row + 1] for name, array in golden.items()}) for row in range(len(targets))]
     expected = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-    least, greatest = TOLERANCE
-    if not manifest.image:  # logits are of the order of 1, other outputs of any
-        scale = max(1.0, *(float(np.abs(output).max()) for output in expected.values()))
-        least, greatest = least * scale, greatest * scale
-    same, largest = check_batches(runs, golden, greatest)
+    # Logits are of the order of 1; other outputs are of any, and each of its own.
+    same, largest = check_batches(runs, golden, TOLERANCE[1], relative=not manifest.image)
     certificate = Certificate(
         inputs=golden,
         targets=targets,
+        answers=tuple(manifest.labels[index] for index in expected[LOGITS].argmax(axis=1)) if manifest.image else (),
         outputs=expected,
-        tolerance=float(np.clip(FACTOR * max(difference, largest), least, greatest)),
-        temperature=float(manifest.properties.get("temperature", 1.0)),
+        tolerance=float(np.clip(FACTOR * max(difference, largest), *TOLERANCE)),
+        temperature=float(manifest.properties.get("temperature", 1.0)) if manifest.image else None,
         batch_invariant=same,
         encoded=encode_some(golden[INPUT], manifest.image) if manifest.image else (),
     )
-    if quality := manifest.properties.get("quality"):
-        check_golden(certificate, manifest.labels, quality["interval"][0])
+    if manifest.image:
+        check_golden(certificate, manifest.labels, least_recalls(manifest))
     artifact = seal(graph, replace(manifest, certificate=certificate))
     load_artifact(artifact)
     return artifact
+
+
+def least_recalls(manifest: Manifest) -> Sequence[float]:
+    """What share of each label's images the file says is right at least; 0 where it says nothing."""
+    stated: Sequence[float] = manifest.properties.get("quality", {}).get("least_recalls", [0.0] * len(manifest.labels))
+    return stated
 
 
 def check_graph(graph: onnx.ModelProto) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from serving.certificate import INPUT, PROBABILITIES
 from serving.errors import UsageError
 from serving.model import Model
 from serving.proof.figures import mcnemar
 from serving.proof.images import Labelled, read_labelled
+from serving.proof.latency import measure_ratio
 
 BATCH = 64
-ROUNDS = 200
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def compare(old: Model, new: Model, folder: Path) -> Comparison:
             if (mine := own == label).any()
         ],
         p=mcnemar(int(gained.sum()), int(lost.sum())),
-        latency_ratio=_time(new, seen[1], old, seen[0]),
+        latency_ratio=measure_ratio(new, seen[1].pixels[:1], old, seen[0].pixels[:1]),
     )
 
 
@@ -109,16 +106,3 @@ def _tell(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.
     told = np.concatenate([model.classify(images.pixels[start : start + size])[0].argmax(axis=1) for start in starts])
     labels: np.ndarray[tuple[int], np.dtype[np.str_]] = np.array(model.manifest.labels)[told]
     return labels
-
-
-def _time(new: Model, new_images: Labelled, old: Model, old_images: Labelled) -> float:
-    """How long one image alone takes the new model, relative to the old one."""
-    pairs = ((new, new_images.pixels[:1]), (old, old_images.pixels[:1]))
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for (model, image), taken in zip(pairs, times, strict=True):
-            started = time.perf_counter()
-            model.session.run([PROBABILITIES], {INPUT: image})
-            taken.append(time.perf_counter() - started)
-    ratio: float = statistics.median(times[0]) / statistics.median(times[1])
-    return ratio

@@ -12,7 +12,7 @@ from serving.certificate import Floats, softmax
 from serving.pixels import Pixels
 
 Z_95 = 1.959964  # 95% of a normal distribution lie within as many standard deviations
-BINS = 15  # of told probability, for the calibration error
+BINS = 10  # of told probability, for the calibration error
 
 Indices = npt.NDArray[np.int64]
 
@@ -25,6 +25,7 @@ class Quality:
         images: how many: the whole test set.
         accuracy: share right.
         interval: where the true share lies with 95% confidence.
+        least_recalls: of each label's images, the share right is at least this, likewise; 0 where there are none.
         calibration_error: before and after the temperature.
         temperature: fitted on validation images.
     """
@@ -32,16 +33,27 @@ class Quality:
     images: int
     accuracy: float
     interval: tuple[float, float]
+    least_recalls: tuple[float, ...]
     calibration_error: tuple[float, float]
     temperature: float
 
 
 def measure_quality(logits: Floats, targets: Indices, temperature: float) -> Quality:
     """Accuracy with its interval, and calibration before and after the temperature, of the artifact's own answers."""
-    right = int((logits.argmax(1) == targets).sum())
-    before, after = (calibration_error(softmax(logits / t), targets) for t in (1.0, temperature))
+    right = logits.argmax(1) == targets
+    counts, rights = (np.bincount(targets[chosen], minlength=logits.shape[1]) for chosen in (slice(None), right))
     return Quality(
-        len(targets), right / len(targets), wilson_interval(right, len(targets)), (before, after), temperature
+        images=len(targets),
+        accuracy=float(right.mean()),
+        interval=wilson_interval(int(right.sum()), len(targets)),
+        least_recalls=tuple(
+            wilson_interval(int(r), int(n))[0] if n else 0.0 for r, n in zip(rights, counts, strict=True)
+        ),
+        calibration_error=(
+            calibration_error(softmax(logits), targets),
+            calibration_error(softmax(logits / temperature), targets),
+        ),
+        temperature=temperature,
     )
 
 
@@ -70,7 +82,15 @@ def calibration_error(probabilities: npt.NDArray[np.floating], targets: Indices)
 
 def binomial_tail(right: int, count: int, share: float) -> float:
     """How likely at most ``right`` of ``count`` are right, where each is with a chance of ``share``."""
-    return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(right + 1))
+    if share <= 0 or right >= count:
+        return 1.0
+    if share >= 1:
+        return 0.0
+    orders = math.lgamma(count + 1) - np.array(
+        [math.lgamma(k + 1) + math.lgamma(count - k + 1) for k in range(right + 1)]
+    )
+    k = np.arange(right + 1)
+    return math.fsum(np.exp(orders + k * math.log(share) + (count - k) * math.log1p(-share)))
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -86,5 +106,11 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def describe_pixels(images: Pixels) -> dict[str, list[float]]:
     """Mean and standard deviation of each channel of images, uint8 (N, H, W, C), in 0..255."""
-    flat = images.reshape(-1, images.shape[-1])
-    return {"mean": flat.mean(0, np.float64).tolist(), "std": flat.std(0, np.float64).tolist()}
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for image in images:  # one at a time: a float64 copy of all would be eight times as large
+        for channel, row in enumerate(counts):
+            row += np.bincount(image[..., channel].ravel(), minlength=256)
+    values = np.arange(256)
+    mean = counts @ values / counts.sum(1)
+    variance = counts @ values**2 / counts.sum(1) - mean**2
+    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 0)).tolist()}

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-FOLDABLE = ("Conv", "Gemm")
+Doubles = npt.NDArray[np.float64]
+
+FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
     norms = []
     for node in [node for node in folded.graph.node if node.op_type == "BatchNormalization"]:
         before = makers.get(node.input[0])
-        fits = before is not None and before.op_type in FOLDABLE and readers[node.input[0]] == 1
+        fits = (
+            before is not None
+            and before.op_type in FOLDABLE
+            and readers[node.input[0]] == 1
+            and all(name in values for name in before.input[1:] if name)  # not computed, as by weight norm
+        )
         if before is not None and fits:
             _fold(folded.graph, before, node, values)
         norms.append(_describe(node, fits, values))
@@ -80,9 +88,8 @@ def _fold(
     factor = scale / np.sqrt(variance + _epsilon(norm))
     weights = _read(values[before.input[1]])
     bias = _read(values[before.input[2]]) if len(before.input) > 2 and before.input[2] else np.zeros_like(mean)
-    across = _filters_axis(before)
     new = {
-        "weight": weights * np.expand_dims(factor, [axis for axis in range(weights.ndim) if axis != across]),
+        "weight": _multiply(weights, factor, before),
         "bias": (bias * _beta(before) - mean) * factor + shift,
     }
     for place, (kind, value) in enumerate(new.items(), 1):
@@ -99,19 +106,27 @@ def _fold(
     graph.node.remove(norm)
 
 
-def _filters_axis(node: onnx.NodeProto) -> int:
-    """Which axis of the weights counts the outputs."""
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if node.op_type == "Conv" or transposed else 1
+def _multiply(weights: Doubles, factor: Doubles, node: onnx.NodeProto) -> Doubles:
+    """A layer's weights with each output multiplied by its factor."""
+    if node.op_type == "ConvTranspose":  # inputs of all groups, outputs of one
+        groups = int(_attribute(node, "group", 1))
+        apart = weights.reshape(groups, -1, *weights.shape[1:])
+        return (apart * factor.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))).reshape(weights.shape)
+    outputs = 0 if node.op_type == "Conv" or _attribute(node, "transB", 0) else 1
+    return weights * np.expand_dims(factor, [axis for axis in range(weights.ndim) if axis != outputs])
 
 
 def _beta(node: onnx.NodeProto) -> float:
     """The factor of a dense layer's bias."""
-    return next((float(attribute.f) for attribute in node.attribute if attribute.name == "beta"), 1.0)
+    return _attribute(node, "beta", 1.0)
 
 
 def _epsilon(norm: onnx.NodeProto) -> float:
-    return next((float(helper.get_attribute_value(a)) for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    return _attribute(norm, "epsilon", 1e-5)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
 
 
 def _describe(norm: onnx.NodeProto, folded: bool, values: dict[str, onnx.TensorProto]) -> Norm:
@@ -121,5 +136,5 @@ def _describe(norm: onnx.NodeProto, folded: bool, values: dict[str, onnx.TensorP
     return Norm(name, tensor, folded, mean, variance, scale, shift, _epsilon(norm))
 
 
-def _read(tensor: onnx.TensorProto) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _read(tensor: onnx.TensorProto) -> Doubles:
     return numpy_helper.to_array(tensor).astype(np.float64)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from serving.certificate import INPUT, LOGITS
+from serving.certificate import INPUT
 from serving.errors import NotWorthIt
 from serving.model import Model
 from serving.pixels import Pixels
 from serving.proof.figures import Indices
+from serving.proof.latency import measure_ratio
 
 LEAST_SPEEDUP = 1.3  # of one image alone
 MOST_LOST = 0.003  # of accuracy, on all test images
 MOST_DIFFERENCE = 0.08  # of logits, relative to their own spread: honest variants move them by 1 to 5%
 CALIBRATION = 512  # training images, at most, that the ranges are measured on
 BATCH = 64
-ROUNDS = 200
 QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool"]  # what comes between stays float32
 
 
@@ -92,17 +90,10 @@ def _silent() -> Iterator[None]:
 def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Gain:
     """Compare a variant with the original on all test images, and time both in turns on one of them."""
     logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in (old, new)]
-    accuracies = [float(np.mean(rows.argmax(1) == targets)) for rows in logits]
+    rights = [int((rows.argmax(1) == targets).sum()) for rows in logits]
     spread = np.std(logits[0] - logits[0].mean(axis=1, keepdims=True))
     difference = float(np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / spread)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for model, taken in zip((old, new), times, strict=True):
-            started = time.perf_counter()
-            model.session.run([LOGITS], {INPUT: pixels[:1]})
-            taken.append(time.perf_counter() - started)
-    speedup = statistics.median(times[0]) / statistics.median(times[1])
-    return Gain(speedup, accuracies[0] - accuracies[1], difference)
+    return Gain(measure_ratio(old, pixels[:1], new, pixels[:1]), (rights[0] - rights[1]) / len(targets), difference)
 
 
 def check_gain(gain: Gain) -> str:

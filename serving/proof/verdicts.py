@@ -8,23 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from serving.artifact import Manifest, check_digest, check_operators
-from serving.certificate import INPUT, LOGITS, Certificate, Run, Tensors
-from serving.errors import EvalmodeError
+from serving.artifact import Manifest, check_digest, check_operators, digest_file
+from serving.certificate import INPUT, LARGEST_TOLERANCE, Certificate, Run, Tensors
+from serving.errors import ArtifactInvalid, EvalmodeError
+from serving.limits import LARGEST_BATCH
 from serving.model import open_cpu_session
 from serving.pixels import PixelContract
+from serving.proof.certify import draw_golden, least_recalls
 from serving.proof.checks import (
-    LARGEST_BATCH,
-    THREADS,
     check_batches,
     check_eval_mode,
     check_finite,
     check_golden,
     check_outputs,
     check_repeats,
+    open_runs,
 )
 
-TOLERANCE = 1e-2  # of outputs of a network that states none
 DRAWN = 16  # inputs for a file that holds no images
 
 
@@ -51,17 +51,19 @@ def examine(artifact: bytes) -> list[Verdict]:
         graph = onnx.load_model_from_string(artifact)
     except Exception as error:  # protobuf's decoder raises types of its own
         return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
-    verdicts = [Verdict("file", True, f"ONNX, {len(artifact):,} bytes, {_list_opsets(graph)}")]
+    verdicts = [Verdict("file", True, f"{digest_file(artifact)}, {len(artifact):,} bytes, {_list_opsets(graph)}")]
     verdicts.append(_judge("operators", lambda: check_operators(graph)))
-    verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
-    verdicts.append(_judge("weights", lambda: check_finite(graph)))
+    whole = bool(verdicts[-1].passed)  # else there is nothing to look at, or nothing that may run
+    if whole:
+        verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
+        verdicts.append(_judge("weights", lambda: check_finite(graph)))
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     if not any(key.startswith("evalmode.") for key in metadata):
         verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
-        return verdicts + (_examine_foreign(artifact) if verdicts[1].passed else [])
-    verdicts.append(_judge("digest", lambda: f"sealed as {check_digest(artifact)[:16]}..., unchanged"))
+        return verdicts + (_examine_foreign(artifact) if whole else [])
+    verdicts.append(_judge("digest", lambda: _check_seal(artifact)))
     verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
-    if all(verdict.passed for verdict in (verdicts[1], verdicts[-1])):
+    if whole and verdicts[-1].passed:
         verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
     return verdicts
 
@@ -75,6 +77,11 @@ def _judge(check: str, look: Callable[[], str]) -> Verdict:
         return Verdict(check, False, f"onnxruntime cannot run it: {error}", "ArtifactInvalid")
 
 
+def _check_seal(artifact: bytes) -> str:
+    check_digest(artifact)
+    return "unchanged since it was sealed"
+
+
 def _list_opsets(graph: onnx.ModelProto) -> str:
     return "opset " + ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in graph.opset_import)
 
@@ -84,16 +91,16 @@ def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     certificate, image = manifest.certificate, manifest.image
     verdicts = []
     if certificate or image:
-        blank = {INPUT: np.zeros((DRAWN, *image.shape), np.uint8)} if image else {}
-        inputs = certificate.inputs if certificate else blank
-        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels)))
+        drawn = {INPUT: draw_golden(image, DRAWN)} if image else {}
+        inputs = certificate.inputs if certificate else drawn
+        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), relative=not image))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
     if image:
         verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, image)))
     verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    if LOGITS in certificate.outputs:
-        verdicts.append(_judge("golden labels", lambda: check_golden(certificate, manifest.labels, _stated(manifest))))
+    if image:
+        verdicts.append(_judge("labels", lambda: _check_labels(certificate, manifest)))
     return verdicts
 
 
@@ -114,36 +121,30 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None))
+    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None, relative=False))
 
 
-def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None) -> Iterator[Verdict]:
+def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None, relative: bool) -> Iterator[Verdict]:
     try:
-        runs = [_make_run(artifact, threads) for threads in THREADS]
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        yield Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")
+        runs = open_runs(artifact)
+    except ArtifactInvalid as error:
+        yield Verdict("runs", False, str(error), "ArtifactInvalid")
         return
     if labels is not None:
         yield _judge("outputs", lambda: check_outputs(runs[0], inputs, labels))
     yield _judge("repeats", lambda: check_repeats(runs[0], inputs))
-    yield _judge("batches", lambda: _tell_batches(runs, inputs))
+    yield _judge("batches", lambda: _tell_batches(runs, inputs, relative))
 
 
-def _make_run(artifact: bytes, threads: int = 1) -> Run:
-    session = open_cpu_session(artifact, threads)
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-
-def _tell_batches(runs: list[Run], inputs: Tensors) -> str:
-    same, largest = check_batches(runs, inputs, TOLERANCE)
+def _tell_batches(runs: list[Run], inputs: Tensors, relative: bool) -> str:
+    same, largest = check_batches(runs, inputs, LARGEST_TOLERANCE, relative)
     equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
     return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
 
 
-def _stated(manifest: Manifest) -> float:
-    """The least accuracy that the file claims, with 95% confidence; 0 where it claims none."""
-    return float(manifest.properties.get("quality", {}).get("interval", [0.0])[0])
+def _check_labels(certificate: Certificate, manifest: Manifest) -> str:
+    certificate.check_labels(manifest.labels)
+    return check_golden(certificate, manifest.labels, least_recalls(manifest))
 
 
 def _check_decoder(certificate: Certificate, contract: PixelContract) -> str:
@@ -152,5 +153,5 @@ def _check_decoder(certificate: Certificate, contract: PixelContract) -> str:
 
 
 def _replay(artifact: bytes, certificate: Certificate) -> str:
-    certificate.replay(_make_run(artifact), certificate.tolerance, LARGEST_BATCH)
+    certificate.replay(open_runs(artifact)[0], certificate.tolerance, [LARGEST_BATCH])
     return f"{len(certificate.targets)} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,18 @@ class Preprocessing:
     shift: tuple[float, ...]
 
 
+def read_network(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, with weights that lie beside it.
+
+    Raises:
+        UsageError: it is something else, or weights are missing.
+    """
+    try:
+        return onnx.load(path)
+    except Exception as error:  # protobuf's decoder and onnx raise types of their own
+        raise UsageError(f"{path} is not a whole ONNX file: {error}") from error
+
+
 def read_input(graph: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[str, PixelContract, str]:
     """What images a network takes.
 
@@ -59,19 +72,27 @@ def read_input(graph: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[st
     if len(sides) == 1:
         if size is None or (sides[0] and sides[0] % (size[0] * size[1])):
             raise UsageError(f"the network takes rows of {sides[0]} values: say what image that is with --size HxW")
-        return inputs[0].name, PixelContract(*size, max(1, sides[0] // (size[0] * size[1]))), "flat"
+        channels = max(1, sides[0] // (size[0] * size[1]))
+        _check_channels(channels)
+        return inputs[0].name, PixelContract(*size, channels), "flat"
     if len(sides) != 3:
         raise UsageError(f"the network takes {len(sides) + 1} dimensions: 4 (a batch of images) or 2 are wanted")
     layout = "NHWC" if sides[2] in (1, 3) and sides[0] not in (1, 3) else "NCHW"
     height, width, channels = sides if layout == "NHWC" else (sides[1], sides[2], sides[0])
     if not (height and width) and size is None:
         raise UsageError("the network takes images of any size: choose one with --size HxW")
-    if channels not in (1, 3):
-        raise UsageError(f"the network takes images of {channels} channels: 1 (grey) or 3 (colour) are wanted")
-    if size is not None and not (height and width):
+    _check_channels(channels)
+    if size is not None:
+        if (height or size[0], width or size[1]) != size:
+            raise UsageError(f"the network takes images of {height}x{width}, --size says {size[0]}x{size[1]}")
         height, width = size
     contract = PixelContract(height, width, channels)
     return inputs[0].name, contract, layout
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise UsageError(f"the network takes images of {channels} channels: 1 (grey) or 3 (colour) are wanted")
 
 
 def find_scores(graph: onnx.ModelProto, labels: int) -> str:

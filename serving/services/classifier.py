@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from serving.batching import Call
-from serving.certificate import INPUT, PROBABILITIES, Tensors
+from serving.certificate import INPUT, PROBABILITIES
 from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
 from serving.pixels import RESIZE, Pixels, check_pixels, decode_image
-from serving.services.inference import Inference, Timed, Write
+from serving.services.inference import Inference, Read, Timed
 from serving.services.models import Models
 from serving.wire import classifier_pb2 as wire
 
@@ -53,7 +53,7 @@ class Classifier:
         """See ``Service``."""
         return self._models.find(request.model, request.version)
 
-    def read(self, request: wire.PredictRequest, model: Model) -> tuple[Tensors, Write]:
+    def read(self, request: wire.PredictRequest, model: Model, call: Call) -> Read:
         """See ``Service``."""
 
         def write(timed: Timed) -> wire.PredictResponse:
@@ -68,7 +68,7 @@ class Classifier:
                 inference_us=timed.inference_us,
             )
 
-        return {INPUT: self._read_pixels(request, model)[np.newaxis]}, write
+        return Read({INPUT: self._read_pixels(request, model)[np.newaxis]}, write, call)
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
         """Say what a model expects, what it answers with and how it is served."""
@@ -88,8 +88,9 @@ class Classifier:
 
     def _read_pixels(self, request: wire.PredictRequest, model: Model) -> Pixels:
         """The request's input as the pixels the model wants, whichever way it was sent."""
-        contract, sent = model.manifest.pixels, request.WhichOneof("input")
+        sent = request.WhichOneof("input")
         with at_field(sent or "input"):
+            contract = model.manifest.pixels
             if sent == "image":
                 return decode_image(request.image, contract, self._limits)
             if sent == "pixels":

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.batching import Batcher, Call
+from serving.batching import Batcher, Call, count_rows
 from serving.certificate import Tensors
-from serving.errors import RequestError
 from serving.model import Model
 from serving.services.statistics import Statistics
 
@@ -24,7 +23,19 @@ class Timed:
     inference_us: int
 
 
-Write = Callable[[Timed], Any]
+@dataclass(frozen=True)
+class Read:
+    """A request that has been read.
+
+    Attributes:
+        inputs: as the model takes them.
+        write: makes a reply of the outputs.
+        call: who asks, and for how long: the request itself may say that sooner than its transport.
+    """
+
+    inputs: Tensors
+    write: Callable[[Timed], Any]
+    call: Call
 
 
 class Service(Protocol):
@@ -33,7 +44,7 @@ class Service(Protocol):
     def find(self, request: Any) -> Model:
         """The model that a request asks for."""
 
-    def read(self, request: Any, model: Model) -> tuple[Tensors, Write]:
+    def read(self, request: Any, model: Model, call: Call) -> Read:
         """The inputs as the model takes them, and what makes a reply of its outputs."""
 
 
@@ -60,14 +71,13 @@ class Inference:
         try:
             with self._batcher.admit():
                 admitted = time.perf_counter()
-                inputs, write = service.read(request, model)
+                read = service.read(request, model, call)
                 decode_us = round((time.perf_counter() - admitted) * 1e6)
-                answer = self._batcher.run(model, inputs, call)
-        except RequestError:
+                answer = self._batcher.run(model, read.inputs, read.call)
+        except Exception:
             self._statistics.count_refusal(model, time.perf_counter() - started)
             raise
         timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
-        rows = len(next(iter(inputs.values())))
         spent = {"compute_input": decode_us, "queue": timed.wait_us, "compute_infer": timed.inference_us}
-        self._statistics.count_answer(model, rows, spent)
-        return write(timed)
+        self._statistics.count_answer(model, count_rows(read.inputs), spent)
+        return read.write(timed)

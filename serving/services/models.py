@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, ModelUnspecified
+from serving.errors import ModelInvalid, ModelNotFound, ModelUnspecified, UsageError
 from serving.model import Model, load_model
 from serving.repository import artifact_path, list_models, list_versions
 
@@ -23,13 +23,13 @@ class Entry:
     Attributes:
         name: the model's.
         version: its number.
-        ready: whether it is served.
+        state: READY, or UNAVAILABLE where it is not served.
         reason: why it is not.
     """
 
     name: str
     version: str
-    ready: bool
+    state: str
     reason: str
 
 
@@ -64,12 +64,13 @@ class Models:
         """What is served at this moment, by name; never changed in place."""
         return self._served
 
-    def find(self, name: str, version: str) -> Model:
+    def find(self, name: str, version: str, field: str = "model") -> Model:
         """The model a request asks for.
 
         Args:
             name: its name; "" where one model is served.
             version: its version, "" for whichever is served.
+            field: of the request that the name stands in.
 
         Raises:
             ModelUnspecified, ModelNotFound: none is told, or there is no such model.
@@ -77,22 +78,24 @@ class Models:
         served = self._served
         known = ", ".join(f"{model.name}/{model.version}" for model in served.values()) or "none"
         if not name and len(served) > 1:
-            raise ModelUnspecified(f"several models are served, name one of {known}", field="model", served=known)
+            raise ModelUnspecified(f"several models are served, name one of {known}", field=field, served=known)
         model = served.get(name) if name else next(iter(served.values()), None)
         if model is None or version not in ("", model.version):
             wanted = f"{name or next(iter(served), '')}{'/' if version else ''}{version}"
-            raise ModelNotFound(f"model {wanted!r} is not found, served: {known}", model=wanted, served=known)
+            raise ModelNotFound(
+                f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
+            )
         return model
 
     def list_entries(self) -> Iterator[Entry]:
-        """Every version in the repository, and whether it is served."""
+        """Every version in the repository, or served although it is no longer there."""
         served = self._served
-        names = sorted({*served, *(path.name for path in self._repository.iterdir() if path.is_dir())})
-        for name in names:
+        for name in sorted({*served, *(path.name for path in self._repository.glob("*"))}):
             current = served[name].version if name in served else ""
-            for version in map(str, list_versions(self._repository, name)):
-                reason = "" if version == current else f"version {current} is served" if current else "not loaded"
-                yield Entry(name, version, version == current, reason)
+            versions = {*map(str, list_versions(self._repository, name)), current} - {""}
+            for version in sorted(versions, key=int):
+                reason = f"version {current} is served" if current else "not loaded"
+                yield Entry(name, version, *(("READY", "") if version == current else ("UNAVAILABLE", reason)))
 
     def load(self, name: str) -> None:
         """Serve the newest version in the repository; what is served so far goes on until that one is ready.
@@ -107,7 +110,7 @@ class Models:
                 raise ModelNotFound(f"model {name!r} is not found in the repository", model=name)
             try:
                 model = self._open(name, newest)
-            except ArtifactInvalid as error:
+            except UsageError as error:  # ProviderUnavailable, too
                 raise ModelInvalid(f"{name}/{newest} cannot be loaded: {error}", model=name, version=newest) from error
             self._served = {**self._served, name: model}
         log.info("loaded %s/%s, %s", name, newest, model.digest)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import serving
 from serving.batching import Call
-from serving.certificate import Tensors
-from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
+from serving.errors import ControlDisabled, NotServed, ParameterInvalid, RequestError, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.services.inference import Inference, Timed, Write
+from serving.services.inference import Inference, Read, Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
-from serving.services.tensors import DATATYPES, read_inputs, write_outputs
+from serving.services.status import INTERNAL_REASON, reason_of
+from serving.services.tensors import DATATYPES, check_parameters, read_inputs, write_outputs
 from serving.wire import model_config_pb2 as config
 from serving.wire import open_inference_pb2 as wire
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
-SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
-NOT_SERVED = "this server does not serve shared memory, tracing or log settings: send contents, read docs/operating.md"
+# Parameters of a request: how many microseconds it may wait, and whether its last answer is to say that it is.
+TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
+REASON = "evalmode_reason"  # parameter of a stream's answer that is an error
+NOT_SERVED = "this server does not serve shared memory, tracing or log settings: see docs/wire-protocol.md"
 
 Handler = Callable[[Any, Call], Any]
 
@@ -41,7 +46,7 @@ class OpenInference:
         enable_control: let clients load and unload models.
 
     Attributes:
-        handlers: what answers each call, by its name in the contract.
+        handlers: what answers each call that is no stream, by its name in the contract.
     """
 
     def __init__(
@@ -61,9 +66,10 @@ class OpenInference:
         self._statistics = statistics
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
+        self._leaving = False
         served: dict[str, Handler] = {
             "ServerLive": lambda request, call: wire.ServerLiveResponse(live=True),
-            "ServerReady": lambda request, call: wire.ServerReadyResponse(ready=True),
+            "ServerReady": lambda request, call: wire.ServerReadyResponse(ready=not self._leaving),
             "ModelReady": self.model_ready,
             "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
@@ -74,7 +80,12 @@ class OpenInference:
             "RepositoryModelLoad": self.load,
             "RepositoryModelUnload": self.unload,
         }
-        self.handlers = {method.name: served.get(method.name, _refuse) for method in DESCRIPTOR.methods}
+        calls = (method.name for method in DESCRIPTOR.methods if not method.client_streaming)
+        self.handlers = {name: served.get(name, _refuse) for name in calls}
+
+    def announce_shutdown(self) -> None:
+        """Be ready no more, for good, while requests are still answered."""
+        self._leaving = True
 
     def infer(self, request: wire.ModelInferRequest, call: Call) -> wire.ModelInferResponse:
         """Run a model on a batch of inputs.
@@ -87,19 +98,23 @@ class OpenInference:
 
     def find(self, request: wire.ModelInferRequest) -> Model:
         """See ``Service``."""
-        return self._models.find(request.model_name, request.model_version)
+        return self._models.find(request.model_name, request.model_version, field="model_name")
 
-    def read(self, request: wire.ModelInferRequest, model: Model) -> tuple[Tensors, Write]:
+    def read(self, request: wire.ModelInferRequest, model: Model, call: Call) -> Read:
         """See ``Service``."""
+        check_parameters(request.parameters, (TIMEOUT, MARK_FINAL))
+        call = _end_sooner(call, request.parameters[TIMEOUT]) if TIMEOUT in request.parameters else call
         wanted, classes = _choose_outputs(request, model)
 
         def write(timed: Timed) -> wire.ModelInferResponse:
             reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+            if MARK_FINAL in request.parameters and request.parameters[MARK_FINAL].bool_param:
+                reply.parameters[FINAL].bool_param = True  # there is one answer to a request here, so it is the last
             outputs = {name: timed.outputs[name] for name in wanted}
             write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
             return reply
 
-        return read_inputs(request, model, self._limits, self._allow_nonfinite), write
+        return Read(read_inputs(request, model, self._limits, self._allow_nonfinite, call), write, call)
 
     def infer_streamed(
         self, request: wire.ModelInferRequest, call: Call, explain: Callable[[Exception], str]
@@ -115,12 +130,15 @@ class OpenInference:
             return wire.ModelStreamInferResponse(infer_response=self.infer(request, call))
         except Exception as error:
             failed = wire.ModelInferResponse(model_name=request.model_name, id=request.id)
+            reason = reason_of(type(error)) if isinstance(error, RequestError) else INTERNAL_REASON
+            failed.parameters[REASON].string_param = reason
             return wire.ModelStreamInferResponse(error_message=explain(error), infer_response=failed)
 
     def model_ready(self, request: wire.ModelReadyRequest, call: Call) -> wire.ModelReadyResponse:
         """Whether a model is served; one that nobody knows is not."""
         model = self._models.served.get(request.name)
-        return wire.ModelReadyResponse(ready=model is not None and request.version in ("", model.version))
+        known = model is not None and request.version in ("", model.version)
+        return wire.ModelReadyResponse(ready=known and not self._leaving)
 
     def server_metadata(self, request: wire.ServerMetadataRequest, call: Call) -> wire.ServerMetadataResponse:
         """Who answers, and what of the protocol's extensions."""
@@ -128,7 +146,7 @@ class OpenInference:
 
     def model_metadata(self, request: wire.ModelMetadataRequest, call: Call) -> wire.ModelMetadataResponse:
         """A model's inputs and outputs, and what its artifact says about itself."""
-        model = self._models.find(request.name, request.version)
+        model = self._find(request)
         return wire.ModelMetadataResponse(
             name=model.name,
             versions=[model.version],
@@ -140,7 +158,7 @@ class OpenInference:
 
     def model_config(self, request: wire.ModelConfigRequest, call: Call) -> wire.ModelConfigResponse:
         """How a model is served, in the words of the protocol's configuration."""
-        model = self._models.find(request.name, request.version)
+        model = self._find(request)
         largest = min(self._limits.max_batch, model.max_batch)
         kind = config.ModelInstanceGroup.KIND_GPU if model.provider == "CUDA" else config.ModelInstanceGroup.KIND_CPU
         image_format = config.ModelInput.FORMAT_NHWC if model.manifest.image else config.ModelInput.FORMAT_NONE
@@ -171,21 +189,16 @@ class OpenInference:
 
     def model_statistics(self, request: wire.ModelStatisticsRequest, call: Call) -> wire.ModelStatisticsResponse:
         """Counts of one model, or of all that are served."""
-        wanted = [self._models.find(request.name, request.version)] if request.name else self._models.served.values()
+        wanted = [self._find(request)] if request.name else self._models.served.values()
         return wire.ModelStatisticsResponse(model_stats=[self._statistics.tell(model) for model in wanted])
 
     def repository_index(self, request: wire.RepositoryIndexRequest, call: Call) -> wire.RepositoryIndexResponse:
         """Every version in the repository, or those that are served."""
         return wire.RepositoryIndexResponse(
             models=[
-                wire.RepositoryIndexResponse.ModelIndex(
-                    name=entry.name,
-                    version=entry.version,
-                    state="READY" if entry.ready else "UNAVAILABLE",
-                    reason=entry.reason,
-                )
+                wire.RepositoryIndexResponse.ModelIndex(**vars(entry))
                 for entry in self._models.list_entries()
-                if entry.ready or not request.ready
+                if entry.state == "READY" or not request.ready
             ]
         )
 
@@ -199,17 +212,41 @@ class OpenInference:
         self._models.unload(self._controlled(request))
         return wire.RepositoryModelUnloadResponse()
 
+    def _find(self, request: Any) -> Model:
+        return self._models.find(request.name, request.version, field="name")
+
     def _controlled(self, request: wire.RepositoryModelLoadRequest | wire.RepositoryModelUnloadRequest) -> str:
         """The model that a client wants changed, if clients may; some of them number its name 1 instead of 2."""
         if not self._enable_control:
             raise ControlDisabled("models are not loaded or unloaded by calls: start the server with --enable-control")
-        unknown = sorted(set(request.parameters) - {"unload_dependents"})  # no model depends on another
-        if unknown:
-            raise ParameterInvalid(
-                f"parameters {', '.join(unknown)} are not known here: the artifact says it all",
-                field="parameters",
-            )
+        check_parameters(request.parameters, ("unload_dependents",))  # no model depends on another
         return request.model_name or request.repository_name
+
+
+@dataclass(frozen=True)
+class _Sooner:
+    """A call whose request may not wait as long as its caller would."""
+
+    call: Call
+    until: float
+
+    def time_remaining_s(self) -> float:
+        return min(self.call.time_remaining_s(), self.until - time.monotonic())
+
+    def cancelled(self) -> bool:
+        return self.call.cancelled()
+
+    def wake_on_cancel(self, event: threading.Event) -> None:
+        self.call.wake_on_cancel(event)
+
+
+def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:
+    """The call as its parameter ``timeout`` says: microseconds, 0 for none."""
+    kind = timeout.WhichOneof("parameter_choice")
+    timeout_us = getattr(timeout, kind) if kind in ("int64_param", "uint64_param") else -1
+    if timeout_us < 0:
+        raise ParameterInvalid(f"{TIMEOUT} is a number of microseconds, at least 0", field="parameters")
+    return _Sooner(call, time.monotonic() + timeout_us / 1e6) if timeout_us else call
 
 
 def describe_properties(model: Model) -> Mapping[str, str]:
@@ -228,9 +265,6 @@ def describe_properties(model: Model) -> Mapping[str, str]:
 
 def _choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list[str], dict[str, int]]:
     """The names of the outputs wanted, and how many labels of those that are wanted as labels."""
-    for name in SEQUENCES:
-        if name in request.parameters:
-            raise ParameterInvalid(f"{name}: the model keeps nothing from one request to the next", field="parameters")
     shapes = {output.name: output.shape for output in model.outputs}
     names: list[str] = []
     classes: dict[str, int] = {}
@@ -242,8 +276,7 @@ def _choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list
             )
         if wanted.name in names:
             raise TensorDuplicate(f"output {wanted.name!r} is wanted twice", field=f"{field}.name")
-        if "shared_memory_region" in wanted.parameters:
-            raise NotServed("shared memory is not served: outputs come in the reply", field=f"{field}.parameters")
+        check_parameters(wanted.parameters, ("classification",), f"{field}.")
         names.append(wanted.name)
         if "classification" in wanted.parameters:
             count = wanted.parameters["classification"].int64_param

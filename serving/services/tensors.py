@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from serving.batching import Call, check_alive
 from serving.certificate import DTYPES, INPUT, Array, Tensors
 from serving.errors import (
     BatchTooLarge,
@@ -20,6 +22,7 @@ from serving.errors import (
     DatatypeMismatch,
     NotFinite,
     NotServed,
+    ParameterInvalid,
     ShapeMismatch,
     TensorDuplicate,
     TensorMissing,
@@ -28,7 +31,7 @@ from serving.errors import (
 )
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.pixels import decode_image
+from serving.pixels import Pixels, decode_image
 from serving.wire import open_inference_pb2 as wire
 
 BYTES = "BYTES"
@@ -44,11 +47,16 @@ TYPED = {  # datatype -> the field of its typed contents; FP16 has none
     BYTES: "bytes_contents",
 }
 LENGTH = struct.Struct("<I")  # before each element of raw BYTES
+MOST_ELEMENTS = 2**31  # more than the largest message has bytes; below it, no array is too big for numpy
+
+INPUT_PARAMETERS = ("binary_data_size",)  # the KServe SDK sends it by default: the length of the raw contents
 
 Input = wire.ModelInferRequest.InferInputTensor
 
 
-def read_inputs(request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool) -> Tensors:
+def read_inputs(
+    request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, call: Call
+) -> Tensors:
     """A request's inputs as the model takes them; encoded images, sent as BYTES, are decoded.
 
     Args:
@@ -56,6 +64,7 @@ def read_inputs(request: wire.ModelInferRequest, model: Model, limits: Limits, a
         model: that is asked for.
         limits: of a batch and of its images.
         allow_nonfinite: let NaN and infinity through.
+        call: who asks; no further image is decoded for a caller that went away.
 
     Returns:
         Arrays by name, the batch along the first axis of each.
@@ -89,7 +98,8 @@ def read_inputs(request: wire.ModelInferRequest, model: Model, limits: Limits, a
         content = raw[place] if raw else None
         wanted = next(tensor for tensor in model.inputs if tensor.name == sent.name)
         if sent.datatype == BYTES and model.manifest.image and sent.name == INPUT:
-            read[sent.name] = _decode_images(sent, content, shape, model, limits, field)
+            encoded = _read_encoded(sent, content, shape, field)
+            read[sent.name] = _decode_images(encoded, model, limits, call, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     if len({len(array) for array in read.values()}) > 1:
@@ -109,11 +119,31 @@ def _check_names(request: wire.ModelInferRequest, model: Model) -> None:
             )
         if name in sent[:place]:
             raise TensorDuplicate(f"input {name!r} is given twice", field=f"inputs[{place}].name")
-        if "shared_memory_region" in request.inputs[place].parameters:
-            raise NotServed("shared memory is not served: send contents", field=f"inputs[{place}].parameters")
+        check_parameters(request.inputs[place].parameters, INPUT_PARAMETERS, f"inputs[{place}].")
     missing = [name for name in wanted if name not in sent]
     if missing:
         raise TensorMissing(f"input {', '.join(missing)} is missing, of {', '.join(wanted)}", field="inputs")
+
+
+def check_parameters(sent: Mapping[str, Any], known: Sequence[str], owner: str = "") -> None:
+    """Refuse what is not done here, rather than let a client believe that it was.
+
+    Args:
+        sent: parameters of a request, of an input or of an output, by name.
+        known: the names that may be there.
+        owner: whose they are: "" or ``inputs[0].``.
+
+    Raises:
+        NotServed, ParameterInvalid: another is there.
+    """
+    unknown = sorted(set(sent) - set(known))
+    if "shared_memory_region" in unknown:
+        raise NotServed("shared memory is not served: contents travel in the messages", field=f"{owner}parameters")
+    if unknown:
+        raise ParameterInvalid(
+            f"parameters {', '.join(unknown)} are not served; here: {', '.join(known) or 'none'}",
+            field=f"{owner}parameters",
+        )
 
 
 def _check_shape(sent: Input, field: str) -> tuple[int, ...]:
@@ -137,6 +167,8 @@ def _read_numbers(sent: Input, raw: bytes | None, shape: tuple[int, ...], wanted
         raise ShapeMismatch(
             f"{sent.name} is {_by(shape)}, the model wants {_by(('N', *wanted.shape))}", field=f"{field}.shape"
         )
+    if math.prod(max(side, 1) for side in shape) >= MOST_ELEMENTS:
+        raise ShapeMismatch(f"{sent.name} is {_by(shape)}: no request holds so much", field=f"{field}.shape")
     if raw is None:
         return _read_typed(sent, math.prod(shape), wanted.dtype, datatype, field).reshape(shape)
     size = math.prod(shape) * wanted.dtype.itemsize  # of Python's integers, which do not overflow
@@ -177,21 +209,29 @@ def _typed_values(sent: Input, count: int, datatype: str, field: str) -> Sequenc
     return values
 
 
-def _decode_images(
-    sent: Input, raw: bytes | None, shape: tuple[int, ...], model: Model, limits: Limits, field: str
-) -> Array:
-    """Encoded images, (N,) or (N, 1), as pixels."""
+def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field: str) -> Sequence[bytes]:
+    """The elements of a BYTES tensor, (N,) or (N, 1)."""
     if shape[1:] not in ((), (1,)):
         raise ShapeMismatch(f"encoded images are a BYTES tensor of N or Nx1, got {_by(shape)}", field=f"{field}.shape")
-    sent_bytes = _typed_values(sent, shape[0], BYTES, field) if raw is None else _split_bytes(raw, sent.name)
-    encoded = list(sent_bytes)
+    if raw is None:
+        return _typed_values(sent, shape[0], BYTES, field)
+    encoded = list(islice(_split_bytes(raw, sent.name), shape[0] + 1))  # not millions of empty ones
     if len(encoded) != shape[0]:
+        told = "more" if len(encoded) > shape[0] else len(encoded)
         raise ContentsMismatch(
-            f"{sent.name} of {_by(shape)} has {shape[0]} elements, got {len(encoded)}", field="raw_input_contents"
+            f"{sent.name} of {_by(shape)} has {shape[0]} elements, got {told}", field="raw_input_contents"
         )
-    contract = model.manifest.pixels
-    with at_field(field):
-        return np.stack([decode_image(image, contract, limits) for image in encoded])
+    return encoded
+
+
+def _decode_images(encoded: Sequence[bytes], model: Model, limits: Limits, call: Call, field: str) -> Pixels:
+    """Images as the pixels that the model takes."""
+    contract, pixels = model.manifest.pixels, []
+    for number, image in enumerate(encoded):
+        check_alive(call)
+        with at_field(f"{field}[{number}]"):
+            pixels.append(decode_image(image, contract, limits))
+    return np.stack(pixels)
 
 
 def _split_bytes(raw: bytes, name: str) -> Iterator[bytes]:

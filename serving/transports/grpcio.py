@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -26,7 +27,8 @@ SETTLE_S = 0.2  # for requests that have arrived and not yet reached their threa
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
 SERVICES = (*(one.full_name for one in CONTRACTS), health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
-SPARE_THREADS = 8  # beside those of requests and streams: for health checks, and to refuse what is too much
+SPARE_THREADS = 8  # beside those of requests and streams: to refuse what is too much
+HEALTH_THREADS = 4
 
 Handler = Callable[[Any, Call], Any]
 
@@ -64,19 +66,26 @@ class GrpcioServer:
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
                 ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         self._calls = _Calls(limits.max_streams)
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = _make_health()
         self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._theirs = theirs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_service(self._server, classifier.DESCRIPTOR, ours.handlers, self._calls)
-        _add_service(self._server, open_inference.DESCRIPTOR, theirs.handlers, self._calls)
-        streamed = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(open_inference.DESCRIPTOR.full_name, streamed),)
-        )
-        _add_reflection(self._server, self._calls)
+        one, other = classifier.DESCRIPTOR, open_inference.DESCRIPTOR
+        stream = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
+        reflect = {"ServerReflectionInfo": _make_reflection(self._calls)}
+        methods = {
+            one.full_name: _make_methods(one, ours.handlers, self._calls),
+            other.full_name: _make_methods(other, theirs.handlers, self._calls) | stream,
+            # v1alpha is what grpcio ships, v1 what tools ask for: the messages are the same.
+            **dict.fromkeys((reflection.SERVICE_NAME, REFLECTION_V1), reflect),
+        }
+        services = [grpc.method_handlers_generic_handler(name, calls) for name, calls in methods.items()]
+        self._server.add_generic_rpc_handlers(services)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -89,7 +98,8 @@ class GrpcioServer:
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     def announce_shutdown(self) -> None:
-        """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
+        """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
+        self._theirs.announce_shutdown()
         self._health.enter_graceful_shutdown()
 
     def drain(self, grace_s: float) -> int:
@@ -101,7 +111,7 @@ class GrpcioServer:
         until = time.monotonic() + grace_s
         stopped = self._server.stop(grace_s + 1)  # refuses from now on; who is cut is counted here, before
         stopped.wait(min(SETTLE_S, grace_s))
-        cut = self._calls.wait_until_idle(until - time.monotonic())
+        cut = self._calls.wait_until_quiet(until)
         self._server.stop(0)  # health watches would hold the server for the whole grace
         return cut
 
@@ -118,11 +128,22 @@ class _Calls:
         self._changed = threading.Condition()
         self.requests = 0
         self.streams = 0
+        self._more = False  # whether a request has begun since somebody looked
 
-    def wait_until_idle(self, timeout_s: float) -> int:
-        """Wait until no request is in flight; returns how many still are. Open streams are not waited for."""
+    def wait_until_quiet(self, until: float) -> int:
+        """Wait until no request is in flight and no open stream brings another; returns how many still are.
+
+        A stream may have sent several requests, and between two of them none is in flight. One that is only open is
+        not waited for.
+
+        Args:
+            until: when to give up, by ``time.monotonic``.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self.requests == 0, timeout_s)
+            while self._changed.wait_for(lambda: self.requests == 0, until - time.monotonic()) and self.streams:
+                self._more = False
+                if not self._changed.wait_for(lambda: self._more, min(SETTLE_S, until - time.monotonic())):
+                    break
             return self.requests
 
     @contextmanager
@@ -159,20 +180,30 @@ class _Calls:
     def _change(self, requests: int, streams: int) -> None:
         with self._changed:
             self.requests += requests
+            self._more |= requests > 0
             self.streams += streams
             self._changed.notify_all()
 
 
-def _add_service(
-    server: grpc.Server, contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
-) -> None:
-    """Register the calls of a service that are no streams."""
-    methods = {
+def _make_health() -> health.HealthServicer:
+    """Health with threads of its own: a call whose message is slow to come holds one of the server's."""
+    threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
+    servicer = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
+    check = partial(servicer.Check)  # grpcio reads the threads off what it calls
+    check.experimental_thread_pool = threads  # type: ignore[attr-defined]
+    servicer.Check = check
+    return servicer
+
+
+def _make_methods(
+    contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
+) -> dict[str, grpc.RpcMethodHandler]:
+    """What grpcio wants to know of a service's calls that are no streams, by name."""
+    return {
         method.name: grpc.unary_unary_rpc_method_handler(_make_unary(handlers[method.name], calls), *_formats(method))
         for method in contract.methods
         if not method.client_streaming
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(contract.full_name, methods),))
 
 
 def _formats(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
@@ -208,10 +239,15 @@ def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.R
 
 
 class _GrpcioCall:
-    """What a request knows of its caller, from grpcio's context."""
+    """What a request knows of its caller, from grpcio's context; those of a stream share one."""
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         self._context = context
+        self._waiting = threading.Event()  # of the request that waits now
+        # Once a call: grpcio keeps callbacks until its end, which may be thousands of requests away.
+        self._over = False
+        if not context.add_callback(self._end):
+            self._end()
 
     def time_remaining_s(self) -> float:
         remaining = self._context.time_remaining()
@@ -221,8 +257,13 @@ class _GrpcioCall:
         return not self._context.is_active()
 
     def wake_on_cancel(self, event: threading.Event) -> None:
-        if not self._context.add_callback(event.set):
-            event.set()  # already over
+        self._waiting = event
+        if self._over:
+            event.set()
+
+    def _end(self) -> None:
+        self._over = True
+        self._waiting.set()
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
@@ -232,20 +273,16 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     raise AssertionError("abort returned")
 
 
-def _add_reflection(server: grpc.Server, calls: _Calls) -> None:
-    """Register reflection as v1alpha, which grpcio ships, and as v1, which tools ask for: the messages are the same."""
+def _make_reflection(calls: _Calls) -> grpc.RpcMethodHandler:
+    """Reflection as grpcio ships it, with its streams counted."""
     servicer = reflection.ReflectionServicer(SERVICES)
 
     def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         calls.enter_stream(context)
         yield from servicer.ServerReflectionInfo(requests, context)
 
-    handler = grpc.stream_stream_rpc_method_handler(
+    return grpc.stream_stream_rpc_method_handler(
         answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    for service in (reflection.SERVICE_NAME, REFLECTION_V1):
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": handler}),)
-        )

@@ -24,13 +24,12 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.batching import Batcher, run_together
-from serving.certificate import Tensors
-from serving.errors import AddressUnavailable, DeadlineExpired, QueueFull, RequestError
+from serving.batching import Batcher, check_alive, count_rows, run_together
+from serving.errors import AddressUnavailable, QueueFull
 from serving.limits import Limits
 from serving.model import Model
 from serving.services import classifier, open_inference
-from serving.services.inference import Service, Timed, Write
+from serving.services.inference import Read, Service, Timed
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.refusals import refuse
@@ -46,7 +45,7 @@ SETTLE_S = 0.2  # for calls that arrived before the drain began
 
 @dataclass(eq=False)
 class _Call:
-    """A call that has arrived."""
+    """A call that has arrived; who goes away while it waits is forgotten, so it never asks whether it was cancelled."""
 
     id: int
     method: int
@@ -54,17 +53,33 @@ class _Call:
     arrived: float
     deadline: float
 
+    def time_remaining_s(self) -> float:
+        return min(self.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
+
+    def cancelled(self) -> bool:
+        return False
+
+    def wake_on_cancel(self, event: threading.Event) -> None:
+        pass
+
 
 @dataclass(eq=False)
-class _Read:
+class _Ready:
     """A call that has been read."""
 
     call: _Call
     model: Model
-    inputs: Tensors
-    rows: int
-    write: Write
+    read: Read
     decode_us: int
+
+    @property
+    def rows(self) -> int:
+        return count_rows(self.read.inputs)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What calls share that may run as one batch: the model, and every side that it leaves open."""
+        return id(self.model), *((name, array.shape[1:]) for name, array in sorted(self.read.inputs.items()))
 
 
 class NativeServer:
@@ -186,9 +201,8 @@ class NativeServer:
                 if self._draining:
                     refused.append((call, None))
                 elif len(self._waiting) >= room:
-                    limit = self._limits.max_queue
-                    told = f"{limit} requests wait already, the limit: retry later or add a replica"
-                    refused.append((call, QueueFull(told, limit_requests=limit)))
+                    told = f"{room} requests are in flight, the limit: retry later or add a replica"
+                    refused.append((call, QueueFull(told, limit_requests=room)))
                 else:
                     self._waiting.append(call)
         return refused
@@ -206,21 +220,20 @@ class NativeServer:
 
     def _run(self, calls: list[_Call]) -> None:
         """Read calls, run them together by model, answer."""
-        groups: dict[int, list[_Read]] = {}
+        groups: dict[tuple[Any, ...], list[_Ready]] = {}
         for call in calls:
             try:
-                read = self._read(call)
-                groups.setdefault(id(read.model), []).append(read)
+                ready = self._read(call)
+                groups.setdefault(ready.kind, []).append(ready)
             except Exception as error:
                 self._fail(call, error)
         for group in groups.values():
             for batch in _cut(group, self._limits.max_batch):
                 self._answer(batch)
 
-    def _read(self, call: _Call) -> _Read:
+    def _read(self, call: _Call) -> _Ready:
         started = time.perf_counter()
-        if started >= call.deadline:
-            raise DeadlineExpired("the deadline passed: the network did not run")
+        check_alive(call)
         if len(call.payload) > self._limits.max_request_bytes:
             raise _TransportError(
                 RESOURCE_EXHAUSTED,
@@ -233,37 +246,41 @@ class NativeServer:
             raise _TransportError(INTERNAL, "the request cannot be parsed") from error
         model = service.find(request)
         try:
-            inputs, write = service.read(request, model)
-        except RequestError:
+            read = service.read(request, model, call)
+            check_alive(read.call)
+        except Exception:
             self._statistics.count_refusal(model, time.perf_counter() - started)
             raise
-        decode_us = round((time.perf_counter() - started) * 1e6)
-        return _Read(call, model, inputs, len(next(iter(inputs.values()))), write, decode_us)
+        return _Ready(call, model, read, round((time.perf_counter() - started) * 1e6))
 
-    def _answer(self, batch: list[_Read]) -> None:
+    def _answer(self, batch: list[_Ready]) -> None:
+        """Run calls as one batch; where that fails, each alone: one's values must not cost the others' answers."""
         started = time.perf_counter()
         model = batch[0].model
         try:
-            outputs = run_together(model, [read.inputs for read in batch])
+            outputs = run_together(model, [ready.read.inputs for ready in batch], self._statistics.count_run)
         except Exception as error:
-            for read in batch:
-                self._fail(read.call, error)
+            if len(batch) > 1:
+                for ready in batch:
+                    self._answer([ready])
+            else:
+                self._statistics.count_refusal(model, time.perf_counter() - batch[0].call.arrived)
+                self._fail(batch[0].call, error)
             return
         inference_us = round((time.perf_counter() - started) * 1e6)
-        self._statistics.count_run(model, sum(read.rows for read in batch), inference_us)
         row = 0
-        for read in batch:
-            mine = slice(row, row := row + read.rows)
-            wait_us = max(0, round((started - read.call.arrived) * 1e6) - read.decode_us)
-            timed = Timed({n: output[mine] for n, output in outputs.items()}, read.decode_us, wait_us, inference_us)
-            spent = {"compute_input": read.decode_us, "queue": wait_us, "compute_infer": inference_us}
-            self._statistics.count_answer(model, read.rows, spent)
+        for ready in batch:
+            mine = slice(row, row := row + ready.rows)
+            wait_us = max(0, round((started - ready.call.arrived) * 1e6) - ready.decode_us)
+            timed = Timed({n: output[mine] for n, output in outputs.items()}, ready.decode_us, wait_us, inference_us)
+            spent = {"compute_input": ready.decode_us, "queue": wait_us, "compute_infer": inference_us}
+            self._statistics.count_answer(model, ready.rows, spent)
             try:
-                reply = read.write(timed).SerializeToString()
+                reply = ready.read.write(timed).SerializeToString()
             except Exception as error:
-                self._fail(read.call, error)
+                self._fail(ready.call, error)
                 continue
-            self._front.respond(read.call.id, reply)
+            self._front.respond(ready.call.id, reply)
             self._end()
 
     def _fail(self, call: _Call, error: Exception | None) -> None:
@@ -296,14 +313,14 @@ def _path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def _cut(group: list[_Read], most: int) -> Iterator[list[_Read]]:
+def _cut(group: list[_Ready], most: int) -> Iterator[list[_Ready]]:
     """Batches of as many rows as may run together; a request stays whole."""
-    batch: list[_Read] = []
+    batch: list[_Ready] = []
     rows = 0
-    for read in group:
-        if batch and rows + read.rows > most:
+    for ready in group:
+        if batch and rows + ready.rows > most:
             yield batch
             batch, rows = [], 0
-        batch.append(read)
-        rows += read.rows
+        batch.append(ready)
+        rows += ready.rows
     yield batch

@@ -74,7 +74,7 @@ def infer(client: triton.InferenceServerClient) -> None:
     assert told(result) == COLOURS
     assert result.get_response().id == "one"
     wanted = [triton.InferRequestedOutput("logits")]
-    result = client.infer("colours", make_input(PIXELS[:1]), outputs=wanted, client_timeout=30)
+    result = client.infer("colours", make_input(PIXELS[:1]), outputs=wanted, client_timeout=30, timeout=30_000_000)
     assert told(result, "logits") == ["red"]
     assert result.as_numpy("probabilities") is None
 
@@ -125,11 +125,13 @@ def stream(client: triton.InferenceServerClient) -> None:
     for row in (0, 1):
         client.async_stream_infer("colours", make_input(PIXELS[row : row + 1]), request_id=str(row))
     client.async_stream_infer("colours", make_input(PIXELS[:1, :, :2]), request_id="wrong")
-    client.async_stream_infer("colours", make_input(PIXELS[2:]), request_id="2")
+    client.async_stream_infer("colours", make_input(PIXELS[2:]), request_id="2", enable_empty_final_response=True)
     found = [answers.get(timeout=30) for _ in range(4)]
     client.stop_stream()
     assert [told(result)[0] for result, error in found if error is None] == COLOURS
-    assert [result.get_response().id for result, error in found if error is None] == ["0", "1", "2"]
+    responses = [result.get_response() for result, error in found if error is None]
+    marked = [("triton_final_response" in response.parameters) for response in responses]
+    assert ([response.id for response in responses], marked) == (["0", "1", "2"], [False, False, True])
     [error] = [error for _, error in found if error is not None]
     assert "1x4x2x3, the model wants Nx4x4x3" in str(error)
 

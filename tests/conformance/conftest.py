@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,24 +20,21 @@ import numpy as np
 import pytest
 
 from serving.repository import publish
-from serving.services.tensors import TYPED
 from serving.wire import open_inference_pb2 as wire
 from serving.wire import open_inference_pb2_grpc as wire_grpc
-from tests.conftest import colour_artifact, serving
+from tests.conformance.specification import NUMPY, TYPED
+from tests.conftest import Server, colour_artifact, serving
 from tests.serving.test_open_inference import tensor_artifact
 
 WAIT_S = 30
-NUMPY = {
-    **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
-    **{"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"},
-}
-OURS = ("colours", "sum")
+OURS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of numbers, by their type
+MANY = 256  # requests at once that are to be too many
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_name" in metafunc.fixturenames:
         given = metafunc.config.getoption("--model")
-        metafunc.parametrize("model_name", [given] if given else OURS, scope="session")
+        metafunc.parametrize("model_name", [given] if given else ["colours", *OURS], scope="session")
 
 
 RULES = pytest.StashKey[dict[str, str]]()
@@ -53,7 +51,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
-    if report.when == "call" or report.failed:
+    if (report.when == "call" and not report.skipped) or report.failed:  # what is skipped was not asked
         rule = (item.function.__doc__ or item.name).strip()
         rules = item.config.stash.setdefault(RULES, {})
         if not report.passed:
@@ -69,9 +67,20 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         return
     repository = tmp_path_factory.mktemp("models")
     publish(repository, "colours", colour_artifact())
-    publish(repository, "sum", tensor_artifact("float32"))
+    for name, dtype in OURS.items():
+        publish(repository, name, tensor_artifact(dtype))
     with serving(repository) as running:
         yield running.address
+
+
+@pytest.fixture
+def busy(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Server]:
+    """A server of our own that takes a second for a request, and no more of them than it has slots."""
+    if pytestconfig.getoption("--address"):
+        pytest.skip("how another server is made busy is not known")
+    publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
+    with serving(tmp_path, "--allow-uncertified", "--max-queue", 0, "--lame-duck", 3600) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +115,8 @@ class Target:
         for tensor in self.metadata.inputs:
             array = self.arrays(batch)[tensor.name]
             sent = request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+            if typed and not TYPED[tensor.datatype]:
+                pytest.skip(f"{tensor.datatype} has no typed contents")
             if typed:
                 getattr(sent.contents, TYPED[tensor.datatype]).extend(array.ravel().tolist())
             else:

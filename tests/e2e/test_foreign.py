@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from math import comb
 from pathlib import Path
 
 import grpc
@@ -67,7 +68,7 @@ def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFact
     jobs = {
         "keras": (digits, "--scale", "0,1"),
         "sklearn": (digits, "--scale", "0,1", "--size", "8x8"),
-        "torchvision": (colours, "--scale", "0,1", *IMAGENET),
+        "torchvision": (colours, "--scale", "0,1", *IMAGENET, "--allow-guessing"),  # its weights are drawn
     }
     for name, (data, *options) in jobs.items():
         given = ("--images", data / "images", "--labels", data / "labels.txt", "--repository", root, "--name", name)
@@ -126,10 +127,10 @@ def test_all_of_them_are_served_like_our_own(published: Path, digits: Path, colo
         for name, data in pictures.items():
             picture = sorted((data / "images").glob("*/*.png"))[5]
             answer = client.predict(picture, model=name, top_k=3)
-            local = load_model(published / name / "1" / "model.onnx").predict(picture, top_k=3)
-            assert answer.scores == local.scores
+            local = load_model(published / name / "1" / "model.onnx")
+            assert answer.scores == local.predict(picture, top_k=3).scores
             facts = client.get_model(name)
-            assert facts.certified
+            assert (facts.certified, facts.batch_invariant) == (True, local.batch_invariant)
 
 
 def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Evalmode, tmp_path: Path) -> None:
@@ -138,15 +139,28 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     done = evalmode("compare", old, new, "--images", digits / "images", "--page", page, "--max-changed", "2%")
     assert done.returncode == 1
     told = [load_model(path) for path in (old, new)]
-    right, changed = [], 0
+    right, labels, changed = [], [], 0
     for path in sorted((digits / "images").glob("*/*.png")):
         answers = [model.predict(path).label for model in told]
         right.append([answer == path.parent.name for answer in answers])
+        labels.append(path.parent.name)
         changed += answers[0] != answers[1]
     gained = sum(new_right and not old_right for old_right, new_right in right)
     lost = sum(old_right and not new_right for old_right, new_right in right)
+    fewer = sum(comb(gained + lost, k) for k in range(min(gained, lost) + 1))
     assert f"labels    {changed} of 397 change ({changed / 397:.2%})" in done.stdout
-    assert f"accuracy  0.8967 -> 0.9395: {gained} images gained, {lost} lost" in done.stdout
+    assert f"accuracy  0.8967 -> 0.9395: {gained} images gained, {lost} lost, " in done.stdout
+    p = re.search(r"McNemar's p ([\d.e-]+)", done.stdout)
+    assert p
+    assert float(p[1]) == pytest.approx(2 * fewer / 2 ** (gained + lost), rel=0.01)
+    by_label = {}
+    for label in sorted(set(labels)):
+        mine = [pair for pair, own in zip(right, labels, strict=True) if own == label]
+        by_label[label] = [str(figure) for figure in (len(mine), mine.count([False, True]), mine.count([True, False]))]
+    rows = [line.split() for line in done.stdout.splitlines() if re.fullmatch(r"\d( +\d+){3} *", line)]
+    assert {row[0]: row[1:] for row in rows} == {
+        label: figures for label, figures in by_label.items() if figures[1:] != ["0", "0"]
+    }
     assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stdout
     html = page.read_text()
     assert html.count("<li>") == changed
@@ -162,6 +176,9 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     [
         (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
         (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: 1 or 1 are wanted"),
+        (("--scale", "0,1", "--std", "0"), "--std 0: numbers above 0 are wanted"),
+        (("--scale", "0,1", "--bgr"), "--bgr: the network takes grey images, which have no order of colours"),
+        (("--scale", "0,1", "--size", "9x9"), "the network takes images of 8x8, --size says 9x9"),
         (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),
     ],
 )
@@ -171,6 +188,27 @@ def test_wrong_options_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode
     assert done.returncode == 2
     assert told in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_network_is_told(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
+    done = evalmode("certify", digits / "labels.txt", "--labels", digits / "labels.txt", *given)
+    assert done.returncode == 2
+    assert "labels.txt is not a whole ONNX file" in done.stderr
+
+
+def test_labels_in_the_wrong_order_are_no_better_than_guessing(
+    digits: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"{(label + 1) % 10}\n" for label in range(10)))
+    given = ("--images", digits / "images", "--labels", labels, "--repository", tmp_path / "m", "--scale", "0,1")
+    done = evalmode("certify", FOREIGN / "keras.onnx", *given, "--name", "x")
+    assert done.returncode == 1
+    assert (
+        "no better than guessing among 10 labels: are --labels, --scale, --mean, --std and --bgr right?" in done.stderr
+    )
+    assert not (tmp_path / "m").exists()
 
 
 def test_labels_that_do_not_fit_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:

@@ -69,7 +69,7 @@ def test_no_metadata_is_not_an_evalmode_artifact(metadata: dict[str, str]) -> No
 @pytest.mark.parametrize("version", ["0", "1", '"2"'])
 def test_another_format_version_says_both_versions(version: str) -> None:
     metadata = {**MANIFEST.to_metadata(), "evalmode.format_version": version}
-    with pytest.raises(ArtifactInvalid, match="this evalmode reads 2: export it again") as caught:
+    with pytest.raises(ArtifactInvalid, match="this evalmode reads 3: export it again") as caught:
         Manifest.from_metadata(metadata)
     assert caught.value.facts == {"format_version": version.strip('"')}
 

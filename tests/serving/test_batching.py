@@ -107,6 +107,20 @@ def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
     expect_free(batcher, model)
 
 
+def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
+    held.max_batch = 1
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in (1, 2)]
+    for value in (1, 2):
+        held.let_go()
+        assert values_in(held.next_batch()) == [value]
+    held.let_go()
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
 def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
     batcher = Batcher(2, Limits(max_batch=2))
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
@@ -139,9 +153,9 @@ class TestAdmission:
     def test_ends_where_slots_and_queue_are_full(self) -> None:
         batcher = Batcher(2, Limits(max_queue=1))
         with batcher.admit(), batcher.admit():
-            with batcher.admit(), pytest.raises(QueueFull, match="1 requests wait already") as caught, batcher.admit():
+            with batcher.admit(), pytest.raises(QueueFull, match="3 requests are in flight") as caught, batcher.admit():
                 pytest.fail("a fourth was admitted")
-            assert caught.value.facts == {"limit_requests": "1"}
+            assert caught.value.facts == {"limit_requests": "3"}
             with batcher.admit():  # a place that was left is free again
                 pass
 
@@ -289,41 +303,97 @@ class TestCancellation:
 
 
 class Failing(Held):
-    """A model whose runs raise when they are let go."""
+    """A model whose runs raise when they are let go, where they hold one of some values."""
+
+    def __init__(self, model: Model, *bad: int) -> None:
+        super().__init__(model)
+        self._bad = set(bad)
 
     def run(self, inputs: Tensors) -> Tensors:
-        super().run(inputs)
-        raise ValueError(f"no answer for {len(inputs[INPUT])}")
+        answer = super().run(inputs)
+        if self._bad & set(values_in(inputs[INPUT])):
+            raise ValueError(f"no answer for {values_in(inputs[INPUT])}")
+        return answer
 
 
-def test_an_error_in_the_run_reaches_all_and_frees_the_slot(model: Model) -> None:
-    batcher = Batcher(1, Limits())
-    failing = Failing(model)
-    runs = [ask(batcher, failing, 1, waits=False)]
-    failing.next_batch()
-    runs += [ask(batcher, failing, value) for value in (2, 3, 4)]
-    failing.let_go()
-    assert values_in(failing.next_batch()) == [2, 3, 4]
-    failing.let_go()
-    for run in runs:
-        with pytest.raises(ValueError, match="no answer"):
-            run.result(WAIT_S)
-    expect_free(batcher, model)
+class TestFailure:
+    def test_in_a_batch_is_that_of_whose_values_failed_alone(self, model: Model) -> None:
+        counted = []
+        batcher = Batcher(1, Limits(), lambda model, inputs, us: counted.append(inputs))
+        failing = Failing(model, 3)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        runs += [ask(batcher, failing, value) for value in (2, 3, 4)]
+        failing.let_go(5)
+        assert [values_in(failing.next_batch()) for _ in range(4)] == [[2, 3, 4], [2], [3], [4]]
+        with pytest.raises(ValueError, match=r"no answer for \[3\]"):
+            runs.pop(2).result(WAIT_S)
+        for value, run in zip((1, 2, 4), runs, strict=True):
+            alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+            assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
+        assert counted == [1, 1, 1]  # what failed is no run
+        expect_free(batcher, model)
+
+    def test_of_a_batch_runs_nobody_again_who_went_away(self, model: Model) -> None:
+        batcher = Batcher(1, Limits())
+        failing = Failing(model, 2)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        callers = [Caller(), Caller(), Caller()]
+        runs += [ask(batcher, failing, value, caller) for value, caller in zip((2, 3, 4), callers, strict=True)]
+        failing.let_go()
+        assert values_in(failing.next_batch()) == [2, 3, 4]
+        callers[1].cancel()
+        callers[2].remaining_s = 0
+        failing.let_go(2)
+        for run, error in zip(runs[1:], (ValueError, RequestCancelled, DeadlineExpired), strict=True):
+            with pytest.raises(error):
+                run.result(WAIT_S)
+        assert values_in(failing.next_batch()) == [2]
+        assert failing.entered.empty()
+        expect_free(batcher, model)
+
+    def test_of_every_run_frees_the_slot(self, model: Model) -> None:
+        batcher = Batcher(1, Limits())
+        failing = Failing(model, 1, 2, 3)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        runs += [ask(batcher, failing, value) for value in (2, 3)]
+        failing.let_go(4)
+        for run in runs:
+            with pytest.raises(ValueError, match="no answer"):
+                run.result(WAIT_S)
+        expect_free(batcher, model)
 
 
-def test_images_of_two_shapes_fail_together_and_free_the_slot(model: Model, held: Held) -> None:
-    # The service never lets them come so far: the model's shape is checked when the request is read.
+class Echo:
+    """A network whose sides are open: answers with what it was given."""
+
+    max_batch = 64
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self._held.entered.put(inputs[INPUT])
+        return dict(inputs)
+
+
+def test_inputs_of_different_sides_are_never_mixed(model: Model, held: Held) -> None:
     batcher = Batcher(1, Limits())
     running = ask(batcher, held, 1, waits=False)
     held.next_batch()
-    odd = Caller()
-    waiting = [ask(batcher, held, 2), spawn(batcher.run, held, {INPUT: np.zeros((1, 5, 5, 3), np.uint8)}, odd)]
-    assert odd.waits.wait(WAIT_S)
+    echo, callers = Echo(held), [Caller() for _ in range(4)]
+    sent = [np.full((1, side), side, np.float32) for side in (3, 5, 3, 5)]
+    runs = []
+    for array, caller in zip(sent, callers, strict=True):
+        runs.append(spawn(batcher.run, echo, {INPUT: array}, caller))
+        assert caller.waits.wait(WAIT_S)
     held.let_go()
     assert running.result(WAIT_S)
-    for run in waiting:
-        with pytest.raises(ValueError, match="dimensions"):
-            run.result(WAIT_S)
+    for array, run in zip(sent, runs, strict=True):
+        assert np.array_equal(run.result(WAIT_S).outputs[INPUT], array)
+    assert [batch.shape for batch in (held.next_batch(), held.next_batch())] == [(2, 3), (2, 5)]
     expect_free(batcher, model)
 
 
@@ -386,6 +456,12 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
         place.__exit__(None, None, None)
 
 
+def write_files(root: Path, texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
 class TestCountCpus:
     @pytest.fixture(autouse=True)
     def eight_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,15 +481,36 @@ class TestCountCpus:
         ],
     )
     def test_is_cut_to_the_quota_of_version_2(self, tmp_path: Path, limit: str, cpus: int) -> None:
-        (tmp_path / "cpu.max").write_text(limit)
+        write_files(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
         assert count_cpus(tmp_path) == cpus
 
     @pytest.mark.parametrize(("quota", "cpus"), [("50000", 1), ("250000", 3), ("-1", 8), ("900000", 8)])
     def test_is_cut_to_the_quota_of_version_1(self, tmp_path: Path, quota: str, cpus: int) -> None:
-        (tmp_path / "cpu").mkdir()
-        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
-        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        folder = "sys/fs/cgroup/cpu"
+        write_files(tmp_path, {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000\n"})
         assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize(
+        ("quotas", "cpus"),
+        [
+            ({"a/b": "200000 100000"}, 2),
+            ({"a": "200000 100000"}, 2),
+            ({"": "300000 100000", "a": "200000 100000", "a/b": "max 100000"}, 2),
+            ({"": "300000 100000", "a": "max 100000", "a/b": "500000 100000"}, 3),
+            ({"other": "100000 100000"}, 8),
+        ],
+    )
+    def test_is_cut_to_the_least_quota_on_the_way_up(self, tmp_path: Path, quotas: dict[str, str], cpus: int) -> None:
+        files = {f"sys/fs/cgroup/{path}/cpu.max": quota for path, quota in quotas.items()}
+        write_files(tmp_path, {"proc/self/cgroup": "0::/a/b\n", **files})
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize("folder", ["a/b", "a", ""])  # the last: a container that is told the host's path
+    def test_is_cut_to_the_quota_of_version_1_on_the_way_up(self, tmp_path: Path, folder: str) -> None:
+        told = "5:memory:/x\n4:cpu,cpuacct:/a/b\n2:cpuset:/\n0::/a\n"
+        files = {f"sys/fs/cgroup/cpu/{folder}/cpu.cfs_{name}_us": us for name, us in (("quota", "2"), ("period", "1"))}
+        write_files(tmp_path, {"proc/self/cgroup": told, **files})
+        assert count_cpus(tmp_path) == 2
 
     def test_is_the_affinity_without_a_cgroup(self, tmp_path: Path) -> None:
         assert count_cpus(tmp_path) == 8

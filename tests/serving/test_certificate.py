@@ -6,14 +6,26 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
-from serving.errors import ArtifactInvalid, DecoderMismatch, DigestMismatch, ReplayMismatch, Uncertified
+from serving.errors import (
+    ArtifactInvalid,
+    BatchMismatch,
+    DecoderMismatch,
+    DigestMismatch,
+    LabelsMismatch,
+    ReplayMismatch,
+    Uncertified,
+)
 from serving.model import Model, load_artifact
 from serving.pixels import PixelContract
 from serving.proof.certify import certify, choose_golden, draw_golden
+from serving.proof.checks import check_batches
+from serving.proof.verdicts import examine
 from tests.conftest import COLOURS, colour_artifact, colour_graph
 
 CONTRACT = PixelContract(4, 4, 3)
@@ -58,7 +70,7 @@ def test_it_survives_the_file(certificate: Certificate) -> None:
 
 
 def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 0), certificate.tolerance, [64])
 
 
 @pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
@@ -67,12 +79,12 @@ def test_one_logit_of_one_image_is_enough(
     certificate: Certificate, error: float, alone: bool, batch: bool, told: str
 ) -> None:
     with pytest.raises(ReplayMismatch, match=f"golden input 15 {told} gives logits that differ"):
-        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, 64)
+        certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, [64])
 
 
 def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> None:
-    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, 64)
-    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, 64)
+    assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, [64])
+    assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, [64])
 
 
 def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
@@ -83,15 +95,15 @@ def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> 
     certificate = replace(certificate, tolerance=2.0)  # only their relation is looked at
 
     with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {name: output[:, :2] for name, output in with_error(certificate, 0)(inputs).items()}
 
-    with pytest.raises(ReplayMismatch, match=r"shape \(64, 2\) for \w+, the certificate \(64, 3\)"):
-        certificate.replay(run, certificate.tolerance, 64)
+    with pytest.raises(ReplayMismatch, match=r"shape \(16, 2\) for \w+, the certificate \(16, 3\)"):
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
@@ -99,7 +111,7 @@ def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
         return {PROBABILITIES: with_error(certificate, 0)(inputs)[PROBABILITIES]}
 
     with pytest.raises(ReplayMismatch, match="no output for logits"):
-        certificate.replay(run, certificate.tolerance, 64)
+        certificate.replay(run, certificate.tolerance, [64])
 
 
 def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: Certificate) -> None:
@@ -123,7 +135,42 @@ def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> N
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-@pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "tolerance", "encoded"])
+def test_every_size_is_replayed(certificate: Certificate) -> None:
+    seen: list[int] = []
+
+    def run(inputs: Tensors) -> Tensors:
+        seen.append(len(inputs[INPUT]))
+        return with_error(certificate, 0)(inputs)
+
+    with pytest.raises(ReplayMismatch, match="golden input 15 in a batch of 21"):
+        certificate.replay(with_error(certificate, 2e-4, alone=False), certificate.tolerance, [3, 21, 64])
+    certificate.replay(run, certificate.tolerance, [3, 21])
+    assert seen == [1] * 16 + [3, 21]
+
+
+def test_labels_in_another_order_are_noticed(certificate: Certificate) -> None:
+    certificate.check_labels(COLOURS)
+    reordered = tuple(reversed(COLOURS))
+    with pytest.raises(LabelsMismatch, match=r"golden image 1 was .* and would be .* they were changed or reordered"):
+        certificate.check_labels(reordered)
+    graph, manifest = open_artifact(colour_artifact())
+    with pytest.raises(LabelsMismatch):
+        load_artifact(seal(graph, replace(manifest, labels=reordered)))
+
+
+@pytest.mark.parametrize("name", ["tolerance", "batch_invariant", "temperature"])
+def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json() | {name: {"tolerance": 1e9, "batch_invariant": "false"}.get(name, 3.0)}
+    with (
+        patch.object(Certificate, "to_json", lambda _: facts),
+        pytest.raises(ArtifactInvalid, match=f"the artifact's metadata is damaged: .*{name}"),
+    ):
+        open_artifact(seal(graph, manifest))
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "answers", "tolerance", "encoded"])
 def test_a_damaged_certificate_is_told(field: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
@@ -192,6 +239,82 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Cert
         learned = _replay(model)
     assert {size for size in seen if size > 1} == set(range(2, 65))
     assert learned == {"batch_invariant": True, "max_batch": 64}
+
+
+# Networks that classify no images
+
+
+def scaling_graph(factors: dict[str, float]) -> onnx.ModelProto:
+    """Outputs by name: the input, float32 (N, 3), times a factor each."""
+    nodes = [helper.make_node("Mul", ["numbers", f"{name}_factor"], [name]) for name in factors]
+    value = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 3)) for name in ("numbers", *factors)
+    }
+    constants = [numpy_helper.from_array(np.array(factor, np.float32), f"{n}_factor") for n, factor in factors.items()]
+    graph = helper.make_graph(nodes, "scaling", [value.pop("numbers")], list(value.values()), constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def certify_scaling(factors: dict[str, float]) -> bytes:
+    golden = {"numbers": np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32)}
+    return certify(scaling_graph(factors), Manifest((), None), golden, ("",) * 16, difference=0.0)
+
+
+def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
+    artifact = certify_scaling({PROBABILITIES: 2, LOGITS: 3})
+    assert load_artifact(artifact).max_batch == 64
+    verdicts = examine(artifact)
+    assert [verdict for verdict in verdicts if not verdict.passed] == []
+    assert "golden labels" not in {verdict.check for verdict in verdicts}
+
+
+def test_every_output_is_held_to_its_own_size() -> None:
+    artifact = certify_scaling({"large": 1e6, "small": 1e-3})
+    certificate = open_artifact(artifact)[1].certificate
+    assert certificate is not None
+    assert certificate.tolerance == pytest.approx(1e-4)
+    assert certificate.temperature is None
+    run = load_artifact(artifact).run
+    for name, share, passes in (
+        ("large", 5e-5, True),
+        ("large", 2e-4, False),
+        ("small", 5e-5, True),
+        ("small", 2e-4, False),
+    ):
+        error = share * np.abs(certificate.outputs[name]).max()
+
+        def run_with_error(inputs: Tensors, name: str = name, error: float = error) -> Tensors:
+            answer = dict(run(inputs))
+            return {**answer, name: answer[name] + np.float32(error)}
+
+        if passes:
+            certificate.replay(run_with_error, certificate.tolerance, [64])
+        else:
+            with pytest.raises(ReplayMismatch, match=f"gives {name} that differ"):
+                certificate.replay(run_with_error, certificate.tolerance, [64])
+
+
+def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
+    def run(inputs: Tensors) -> Tensors:
+        numbers = inputs["numbers"]
+        return {"large": numbers * 1e6 + 5 * (len(numbers) > 1), "small": numbers * 1e-3}
+
+    golden = {"numbers": np.linspace(-1, 1, 16).reshape(16, 1)}
+    same, largest = check_batches([run], golden, 1e-2, relative=True)
+    assert (same, largest) == (False, pytest.approx(5e-6, rel=0.1))
+    with pytest.raises(BatchMismatch, match="large differ"):
+        check_batches([run], golden, 1e-2, relative=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(TensorProto.STRING, ("batch", 3)), (TensorProto.FLOAT, (2, 3))], ids=["strings", "fixed batch"]
+)
+def test_tensors_that_no_request_could_hold_are_refused_at_load(kind: int, shape: tuple[object, ...]) -> None:
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("put", "got")]
+    graph = helper.make_graph([helper.make_node("Identity", ["put"], ["got"])], "same", values[:1], values[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ArtifactInvalid, match=r"put is tensor\(.*\) .*: numbers are served"):
+        load_artifact(seal(proto, Manifest((), None)), allow_uncertified=True)
 
 
 # The digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from serving.batching import Batcher
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
 from serving.errors import (
     DeadlineExpired,
+    ImagesNotTaken,
     ImageTooLarge,
     ImageTooManyPixels,
     ImageUnreadable,
@@ -25,11 +27,12 @@ from serving.errors import (
     RequestCancelled,
 )
 from serving.limits import Limits
-from serving.model import Model, load_model
+from serving.model import Model, load_artifact, load_model
 from serving.services.classifier import Classifier
 from serving.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, colour_artifact, encode, plain
 from tests.serving.conftest import Caller, Held, classify_by
+from tests.serving.test_open_inference import tensor_artifact
 
 RED = encode(plain("red"))
 
@@ -157,7 +160,9 @@ class TestModelChoice:
     )
     def test_of_what_is_not_served(self, model: Model, name: str, version: str, wanted: str) -> None:
         service = serve(model)
-        with pytest.raises(ModelNotFound, match=f"model '{wanted}' is not found, served: colours/1") as caught:
+        with pytest.raises(
+            ModelNotFound, match=f"^Request for unknown model: '{wanted}' is not found, served: colours/1"
+        ) as caught:
             service.predict(wire.PredictRequest(image=RED, model=name, version=version), Caller())
         assert caught.value.facts == {"model": wanted, "served": "colours/1"}
         with pytest.raises(ModelNotFound):
@@ -176,6 +181,23 @@ class TestModelChoice:
         reply = service.predict(wire.PredictRequest(image=RED, model="second", version="7"), Caller())
         assert (reply.model, reply.version, labels(reply)[0]) == ("second", "7", "uno")
         assert labels(service.predict(wire.PredictRequest(image=RED, model="colours"), Caller()))[0] == "red"
+
+
+def test_an_image_for_a_model_of_tensors_is_refused_naming_the_field() -> None:
+    model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
+    with pytest.raises(ImagesNotTaken) as caught:
+        serve(model).predict(wire.PredictRequest(image=RED), Caller())
+    assert caught.value.field == "image"
+
+
+def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+    service = serve(model)
+    with (
+        patch("serving.services.classifier.decode_image", side_effect=ZeroDivisionError),
+        pytest.raises(ZeroDivisionError),
+    ):
+        service.predict(wire.PredictRequest(image=RED), Caller())
+    assert service._statistics.tell(model).inference_stats.fail.count == 1
 
 
 def test_get_model_says_what_it_expects_and_how_it_is_served(tmp_path: Path) -> None:

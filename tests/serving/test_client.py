@@ -8,12 +8,14 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Self
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -206,7 +208,7 @@ def test_a_retry_is_what_the_server_invites(model: Model) -> None:
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
     assert (caught.value.code, caught.value.reason, caught.value.retry) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)
-    assert caught.value.facts == {"limit_requests": "0"}
+    assert caught.value.facts == {"limit_requests": "1"}
 
 
 @contextmanager
@@ -263,6 +265,24 @@ def test_nothing_else_is_asked_again(name: str, connect: type[Client]) -> None:
         client.predict(b"image")
     assert caught.value.code == name
     assert len(asked) == 1
+
+
+def test_asyncio_reads_files_beside_the_loop(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(encode(plain("red")))
+    readers, read = [], Path.read_bytes
+
+    def watch(path: Path) -> bytes:
+        readers.append(threading.current_thread())
+        return read(path)
+
+    async def ask() -> str:
+        async with AsyncClient(server.address, timeout_s=WAIT_S) as client:
+            return (await client.predict(tmp_path / "red.png")).label
+
+    with patch.object(Path, "read_bytes", watch):
+        assert asyncio.run(ask()) == "red"
+    assert readers
+    assert threading.current_thread() not in readers
 
 
 def test_asyncio_asks_many_at_the_same_time(server: Server) -> None:

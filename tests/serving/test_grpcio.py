@@ -38,6 +38,8 @@ from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
+from serving.wire import open_inference_pb2 as inference
+from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, Held, classify_by, listen
 
@@ -203,14 +205,15 @@ class TestRefusals:
         stub = wire_grpc.ClassifierStub(channel)
         refusal = refused(lambda: stub.GetModel(wire.GetModelRequest(version="2"), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
-        assert refusal.message == "model 'colours/2' is not found, served: colours/1"
+        assert refusal.message == "Request for unknown model: 'colours/2' is not found, served: colours/1"
 
     @pytest.mark.parametrize("name", ["cats\n\0", "кошки ☃", "x" * 20_000], ids=["control", "unicode", "long"])
     def test_of_any_name_arrive_whole(self, channel: grpc.Channel, name: str) -> None:
         stub = wire_grpc.ClassifierStub(channel)
         refusal = refused(lambda: stub.Predict(wire.PredictRequest(image=b"x", model=name), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
-        assert refusal.message == f"model {name!r} is not found, served: colours/1" or refusal.message.endswith("x…")
+        told = f"Request for unknown model: {name!r} is not found, served: colours/1"
+        assert refusal.message == told or refusal.message.endswith("x…")
 
     def test_of_a_request_over_the_limit_are_the_transports_own(self, channel: grpc.Channel) -> None:
         stub = wire_grpc.ClassifierStub(channel)
@@ -325,7 +328,7 @@ class TestWaiting:
             answers = [here.occupy(), here.enqueue()]
             refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
             assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
-            assert dict(refusal.info.metadata) == {"limit_requests": "1"}
+            assert dict(refusal.info.metadata) == {"limit_requests": "2"}
             assert refusal.retry is not None
             assert refusal.retry.retry_delay.ToMilliseconds() == 100
             assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).limits["max_queue"] == 1
@@ -494,6 +497,9 @@ class TestHealth:
         assert next(watch).status == SERVING
         here.server.announce_shutdown()
         assert next(watch).status == NOT_SERVING
+        theirs = inference_grpc.GRPCInferenceServiceStub(here.channel)
+        assert not theirs.ServerReady(inference.ServerReadyRequest(), timeout=WAIT_S).ready
+        assert not theirs.ModelReady(inference.ModelReadyRequest(name="colours"), timeout=WAIT_S).ready
         assert {check_health(here.channel, service) for service in ("", *NAMES)} == {NOT_SERVING}
         here.held.let_go()
         assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
@@ -576,7 +582,7 @@ class TestShutdown:
     def test_waits_for_requests_in_flight(self, slow: Path, number: signal.Signals) -> None:
         with busy(slow, "--grace", 60) as (running, requests, refusal):
             assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
-            assert dict(refusal.info.metadata) == {"limit_requests": "0"}
+            assert dict(refusal.info.metadata) == {"limit_requests": str(count_cpus())}
             assert refusal.retry is not None
             code, logged = running.stop(number)
             assert [request.result().scores[0].label for request in requests] == ["red"] * count_cpus()

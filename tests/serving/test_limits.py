@@ -25,6 +25,7 @@ def test_defaults_are_those_of_the_table() -> None:
         "max_request_bytes": 32 * 1024 * 1024,
         "max_batch": 64,
         "max_queue": 512,
+        "max_streams": 128,
         "grace": 30,
         "lame_duck": 5,
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from serving import __version__
-from serving.artifact import Manifest
+from serving.artifact import Manifest, seal
 from serving.batching import Batcher
 from serving.certificate import DTYPES, LOGITS, PROBABILITIES
 from serving.errors import (
@@ -22,6 +24,7 @@ from serving.errors import (
     ContentsMixed,
     ControlDisabled,
     DatatypeMismatch,
+    DeadlineExpired,
     ImageUnreadable,
     ModelInvalid,
     ModelNotFound,
@@ -29,7 +32,9 @@ from serving.errors import (
     NotFinite,
     NotServed,
     ParameterInvalid,
+    ProviderUnavailable,
     QueueFull,
+    RequestCancelled,
     RequestError,
     ShapeMismatch,
     TensorDuplicate,
@@ -40,14 +45,15 @@ from serving.limits import Limits
 from serving.model import Model, load_artifact
 from serving.proof.certify import certify
 from serving.repository import publish
+from serving.services import tensors
 from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
-from serving.services.tensors import DATATYPES, TYPED
 from serving.wire import open_inference_pb2 as wire
+from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import Caller, Held
+from tests.serving.conftest import WAIT_S, Caller, Held, spawn
 
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
@@ -95,24 +101,36 @@ def refusal(service: OpenInference, request: wire.ModelInferRequest, kind: type[
 
 
 def tensor_artifact(dtype: str) -> bytes:
-    """A certified network that is no classifier of images: adds its two inputs, (N, 3) of one type."""
+    """A certified network that is no classifier of images: adds and multiplies its two inputs, (N, 3) of one type."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum")]
+    values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum", "product")]
     if dtype == "bool":
         nodes = [helper.make_node("Or", ["left", "right"], ["sum"])]
+        nodes.append(helper.make_node("And", ["left", "right"], ["product"]))
     else:  # onnxruntime adds fewer types than there are
         wide = TensorProto.DOUBLE if dtype.startswith("float") else TensorProto.INT64
         nodes = [
             helper.make_node("Cast", ["left"], ["a"], to=wide),
             helper.make_node("Cast", ["right"], ["b"], to=wide),
             helper.make_node("Add", ["a", "b"], ["c"]),
+            helper.make_node("Mul", ["a", "b"], ["d"]),
             helper.make_node("Cast", ["c"], ["sum"], to=kind),
+            helper.make_node("Cast", ["d"], ["product"], to=kind),
         ]
     graph = helper.make_graph(nodes, "sum", values[:2], values[2:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(proto)
     golden = {name: (np.arange(12).reshape(4, 3) % 2).astype(dtype) for name in ("left", "right")}
     return certify(proto, Manifest((), None), golden, ("",) * 4, difference=0.0)
+
+
+def open_model(open_sides: int) -> Model:
+    """A network that answers with its input, float32 (N, any, any, ...)."""
+    sides = ("batch", *(f"side{number}" for number in range(open_sides)))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("numbers", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["numbers"], ["same"])], "open", values[:1], values[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return load_artifact(seal(proto, Manifest((), None)), name="open", version="1", allow_uncertified=True)
 
 
 # Inference
@@ -181,8 +199,6 @@ class TestInfer:
         assert list(reply.outputs[0].shape) == [1, 3]
 
     def test_images_of_a_request_run_as_one_batch_and_those_that_wait_join_it(self, model: Model) -> None:
-        from tests.serving.conftest import WAIT_S, spawn
-
         held = Held(model)
         service = serve(held)
         running = spawn(service.infer, ask(RED[np.newaxis]), Caller())
@@ -197,9 +213,13 @@ class TestInfer:
     def test_a_model_that_runs_alone_runs_a_batch_one_by_one(self, model: Model) -> None:
         held = Held(replace(model, max_batch=1))
         held.let_go(3)
-        reply = serve(held).infer(ask(np.stack([RED, BLUE, RED])), Caller())
+        service = serve(held)
+        reply = service.infer(ask(np.stack([RED, BLUE, RED])), Caller())
         assert [len(held.next_batch()) for _ in range(3)] == [1, 1, 1]
         assert read(reply, LOGITS).argmax(1).tolist() == [0, 2, 0]
+        [told] = service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        assert (told.inference_count, told.execution_count) == (3, 3)
+        assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 3)]
 
     def test_beyond_the_queue_is_refused_before_it_is_read(self, model: Model) -> None:
         batcher = Batcher(1, Limits(max_queue=0))
@@ -207,16 +227,52 @@ class TestInfer:
             serve(model, batcher=batcher).infer(ask(RED[np.newaxis], raw_input_contents=[b"short"]), Caller())
 
 
+class TestParameters:
+    def test_a_timeout_ends_the_wait_and_the_network_never_runs(self, model: Model) -> None:
+        held, caller = Held(model), Caller()
+        service = serve(held)
+        running = spawn(service.infer, ask(RED[np.newaxis]), Caller())
+        held.next_batch()
+        waiting = ask(BLUE[np.newaxis], parameters={"timeout": {"int64_param": 50_000}})
+        with pytest.raises(DeadlineExpired):
+            service.infer(waiting, caller)
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert held.entered.empty()
+
+    def test_a_timeout_beyond_the_callers_deadline_changes_nothing(self, model: Model) -> None:
+        request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
+        with pytest.raises(DeadlineExpired):
+            serve(model).infer(request, Caller(remaining_s=0))
+
+    @pytest.mark.parametrize("timeout_us", [0, 60_000_000])
+    def test_a_request_in_time_is_answered(self, model: Model, timeout_us: int) -> None:
+        request = ask(RED[np.newaxis], parameters={"timeout": {"int64_param": timeout_us}})
+        assert read(serve(model).infer(request, Caller()), LOGITS).argmax() == 0
+
+    def test_the_last_answer_is_marked_where_that_is_asked(self, model: Model) -> None:
+        for wanted in (True, False):
+            request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
+            reply = serve(model).infer_streamed(request, Caller(), str).infer_response
+            assert ("triton_final_response" in reply.parameters) is wanted
+            assert reply.parameters["triton_final_response"].bool_param is wanted
+
+    def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
+        request = ask(RED[np.newaxis])
+        request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
+        assert serve(model).infer(request, Caller())
+
+
 class TestTensors:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("raw", [True, False])
     def test_of_every_type_go_in_and_come_out(self, dtype: str, raw: bool) -> None:
-        datatype = DATATYPES[np.dtype(dtype)]
+        [datatype] = [name for name, numpy_name in NUMPY.items() if numpy_name == dtype]
         left, right = (np.array(rows, dtype) for rows in ([[1, 0, 0], [1, 1, 0]], [[0, 0, 1], [0, 1, 1]]))
         request = wire.ModelInferRequest()
         for name, array in (("right", right), ("left", left)):
             sent = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            if raw or datatype not in TYPED:
+            if raw or not TYPED[datatype]:
                 request.raw_input_contents.append(array.tobytes())
             else:
                 getattr(sent.contents, TYPED[datatype]).extend(array.ravel().tolist())
@@ -228,6 +284,7 @@ class TestTensors:
             told = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
         assert bool(reply.raw_output_contents) == (raw or datatype == "FP16")
         assert np.array_equal(told, left + right)
+        assert [output.name for output in reply.outputs] == ["sum", "product"]
 
     def test_with_nan_or_infinity_are_refused_unless_let_through(self) -> None:
         model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
@@ -335,9 +392,39 @@ BAD = {
     "an image that is none": (
         ImageUnreadable,
         {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [pack(b"none")]},
-        "inputs[0]",
+        "inputs[0][0]",
+    ),
+    "more images than the shape says": (
+        ContentsMismatch,
+        {
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+            "raw_input_contents": [pack(b"x", b"y") + b"z"],
+        },
+        "raw_input_contents",
     ),
     "a sequence": (ParameterInvalid, {"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters"),
+    "a priority": (ParameterInvalid, {"parameters": {"priority": {"uint64_param": 1}}}, "parameters"),
+    "a parameter of an input that nobody knows": (
+        ParameterInvalid,
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, 4, 4, 3],
+                    "parameters": {"content_type": {"string_param": "np"}},
+                }
+            ]
+        },
+        "inputs[0].parameters",
+    ),
+    "a parameter of an output that nobody knows": (
+        ParameterInvalid,
+        {"outputs": [{"name": LOGITS, "parameters": {"binary_data": {"bool_param": True}}}]},
+        "outputs[0].parameters",
+    ),
+    "a timeout in words": (ParameterInvalid, {"parameters": {"timeout": {"string_param": "1 s"}}}, "parameters"),
+    "a timeout before now": (ParameterInvalid, {"parameters": {"timeout": {"int64_param": -1}}}, "parameters"),
     "a classification of no labels": (
         ParameterInvalid,
         {"outputs": [{"name": LOGITS, "parameters": {"classification": {"int64_param": 0}}}]},
@@ -371,6 +458,43 @@ def test_what_breaks_a_rule_is_refused_naming_the_field(model: Model, what: str)
     told, where = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
     assert where == field
     assert told
+
+
+def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -> None:
+    model = open_model(2)
+    for sides in ([2**62, 0], [0, 2**31], [2**31 - 1, 2**31 - 1]):
+        request = wire.ModelInferRequest(
+            inputs=[{"name": "numbers", "datatype": "FP32", "shape": [1, *sides]}], raw_input_contents=[b""]
+        )
+        assert refusal(serve(model), request, ShapeMismatch)[1] == "inputs[0].shape"
+
+
+def test_of_more_images_than_the_shape_says_no_more_is_read(model: Model) -> None:
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
+    assert refusal(serve(model), request, ContentsMismatch)[0] == "image of 1 has 1 elements, got more"
+
+
+def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
+    images = [encode(plain("red")), encode(plain("blue")), b"none"]
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
+    assert refusal(serve(model), request, ImageUnreadable)[1] == "inputs[0][2]"
+
+
+def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -> None:
+    caller, decoded = Caller(), []
+
+    def decode(image: bytes, *_: object) -> np.ndarray:
+        decoded.append(image)
+        caller.cancel()
+        return RED
+
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(b"1", b"2", b"3")])
+    with patch.object(tensors, "decode_image", decode), pytest.raises(RequestCancelled):
+        serve(model).infer(request, caller)
+    assert decoded == [b"1"]
 
 
 def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None:
@@ -480,6 +604,22 @@ def test_of_several_models_one_must_be_named(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("call", "request_", "field"),
+    [
+        ("infer", wire.ModelInferRequest(), "model_name"),
+        ("model_metadata", wire.ModelMetadataRequest(), "name"),
+        ("model_config", wire.ModelConfigRequest(), "name"),
+    ],
+)
+def test_the_field_is_named_that_the_model_is_missing_from(
+    model: Model, call: str, request_: object, field: str
+) -> None:
+    with pytest.raises(ModelUnspecified) as caught:
+        getattr(serve(model, replace(model, name="other")), call)(request_, Caller())
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "SystemSharedMemoryStatus",
@@ -514,6 +654,35 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
     assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 1), (3, 2)]
 
 
+def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
+    service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
+    told = service.infer_streamed(request, Caller(), str)
+    assert told.error_message.startswith("Request for unknown model: 'nobody'")
+    assert told.infer_response.id == "seven"
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
+    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        told = service.infer_streamed(ask(RED[np.newaxis]), Caller(), lambda error: "an id alone")
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
+    assert told.error_message == "an id alone"
+
+
+def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+    service = serve(model)
+    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+        service.infer(ask(RED[np.newaxis]), Caller())
+    [told] = service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert told.inference_stats.fail.count == 1
+
+
+def test_after_the_announcement_nothing_is_ready_and_all_is_answered(model: Model) -> None:
+    service = serve(model)
+    service.announce_shutdown()
+    assert not service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
+    assert not service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    assert service.handlers["ServerLive"](wire.ServerLiveRequest(), Caller()).live
+    assert service.infer(ask(RED[np.newaxis]), Caller())
+
+
 # The repository
 
 
@@ -545,6 +714,14 @@ def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Pat
         ("other", "1", "READY", ""),
     ]
     assert index(service, ready=True) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
+
+
+def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: Path) -> None:
+    service = controlled(repository)
+    shutil.rmtree(repository / "colours" / "2")
+    assert ("colours", "2", "READY", "") in index(service)
+    shutil.rmtree(repository)
+    assert index(service) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
 
 
 def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
@@ -583,6 +760,16 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: 
     assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
 
 
+def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving(repository: Path) -> None:
+    service = controlled(repository)
+    with (
+        patch("serving.services.models.load_model", side_effect=ProviderUnavailable("no CUDA")),
+        pytest.raises(ModelInvalid, match="colours/2 cannot be loaded: no CUDA"),
+    ):
+        service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
+
+
 @pytest.mark.parametrize("name", ["", "nobody", "..", "../models", "/etc", ".incoming-x"])
 def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, name: str) -> None:
     for call, kind in (("load", wire.RepositoryModelLoadRequest), ("unload", wire.RepositoryModelUnloadRequest)):
@@ -592,7 +779,7 @@ def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, nam
 
 def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
     request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
-    with pytest.raises(ParameterInvalid, match="config are not known here"):
+    with pytest.raises(ParameterInvalid, match="parameters config are not served; here: unload_dependents"):
         controlled(repository).load(request, Caller())
 
 

@@ -25,9 +25,10 @@ import training
 from serving.artifact import DIGEST, Manifest, seal
 from serving.model import Model, load_model
 from serving.pixels import PixelContract
+from serving.proof.checks import run_all
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, ModuleInTrainMode, RunError
-from training.export import Agreement, Deployed, _load_network, _run_all, export_graph, export_run, measure_agreement
+from training.export import Agreement, Deployed, _load_network, export_graph, export_run, measure_agreement
 from training.networks import scale_pixels
 from training.recipe import choose_recipe
 from training.run import Run, RunConfig
@@ -159,7 +160,7 @@ Path("again.onnx").write_bytes(export_run(Run.open(Path(sys.argv[1])), load_data
 
 def agree(network: nn.Module, graph: onnx.ModelProto, split: Split) -> Agreement:
     """The agreement of a network and a graph on a split."""
-    return measure_agreement(network, split, _run_all(graph, split), {}, graph)
+    return measure_agreement(network, split, run_all(graph, split.images), {}, graph)
 
 
 def test_agreement_is_measured_on_the_whole_test_set(exported, digits: Dataset) -> None:

@@ -37,6 +37,7 @@ def export(
 
     Refused unless ONNX Runtime agrees with torch on the whole test set.
     """
+    from serving.artifact import digest_file
     from serving.repository import check_name, publish
     from training.export import export_run, quantize_artifact
     from training.run import Run
@@ -54,9 +55,12 @@ def export(
         f"{agreement.max_logit_difference:.1e}, {near_ties}\n"
         f"accuracy  {quality.accuracy:.4f} ({least:.4f} to {greatest:.4f} with 95% confidence)\n"
         f"calibrated calibration error {before:.4f}, at temperature {quality.temperature:.3f} {after:.4f}\n"
-        f"published {path} ({len(artifact):,} bytes)"
+        f"published {path} ({len(artifact):,} bytes)\n"
+        f"digest    {digest_file(artifact)}"
     )
     if quantize:
         variant, told = quantize_artifact(artifact, dataset)
         path = publish(repository, f"{name}-{quantize}", variant)
-        console.print(f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)")
+        console.print(
+            f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)\ndigest    {digest_file(variant)}"
+        )

@@ -158,7 +158,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
 
         best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
     run.load_weights(network)
-    corrections = recompute_statistics(network, dataset.train)
+    corrections = recompute_statistics(network.cpu(), dataset.train)  # in float32: CUDA may round to TF32
     run.save_weights(network, EXACT)
     val_accuracy, _ = evaluate(network, dataset.val)
     test_accuracy, _ = evaluate(network, dataset.test)

@@ -11,11 +11,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
+from serving.proof.figures import BINS
 from training.datasets import Split
 from training.datasets.dataset import Indices
 from training.train import predict_logits
 
-BINS = 10  # of told probability
 SHIFTED_IMAGES = 200, 1000  # fewer large ones than small ones, as each is asked about 17 times
 SHIFTED_PIXELS = 2**20  # of all images together
 Floats = npt.NDArray[np.float64]

@@ -3,11 +3,11 @@
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 from kserve.protocol.infer_type import InferOutput as Output
 
-TENSORS = [{"name": name, "datatype": "FP32", "shape": [-1, 3]} for name in ("left", "right", "sum")]
+TENSORS = [{"name": name, "datatype": "FP32", "shape": [-1, 3]} for name in ("left", "right", "sum", "product")]
 
 
 class Sum(Model):
-    """Adds its two inputs."""
+    """Adds and multiplies its two inputs."""
 
     def __init__(self) -> None:
         super().__init__("sum")
@@ -22,12 +22,14 @@ class Sum(Model):
         return TENSORS[2:]
 
     def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:
-        """FP32 (N, 3) left and right -> sum."""
+        """FP32 (N, 3) left and right -> sum and product."""
         arrays = {one.name: one.as_numpy() for one in payload.inputs}
-        total = arrays["left"] + arrays["right"]
-        output: Output = InferOutput(name="sum", shape=list(total.shape), datatype="FP32")
-        output.set_data_from_numpy(total, binary_data=False)
-        return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=[output])
+        answers = {"sum": arrays["left"] + arrays["right"], "product": arrays["left"] * arrays["right"]}
+        outputs: list[Output] = []
+        for name, answer in answers.items():
+            outputs.append(InferOutput(name=name, shape=list(answer.shape), datatype="FP32"))
+            outputs[-1].set_data_from_numpy(answer, binary_data=False)
+        return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=outputs)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ from mlserver.types import InferenceRequest, InferenceResponse
 
 
 class Sum(MLModel):
-    """Adds its two inputs."""
+    """Adds and multiplies its two inputs."""
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """FP32 (N, 3) left and right -> sum."""
+        """FP32 (N, 3) left and right -> sum and product."""
         arrays = {one.name: NumpyCodec.decode_input(one) for one in payload.inputs}
-        outputs = [NumpyCodec.encode_output("sum", arrays["left"] + arrays["right"])]
+        outputs = [
+            NumpyCodec.encode_output("sum", arrays["left"] + arrays["right"]),
+            NumpyCodec.encode_output("product", arrays["left"] * arrays["right"]),
+        ]
         return InferenceResponse(id=payload.id, model_name=self.name, model_version=self.version, outputs=outputs)
