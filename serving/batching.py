@@ -25,6 +25,8 @@ from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
 
+BATCH_S = 0.02  # what one batch may take, where a single request does not take more: longer ones gain nothing
+
 
 class Call(Protocol):
     """What a request knows of its caller."""
@@ -193,36 +195,66 @@ class Batcher:
     def _pass_slot_on(self) -> None:
         """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
         with self._lock:
-            batch: list[_Request] = []
+            batch = _Batch(self._limits.max_batch)
             left: deque[_Request] = deque()
-            room = 0
             for request in self._waiting:
-                if batch and (not request.fits(batch[0]) or request.rows > room):
-                    left.append(request)
-                elif (expired := _reason_dead(request.call)) is not None:
-                    request.taken, request.error = True, expired
+                dead = None if batch.requests else _reason_dead(request.call, request.model.expect_s(request.rows))
+                if dead is not None:
+                    request.taken, request.error = True, dead
                     request.wake.set()
-                else:
+                elif batch.takes(request):
                     request.taken = True
-                    room = (room if batch else min(self._limits.max_batch, request.model.max_batch)) - request.rows
-                    batch.append(request)
+                else:
+                    left.append(request)
             self._waiting = left
-            if batch:
-                batch[0].batch = batch
-                batch[0].wake.set()
+            if batch.requests:
+                first = batch.requests[0]
+                first.batch = batch.requests
+                first.wake.set()
             else:
                 self._free_slots += 1
+
+
+class _Batch:
+    """Requests that may run together: of one model, and done before the deadline of each.
+
+    Args:
+        limit: how many inputs.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.requests: list[_Request] = []
+        self._rows = 0
+        self._limit = limit
+        self._within_s = BATCH_S
+
+    def takes(self, request: _Request) -> bool:
+        """Whether a request has joined; the first always does."""
+        rows, within_s = self._rows + request.rows, min(self._within_s, request.call.time_remaining_s())
+        limit = min(self._limit, request.model.max_batch)
+        if self.requests and not (
+            request.fits(self.requests[0]) and rows <= limit and request.model.expect_s(rows) <= within_s
+        ):
+            return False
+        self.requests.append(request)
+        self._rows, self._within_s = rows, within_s
+        return True
 
 
 def _count_rows(inputs: Tensors) -> int:
     return len(next(iter(inputs.values())))
 
 
-def _reason_dead(call: Call) -> Exception | None:
+def _reason_dead(call: Call, needed_s: float = 0.0) -> Exception | None:
+    """Why nobody would read the answer to a call, if the network takes ``needed_s`` for it."""
     if call.cancelled():
         return RequestCancelled("the caller cancelled: the network did not run")
-    if call.time_remaining_s() <= 0:
+    remaining_s = call.time_remaining_s()
+    if remaining_s <= 0:
         return DeadlineExpired("the deadline passed: the network did not run")
+    if remaining_s <= needed_s:
+        told = f"in {remaining_s * 1e3:.3g} ms, and it takes {needed_s * 1e3:.3g} ms"
+        return DeadlineExpired(f"the deadline passes {told}: the network did not run")
     return None
 
 
