@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -64,9 +65,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--factor", type=float, default=3)
-    parser.add_argument("--width", type=float, default=8, help="of the network: decides how heavy it is")
+    parser.add_argument("--width", type=float, default=16, help="of the network: decides how heavy it is")
     parser.add_argument("--max-queue", type=int, default=32)
     arguments = parser.parse_args()
+    gc.disable()  # else the generator measures its own pauses
     with tempfile.TemporaryDirectory() as folder:
         make_network(Path(folder), arguments.width)
         with serving(Path(folder), arguments.max_queue) as address:

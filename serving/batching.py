@@ -12,33 +12,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
+from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
 from serving.certificate import Tensors
-from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
+from serving.errors import DeadlineExpired, QueueFull
 from serving.limits import Limits
 from serving.model import Model
-
-CountRun = Callable[[Model, int, int], None]  # the model, how many inputs, microseconds
-
-
-class Call(Protocol):
-    """What a request knows of its caller."""
-
-    def time_remaining_s(self) -> float:
-        """Seconds until the caller's deadline, at most ``threading.TIMEOUT_MAX``."""
-
-    def cancelled(self) -> bool:
-        """True once the caller went away."""
-
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        """Set ``event`` when the caller goes away."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +34,14 @@ class Answer:
 
 
 @dataclass(eq=False)
-class _Request:
-    model: Model
-    inputs: Tensors
-    rows: int
-    call: Call
-    arrived: float
+class _Waiting(Request):
+    """A request in the thread that brought it."""
+
     wake: threading.Event = field(default_factory=threading.Event)
-    batch: list[_Request] = field(default_factory=list)  # not empty: this request's thread runs it
+    batch: list[_Waiting] = field(default_factory=list)  # not empty: this request's thread runs it
     taken: bool = False
     answer: Answer | None = None
     error: Exception | None = None
-
-    def fits(self, other: _Request) -> bool:
-        """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
-        sides = ((array.shape[1:], other.inputs[name].shape[1:]) for name, array in self.inputs.items())
-        return self.model is other.model and all(mine == theirs for mine, theirs in sides)
 
 
 class Batcher:
@@ -85,7 +60,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[_Waiting] = deque()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -96,9 +71,7 @@ class Batcher:
         """
         with self._lock:
             if self._admitted >= (places := self.slots + self._limits.max_queue):
-                raise QueueFull(
-                    f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places
-                )
+                raise queue_full(places)
             self._admitted += 1
         try:
             yield
@@ -118,7 +91,7 @@ class Batcher:
             DeadlineExpired: the deadline passed before the network ran.
             RequestCancelled: the caller went away before the network ran.
         """
-        request = _Request(model, inputs, count_rows(inputs), call, time.perf_counter())
+        request = _Waiting(model, inputs, call, time.perf_counter())
         check_alive(call)
         with self._lock:
             if self._free_slots:
@@ -135,7 +108,7 @@ class Batcher:
         assert request.answer is not None
         return request.answer
 
-    def _wait(self, request: _Request) -> None:
+    def _wait(self, request: _Waiting) -> None:
         """Wait to be taken by a slot, then for the answer or, as first of the batch, for the right to run it."""
         request.call.wake_on_cancel(request.wake)
         request.wake.wait(min(request.call.time_remaining_s(), threading.TIMEOUT_MAX))
@@ -149,7 +122,7 @@ class Batcher:
             request.wake.wait()  # woken by a cancellation although taken: the batch is on its way
             request.wake.clear()
 
-    def _run_batch(self, batch: list[_Request]) -> None:
+    def _run_batch(self, batch: list[_Waiting]) -> None:
         """Run what was taken together, pass the slot on, then wake the others."""
         try:
             self._answer(batch)
@@ -158,80 +131,49 @@ class Batcher:
             for request in batch[1:]:
                 request.wake.set()
 
-    def _answer(self, batch: list[_Request]) -> None:
+    def _answer(self, batch: list[_Waiting]) -> None:
         """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
         started = time.perf_counter()
         try:
-            outputs = run_together(batch[0].model, [request.inputs for request in batch], self._count_run)
+            answers = run_together(batch, self._count_run)
             inference_us = round((time.perf_counter() - started) * 1e6)
-            row = 0
-            for request in batch:
-                mine = slice(row, row := row + request.rows)
-                rows = {name: output[mine] for name, output in outputs.items()}
-                request.answer = Answer(rows, round((started - request.arrived) * 1e6), inference_us)
+            for request, outputs in zip(batch, answers, strict=True):
+                request.answer = Answer(outputs, round((started - request.arrived) * 1e6), inference_us)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].error = error
                 return
             for request in batch:
-                request.error = _reason_dead(request.call)
+                request.error = reason_dead(request.call)
                 if request.error is None:
                     self._answer([request])
 
     def _pass_slot_on(self) -> None:
         """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
         with self._lock:
-            batch: list[_Request] = []
-            left: deque[_Request] = deque()
-            room = 0
+            batch = Batch[_Waiting](self._limits.max_batch)
+            left: deque[_Waiting] = deque()
             for request in self._waiting:
-                if batch and (not request.fits(batch[0]) or request.rows > room):
-                    left.append(request)
-                elif (expired := _reason_dead(request.call)) is not None:
-                    request.taken, request.error = True, expired
+                dead = None if batch.requests else reason_dead(request.call, request.model.expect_s(request.rows))
+                if dead is not None:
+                    request.taken, request.error = True, dead
                     request.wake.set()
-                else:
+                elif batch.takes(request):
                     request.taken = True
-                    room = (room if batch else min(self._limits.max_batch, request.model.max_batch)) - request.rows
-                    batch.append(request)
+                else:
+                    left.append(request)
             self._waiting = left
-            if batch:
-                batch[0].batch = batch
-                batch[0].wake.set()
+            if batch.requests:
+                first = batch.requests[0]
+                first.batch = batch.requests
+                first.wake.set()
             else:
                 self._free_slots += 1
 
 
-def run_together(model: Model, requests: Sequence[Tensors], count_run: CountRun) -> Tensors:
-    """Run the inputs of several requests as one batch; in pieces, where one is more than the model runs at once."""
-    first = requests[0]
-    inputs = first if len(requests) == 1 else {n: np.concatenate([one[n] for one in requests]) for n in first}
-    pieces = []
-    for row in range(0, count_rows(inputs), model.max_batch):
-        piece = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
-        started = time.perf_counter()
-        pieces.append(model.run(piece))
-        count_run(model, count_rows(piece), round((time.perf_counter() - started) * 1e6))
-    return pieces[0] if len(pieces) == 1 else {n: np.concatenate([piece[n] for piece in pieces]) for n in pieces[0]}
-
-
-def count_rows(inputs: Tensors) -> int:
-    """How many inputs a request holds."""
-    return len(next(iter(inputs.values())))
-
-
-def _reason_dead(call: Call) -> Exception | None:
-    if call.cancelled():
-        return RequestCancelled("the caller cancelled: the network did not run")
-    if call.time_remaining_s() <= 0:
-        return DeadlineExpired("the deadline passed: the network did not run")
-    return None
-
-
-def check_alive(call: Call) -> None:
-    """Raise what a request ends with whose caller went away or whose deadline passed."""
-    if (dead := _reason_dead(call)) is not None:
-        raise dead
+def queue_full(places: int) -> QueueFull:
+    """What a request too many is refused with, where so many are in flight."""
+    return QueueFull(f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places)
 
 
 def count_cpus(root: Path = Path("/")) -> int:

@@ -290,7 +290,7 @@ class StreamsFull(RequestError):
 
 
 class DeadlineExpired(RequestError):
-    """The caller's deadline, or the request's ``timeout``, passed before the network ran; it never did."""
+    """The deadline, the caller's or the request's ``timeout``, passed before the network could have run."""
 
 
 class RequestCancelled(RequestError):

@@ -6,7 +6,8 @@ import ctypes
 import logging
 import os
 import time
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -65,6 +66,7 @@ class Model:
         batch_invariant: whether an image gets the same bits in any batch; measured at export and here.
         max_batch: the largest batch it may run in; 1 on the CPU where batches give other bits.
         session: the ONNX Runtime session; safe to call from several threads.
+        row_s: seconds for each input that the last runs took.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Model:
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
+    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=8), compare=False, repr=False)
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -89,7 +92,15 @@ class Model:
     def run(self, inputs: Tensors) -> Tensors:
         """Run the network on a batch: tensors by name, the batch along the first axis of each."""
         names = [output.name for output in self.outputs]
-        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+        started = time.perf_counter()
+        answer = self.session.run(names, dict(inputs))
+        self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
+        return dict(zip(names, answer, strict=True))
+
+    def expect_s(self, rows: int) -> float:
+        """Seconds that a batch will hardly exceed: by the slowest but one of the last runs; at first, the replay's."""
+        lately = sorted(self.row_s.copy())  # a copy: other threads add to it
+        return rows * lately[-2] if len(lately) > 1 else 0.0
 
     def classify(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
         """Run a classifier of images: uint8 (N, H, W, C) -> probabilities and logits, float32 (N, labels)."""

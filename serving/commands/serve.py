@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -120,6 +121,7 @@ def _listen_for_signals() -> threading.Event:
 
 def _run(server: GrpcioServer | NativeServer, models: Models, limits: Limits, stop: threading.Event) -> None:
     """Serve until told to stop, then drain."""
+    gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
     server.start()
     for model in models.served.values():
         log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.batching import Call
+from serving.batch import Call
 from serving.certificate import INPUT, PROBABILITIES
 from serving.errors import InputMissing, at_field
 from serving.limits import Limits

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.batching import Batcher, Call, count_rows
+from serving.batch import Call, count_rows
+from serving.batching import Batcher
 from serving.certificate import Tensors
 from serving.model import Model
 from serving.services.statistics import Statistics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import serving
-from serving.batching import Call
+from serving.batch import Call
 from serving.errors import ControlDisabled, NotServed, ParameterInvalid, RequestError, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
@@ -25,7 +25,7 @@ from serving.wire import open_inference_pb2 as wire
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
-# Parameters of a request: how many microseconds it may wait, and whether its last answer is to say that it is.
+# Parameters of a request: its own deadline in microseconds, and whether its last answer is to say that it is.
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
 REASON = "evalmode_reason"  # parameter of a stream's answer that is an error
 NOT_SERVED = "this server does not serve shared memory, tracing or log settings: see docs/wire-protocol.md"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.batching import Call, check_alive
+from serving.batch import Call, check_alive
 from serving.certificate import DTYPES, INPUT, Array, Tensors
 from serving.errors import (
     BatchTooLarge,

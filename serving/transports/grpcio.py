@@ -16,7 +16,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.batching import Batcher, Call
+from serving.batch import Call
+from serving.batching import Batcher
 from serving.errors import AddressUnavailable, StreamsFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference

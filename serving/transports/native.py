@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.batching import Batcher, check_alive, count_rows, run_together
-from serving.errors import AddressUnavailable, QueueFull
+from serving.batch import Batch, Request, check_alive, reason_dead, run_together
+from serving.batching import Batcher, queue_full
+from serving.errors import AddressUnavailable
 from serving.limits import Limits
-from serving.model import Model
 from serving.services import classifier, open_inference
-from serving.services.inference import Read, Service, Timed
+from serving.services.inference import Service, Timed
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.refusals import refuse
@@ -64,22 +64,12 @@ class _Call:
 
 
 @dataclass(eq=False)
-class _Ready:
-    """A call that has been read."""
+class _Ready(Request):
+    """A request that has been read, and the arrived call that it is the contents of."""
 
-    call: _Call
-    model: Model
-    read: Read
+    of: _Call
+    write: Callable[[Timed], Any]
     decode_us: int
-
-    @property
-    def rows(self) -> int:
-        return count_rows(self.read.inputs)
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What calls share that may run as one batch: the model, and every side that it leaves open."""
-        return id(self.model), *((name, array.shape[1:]) for name, array in sorted(self.read.inputs.items()))
 
 
 class NativeServer:
@@ -128,7 +118,7 @@ class NativeServer:
         self.port = self._front.bound_port
         self._receiving = threading.Lock()  # held by the one thread that receives
         self._changed = threading.Condition()  # guards what follows
-        self._free_slots = batcher.slots
+        self._slots = self._free_slots = batcher.slots
         self._waiting: deque[_Call] = deque()
         self._in_flight = 0
         self._draining = False
@@ -186,7 +176,7 @@ class NativeServer:
         now = time.perf_counter()
         refused: list[tuple[_Call, Exception | None]] = []
         with self._changed:
-            room = self._free_slots * self._limits.max_batch + self._limits.max_queue
+            places = self._slots + self._limits.max_queue
             gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
             if gone:
                 kept = [call for call in self._waiting if call.id not in gone]
@@ -197,13 +187,12 @@ class NativeServer:
                     continue
                 remaining = math.inf if details[2] is None else details[2]
                 call = _Call(call_id, method, payload, now, now + remaining)
-                self._in_flight += 1
                 if self._draining:
                     refused.append((call, None))
-                elif len(self._waiting) >= room:
-                    told = f"{room} requests are in flight, the limit: retry later or add a replica"
-                    refused.append((call, QueueFull(told, limit_requests=room)))
+                elif self._in_flight >= places:
+                    refused.append((call, queue_full(places)))
                 else:
+                    self._in_flight += 1
                     self._waiting.append(call)
         return refused
 
@@ -219,17 +208,27 @@ class NativeServer:
             return [self._waiting.popleft() for _ in range(count)]
 
     def _run(self, calls: list[_Call]) -> None:
-        """Read calls, run them together by model, answer."""
-        groups: dict[tuple[Any, ...], list[_Ready]] = {}
+        """Read calls, run them in batches, answer; one that would be done too late after the others is not begun."""
+        ready = []
         for call in calls:
             try:
-                ready = self._read(call)
-                groups.setdefault(ready.kind, []).append(ready)
+                ready.append(self._read(call))
             except Exception as error:
                 self._fail(call, error)
-        for group in groups.values():
-            for batch in _cut(group, self._limits.max_batch):
-                self._answer(batch)
+                self._end()
+        begun = False
+        while ready:
+            batch = Batch[_Ready](self._limits.max_batch)
+            left = []
+            for request in ready:
+                late = begun and not batch.requests and reason_dead(request.call, request.model.expect_s(request.rows))
+                if late:
+                    self._refuse(request, late)
+                elif not batch.takes(request):
+                    left.append(request)
+            if batch.requests:
+                self._answer(batch.requests)
+            ready, begun = left, True
 
     def _read(self, call: _Call) -> _Ready:
         started = time.perf_counter()
@@ -251,37 +250,42 @@ class NativeServer:
         except Exception:
             self._statistics.count_refusal(model, time.perf_counter() - started)
             raise
-        return _Ready(call, model, read, round((time.perf_counter() - started) * 1e6))
+        decode_us = round((time.perf_counter() - started) * 1e6)
+        return _Ready(model, read.inputs, read.call, call.arrived, call, read.write, decode_us)
 
     def _answer(self, batch: list[_Ready]) -> None:
         """Run calls as one batch; where that fails, each alone: one's values must not cost the others' answers."""
         started = time.perf_counter()
-        model = batch[0].model
         try:
-            outputs = run_together(model, [ready.read.inputs for ready in batch], self._statistics.count_run)
+            answers = run_together(batch, self._statistics.count_run)
         except Exception as error:
-            if len(batch) > 1:
-                for ready in batch:
-                    self._answer([ready])
-            else:
-                self._statistics.count_refusal(model, time.perf_counter() - batch[0].call.arrived)
-                self._fail(batch[0].call, error)
+            if len(batch) == 1:
+                self._refuse(batch[0], error)
+                return
+            for request in batch:
+                if dead := reason_dead(request.call):
+                    self._refuse(request, dead)
+                else:
+                    self._answer([request])
             return
         inference_us = round((time.perf_counter() - started) * 1e6)
-        row = 0
-        for ready in batch:
-            mine = slice(row, row := row + ready.rows)
-            wait_us = max(0, round((started - ready.call.arrived) * 1e6) - ready.decode_us)
-            timed = Timed({n: output[mine] for n, output in outputs.items()}, ready.decode_us, wait_us, inference_us)
-            spent = {"compute_input": ready.decode_us, "queue": wait_us, "compute_infer": inference_us}
-            self._statistics.count_answer(model, ready.rows, spent)
+        for request, outputs in zip(batch, answers, strict=True):
+            wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
+            timed = Timed(outputs, request.decode_us, wait_us, inference_us)
+            spent = {"compute_input": request.decode_us, "queue": wait_us, "compute_infer": inference_us}
+            self._statistics.count_answer(request.model, request.rows, spent)
             try:
-                reply = ready.read.write(timed).SerializeToString()
+                reply = request.write(timed).SerializeToString()
+                self._front.respond(request.of.id, reply)
             except Exception as error:
-                self._fail(ready.call, error)
-                continue
-            self._front.respond(ready.call.id, reply)
+                self._fail(request.of, error)
             self._end()
+
+    def _refuse(self, request: _Ready, error: Exception) -> None:
+        """End a call whose model is known."""
+        self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived)
+        self._fail(request.of, error)
+        self._end()
 
     def _fail(self, call: _Call, error: Exception | None) -> None:
         """End a call with a status; None: because the server is leaving."""
@@ -292,7 +296,6 @@ class NativeServer:
         else:
             refusal = refuse(error)
             self._front.fail(call.id, refusal.code, refusal.message, trailing_metadata=refusal.trailers)
-        self._end()
 
     def _end(self) -> None:
         with self._changed:
@@ -311,16 +314,3 @@ class _TransportError(Exception):
 
 def _path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
-
-
-def _cut(group: list[_Ready], most: int) -> Iterator[list[_Ready]]:
-    """Batches of as many rows as may run together; a request stays whole."""
-    batch: list[_Ready] = []
-    rows = 0
-    for ready in group:
-        if batch and rows + ready.rows > most:
-            yield batch
-            batch, rows = [], 0
-        batch.append(ready)
-        rows += ready.rows
-    yield batch

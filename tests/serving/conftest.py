@@ -97,7 +97,7 @@ class Caller:
 
 
 class Held:
-    """A model whose every run shows its batch in ``entered`` and then waits to be let go."""
+    """A model whose every run shows its batch in ``entered`` and then waits to be let go; ``row_s`` is its pace."""
 
     def __init__(self, model: Model) -> None:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
@@ -105,8 +105,12 @@ class Held:
         self.manifest, self.provider, self.scores = model.manifest, model.provider, model.scores
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
         self.inputs, self.outputs = model.inputs, model.outputs
+        self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)
+
+    def expect_s(self, rows: int) -> float:
+        return rows * self.row_s
 
     def run(self, inputs: Tensors) -> Tensors:
         self.entered.put(inputs[INPUT])

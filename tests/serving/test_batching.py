@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.batch import BATCH_S
 from serving.batching import Answer, Batcher, count_cpus
 from serving.certificate import INPUT, PROBABILITIES, Tensors
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
@@ -104,6 +105,63 @@ def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
     for value, run in enumerate(runs):
         alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
         assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
+    expect_free(batcher, model)
+
+
+def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, held: Held) -> None:
+    held.row_s = BATCH_S / 2.5
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in range(1, 6)]
+    batches = []
+    for _ in range(2):
+        held.let_go()
+        batches.append(values_in(held.next_batch()))
+    held.row_s = 10 * BATCH_S
+    held.let_go()
+    batches.append(values_in(held.next_batch()))
+    held.let_go()
+    assert batches == [[1, 2], [3, 4], [5]]
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> None:
+    held.row_s = BATCH_S / 10
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    remaining = {1: 3600.0, 2: 2.5 * held.row_s, 3: 3600.0, 4: 3600.0}
+    callers = {value: Caller() for value in remaining}
+    runs += [ask(batcher, held, value, callers[value]) for value in remaining]
+    for value, caller in callers.items():
+        caller.remaining_s = remaining[value]
+    batches = []
+    for _ in range(2):
+        held.let_go()
+        batches.append(values_in(held.next_batch()))
+    held.let_go()
+    assert batches == [[1, 2], [3, 4]]
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -> None:
+    held.row_s = 0.5
+    batcher = Batcher(1, Limits())
+    first = ask(batcher, held, 0, Caller(0.1), waits=False)  # a free slot has nothing better to do, and may be quicker
+    assert values_in(held.next_batch()) == [0]
+    late, early = Caller(), Caller()
+    runs = {caller: ask(batcher, held, value, caller) for value, caller in ((1, late), (2, early))}
+    late.remaining_s, early.remaining_s = 0.4, 0.6
+    held.let_go()
+    assert values_in(held.next_batch()) == [2]
+    with pytest.raises(DeadlineExpired, match="passes in 400 ms, and it takes 500 ms: the network did not run"):
+        runs[late].result(WAIT_S)
+    held.let_go()
+    assert first.result(WAIT_S)
+    assert runs[early].result(WAIT_S)
     expect_free(batcher, model)
 
 
@@ -372,7 +430,7 @@ class Echo:
     max_batch = 64
 
     def __init__(self, held: Held) -> None:
-        self._held = held
+        self._held, self.expect_s = held, held.expect_s
 
     def run(self, inputs: Tensors) -> Tensors:
         self._held.entered.put(inputs[INPUT])
@@ -406,7 +464,7 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
     class Counting:
         """Sees the batches; its lock would be missed if two runs shared memory."""
 
-        max_batch = 64
+        max_batch, expect_s = 64, model.expect_s
 
         def run(self, inputs: Tensors) -> Tensors:
             nonlocal largest

@@ -24,7 +24,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from PIL import Image
 
-from serving.batching import Batcher, Call, count_cpus
+from serving.batch import Call
+from serving.batching import Batcher, count_cpus
 from serving.certificate import Tensors
 from serving.client import Client
 from serving.errors import RequestError

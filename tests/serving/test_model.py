@@ -147,6 +147,16 @@ class TestRun:
         scores = many.scores(np.linspace(0, 1, 8, dtype=np.float32), 0)
         assert "".join(score.label for score in scores) == "hgfed"
 
+    def test_expects_of_a_run_what_the_last_ones_took(self, model: Model) -> None:
+        assert len(model.row_s) > 1  # of the replay
+        model.row_s.clear()
+        assert model.expect_s(64) == 0
+        for _ in range(2):
+            model.run({"image": np.zeros((4, *model.manifest.pixels.shape), np.uint8)})
+        assert model.expect_s(4) == pytest.approx(4 * min(model.row_s))
+        model.row_s.extend([1.0, 1.0, 1.0, 9.0, 2.0, 1.0])
+        assert model.expect_s(3) == 6.0
+
 
 class TestPredict:
     def test_takes_bytes_and_paths(self, model: Model, tmp_path: Path) -> None:
