@@ -40,24 +40,25 @@ HOT = (
 )
 RECEIVED = 4096  # events taken at once, at most
 INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE = 13, 8, 14  # what the transport itself answers, without a reason
-SETTLE_S = 0.2  # for calls that arrived before the drain began
+SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
 
 @dataclass(eq=False)
 class _Call:
-    """A call that has arrived; who goes away while it waits is forgotten, so it never asks whether it was cancelled."""
+    """A call that has arrived."""
 
     id: int
     method: int
     payload: bytes
     arrived: float
     deadline: float
+    gone: bool = False  # its caller
 
     def time_remaining_s(self) -> float:
         return min(self.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
 
     def cancelled(self) -> bool:
-        return False
+        return self.gone
 
     def wake_on_cancel(self, event: threading.Event) -> None:
         pass
@@ -120,7 +121,7 @@ class NativeServer:
         self._changed = threading.Condition()  # guards what follows
         self._slots = self._free_slots = batcher.slots
         self._waiting: deque[_Call] = deque()
-        self._in_flight = 0
+        self._calls: dict[int, _Call] = {}  # in flight
         self._draining = False
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(batcher.slots + 1)]
 
@@ -146,8 +147,9 @@ class NativeServer:
             self._draining = True
         cut = self._others.drain(max(0.0, until - time.monotonic()))
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, until - time.monotonic()))
-            cut += self._in_flight
+            self._changed.wait_for(lambda: not self._calls, max(0.0, until - time.monotonic()))
+            cut += len(self._calls)
+        time.sleep(SETTLE_S)
         self._front.close()
         self._folder.cleanup()
         return cut
@@ -178,10 +180,11 @@ class NativeServer:
         with self._changed:
             places = self._slots + self._limits.max_queue
             gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
-            if gone:
-                kept = [call for call in self._waiting if call.id not in gone]
-                self._in_flight -= len(self._waiting) - len(kept)
-                self._waiting = deque(kept)
+            for call in filter(None, map(self._calls.get, gone)):
+                call.gone = True
+                if call in self._waiting:
+                    self._waiting.remove(call)
+                    del self._calls[call.id]
             for kind, call_id, method, payload, _, details in events:
                 if kind == EVENT_CANCEL or call_id in gone:
                     continue
@@ -189,10 +192,10 @@ class NativeServer:
                 call = _Call(call_id, method, payload, now, now + remaining)
                 if self._draining:
                     refused.append((call, None))
-                elif self._in_flight >= places:
+                elif len(self._calls) >= places:
                     refused.append((call, queue_full(places)))
                 else:
-                    self._in_flight += 1
+                    self._calls[call.id] = call
                     self._waiting.append(call)
         return refused
 
@@ -215,7 +218,7 @@ class NativeServer:
                 ready.append(self._read(call))
             except Exception as error:
                 self._fail(call, error)
-                self._end()
+                self._end(call)
         begun = False
         while ready:
             batch = Batch[_Ready](self._limits.max_batch)
@@ -279,13 +282,14 @@ class NativeServer:
                 self._front.respond(request.of.id, reply)
             except Exception as error:
                 self._fail(request.of, error)
-            self._end()
+            finally:
+                self._end(request.of)
 
     def _refuse(self, request: _Ready, error: Exception) -> None:
         """End a call whose model is known."""
         self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived)
         self._fail(request.of, error)
-        self._end()
+        self._end(request.of)
 
     def _fail(self, call: _Call, error: Exception | None) -> None:
         """End a call with a status; None: because the server is leaving."""
@@ -297,10 +301,10 @@ class NativeServer:
             refusal = refuse(error)
             self._front.fail(call.id, refusal.code, refusal.message, trailing_metadata=refusal.trailers)
 
-    def _end(self) -> None:
+    def _end(self, call: _Call) -> None:
         with self._changed:
-            self._in_flight -= 1
-            if not self._in_flight:
+            del self._calls[call.id]
+            if not self._calls:
                 self._changed.notify_all()
 
 

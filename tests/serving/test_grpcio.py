@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from PIL import Image
 
+import tests.conftest
 from serving.batch import Call
 from serving.batching import Batcher, count_cpus
 from serving.certificate import Tensors
@@ -283,6 +285,14 @@ class WatchedClassifier(Classifier):
             self.outcomes.put(outcome)
 
 
+def wait_until(holds: Callable[[], object]) -> None:
+    """Look again and again until something holds."""
+    until = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
 @dataclass
 class Here:
     """A server in this process, on a real socket, whose model runs when it is let go."""
@@ -313,8 +323,22 @@ class Here:
     def enqueue(self, timeout_s: float = WAIT_S) -> grpc.Future:
         """A request that stands in the queue."""
         future = self.stub.Predict.future(RED, timeout=timeout_s)
-        assert self.classifier.waits.acquire(timeout=WAIT_S)
+        self.wait_until_queued()
         return future
+
+    def wait_until_queued(self) -> None:
+        """Until one more request stands in the queue; natively, any: there no thread waits, so none can tell."""
+        if tests.conftest.transport == "native":
+            wait_until(lambda: self.server._waiting)
+        else:
+            assert self.classifier.waits.acquire(timeout=WAIT_S)
+
+    def wait_until_left(self, *outcomes: str) -> None:
+        """Until a request has left the queue, with one of these outcomes."""
+        if tests.conftest.transport == "native":
+            wait_until(lambda: not self.server._waiting)
+        else:
+            assert self.classifier.outcomes.get(timeout=WAIT_S) in outcomes
 
 
 @pytest.fixture
@@ -341,7 +365,7 @@ class TestWaiting:
         running = here.occupy()
         waiting = here.enqueue()
         waiting.cancel()
-        assert here.classifier.outcomes.get(timeout=WAIT_S) == "RequestCancelled"
+        here.wait_until_left("RequestCancelled")
         here.held.let_go()
         assert running.result().scores[0].label == "red"
         assert here.held.entered.empty()
@@ -356,9 +380,9 @@ class TestWaiting:
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             process.stdin.write(RED.image)
             process.stdin.close()
-            assert here.classifier.waits.acquire(timeout=WAIT_S)
+            here.wait_until_queued()
             process.kill()
-        assert here.classifier.outcomes.get(timeout=WAIT_S) == "RequestCancelled"
+        here.wait_until_left("RequestCancelled")
         here.held.let_go()
         assert running.result().scores[0].label == "red"
         assert here.held.entered.empty()
@@ -368,7 +392,7 @@ class TestWaiting:
         waiting = here.enqueue(timeout_s=0.3)
         assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         # Which of the two it is depends on who looks at the clock first: gRPC, which then cancels, or the batcher.
-        assert here.classifier.outcomes.get(timeout=WAIT_S) in ("DeadlineExpired", "RequestCancelled")
+        here.wait_until_left("DeadlineExpired", "RequestCancelled")
         here.held.let_go()
         assert running.result().scores[0].label == "red"
         assert here.held.entered.empty()
@@ -376,7 +400,7 @@ class TestWaiting:
     def test_without_a_deadline_is_endless(self, here: Here) -> None:
         running = here.occupy()
         waiting = here.stub.Predict.future(RED)
-        assert here.classifier.waits.acquire(timeout=WAIT_S)
+        here.wait_until_queued()
         here.held.let_go(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
 
@@ -392,6 +416,9 @@ class Raising(Classifier):
         raise self._error
 
     get_model = predict
+
+    def find(self, request: wire.PredictRequest) -> Model:  # where the native transport begins
+        raise self._error
 
 
 @contextmanager
