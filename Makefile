@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check format protos check-protos test-protobuf7 test-container clean
+.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-container clean
 
 quickstart: $(READY)
 	rm -rf evalmode-quickstart
@@ -39,6 +39,11 @@ check-protos: $(READY)
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
 	.venv-protobuf7/bin/python -m pytest tests/serving
+
+# What goes over the wire, once more on the other transport.
+test-native: $(READY)
+	$(BIN)/python -m pytest -q --transport native tests/conformance \
+	  $(foreach name,client grpcio limits_on_the_wire native open_inference state,tests/serving/test_$(name).py)
 
 # Both images, and the whole story in containers. CONTAINER is docker, podman or a wrapper of one.
 test-container:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from serving.errors import UsageError
 from serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -93,8 +94,10 @@ def serve(
     ours = Classifier(models, inference, bounds)
     theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
     if transport == "native":
-        from serving.transports.native import NativeServer
-
+        try:
+            from serving.transports.native import NativeServer
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--transport native: {error}: pip install 'evalmode[native]'") from error
         server: GrpcioServer | NativeServer = NativeServer(ours, theirs, batcher, statistics, host, port, bounds)
         if host not in LOOPBACK:
             log.warning("--transport native holds a whole message before it can be refused: keep strangers out")

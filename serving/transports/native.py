@@ -157,21 +157,24 @@ class NativeServer:
     def _serve(self) -> None:
         """Receive, or run what waits, in turns with the other threads."""
         while True:
+            refused = []
             with self._receiving:
-                batch = self._take()
-                if not batch:
+                waited = self._take()
+                fresh: list[_Call] = []
+                if not waited:
                     events = self._front.recv_batch_details(RECEIVED)
                     if events is None:
                         return
                     refused = self._sort_in(events)
-                    batch = self._take()
-                else:
-                    refused = []
+                    fresh = self._take()
             for call, error in refused:
                 self._fail(call, error)
-            while batch:
-                self._run(batch)
-                batch = self._take(again=True)
+            if fresh:
+                self._run(fresh, waited=False)
+                waited = self._take(again=True)
+            while waited:
+                self._run(waited, waited=True)
+                waited = self._take(again=True)
 
     def _sort_in(self, events: list[Any]) -> list[tuple[_Call, Exception | None]]:
         """Queue new calls, forget those that were cancelled; returns what must be refused, None for the drain."""
@@ -210,8 +213,8 @@ class NativeServer:
             self._free_slots -= 1
             return [self._waiting.popleft() for _ in range(count)]
 
-    def _run(self, calls: list[_Call]) -> None:
-        """Read calls, run them in batches, answer; one that would be done too late after the others is not begun."""
+    def _run(self, calls: list[_Call], waited: bool) -> None:
+        """Read calls, run them in batches, answer; one that waited and would be done too late is not begun."""
         ready = []
         for call in calls:
             try:
@@ -219,19 +222,18 @@ class NativeServer:
             except Exception as error:
                 self._fail(call, error)
                 self._end(call)
-        begun = False
         while ready:
             batch = Batch[_Ready](self._limits.max_batch)
             left = []
             for request in ready:
-                late = begun and not batch.requests and reason_dead(request.call, request.model.expect_s(request.rows))
+                late = waited and not batch.requests and reason_dead(request.call, request.model.expect_s(request.rows))
                 if late:
                     self._refuse(request, late)
                 elif not batch.takes(request):
                     left.append(request)
             if batch.requests:
                 self._answer(batch.requests)
-            ready, begun = left, True
+            ready, waited = left, True
 
     def _read(self, call: _Call) -> _Ready:
         started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -67,6 +68,14 @@ def spawn(function: Callable[..., Any], *arguments: object) -> Future[Any]:
 
     threading.Thread(target=call, daemon=True).start()
     return future
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    """Look again and again until something holds."""
+    until = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 class Caller:

@@ -31,7 +31,7 @@ from serving.model import Model
 from serving.prediction import Prediction, Score
 from serving.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, Server, encode, plain
-from tests.serving.conftest import WAIT_S, classify_by, listen
+from tests.serving.conftest import WAIT_S, Held, classify_by, listen, spawn
 
 HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 
@@ -200,11 +200,16 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
 
 
 def test_a_retry_is_what_the_server_invites(model: Model) -> None:
-    batcher = Batcher(1, Limits(max_queue=0))
-    server = listen(classify_by(model, batcher=batcher), batcher)
+    limits, held = Limits(max_queue=0), Held(model)
+    batcher = Batcher(1, limits)
+    server = listen(classify_by(held, batcher=batcher), batcher, limits)
     with Client(f"127.0.0.1:{server.port}") as client:
-        with batcher.admit(), pytest.raises(CallFailed) as caught:
+        running = spawn(client.predict, encode(plain("red")))
+        held.next_batch()
+        with pytest.raises(CallFailed) as caught:
             client.predict(encode(plain("red")))
+        held.let_go(2)
+        assert running.result(WAIT_S).label == "red"
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
     assert (caught.value.code, caught.value.reason, caught.value.retry) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -44,7 +43,7 @@ from serving.wire import classifier_pb2_grpc as wire_grpc
 from serving.wire import open_inference_pb2 as inference
 from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import Server, colour_artifact, encode, plain, serving
-from tests.serving.conftest import WAIT_S, Held, classify_by, listen
+from tests.serving.conftest import WAIT_S, Held, classify_by, listen, wait_until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ["evalmode.v1.Classifier", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]
@@ -285,14 +284,6 @@ class WatchedClassifier(Classifier):
             self.outcomes.put(outcome)
 
 
-def wait_until(holds: Callable[[], object]) -> None:
-    """Look again and again until something holds."""
-    until = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 @dataclass
 class Here:
     """A server in this process, on a real socket, whose model runs when it is let go."""
@@ -322,14 +313,15 @@ class Here:
 
     def enqueue(self, timeout_s: float = WAIT_S) -> grpc.Future:
         """A request that stands in the queue."""
+        before = len(getattr(self.server, "_waiting", ()))
         future = self.stub.Predict.future(RED, timeout=timeout_s)
-        self.wait_until_queued()
+        self.wait_until_queued(before)
         return future
 
-    def wait_until_queued(self) -> None:
-        """Until one more request stands in the queue; natively, any: there no thread waits, so none can tell."""
+    def wait_until_queued(self, before: int = 0) -> None:
+        """Until one more request stands in the queue than before, which natively no thread of its own can tell."""
         if tests.conftest.transport == "native":
-            wait_until(lambda: self.server._waiting)
+            wait_until(lambda: len(self.server._waiting) > before)
         else:
             assert self.classifier.waits.acquire(timeout=WAIT_S)
 

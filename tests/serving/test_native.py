@@ -1,0 +1,123 @@
+"""What the native transport does of its own; everything on the wire is tested on both (``--transport``)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import grpc
+import pytest
+
+from serving.batching import Batcher
+from serving.limits import Limits
+from serving.model import Model
+from serving.repository import publish
+from serving.services.inference import Inference
+from serving.services.open_inference import OpenInference
+from serving.services.statistics import Statistics
+from serving.wire import classifier_pb2 as wire
+from serving.wire import classifier_pb2_grpc as wire_grpc
+from tests.conftest import colour_artifact, encode, plain
+from tests.serving.conftest import WAIT_S, Held, classify_by, wait_until
+
+native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
+RED = wire.PredictRequest(image=encode(plain("red")))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish(tmp_path, "colours", colour_artifact())
+    return tmp_path
+
+
+def listen(held: Held, slots: int, limits: Limits) -> native.NativeServer:
+    """A server in this process on a free port, started."""
+    batcher, statistics = Batcher(slots, limits), Statistics()
+    ours = classify_by(held, batcher=batcher, limits=limits)
+    theirs = OpenInference(ours._models, Inference(batcher, statistics), slots, limits, statistics)
+    server = native.NativeServer(ours, theirs, batcher, statistics, "127.0.0.1", 0, limits)
+    server.start()
+    return server
+
+
+def test_what_waits_runs_together(model: Model) -> None:
+    held = Held(model)
+    server = listen(held, 1, Limits(max_batch=3))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        calls = [predict.future(RED, timeout=WAIT_S)]
+        batches = [len(held.next_batch())]
+        calls += [predict.future(RED, timeout=WAIT_S) for _ in range(5)]
+        wait_until(lambda: len(server._waiting) == 5)
+        for _ in range(2):
+            held.let_go()
+            batches.append(len(held.next_batch()))
+        held.let_go()
+        assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 6
+    server.drain(0)
+    assert batches == [1, 3, 2]
+
+
+def test_two_slots_share_what_waits(model: Model) -> None:
+    held = Held(model)
+    server = listen(held, 2, Limits())
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        calls = [predict.future(RED, timeout=WAIT_S) for _ in range(8)]
+        entered = [len(held.next_batch()), len(held.next_batch())]
+        held.let_go(100)
+        assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 8
+    server.drain(0)
+    assert max(entered) < 8
+
+
+def test_what_would_be_done_too_late_is_not_begun(model: Model) -> None:
+    held = Held(model)
+    server = listen(held, 1, Limits(max_batch=1))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        running = predict.future(RED, timeout=WAIT_S)
+        held.next_batch()
+        held.row_s = 2 * WAIT_S
+        waiting = [predict.future(RED, timeout=WAIT_S), predict.future(RED)]
+        wait_until(lambda: len(server._waiting) == 2)
+        held.let_go(2)
+        assert running.result(WAIT_S).scores[0].label == "red"
+        assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
+        held.let_go()  # a free slot has nothing better to do, and may be quicker
+        assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
+    server.drain(0)
+
+
+def test_its_folder_goes_with_it(model: Model) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("evalmode-*"))
+    server = listen(Held(model), 1, Limits())
+    [folder] = set(Path(tempfile.gettempdir()).glob("evalmode-*")) - before
+    server.drain(0)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_a_warning_says_what_it_holds_before_it_refuses(repository: Path, host: str, warns: bool) -> None:
+    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
+    command += ["--transport", "native", "--host", host, "--lame-duck", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("serving")
+        process.terminate()
+        _, told = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert ("holds a whole message before it can be refused" in told) is warns
+
+
+def test_without_the_library_says_what_to_install(repository: Path) -> None:
+    code = (
+        "import sys; sys.modules['pygrpc_native'] = None\n"
+        "from serving.commands.main import main\n"
+        f"sys.argv = ['evalmode', 'serve', '--repository', {str(repository)!r}, '--transport', 'native']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'evalmode[native]'" in done.stderr
