@@ -15,7 +15,7 @@ from serving.client import DEFAULT_ADDRESS
 if TYPE_CHECKING:
     from serving.bench.load import Measured
 
-COLUMNS = ("load", "answers/s", "p50 ms", "p95 ms", "p99 ms", "client CPU us", "server CPU us", "of raw")
+COLUMNS = ("load", "answers/s", "p50 ms", "p95 ms", "p99 ms", "client us", "server us", "of raw")
 
 
 def parse_counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -132,12 +132,13 @@ def _print(rows: list[dict[str, Any]], told: dict[str, Any]) -> None:
         cells += [f"{row[name]:,}" if row[name] is not None else "" for name in ("client_cpu_us", "server_cpu_us")]
         table.add_row(*cells, f"{row['of_raw']:.2f}" if row["of_raw"] else "")
     console = Console(highlight=False)
-    console.print(f"{told['model']} at {told['address']}")
+    console.print(f"{told['model']} at {told['address']}; us: processor time of a request", soft_wrap=True)
     console.print(table)
     if raw := told["raw"]:
         console.print(
             f"raw: ONNX Runtime alone {raw['rate']:,.0f} images/s, {raw['sessions']} at a time on {raw['threads']} "
-            f"threads each, batches of {raw['batch']}"
+            f"threads each, batches of {raw['batch']}",
+            soft_wrap=True,
         )
     for row in rows:
         if set(row["outcomes"]) - {"OK"}:
