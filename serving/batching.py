@@ -154,8 +154,8 @@ class Batcher:
             batch = Batch[_Waiting](self._limits.max_batch)
             left: deque[_Waiting] = deque()
             for request in self._waiting:
-                dead = None if batch.requests else reason_dead(request.call, request.model.expect_s(request.rows))
-                if dead is not None:
+                needed_s = 0.0 if batch.requests else request.model.expect_s(request.rows)
+                if (dead := reason_dead(request.call, needed_s)) is not None:
                     request.taken, request.error = True, dead
                     request.wake.set()
                 elif batch.takes(request):

@@ -226,9 +226,9 @@ class NativeServer:
             batch = Batch[_Ready](self._limits.max_batch)
             left = []
             for request in ready:
-                late = waited and not batch.requests and reason_dead(request.call, request.model.expect_s(request.rows))
-                if late:
-                    self._refuse(request, late)
+                needed_s = request.model.expect_s(request.rows) if waited and not batch.requests else 0.0
+                if (dead := reason_dead(request.call, needed_s)) is not None:
+                    self._refuse(request, dead)
                 elif not batch.takes(request):
                     left.append(request)
             if batch.requests:

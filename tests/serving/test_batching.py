@@ -165,6 +165,27 @@ def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -
     expect_free(batcher, model)
 
 
+@pytest.mark.parametrize(
+    ("gone", "remaining_s", "error"), [(True, 3600, RequestCancelled), (False, 0, DeadlineExpired)]
+)
+def test_nobody_joins_a_batch_whose_answer_nobody_reads(
+    model: Model, held: Held, gone: bool, remaining_s: float, error: type[Exception]
+) -> None:
+    batcher = Batcher(1, Limits())
+    callers = [Caller() for _ in range(3)]
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 1)]
+    callers[1].gone, callers[1].remaining_s = gone, remaining_s  # and its own thread does not know yet
+    held.let_go()
+    assert values_in(held.next_batch()) == [1, 3]
+    held.let_go()
+    with pytest.raises(error):
+        runs[2].result(WAIT_S)
+    assert all(runs[index].result(WAIT_S) for index in (0, 1, 3))
+    expect_free(batcher, model)
+
+
 def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
     held.max_batch = 1
     batcher = Batcher(1, Limits())
