@@ -25,7 +25,7 @@ from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
 
-BATCH_S = 0.02  # what one batch may take, where a single request does not take more: longer ones gain nothing
+BATCH_S = 0.02  # what one batch may take, where a single request does not take more: all in it wait for its end
 
 
 class Call(Protocol):
@@ -199,13 +199,14 @@ class Batcher:
             left: deque[_Request] = deque()
             for request in self._waiting:
                 needed_s = 0.0 if batch.requests else request.model.expect_s(request.rows)
-                if (dead := _reason_dead(request.call, needed_s)) is not None:
+                if batch.requests and not batch.has_room_for(request):
+                    left.append(request)
+                elif (dead := _reason_dead(request.call, needed_s)) is not None:
                     request.taken, request.error = True, dead
                     request.wake.set()
-                elif batch.takes(request):
-                    request.taken = True
                 else:
-                    left.append(request)
+                    request.taken = True
+                    batch.add(request)
             self._waiting = left
             if batch.requests:
                 first = batch.requests[0]
@@ -228,17 +229,20 @@ class _Batch:
         self._limit = limit
         self._within_s = BATCH_S
 
-    def takes(self, request: _Request) -> bool:
-        """Whether a request has joined; the first always does."""
-        rows, within_s = self._rows + request.rows, min(self._within_s, request.call.time_remaining_s())
-        limit = min(self._limit, request.model.max_batch)
-        if self.requests and not (
-            request.fits(self.requests[0]) and rows <= limit and request.model.expect_s(rows) <= within_s
-        ):
-            return False
+    def has_room_for(self, request: _Request) -> bool:
+        """Whether one more may join those that are in it."""
+        rows = self._rows + request.rows
+        return (
+            request.fits(self.requests[0])
+            and rows <= min(self._limit, request.model.max_batch)
+            and request.model.expect_s(rows) <= min(self._within_s, request.call.time_remaining_s())
+        )
+
+    def add(self, request: _Request) -> None:
+        """Let a request join."""
         self.requests.append(request)
-        self._rows, self._within_s = rows, within_s
-        return True
+        self._rows += request.rows
+        self._within_s = min(self._within_s, request.call.time_remaining_s())
 
 
 def _count_rows(inputs: Tensors) -> int:
