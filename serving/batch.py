@@ -17,7 +17,7 @@ from serving.errors import DeadlineExpired, RequestCancelled
 from serving.model import Model
 
 CountRun = Callable[[Model, int, int], None]  # the model, how many inputs, microseconds
-BATCH_S = 0.02  # what one batch may take, where a single request does not take more: longer ones gain nothing
+BATCH_S = 0.02  # what one batch may take, where a single request does not take more: all in it wait for its end
 
 
 class Call(Protocol):
@@ -79,17 +79,20 @@ class Batch(Generic[Asked]):
         self._limit = limit
         self._within_s = BATCH_S
 
-    def takes(self, request: Asked) -> bool:
-        """Whether a request has joined; the first always does."""
-        rows, within_s = self._rows + request.rows, min(self._within_s, request.call.time_remaining_s())
-        limit = min(self._limit, request.model.max_batch)
-        if self.requests and not (
-            request.fits(self.requests[0]) and rows <= limit and request.model.expect_s(rows) <= within_s
-        ):
-            return False
+    def has_room_for(self, request: Asked) -> bool:
+        """Whether one more may join those that are in it."""
+        rows = self._rows + request.rows
+        return (
+            request.fits(self.requests[0])
+            and rows <= min(self._limit, request.model.max_batch)
+            and request.model.expect_s(rows) <= min(self._within_s, request.call.time_remaining_s())
+        )
+
+    def add(self, request: Asked) -> None:
+        """Let a request join."""
         self.requests.append(request)
-        self._rows, self._within_s = rows, within_s
-        return True
+        self._rows += request.rows
+        self._within_s = min(self._within_s, request.call.time_remaining_s())
 
 
 def run_together(requests: Sequence[Request], count_run: CountRun) -> list[Tensors]:

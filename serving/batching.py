@@ -155,13 +155,14 @@ class Batcher:
             left: deque[_Waiting] = deque()
             for request in self._waiting:
                 needed_s = 0.0 if batch.requests else request.model.expect_s(request.rows)
-                if (dead := reason_dead(request.call, needed_s)) is not None:
+                if batch.requests and not batch.has_room_for(request):
+                    left.append(request)
+                elif (dead := reason_dead(request.call, needed_s)) is not None:
                     request.taken, request.error = True, dead
                     request.wake.set()
-                elif batch.takes(request):
-                    request.taken = True
                 else:
-                    left.append(request)
+                    request.taken = True
+                    batch.add(request)
             self._waiting = left
             if batch.requests:
                 first = batch.requests[0]

@@ -227,10 +227,12 @@ class NativeServer:
             left = []
             for request in ready:
                 needed_s = request.model.expect_s(request.rows) if waited and not batch.requests else 0.0
-                if (dead := reason_dead(request.call, needed_s)) is not None:
-                    self._refuse(request, dead)
-                elif not batch.takes(request):
+                if batch.requests and not batch.has_room_for(request):
                     left.append(request)
+                elif (dead := reason_dead(request.call, needed_s)) is not None:
+                    self._refuse(request, dead)
+                else:
+                    batch.add(request)
             if batch.requests:
                 self._answer(batch.requests)
             ready, waited = left, True

@@ -36,6 +36,15 @@ def values_in(batch: np.ndarray) -> list[int]:
     return batch[:, 0, 0, 0].tolist()
 
 
+def next_batches(held: Held, count: int) -> list[list[int]]:
+    """Let a run go, see what the next one is made of, and so on."""
+    batches = []
+    for _ in range(count):
+        held.let_go()
+        batches.append(values_in(held.next_batch()))
+    return batches
+
+
 @pytest.fixture
 def held(model: Model) -> Held:
     return Held(model)
@@ -96,10 +105,7 @@ def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value) for value in range(1, 9)]
-    batches = []
-    for _ in range(3):
-        held.let_go()
-        batches.append(values_in(held.next_batch()))
+    batches = next_batches(held, 3)
     held.let_go()
     assert batches == [[1, 2, 3], [4, 5, 6], [7, 8]]
     for value, run in enumerate(runs):
@@ -114,13 +120,9 @@ def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, 
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value) for value in range(1, 6)]
-    batches = []
-    for _ in range(2):
-        held.let_go()
-        batches.append(values_in(held.next_batch()))
+    batches = next_batches(held, 2)
     held.row_s = 10 * BATCH_S
-    held.let_go()
-    batches.append(values_in(held.next_batch()))
+    batches += next_batches(held, 1)
     held.let_go()
     assert batches == [[1, 2], [3, 4], [5]]
     assert all(run.result(WAIT_S) for run in runs)
@@ -137,10 +139,7 @@ def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> N
     runs += [ask(batcher, held, value, callers[value]) for value in remaining]
     for value, caller in callers.items():
         caller.remaining_s = remaining[value]
-    batches = []
-    for _ in range(2):
-        held.let_go()
-        batches.append(values_in(held.next_batch()))
+    batches = next_batches(held, 2)
     held.let_go()
     assert batches == [[1, 2], [3, 4]]
     assert all(run.result(WAIT_S) for run in runs)
