@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
@@ -42,22 +41,25 @@ class Request:
         inputs: at most ``max_batch`` of them.
         call: who asks.
         arrived: when, by ``time.perf_counter``.
+        rows: how many inputs.
     """
 
     model: Model
     inputs: Tensors
     call: Call
     arrived: float
+    rows: int = field(init=False)
 
-    @cached_property
-    def rows(self) -> int:
-        """How many inputs."""
-        return count_rows(self.inputs)
+    def __post_init__(self) -> None:
+        self.rows = count_rows(self.inputs)
 
     def fits(self, other: Request) -> bool:
         """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
-        sides = ((array.shape[1:], other.inputs[name].shape[1:]) for name, array in self.inputs.items())
-        return self.model is other.model and all(mine == theirs for mine, theirs in sides)
+        if self.model is not other.model:
+            return False
+        return self.model.sized or all(
+            array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items()
+        )
 
 
 Asked = TypeVar("Asked", bound=Request)
@@ -78,6 +80,7 @@ class Batch(Generic[Asked]):
         self._rows = 0
         self._limit = limit
         self._within_s = BATCH_S
+        self._row_s = 0.0
 
     def has_room_for(self, request: Asked) -> bool:
         """Whether one more may join those that are in it."""
@@ -85,11 +88,12 @@ class Batch(Generic[Asked]):
         return (
             request.fits(self.requests[0])
             and rows <= min(self._limit, request.model.max_batch)
-            and request.model.expect_s(rows) <= min(self._within_s, request.call.time_remaining_s())
+            and rows * self._row_s <= min(self._within_s, request.call.time_remaining_s())
         )
 
     def add(self, request: Asked) -> None:
         """Let a request join."""
+        self._row_s = self._row_s or request.model.expect_s(1)
         self.requests.append(request)
         self._rows += request.rows
         self._within_s = min(self._within_s, request.call.time_remaining_s())

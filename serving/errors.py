@@ -58,9 +58,6 @@ An error says what is wrong, with the value and the limit, and what to do. It kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 
 class EvalmodeError(Exception):
     """Anything evalmode refuses, with the facts behind the sentence.
@@ -171,14 +168,18 @@ class RequestError(EvalmodeError):
         self.field = field
 
 
-@contextmanager
-def at_field(field: str) -> Iterator[None]:
+class at_field:  # noqa: N801  a context manager, called like a function
     """Say of which field an error is that does not know its request."""
-    try:
-        yield
-    except RequestError as error:
-        error.field = error.field or field
-        raise
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RequestError):
+            error.field = error.field or self._field
 
 
 class ControlDisabled(RequestError):

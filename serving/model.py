@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -89,13 +90,17 @@ class Model:
         """What the network answers with."""
         return tuple(map(_read_tensor, self.session.get_outputs()))
 
+    @cached_property
+    def sized(self) -> bool:
+        """Whether the network leaves no side open but the batch."""
+        return all(-1 not in tensor.shape for tensor in self.inputs)
+
     def run(self, inputs: Tensors) -> Tensors:
         """Run the network on a batch: tensors by name, the batch along the first axis of each."""
-        names = [output.name for output in self.outputs]
         started = time.perf_counter()
-        answer = self.session.run(names, dict(inputs))
+        answer = self.session.run(None, dict(inputs))
         self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
-        return dict(zip(names, answer, strict=True))
+        return dict(zip((output.name for output in self.outputs), answer, strict=True))
 
     def expect_s(self, rows: int) -> float:
         """Seconds that a batch will hardly exceed: by the slowest but one of the last runs; at first, the replay's."""
@@ -107,10 +112,15 @@ class Model:
         answer = self.run({INPUT: batch_nhwc})
         return answer[PROBABILITIES], answer[LOGITS]
 
+    def rank(self, probabilities: Floats, top_k: int) -> Iterator[tuple[str, float, int]]:
+        """Label, probability and index of the ``top_k`` best of one row, highest first, ties by lowest index."""
+        best = (-probabilities).argsort(kind="stable")[: top_k or DEFAULT_TOP_K]
+        indices = best.tolist()
+        return zip(map(self.manifest.labels.__getitem__, indices), probabilities[best].tolist(), indices, strict=True)
+
     def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
-        """The ``top_k`` best of one row of probabilities, highest first, ties by lowest index."""
-        best = np.argsort(-probabilities, kind="stable")[: top_k or DEFAULT_TOP_K]
-        return tuple(Score(self.manifest.labels[i], float(probabilities[i]), int(i)) for i in best)
+        """What ``rank`` finds."""
+        return tuple(Score(*ranked) for ranked in self.rank(probabilities, top_k))
 
     def predict(self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K) -> Prediction:
         """Classify one image, given as encoded bytes or as a path.

@@ -57,9 +57,9 @@ class Classifier:
         """See ``Service``."""
 
         def write(timed: Timed) -> wire.PredictResponse:
-            scores = model.scores(timed.outputs[PROBABILITIES][0], request.top_k)
+            ranked = model.rank(timed.outputs[PROBABILITIES][0], request.top_k)
             return wire.PredictResponse(
-                scores=[wire.Score(**vars(score)) for score in scores],
+                scores=[{"label": label, "probability": best, "index": index} for label, best, index in ranked],
                 model=model.name,
                 version=model.version,
                 digest=model.digest,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving.batch import Call, count_rows
 from serving.batching import Batcher
@@ -14,8 +13,7 @@ from serving.model import Model
 from serving.services.statistics import Statistics
 
 
-@dataclass(frozen=True)
-class Timed:
+class Timed(NamedTuple):
     """A request's rows of the outputs, by name, and where its time went, in microseconds."""
 
     outputs: Tensors
@@ -24,8 +22,7 @@ class Timed:
     inference_us: int
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """A request that has been read.
 
     Attributes:
@@ -79,6 +76,5 @@ class Inference:
             self._statistics.count_refusal(model, time.perf_counter() - started)
             raise
         timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
-        spent = {"compute_input": decode_us, "queue": timed.wait_us, "compute_infer": timed.inference_us}
-        self._statistics.count_answer(model, count_rows(read.inputs), spent)
+        self._statistics.count_answer(model, count_rows(read.inputs), decode_us, timed.wait_us, timed.inference_us)
         return read.write(timed)

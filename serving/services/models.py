@@ -76,16 +76,16 @@ class Models:
             ModelUnspecified, ModelNotFound: none is told, or there is no such model.
         """
         served = self._served
+        model = served.get(name or next(iter(served), ""))
+        if model is not None and version in ("", model.version) and (name or len(served) == 1):
+            return model
         known = ", ".join(f"{model.name}/{model.version}" for model in served.values()) or "none"
         if not name and len(served) > 1:
             raise ModelUnspecified(f"several models are served, name one of {known}", field=field, served=known)
-        model = served.get(name) if name else next(iter(served.values()), None)
-        if model is None or version not in ("", model.version):
-            wanted = f"{name or next(iter(served), '')}{'/' if version else ''}{version}"
-            raise ModelNotFound(
-                f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
-            )
-        return model
+        wanted = f"{name or next(iter(served), '')}{'/' if version else ''}{version}"
+        raise ModelNotFound(
+            f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
+        )
 
     def list_entries(self) -> Iterator[Entry]:
         """Every version in the repository, or served although it is no longer there."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serving.model import Model
@@ -49,14 +48,17 @@ class Statistics:
         with self._lock:
             self._counts[model.name, model.version].runs[inputs].add(inference_us * 1000)
 
-    def count_answer(self, model: Model, inputs: int, spent: Mapping[str, int]) -> None:
-        """Note a request that was answered: its inputs, and microseconds by ``InferStatistics``' names."""
+    def count_answer(self, model: Model, inputs: int, decode_us: int, wait_us: int, inference_us: int) -> None:
+        """Note a request that was answered: its inputs, and where its time went."""
         with self._lock:
             counts = self._counts[model.name, model.version]
             counts.last_ms = time.time_ns() // 1_000_000
             counts.inputs += inputs
-            for name, us in {**spent, "success": sum(spent.values())}.items():
-                counts.durations[name].add(us * 1000)
+            durations = counts.durations
+            durations["compute_input"].add(decode_us * 1000)
+            durations["queue"].add(wait_us * 1000)
+            durations["compute_infer"].add(inference_us * 1000)
+            durations["success"].add((decode_us + wait_us + inference_us) * 1000)
 
     def count_refusal(self, model: Model, seconds: float) -> None:
         """Note a request that was not answered, and how long that took."""

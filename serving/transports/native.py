@@ -3,8 +3,7 @@
 Calls that infer are handed over in the batches in which they arrived, and a thread that takes them runs them: here the
 transport is the batcher. Every other call goes to grpcio behind the same port.
 
-One thread more than there are slots: one always receives, so that what is too much is refused, and who has gone away is
-forgotten, while every slot is busy.
+While every slot is busy, one thread more refuses what is too much and forgets who has gone away.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,12 @@ HOT = (
 )
 RECEIVED = 4096  # events taken at once, at most
 INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE = 13, 8, 14  # what the transport itself answers, without a reason
+SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
+WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
 SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call that has arrived."""
 
@@ -117,13 +118,15 @@ class NativeServer:
             raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
         self._front.set_fallback(socket)
         self.port = self._front.bound_port
-        self._receiving = threading.Lock()  # held by the one thread that receives
-        self._changed = threading.Condition()  # guards what follows
-        self._slots = self._free_slots = batcher.slots
-        self._waiting: deque[_Call] = deque()
+        self._slots, self._free_slots = batcher.slots, 0  # each is free once its thread receives
+        self._share = 1  # how many calls a slot takes at once
+        self._changed = threading.Condition()  # guards what follows, and the free slots
         self._calls: dict[int, _Call] = {}  # in flight
+        self._waiting: deque[_Call] = deque()  # those of them that came while every slot was busy
         self._draining = False
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(batcher.slots + 1)]
+        self._full = threading.Event()  # every slot is busy
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(batcher.slots)]
+        self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
     def start(self) -> None:
         """Begin to answer, healthy."""
@@ -154,64 +157,82 @@ class NativeServer:
         self._folder.cleanup()
         return cut
 
-    def _serve(self) -> None:
-        """Receive, or run what waits, in turns with the other threads."""
+    def _work(self) -> None:
+        """One slot: take calls, run them, answer, until the transport is closed."""
         while True:
-            refused = []
-            with self._receiving:
-                waited = self._take()
-                fresh: list[_Call] = []
+            with self._changed:
+                calls = [self._waiting.popleft() for _ in range(min(self._share, len(self._waiting)))]
+                waited = bool(calls)
                 if not waited:
-                    events = self._front.recv_batch_details(RECEIVED)
-                    if events is None:
-                        return
-                    refused = self._sort_in(events)
-                    fresh = self._take()
-            for call, error in refused:
-                self._fail(call, error)
-            if fresh:
-                self._run(fresh, waited=False)
-                waited = self._take(again=True)
-            while waited:
-                self._run(waited, waited=True)
-                waited = self._take(again=True)
+                    self._free_slots += 1
+                    self._full.clear()
+            if len(calls) < self._share:
+                events = self._front.recv_batch_details(self._share - len(calls), 0 if waited else None)
+                if events is None:
+                    return
+                with self._changed:
+                    fresh, refused = self._admit(events)
+                    if not waited:
+                        self._free_slots -= 1
+                        if not self._free_slots:
+                            self._full.set()
+                calls += fresh
+                self._turn_away(refused)
+            self._run(calls, waited)
 
-    def _sort_in(self, events: list[Any]) -> list[tuple[_Call, Exception | None]]:
-        """Queue new calls, forget those that were cancelled; returns what must be refused, None for the drain."""
-        now = time.perf_counter()
-        refused: list[tuple[_Call, Exception | None]] = []
-        with self._changed:
-            places = self._slots + self._limits.max_queue
-            gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
-            for call in filter(None, map(self._calls.get, gone)):
-                call.gone = True
-                if call in self._waiting:
-                    self._waiting.remove(call)
-                    del self._calls[call.id]
-            for kind, call_id, method, payload, _, details in events:
-                if kind == EVENT_CANCEL or call_id in gone:
+    def _watch(self) -> None:
+        """While every slot is busy, refuse what is too much, and forget who has gone away."""
+        while True:
+            self._full.wait()
+            time.sleep(WATCH_S)
+            with self._changed:
+                if self._free_slots:
                     continue
-                remaining = math.inf if details[2] is None else details[2]
-                call = _Call(call_id, method, payload, now, now + remaining)
-                if self._draining:
-                    refused.append((call, None))
-                elif len(self._calls) >= places:
-                    refused.append((call, queue_full(places)))
-                else:
-                    self._calls[call.id] = call
-                    self._waiting.append(call)
-        return refused
+                events = self._front.recv_batch_details(RECEIVED, 0)
+                if events is None:
+                    return
+                calls, refused = self._admit(events)
+                self._waiting += calls
+            self._turn_away(refused)
 
-    def _take(self, again: bool = False) -> list[_Call]:
-        """What one slot runs next, of what waits, leaving other free slots their share; ``again``: a slot is held."""
+    def _admit(self, events: list[Any]) -> tuple[list[_Call], list[_Call]]:
+        """New calls, and those of them that are too many; forgets those that were cancelled."""
+        now = time.perf_counter()
+        gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
+        for call in filter(None, map(self._calls.get, gone)):
+            call.gone = True
+            if call in self._waiting:
+                self._waiting.remove(call)
+                self._end([call])
+        places = 0 if self._draining else self._slots + self._limits.max_queue
+        calls, refused = [], []
+        for kind, call_id, method, payload, _, details in events:
+            if kind == EVENT_CANCEL or call_id in gone:
+                continue
+            until = math.inf if details[2] is None else now + details[2]
+            call = _Call(call_id, method, payload, now, until)
+            if len(self._calls) >= places:
+                refused.append(call)
+            else:
+                self._calls[call_id] = call
+                calls.append(call)
+        return calls, refused
+
+    def _turn_away(self, calls: list[_Call]) -> None:
+        """Refuse calls that no place is left for."""
+        for call in calls:
+            if self._draining:
+                self._front.fail(call.id, UNAVAILABLE, "the server is shutting down")
+            else:
+                self._fail(call, queue_full(self._slots + self._limits.max_queue))
+
+    def _end(self, calls: Iterable[_Call]) -> None:
+        """Give the places of calls back: before their answers leave, upon which the next requests come."""
         with self._changed:
-            if again:
-                self._free_slots += 1
-            if not self._waiting or not self._free_slots:
-                return []
-            count = min(self._limits.max_batch, math.ceil(len(self._waiting) / self._free_slots))
-            self._free_slots -= 1
-            return [self._waiting.popleft() for _ in range(count)]
+            for call in calls:
+                del self._calls[call.id]
+            if not self._calls:
+                self._changed.notify_all()
 
     def _run(self, calls: list[_Call], waited: bool) -> None:
         """Read calls, run them in batches, answer; one that waited and would be done too late is not begun."""
@@ -220,8 +241,8 @@ class NativeServer:
             try:
                 ready.append(self._read(call))
             except Exception as error:
+                self._end([call])
                 self._fail(call, error)
-                self._end(call)
         while ready:
             batch = Batch[_Ready](self._limits.max_batch)
             left = []
@@ -235,6 +256,9 @@ class NativeServer:
                     batch.add(request)
             if batch.requests:
                 self._answer(batch.requests)
+                first = batch.requests[0]
+                pace_s = first.model.expect_s(first.rows)
+                self._share = max(1, min(self._limits.max_batch, int(SHARE_S / pace_s) if pace_s else RECEIVED))
             ready, waited = left, True
 
     def _read(self, call: _Call) -> _Ready:
@@ -253,7 +277,6 @@ class NativeServer:
         model = service.find(request)
         try:
             read = service.read(request, model, call)
-            check_alive(read.call)
         except Exception:
             self._statistics.count_refusal(model, time.perf_counter() - started)
             raise
@@ -275,41 +298,33 @@ class NativeServer:
                 else:
                     self._answer([request])
             return
-        inference_us = round((time.perf_counter() - started) * 1e6)
+        ended = time.perf_counter()
+        self._end(request.of for request in batch)
+        replies = []
         for request, outputs in zip(batch, answers, strict=True):
             wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
-            timed = Timed(outputs, request.decode_us, wait_us, inference_us)
-            spent = {"compute_input": request.decode_us, "queue": wait_us, "compute_infer": inference_us}
-            self._statistics.count_answer(request.model, request.rows, spent)
+            timed = Timed(outputs, request.decode_us, wait_us, round((ended - started) * 1e6))
+            self._statistics.count_answer(request.model, request.rows, *timed[1:])
             try:
-                reply = request.write(timed).SerializeToString()
-                self._front.respond(request.of.id, reply)
+                replies.append((request.of.id, request.write(timed).SerializeToString()))
             except Exception as error:
                 self._fail(request.of, error)
-            finally:
-                self._end(request.of)
+        for call_id, reply in replies:  # together, so that they leave together
+            self._front.respond(call_id, reply)
 
     def _refuse(self, request: _Ready, error: Exception) -> None:
         """End a call whose model is known."""
         self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived)
+        self._end([request.of])
         self._fail(request.of, error)
-        self._end(request.of)
 
-    def _fail(self, call: _Call, error: Exception | None) -> None:
-        """End a call with a status; None: because the server is leaving."""
-        if error is None:
-            self._front.fail(call.id, UNAVAILABLE, "the server is shutting down")
-        elif isinstance(error, _TransportError):
+    def _fail(self, call: _Call, error: Exception) -> None:
+        """End a call with a status."""
+        if isinstance(error, _TransportError):
             self._front.fail(call.id, error.code, str(error))
         else:
             refusal = refuse(error)
             self._front.fail(call.id, refusal.code, refusal.message, trailing_metadata=refusal.trailers)
-
-    def _end(self, call: _Call) -> None:
-        with self._changed:
-            del self._calls[call.id]
-            if not self._calls:
-                self._changed.notify_all()
 
 
 class _TransportError(Exception):

@@ -111,9 +111,9 @@ class Held:
     def __init__(self, model: Model) -> None:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
         self.name, self.version, self.digest = model.name, model.version, model.digest
-        self.manifest, self.provider, self.scores = model.manifest, model.provider, model.scores
+        self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
-        self.inputs, self.outputs = model.inputs, model.outputs
+        self.inputs, self.outputs, self.sized = model.inputs, model.outputs, model.sized
         self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)
