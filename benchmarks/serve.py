@@ -1,10 +1,14 @@
 """How fast servers answer, against ONNX Runtime alone: one network, one load generator, one run, taking turns.
 
-    python benchmarks/serve.py --out benchmarks/results/DATE-serve.json [--rounds 3] [--peer NAME=PYTHON ...]
+    python benchmarks/serve.py --out benchmarks/results/DATE-serve.json [--rounds 5] [--peer NAME=PYTHON ...]
 
 Makes `reference` for 32x32 RGB, fp32 and int8, and asks for one prepared image over one connection with `h2load`
-(Debian: nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton: benchmarks/peers)
-runs the same file on the same ONNX Runtime in an environment of its own, whose python is PYTHON.
+(Debian: nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton, mosec:
+benchmarks/peers) runs the same file on the same ONNX Runtime in an environment of its own, whose python is PYTHON.
+Use one build of Python for all: how it was compiled makes a third of a difference. Within `taskset`, fewer cores.
+
+h2load takes a gRPC error for a success: so before and after each load an answer is compared with ONNX Runtime's own,
+and the bytes received must be those of so many answers.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import socket
 import statistics
@@ -19,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,13 +39,19 @@ import numpy as np
 import psutil
 import torch
 from lecture import processor  # beside this file
+from matplotlib import pyplot
 from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from serving.artifact import Manifest
+from serving.batching import count_cpus
 from serving.bench.raw import measure_raw
 from serving.bench.usage import cpu_seconds
-from serving.certificate import INPUT
+from serving.certificate import INPUT, PROBABILITIES
 from serving.limits import Limits
+from serving.model import open_cpu_session
 from serving.pixels import PixelContract, decode_image
 from serving.proof.certify import certify, draw_golden, strip
 from serving.proof.quantize import quantize
@@ -63,8 +75,9 @@ class Contestant:
         command: that starts it.
         folder: where.
         port: that it listens on.
-        method: that is called.
+        method: that is called; a path of HTTP/1.1 where it begins with a slash.
         message: the request.
+        read: the most probable label's probability in a reply.
         network: "fp32" or "int8".
     """
 
@@ -74,6 +87,7 @@ class Contestant:
     port: int
     method: str
     message: bytes
+    read: Callable[[bytes], float]
     network: str = "fp32"
 
 
@@ -81,9 +95,9 @@ def main() -> None:
     """Measure in turns, keep, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="for each load")
-    parser.add_argument("--peer", nargs="*", default=[], help="NAME=PYTHON: mlserver, kserve, pytriton")
+    parser.add_argument("--peer", nargs="*", default=[], help="NAME=PYTHON: mlserver, kserve, pytriton, mosec")
     parser.add_argument("--only", nargs="*", help="these contestants alone")
     parser.add_argument("--idle", type=float, default=0, help="also watch each of ours idle for so many seconds")
     arguments = parser.parse_args()
@@ -101,16 +115,17 @@ def main() -> None:
             for contestant in contestants:
                 for figures in measure(contestant, artifacts, arguments):
                     runs.append({"round": number, "contestant": contestant.name, **figures})
-                    print(runs[-1], flush=True)
+                    print(runs[-1], file=sys.stderr, flush=True)
     results = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {count_cpus()} cores, Python {platform.python_version()}",
         "summary": summarise(runs),
         "runs": runs,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results["summary"], indent=1))
+    print_table(results)
+    draw_plot(results, arguments.out.with_suffix(".png"))
 
 
 def make_networks(folder: Path) -> dict[str, Path]:
@@ -156,19 +171,43 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
             ]
             command += ["--transport", transport, "--lame-duck", "0", "--log-level", "error"]
             started = (tuple(command), folder, port)
-            yield Contestant(f"{transport} {kind}", *started, PREDICT, pixels, kind)
+            yield Contestant(f"{transport} {kind}", *started, PREDICT, pixels, read_prediction, kind)
             if kind == "fp32":
-                yield Contestant(f"{transport} JPEG", *started, PREDICT, jpeg)
-                yield Contestant(f"{transport} ModelInfer", *started, INFER, infer.SerializeToString())
+                yield Contestant(f"{transport} JPEG", *started, PREDICT, jpeg, read_prediction)
+                yield Contestant(f"{transport} ModelInfer", *started, INFER, infer.SerializeToString(), read_tensor)
     known = {
-        "mlserver": (("-m", "mlserver.cli", "start", "."), PEERS / "mlserver", 8095),
+        "mlserver": (("-c", "from mlserver.cli import main; main()", "start", "."), PEERS / "mlserver", 8095),
         "kserve": (("kserve_network.py",), PEERS, 8098),
         "pytriton": (("pytriton_network.py",), PEERS, 8100),
+        "mosec": (("mosec_network.py", "--port", "8102"), PEERS, 8102),
     }
     for told in peers:
         name, python = told.split("=", 1)
         options, where, port = known[name]
-        yield Contestant(name, (python, *options), where, port, INFER, infer.SerializeToString())
+        asked = (INFER, infer.SerializeToString(), read_tensor)
+        if name == "mosec":
+            asked = ("/inference", drawn.tobytes(), read_floats)
+        yield Contestant(name, (python, *options), where, port, *asked)
+
+
+def read_prediction(reply: bytes) -> float:
+    """Of our own service."""
+    return float(classifier_pb2.PredictResponse.FromString(reply).scores[0].probability)
+
+
+def read_tensor(reply: bytes) -> float:
+    """Of the open protocol."""
+    answer = wire.ModelInferResponse.FromString(reply)
+    return (
+        read_floats(answer.raw_output_contents[0])
+        if answer.raw_output_contents
+        else max(answer.outputs[0].contents.fp32_contents)
+    )
+
+
+def read_floats(reply: bytes) -> float:
+    """Of bare probabilities."""
+    return float(np.frombuffer(reply, np.float32).max())
 
 
 def draw_jpeg() -> bytes:
@@ -189,14 +228,14 @@ def free_port() -> int:
 
 def measure_raw_best(path: Path) -> dict[str, Any]:
     """ONNX Runtime alone: the fastest way, and one image at a time on one thread."""
-    ways = measure_raw(path.read_bytes(), PixelContract(SIDE, SIDE, 3), os.cpu_count() or 1, seconds=1.0)
+    ways = measure_raw(path.read_bytes(), PixelContract(SIDE, SIDE, 3), count_cpus(), seconds=1.0)
     alone = next(way for way in ways if (way.sessions, way.threads, way.batch) == (1, 1, 1))
     return {"rate": ways[0].rate, "way": vars(ways[0]), "alone_ms": alone.median_ms}
 
 
 def measure_decoding() -> float:
     """JPEGs a second that all cores decode."""
-    cores = os.cpu_count() or 1
+    cores = count_cpus()
     with ProcessPoolExecutor(cores) as pool:
         return sum(pool.map(decode_for, [1.0] * cores))
 
@@ -221,13 +260,32 @@ def measure(
             before = cpu_seconds(process)
             time.sleep(arguments.idle)
             yield {"idle_share": (cpu_seconds(process) - before) / arguments.idle}
-        size = call(contestant)
+        expected = expect(contestant, artifacts[contestant.network])
         for in_flight in LOADS:
+            size = check(contestant, expected)
             rate = load(contestant, in_flight, 200 * in_flight, size)["rate"]  # warms, too
             before = cpu_seconds(process)
             figures = load(contestant, in_flight, max(100, round(rate * arguments.seconds)), size)
             figures["server_cpu_us"] = (cpu_seconds(process) - before) / figures["requests"] * 1e6
+            check(contestant, expected)
             yield {"in_flight": in_flight, **figures}
+
+
+def expect(contestant: Contestant, artifact: Path) -> float:
+    """The most probable label's probability, by ONNX Runtime here."""
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    if contestant.method == PREDICT and (encoded := classifier_pb2.PredictRequest.FromString(contestant.message).image):
+        image = decode_image(encoded, PixelContract(SIDE, SIDE, 3), Limits())
+    (probabilities,) = open_cpu_session(artifact.read_bytes()).run([PROBABILITIES], {INPUT: image[np.newaxis]})
+    return float(probabilities.max())
+
+
+def check(contestant: Contestant, expected: float) -> int:
+    """Ask once, compare; the size of the reply on the wire, by which a refusal is known from an answer."""
+    reply = call(contestant)
+    if abs((got := contestant.read(reply)) - expected) > 1e-5:
+        raise SystemExit(f"{contestant.name} answers {got}, ONNX Runtime {expected}")
+    return len(reply) + (0 if contestant.method.startswith("/") else 5)  # gRPC's prefix
 
 
 @contextmanager
@@ -235,17 +293,21 @@ def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Proces
     """The server as a process of its own, and the seconds until it first answered."""
     environment = {**os.environ, "MODEL": str(model)}
     started = time.perf_counter()
-    with subprocess.Popen(
-        contestant.command, cwd=contestant.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(contestant.command, cwd=contestant.folder, env=environment, stdout=log, stderr=log) as process,
+    ):
         try:
             while True:
                 try:
                     call(contestant)
                     break
-                except grpc.RpcError as error:
+                except (grpc.RpcError, OSError) as error:
                     if process.poll() is not None or time.perf_counter() > started + START_S:
-                        raise SystemExit(f"{contestant.name} does not answer: {error}") from error
+                        log.seek(0)
+                        raise SystemExit(
+                            f"{contestant.name} does not answer: {error}\n{log.read().decode()}"
+                        ) from error
                     time.sleep(0.02)
             yield psutil.Process(process.pid), time.perf_counter() - started
         finally:
@@ -256,26 +318,31 @@ def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Proces
                 process.kill()
 
 
-def call(contestant: Contestant) -> int:
-    """Ask once; the size of the reply on the wire, by which a refusal is known from an answer."""
+def call(contestant: Contestant) -> bytes:
+    """Ask once."""
+    if contestant.method.startswith("/"):
+        url = f"http://127.0.0.1:{contestant.port}{contestant.method}"
+        with urllib.request.urlopen(url, contestant.message, 10) as answer:
+            return bytes(answer.read())
     with grpc.insecure_channel(f"127.0.0.1:{contestant.port}") as channel:
         reply: bytes = channel.unary_unary("/" + contestant.method)(contestant.message, timeout=10)
-    return len(reply) + 5
+    return reply
 
 
 def load(contestant: Contestant, in_flight: int, requests: int, size: int) -> dict[str, Any]:
-    """Closed loop over one connection; every reply must be a whole one."""
+    """Closed loop over one connection, one for each caller where it is HTTP/1.1; every reply must be a whole one."""
     with tempfile.TemporaryDirectory() as name:
         body, log = Path(name) / "body", Path(name) / "log"
-        body.write_bytes(b"\0" + len(contestant.message).to_bytes(4, "big") + contestant.message)
-        command = ["h2load", "-n", str(requests), "-c", "1", "-m", str(in_flight), "-d", str(body)]
-        command += [f"--log-file={log}", "-H", "content-type: application/grpc", "-H", "te: trailers"]
-        told = subprocess.run(
-            [*command, f"http://127.0.0.1:{contestant.port}/{contestant.method}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        command = ["h2load", "-n", str(requests), "-d", str(body), f"--log-file={log}"]
+        if plain := contestant.method.startswith("/"):
+            body.write_bytes(contestant.message)
+            command += ["--h1", "-c", str(in_flight)]
+        else:
+            body.write_bytes(b"\0" + len(contestant.message).to_bytes(4, "big") + contestant.message)
+            command += ["-c", "1", "-m", str(in_flight), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+        path = contestant.method if plain else "/" + contestant.method
+        command.append(f"http://127.0.0.1:{contestant.port}{path}")
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         microseconds = [int(line.split()[2]) for line in log.read_text().splitlines()]
     rate = float(re.search(r"([\d.]+) req/s", told)[1])  # type: ignore[index]
     succeeded = int(re.search(r"(\d+) succeeded", told)[1])  # type: ignore[index]
@@ -298,27 +365,70 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "int8" if "int8" in name else "fp32"
         figures: dict[str, Any] = {}
         for key in ("start_s", "idle_share", "alone_ms"):
-            figures.update(median_of(mine, key))
+            figures.update(describe(mine, key))
         for in_flight in (None, *LOADS):
             loaded = [run for run in mine if "rate" in run and run.get("in_flight") == in_flight]
             if not loaded:
                 continue
             told = {}
             for key in ("rate", "p50_ms", "p99_ms", "server_cpu_us"):
-                told.update(median_of(loaded, key))
+                told.update(describe(loaded, key))
             if in_flight:
-                told["of_raw"] = round(
-                    statistics.median(run["rate"] / raw[run["round"], f"raw {kind}"] for run in loaded), 3
-                )
+                for run in loaded:
+                    run["of_raw"] = run["rate"] / raw[run["round"], f"raw {kind}"]
+                told.update(describe(loaded, "of_raw"))
             figures[str(in_flight or "all")] = told
         summary[name] = figures
     return summary
 
 
-def median_of(runs: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """The median of a figure that some runs have."""
+def describe(runs: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
+    """Median, least and greatest of a figure that some runs have."""
     values = [run[key] for run in runs if key in run]
-    return {key: round(statistics.median(values), 4)} if values else {}
+    figures = {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else {}
+    return {key: {name: round(value, 4) for name, value in figures.items()}} if values else {}
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Show the medians: rate and median latency for each load, the share of ONNX Runtime alone at the largest."""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{results['machine']}; {results['date']}; medians")
+    table.add_column("contestant", style="bold", no_wrap=True)
+    for name in ("start s", *(f"{count} in flight" for count in LOADS), "of raw", "server us", "idle"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, figures in results["summary"].items():
+        if "all" in figures:
+            alone = f"one at a time {figures['alone_ms']['median']:.2f} ms" if "alone_ms" in figures else ""
+            table.add_row(name, "", alone, "", f"{figures['all']['rate']['median']:,.0f}/s", "1.00", "", "")
+            continue
+        loads = [figures[str(count)] for count in LOADS]
+        table.add_row(
+            name,
+            f"{figures['start_s']['median']:.2f}",
+            *(f"{load['rate']['median']:,.0f}/s {load['p50_ms']['median']:.2f} ms" for load in loads),
+            f"{loads[-1]['of_raw']['median']:.2f}",
+            f"{loads[-1]['server_cpu_us']['median']:,.0f}",
+            f"{figures['idle_share']['median']:.2%}" if "idle_share" in figures else "",
+        )
+    Console(width=150).print(table)
+
+
+def draw_plot(results: dict[str, Any], path: Path) -> None:
+    """Images a second with the most in flight: medians, least to greatest, beside ONNX Runtime alone."""
+    shown = {name: figures.get("all", figures.get(str(LOADS[-1]))) for name, figures in results["summary"].items()}
+    shown.pop("decoding")
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
+    for name, figures in shown.items():
+        rate = figures["rate"]
+        spread = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
+        ours = name.startswith(("native", "grpcio"))
+        colour = "#9ca3af" if name.startswith("raw") else "#d1495b" if ours else "#2a6fbb"
+        axes.barh(name, rate["median"], xerr=spread, color=colour, error_kw={"lw": 1, "ecolor": "#374151"})
+        axes.text(rate["max"], name, f" {rate['median']:,.0f}", va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"images a second, {LOADS[-1]} in flight: median, least to greatest\n{results['machine']}")
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -52,14 +52,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.rows = count_rows(self.inputs)
+        self._sides = {name: array.shape[1:] for name, array in self.inputs.items()}
 
     def fits(self, other: Request) -> bool:
         """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
-        if self.model is not other.model:
-            return False
-        return self.model.sized or all(
-            array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items()
-        )
+        return self.model is other.model and self._sides == other._sides
 
 
 Asked = TypeVar("Asked", bound=Request)

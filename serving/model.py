@@ -90,11 +90,6 @@ class Model:
         """What the network answers with."""
         return tuple(map(_read_tensor, self.session.get_outputs()))
 
-    @cached_property
-    def sized(self) -> bool:
-        """Whether the network leaves no side open but the batch."""
-        return all(-1 not in tensor.shape for tensor in self.inputs)
-
     def run(self, inputs: Tensors) -> Tensors:
         """Run the network on a batch: tensors by name, the batch along the first axis of each."""
         started = time.perf_counter()

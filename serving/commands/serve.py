@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("serving")
 
+READ = time.perf_counter()
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
@@ -79,6 +80,7 @@ def serve(
     requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_cpus
     from serving.services.classifier import Classifier
@@ -87,9 +89,12 @@ def serve(
     from serving.services.open_inference import OpenInference
     from serving.services.statistics import Statistics
 
+    _log_phase("imports")
     bounds, statistics = Limits(**limits), Statistics()
     models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
-    batcher = Batcher(count_cpus(), bounds, statistics.count_run)
+    _log_phase("models loaded, checked and replayed")
+    on_cpu = all(model.provider == "CPU" for model in models.served.values())
+    batcher = Batcher(count_cpus() if on_cpu else 1, bounds, statistics.count_run)  # a GPU gains by batches instead
     inference = Inference(batcher, statistics)
     ours = Classifier(models, inference, bounds)
     theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
@@ -126,6 +131,7 @@ def _run(server: GrpcioServer | NativeServer, models: Models, limits: Limits, st
     """Serve until told to stop, then drain."""
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
     server.start()
+    _log_phase("listening")
     for model in models.served.values():
         log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
         if model.manifest.certificate is None:
@@ -142,6 +148,11 @@ def _run(server: GrpcioServer | NativeServer, models: Models, limits: Limits, st
         log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)
         _exit_now(1)
     log.info("all requests answered")
+
+
+def _log_phase(name: str) -> None:
+    """Say what of the start is done, and how long after this command was read."""
+    log.debug("%.3f s: %s", time.perf_counter() - READ, name)
 
 
 def _exit_now(code: int) -> NoReturn:

@@ -113,7 +113,7 @@ class Held:
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
-        self.inputs, self.outputs, self.sized = model.inputs, model.outputs, model.sized
+        self.inputs, self.outputs = model.inputs, model.outputs
         self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)

@@ -1,0 +1,98 @@
+"""What a request costs beside its network: each step of its way through Python, with the network run in between.
+
+    python benchmarks/hot_path.py [--batch 8] [--rounds 300]
+
+`reference` for 32x32 RGB runs on a batch, then its requests are read and answered one after the other: what comes first
+after the network finds cold caches. Prints medians over the rounds, microseconds a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from serve import SIDE, draw_jpeg, make_networks  # beside this file
+
+from serving.batch import Batch, Request, run_together
+from serving.batching import Batcher
+from serving.limits import Limits
+from serving.services.classifier import Classifier
+from serving.services.inference import Inference, Timed
+from serving.services.models import Models
+from serving.services.statistics import Statistics
+from serving.wire import classifier_pb2 as wire
+
+
+class Patient:
+    """A caller without a deadline."""
+
+    def time_remaining_s(self) -> float:
+        """A minute."""
+        return 60.0
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=300)
+    arguments = parser.parse_args()
+    drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    pixels = wire.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
+    asked = {"raw pixels": wire.PredictRequest(pixels=pixels), "JPEG": wire.PredictRequest(image=draw_jpeg())}
+    with tempfile.TemporaryDirectory() as name:
+        make_networks(Path(name))
+        models = Models.open(Path(name) / "fp32")
+    for kind, request in asked.items():
+        steps = measure(models, request.SerializeToString(), arguments.batch, arguments.rounds)
+        print(f"{kind}, in batches of {arguments.batch}: microseconds a request")
+        for step, taken in steps.items():
+            print(f"  {step:30} {statistics.median(taken) / arguments.batch * 1e6:8.1f}")
+
+
+def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds that each step took for a whole batch, by its name, of every round."""
+    statistics_, limits = Statistics(), Limits()
+    service = Classifier(models, Inference(Batcher(1, limits), statistics_), limits)
+    steps: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        messages = [bytes(bytearray(message)) for _ in range(size)]  # each its own, as from the wire
+        clock = [time.perf_counter()]
+        requests = [wire.PredictRequest.FromString(one) for one in messages]
+        clock.append(time.perf_counter())
+        found = [(one, service.find(one)) for one in requests]
+        read = [service.read(one, model, Patient()) for one, model in found]  # type: ignore[arg-type]
+        clock.append(time.perf_counter())
+        batch = Batch[Request](size)
+        for (_, model), one in zip(found, read, strict=True):
+            request = Request(model, one.inputs, one.call, clock[0])
+            if not batch.requests or batch.has_room_for(request):
+                batch.add(request)
+        clock.append(time.perf_counter())
+        answers = run_together(batch.requests, statistics_.count_run)
+        clock.append(time.perf_counter())
+        for request in batch.requests:
+            statistics_.count_answer(request.model, 1, 10, 1000, 3000)
+        clock.append(time.perf_counter())
+        replies = [one.write(Timed(outputs, 10, 1000, 3000)) for one, outputs in zip(read, answers, strict=True)]
+        clock.append(time.perf_counter())
+        for reply in replies:
+            reply.SerializeToString()
+        clock.append(time.perf_counter())
+        names = ("parse", "find, check, decode", "batch", "network", "count", "write the reply", "serialise it")
+        for number, step in enumerate(names):
+            steps[step].append(clock[number + 1] - clock[number])
+    return steps
+
+
+if __name__ == "__main__":
+    main()
