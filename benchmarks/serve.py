@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these contestants alone")
     parser.add_argument("--idle", type=float, default=0, help="also watch each of ours idle for so many seconds")
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -116,14 +117,13 @@ def main() -> None:
                 for figures in measure(contestant, artifacts, arguments):
                     runs.append({"round": number, "contestant": contestant.name, **figures})
                     print(runs[-1], file=sys.stderr, flush=True)
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {count_cpus()} cores, Python {platform.python_version()}",
-        "summary": summarise(runs),
-        "runs": runs,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            results = {
+                "date": datetime.now(UTC).date().isoformat(),
+                "machine": f"{processor()}, {count_cpus()} cores, Python {platform.python_version()}",
+                "summary": summarise(runs),
+                "runs": runs,
+            }
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print_table(results)
     draw_plot(results, arguments.out.with_suffix(".png"))
 
@@ -291,12 +291,10 @@ def check(contestant: Contestant, expected: float) -> int:
 @contextmanager
 def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Process, float]]:
     """The server as a process of its own, and the seconds until it first answered."""
-    environment = {**os.environ, "MODEL": str(model)}
     started = time.perf_counter()
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(contestant.command, cwd=contestant.folder, env=environment, stdout=log, stderr=log) as process,
-    ):
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
+        environment = {**os.environ, "MODEL": str(model), "PYTRITON_HOME": home}  # where it leaves sockets behind
+        process = subprocess.Popen(contestant.command, cwd=contestant.folder, env=environment, stdout=log, stderr=log)
         try:
             while True:
                 try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +175,11 @@ class Batcher:
 def queue_full(places: int) -> QueueFull:
     """What a request too many is refused with, where so many are in flight."""
     return QueueFull(f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places)
+
+
+def count_slots(models: Iterable[Model]) -> int:
+    """Inferences that may run at the same time: as many as CPUs; one on a GPU, which larger batches fill instead."""
+    return 1 if any(model.provider == "CUDA" for model in models) else count_cpus()
 
 
 def count_cpus(root: Path = Path("/")) -> int:

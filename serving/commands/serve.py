@@ -82,7 +82,7 @@ def serve(
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
     stop = _listen_for_signals()
-    from serving.batching import Batcher, count_cpus
+    from serving.batching import Batcher, count_slots
     from serving.services.classifier import Classifier
     from serving.services.inference import Inference
     from serving.services.models import Models
@@ -93,8 +93,7 @@ def serve(
     bounds, statistics = Limits(**limits), Statistics()
     models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
     _log_phase("models loaded, checked and replayed")
-    on_cpu = all(model.provider == "CPU" for model in models.served.values())
-    batcher = Batcher(count_cpus() if on_cpu else 1, bounds, statistics.count_run)  # a GPU gains by batches instead
+    batcher = Batcher(count_slots(models.served.values()), bounds, statistics.count_run)
     inference = Inference(batcher, statistics)
     ours = Classifier(models, inference, bounds)
     theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from serving import __version__
 from serving.commands.main import COMMANDS
 from serving.repository import publish
-from tests.conftest import Server, colour_artifact, encode, plain
+from tests.conftest import Server, colour_artifact, encode, plain, serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "sklearn", "PIL")
@@ -48,6 +49,15 @@ def test_serve_never_loads_torch(colours: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_serve_says_at_debug_how_long_each_phase_of_its_start_took(colours: Path) -> None:
+    with serving(colours, "--log-level", "debug") as server:
+        code, told = server.stop()
+    assert code == 0
+    phases = re.findall(r"DEBUG ([\d.]+) s: (.*)", told)
+    assert [name for _, name in phases] == ["imports", "models loaded, checked and replayed", "listening"]
+    assert sorted(phases) == phases
 
 
 @pytest.mark.parametrize(

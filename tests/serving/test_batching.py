@@ -7,13 +7,14 @@ import os
 import random
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving.batch import BATCH_S
-from serving.batching import Answer, Batcher, count_cpus
+from serving.batching import Answer, Batcher, count_cpus, count_slots
 from serving.certificate import INPUT, PROBABILITIES, Tensors
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
@@ -596,3 +597,8 @@ class TestCountCpus:
 
 def test_cpus_of_this_process_are_at_least_one() -> None:
     assert 1 <= count_cpus() <= os.cpu_count()
+
+
+def test_a_gpu_has_one_slot(model: Model) -> None:
+    assert count_slots([model]) == count_slots([]) == count_cpus()
+    assert count_slots([model, replace(model, provider="CUDA")]) == 1
