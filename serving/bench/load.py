@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +35,11 @@ class Measured:
     outcomes: dict[str, int]
     latencies_ms: np.ndarray[Any, np.dtype[np.float64]]
     client_cpu_s: float
+
+    @property
+    def requests(self) -> int:
+        """How many there were."""
+        return sum(self.outcomes.values())
 
     @property
     def rate(self) -> float:
@@ -117,15 +121,9 @@ async def _measure(address: str, request: bytes, timeout_s: float, load: Any) ->
 
 def describe(measured: Measured) -> dict[str, Any]:
     """The figures as JSON values."""
-    total = max(1, sum(measured.outcomes.values()))
     return {
         "rate": round(measured.rate, 1),
         **{f"p{share}_ms": round(measured.percentile(share), 3) for share in PERCENTILES},
-        "client_cpu_us": round(measured.client_cpu_s / total * 1e6),
+        "client_cpu_us": round(measured.client_cpu_s / max(1, measured.requests) * 1e6),
         "outcomes": measured.outcomes,
     }
-
-
-def sum_requests(measured: Sequence[Measured]) -> int:
-    """How many requests there were in all."""
-    return sum(sum(one.outcomes.values()) for one in measured)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -68,10 +67,5 @@ def _measure(artifact: bytes, contract: PixelContract, sessions: int, threads: i
     for worker in workers:
         worker.join()
     lasted = time.perf_counter() - started
-    every = np.array(list(_flatten(times)))
+    every = np.concatenate(times)
     return Raw(sessions, threads, batch, len(every) * batch / lasted, float(np.median(every)) * 1e3)
-
-
-def _flatten(times: list[list[float]]) -> Iterator[float]:
-    for taken in times:
-        yield from taken

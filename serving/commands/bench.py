@@ -83,8 +83,8 @@ def bench(
         before = usage.cpu_seconds(server) if server else 0.0
         measured: Measured = run()
         row = {"load": name, **load.describe(measured)}
-        requests = max(1, load.sum_requests([measured]))
-        row["server_cpu_us"] = round((usage.cpu_seconds(server) - before) / requests * 1e6) if server else None
+        spent = usage.cpu_seconds(server) - before if server else 0.0
+        row["server_cpu_us"] = round(spent / max(1, measured.requests) * 1e6) if server else None
         row["of_raw"] = round(measured.rate / fastest.rate, 3) if fastest else None
         rows.append(row)
 
