@@ -12,6 +12,7 @@ from pathlib import Path
 from serving.errors import ArtifactInvalid, NameInvalid
 
 ARTIFACT_FILE = "model.onnx"
+WITHDRAWN = ".withdrawn-"  # before the number of a version that was taken back
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -30,20 +31,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def list_models(repository: Path) -> dict[str, int]:
-    """The newest version of every model in a repository, by name.
-
-    Raises:
-        ArtifactInvalid: the folder does not exist or holds no model.
-    """
-    names = sorted(folder.name for folder in repository.iterdir()) if repository.is_dir() else []
-    newest = {name: max(list_versions(repository, name), default=0) for name in names}
-    found = {name: version for name, version in newest.items() if version}
-    if not found:
-        raise ArtifactInvalid(
-            f"{repository} holds no <name>/<version>/{ARTIFACT_FILE}: publish one with 'evalmode export'"
-        )
-    return found
+def list_names(repository: Path) -> list[str]:
+    """The names of the models in a repository that have a version, sorted; none where there is no such folder."""
+    folders = repository.iterdir() if repository.is_dir() else []
+    return sorted(folder.name for folder in folders if list_versions(repository, folder.name))
 
 
 def list_versions(repository: Path, name: str) -> list[int]:
@@ -57,9 +48,21 @@ def list_versions(repository: Path, name: str) -> list[int]:
     return sorted(int(folder.name) for folder in folders if (folder / ARTIFACT_FILE).is_file())
 
 
-def artifact_path(repository: Path, name: str, version: int) -> Path:
-    """Where a version's artifact lies."""
-    return repository / name / str(version) / ARTIFACT_FILE
+def find_artifact(repository: Path, name: str, version: int) -> Path:
+    """Where a version's artifact lies.
+
+    Raises:
+        NameInvalid: see ``check_name``.
+        ArtifactInvalid: it is not there, or a symbolic link leads out of the repository.
+    """
+    path = repository / check_name(name) / str(version) / ARTIFACT_FILE
+    if not path.is_file():
+        known = ", ".join(map(str, list_versions(repository, name))) or "none"
+        raise ArtifactInvalid(f"{path} is not there; versions of {name}: {known}")
+    real = path.resolve()
+    if not real.is_relative_to(repository.resolve()):
+        raise ArtifactInvalid(f"{path} is a link to {real}, outside the repository: publish a copy of it")
+    return real
 
 
 def publish(repository: Path, name: str, artifact: bytes) -> Path:
@@ -95,10 +98,30 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     return version / ARTIFACT_FILE
 
 
+def withdraw(repository: Path, name: str) -> tuple[int, int]:
+    """Take back the newest version of a model, by one rename; its file stays beside the others, as ``.withdrawn-N``.
+
+    Returns:
+        The version that was taken back, and the newest that is left.
+
+    Raises:
+        NameInvalid: see ``check_name``.
+        ArtifactInvalid: there is no version to go back to.
+    """
+    *_, left, newest = (0, 0, *list_versions(repository, check_name(name)))
+    if not left:
+        has = f"only version {newest}" if newest else "no version"
+        raise ArtifactInvalid(f"{repository / name} has {has}: there is nothing to go back to")
+    folder = repository / name
+    (folder / str(newest)).rename(folder / f"{WITHDRAWN}{newest}")
+    _sync_folder(folder)
+    return newest, left
+
+
 def _claim_version(incoming: Path, model_folder: Path) -> Path:
-    """Rename into the next free number; another publisher may take it first, then the one after."""
-    taken = [int(folder.name) for folder in model_folder.iterdir() if _VERSION.fullmatch(folder.name)]
-    number = max(taken, default=0) + 1
+    """Rename into the next free number, never one that was withdrawn; another publisher may take it first."""
+    names = (folder.name.removeprefix(WITHDRAWN) for folder in model_folder.iterdir())
+    number = max((int(name) for name in names if _VERSION.fullmatch(name)), default=0) + 1
     while True:
         try:
             return incoming.rename(model_folder / str(number))

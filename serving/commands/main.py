@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("serving.commands.compare:compare", "serve"),
     "serve": ("serving.commands.serve:serve", "serve"),
     "predict": ("serving.commands.predict:predict", "serve"),
+    "rollback": ("serving.commands.rollback:rollback", ""),
     "bench": ("serving.commands.bench:bench", "serve"),
 }
 

@@ -60,6 +60,9 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--enable-control", is_flag=True, help="let clients load and unload models (RepositoryModelLoad, -Unload)"
 )
+@click.option("--model", multiple=True, metavar="NAME@VERSION", help="serve this version of a model, not the newest")
+@click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
+@click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @_limit_options
 def serve(
@@ -72,9 +75,12 @@ def serve(
     allow_nonfinite: bool,
     enable_control: bool,
     log_level: str,
+    model: tuple[str, ...],
+    poll: float,
+    keep: int,
     **limits: int,
 ) -> None:
-    """Serve the newest version of every model in a repository over gRPC.
+    """Serve the newest version of every model in a repository over gRPC, and follow what is published there.
 
     The first SIGTERM or SIGINT: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace seconds for
     requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
@@ -91,7 +97,8 @@ def serve(
 
     _log_phase("imports")
     bounds, statistics = Limits(**limits), Statistics()
-    models = Models.open(repository, provider=provider, allow_uncertified=allow_uncertified)
+    pinned = dict(map(_read_pin, model))
+    models = Models.open(repository, pinned, keep=keep, provider=provider, allow_uncertified=allow_uncertified)
     _log_phase("models loaded, checked and replayed")
     batcher = Batcher(count_slots(models.served.values()), bounds, statistics.count_run)
     inference = Inference(batcher, statistics)
@@ -109,7 +116,19 @@ def serve(
         from serving.transports.grpcio import GrpcioServer
 
         server = GrpcioServer(ours, theirs, batcher, f"{host}:{port}", bounds)
-    _run(server, models, bounds, stop)
+    _run(server, models, poll, bounds, stop)
+
+
+def _read_pin(text: str) -> tuple[str, int]:
+    """NAME@VERSION.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    name, _, version = text.rpartition("@")
+    if not name or not version.isdecimal():
+        raise UsageError(f"--model {text!r}: say NAME@VERSION, such as cats@3")
+    return name, int(version)
 
 
 def _listen_for_signals() -> threading.Event:
@@ -126,19 +145,16 @@ def _listen_for_signals() -> threading.Event:
     return stop
 
 
-def _run(server: GrpcioServer | NativeServer, models: Models, limits: Limits, stop: threading.Event) -> None:
-    """Serve until told to stop, then drain."""
+def _run(
+    server: GrpcioServer | NativeServer, models: Models, poll_s: float, limits: Limits, stop: threading.Event
+) -> None:
+    """Serve what the repository holds until told to stop, then drain."""
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
+    models.follow(server.show)
     server.start()
     _log_phase("listening")
-    for model in models.served.values():
-        log.info("%s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
-        if model.manifest.certificate is None:
-            log.warning("%s/%s has no certificate: nobody vouches for its answers", model.name, model.version)
-        elif not model.batch_invariant and model.max_batch == 1:
-            log.warning("%s/%s answers otherwise in a batch: it runs one image at a time", model.name, model.version)
     click.echo(f"serving {', '.join(models.served)} on port {server.port}")
-    stop.wait()
+    models.watch(poll_s, stop)
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
     server.announce_shutdown()
     time.sleep(limits.lame_duck)

@@ -27,6 +27,7 @@ PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
 # Parameters of a request: its own deadline in microseconds, and whether its last answer is to say that it is.
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
+DEPENDENTS, VERSION = "unload_dependents", "version"  # of repository control; here no model depends on another
 REASON = "evalmode_reason"  # parameter of a stream's answer that is an error
 NOT_SERVED = "this server does not serve shared memory, tracing or log settings: see docs/wire-protocol.md"
 
@@ -136,9 +137,8 @@ class OpenInference:
 
     def model_ready(self, request: wire.ModelReadyRequest, call: Call) -> wire.ModelReadyResponse:
         """Whether a model is served; one that nobody knows is not."""
-        model = self._models.served.get(request.name)
-        known = model is not None and request.version in ("", model.version)
-        return wire.ModelReadyResponse(ready=known and not self._leaving)
+        ready = any(one.name == request.name and request.version in ("", one.version) for one in self._models.loaded)
+        return wire.ModelReadyResponse(ready=ready and not self._leaving)
 
     def server_metadata(self, request: wire.ServerMetadataRequest, call: Call) -> wire.ServerMetadataResponse:
         """Who answers, and what of the protocol's extensions."""
@@ -149,7 +149,7 @@ class OpenInference:
         model = self._find(request)
         return wire.ModelMetadataResponse(
             name=model.name,
-            versions=[model.version],
+            versions=[one.version for one in self._models.loaded if one.name == model.name],
             platform=PLATFORM,
             inputs=map(_describe, model.inputs),
             outputs=map(_describe, model.outputs),
@@ -188,8 +188,8 @@ class OpenInference:
         )
 
     def model_statistics(self, request: wire.ModelStatisticsRequest, call: Call) -> wire.ModelStatisticsResponse:
-        """Counts of one model, or of all that are served."""
-        wanted = [self._find(request)] if request.name else self._models.served.values()
+        """Counts of one model, or of all that are loaded."""
+        wanted = [self._find(request)] if request.name else self._models.loaded
         return wire.ModelStatisticsResponse(model_stats=[self._statistics.tell(model) for model in wanted])
 
     def repository_index(self, request: wire.RepositoryIndexRequest, call: Call) -> wire.RepositoryIndexResponse:
@@ -198,28 +198,32 @@ class OpenInference:
             models=[
                 wire.RepositoryIndexResponse.ModelIndex(**vars(entry))
                 for entry in self._models.list_entries()
-                if entry.state == "READY" or not request.ready
+                if entry.ready or not request.ready
             ]
         )
 
     def load(self, request: wire.RepositoryModelLoadRequest, call: Call) -> wire.RepositoryModelLoadResponse:
         """Serve the newest version of a model."""
-        self._models.load(self._controlled(request))
+        self._models.load(self._controlled(request, DEPENDENTS))
         return wire.RepositoryModelLoadResponse()
 
     def unload(self, request: wire.RepositoryModelUnloadRequest, call: Call) -> wire.RepositoryModelUnloadResponse:
-        """Serve a model no longer."""
-        self._models.unload(self._controlled(request))
+        """Serve a model no longer, or one version of it: then the one before answers at once."""
+        name = self._controlled(request, DEPENDENTS, VERSION)
+        version = request.parameters[VERSION].string_param if VERSION in request.parameters else ""
+        self._models.unload(name, version)
         return wire.RepositoryModelUnloadResponse()
 
     def _find(self, request: Any) -> Model:
         return self._models.find(request.name, request.version, field="name")
 
-    def _controlled(self, request: wire.RepositoryModelLoadRequest | wire.RepositoryModelUnloadRequest) -> str:
+    def _controlled(
+        self, request: wire.RepositoryModelLoadRequest | wire.RepositoryModelUnloadRequest, *parameters: str
+    ) -> str:
         """The model that a client wants changed, if clients may; some of them number its name 1 instead of 2."""
         if not self._enable_control:
             raise ControlDisabled("models are not loaded or unloaded by calls: start the server with --enable-control")
-        check_parameters(request.parameters, ("unload_dependents",))  # no model depends on another
+        check_parameters(request.parameters, parameters)
         return request.model_name or request.repository_name
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +21,7 @@ from serving.batching import Batcher
 from serving.errors import AddressUnavailable, StreamsFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
+from serving.services.models import Entry
 from serving.transports.refusals import refuse
 
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
@@ -31,6 +32,7 @@ SERVICES = (*(one.full_name for one in CONTRACTS), health.SERVICE_NAME, reflecti
 SPARE_THREADS = 8  # beside those of requests and streams: to refuse what is too much
 HEALTH_THREADS = 4
 
+Health = health_pb2.HealthCheckResponse
 Handler = Callable[[Any, Call], Any]
 
 
@@ -73,7 +75,8 @@ class GrpcioServer:
         )
         self._calls = _Calls(limits.max_streams)
         self._health = _make_health()
-        self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._health.set("", Health.NOT_SERVING)
+        self._shown: Iterable[str] = ()
         self._theirs = theirs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         one, other = classifier.DESCRIPTOR, open_inference.DESCRIPTOR
@@ -96,7 +99,18 @@ class GrpcioServer:
         """Begin to answer, healthy."""
         self._server.start()
         for service in ("", *SERVICES):
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(service, Health.SERVING)
+
+    def show(self, entries: Iterable[Entry]) -> None:
+        """Let clients ask and watch the health of a model by its name, and of a version by NAME/VERSION."""
+        ready: dict[str, bool] = {}
+        for entry in entries:
+            ready[f"{entry.name}/{entry.version}"] = entry.ready
+            ready[entry.name] = ready.get(entry.name, False) or entry.ready
+        told = {name: Health.SERVING if is_ready else Health.NOT_SERVING for name, is_ready in ready.items()}
+        for name, status in {**dict.fromkeys(self._shown, Health.SERVICE_UNKNOWN), **told}.items():
+            self._health.set(name, status)
+        self._shown = told.keys()
 
     def announce_shutdown(self) -> None:
         """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""

@@ -29,6 +29,7 @@ from serving.errors import AddressUnavailable
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.inference import Service, Timed
+from serving.services.models import Entry
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.refusals import refuse
@@ -134,6 +135,10 @@ class NativeServer:
         self._front.start()
         for thread in self._threads:
             thread.start()
+
+    def show(self, entries: Iterable[Entry]) -> None:
+        """See ``GrpcioServer``."""
+        self._others.show(entries)
 
     def announce_shutdown(self) -> None:
         """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""

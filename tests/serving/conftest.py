@@ -138,7 +138,7 @@ class Held:
 def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Classifier:
     """The service, for models that are loaded already."""
     limits = limits or Limits()
-    served = Models({model.name: model for model in models}, Path())
+    served = Models({model.name: (model,) for model in models}, Path())
     return Classifier(served, Inference(batcher or Batcher(1, limits), Statistics()), limits)
 
 

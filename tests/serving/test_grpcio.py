@@ -269,7 +269,7 @@ class WatchedClassifier(Classifier):
     """Shows when a request waits, and how it ended for the server."""
 
     def __init__(self, model: object, batcher: Batcher, limits: Limits) -> None:
-        super().__init__(Models({"colours": model}, Path()), Inference(batcher, Statistics()), limits)
+        super().__init__(Models({"colours": (model,)}, Path()), Inference(batcher, Statistics()), limits)
         self.waits = threading.Semaphore(0)
         self.outcomes: queue.Queue[str] = queue.Queue()
 

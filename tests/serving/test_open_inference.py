@@ -62,7 +62,7 @@ def serve(*models: Model, **options: object) -> OpenInference:
     limits = options.pop("limits", Limits())
     statistics = Statistics()
     batcher = options.pop("batcher", None) or Batcher(1, limits, statistics.count_run)
-    served = Models({model.name: model for model in models}, options.pop("repository", Path()))
+    served = Models({model.name: (model,) for model in models}, options.pop("repository", Path()))
     return OpenInference(served, Inference(batcher, statistics), batcher.slots, limits, statistics, **options)
 
 
@@ -727,7 +727,7 @@ def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: 
 def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
     service = controlled(repository)
     service.unload(wire.RepositoryModelUnloadRequest(model_name="colours"), Caller())
-    assert ("colours", "2", "UNAVAILABLE", "not loaded") in index(service)
+    assert ("colours", "2", "UNAVAILABLE", "unloaded by a call") in index(service)
     assert not service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
     with pytest.raises(ModelNotFound):
         service.infer(ask(RED[np.newaxis], model_name="colours"), Caller())

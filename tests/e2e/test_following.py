@@ -1,0 +1,181 @@
+"""A server follows its repository while it is asked: publish, swap, roll back, and nobody's answer is lost or wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.client import CallFailed, Client
+from serving.repository import publish
+from serving.wire import open_inference_pb2 as wire
+from serving.wire import open_inference_pb2_grpc as wire_grpc
+from tests.conftest import COLOURS, Server, colour_artifact, encode, plain, serving
+
+GERMAN = ("rot", "grün", "blau")
+RED = encode(plain("red"))
+WAIT_S = 60
+
+# Publishes in child processes, each killed after a random time; says how many versions there are.
+KILLED_PUBLISHERS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from serving.repository import list_versions, publish
+repository, artifact, chance = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), random.Random(int(sys.argv[3]))
+for _ in range(int(sys.argv[4])):
+    child = os.fork()
+    if not child:
+        publish(repository, "colours", artifact)
+        os._exit(0)
+    time.sleep(chance.random() * 0.006)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+print(len(list_versions(repository, "colours")))
+"""
+
+
+def wait_for(client: Client, version: str, model: str = "") -> None:
+    """Ask until this version answers."""
+    until = time.monotonic() + WAIT_S
+    while client.predict(RED, model=model).version != version:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@contextmanager
+def asking(address: str, labels: dict[str, tuple[str, ...]]) -> Iterator[Callable[[], int]]:
+    """Ask all the time from two threads; at the end nothing has failed, and each answer had its version's label."""
+    stop, wrong, answers = threading.Event(), [], []
+
+    def ask() -> None:
+        with Client(address) as client:
+            while not stop.is_set():
+                try:
+                    found = client.predict(RED)
+                except CallFailed as error:
+                    wrong.append(str(error))
+                else:
+                    answers.append(found.version)
+                    if found.label != labels[str(int(found.version) % 2)][0]:
+                        wrong.append(f"{found.label} of version {found.version}")
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield lambda: len(answers)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answers
+    assert wrong == []
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish(tmp_path / "models", "colours", colour_artifact())
+    return tmp_path / "models"
+
+
+def check(server: Server, service: str) -> str:
+    """What the server says of a service's health."""
+    with grpc.insecure_channel(server.address) as channel:
+        try:
+            told = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S
+            )
+        except grpc.RpcError as error:
+            return error.code().name
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
+
+
+def test_swaps_under_load_lose_no_request_and_mix_no_labels(repository: Path) -> None:
+    with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
+        with asking(server.address, {"1": COLOURS, "0": GERMAN}):
+            for version in range(2, 22):
+                publish(repository, "colours", colour_artifact(COLOURS if version % 2 else GERMAN))
+                wait_for(client, str(version))
+        assert client.predict(RED, version="20").label == "rot"  # kept, and pinned by the request
+        code, logged = server.stop()
+    assert code == 0
+    assert "ERROR" not in logged
+
+
+def test_rollback_goes_back_to_the_version_before(repository: Path, evalmode) -> None:
+    publish(repository, "colours", colour_artifact(GERMAN))
+    with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
+        wait_for(client, "2")
+        with asking(server.address, {"1": COLOURS, "0": GERMAN}):
+            done = evalmode("rollback", "colours", "--repository", repository)
+            assert (done.returncode, done.stdout) == (0, "colours/2 is withdrawn, the newest is colours/1\n")
+            wait_for(client, "1")
+        server.stop()
+    again = evalmode("rollback", "colours", "--repository", repository)
+    assert again.returncode == 2
+    assert again.stderr.endswith("colours has only version 1: there is nothing to go back to\n")
+
+
+def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) -> None:
+    with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
+        assert (check(server, "colours"), check(server, "colours/1")) == ("SERVING", "SERVING")
+        assert check(server, "colours/2") == "NOT_FOUND"
+        publish(repository, "colours", colour_artifact()[:-100])
+        until = time.monotonic() + WAIT_S
+        while check(server, "colours/2") != "NOT_SERVING":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert (check(server, ""), check(server, "colours")) == ("SERVING", "SERVING")
+        assert client.predict(RED).version == "1"
+        with grpc.insecure_channel(server.address) as channel:
+            index = wire_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(wire.RepositoryIndexRequest())
+        assert [(one.version, one.state) for one in index.models] == [("1", "READY"), ("2", "UNAVAILABLE")]
+        assert "not an ONNX file" in index.models[1].reason
+        _, logged = server.stop()
+    assert logged.count("colours/2 is not served") == 1
+
+
+def test_pins_a_version(repository: Path) -> None:
+    publish(repository, "colours", colour_artifact(GERMAN))
+    with serving(repository, "--model", "colours@1", "--poll", "0.05") as server, Client(server.address) as client:
+        assert client.predict(RED).version == "1"
+        with pytest.raises(CallFailed, match="colours/2"):
+            client.predict(RED, version="2")
+
+
+@pytest.mark.parametrize(
+    ("pin", "text"),
+    [("colours", "say NAME@VERSION"), ("colours@x", "say NAME@VERSION"), ("colours@9", "versions of colours: 1")],
+)
+def test_a_pin_that_cannot_be_says_so(repository: Path, evalmode, pin: str, text: str) -> None:
+    refused = evalmode("serve", "--repository", repository, "--model", pin)
+    assert refused.returncode == 2
+    assert text in refused.stderr
+
+
+def test_a_killed_publisher_shows_the_server_nothing_half_written(repository: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "next.onnx"
+    artifact.write_bytes(colour_artifact())
+    seed = random.Random(7).randrange(1000)
+    with serving(repository, "--poll", "0.05", "--log-level", "info") as server, Client(server.address) as client:
+        with asking(server.address, {"1": COLOURS, "0": COLOURS}):
+            command = [sys.executable, "-c", KILLED_PUBLISHERS, str(repository), str(artifact), str(seed), "100"]
+            there = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            wait_for(client, str(there))
+        code, logged = server.stop(signal.SIGTERM)
+    assert code == 0
+    assert "not served" not in logged
+    assert 1 < there < 101  # some were killed before, some after
+    left = [name for name in os.listdir(repository) if name.startswith(".incoming-")]  # noqa: PTH208
+    assert left  # some in the middle of it

@@ -1,0 +1,282 @@
+"""The folder is the truth: what is published is served, what is bad is not, and there is always a way back."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.certificate import INPUT
+from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, NameInvalid
+from serving.repository import list_versions, publish, withdraw
+from serving.services.models import ALL, Entry, Models
+from tests.conftest import COLOURS, colour_artifact
+from tests.serving.conftest import spawn, wait_until
+
+GERMAN = ("rot", "grün", "blau")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish(tmp_path / "models", "colours", colour_artifact())
+    return tmp_path / "models"
+
+
+def told(models: Models) -> list[tuple[str, str, str]]:
+    return [(f"{one.name}/{one.version}", one.state, one.reason) for one in models.list_entries()]
+
+
+def loaded(models: Models) -> list[str]:
+    return [f"{one.name}/{one.version}" for one in models.loaded]
+
+
+class TestOpen:
+    def test_serves_the_newest_version(self, repository: Path) -> None:
+        publish(repository, "colours", colour_artifact(GERMAN))
+        assert Models.open(repository).find("", "").manifest.labels == GERMAN
+
+    def test_serves_the_one_before_where_the_newest_is_bad_and_says_why(self, repository: Path) -> None:
+        publish(repository, "colours", b"no artifact")
+        models = Models.open(repository)
+        assert models.find("colours", "").version == "1"
+        (good, bad) = told(models)
+        assert good == ("colours/1", "READY", "")
+        assert bad[:2] == ("colours/2", "UNAVAILABLE")
+        assert "not an ONNX file" in bad[2]
+
+    def test_fails_where_nothing_can_be_served(self, tmp_path: Path) -> None:
+        publish(tmp_path, "colours", b"no artifact")
+        with pytest.raises(ArtifactInvalid, match="not an ONNX file"):
+            Models.open(tmp_path)
+
+    @pytest.mark.parametrize("prepare", [Path.mkdir, lambda path: None, lambda path: path.write_text("a file")])
+    def test_of_a_repository_that_holds_nothing_says_what_to_do(self, tmp_path: Path, prepare) -> None:
+        prepare(tmp_path / "models")
+        with pytest.raises(ArtifactInvalid, match=r"models holds no <name>/<version>/model.onnx: publish one with"):
+            Models.open(tmp_path / "models")
+
+    def test_serves_the_pinned_version_and_stays_there(self, repository: Path) -> None:
+        publish(repository, "colours", colour_artifact(GERMAN))
+        publish(repository, "other", colour_artifact())
+        models = Models.open(repository, {"colours": 1})
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models.refresh()
+        assert loaded(models) == ["colours/1", "other/1"]
+        assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in told(models)
+
+    @pytest.mark.parametrize(
+        ("pin", "error", "text"),
+        [
+            ({"colours": 7}, ArtifactInvalid, "7/model.onnx is not there; versions of colours: 1, 2"),
+            ({"nobody": 1}, ArtifactInvalid, "versions of nobody: none"),
+            ({"../colours": 1}, NameInvalid, "is not allowed"),
+            ({"colours": 2}, ArtifactInvalid, "not an ONNX file"),
+        ],
+    )
+    def test_fails_where_the_pinned_version_cannot_be_served(self, repository: Path, pin, error, text) -> None:
+        publish(repository, "colours", b"no artifact")
+        with pytest.raises(error, match=text):
+            Models.open(repository, pin)
+
+
+class TestRefresh:
+    def test_serves_what_is_published_and_keeps_the_one_before(self, repository: Path) -> None:
+        models = Models.open(repository)
+        for newest in (2, 3):
+            publish(repository, "colours", colour_artifact(GERMAN if newest % 2 == 0 else COLOURS))
+            models.refresh()
+            assert loaded(models) == [f"colours/{newest}", f"colours/{newest - 1}"]
+            assert models.find("", "").version == str(newest)
+            assert models.find("colours", str(newest - 1)).version == str(newest - 1)
+        with pytest.raises(ModelNotFound, match="served: colours/3, colours/2"):
+            models.find("colours", "1")
+
+    def test_loads_the_one_before_only_to_keep_it(self, repository: Path) -> None:
+        publish(repository, "colours", colour_artifact())
+        models = Models.open(repository)
+        assert loaded(models) == ["colours/2"]
+        models.refresh()
+        assert loaded(models) == ["colours/2", "colours/1"]
+
+    def test_reads_no_file_twice(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        publish(repository, "colours", b"no artifact")
+        publish(repository, "colours", colour_artifact())
+        models = Models.open(repository)
+        models.refresh()
+        monkeypatch.setattr("serving.services.models.load_model", None)
+        models.refresh()
+        assert loaded(models) == ["colours/3", "colours/1"]
+
+    def test_keeps_as_many_as_it_is_told(self, repository: Path) -> None:
+        models = Models.open(repository, keep=1)
+        publish(repository, "colours", colour_artifact())
+        models.refresh()
+        assert loaded(models) == ["colours/2"]
+
+    def test_serves_new_models(self, repository: Path) -> None:
+        models = Models.open(repository)
+        publish(repository, "other", colour_artifact())
+        models.refresh()
+        assert loaded(models) == ["colours/1", "other/1"]
+
+    def test_goes_back_and_forth(self, repository: Path) -> None:
+        models = Models.open(repository)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models.refresh()
+        before = models.loaded
+        assert withdraw(repository, "colours") == (2, 1)
+        models.refresh()
+        assert models.loaded == before[1:]  # the very one that was kept
+        (repository / "colours" / ".withdrawn-2").rename(repository / "colours" / "2")
+        models.refresh()
+        assert loaded(models) == ["colours/2", "colours/1"]
+
+    def test_a_bad_version_is_read_again_once_it_changes(self, repository: Path) -> None:
+        models = Models.open(repository)
+        path = publish(repository, "colours", colour_artifact()[:500])  # copied by hand, half of it
+        models.refresh()
+        assert loaded(models) == ["colours/1"]
+        path.write_bytes(colour_artifact())
+        models.refresh()
+        assert loaded(models) == ["colours/2", "colours/1"]
+        assert told(models)[1] == ("colours/2", "READY", "")
+
+    def test_a_file_that_is_spoilt_while_it_is_served_is_served_on_and_shows(self, repository: Path) -> None:
+        models = Models.open(repository)
+        (repository / "colours" / "1" / "model.onnx").write_bytes(b"spoilt")
+        models.refresh()
+        ((entry, state, reason),) = told(models)
+        assert (entry, state) == ("colours/1", "READY")
+        assert "not an ONNX file" in reason
+
+    def test_what_loses_all_its_versions_is_served_on(self, repository: Path, caplog) -> None:
+        models = Models.open(repository)
+        shutil.rmtree(repository)  # a volume that is not mounted any more, say
+        models.refresh()
+        models.refresh()
+        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        assert caplog.text.count("no version in the repository any more") == 1
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models.refresh()
+        assert models.find("", "").manifest.labels == GERMAN
+
+    def test_forgets_versions_that_are_gone(self, repository: Path) -> None:
+        models = Models.open(repository)
+        for _ in range(3):
+            publish(repository, "colours", b"no artifact")
+        models.refresh()
+        for version in (2, 3, 4):
+            shutil.rmtree(repository / "colours" / str(version))
+        models.refresh()
+        assert told(models) == [("colours/1", "READY", "")]
+        assert (list(models._tried), models._refused) == ([("colours", 1)], {})
+
+    def test_a_link_out_of_the_repository_is_not_followed(self, repository: Path, tmp_path: Path) -> None:
+        outside = tmp_path / "outside.onnx"
+        outside.write_bytes(colour_artifact(GERMAN))
+        (repository / "colours" / "2").mkdir()
+        (repository / "colours" / "2" / "model.onnx").symlink_to(outside)
+        (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
+        models = Models.open(repository)
+        models.refresh()
+        assert loaded(models) == ["colours/1"]
+        reasons = {entry: reason for entry, _, reason in told(models)}
+        for entry in ("colours/2", "elsewhere/1"):
+            assert "outside the repository" in reasons[entry]
+
+    def test_a_link_inside_the_repository_is_followed(self, repository: Path) -> None:
+        (repository / "stable").symlink_to(repository / "colours")  # as orchestrators mount what may change
+        assert loaded(Models.open(repository)) == ["colours/1", "stable/1"]
+
+    def test_requests_that_found_a_model_are_answered_by_it(self, repository: Path) -> None:
+        models = Models.open(repository, keep=1)
+        found = models.find("", "")
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models.refresh()
+        assert found.manifest.labels == COLOURS
+        assert found.run({INPUT: np.zeros((1, 4, 4, 3), np.uint8)})["probabilities"].shape == (1, 3)
+
+
+class TestControl:
+    def test_unloading_a_version_goes_back_at_once(self, repository: Path) -> None:
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models = Models.open(repository)
+        models.refresh()
+        models.unload("colours", "2")
+        assert models.find("", "").version == "1"
+        models.refresh()
+        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
+        publish(repository, "colours", colour_artifact())
+        models.refresh()
+        assert loaded(models) == ["colours/3", "colours/1"]
+
+    def test_what_is_unloaded_stays_so_until_it_is_loaded(self, repository: Path) -> None:
+        models = Models.open(repository)
+        models.unload("colours")
+        publish(repository, "colours", colour_artifact(GERMAN))
+        models.refresh()
+        assert loaded(models) == []
+        models.load("colours")
+        assert loaded(models) == ["colours/2", "colours/1"]
+        assert (("colours", ALL)) not in models._unloaded
+
+    @pytest.mark.parametrize(("name", "version"), [("nobody", ""), ("colours", "2"), ("colours", "x")])
+    def test_unloads_only_what_is_loaded(self, repository: Path, name: str, version: str) -> None:
+        with pytest.raises(ModelNotFound, match="cannot be unloaded"):
+            Models.open(repository).unload(name, version)
+
+    def test_loading_reads_a_bad_version_again(self, repository: Path) -> None:
+        models = Models.open(repository)
+        publish(repository, "colours", b"no artifact")
+        for _ in range(2):
+            with pytest.raises(ModelInvalid, match="colours/2 cannot be loaded"):
+                models.load("colours")
+        assert loaded(models) == ["colours/1"]
+
+
+class TestFollow:
+    def test_tells_what_there_is_and_what_changes(self, repository: Path) -> None:
+        models, seen = Models.open(repository), []
+        models.follow(seen.append)
+        assert seen == [[Entry("colours", "1", "READY", "")]]
+        models.refresh()
+        assert len(seen) == 1
+        publish(repository, "colours", b"no artifact")
+        models.refresh()
+        assert [entry.ready for entry in seen[-1]] == [True, False]
+        models.unload("colours")
+        assert [entry.ready for entry in seen[-1]] == [False, False]
+
+    def test_watches_until_told_to_stop_whatever_happens(self, repository: Path, monkeypatch, caplog) -> None:
+        models, stop = Models.open(repository), threading.Event()
+        monkeypatch.setattr(models, "list_entries", lambda: Path("/nowhere").iterdir())  # a disk that is gone
+        watching = spawn(models.watch, 0.01, stop)
+        wait_until(lambda: "cannot be followed" in caplog.text)
+        monkeypatch.undo()
+        publish(repository, "colours", colour_artifact(GERMAN))
+        wait_until(lambda: models.find("", "").manifest.labels == GERMAN)
+        stop.set()
+        watching.result(timeout=30)
+
+
+class TestWithdraw:
+    def test_numbers_are_never_given_again(self, repository: Path) -> None:
+        publish(repository, "colours", b"two")
+        assert withdraw(repository, "colours") == (2, 1)
+        assert list_versions(repository, "colours") == [1]
+        assert publish(repository, "colours", b"three").parent.name == "3"
+        assert (repository / "colours" / ".withdrawn-2" / "model.onnx").read_bytes() == b"two"
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("colours", "has only version 1: there is nothing to go back to"), ("nobody", "no version")]
+    )
+    def test_needs_a_version_to_go_back_to(self, repository: Path, name: str, text: str) -> None:
+        with pytest.raises(ArtifactInvalid, match=text):
+            withdraw(repository, name)
+
+    def test_names_are_checked(self, repository: Path) -> None:
+        with pytest.raises(NameInvalid):
+            withdraw(repository, "../models/colours")
