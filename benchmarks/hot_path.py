@@ -80,8 +80,8 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
         clock.append(time.perf_counter())
         answers = run_together(batch.requests, statistics_.count_run)
         clock.append(time.perf_counter())
-        for request in batch.requests:
-            statistics_.count_answer(request.model, 1, 10, 1000, 3000)
+        for request, outputs in zip(batch.requests, answers, strict=True):
+            statistics_.count_answer(request.model, request.inputs, outputs, 10, 1000, 3000)
         clock.append(time.perf_counter())
         replies = [one.write(Timed(outputs, 10, 1000, 3000)) for one, outputs in zip(read, answers, strict=True)]
         clock.append(time.perf_counter())

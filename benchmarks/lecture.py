@@ -68,7 +68,17 @@ def timed(*command: str) -> float:
 
 def served_accuracy(models: Path, test: Path) -> float:
     """Serve the model and classify every test image over gRPC."""
-    command = [*EVALMODE, "serve", "--repository", str(models), "--port", "0", "--lame-duck", "0"]
+    command = [
+        *EVALMODE,
+        "serve",
+        "--repository",
+        str(models),
+        "--port",
+        "0",
+        "--no-metrics",
+        "--lame-duck",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = server.stdout.readline().split()[-1]

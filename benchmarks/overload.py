@@ -106,7 +106,7 @@ def make_network(repository: Path, width: float) -> None:
 def serving(repository: Path, max_queue: int) -> Iterator[str]:
     """The server as a process of its own."""
     command = [sys.executable, "-m", "serving", "serve", "--repository", repository, "--port", "0", "--lame-duck", "0"]
-    options = ["--max-queue", str(max_queue)]
+    options = ["--max-queue", str(max_queue), "--metrics-port", "0"]
     with subprocess.Popen([*map(str, command), *options], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -169,7 +169,7 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
                 "--port",
                 str(port),
             ]
-            command += ["--transport", transport, "--lame-duck", "0", "--log-level", "error"]
+            command += ["--transport", transport, "--metrics-port", "0", "--lame-duck", "0", "--log-level", "error"]
             started = (tuple(command), folder, port)
             yield Contestant(f"{transport} {kind}", *started, PREDICT, pixels, read_prediction, kind)
             if kind == "fp32":

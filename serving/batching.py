@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
 from serving.certificate import Tensors
@@ -31,6 +32,15 @@ class Answer:
     outputs: Tensors
     wait_us: int
     inference_us: int
+
+
+class Load(NamedTuple):
+    """How much there is to do: slots, those of them that run, requests that wait for one, and all in flight."""
+
+    slots: int
+    slots_busy: int
+    waiting: int
+    in_flight: int
 
 
 @dataclass(eq=False)
@@ -61,6 +71,11 @@ class Batcher:
         self._free_slots = slots
         self._admitted = 0
         self._waiting: deque[_Waiting] = deque()
+
+    def load(self) -> Load:
+        """How much there is to do now."""
+        with self._lock:
+            return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -47,13 +47,15 @@ class CallFailed(EvalmodeError):
     Attributes:
         code: the gRPC status code's name, ``INVALID_ARGUMENT``.
         reason: why, for machines: a reason of docs/wire-protocol.md, or "" where the transport itself failed.
+        id: under which the server's log has the error, or "" where it never got there.
         retry: True where the same call may succeed later or at another server.
     """
 
-    def __init__(self, message: str, *, code: str, reason: str, retry: bool, facts: dict[str, str]) -> None:
+    def __init__(self, message: str, *, code: str, reason: str, id: str, retry: bool, facts: dict[str, str]) -> None:
         super().__init__(message, **facts)
         self.code = code
         self.reason = reason
+        self.id = id
         self.retry = retry
 
 
@@ -203,16 +205,19 @@ def _read_prediction(reply: wire.PredictResponse) -> Prediction:
 
 def _call_failed(error: Any) -> CallFailed:
     """Read google.rpc details from a failed call's trailing metadata."""
-    info, retry = error_details_pb2.ErrorInfo(), error.code() is grpc.StatusCode.UNAVAILABLE
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    retry = error.code() is grpc.StatusCode.UNAVAILABLE
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for detail in status_pb2.Status.FromString(value).details:
                 detail.Unpack(info)
+                detail.Unpack(request)
                 retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
     return CallFailed(
         f"{error.code().name}: {error.details()}",
         code=error.code().name,
         reason=info.reason,
+        id=request.request_id,
         retry=retry,
         facts=dict(info.metadata),
     )

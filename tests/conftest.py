@@ -133,6 +133,7 @@ class Server:
 
     process: subprocess.Popen[str]
     address: str
+    metrics: str = ""
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
         """Signal it, wait, and return its exit code and what it logged."""
@@ -146,7 +147,7 @@ def serving(repository: Path, *options: object) -> Iterator[Server]:
     """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
     command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--lame-duck", "0", "--transport", transport, *map(str, options)],
+        [*command, "--lame-duck", "0", "--metrics-port", "0", "--transport", transport, *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -157,7 +158,8 @@ def serving(repository: Path, *options: object) -> Iterator[Server]:
         ready = process.stdout.readline()
         if not ready:
             pytest.fail(f"the server did not start: {process.communicate()[1]}")
-        yield Server(process, "127.0.0.1:" + ready.split()[-1])
+        metrics = process.stdout.readline()
+        yield Server(process, *(f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics)))
     finally:
         process.kill()
         process.communicate()

@@ -33,9 +33,10 @@ ARROWS = {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
         "serving.prediction",
     },
+    "serving.drift": {"serving.certificate", "serving.pixels"},
     "serving.proof": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
-        "serving.model",
+        *("serving.model", "serving.drift"),
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
     "serving.batching": {
@@ -46,7 +47,7 @@ ARROWS = {
     "serving.wire": set(),
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        *("serving.batch", "serving.batching", "serving.repository", "serving.wire"),
+        *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
@@ -60,7 +61,7 @@ ARROWS = {
 # What training may use of serving: the facts that both sides need, and publishing.
 TRAINING_MAY_IMPORT = {
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
-    *("serving.certificate", "serving.proof"),
+    *("serving.certificate", "serving.proof", "serving.drift"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {
@@ -72,6 +73,7 @@ ONLY_IN = {
     "pygrpc_native": ("serving.transports.native",),
     "grpc_health": ("serving.transports",),
     "grpc_reflection": ("serving.transports",),
+    "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
     "click": ("serving.commands",),
     "rich": ("serving.commands",),
 }
@@ -171,8 +173,9 @@ ROOMS = {
     "training.report": ["training.report"],
     "serving.proof": ["serving.proof", *(f"serving.commands.{name}" for name in ("certify", "check", "compare"))],
     "serving.bench": ["serving.bench", "serving.commands.bench"],
-    "serving.client": ["serving.client"],
+    "serving.client": ["serving.client", "serving.commands.predict"],
     "serving.transports.native": ["serving.transports.native"],
+    "serving.metrics": ["serving.services.metrics", "serving.transports.metrics", "serving.drift"],
 }
 
 
@@ -184,8 +187,9 @@ ROOMS = {
         ("training.report", 500),
         ("serving.proof", 1250),
         ("serving.bench", 300),
-        ("serving.client", 250),
+        ("serving.client", 300),
         ("serving.transports.native", 300),
+        ("serving.metrics", 220),
     ],
 )
 def test_a_newcomer_can_read_it_in_half_an_hour(room: str, budget: int) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from serving.artifact import Manifest, open_artifact
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats
+from serving.drift import describe_images
 from serving.model import load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
@@ -133,7 +134,11 @@ def export_run(
         "agreement": asdict(agreement),
         "max_fold_difference": fold_difference,
         "quality": asdict(quality),
-        "moments": {"pixels": describe_pixels(dataset.train.images), "layers": [norm.to_json() for norm in norms]},
+        "moments": {
+            "pixels": describe_pixels(dataset.train.images),
+            "images": describe_images(dataset.train.images),
+            "layers": [norm.to_json() for norm in norms],
+        },
         "versions": {**{name: version(name) for name in VERSIONS}, "commit": _find_commit()},
     }
     manifest = Manifest(run.config.labels, dataset.contract, properties)

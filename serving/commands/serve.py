@@ -21,7 +21,7 @@ from serving.errors import UsageError
 from serving.limits import Limits
 
 if TYPE_CHECKING:
-    from serving.services.models import Models
+    from serving.services.models import Entry, Models
     from serving.transports.grpcio import GrpcioServer
     from serving.transports.native import NativeServer
 
@@ -63,6 +63,11 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--model", multiple=True, metavar="NAME@VERSION", help="serve this version of a model, not the newest")
 @click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
 @click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="/metrics and /healthz; 0: a free one"
+)
+@click.option("--no-metrics", is_flag=True, help="no metrics, no /healthz")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="of the log, on stderr")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @_limit_options
 def serve(
@@ -74,6 +79,9 @@ def serve(
     allow_uncertified: bool,
     allow_nonfinite: bool,
     enable_control: bool,
+    metrics_port: int,
+    no_metrics: bool,
+    log_format: str,
     log_level: str,
     model: tuple[str, ...],
     poll: float,
@@ -85,8 +93,7 @@ def serve(
     The first SIGTERM or SIGINT: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace seconds for
     requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
+    _set_up_log(log_level, log_format)
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_slots
     from serving.services.classifier import Classifier
@@ -116,7 +123,35 @@ def serve(
         from serving.transports.grpcio import GrpcioServer
 
         server = GrpcioServer(ours, theirs, batcher, f"{host}:{port}", bounds)
-    _run(server, models, poll, bounds, stop)
+    announcement = "no metrics"
+    if not no_metrics:
+        from serving.services.metrics import Metrics
+        from serving.transports.metrics import MetricsServer
+
+        metrics = Metrics(models, statistics, server.load)
+        measured = MetricsServer(metrics, lambda: bool(models.loaded) and not stop.is_set(), host, metrics_port)
+        announcement = f"metrics on port {measured.port}"
+
+    def show(entries: list[Entry]) -> None:
+        server.show(entries)
+        statistics.keep(models.loaded)
+
+    models.follow(show)
+    _run(server, models, announcement, poll, bounds, stop)
+
+
+def _set_up_log(level: str, form: str) -> None:
+    """One line an event on stderr, as text or as a JSON object."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
 
 
 def _read_pin(text: str) -> tuple[str, int]:
@@ -146,14 +181,18 @@ def _listen_for_signals() -> threading.Event:
 
 
 def _run(
-    server: GrpcioServer | NativeServer, models: Models, poll_s: float, limits: Limits, stop: threading.Event
+    server: GrpcioServer | NativeServer,
+    models: Models,
+    announcement: str,
+    poll_s: float,
+    limits: Limits,
+    stop: threading.Event,
 ) -> None:
     """Serve what the repository holds until told to stop, then drain."""
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
-    models.follow(server.show)
     server.start()
     _log_phase("listening")
-    click.echo(f"serving {', '.join(models.served)} on port {server.port}")
+    click.echo(f"serving {', '.join(models.served)} on port {server.port}\n{announcement}")
     models.watch(poll_s, stop)
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
     server.announce_shutdown()

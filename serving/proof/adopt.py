@@ -12,6 +12,7 @@ import onnx
 
 from serving.artifact import Manifest, seal
 from serving.certificate import INPUT, Floats, Tensors, largest_value
+from serving.drift import describe_images
 from serving.errors import UsageError
 from serving.model import load_artifact, open_cpu_session
 from serving.proof.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
@@ -58,7 +59,11 @@ def adopt(
         "network": "adopted",
         "preprocessing": {name: value for name, value in asdict(preprocessing).items() if name != "contract"},
         "quality": asdict(quality),
-        "moments": {"pixels": describe_pixels(images.pixels), "layers": []},
+        "moments": {
+            "pixels": describe_pixels(images.pixels),
+            "images": describe_images(images.pixels),
+            "layers": [],
+        },
         "versions": {name: version(name) for name in VERSIONS},
     }
     if synthetic:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from serving.batch import Call, count_rows
+from serving.batch import Call
 from serving.batching import Batcher
 from serving.certificate import Tensors
 from serving.model import Model
@@ -65,16 +65,17 @@ class Inference:
             RequestError: see services/status.py.
         """
         started = time.perf_counter()
-        model = service.find(request)
+        model = None
         try:
+            model = service.find(request)
             with self._batcher.admit():
                 admitted = time.perf_counter()
                 read = service.read(request, model, call)
                 decode_us = round((time.perf_counter() - admitted) * 1e6)
                 answer = self._batcher.run(model, read.inputs, read.call)
-        except Exception:
-            self._statistics.count_refusal(model, time.perf_counter() - started)
+        except Exception as error:
+            self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
         timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
-        self._statistics.count_answer(model, count_rows(read.inputs), decode_us, timed.wait_us, timed.inference_us)
+        self._statistics.count_answer(model, read.inputs, *timed)
         return read.write(timed)

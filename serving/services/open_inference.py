@@ -7,17 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import serving
 from serving.batch import Call
-from serving.errors import ControlDisabled, NotServed, ParameterInvalid, RequestError, TensorDuplicate, TensorUnknown
+from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
 from serving.services.inference import Inference, Read, Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
-from serving.services.status import INTERNAL_REASON, reason_of
+from serving.services.status import explain
 from serving.services.tensors import DATATYPES, check_parameters, read_inputs, write_outputs
 from serving.wire import model_config_pb2 as config
 from serving.wire import open_inference_pb2 as wire
@@ -28,10 +28,22 @@ EXTENSIONS = ("classification", "model_configuration", "model_repository", "stat
 # Parameters of a request: its own deadline in microseconds, and whether its last answer is to say that it is.
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
 DEPENDENTS, VERSION = "unload_dependents", "version"  # of repository control; here no model depends on another
-REASON = "evalmode_reason"  # parameter of a stream's answer that is an error
+REASON, ERROR_ID = "evalmode_reason", "evalmode_id"  # parameters of a stream's answer that is an error
 NOT_SERVED = "this server does not serve shared memory, tracing or log settings: see docs/wire-protocol.md"
 
 Handler = Callable[[Any, Call], Any]
+
+
+class Refused(Protocol):
+    """What a client is told of an error: words, and the id under which the log has it."""
+
+    @property
+    def message(self) -> str:
+        """For people."""
+
+    @property
+    def id(self) -> str:
+        """For the log."""
 
 
 class OpenInference:
@@ -82,7 +94,7 @@ class OpenInference:
             "RepositoryModelUnload": self.unload,
         }
         calls = (method.name for method in DESCRIPTOR.methods if not method.client_streaming)
-        self.handlers = {name: served.get(name, _refuse) for name in calls}
+        self.handlers = {name: served.get(name, _refuse_all) for name in calls}
 
     def announce_shutdown(self) -> None:
         """Be ready no more, for good, while requests are still answered."""
@@ -118,22 +130,23 @@ class OpenInference:
         return Read(read_inputs(request, model, self._limits, self._allow_nonfinite, call), write, call)
 
     def infer_streamed(
-        self, request: wire.ModelInferRequest, call: Call, explain: Callable[[Exception], str]
+        self, request: wire.ModelInferRequest, call: Call, refuse: Callable[[Exception], Refused]
     ) -> wire.ModelStreamInferResponse:
         """Answer one request of a stream; what is wrong with it does not end the stream.
 
         Args:
             request: as to ``infer``.
             call: of the whole stream.
-            explain: the words for an error.
+            refuse: what a client is told of an error.
         """
         try:
             return wire.ModelStreamInferResponse(infer_response=self.infer(request, call))
         except Exception as error:
             failed = wire.ModelInferResponse(model_name=request.model_name, id=request.id)
-            reason = reason_of(type(error)) if isinstance(error, RequestError) else INTERNAL_REASON
-            failed.parameters[REASON].string_param = reason
-            return wire.ModelStreamInferResponse(error_message=explain(error), infer_response=failed)
+            told = refuse(error)
+            failed.parameters[REASON].string_param = explain(error)[1]
+            failed.parameters[ERROR_ID].string_param = told.id
+            return wire.ModelStreamInferResponse(error_message=told.message, infer_response=failed)
 
     def model_ready(self, request: wire.ModelReadyRequest, call: Call) -> wire.ModelReadyResponse:
         """Whether a model is served; one that nobody knows is not."""
@@ -304,5 +317,5 @@ def _config_type(tensor: Tensor) -> config.DataType:
     return getattr(config, f"TYPE_{DATATYPES[tensor.dtype]}")  # type: ignore[no-any-return]
 
 
-def _refuse(request: Any, call: Call) -> Any:
+def _refuse_all(request: Any, call: Call) -> Any:
     raise NotServed(NOT_SERVED)

@@ -1,74 +1,141 @@
-"""What ModelStatistics tells: how many requests a model answered, in how many runs, and where the time went."""
+"""What the server counts, for ModelStatistics and for Prometheus: answers, refusals, runs, and where the time went."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from serving.batch import count_rows
+from serving.certificate import INPUT, PROBABILITIES, Tensors
+from serving.drift import WINDOW, cut_middle
 from serving.model import Model
+from serving.pixels import Pixels
+from serving.services.status import explain
 from serving.wire import open_inference_pb2 as wire
+
+log = logging.getLogger(__name__)
+
+# Upper bounds of the histograms of times, in microseconds; the last bucket has none.
+BOUNDS_US = (
+    *(50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
+    *(1_000_000, 2_000_000, 5_000_000, 10_000_000),
+)
 
 
 @dataclass
-class _Durations:
-    count: int = 0
-    ns: int = 0
+class Durations:
+    """How often something took how long.
 
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.ns += ns
+    Attributes:
+        ns: all of it, nanoseconds.
+        buckets: how many took at most each of ``BOUNDS_US`` and longer than the one before; the last: longer than all.
+    """
+
+    ns: int = 0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_US) + 1))
+
+    @property
+    def count(self) -> int:
+        """How often."""
+        return sum(self.buckets)
+
+    def add(self, us: int) -> None:
+        """Note one more."""
+        self.ns += us * 1000
+        self.buckets[bisect_left(BOUNDS_US, us)] += 1
 
     def to_wire(self) -> wire.StatisticDuration:
+        """As ModelStatistics tells it."""
         return wire.StatisticDuration(count=self.count, ns=self.ns)
 
 
 @dataclass
-class _Counts:
-    """Of one version of a model."""
+class Counts:
+    """Of one version of a model; of none, what was refused before its model was known.
+
+    Attributes:
+        last_ms: when the last request was answered, milliseconds since 1970.
+        inputs: how many were answered.
+        codes: requests by the code and the reason they ended with.
+        labels: answers by the index of the most probable label.
+        runs: of the network, by their batch.
+        durations: by their names in InferStatistics.
+        recent: the middles of the last images, for their moments.
+    """
 
     last_ms: int = 0
     inputs: int = 0
-    runs: dict[int, _Durations] = field(default_factory=lambda: defaultdict(_Durations))  # by their batch
-    durations: dict[str, _Durations] = field(
-        default_factory=lambda: defaultdict(_Durations)
-    )  # by InferStatistics' names
+    codes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    runs: dict[int, Durations] = field(default_factory=lambda: defaultdict(Durations))
+    durations: dict[str, Durations] = field(default_factory=lambda: defaultdict(Durations))
+    recent: deque[Pixels] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
 
 class Statistics:
-    """Counts since the server started, of both services; safe to call from several threads."""
+    """Counts since the server started, of both services; safe to call from several threads.
+
+    Attributes:
+        lock: held while ``counts`` is read or changed.
+        counts: by name and version of a model.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[tuple[str, str], _Counts] = defaultdict(_Counts)
+        self.lock = threading.Lock()
+        self.counts: dict[tuple[str, str], Counts] = defaultdict(Counts)
 
     def count_run(self, model: Model, inputs: int, inference_us: int) -> None:
         """Note that the network ran once, on a batch of so many inputs."""
-        with self._lock:
-            self._counts[model.name, model.version].runs[inputs].add(inference_us * 1000)
+        with self.lock:
+            self.counts[model.name, model.version].runs[inputs].add(inference_us)
 
-    def count_answer(self, model: Model, inputs: int, decode_us: int, wait_us: int, inference_us: int) -> None:
-        """Note a request that was answered: its inputs, and where its time went."""
-        with self._lock:
-            counts = self._counts[model.name, model.version]
+    def count_answer(
+        self, model: Model, inputs: Tensors, outputs: Tensors, decode_us: int, wait_us: int, inference_us: int
+    ) -> None:
+        """Note a request that was answered: what came, what it got, and where its time went."""
+        middles = cut_middle(inputs[INPUT]) if model.manifest.image else ()
+        best = outputs[PROBABILITIES].argmax(axis=1).tolist() if model.manifest.labels else ()
+        with self.lock:
+            counts = self.counts[model.name, model.version]
             counts.last_ms = time.time_ns() // 1_000_000
-            counts.inputs += inputs
+            counts.inputs += count_rows(inputs)
+            counts.codes["OK", ""] += 1
+            for label in best:
+                counts.labels[label] += 1
+            counts.recent.extend(middles)
             durations = counts.durations
-            durations["compute_input"].add(decode_us * 1000)
-            durations["queue"].add(wait_us * 1000)
-            durations["compute_infer"].add(inference_us * 1000)
-            durations["success"].add((decode_us + wait_us + inference_us) * 1000)
+            durations["compute_input"].add(decode_us)
+            durations["queue"].add(wait_us)
+            durations["compute_infer"].add(inference_us)
+            durations["success"].add(decode_us + wait_us + inference_us)
+        if log.isEnabledFor(logging.DEBUG):
+            times = {"decode_us": decode_us, "wait_us": wait_us, "inference_us": inference_us}
+            told = {"model": model.name, "version": model.version, "inputs": count_rows(inputs), **times}
+            log.debug("answered %s", " ".join(f"{name}={value}" for name, value in told.items()), extra=told)
 
-    def count_refusal(self, model: Model, seconds: float) -> None:
-        """Note a request that was not answered, and how long that took."""
-        with self._lock:
-            self._counts[model.name, model.version].durations["fail"].add(round(seconds * 1e9))
+    def count_refusal(self, model: Model | None, seconds: float, error: Exception) -> None:
+        """Note a request that was not answered, how long that took, and why."""
+        with self.lock:
+            counts = self.counts[(model.name, model.version) if model else ("", "")]
+            counts.codes[explain(error)] += 1
+            counts.durations["fail"].add(round(seconds * 1e6))
+
+    def keep(self, models: Iterable[Model]) -> None:
+        """Forget what was counted of other models: a server may see thousands of versions."""
+        kept = {("", ""), *((model.name, model.version) for model in models)}
+        with self.lock:
+            for key in self.counts.keys() - kept:
+                del self.counts[key]
 
     def tell(self, model: Model) -> wire.ModelStatistics:
         """What is known of a model."""
-        with self._lock:
-            counts = self._counts[model.name, model.version]
+        with self.lock:
+            counts = self.counts[model.name, model.version]
             return wire.ModelStatistics(
                 name=model.name,
                 version=model.version,

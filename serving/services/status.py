@@ -46,6 +46,13 @@ RETRY_AFTER_S: dict[type[RequestError], float] = {errors.QueueFull: 0.1, errors.
 INTERNAL_REASON = "INTERNAL"
 
 
+def explain(error: Exception) -> tuple[str, str]:
+    """The name of an error's status code, and its reason."""
+    if isinstance(error, RequestError):
+        return CODES[type(error)], reason_of(type(error))
+    return INTERNAL_REASON, INTERNAL_REASON
+
+
 def reason_of(error: type[RequestError]) -> str:
     """The reason in google.rpc.ErrorInfo: the error's name, ``ImageEmpty`` -> ``IMAGE_EMPTY``."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).upper()

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batch import Call
-from serving.batching import Batcher
+from serving.batching import Batcher, Load
 from serving.errors import AddressUnavailable, StreamsFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
@@ -73,6 +73,7 @@ class GrpcioServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
+        self._batcher = batcher
         self._calls = _Calls(limits.max_streams)
         self._health = _make_health()
         self._health.set("", Health.NOT_SERVING)
@@ -111,6 +112,10 @@ class GrpcioServer:
         for name, status in {**dict.fromkeys(self._shown, Health.SERVICE_UNKNOWN), **told}.items():
             self._health.set(name, status)
         self._shown = told.keys()
+
+    def load(self) -> Load:
+        """How much the server has to do."""
+        return self._batcher.load()
 
     def announce_shutdown(self) -> None:
         """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
@@ -247,7 +252,7 @@ def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.R
         call = _GrpcioCall(context)
         for request in requests:
             with calls.request():
-                yield service.infer_streamed(request, call, lambda error: refuse(error).message)
+                yield service.infer_streamed(request, call, refuse)
 
     method = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
     return grpc.stream_stream_rpc_method_handler(answer, *_formats(method))

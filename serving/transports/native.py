@@ -24,7 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.batch import Batch, Request, check_alive, reason_dead, run_together
-from serving.batching import Batcher, queue_full
+from serving.batching import Batcher, Load, queue_full
 from serving.errors import AddressUnavailable
 from serving.limits import Limits
 from serving.services import classifier, open_inference
@@ -140,6 +140,13 @@ class NativeServer:
         """See ``GrpcioServer``."""
         self._others.show(entries)
 
+    def load(self) -> Load:
+        """How much the server has to do."""
+        others = self._others.load()  # streams
+        with self._changed:
+            busy = self._slots - self._free_slots + others.slots_busy
+            return Load(self._slots, busy, len(self._waiting) + others.waiting, len(self._calls) + others.in_flight)
+
     def announce_shutdown(self) -> None:
         """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
         self._others.announce_shutdown()
@@ -229,7 +236,9 @@ class NativeServer:
             if self._draining:
                 self._front.fail(call.id, UNAVAILABLE, "the server is shutting down")
             else:
-                self._fail(call, queue_full(self._slots + self._limits.max_queue))
+                full = queue_full(self._slots + self._limits.max_queue)
+                self._statistics.count_refusal(None, 0.0, full)
+                self._fail(call, full)
 
     def _end(self, calls: Iterable[_Call]) -> None:
         """Give the places of calls back: before their answers leave, upon which the next requests come."""
@@ -279,11 +288,12 @@ class NativeServer:
             request = self._parse[call.method](call.payload)
         except DecodeError as error:
             raise _TransportError(INTERNAL, "the request cannot be parsed") from error
-        model = service.find(request)
+        model = None
         try:
+            model = service.find(request)
             read = service.read(request, model, call)
-        except Exception:
-            self._statistics.count_refusal(model, time.perf_counter() - started)
+        except Exception as error:
+            self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
         decode_us = round((time.perf_counter() - started) * 1e6)
         return _Ready(model, read.inputs, read.call, call.arrived, call, read.write, decode_us)
@@ -309,7 +319,7 @@ class NativeServer:
         for request, outputs in zip(batch, answers, strict=True):
             wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
             timed = Timed(outputs, request.decode_us, wait_us, round((ended - started) * 1e6))
-            self._statistics.count_answer(request.model, request.rows, *timed[1:])
+            self._statistics.count_answer(request.model, request.inputs, *timed)
             try:
                 replies.append((request.of.id, request.write(timed).SerializeToString()))
             except Exception as error:
@@ -319,7 +329,7 @@ class NativeServer:
 
     def _refuse(self, request: _Ready, error: Exception) -> None:
         """End a call whose model is known."""
-        self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived)
+        self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived, error)
         self._end([request.of])
         self._fail(request.of, error)
 

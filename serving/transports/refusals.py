@@ -11,7 +11,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.errors import RequestError
-from serving.services.status import CODES, DOMAIN, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+from serving.services.status import DOMAIN, RETRY_AFTER_S, explain, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +23,29 @@ class Refusal:
     """How a call ends that is not answered.
 
     Attributes:
+        id: under which the log has it.
         code: gRPC's number.
         message: for people.
         trailers: trailing metadata, for machines: google.rpc.Status with its details.
     """
 
+    id: str
     code: int
     message: str
     trailers: tuple[tuple[str, bytes], ...]
 
 
 def refuse(error: Exception) -> Refusal:
-    """What a client is told; of what is no ``RequestError`` only an id, under which the log has the cause."""
-    if isinstance(error, RequestError):
-        return _pack(CODES[type(error)], _shorten(str(error), MESSAGE_CHARACTERS), *_describe(error))
+    """What a client is told, with an id that stands in the log, too; of what is no ``RequestError`` nothing else."""
     error_id = uuid.uuid4().hex[:12]
-    info = error_details_pb2.ErrorInfo(reason=INTERNAL_REASON, domain=DOMAIN, metadata={"id": error_id})
-    log.error("internal error %s", error_id, exc_info=error)
-    return _pack("INTERNAL", f"internal error {error_id}: the server's log has the cause under this id", info)
+    code, reason = explain(error)
+    told = {"id": error_id, "code": code, "reason": reason}
+    if isinstance(error, RequestError):
+        log.debug("refused %s, %s %s: %s", error_id, code, reason, error, extra=told)
+        return _pack(error_id, code, _shorten(str(error), MESSAGE_CHARACTERS), *_describe(error))
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"id": error_id})
+    log.error("internal error %s", error_id, exc_info=error, extra=told)
+    return _pack(error_id, code, f"internal error {error_id}: the server's log has the cause under this id", info)
 
 
 def _describe(error: RequestError) -> list[Any]:
@@ -58,14 +63,14 @@ def _describe(error: RequestError) -> list[Any]:
     return details
 
 
-def _pack(code: str, message: str, *details: Any) -> Refusal:
+def _pack(error_id: str, code: str, message: str, *details: Any) -> Refusal:
     number = code_pb2.Code.Value(code)
     packed = []
-    for detail in details:
+    for detail in (*details, error_details_pb2.RequestInfo(request_id=error_id)):
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
     status = status_pb2.Status(code=number, message=message, details=packed)
-    return Refusal(number, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    return Refusal(error_id, number, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
 def _shorten(text: str, characters: int) -> str:

@@ -357,7 +357,7 @@ def test_deadline(busy: Server) -> None:
     """A deadline that passes: DEADLINE_EXCEEDED; then a request is answered [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        assert code_of(lambda: stub.ModelInfer(of_pixels(), timeout=0.3)) == "DEADLINE_EXCEEDED"
+        assert code_of(lambda: stub.ModelInfer(of_pixels(), timeout=0.1)) == "DEADLINE_EXCEEDED"
         assert is_answered(stub)
 
 

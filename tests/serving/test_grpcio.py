@@ -72,20 +72,22 @@ class Refusal:
     info: error_details_pb2.ErrorInfo
     fields: list[str]
     retry: error_details_pb2.RetryInfo | None
+    id: str
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
     info, wrong, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), None
+    request = error_details_pb2.RequestInfo()
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             status = status_pb2.Status.FromString(value)
             assert (status.code, status.message) == (error.code().value[0], error.details())
             for detail in status.details:
-                if not (detail.Unpack(info) or detail.Unpack(wrong)):
+                if not (detail.Unpack(info) or detail.Unpack(wrong) or detail.Unpack(request)):
                     retry = error_details_pb2.RetryInfo()
                     assert detail.Unpack(retry)
     fields = [violation.field for violation in wrong.field_violations]
-    return Refusal(error.code(), error.details(), info, fields, retry)
+    return Refusal(error.code(), error.details(), info, fields, retry, request.request_id)
 
 
 def refused(call: Callable[[], object]) -> Refusal:
@@ -501,7 +503,7 @@ class TestHealth:
         watch.cancel()
 
     def test_of_another_service_is_not_found(self, channel: grpc.Channel) -> None:
-        assert refused(lambda: check_health(channel, "colours")).code is grpc.StatusCode.NOT_FOUND
+        assert refused(lambda: check_health(channel, "colour")).code is grpc.StatusCode.NOT_FOUND
 
     def test_is_watched_by_many_without_holding_up_requests(self, model: Model) -> None:
         with Here(Held(model), limits=Limits(max_queue=0)) as here:

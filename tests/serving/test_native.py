@@ -102,7 +102,7 @@ def test_its_folder_goes_with_it(model: Model) -> None:
 
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_a_warning_says_what_it_holds_before_it_refuses(repository: Path, host: str, warns: bool) -> None:
-    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
+    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0", "--no-metrics"]
     command += ["--transport", "native", "--host", host, "--lame-duck", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("serving")

@@ -50,6 +50,7 @@ from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
+from serving.transports.refusals import refuse
 from serving.wire import open_inference_pb2 as wire
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
@@ -253,7 +254,7 @@ class TestParameters:
     def test_the_last_answer_is_marked_where_that_is_asked(self, model: Model) -> None:
         for wanted in (True, False):
             request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
-            reply = serve(model).infer_streamed(request, Caller(), str).infer_response
+            reply = serve(model).infer_streamed(request, Caller(), refuse).infer_response
             assert ("triton_final_response" in reply.parameters) is wanted
             assert reply.parameters["triton_final_response"].bool_param is wanted
 
@@ -656,14 +657,15 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
 
 def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
     service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
-    told = service.infer_streamed(request, Caller(), str)
+    told = service.infer_streamed(request, Caller(), refuse)
     assert told.error_message.startswith("Request for unknown model: 'nobody'")
     assert told.infer_response.id == "seven"
     assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
     with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
-        told = service.infer_streamed(ask(RED[np.newaxis]), Caller(), lambda error: "an id alone")
+        told = service.infer_streamed(ask(RED[np.newaxis]), Caller(), refuse)
     assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
-    assert told.error_message == "an id alone"
+    error_id = told.infer_response.parameters["evalmode_id"].string_param
+    assert told.error_message == f"internal error {error_id}: the server's log has the cause under this id"
 
 
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:

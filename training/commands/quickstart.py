@@ -52,7 +52,7 @@ def _command(*arguments: object, into: Path | None = None) -> None:
 @contextmanager
 def _serving(models: Path) -> Iterator[str]:
     """A server for as long as the block lasts; yields its address."""
-    arguments = ("serve", "--repository", models, "--port", 0, "--lame-duck", 0)
+    arguments = ("serve", "--repository", models, "--port", 0, "--no-metrics", "--lame-duck", 0)
     _show_command(arguments)
     server = subprocess.Popen(_argv(arguments), stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None

@@ -1,0 +1,139 @@
+"""Whether a server notices images unlike those of training, and only those: drift as its metrics tell it.
+
+    python benchmarks/drift.py IMAGES --out benchmarks/results/DATE-drift.json [--draws 20]
+
+IMAGES holds train/<class>/* and test/<class>/*. Each draw sends 200 test images to a real server, as they are or
+changed in one way, and reads /metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.artifact import Manifest
+from serving.certificate import INPUT
+from serving.client import Client
+from serving.drift import LIMIT, MOST_IMAGES, WINDOW, describe_images
+from serving.limits import Limits
+from serving.pixels import PixelContract, Pixels, decode_image
+from serving.proof.certify import certify, draw_golden, strip
+from serving.repository import publish
+
+SIDE = 32
+CONTRACT = PixelContract(SIDE, SIDE, 3)
+
+
+def main() -> None:
+    """Draw, send, read, keep, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=20)
+    arguments = parser.parse_args()
+    chance = np.random.default_rng(0)
+    test = load(arguments.images / "test", chance, MOST_IMAGES)
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        publish_network(Path(name), describe_images(load(arguments.images / "train", chance, MOST_IMAGES)))
+        for kind, change in CHANGES.items():
+            worst = []
+            with serving(Path(name)) as (address, metrics), Client(address) as client:
+                for _ in range(arguments.draws):
+                    for image in change(test[chance.choice(len(test), WINDOW, replace=False)]):
+                        client.predict_pixels(image)
+                    worst.append(read_drift(metrics))
+            flagged = sum(distance > LIMIT for distance in worst)
+            results[kind] = {"draws": len(worst), "flagged": flagged, "least": min(worst), "most": max(worst)}
+            print(kind, results[kind], flush=True)
+    arguments.out.write_text(json.dumps({"images": WINDOW, "limit": LIMIT, "changes": results}, indent=1) + "\n")
+
+
+def load(folder: Path, chance: np.random.Generator, most: int) -> Pixels:
+    """Images below a folder as the server decodes them, at most so many, drawn."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    chosen = chance.choice(len(paths), min(most, len(paths)), replace=False)
+    return np.stack([decode_image(paths[index].read_bytes(), CONTRACT, Limits()) for index in chosen])
+
+
+def publish_network(repository: Path, told: dict[str, dict[str, list[float]]]) -> None:
+    """A network as drawn that says what its training images were like: drift does not ask what it learned."""
+    import torch
+
+    from training.export import Deployed, export_graph
+    from training.networks.reference import Reference
+
+    torch.manual_seed(0)
+    graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, 10).eval()), (SIDE, SIDE, 3))
+    manifest = Manifest(tuple(map(str, range(10))), CONTRACT, {"moments": {"images": told}})
+    publish(
+        repository,
+        "network",
+        certify(strip(graph), manifest, {INPUT: draw_golden(CONTRACT, 10)}, ("",) * 16, difference=0.0),
+    )
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[tuple[str, str]]:
+    """A server as a process of its own: its address, and that of its metrics."""
+    options = ["--port", "0", "--metrics-port", "0", "--lame-duck", "0"]
+    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))
+            yield address, metrics
+        finally:
+            process.terminate()
+
+
+def read_drift(metrics: str) -> float:
+    """The largest distance of any moment, standard errors."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics") as page:
+        families = {one.name: one for one in text_string_to_metric_families(page.read().decode())}
+    worst = max(abs(sample.value) for sample in families["evalmode_input_drift"].samples)
+    [flag] = families["evalmode_input_drifted"].samples
+    assert flag.value == (worst > LIMIT)
+    return float(worst)
+
+
+def make_grey_world(images: Pixels) -> Pixels:
+    """Each image's channels scaled to the same mean, as cameras balance white."""
+    values = images.astype(np.float32)
+    means = values.mean((1, 2), keepdims=True)
+    return np.clip(values * means.mean(3, keepdims=True) / np.maximum(means, 1), 0, 255).astype(np.uint8)
+
+
+def compress(images: Pixels) -> Pixels:
+    """Through a JPEG of quality 20."""
+    pictures = []
+    for image in images:
+        buffer = BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=20)
+        pictures.append(np.asarray(Image.open(buffer)))
+    return np.stack(pictures)
+
+
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "as they are": lambda images: images,
+    "40 brighter": lambda images: np.clip(images.astype(int) + 40, 0, 255).astype(np.uint8),
+    "inverted": lambda images: 255 - images,
+    "grey world": make_grey_world,
+    "JPEG of quality 20": compress,
+    "red and blue exchanged": lambda images: np.ascontiguousarray(images[..., ::-1]),
+}
+
+if __name__ == "__main__":
+    main()

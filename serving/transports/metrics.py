@@ -1,0 +1,92 @@
+"""Metrics and health over HTTP: /metrics for Prometheus, /healthz for probes that do not speak gRPC."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from serving.errors import AddressUnavailable
+from serving.services.metrics import Metrics
+
+TEXT = "text/plain; charset=utf-8"
+
+
+class MetricsServer:
+    """An HTTP server in threads of its own.
+
+    Args:
+        metrics: what /metrics tells, beside what the process uses.
+        is_ready: what /healthz tells.
+        host: interface to listen on.
+        port: port, or 0 for a free one.
+
+    Attributes:
+        port: the port listened on.
+
+    Raises:
+        AddressUnavailable: the address cannot be bound.
+    """
+
+    def __init__(self, metrics: Metrics, is_ready: Callable[[], bool], host: str, port: int) -> None:
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        ProcessCollector(registry=registry)
+
+        class Handler(_Handler):
+            def answer(self) -> tuple[HTTPStatus, str, bytes]:
+                match self.path.partition("?")[0]:
+                    case "/metrics":
+                        encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                        return HTTPStatus.OK, kind, encode(registry)
+                    case "/healthz" if is_ready():
+                        return HTTPStatus.OK, TEXT, b"ok\n"
+                    case "/healthz":
+                        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"not ready\n"
+                return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics and /healthz\n"
+
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+            self._server = _make_server(family, address, Handler)
+        except OSError as error:
+            raise AddressUnavailable(
+                f"metrics cannot listen on {host}:{port}: is the port in use? ({error}); --metrics-port, --no-metrics"
+            ) from error
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 10  # seconds that a client may take to ask
+
+    def answer(self) -> tuple[HTTPStatus, str, bytes]:
+        """Status, content type and body."""
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        status, kind, body = self.answer()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line a request."""
+
+
+def _make_server(family: int, address: Any, handler: type[_Handler]) -> ThreadingHTTPServer:
+    class Server(ThreadingHTTPServer):
+        address_family = family
+
+        def server_bind(self) -> None:
+            socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host's name up, which may take seconds
+
+    return Server(address, handler)
