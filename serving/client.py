@@ -65,10 +65,15 @@ class Client:
     Args:
         address: HOST:PORT.
         timeout_s: the deadline of every call, seconds; what is retried shares it.
+        token: sent with every call, where the server wants one.
+        tls: files; see ``_open_channel``.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL)
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0, *, token: str = "", **tls: Path | None
+    ) -> None:
+        self._channel = _open_channel(grpc, address, **tls)
+        self._metadata = _authorize(token)
         self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
@@ -120,7 +125,7 @@ class Client:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _call_failed(error) from error
 
@@ -131,10 +136,15 @@ class AsyncClient:
     Args:
         address: HOST:PORT.
         timeout_s: the deadline of every call, seconds; what is retried shares it.
+        token: sent with every call, where the server wants one.
+        tls: files; see ``_open_channel``.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, timeout_s: float = 10.0, *, token: str = "", **tls: Path | None
+    ) -> None:
+        self._channel = _open_channel(grpc.aio, address, **tls)
+        self._metadata = _authorize(token)
         self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
@@ -173,9 +183,34 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self._timeout_s)
+            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _call_failed(error) from error
+
+
+def _open_channel(
+    kind: Any, address: str, tls_ca: Path | None = None, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> Any:
+    """A connection: plain text, or TLS where a file is given.
+
+    Args:
+        kind: ``grpc`` or ``grpc.aio``.
+        address: HOST:PORT.
+        tls_ca: PEM, the authorities that the server's certificate must come from.
+        tls_cert: PEM, our own certificate, where the server asks for one.
+        tls_key: PEM, its private key.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if not (tls_ca or tls_cert or tls_key):
+        return kind.insecure_channel(address, options=CHANNEL)
+    files = (Path(file).read_bytes() if file else None for file in (tls_ca, tls_key, tls_cert))
+    return kind.secure_channel(address, grpc.ssl_channel_credentials(*files), options=CHANNEL)
+
+
+def _authorize(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _read_image(image: bytes | str | PathLike[str]) -> bytes:

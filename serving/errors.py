@@ -12,7 +12,9 @@
     │   │   └── ReplayMismatch
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
-    │   └── AddressUnavailable
+    │   ├── AddressUnavailable
+    │   ├── TokensInvalid
+    │   └── CertificatesInvalid
     ├── ProofFailed                a network is not what it should be: exit 1
     │   ├── TrainMode
     │   ├── WeightsNotFinite
@@ -23,6 +25,8 @@
     │   ├── GoldenMismatch
     │   └── NotWorthIt
     └── RequestError               a request cannot be answered: services/status.py gives each its code
+        ├── TokenInvalid
+        ├── ControlForbidden
         ├── ControlDisabled
         ├── NotServed
         ├── ModelUnspecified
@@ -114,6 +118,14 @@ class AddressUnavailable(UsageError):
     """The server cannot listen where it was told to."""
 
 
+class TokensInvalid(UsageError):
+    """A file of tokens cannot be used."""
+
+
+class CertificatesInvalid(UsageError):
+    """The files for TLS cannot be used."""
+
+
 class LabelsMismatch(ArtifactInvalid):
     """The labels in the file are not those of its certificate."""
 
@@ -180,6 +192,14 @@ class at_field:  # noqa: N801  a context manager, called like a function
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RequestError):
             error.field = error.field or self._field
+
+
+class TokenInvalid(RequestError):
+    """The server was started with tokens, and the call has none that holds."""
+
+
+class ControlForbidden(RequestError):
+    """The call's token is for predictions, not for loading and unloading models."""
 
 
 class ControlDisabled(RequestError):

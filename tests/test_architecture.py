@@ -24,6 +24,7 @@ ARROWS = {
     "serving.__main__": {"serving.commands"},
     "serving.errors": set(),
     "serving.prediction": set(),
+    "serving.files": set(),
     "serving.limits": {"serving.errors"},
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},
@@ -48,10 +49,11 @@ ARROWS = {
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
+        "serving.files",
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
-        "serving.model",
+        *("serving.model", "serving.files"),
     },
     "serving.bench": {
         *("serving.client", "serving.wire", "serving.certificate", "serving.model", "serving.pixels"),
@@ -175,6 +177,7 @@ ROOMS = {
     "serving.bench": ["serving.bench", "serving.commands.bench"],
     "serving.client": ["serving.client", "serving.commands.predict"],
     "serving.transports.native": ["serving.transports.native"],
+    "serving.access": ["serving.services.access", "serving.transports.tls"],
     "serving.metrics": ["serving.services.metrics", "serving.transports.metrics", "serving.drift"],
 }
 
@@ -182,13 +185,14 @@ ROOMS = {
 @pytest.mark.parametrize(
     ("room", "budget"),
     [
-        ("serving", 2500),
+        ("serving", 2600),
         ("training", 2000),
         ("training.report", 500),
         ("serving.proof", 1250),
         ("serving.bench", 300),
         ("serving.client", 300),
         ("serving.transports.native", 300),
+        ("serving.access", 150),
         ("serving.metrics", 220),
     ],
 )

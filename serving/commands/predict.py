@@ -20,6 +20,7 @@ from serving.errors import EvalmodeError, ImageError, UsageError
 from serving.limits import IMAGE_SUFFIXES
 from serving.prediction import DEFAULT_TOP_K, Prediction
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 Predict = Callable[[Path], Prediction]
 Answer = tuple[Path, Prediction]
 
@@ -27,11 +28,15 @@ Answer = tuple[Path, Prediction]
 @click.command()
 @click.argument("paths", metavar="IMAGE|DIR...", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
 @click.option("--address", default=DEFAULT_ADDRESS, help="HOST:PORT of a server")
-@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="a model.onnx: no server")
+@click.option("--file", type=_FILE, help="a model.onnx: no server")
 @click.option("--model", default="", help="the model's name, where the server holds several")
 @click.option("--version", default="", help="the model's version; the newest by default")
 @click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, help="labels an image")
 @click.option("--timeout", type=click.FloatRange(0.001), default=10.0, help="deadline of one call, seconds")
+@click.option("--token-file", type=_FILE, help="a file that holds the token which the server wants")
+@click.option("--tls-ca", type=_FILE, help="PEM: the server's certificate comes from one of these authorities")
+@click.option("--tls-cert", type=_FILE, help="PEM: our certificate, where the server wants one")
+@click.option("--tls-key", type=_FILE, help="PEM: the private key of --tls-cert")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
 @click.option("--csv", "as_csv", is_flag=True, help="one row a label")
 def predict(
@@ -42,6 +47,10 @@ def predict(
     version: str,
     top_k: int,
     timeout: float,
+    token_file: Path | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     as_json: bool,
     as_csv: bool,
 ) -> None:
@@ -49,7 +58,12 @@ def predict(
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other: give one")
     images = list(_find_images(paths))
-    open_predictor = _open_file(file, top_k) if file else _open_server(address, model, version, top_k, timeout)
+    if file:
+        open_predictor = _open_file(file, top_k)
+    else:
+        token = token_file.read_text().strip() if token_file else ""
+        client = Client(address, timeout, token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+        open_predictor = _open_server(client, model, version, top_k)
     with open_predictor as (predict_one, labels):
         answers, failures = _predict_all(images, predict_one)
     if as_json:
@@ -82,10 +96,8 @@ def _open_file(file: Path, top_k: int) -> Iterator[tuple[Predict, tuple[str, ...
 
 
 @contextmanager
-def _open_server(
-    address: str, model: str, version: str, top_k: int, timeout_s: float
-) -> Iterator[tuple[Predict, tuple[str, ...]]]:
-    with Client(address, timeout_s) as client:
+def _open_server(client: Client, model: str, version: str, top_k: int) -> Iterator[tuple[Predict, tuple[str, ...]]]:
+    with client:
         labels = tuple(client.get_model(model, version).labels)
         yield lambda path: client.predict(path, model=model, version=version, top_k=top_k), labels
 

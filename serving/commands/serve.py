@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("serving")
 
 READ = time.perf_counter()
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
@@ -57,9 +58,13 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
 @click.option("--allow-uncertified", is_flag=True, help="serve files that have no certificate, one image at a time")
 @click.option("--allow-nonfinite", is_flag=True, help="let NaN and infinity in floating-point inputs through")
-@click.option(
-    "--enable-control", is_flag=True, help="let clients load and unload models (RepositoryModelLoad, -Unload)"
-)
+@click.option("--tls-cert", type=_FILE, help="PEM: the server's certificate and those that lead to its authority")
+@click.option("--tls-key", type=_FILE, help="PEM: the private key of --tls-cert")
+@click.option("--tls-client-ca", type=_FILE, help="PEM: clients need a certificate of one of these authorities")
+@click.option("--tokens", type=_FILE, help="callers need one of these bearer tokens: one a line, then until when")
+@click.option("--enable-control", is_flag=True, help="let clients load and unload models, with --control-tokens")
+@click.option("--control-tokens", type=_FILE, help="who loads and unloads models needs one of these; may predict, too")
+@click.option("--no-reflection", is_flag=True, help="do not tell callers what can be called")
 @click.option("--model", multiple=True, metavar="NAME@VERSION", help="serve this version of a model, not the newest")
 @click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
 @click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
@@ -78,7 +83,13 @@ def serve(
     provider: str,
     allow_uncertified: bool,
     allow_nonfinite: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    tokens: Path | None,
     enable_control: bool,
+    control_tokens: Path | None,
+    no_reflection: bool,
     metrics_port: int,
     no_metrics: bool,
     log_format: str,
@@ -96,6 +107,7 @@ def serve(
     _set_up_log(log_level, log_format)
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_slots
+    from serving.services.access import Access, Tokens
     from serving.services.classifier import Classifier
     from serving.services.inference import Inference
     from serving.services.models import Models
@@ -111,18 +123,31 @@ def serve(
     inference = Inference(batcher, statistics)
     ours = Classifier(models, inference, bounds)
     theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
+    _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
+    access = None
+    if tokens or control_tokens:
+        predict, control = (Tokens(path) if path else None for path in (tokens, control_tokens))
+        access = Access(predict, control, statistics)
     if transport == "native":
         try:
             from serving.transports.native import NativeServer
         except ModuleNotFoundError as error:
             raise UsageError(f"--transport native: {error}: pip install 'evalmode[native]'") from error
-        server: GrpcioServer | NativeServer = NativeServer(ours, theirs, batcher, statistics, host, port, bounds)
+        server: GrpcioServer | NativeServer = NativeServer(
+            *(ours, theirs, batcher, statistics, host, port, bounds, access), reflect=not no_reflection
+        )
         if host not in LOOPBACK:
             log.warning("--transport native holds a whole message before it can be refused: keep strangers out")
     else:
         from serving.transports.grpcio import GrpcioServer
 
-        server = GrpcioServer(ours, theirs, batcher, f"{host}:{port}", bounds)
+        credentials = None
+        if tls_cert and tls_key:
+            from serving.transports.tls import make_credentials
+
+            credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
+        address = f"{host}:{port}"
+        server = GrpcioServer(ours, theirs, batcher, address, bounds, access, credentials, not no_reflection)
     announcement = "no metrics"
     if not no_metrics:
         from serving.services.metrics import Metrics
@@ -138,6 +163,31 @@ def serve(
 
     models.follow(show)
     _run(server, models, announcement, poll, bounds, stop)
+
+
+def _check_security(
+    transport: str,
+    host: str,
+    tls: tuple[Path | None, Path | None, Path | None],
+    tokens: Path | None,
+    enable_control: bool,
+    control_tokens: Path | None,
+) -> None:
+    """Refuse options that do not fit together, warn of what strangers may read.
+
+    Raises:
+        UsageError: one option lacks another, or the transport cannot do it.
+    """
+    certificate, key, client_ca = tls
+    if any(tls) and transport == "native":
+        raise UsageError("--transport native takes no TLS: use --transport grpcio, or a proxy that ends TLS before it")
+    if bool(certificate) != bool(key) or (client_ca and not certificate):
+        raise UsageError("TLS needs both --tls-cert and --tls-key; --tls-client-ca is one more")
+    if enable_control != bool(control_tokens):
+        raise UsageError("loading and unloading by calls needs both --enable-control and --control-tokens FILE")
+    if host not in LOOPBACK and not certificate:
+        what = "images, answers and tokens" if tokens or control_tokens else "images and answers"
+        log.warning("%s is open to other machines without TLS: %s can be read on the way", host, what)
 
 
 def _set_up_log(level: str, form: str) -> None:

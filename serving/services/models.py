@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, ModelUnspecified, UsageError
+from serving.files import Signature, sign_file
 from serving.model import Model, load_model
 from serving.repository import ARTIFACT_FILE, find_artifact, list_names, list_versions
 
@@ -17,8 +18,6 @@ log = logging.getLogger(__name__)
 
 ALL = 0  # in place of a version, where all of a model are meant
 KEEP = 2  # versions of a model that stay loaded: the one before the newest, to go back to
-
-Signature = tuple[int, ...]  # of a file: which, how long, and when it was written
 
 
 @dataclass(frozen=True)
@@ -233,8 +232,7 @@ class Models:
         key = (name, version)
         try:
             path = find_artifact(self._repository, name, version)
-            status = path.stat()
-            signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            signature = sign_file(path)
             if self._tried.get(key) == signature and (known or key in self._refused):
                 return known
             self._tried[key] = signature

@@ -11,6 +11,8 @@ DOMAIN = "evalmode"
 
 # Error -> the name of its gRPC status code. Overload is not UNAVAILABLE: clients retry that at once, elsewhere.
 CODES: dict[type[RequestError], str] = {
+    errors.TokenInvalid: "UNAUTHENTICATED",
+    errors.ControlForbidden: "PERMISSION_DENIED",
     errors.ModelUnspecified: "INVALID_ARGUMENT",
     errors.ModelNotFound: "NOT_FOUND",
     errors.ModelInvalid: "FAILED_PRECONDITION",

@@ -18,9 +18,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batch import Call
 from serving.batching import Batcher, Load
-from serving.errors import AddressUnavailable, StreamsFull
+from serving.errors import AddressUnavailable, RequestError, StreamsFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
+from serving.services.access import Access
 from serving.services.models import Entry
 from serving.transports.refusals import refuse
 
@@ -45,6 +46,9 @@ class GrpcioServer:
         batcher: where both run; as many threads as it admits requests.
         address: HOST:PORT, of which PORT may be 0 for a free one, or unix:PATH.
         limits: ``max_request_bytes`` and ``max_streams``.
+        access: who may call what; None: everybody everything.
+        credentials: TLS; None: plain text.
+        reflect: tell whoever asks what can be called.
 
     Attributes:
         port: the port listened on.
@@ -60,10 +64,14 @@ class GrpcioServer:
         batcher: Batcher,
         address: str,
         limits: Limits,
+        access: Access | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+        reflect: bool = True,
     ) -> None:
         threads = batcher.slots + limits.max_queue + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[_Guard(access)] if access else [],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -82,17 +90,21 @@ class GrpcioServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         one, other = classifier.DESCRIPTOR, open_inference.DESCRIPTOR
         stream = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
-        reflect = {"ServerReflectionInfo": _make_reflection(self._calls)}
+        reflection_calls = {"ServerReflectionInfo": _make_reflection(self._calls)}
         methods = {
             one.full_name: _make_methods(one, ours.handlers, self._calls),
             other.full_name: _make_methods(other, theirs.handlers, self._calls) | stream,
             # v1alpha is what grpcio ships, v1 what tools ask for: the messages are the same.
-            **dict.fromkeys((reflection.SERVICE_NAME, REFLECTION_V1), reflect),
+            **(dict.fromkeys((reflection.SERVICE_NAME, REFLECTION_V1), reflection_calls) if reflect else {}),
         }
         services = [grpc.method_handlers_generic_handler(name, calls) for name, calls in methods.items()]
         self._server.add_generic_rpc_handlers(services)
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_secure_port(address, credentials)
+                if credentials
+                else self._server.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
 
@@ -134,6 +146,26 @@ class GrpcioServer:
         cut = self._calls.wait_until_quiet(until)
         self._server.stop(0)  # health watches would hold the server for the whole grace
         return cut
+
+
+class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Ends calls that may not be made, before their messages are received."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
+        told = dict(details.invocation_metadata).get("authorization", "")
+        try:
+            self._access.check(details.method, told)
+        except RequestError as error:
+            denied = error  # the name of an exception ends with its clause
+
+            def deny(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+                _abort(context, denied)
+
+            return grpc.stream_stream_rpc_method_handler(deny)  # whatever was called: this kind waits for no message
+        return continuation(details)
 
 
 class _Calls:

@@ -28,6 +28,7 @@ from serving.batching import Batcher, Load, queue_full
 from serving.errors import AddressUnavailable
 from serving.limits import Limits
 from serving.services import classifier, open_inference
+from serving.services.access import Access
 from serving.services.inference import Service, Timed
 from serving.services.models import Entry
 from serving.services.statistics import Statistics
@@ -54,6 +55,7 @@ class _Call:
     payload: bytes
     arrived: float
     deadline: float
+    metadata: Any
     gone: bool = False  # its caller
 
     def time_remaining_s(self) -> float:
@@ -86,6 +88,8 @@ class NativeServer:
         host: interface to listen on.
         port: port, or 0 for a free one.
         limits: of requests, batches and the queue.
+        access: who may call what; None: everybody everything.
+        reflect: tell whoever asks what can be called.
 
     Attributes:
         port: the port listened on.
@@ -103,14 +107,17 @@ class NativeServer:
         host: str,
         port: int,
         limits: Limits,
+        access: Access | None = None,
+        reflect: bool = True,
     ) -> None:
+        self._access = access
         self._services: tuple[Service, ...] = (ours, theirs)
         self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
         self._statistics = statistics
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")
         socket = str(Path(self._folder.name) / "grpcio")
-        self._others = GrpcioServer(ours, theirs, batcher, f"unix:{socket}", limits)
+        self._others = GrpcioServer(ours, theirs, batcher, f"unix:{socket}", limits, access, reflect=reflect)
         try:
             self._front = NativeGrpcFront(
                 f"{host}:{port}", [(_path(method), False) for method in HOT], call_details=True
@@ -222,7 +229,7 @@ class NativeServer:
             if kind == EVENT_CANCEL or call_id in gone:
                 continue
             until = math.inf if details[2] is None else now + details[2]
-            call = _Call(call_id, method, payload, now, until)
+            call = _Call(call_id, method, payload, now, until, details[0])
             if len(self._calls) >= places:
                 refused.append(call)
             else:
@@ -283,6 +290,8 @@ class NativeServer:
                 RESOURCE_EXHAUSTED,
                 f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
             )
+        if self._access:
+            self._access.check(_path(HOT[call.method]), dict(call.metadata).get("authorization", ""))
         service = self._services[call.method]
         try:
             request = self._parse[call.method](call.payload)

@@ -1,0 +1,59 @@
+"""TLS for grpcio: certificates of files, which are read again when they change."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+
+import grpc
+
+from serving.errors import CertificatesInvalid
+from serving.files import sign_file
+
+log = logging.getLogger(__name__)
+
+
+def make_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
+    """What grpcio listens with; every new connection sees the files as they are then.
+
+    Args:
+        certificate: the server's, PEM, with those that lead to its authority.
+        key: its private key, PEM.
+        client_ca: PEM, the authorities that clients' certificates must come from; None: clients need none.
+
+    Raises:
+        CertificatesInvalid: a file cannot be read, or they do not fit together.
+    """
+    paths = [certificate, key, *([client_ca] if client_ca else [])]
+    seen = [[*map(sign_file, paths)]]
+    first = _read(*paths)
+
+    def renew() -> grpc.ServerCertificateConfiguration | None:
+        signature = [*map(sign_file, paths)]
+        if signature == seen[0]:
+            return None
+        try:
+            renewed = _read(*paths)
+        except CertificatesInvalid as error:  # half of a pair, say, while the other is being written
+            log.error("the certificates stay as they were: %s", error)
+            return None
+        seen[0] = signature
+        log.info("certificates read again: %s", ", ".join(map(str, paths)))
+        return renewed
+
+    return grpc.dynamic_ssl_server_credentials(first, renew, require_client_authentication=client_ca is not None)
+
+
+def _read(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCertificateConfiguration:
+    """The files, once they were seen to fit together."""
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key, password="")
+        if client_ca:
+            context.load_verify_locations(client_ca)
+        pair = (key.read_bytes(), certificate.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], client_ca.read_bytes() if client_ca else None)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        named = ", ".join(str(path) for path in (certificate, key, client_ca) if path)
+        raise CertificatesInvalid(f"no TLS with {named}: {error}") from error
