@@ -10,30 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from servers import CONTRACT, make_artifact, serving  # beside this file
 
-from serving.artifact import Manifest
-from serving.certificate import INPUT
 from serving.client import Client
 from serving.drift import LIMIT, MOST_IMAGES, WINDOW, describe_images
 from serving.limits import Limits
-from serving.pixels import PixelContract, Pixels, decode_image
-from serving.proof.certify import certify, draw_golden, strip
+from serving.pixels import Pixels, decode_image
 from serving.repository import publish
-
-SIDE = 32
-CONTRACT = PixelContract(SIDE, SIDE, 3)
 
 
 def main() -> None:
@@ -47,14 +39,15 @@ def main() -> None:
     test = load(arguments.images / "test", chance, MOST_IMAGES)
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        publish_network(Path(name), describe_images(load(arguments.images / "train", chance, MOST_IMAGES)))
+        told = describe_images(load(arguments.images / "train", chance, MOST_IMAGES))
+        publish(Path(name), "network", make_artifact(tuple(map(str, range(10))), moments={"images": told}))
         for kind, change in CHANGES.items():
             worst = []
-            with serving(Path(name)) as (address, metrics), Client(address) as client:
+            with serving(Path(name)) as server, Client(server.address) as client:
                 for _ in range(arguments.draws):
                     for image in change(test[chance.choice(len(test), WINDOW, replace=False)]):
                         client.predict_pixels(image)
-                    worst.append(read_drift(metrics))
+                    worst.append(read_drift(server.metrics))
             flagged = sum(distance > LIMIT for distance in worst)
             results[kind] = {"draws": len(worst), "flagged": flagged, "least": min(worst), "most": max(worst)}
             print(kind, results[kind], flush=True)
@@ -66,37 +59,6 @@ def load(folder: Path, chance: np.random.Generator, most: int) -> Pixels:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     chosen = chance.choice(len(paths), min(most, len(paths)), replace=False)
     return np.stack([decode_image(paths[index].read_bytes(), CONTRACT, Limits()) for index in chosen])
-
-
-def publish_network(repository: Path, told: dict[str, dict[str, list[float]]]) -> None:
-    """A network as drawn that says what its training images were like: drift does not ask what it learned."""
-    import torch
-
-    from training.export import Deployed, export_graph
-    from training.networks.reference import Reference
-
-    torch.manual_seed(0)
-    graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, 10).eval()), (SIDE, SIDE, 3))
-    manifest = Manifest(tuple(map(str, range(10))), CONTRACT, {"moments": {"images": told}})
-    publish(
-        repository,
-        "network",
-        certify(strip(graph), manifest, {INPUT: draw_golden(CONTRACT, 10)}, ("",) * 16, difference=0.0),
-    )
-
-
-@contextmanager
-def serving(repository: Path) -> Iterator[tuple[str, str]]:
-    """A server as a process of its own: its address, and that of its metrics."""
-    options = ["--port", "0", "--metrics-port", "0", "--lame-duck", "0"]
-    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))
-            yield address, metrics
-        finally:
-            process.terminate()
 
 
 def read_drift(metrics: str) -> float:

@@ -1,0 +1,110 @@
+"""Restart one of two replicas again and again while they are asked: no request fails.
+
+    python benchmarks/restarts.py --out benchmarks/results/DATE-restarts.json [--restarts 200] [--transport native]
+
+The client watches the health of both and takes turns between those that say SERVING; it does not retry. A replica gets
+SIGTERM, says NOT_SERVING, answers for a second more, drains, ends with 0 and is started anew on the same port.
+Exit 1 where a request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from servers import SIDE, Server, make_artifact, serving  # beside this file
+
+from serving.repository import publish
+from serving.wire import classifier_pb2 as wire
+from serving.wire import classifier_pb2_grpc as wire_grpc
+
+CALLERS = 8
+CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+CHANNEL = (
+    ("grpc.service_config", json.dumps(CONFIG)),
+    ("grpc.enable_retries", 0),
+    ("grpc.default_authority", "evalmode"),  # else the list of addresses, which native takes for no name of a server
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+SETTLE_S = 0.5  # between two restarts, so that clients are connected to both again
+
+
+def main() -> None:
+    """Restart, judge, keep, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--restarts", type=int, default=200)
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
+        options = (Path(name), "--transport", arguments.transport, "--lame-duck", 1)
+        told = asyncio.run(restart(options, arguments.restarts))
+    arguments.out.write_text(json.dumps({"transport": arguments.transport, **told}, indent=1) + "\n")
+    print(told)
+    if told["failed"] or set(told["exit_codes"]) != {"0"}:
+        sys.exit(1)
+
+
+async def restart(options: tuple[Any, ...], restarts: int) -> dict[str, Any]:
+    """Restart the two in turns while callers ask."""
+    counts: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
+    stop = asyncio.Event()
+    drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    request = wire.PredictRequest(pixels=wire.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3))
+    with ExitStack() as first, ExitStack() as second:
+        stacks = [first, second]
+        replicas: list[Server] = [stack.enter_context(serving(*options)) for stack in stacks]
+        addresses = [replica.address for replica in replicas]
+
+        async def ask(stub: wire_grpc.ClassifierStub) -> None:
+            while not stop.is_set():
+                try:
+                    reply = await stub.Predict(request, timeout=10)
+                except grpc.RpcError as error:
+                    counts[f"{error.code().name}: {error.details()}"] += 1
+                else:
+                    counts["answers" if len(reply.scores) == 5 else "short answers"] += 1
+
+        async with grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=CHANNEL) as channel:
+            callers = [asyncio.create_task(ask(wire_grpc.ClassifierStub(channel))) for _ in range(CALLERS)]
+            await asyncio.sleep(1)
+            started = time.monotonic()
+            for number in range(restarts):
+                which = number % 2
+                replicas[which].process.send_signal(signal.SIGTERM)
+                codes[str(await asyncio.to_thread(replicas[which].process.wait))] += 1
+                stacks[which].close()
+                port = addresses[which].rpartition(":")[2]
+                replicas[which] = await asyncio.to_thread(
+                    stacks[which].enter_context, serving(*options, "--port", port)
+                )
+                await asyncio.sleep(SETTLE_S)
+            stop.set()
+            await asyncio.gather(*callers)
+    failures = {name: count for name, count in counts.items() if name != "answers"}
+    return {
+        "restarts": restarts,
+        "seconds": round(time.monotonic() - started, 1),
+        "answers": counts["answers"],
+        "failed": sum(failures.values()),
+        "failures": failures,
+        "exit_codes": codes,
+    }
+
+
+if __name__ == "__main__":
+    main()

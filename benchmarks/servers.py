@@ -1,0 +1,56 @@
+"""What the benchmarks of serving share: `reference` with weights as drawn, and servers as processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.artifact import Manifest
+from serving.certificate import INPUT
+from serving.pixels import PixelContract
+from serving.proof.certify import certify, draw_golden, strip
+
+SIDE = 32
+CONTRACT = PixelContract(SIDE, SIDE, 3)
+
+
+def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
+    """`reference` for 32x32 RGB, certified: speed, swaps and drift do not ask what it learned."""
+    import torch
+
+    from training.export import Deployed, export_graph
+    from training.networks.reference import Reference
+
+    torch.manual_seed(0)
+    graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, len(labels)).eval()), (SIDE, SIDE, 3))
+    golden = draw_golden(CONTRACT, len(labels))
+    manifest = Manifest(labels, CONTRACT, properties)
+    return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+
+
+@dataclass
+class Server:
+    """A running server: its process, and the addresses of gRPC and of its metrics."""
+
+    process: subprocess.Popen[str]
+    address: str
+    metrics: str
+
+
+@contextmanager
+def serving(repository: Path, *options: object) -> Iterator[Server]:
+    """``evalmode serve`` on free ports, unless the options say others; asked to leave at the end."""
+    given = ("--repository", repository, "--port", 0, "--metrics-port", 0, "--lame-duck", 0, "--log-level", "warning")
+    command = [sys.executable, "-m", "serving", "serve", *map(str, (*given, *options))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))
+            yield Server(process, address, metrics)
+        finally:
+            process.terminate()
