@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from serving import errors
 from serving.errors import RequestError
 from serving.limits import Limits
+from serving.services.metrics import METRICS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
 
 NOT_ASKED = "not asked"  # the model cannot be, or the server cannot be made to
@@ -58,6 +60,35 @@ def show_reasons() -> str:
     return draw(("reason", "code", "retry", "when"), [*rows, (f"`{INTERNAL_REASON}`", "INTERNAL", "no", internal)])
 
 
+# What an operator does about a refusal, where it is not the caller who has to change the request.
+REMEDIES: dict[type[RequestError], str] = {
+    errors.TokenInvalid: "give the caller a token of `--tokens`; look whether his has ended",
+    errors.ControlForbidden: "use a token of `--control-tokens`",
+    errors.ModelNotFound: "`RepositoryIndex` tells why it is not served; or correct the name",
+    errors.ModelInvalid: "`evalmode check` the file, export it again, or `evalmode rollback`",
+    errors.ControlDisabled: "publish into the repository, or start with `--enable-control --control-tokens FILE`",
+    errors.NotServed: "nothing: the caller has to do without",
+    errors.QueueFull: "more servers, each with a core; look at `evalmode_requests_waiting`",
+    errors.StreamsFull: "find who leaves streams open, or raise `--max-streams`",
+    errors.DeadlineExpired: "more servers, or longer deadlines; `evalmode_wait_seconds` tells which",
+    errors.RequestCancelled: "nothing; if there are many, callers give up: see `DEADLINE_EXPIRED`",
+}
+BY_CALLER = "the caller changes the request: the message names the field and what is wanted"
+
+
+def show_remedies() -> str:
+    """What to do about each refusal."""
+    rows = [(f"`{reason_of(error)}`", say(error), REMEDIES.get(error, BY_CALLER)) for error in CODES]
+    internal = ("a fault of the server", "look for the id in the log, and report it")
+    return draw(("reason", "means", "do"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
+
+
+def show_metrics() -> str:
+    """What Prometheus is told."""
+    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
+    return draw(("metric", "kind", "labels", "says"), rows)
+
+
 def say_retry(error: type[RequestError]) -> str:
     """Whether the same request may succeed later."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
@@ -98,6 +129,8 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "limits"): show_limits,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
+    ("docs/operating.md", "metrics"): show_metrics,
+    ("docs/operating.md", "remedies"): show_remedies,
 }
 
 if __name__ == "__main__":

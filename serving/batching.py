@@ -117,7 +117,8 @@ class Batcher:
         if not request.taken:
             self._wait(request)
         if request.batch:
-            self._run_batch(request.batch)
+            batch, request.batch = request.batch, []  # else the request would hold itself, and its model
+            self._run_batch(batch)
         if request.error is not None:
             raise request.error
         assert request.answer is not None

@@ -29,6 +29,7 @@ from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
+LARGEST_ARTIFACT = 2**31 - 1  # bytes: protobuf's own limit, known before any is read
 TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
 SIZES = {  # of the batches replayed at load
     "CPU": (LARGEST_BATCH,),
@@ -145,6 +146,8 @@ def load_model(path: str | PathLike[str], *, name: str = "", **options: Any) -> 
     """Load an artifact from a file: see ``load_artifact``; its name is the file's stem where none is given."""
     path = Path(path)
     try:
+        if (size := path.stat().st_size) > LARGEST_ARTIFACT:
+            raise ArtifactInvalid(f"{size} bytes, protobuf reads at most {LARGEST_ARTIFACT}", size_bytes=size)
         return load_artifact(path.read_bytes(), name=name or path.stem, **options)
     except ProviderUnavailable:
         raise

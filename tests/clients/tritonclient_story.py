@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 COLOURS = ["red", "green", "blue"]
 PIXELS = np.stack([np.full((4, 4, 3), np.eye(3, dtype=np.uint8)[row] * 255, np.uint8) for row in range(3)])
+LEADS = {"authorization": "Bearer who-may-load-and-unload"}  # as the server of this story was told
 
 
 def image(colour: str, image_format: str = "JPEG") -> bytes:
@@ -164,9 +165,9 @@ def repository(client: triton.InferenceServerClient) -> None:
     """Index, unload, load."""
     [entry] = client.get_model_repository_index().models
     assert (entry.name, entry.version, entry.state) == ("colours", "1", "READY")
-    client.unload_model("colours")
+    client.unload_model("colours", headers=LEADS)
     assert not client.is_model_ready("colours")
-    client.load_model("colours")
+    client.load_model("colours", headers=LEADS)
     assert client.is_model_ready("colours")
 
 

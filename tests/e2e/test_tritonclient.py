@@ -40,8 +40,9 @@ def run(python: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def test_every_call_of_its_api_works(python: Path, colours: Path) -> None:
-    with serving(colours, "--enable-control") as running:
+def test_every_call_of_its_api_works(python: Path, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "control").write_text("who-may-load-and-unload")
+    with serving(colours, "--enable-control", "--control-tokens", tmp_path / "control") as running:
         told = run(python, CLIENTS / "tritonclient_story.py", running.address)
     assert tuple(told.split()) == CHAPTERS
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
 import threading
+import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -602,3 +604,16 @@ def test_cpus_of_this_process_are_at_least_one() -> None:
 def test_a_gpu_has_one_slot(model: Model) -> None:
     assert count_slots([model]) == count_slots([]) == count_cpus()
     assert count_slots([model, replace(model, provider="CUDA")]) == 1
+
+
+def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None:
+    """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
+    batcher, passing = Batcher(1, Limits()), replace(model)
+    gone = weakref.ref(passing)
+    gc.disable()
+    try:
+        batcher.run(passing, inputs_of(1), Caller())
+        del passing
+        assert gone() is None
+    finally:
+        gc.enable()

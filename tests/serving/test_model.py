@@ -17,7 +17,7 @@ import serving
 from serving import model as model_module
 from serving.artifact import Manifest, seal
 from serving.errors import ArtifactInvalid, ImageEmpty, ProviderUnavailable
-from serving.model import Model, load_model, missing_cuda_library
+from serving.model import LARGEST_ARTIFACT, Model, load_model, missing_cuda_library
 from serving.pixels import PixelContract
 from serving.prediction import Score
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
@@ -271,3 +271,11 @@ class TestProvider:
     def test_cpu_asks_for_nothing_else(self, colour_file: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert load_model(colour_file, provider="cpu").session.get_providers() == ["CPUExecutionProvider"]
         assert caplog.records == []
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.truncate(LARGEST_ARTIFACT + 1)  # holes: no disk is used
+    with pytest.raises(ArtifactInvalid, match=f"{LARGEST_ARTIFACT + 1} bytes, protobuf reads at most"):
+        load_model(path)
