@@ -24,7 +24,7 @@ FROM python:3.11-slim-bookworm
 ENV PATH=/opt/evalmode/bin:$PATH \
     EVALMODE_SERVE_HOST=0.0.0.0 \
     EVALMODE_SERVE_REPOSITORY=/models
-EXPOSE 8001
+EXPOSE 8001 8002
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["python", "/opt/evalmode/healthcheck.py"]
 # Without a shell between, so that SIGTERM reaches the server.
 ENTRYPOINT ["evalmode"]
@@ -34,6 +34,6 @@ COPY --from=build /opt/evalmode /opt/evalmode
 # whichever of the two is run first. The imports leave the standard library's bytecode, which the base image comes
 # without: a start takes half the time then, a health check a quarter.
 RUN install -d -o 65532 -g 65532 /models \
- && python -c 'import serving.commands.serve, serving.model, serving.services.classifier, serving.transports.grpcio'
+ && python -c 'import serving.commands.serve, serving.model, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
 # A number, because Kubernetes' runAsNonRoot cannot tell whether a name is root.
 USER 65532:65532

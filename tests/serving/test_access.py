@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -346,6 +349,15 @@ class TestTls:
         spoil(certificate, key)
         with pytest.raises(CertificatesInvalid, match=said):
             make_credentials(certificate, key, None)
+
+    def test_the_health_check_of_the_image_asks_over_http(self, colours: Path, tls) -> None:
+        command = [sys.executable, Path(__file__).parents[2] / "docker" / "healthcheck.py"]
+        with serving(colours, *tls) as server:
+            told = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
+            assert subprocess.run(command, env={**os.environ, **told}).returncode == 0
+        gone = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
+        assert gone.returncode == 1
+        assert "/healthz: " in gone.stderr
 
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
