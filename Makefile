@@ -43,7 +43,7 @@ test-protobuf7:
 # What goes over the wire, once more on the other transport.
 test-native: $(READY)
 	$(BIN)/python -m pytest -q --transport native tests/conformance \
-	  $(foreach name,client grpcio limits_on_the_wire native open_inference state,tests/serving/test_$(name).py)
+	  $(foreach name,access client grpcio limits_on_the_wire metrics native open_inference state,tests/serving/test_$(name).py)
 
 # Both images, and the whole story in containers. CONTAINER is docker, podman or a wrapper of one.
 test-container:

@@ -35,6 +35,10 @@ class Patient:
         """A minute."""
         return 60.0
 
+    def waited_s(self) -> float:
+        """Not at all."""
+        return 0.0
+
     def cancelled(self) -> bool:
         """Never."""
         return False

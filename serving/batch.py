@@ -25,6 +25,9 @@ class Call(Protocol):
     def time_remaining_s(self) -> float:
         """Seconds until the caller's deadline, at most ``threading.TIMEOUT_MAX``."""
 
+    def waited_s(self) -> float:
+        """Seconds since the call arrived, where it had to wait before anybody read it."""
+
     def cancelled(self) -> bool:
         """True once the caller went away."""
 

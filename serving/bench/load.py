@@ -46,9 +46,9 @@ class Measured:
         """Right answers a second."""
         return self.outcomes.get(OK, 0) / self.seconds
 
-    def percentile(self, share: int) -> float:
-        """Milliseconds within which this share of the answers came; NaN without any."""
-        return float(np.percentile(self.latencies_ms, share)) if len(self.latencies_ms) else float("nan")
+    def percentile(self, share: int) -> float | None:
+        """Milliseconds within which this share of the answers came; None without any."""
+        return round(float(np.percentile(self.latencies_ms, share)), 3) if len(self.latencies_ms) else None
 
 
 def in_flight(address: str, request: bytes, count: int, seconds: float, timeout_s: float) -> Measured:
@@ -123,7 +123,7 @@ def describe(measured: Measured) -> dict[str, Any]:
     """The figures as JSON values."""
     return {
         "rate": round(measured.rate, 1),
-        **{f"p{share}_ms": round(measured.percentile(share), 3) for share in PERCENTILES},
+        **{f"p{share}_ms": measured.percentile(share) for share in PERCENTILES},
         "client_cpu_us": round(measured.client_cpu_s / max(1, measured.requests) * 1e6),
         "outcomes": measured.outcomes,
     }

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import psutil
 
+HERE = ("127.0.0.1", "::1", "localhost")
+
 
 def find_server(address: str) -> psutil.Process | None:
     """The process that listens on HOST:PORT here; None: it is on another machine, or another user's."""
-    port = int(address.rpartition(":")[2])
+    host, _, port_text = address.rpartition(":")
+    if host.strip("[]") not in HERE or not port_text.isdecimal():
+        return None
+    port = int(port_text)
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:

@@ -125,10 +125,14 @@ def _make_request(image: Path | None, contract: Any, model: str) -> bytes:
     return wire.PredictRequest(pixels=pixels, model=model, top_k=1).SerializeToString()
 
 
+def _show(milliseconds: float | None) -> str:
+    return "" if milliseconds is None else f"{milliseconds:.2f}"
+
+
 def _print(rows: list[dict[str, Any]], told: dict[str, Any]) -> None:
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for row in rows:
-        cells = [row["load"], f"{row['rate']:,.0f}", *(f"{row[f'p{share}_ms']:.2f}" for share in (50, 95, 99))]
+        cells = [row["load"], f"{row['rate']:,.0f}", *(_show(row[f"p{share}_ms"]) for share in (50, 95, 99))]
         cells += [f"{row[name]:,}" if row[name] is not None else "" for name in ("client_cpu_us", "server_cpu_us")]
         table.add_row(*cells, f"{row['of_raw']:.2f}" if row["of_raw"] else "")
     console = Console(highlight=False)

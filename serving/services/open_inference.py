@@ -250,6 +250,9 @@ class _Sooner:
     def time_remaining_s(self) -> float:
         return min(self.call.time_remaining_s(), self.until - time.monotonic())
 
+    def waited_s(self) -> float:
+        return self.call.waited_s()
+
     def cancelled(self) -> bool:
         return self.call.cancelled()
 
@@ -263,7 +266,7 @@ def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:
     timeout_us = getattr(timeout, kind) if kind in ("int64_param", "uint64_param") else -1
     if timeout_us < 0:
         raise ParameterInvalid(f"{TIMEOUT} is a number of microseconds, at least 0", field="parameters")
-    return _Sooner(call, time.monotonic() + timeout_us / 1e6) if timeout_us else call
+    return _Sooner(call, time.monotonic() - call.waited_s() + timeout_us / 1e6) if timeout_us else call
 
 
 def describe_properties(model: Model) -> Mapping[str, str]:

@@ -305,6 +305,9 @@ class _GrpcioCall:
         remaining = self._context.time_remaining()
         return threading.TIMEOUT_MAX if remaining is None else min(remaining, threading.TIMEOUT_MAX)
 
+    def waited_s(self) -> float:
+        return 0.0
+
     def cancelled(self) -> bool:
         return not self._context.is_active()
 

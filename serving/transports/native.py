@@ -25,7 +25,7 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.batch import Batch, Request, check_alive, reason_dead, run_together
 from serving.batching import Batcher, Load, queue_full
-from serving.errors import AddressUnavailable
+from serving.errors import AddressUnavailable, DeadlineExpired, RequestCancelled, RequestError
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.access import Access
@@ -43,6 +43,7 @@ RECEIVED = 4096  # events taken at once, at most
 INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE = 13, 8, 14  # what the transport itself answers, without a reason
 SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
+TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
 SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
 
@@ -55,11 +56,13 @@ class _Call:
     payload: bytes
     arrived: float
     deadline: float
-    metadata: Any
     gone: bool = False  # its caller
 
     def time_remaining_s(self) -> float:
         return min(self.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
+
+    def waited_s(self) -> float:
+        return time.perf_counter() - self.arrived
 
     def cancelled(self) -> bool:
         return self.gone
@@ -197,7 +200,13 @@ class NativeServer:
                             self._full.set()
                 calls += fresh
                 self._turn_away(refused)
-            self._run(calls, waited)
+            try:
+                self._run(calls, waited)
+            except Exception as error:  # of ours: the slot goes on, and so do its other callers
+                for call in calls:
+                    if call.id in self._calls:
+                        self._end([call])
+                        self._fail(call, error)
 
     def _watch(self) -> None:
         """While every slot is busy, refuse what is too much, and forget who has gone away."""
@@ -214,8 +223,8 @@ class NativeServer:
                 self._waiting += calls
             self._turn_away(refused)
 
-    def _admit(self, events: list[Any]) -> tuple[list[_Call], list[_Call]]:
-        """New calls, and those of them that are too many; forgets those that were cancelled."""
+    def _admit(self, events: list[Any]) -> tuple[list[_Call], list[tuple[_Call, Exception]]]:
+        """New calls, and those that get no place, with the reason; forgets those that were cancelled."""
         now = time.perf_counter()
         gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
         for call in filter(None, map(self._calls.get, gone)):
@@ -223,29 +232,45 @@ class NativeServer:
             if call in self._waiting:
                 self._waiting.remove(call)
                 self._end([call])
-        places = 0 if self._draining else self._slots + self._limits.max_queue
-        calls, refused = [], []
+                late = call.deadline < now + TICK_S
+                died = DeadlineExpired("while waiting") if late else RequestCancelled("while waiting")
+                self._statistics.count_refusal(None, now - call.arrived, died)
+        calls: list[_Call] = []
+        refused: list[tuple[_Call, Exception]] = []
         for kind, call_id, method, payload, _, details in events:
             if kind == EVENT_CANCEL or call_id in gone:
                 continue
             until = math.inf if details[2] is None else now + details[2]
-            call = _Call(call_id, method, payload, now, until, details[0])
-            if len(self._calls) >= places:
-                refused.append(call)
+            call = _Call(call_id, method, payload, now, until)
+            try:
+                self._check(call, dict(details[0]).get("authorization", ""))
+            except (RequestError, _TransportError) as error:
+                refused.append((call, error))
             else:
                 self._calls[call_id] = call
                 calls.append(call)
         return calls, refused
 
-    def _turn_away(self, calls: list[_Call]) -> None:
-        """Refuse calls that no place is left for."""
-        for call in calls:
-            if self._draining:
-                self._front.fail(call.id, UNAVAILABLE, "the server is shutting down")
-            else:
-                full = queue_full(self._slots + self._limits.max_queue)
-                self._statistics.count_refusal(None, 0.0, full)
-                self._fail(call, full)
+    def _check(self, call: _Call, authorization: str) -> None:
+        """Whether a call that arrived gets a place."""
+        if self._draining:
+            raise _TransportError(UNAVAILABLE, "the server is shutting down")
+        if len(call.payload) > self._limits.max_request_bytes:
+            raise _TransportError(
+                RESOURCE_EXHAUSTED,
+                f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
+            )
+        if self._access:
+            self._access.check(_path(HOT[call.method]), authorization)
+        if len(self._calls) >= (places := self._slots + self._limits.max_queue):
+            full = queue_full(places)
+            self._statistics.count_refusal(None, 0.0, full)
+            raise full
+
+    def _turn_away(self, refused: list[tuple[_Call, Exception]]) -> None:
+        """Refuse calls that get no place."""
+        for call, error in refused:
+            self._fail(call, error)
 
     def _end(self, calls: Iterable[_Call]) -> None:
         """Give the places of calls back: before their answers leave, upon which the next requests come."""
@@ -284,14 +309,6 @@ class NativeServer:
 
     def _read(self, call: _Call) -> _Ready:
         started = time.perf_counter()
-        check_alive(call)
-        if len(call.payload) > self._limits.max_request_bytes:
-            raise _TransportError(
-                RESOURCE_EXHAUSTED,
-                f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
-            )
-        if self._access:
-            self._access.check(_path(HOT[call.method]), dict(call.metadata).get("authorization", ""))
         service = self._services[call.method]
         try:
             request = self._parse[call.method](call.payload)
@@ -300,6 +317,7 @@ class NativeServer:
         model = None
         try:
             model = service.find(request)
+            check_alive(call)
             read = service.read(request, model, call)
         except Exception as error:
             self._statistics.count_refusal(model, time.perf_counter() - started, error)
@@ -328,8 +346,8 @@ class NativeServer:
         for request, outputs in zip(batch, answers, strict=True):
             wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
             timed = Timed(outputs, request.decode_us, wait_us, round((ended - started) * 1e6))
-            self._statistics.count_answer(request.model, request.inputs, *timed)
             try:
+                self._statistics.count_answer(request.model, request.inputs, *timed)
                 replies.append((request.of.id, request.write(timed).SerializeToString()))
             except Exception as error:
                 self._fail(request.of, error)

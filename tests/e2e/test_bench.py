@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import grpc
+import numpy as np
 import pytest
 
+from serving.bench.load import Measured, _Asking, describe
+from serving.bench.usage import find_server
 from serving.repository import publish
+from serving.wire import classifier_pb2 as wire
 from tests.conftest import colour_artifact, encode, plain, serving
 
 
@@ -52,16 +59,32 @@ def test_a_constant_rate_is_kept_whatever_the_answers_take(repository: Path, tmp
     [row] = json.loads(done.stdout)["loads"]
     assert row["load"] == "40/s"
     assert row["outcomes"] == {"OK": 20}
+    assert row["rate"] <= 20 / (19 / 40)  # the last is sent 19 fortieths of a second after the first, not with it
 
 
-def test_a_rate_that_is_too_much_shows_in_the_latency(tmp_path: Path) -> None:
-    publish(tmp_path, "slow", colour_artifact(slow_steps=20))
-    with serving(tmp_path, "--allow-uncertified") as server:
-        closed, opened = (
-            json.loads(bench(server.address, *load, "--json").stdout)["loads"][0]
-            for load in (("--in-flight", 1), ("--rate", 3000))
-        )
-    assert opened["p99_ms"] > closed["p99_ms"]  # from the moment when a request was due, not when it was sent
+def test_latency_counts_from_when_a_request_was_due(repository: Path) -> None:
+    async def ask_late(address: str) -> list[float]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            asking = _Asking(channel, wire.PredictRequest(image=encode(plain("red"))).SerializeToString(), 60)
+            await asking.ask(due=time.perf_counter() - 5)
+            return asking.latencies
+
+    with serving(repository) as server:
+        [latency_ms] = asyncio.run(ask_late(server.address))
+    assert latency_ms >= 5000
+
+
+def test_figures_without_an_answer_are_json() -> None:
+    told = describe(Measured(1.0, {"UNAVAILABLE": 3}, np.array([]), 0.0))
+    assert json.loads(json.dumps(told, allow_nan=False))["p99_ms"] is None
+
+
+def test_a_server_elsewhere_is_not_taken_for_one_here(repository: Path) -> None:
+    with serving(repository) as server:
+        port = server.address.rpartition(":")[2]
+        assert find_server(server.address).pid == server.process.pid
+        for address in (f"198.51.100.7:{port}", f"example.org:{port}", "unix:/nowhere", "localhost"):
+            assert find_server(address) is None
 
 
 def test_another_file_than_the_server_has_is_refused(repository: Path, tmp_path: Path) -> None:
@@ -73,8 +96,9 @@ def test_another_file_than_the_server_has_is_refused(repository: Path, tmp_path:
     assert "give the file that is served" in done.stderr
 
 
-def test_requests_that_are_not_answered_end_in_an_error(repository: Path) -> None:
-    with serving(repository, "--max-queue", "0") as server:
+def test_requests_that_are_not_answered_end_in_an_error(tmp_path: Path) -> None:
+    publish(tmp_path, "slow", colour_artifact(slow_steps=20))
+    with serving(tmp_path, "--allow-uncertified", "--max-queue", "0") as server:
         done = bench(server.address, "--in-flight", "64", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["loads"][0]["outcomes"]["RESOURCE_EXHAUSTED"] > 0

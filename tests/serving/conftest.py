@@ -90,6 +90,9 @@ class Caller:
     def time_remaining_s(self) -> float:
         return self.remaining_s
 
+    def waited_s(self) -> float:
+        return 0.0
+
     def cancelled(self) -> bool:
         return self.gone
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -19,6 +20,8 @@ from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
+from serving.wire import open_inference_pb2 as infer
+from serving.wire import open_inference_pb2_grpc as infer_grpc
 from tests.conftest import colour_artifact, encode, plain
 from tests.serving.conftest import WAIT_S, Held, classify_by, wait_until
 
@@ -87,9 +90,60 @@ def test_what_would_be_done_too_late_is_not_begun(model: Model) -> None:
         held.let_go(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
+        wait_until(lambda: server._free_slots)
         held.let_go()  # a free slot has nothing better to do, and may be quicker
         assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
+
+
+def test_a_timeout_of_a_request_counts_from_its_arrival(model: Model) -> None:
+    held = Held(model)
+    server = listen(held, 1, Limits(max_batch=1))
+    asked = infer.ModelInferRequest(model_name="colours", parameters={"timeout": {"int64_param": 50_000}})
+    asked.inputs.add(name="image", datatype="UINT8", shape=(1, 4, 4, 3))
+    asked.raw_input_contents.append(bytes(48))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        running = wire_grpc.ClassifierStub(channel).Predict.future(RED, timeout=WAIT_S)
+        held.next_batch()
+        waiting = infer_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(asked, timeout=WAIT_S)
+        wait_until(lambda: server._waiting and server._waiting[0].waited_s() > 0.05)
+        held.let_go(2)
+        assert running.result(WAIT_S).scores[0].label == "red"
+        assert waiting.code().name == "DEADLINE_EXCEEDED"
+    server.drain(0)
+
+
+def test_who_goes_away_while_he_waits_is_counted(model: Model) -> None:
+    held = Held(model)
+    server = listen(held, 1, Limits(max_batch=1))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        running = predict.future(RED, timeout=WAIT_S)
+        held.next_batch()
+        late, gone = predict.future(RED, timeout=0.2), predict.future(RED, timeout=WAIT_S)
+        wait_until(lambda: len(server._waiting) == 2)
+        gone.cancel()
+        wait_until(lambda: late.done() and not server._waiting)
+        held.let_go()
+        assert running.result(WAIT_S).scores[0].label == "red"
+    counts = server._statistics.counts
+    assert counts["", ""].codes == {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
+    server.drain(0)
+
+
+def test_a_fault_of_the_server_costs_its_request_and_no_slot(model: Model) -> None:
+    held = Held(model)
+    held.let_go(10)
+    server = listen(held, 1, Limits())
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        for place in ("count_answer", "count_refusal"):
+            with patch.object(server._statistics, place, side_effect=ZeroDivisionError):
+                asked = RED if place == "count_answer" else wire.PredictRequest()
+                assert predict.future(asked, timeout=WAIT_S).code().name == "INTERNAL"
+            assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        assert server._calls == {}
+    assert server.drain(0) == 0
 
 
 def test_its_folder_goes_with_it(model: Model) -> None:
