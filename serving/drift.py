@@ -26,8 +26,10 @@ LEAST_SPREAD = 0.01  # of a moment: where training images do not differ at all, 
 
 
 def cut_middle(image: Pixels) -> Pixels:
-    """A copy of the part of an image (..., H, W, C) whose moments are taken."""
+    """The part of an image (..., H, W, C) whose moments are taken; a copy of it, so that the rest is not held."""
     height, width = image.shape[-3:-1]
+    if max(height, width) <= LARGEST_SIDE:
+        return image
     top, left = max(0, height - LARGEST_SIDE) // 2, max(0, width - LARGEST_SIDE) // 2
     return image[..., top : top + LARGEST_SIDE, left : left + LARGEST_SIDE, :].copy()
 

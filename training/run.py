@@ -79,6 +79,26 @@ class Run:
         return cls(folder, config)
 
     @classmethod
+    def resume(cls, folder: Path, config: RunConfig) -> Run:
+        """Go on with a run, or start it where its process died before it was written.
+
+        Raises:
+            RunError: the folder holds something else, or a run of other data or another recipe.
+        """
+        if not (folder / "run.json").exists():
+            for partial in folder.glob("run.json.partial"):
+                partial.unlink()
+            return cls.create(folder, config)
+        run = cls.open(folder)
+        before, now = _flatten(run.config), _flatten(config)
+        differ = [f"{name} {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]]
+        if differ:
+            raise RunError(
+                f"{folder} was begun otherwise: {'; '.join(differ)}. Give the same options, or another --out"
+            )
+        return run
+
+    @classmethod
     def open(cls, folder: Path) -> Run:
         """Open a run that was trained before.
 
@@ -121,10 +141,22 @@ class Run:
     def _weights(self, which: str) -> Path:
         return self.folder / f"{which}.safetensors"
 
+    def keep_metrics(self, epoch: int) -> None:
+        """Forget the lines of ``metrics.jsonl`` after an epoch, and what was written of one when a process died."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if epoch and path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("epoch", epoch + 1) <= epoch]
+        write_atomically(path, "".join(kept))
+
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+
+
+def _flatten(config: RunConfig) -> dict[str, Any]:
+    facts = asdict(config)
+    return {**facts.pop("recipe"), **facts}
 
 
 def claim_folder(folder: Path) -> None:
@@ -138,7 +170,7 @@ def claim_folder(folder: Path) -> None:
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: choose another --out, or remove it")
+        raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume goes on with a run")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

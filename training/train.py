@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -15,8 +14,9 @@ from torch.nn import functional
 
 from serving.pixels import Pixels
 from training.augment import augment, choose_mirrored
+from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
 from training.datasets import Split
-from training.errors import NetworkError, TrainingDiverged
+from training.errors import NetworkError, RunError, TrainingDiverged
 from training.muon import Muon
 from training.networks import scale_pixels
 from training.networks.compact import Compact
@@ -30,31 +30,6 @@ MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
 WARM_UP = 0.1  # share of the steps until the learning rate peaks
 EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
 WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the training images.
-
-    Attributes:
-        epoch: from 1.
-        loss: mean loss over the pass, in train mode, on images as augmented.
-        train_accuracy: share right over the pass, in train mode, on images as augmented.
-        val_accuracy: share right of the validation images, in eval mode.
-        val_loss: mean cross-entropy of the validation images, in eval mode.
-        learning_rate: at the last step.
-        seconds: wall clock, validation included.
-        layers: what batch norm saw of a sample of training images, a ``LayerStatistics`` a layer, after the pass.
-    """
-
-    epoch: int
-    loss: float
-    train_accuracy: float
-    val_accuracy: float
-    val_loss: float
-    learning_rate: float
-    seconds: float
-    layers: list[dict[str, Any]]
 
 
 def choose_device(device: str) -> torch.device:
@@ -85,16 +60,19 @@ def train(
     val_split: Split,
     on_step: Callable[[int, int, float], None],
     on_epoch: Callable[[Epoch], None],
+    on_damage: Callable[[RunError], None] = lambda error: None,
 ) -> Epoch:
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
 
     Args:
-        run: its recipe says how; its folder keeps initial and best weights and a line an epoch.
+        run: its recipe says how; its folder keeps initial and best weights and a line an epoch. Where it holds a
+            checkpoint, training goes on from there.
         network: on the device to train on.
         train_split: what to learn from.
         val_split: what chooses the best epoch; never the test images.
         on_step: told the step, the steps of an epoch, and the loss.
         on_epoch: told each epoch's figures.
+        on_damage: told of a checkpoint that is passed over.
 
     Returns:
         The epoch whose weights the run keeps.
@@ -107,11 +85,13 @@ def train(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
-    run.save_weights(network, INITIAL)
-    run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
-    best: Epoch | None = None
+    done, best = _resume(run, network, optimizers, on_damage)
+    run.keep_metrics(done)
+    if not done:
+        run.save_weights(network, INITIAL)
+        run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
     try:
-        for epoch in range(1, recipe.epochs + 1):
+        for epoch in range(done + 1, recipe.epochs + 1):
             started = time.perf_counter()
             loss, train_accuracy = _train_epoch(network, optimizers, train_split, recipe, epoch, on_step)
             val_accuracy, val_loss = evaluate(network, val_split)
@@ -123,6 +103,7 @@ def train(
                 best = figures
                 run.save_weights(network)
             run.append_metrics(asdict(figures))
+            save_checkpoint(run.folder, epoch, network, optimizers, best)
             on_epoch(figures)
     except KeyboardInterrupt:
         if not run.has_weights():
@@ -130,6 +111,18 @@ def train(
         raise
     assert best is not None  # a recipe has at least one epoch
     return best
+
+
+def _resume(
+    run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_damage: Callable[[RunError], None]
+) -> tuple[int, Epoch | None]:
+    """Go back to the newest checkpoint that is whole; the epoch it was written after, and the best so far."""
+    for epoch in list_checkpoints(run.folder):
+        try:
+            return epoch, load_checkpoint(run.folder, epoch, network, optimizers)
+        except RunError as error:
+            on_damage(error)
+    return 0, None
 
 
 def _train_epoch(

@@ -14,7 +14,7 @@ from serving.model import open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.fold import Norm
 
-LIMIT = 1e-4  # of a mean in standard deviations, of a variance in itself
+LIMIT = 3e-4  # of a mean in standard deviations, of a variance in itself; few small images and AVX-512 take up to 1e-4
 LEAST_SCALE = 1e-6  # a folded channel scaled by less tells nothing of what it saw
 
 Doubles = npt.NDArray[np.float64]

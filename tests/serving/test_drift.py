@@ -97,5 +97,5 @@ def test_only_the_middle_of_a_large_image_is_kept() -> None:
     middle = cut_middle(image)
     assert middle.shape == (LARGEST_SIDE, LARGEST_SIDE, 3)
     assert np.array_equal(middle, image[18:82, 68:132])
-    assert not np.shares_memory(middle, image)  # a request's bytes are not held
+    assert not np.shares_memory(middle, image)  # the rest is not held
     assert np.array_equal(cut_middle(image[:10, :10]), image[:10, :10])

@@ -38,6 +38,8 @@ def test_codes_are_grpcs_and_none_hides_the_cause(error: type[RequestError]) -> 
 
 def test_codes_are_those_of_the_design() -> None:
     others = {
+        "TokenInvalid": "UNAUTHENTICATED",
+        "ControlForbidden": "PERMISSION_DENIED",
         "ModelNotFound": "NOT_FOUND",
         "ModelInvalid": "FAILED_PRECONDITION",
         "ControlDisabled": "UNIMPLEMENTED",

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
+    from training.checkpoint import Epoch
     from training.datasets import Dataset
+    from training.errors import RunError
     from training.run import Run
-    from training.train import Epoch
 
 EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
 BY_NETWORK = "the network's own"  # shown as the default of what each recipe decides
@@ -70,6 +71,7 @@ BY_NETWORK = "the network's own"  # shown as the default of what each recipe dec
 @click.option("--shift", type=click.IntRange(0), show_default=BY_NETWORK, help="move images by up to so many pixels")
 @click.option("--balance", is_flag=True, help="weight the loss so that rare labels count as much as frequent ones")
 @click.option("--skip-unreadable", is_flag=True, help="leave out the files that cannot be read, else they are an error")
+@click.option("--resume", is_flag=True, help="go on with the run in --out after its last whole epoch")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="where to train")
 @click.option("--report/--no-report", default=True, help="write report.html at the end")
@@ -80,6 +82,7 @@ def train(
     network: str,
     image_size: tuple[int, int] | None,
     skip_unreadable: bool,
+    resume: bool,
     seed: int,
     device: str,
     report: bool,
@@ -100,7 +103,8 @@ def train(
 
     place = choose_device(device)
     keep_memory()
-    claim_folder(out)
+    if not resume:
+        claim_folder(out)
     find_own_networks()
     dataset = load_data(data, image_size, seed, skip_unreadable, cache)
     _print_dataset(dataset)
@@ -110,14 +114,14 @@ def train(
     built = prepare_network(config.build_network(), dataset.train).to(place)
     weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
     console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {place.type}")
-    run = Run.create(out, config)
+    run = Run.resume(out, config) if resume else Run.create(out, config)
     try:
         _train(run, built, dataset)
     except KeyboardInterrupt:
-        console.print(f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...")
+        console.print(f"\nstopped; --resume goes on; the best weights so far are in {out}: evalmode export {out} ...")
         sys.exit(130)
     if report:
-        _write_report(run, built, dataset)
+        _write_report(run, dataset)
 
 
 @click.command()
@@ -126,13 +130,11 @@ def train(
 @cache_option
 def report(run: Path, data: str | None, cache: Path) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
-    from training.run import BEST, EXACT, Run
+    from training.run import Run
 
     find_own_networks()
     opened = Run.open(run)
-    network = opened.config.build_network()
-    opened.load_weights(network, EXACT if opened.has_weights(EXACT) else BEST)
-    _write_report(opened, network, reload_data(opened, data, cache))
+    _write_report(opened, reload_data(opened, data, cache))
 
 
 def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
@@ -156,7 +158,10 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
             check_interrupt()
 
-        best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch)
+        def show_damage(error: RunError) -> None:
+            bar.console.print(f"{error}; the one before is used", style="yellow")
+
+        best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch, show_damage)
     run.load_weights(network)
     corrections = recompute_statistics(network.cpu(), dataset.train)  # in float32: CUDA may round to TF32
     run.save_weights(network, EXACT)
@@ -204,9 +209,12 @@ def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
     return SummaryWriter(folder)
 
 
-def _write_report(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
+def _write_report(run: Run, dataset: Dataset) -> None:
     from training.report.page import write_report
+    from training.run import BEST, EXACT
 
+    network = run.config.build_network()  # anew: how the trained one lies in memory would show in the last digits
+    run.load_weights(network, EXACT if run.has_weights(EXACT) else BEST)
     console.print(f"report    {write_report(run, network, dataset)}")
 
 

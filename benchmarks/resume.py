@@ -1,0 +1,76 @@
+"""Kill a training at random moments and go on with it: every artifact has the bytes of the one that nobody killed.
+
+    python benchmarks/resume.py --out benchmarks/results/DATE-resume.json [--runs 20] [--network compact]
+
+Each run of digits gets one SIGKILL at a random moment of the time that a whole one takes, then `--resume`, then export.
+Exit 1 where an artifact differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+COMMAND = (sys.executable, "-m", "serving")
+
+
+def main() -> None:
+    """Train, kill, go on, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--network", default="compact")
+    arguments = parser.parse_args()
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = ("--epochs", str(arguments.epochs), "--network", arguments.network, "--no-report")
+        started = time.monotonic()
+        train(folder / "whole", *options)
+        whole_s = time.monotonic() - started
+        expected = export(folder / "whole")
+        runs = []
+        for number in range(arguments.runs):
+            kill_s = chance.uniform(1, whole_s)
+            train(folder / str(number), *options, kill_s=kill_s)
+            found = sorted(path.name for path in (folder / str(number)).glob("*") if "events" not in path.name)
+            train(folder / str(number), *options, "--resume")
+            same = export(folder / str(number)) == expected
+            runs.append({"killed_after_s": round(kill_s, 2), "found": found, "same": same})
+            print(runs[-1], flush=True)
+    told = {"network": arguments.network, "whole_s": round(whole_s, 1), "sha256": expected, "runs": runs}
+    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    if not all(run["same"] for run in runs):
+        sys.exit(1)
+
+
+def train(out: Path, *options: str, kill_s: float | None = None) -> None:
+    """Train on digits, to the end or until killed."""
+    command = [*COMMAND, "train", "digits", "--out", str(out), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            process.wait(kill_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+
+
+def export(run: Path) -> str:
+    """The digest of a run's artifact."""
+    command = [*COMMAND, "export", str(run), "--repository", str(run / "models"), "--name", "digits"]
+    subprocess.run(command, check=True, capture_output=True)
+    return hashlib.sha256((run / "models" / "digits" / "1" / "model.onnx").read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

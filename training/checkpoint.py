@@ -1,0 +1,116 @@
+"""Where a training stands after an epoch, so that it can go on after its process died: safetensors and JSON, no pickle.
+
+Every draw of an epoch depends on the seed and the epoch alone, so weights, the optimizers' memory and the best epoch so
+far are all that a training is. The newest two are kept; JSON is written last and says which bytes belong to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from training.errors import RunError
+from training.run import write_atomically
+
+KEPT = 2
+NETWORK = "network."
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean loss over the pass, in train mode, on images as augmented.
+        train_accuracy: share right over the pass, in train mode, on images as augmented.
+        val_accuracy: share right of the validation images, in eval mode.
+        val_loss: mean cross-entropy of the validation images, in eval mode.
+        learning_rate: at the last step.
+        seconds: wall clock, validation included.
+        layers: what batch norm saw of a sample of training images, a ``LayerStatistics`` a layer, after the pass.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    val_accuracy: float
+    val_loss: float
+    learning_rate: float
+    seconds: float
+    layers: list[dict[str, Any]]
+
+
+def save_checkpoint(
+    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], best: Epoch
+) -> None:
+    """Keep where a training stands after an epoch, and forget all but the newest two."""
+    tensors = {f"{NETWORK}{name}": tensor for name, tensor in network.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{number}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    path = folder / f"checkpoint-{epoch}.safetensors"
+    write_atomically(path, content)
+    told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best)}
+    write_atomically(path.with_suffix(".json"), json.dumps(told))
+    for old in list_checkpoints(folder)[KEPT:]:
+        for suffix in (".json", ".safetensors"):
+            (folder / f"checkpoint-{old}").with_suffix(suffix).unlink(missing_ok=True)
+
+
+def list_checkpoints(folder: Path) -> list[int]:
+    """The epochs after which checkpoints were written, the newest first."""
+    found = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.iterdir())
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def load_checkpoint(folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Epoch:
+    """Put network and optimizers where they stood after an epoch; nothing is touched if the checkpoint is damaged.
+
+    Returns:
+        The best epoch so far.
+
+    Raises:
+        RunError: it is damaged, or of another network.
+    """
+    path = folder / f"checkpoint-{epoch}.safetensors"
+    try:
+        told = json.loads(path.with_suffix(".json").read_text())
+        best = Epoch(**told["best"])
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != told["sha256"]:
+            raise ValueError("its bytes are not those that were written")
+        tensors = safetensors.torch.load(content)
+        states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+        weights = {name.removeprefix(NETWORK): tensors[name] for name in tensors if name.startswith(NETWORK)}
+        network.load_state_dict(weights)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.state.update(state)
+    return best
+
+
+def _collect(
+    tensors: dict[str, Tensor], number: int, optimizer: torch.optim.Optimizer
+) -> dict[Tensor, dict[str, Tensor]]:
+    """An optimizer's memory by its weights; laid out in memory as they are, since sums depend on the order."""
+    every = [weights for group in optimizer.param_groups for weights in group["params"]]
+    state: dict[Tensor, dict[str, Tensor]] = {weights: {} for weights in every}
+    for name, tensor in tensors.items():
+        owner, index, key = name.split(".", 2)
+        if owner == str(number):
+            weights = every[int(index)]
+            alike = tensor.shape == weights.shape
+            state[weights][key] = torch.empty_like(weights, requires_grad=False).copy_(tensor) if alike else tensor
+    return {weights: memory for weights, memory in state.items() if memory}
