@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 COMMAND = (sys.executable, "-m", "serving")
 
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--network", default="compact")
     arguments = parser.parse_args()
-    chance = random.Random(0)
+    chance = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ("--epochs", str(arguments.epochs), "--network", arguments.network, "--no-report")
