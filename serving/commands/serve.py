@@ -105,6 +105,7 @@ def serve(
     requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     _set_up_log(log_level, log_format)
+    _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_slots
     from serving.services.access import Access, Tokens
@@ -123,7 +124,6 @@ def serve(
     inference = Inference(batcher, statistics)
     ours = Classifier(models, inference, bounds)
     theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
-    _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     access = None
     if tokens or control_tokens:
         predict, control = (Tokens(path) if path else None for path in (tokens, control_tokens))

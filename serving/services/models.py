@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,20 +142,21 @@ class Models:
             f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
         )
 
-    def list_entries(self) -> Iterator[Entry]:
-        """Every version in the repository, or loaded although it is no longer there."""
-        with self._changing:
-            for name in sorted({*self._loaded, *list_names(self._repository)}):
-                ready = [int(model.version) for model in self._loaded.get(name, ()) if model.version]
-                for version in sorted({*ready, *list_versions(self._repository, name)}):
-                    why = self._explain(name, version, ready)
-                    yield Entry(name, str(version), "READY" if version in ready else "UNAVAILABLE", why)
+    def list_entries(self) -> list[Entry]:
+        """Every version in the repository, or loaded although it is no longer there; also while another is loading."""
+        loaded, entries = self._loaded, []
+        for name in sorted({*loaded, *list_names(self._repository)}):
+            ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
+            for version in sorted({*ready, *list_versions(self._repository, name)}):
+                state = "READY" if version in ready else "UNAVAILABLE"
+                entries.append(Entry(name, str(version), state, self._explain(name, version, ready)))
+        return entries
 
     def follow(self, on_change: Callable[[list[Entry]], None]) -> None:
         """Tell what there is: now, and whenever it changes."""
         with self._changing:
             self._on_change = on_change
-            on_change(list(self.list_entries()))
+            on_change(self.list_entries())
 
     def watch(self, poll_s: float, stop: threading.Event) -> None:
         """Look every ``poll_s`` seconds what the repository holds, until told to stop."""
@@ -168,10 +169,10 @@ class Models:
     def refresh(self) -> None:
         """Load what is new in the repository, serve it, and forget what is gone."""
         with self._changing:
-            before = list(self.list_entries())
+            before = self.list_entries()
             for name in sorted({*self._loaded, *list_names(self._repository)}):
                 self._refresh(name, self._keep)
-            if (after := list(self.list_entries())) != before:
+            if (after := self.list_entries()) != before:
                 self._on_change(after)
 
     def load(self, name: str) -> None:
@@ -188,7 +189,7 @@ class Models:
             self._unloaded = {entry for entry in self._unloaded if entry[0] != name}
             self._tried.pop((name, newest), None)  # whoever asks wants it read again
             self._refresh(name, self._keep)
-            self._on_change(list(self.list_entries()))
+            self._on_change(self.list_entries())
             if error := self._refused.get((name, newest)):
                 raise ModelInvalid(f"{name}/{newest} cannot be loaded: {error}", model=name, version=newest) from error
 
@@ -206,7 +207,7 @@ class Models:
                 raise ModelNotFound(f"model {wanted!r} is not found, so it cannot be unloaded", model=wanted)
             self._unloaded.add((name, int(version or ALL)))
             self._serve(name, left)
-            self._on_change(list(self.list_entries()))
+            self._on_change(self.list_entries())
 
     def _refresh(self, name: str, keep: int) -> None:
         """Hold the ``keep`` newest versions of a model that can be loaded; serve the newest as soon as it is ready."""

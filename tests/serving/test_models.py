@@ -11,10 +11,11 @@ import pytest
 
 from serving.certificate import INPUT
 from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, NameInvalid
+from serving.model import load_model
 from serving.repository import list_versions, publish, withdraw
 from serving.services.models import ALL, Entry, Models
 from tests.conftest import COLOURS, colour_artifact
-from tests.serving.conftest import spawn, wait_until
+from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 GERMAN = ("rot", "grün", "blau")
 
@@ -198,6 +199,28 @@ class TestRefresh:
         models.refresh()
         assert found.manifest.labels == COLOURS
         assert found.run({INPUT: np.zeros((1, 4, 4, 3), np.uint8)})["probabilities"].shape == (1, 3)
+
+
+def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path, monkeypatch) -> None:
+    models, entered, go = Models.open(repository), threading.Event(), threading.Event()
+
+    def load_slowly(path: Path, **options: object) -> object:
+        entered.set()
+        assert go.wait(WAIT_S)
+        return load_model(path, **options)
+
+    monkeypatch.setattr("serving.services.models.load_model", load_slowly)
+    publish(repository, "colours", colour_artifact(GERMAN))
+    refreshing = spawn(models.refresh)
+    assert entered.wait(WAIT_S)
+    assert spawn(told, models).result(WAIT_S) == [
+        ("colours/1", "READY", ""),
+        ("colours/2", "UNAVAILABLE", "version 1 is served"),
+    ]
+    assert models.find("", "").version == "1"
+    go.set()
+    refreshing.result(WAIT_S)
+    assert models.find("", "").version == "2"
 
 
 class TestControl:
