@@ -275,7 +275,7 @@ class TestFollow:
 
     def test_watches_until_told_to_stop_whatever_happens(self, repository: Path, monkeypatch, caplog) -> None:
         models, stop = Models.open(repository), threading.Event()
-        monkeypatch.setattr(models, "list_entries", lambda: Path("/nowhere").iterdir())  # a disk that is gone
+        monkeypatch.setattr(models, "list_entries", lambda: list(Path("/nowhere").iterdir()))  # a disk that is gone
         watching = spawn(models.watch, 0.01, stop)
         wait_until(lambda: "cannot be followed" in caplog.text)
         monkeypatch.undo()
