@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +40,6 @@ class Entry:
     def ready(self) -> bool:
         """Whether requests may ask for it."""
         return self.state == "READY"
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system, where the C library can: sessions come and go with all their weights."""
-    with suppress(AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Models:
