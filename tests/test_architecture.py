@@ -170,8 +170,9 @@ def test_nothing_is_reported_to_the_vendor_of_a_library_unless_the_user_wants_it
     assert lines.index("import onnxruntime as ort") > lines.index('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")')
 
 
-# Rooms that no more than a command depends on, with those commands: each is read, and counted, by itself.
+# Rooms that the rest need not know inside, with the commands that open them: each is read, and counted, by itself.
 ROOMS = {
+    "training.datasets": ["training.datasets"],
     "training.report": ["training.report"],
     "serving.proof": ["serving.proof", *(f"serving.commands.{name}" for name in ("certify", "check", "compare"))],
     "serving.bench": ["serving.bench", "serving.commands.bench"],
@@ -186,7 +187,8 @@ ROOMS = {
     ("room", "budget"),
     [
         ("serving", 2600),
-        ("training", 2000),
+        ("training", 1800),
+        ("training.datasets", 550),
         ("training.report", 500),
         ("serving.proof", 1250),
         ("serving.bench", 300),

@@ -51,9 +51,18 @@ class Epoch:
 
 
 def save_checkpoint(
-    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], best: Epoch
+    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], best: Epoch, backed_off: int
 ) -> None:
-    """Keep where a training stands after an epoch, and forget all but the newest two."""
+    """Keep where a training stands after an epoch, and forget all but the newest two.
+
+    Args:
+        folder: of the run.
+        epoch: after which.
+        network: with its weights and statistics.
+        optimizers: with what they remember.
+        best: the best epoch so far.
+        backed_off: how often the learning rates were halved.
+    """
     tensors = {f"{NETWORK}{name}": tensor for name, tensor in network.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
@@ -61,7 +70,7 @@ def save_checkpoint(
     content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
     path = folder / f"checkpoint-{epoch}.safetensors"
     write_atomically(path, content)
-    told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best)}
+    told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best), "backed_off": backed_off}
     write_atomically(path.with_suffix(".json"), json.dumps(told))
     for old in list_checkpoints(folder)[KEPT:]:
         for suffix in (".json", ".safetensors"):
@@ -74,11 +83,13 @@ def list_checkpoints(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def load_checkpoint(folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Epoch:
+def load_checkpoint(
+    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> tuple[Epoch, int]:
     """Put network and optimizers where they stood after an epoch; nothing is touched if the checkpoint is damaged.
 
     Returns:
-        The best epoch so far.
+        The best epoch so far, and how often the learning rates were halved.
 
     Raises:
         RunError: it is damaged, or of another network.
@@ -86,7 +97,7 @@ def load_checkpoint(folder: Path, epoch: int, network: nn.Module, optimizers: li
     path = folder / f"checkpoint-{epoch}.safetensors"
     try:
         told = json.loads(path.with_suffix(".json").read_text())
-        best = Epoch(**told["best"])
+        best, backed_off = Epoch(**told["best"]), int(told["backed_off"])
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != told["sha256"]:
             raise ValueError("its bytes are not those that were written")
@@ -98,7 +109,7 @@ def load_checkpoint(folder: Path, epoch: int, network: nn.Module, optimizers: li
         raise RunError(f"{path} is damaged: {error}") from error
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.state.update(state)
-    return best
+    return best, backed_off
 
 
 def _collect(

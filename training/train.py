@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from training.augment import augment, choose_mirrored
 from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
 from training.datasets import Split
 from training.errors import NetworkError, RunError, TrainingDiverged
+from training.guard import Guard, are_finite
 from training.muon import Muon
 from training.networks import scale_pixels
 from training.networks.compact import Compact
@@ -27,6 +29,7 @@ from training.run import INITIAL, Run
 ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
 SGD_RATE = 4.0  # of SGD's learning rate to Muon's
 MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
+MOST_BACK_OFFS = 3  # halvings of the learning rate after which it is not the learning rate
 WARM_UP = 0.1  # share of the steps until the learning rate peaks
 EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
 WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
@@ -61,6 +64,7 @@ def train(
     on_step: Callable[[int, int, float], None],
     on_epoch: Callable[[Epoch], None],
     on_damage: Callable[[RunError], None] = lambda error: None,
+    on_back_off: Callable[[TrainingDiverged, float], None] | None = None,
 ) -> Epoch:
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
 
@@ -73,29 +77,44 @@ def train(
         on_step: told the step, the steps of an epoch, and the loss.
         on_epoch: told each epoch's figures.
         on_damage: told of a checkpoint that is passed over.
+        on_back_off: told what was no number and the learning rate that is tried instead: half of it, at most three
+            times. None: training stops.
 
     Returns:
         The epoch whose weights the run keeps.
 
     Raises:
-        TrainingDiverged: the loss is NaN or infinite; the best weights so far stay in the run.
+        TrainingDiverged: a loss or a gradient is NaN or infinite; the network is as it was when it was last good, and
+            the best weights so far stay in the run.
         KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
     """
     recipe = run.config.recipe
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
-    done, best = _resume(run, network, optimizers, on_damage)
+    done, best, backed_off = _resume(run, network, optimizers, on_damage)
+    guard = Guard(network, optimizers)
     run.keep_metrics(done)
     if not done:
         run.save_weights(network, INITIAL)
         run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
     try:
-        for epoch in range(done + 1, recipe.epochs + 1):
-            started = time.perf_counter()
-            loss, train_accuracy = _train_epoch(network, optimizers, train_split, recipe, epoch, on_step)
-            val_accuracy, val_loss = evaluate(network, val_split)
-            _check_finite(val_loss, f"epoch {epoch}, in validation", recipe)
+        while done < recipe.epochs:
+            epoch, started = done + 1, time.perf_counter()
+            try:
+                loss, train_accuracy = _train_epoch(network, optimizers, guard, train_split, recipe, epoch, on_step)
+                val_accuracy, val_loss = evaluate(network, val_split)
+                if not (math.isfinite(val_loss) and are_finite(network.parameters())):
+                    why = guard.explain_weights()
+                    raise _diverged(f"the loss is {val_loss} at epoch {epoch}, in validation", why, recipe)
+            except TrainingDiverged as error:
+                if on_back_off is None or backed_off == MOST_BACK_OFFS:
+                    guard.restore()
+                    raise
+                backed_off += 1
+                on_back_off(error, guard.back_off())
+                continue
+            guard.mark()
             layers = [asdict(layer) for layer in observe_layers(network, observed)]
             rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
             figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, layers)
@@ -103,8 +122,9 @@ def train(
                 best = figures
                 run.save_weights(network)
             run.append_metrics(asdict(figures))
-            save_checkpoint(run.folder, epoch, network, optimizers, best)
+            save_checkpoint(run.folder, epoch, network, optimizers, best, backed_off)
             on_epoch(figures)
+            done = epoch
     except KeyboardInterrupt:
         if not run.has_weights():
             run.save_weights(network)
@@ -115,19 +135,25 @@ def train(
 
 def _resume(
     run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_damage: Callable[[RunError], None]
-) -> tuple[int, Epoch | None]:
-    """Go back to the newest checkpoint that is whole; the epoch it was written after, and the best so far."""
+) -> tuple[int, Epoch | None, int]:
+    """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved."""
     for epoch in list_checkpoints(run.folder):
         try:
-            return epoch, load_checkpoint(run.folder, epoch, network, optimizers)
+            best, backed_off = load_checkpoint(run.folder, epoch, network, optimizers)
         except RunError as error:
             on_damage(error)
-    return 0, None
+        else:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["peak_lr"] /= 2**backed_off
+            return epoch, best, backed_off
+    return 0, None, 0
 
 
 def _train_epoch(
     network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
+    guard: Guard,
     split: Split,
     recipe: Recipe,
     epoch: int,
@@ -141,27 +167,36 @@ def _train_epoch(
     batches = split_batches(rng.permutation(len(split)), recipe.batch_size)
     mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
     weights = balance_labels(split).to(device) if recipe.balance else None
+    # What is no number on its way down reaches the gradient of a matrix: scales and biases need no look of their own.
+    matrices = [learned for learned in network.parameters() if learned.ndim > 1]
     loss_sum, right = 0.0, 0
     for step, batch in enumerate(batches, 1):
         images = torch.from_numpy(augment(split.images[batch], mirrored[batch], recipe.shift, rng)).to(device)
         targets = torch.from_numpy(split.targets[batch]).to(device)
-        logits = network(scale_pixels(images))
-        loss = functional.cross_entropy(logits, targets, weights, label_smoothing=recipe.label_smoothing)
+        inputs = scale_pixels(images)
+        logits = network(inputs)
+        judge = partial(
+            functional.cross_entropy, target=targets, weight=weights, label_smoothing=recipe.label_smoothing
+        )
+        loss = judge(logits)
         value = loss.item()
-        _check_finite(value, f"epoch {epoch}, step {step} of {len(batches)}", recipe)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not (math.isfinite(value) and are_finite(matrix.grad for matrix in matrices)):
+            what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is no number"
+            why = guard.explain(judge, inputs, batch)
+            raise _diverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}", why, recipe)
         share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
-        _take_step(optimizers, loss, share)
+        _take_step(optimizers, share)
         loss_sum += value * len(batch)
         right += int((logits.argmax(1) == targets).sum())
         on_step(step, len(batches), value)
     return loss_sum / len(split), right / len(split)
 
 
-def _take_step(optimizers: list[torch.optim.Optimizer], loss: Tensor, share: float) -> None:
-    """Follow the gradients of a loss at a share of the peak learning rates."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+def _take_step(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Follow the gradients at a share of the peak learning rates."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak_lr"]
@@ -200,12 +235,12 @@ def balance_labels(split: Split) -> Tensor:
     return torch.from_numpy((len(split) / (len(counts) * counts)).astype(np.float32))
 
 
-def _check_finite(loss: float, where: str, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
-        raise TrainingDiverged(
-            f"the loss is {loss} at {where}: weights have probably exploded; try a --learning-rate below "
-            f"{recipe.learning_rate:g}. The run keeps the best weights of the epochs before, if there were any"
-        )
+def _diverged(where: str, why: str, recipe: Recipe) -> TrainingDiverged:
+    """What a training stops with whose numbers are none."""
+    return TrainingDiverged(
+        f"{where}: {why or 'weights have probably exploded'}. Try a --learning-rate below {recipe.learning_rate:g}, or "
+        "--on-nonfinite backoff. The run keeps the best weights of the epochs before, if there were any"
+    )
 
 
 def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from training.run import Run
 from training.train import train
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "muon": {"epochs": 4},
+    "muon": {"network": "compact", "epochs": 4, "optimizer": "muon", "learning_rate": 0.1, "shift": 1},
     "adam": {"network": "reference", "epochs": 4, "optimizer": "adam", "learning_rate": 1e-3, "dropout": 0.3},
 }
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from training.checkpoint import Epoch
     from training.datasets import Dataset
-    from training.errors import RunError
+    from training.errors import RunError, TrainingDiverged
     from training.run import Run
 
 EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
@@ -71,6 +71,12 @@ BY_NETWORK = "the network's own"  # shown as the default of what each recipe dec
 @click.option("--shift", type=click.IntRange(0), show_default=BY_NETWORK, help="move images by up to so many pixels")
 @click.option("--balance", is_flag=True, help="weight the loss so that rare labels count as much as frequent ones")
 @click.option("--skip-unreadable", is_flag=True, help="leave out the files that cannot be read, else they are an error")
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["stop", "backoff"]),
+    default="stop",
+    help="where a loss or gradient is no number: stop, or halve the learning rate, at most three times",
+)
 @click.option("--resume", is_flag=True, help="go on with the run in --out after its last whole epoch")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="where to train")
@@ -82,6 +88,7 @@ def train(
     network: str,
     image_size: tuple[int, int] | None,
     skip_unreadable: bool,
+    on_nonfinite: str,
     resume: bool,
     seed: int,
     device: str,
@@ -116,9 +123,9 @@ def train(
     console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {place.type}")
     run = Run.resume(out, config) if resume else Run.create(out, config)
     try:
-        _train(run, built, dataset)
+        _train(run, built, dataset, on_nonfinite == "backoff")
     except KeyboardInterrupt:
-        console.print(f"\nstopped; --resume goes on; the best weights so far are in {out}: evalmode export {out} ...")
+        console.print(f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume goes on")
         sys.exit(130)
     if report:
         _write_report(run, dataset)
@@ -137,7 +144,7 @@ def report(run: Path, data: str | None, cache: Path) -> None:
     _write_report(opened, reload_data(opened, data, cache))
 
 
-def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
+def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool) -> None:
     from training.run import EXACT
     from training.statistics import recompute_statistics
     from training.train import evaluate
@@ -161,7 +168,12 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset) -> None:
         def show_damage(error: RunError) -> None:
             bar.console.print(f"{error}; the one before is used", style="yellow")
 
-        best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch, show_damage)
+        def show_back_off(error: TrainingDiverged, rate: float) -> None:
+            bar.console.print(f"{error}", style="yellow")
+            bar.console.print(f"going on from the last good epoch at learning rate {rate:g}", style="yellow")
+
+        told = (show_step, show_epoch, show_damage, show_back_off if backs_off else None)
+        best = train_network(run, network, dataset.train, dataset.val, *told)
     run.load_weights(network)
     corrections = recompute_statistics(network.cpu(), dataset.train)  # in float32: CUDA may round to TF32
     run.save_weights(network, EXACT)

@@ -1,0 +1,167 @@
+"""Faults injected at every layer of both networks: named right, undone, and nothing that is kept is poisoned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.datasets import Dataset, Split
+from training.errors import TrainingDiverged
+from training.networks import build_network
+from training.run import Run
+from training.train import MOST_BACK_OFFS, make_optimizers, train
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "compact": {"network": "compact", "epochs": 2, "batch_size": 32, "optimizer": "muon", "learning_rate": 0.1},
+    "reference": {"network": "reference", "epochs": 2, "batch_size": 32, "optimizer": "adam", "learning_rate": 1e-3},
+}
+NETWORKS = {name: build_network(name, (8, 8, 1), 10, 1.0, 0.0) for name in RECIPES}
+LAYERS = [
+    (network, name)
+    for network, built in NETWORKS.items()
+    for name, layer in built.named_modules()
+    if not any(layer.children())
+]
+WEIGHTS = [(network, name) for network, built in NETWORKS.items() for name, _ in built.named_parameters()]
+
+StartRun = Callable[..., tuple[Run, nn.Module]]
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on_epoch: Any = ignore) -> str:
+    """What the training says when it stops; nothing that it keeps may hold a number that is none."""
+    with pytest.raises(TrainingDiverged) as stopped:
+        train(run, network, split, digits.val, ignore, on_epoch)
+    if run.has_weights():
+        run.load_weights(kept := run.config.build_network())
+        assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize(("network_name", "weight"), WEIGHTS, ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_named(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str, value: float
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    good: list[dict[str, Tensor]] = []
+
+    def spoil(_: object) -> None:
+        good.append(state_of(network))
+        with torch.no_grad():
+            dict(network.named_parameters())[weight].data[(0,) * dict(network.named_parameters())[weight].ndim] = value
+
+    told = run_to_fault(run, network, few, digits, spoil)
+    assert f": weight {weight} is no number in " in told  # where no image reaches it, once a step has spread it
+    assert "at epoch 2, " in told
+    assert "this one was set or loaded so" in told
+    assert equal(state_of(network), good[0])  # weights and statistics, as they were after the last good epoch
+
+
+@pytest.mark.parametrize(("network_name", "layer"), LAYERS, ids=str)
+def test_a_layer_whose_output_is_no_number_is_named(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str, layer: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    initial = state_of(network)
+    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output * math.nan)
+    told = run_to_fault(run, network, few, digits)
+    assert f"output of {layer} (" in told
+    assert equal(state_of(network), initial)
+
+
+class Spoil(torch.autograd.Function):
+    """Lets numbers through, and makes of their gradient what is none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+@pytest.mark.parametrize(
+    ("network_name", "layer"), [(one, layer) for one, layer in LAYERS if layer != "whitening"], ids="-".join
+)
+def test_a_layer_whose_gradient_is_no_number_is_named(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str, layer: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    initial = state_of(network)
+    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: Spoil.apply(output))
+    told = run_to_fault(run, network, few, digits)
+    assert "a gradient is no number at epoch 1, step 1 of 3: gradient " in told
+    assert f" {layer}" in told
+    assert equal(state_of(network), initial)
+
+
+@pytest.mark.parametrize("network_name", RECIPES)
+def test_a_damaged_image_is_named(start_run: StartRun, few: Split, digits: Dataset, network_name: str) -> None:
+    images = few.images.astype(np.float32)
+    images[7, 3, 3] = math.nan
+    run, network = start_run(**RECIPES[network_name])
+    told = run_to_fault(run, network, Split(images, few.targets), digits)  # type: ignore[arg-type]
+    assert "image 7 of the training images holds values that are no numbers" in told
+    assert "The data are damaged, not the network" in told
+
+
+@pytest.mark.parametrize("network_name", RECIPES)
+def test_a_learning_rate_that_explodes_is_said(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str
+) -> None:
+    run, network = start_run(**{**RECIPES[network_name], "learning_rate": 1e30})
+    told = run_to_fault(run, network, few, digits)
+    assert "lower the learning rate" in told or "--learning-rate below 1e+30" in told
+
+
+@pytest.mark.parametrize("network_name", RECIPES)
+def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    rates: list[float] = []
+    epochs: list[int] = []
+    peak = make_optimizers(network, run.config.recipe)[0].param_groups[0]["peak_lr"]
+
+    def spoil_once(epoch: Any) -> None:
+        epochs.append(epoch.epoch)
+        if len(epochs) == 1:
+            with torch.no_grad():
+                list(network.parameters())[-1].fill_(math.nan)
+
+    train(run, network, few, digits.val, ignore, spoil_once, on_back_off=lambda error, rate: rates.append(rate))
+    assert epochs == [1, 2]
+    assert rates == [peak / 2]
+    run.load_weights(kept := run.config.build_network())
+    assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
+
+
+def test_backing_off_ends_after_three_times(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    run, network = start_run(**RECIPES["reference"])
+    initial = state_of(network)
+    network.get_submodule(LAYERS[-1][1]).register_forward_hook(lambda module, inputs, output: output * math.nan)
+    rates: list[float] = []
+    with pytest.raises(TrainingDiverged):
+        train(run, network, few, digits.val, ignore, ignore, on_back_off=lambda error, rate: rates.append(rate))
+    assert rates == pytest.approx([1e-3 / 2, 1e-3 / 4, 1e-3 / 8])
+    assert len(rates) == MOST_BACK_OFFS
+    assert equal(state_of(network), initial)
