@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 EXPLODED = 10.0  # times the norm that the network's weights had when it was last good
 NAMED_IMAGES = 5
+FLEETING = "the batch gives numbers when it is run again"
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -86,6 +87,11 @@ class Guard:
         return "Weights are as large as before: look at this layer, and lower the learning rate"
 
 
+def choose_reason(reasons: list[str]) -> str:
+    """Of what several processes found, each in its share of a batch, the first that found something."""
+    return next((reason for reason in reasons if not reason.startswith(FLEETING)), reasons[0])
+
+
 def _ratio(now: Tensor, before: Tensor) -> float:
     """How much larger a tensor is than it was, of its values that are numbers."""
     finite = now.detach()[now.detach().isfinite()]
@@ -133,7 +139,7 @@ def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor) -> tuple[str, 
     for name, tensor in network.named_parameters():
         if tensor.grad is not None and _count_bad(tensor.grad):
             return name.rpartition(".")[0], f"gradient of {name} is no number"
-    return "", "the batch gives numbers when it is run again"
+    return "", FLEETING
 
 
 def _look(

@@ -90,13 +90,25 @@ class Run:
                 partial.unlink()
             return cls.create(folder, config)
         run = cls.open(folder)
-        before, now = _flatten(run.config), _flatten(config)
-        differ = [f"{name} {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]]
+        run.check_same(config, "now")
+        return run
+
+    def check_same(self, config: RunConfig, who: str) -> None:
+        """Refuse to go on with other data or another recipe.
+
+        Args:
+            config: what is wanted.
+            who: wants it.
+
+        Raises:
+            RunError: they differ.
+        """
+        ours, theirs = _flatten(self.config), _flatten(config)
+        differ = [f"{name} {ours[name]!r}, {who} {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
         if differ:
             raise RunError(
-                f"{folder} was begun otherwise: {'; '.join(differ)}. Give the same options, or another --out"
+                f"{self.folder} was begun otherwise: {'; '.join(differ)}. Give the same options, or another --out"
             )
-        return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from serving.pixels import Pixels
 from training.datasets import Split
 from training.networks import scale_pixels
+from training.ranks import ALONE, Ranks
 from training.train import split_evaluation
 
 MOST_IMAGES = 8_192  # a mean over as many is off by about a hundredth of a standard deviation
@@ -47,7 +48,7 @@ class _Seen(Exception):
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
+def recompute_statistics(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> list[Correction]:
     """Replace the moving mean and variance of every batch norm by those over all images, in place; ends in eval mode.
 
     A layer that a network calls more than once gets those of its first call, and the export will refuse it.
@@ -55,6 +56,7 @@ def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
     Args:
         network: on any device.
         split: the training images, as they are: not augmented. Of more than ``MOST_IMAGES`` some are taken, evenly.
+        ranks: the processes that share the images; all end with the same bits.
 
     Returns:
         How far off each layer was, in the order in which they are called.
@@ -64,13 +66,13 @@ def recompute_statistics(network: nn.Module, split: Split) -> list[Correction]:
     corrections = []
     device = next(network.parameters()).device
     for layer in _list_layers(network, scale_pixels(torch.from_numpy(split.images[:2])).to(device)):
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
-        for seen in _watch(network, layer, split, device):
-            seen_variance, seen_mean = torch.var_mean(seen, [a for a in range(seen.ndim) if a != 1], correction=0)
-            values = seen.numel() // len(seen_mean)
-            count += values
-            total = total + values * seen_mean.double()
-            squares = squares + values * (seen_variance.double() + seen_mean.double().square())
+        sums = torch.zeros(3, layer.num_features, dtype=torch.float64, device=device)  # of ones, values, their squares
+        for seen in _watch(network, layer, choose_images(split)[ranks.share], device):
+            variance, mean = torch.var_mean(seen, [a for a in range(seen.ndim) if a != 1], correction=0)
+            values = seen.numel() // len(mean)
+            mean = mean.double()
+            sums += values * torch.stack([torch.ones_like(mean), mean, variance.double() + mean.square()])
+        count, total, squares = ranks.sum(sums)
         mean = total / count
         assert layer.running_mean is not None  # as _list_layers chose it
         assert layer.running_var is not None
@@ -97,7 +99,7 @@ def _list_layers(network: nn.Module, x: Tensor) -> list[BatchNorm]:
     return list(called)
 
 
-def _watch(network: nn.Module, layer: BatchNorm, split: Split, device: torch.device) -> Iterator[Tensor]:
+def _watch(network: nn.Module, layer: BatchNorm, images_nhwc: Pixels, device: torch.device) -> Iterator[Tensor]:
     """What a layer is given, batch by batch; the network runs no further than to it."""
     given: list[Tensor] = []
 
@@ -107,7 +109,7 @@ def _watch(network: nn.Module, layer: BatchNorm, split: Split, device: torch.dev
 
     hook = layer.register_forward_pre_hook(stop)
     try:
-        for images in split_evaluation(choose_images(split)):
+        for images in split_evaluation(images_nhwc):
             try:
                 network(scale_pixels(torch.from_numpy(images).to(device)))
             except _Seen:

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from serving.pixels import Pixels
-from training.augment import augment, choose_mirrored
+from training.augment import augment, choose_mirrored, draw_offsets
 from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
 from training.datasets import Split
 from training.errors import NetworkError, RunError, TrainingDiverged
-from training.guard import Guard, are_finite
+from training.guard import Guard, are_finite, choose_reason
 from training.muon import Muon
 from training.networks import scale_pixels
 from training.networks.compact import Compact
 from training.observe import observe_layers, sample_images
+from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.run import INITIAL, Run
 
@@ -65,6 +66,7 @@ def train(
     on_epoch: Callable[[Epoch], None],
     on_damage: Callable[[RunError], None] = lambda error: None,
     on_back_off: Callable[[TrainingDiverged, float], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Epoch:
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
 
@@ -79,31 +81,40 @@ def train(
         on_damage: told of a checkpoint that is passed over.
         on_back_off: told what was no number and the learning rate that is tried instead: half of it, at most three
             times. None: training stops.
+        ranks: the processes that train together, each called alike. A batch's images are dealt out to them; the first
+            writes the run.
 
     Returns:
         The epoch whose weights the run keeps.
 
     Raises:
+        RunError: more processes than there are images for.
         TrainingDiverged: a loss or a gradient is NaN or infinite; the network is as it was when it was last good, and
             the best weights so far stay in the run.
         KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
     """
     recipe = run.config.recipe
+    _check_ranks(ranks, recipe, val_split)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
-    done, best, backed_off = _resume(run, network, optimizers, on_damage)
+    done, best, backed_off = _resume(run, network, optimizers, on_damage, ranks)
     guard = Guard(network, optimizers)
-    run.keep_metrics(done)
-    if not done:
+    forward = ranks.wrap(network)
+    if ranks.is_first:
+        run.keep_metrics(done)
+    if ranks.is_first and not done:
         run.save_weights(network, INITIAL)
         run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
     try:
         while done < recipe.epochs:
             epoch, started = done + 1, time.perf_counter()
             try:
-                loss, train_accuracy = _train_epoch(network, optimizers, guard, train_split, recipe, epoch, on_step)
-                val_accuracy, val_loss = evaluate(network, val_split)
+                loss, train_accuracy = _train_epoch(
+                    forward, optimizers, guard, train_split, recipe, epoch, on_step, ranks
+                )
+                ranks.average_buffers(network)
+                val_accuracy, val_loss = evaluate(network, val_split, ranks)
                 if not (math.isfinite(val_loss) and are_finite(network.parameters())):
                     why = guard.explain_weights()
                     raise _diverged(f"the loss is {val_loss} at epoch {epoch}, in validation", why, recipe)
@@ -118,25 +129,56 @@ def train(
             layers = [asdict(layer) for layer in observe_layers(network, observed)]
             rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
             figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, layers)
-            if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
-                best = figures
-                run.save_weights(network)
-            run.append_metrics(asdict(figures))
-            save_checkpoint(run.folder, epoch, network, optimizers, best, backed_off)
+            better = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
+            best = figures if better or best is None else best
+            if ranks.is_first:
+                if better:
+                    run.save_weights(network)
+                run.append_metrics(asdict(figures))
+                save_checkpoint(run.folder, epoch, network, optimizers, best, backed_off)
             on_epoch(figures)
             done = epoch
     except KeyboardInterrupt:
-        if not run.has_weights():
+        if ranks.is_first and not run.has_weights():
             run.save_weights(network)
         raise
     assert best is not None  # a recipe has at least one epoch
     return best
 
 
+def _check_ranks(ranks: Ranks, recipe: Recipe, val_split: Split) -> None:
+    """Every process needs two images of every batch, as one has no variance, and one for validation."""
+    most = min(recipe.batch_size // 2, len(val_split))
+    if ranks.count > max(most, 1):
+        raise RunError(
+            f"{ranks.count} processes are too many for batches of {recipe.batch_size} images and {len(val_split)} for "
+            f"validation: at most {most}"
+        )
+
+
 def _resume(
+    run: Run,
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    on_damage: Callable[[RunError], None],
+    ranks: Ranks,
+) -> tuple[int, Epoch | None, int]:
+    """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved.
+
+    The first process reads it, and all go on from what that one has.
+    """
+    found = _find_checkpoint(run, network, optimizers, on_damage) if ranks.is_first else (0, None, 0)
+    ranks.copy_first(network)
+    memories = ranks.ask_first([optimizer.state_dict() for optimizer in optimizers])
+    if not ranks.is_first:
+        for optimizer, memory in zip(optimizers, memories, strict=True):
+            optimizer.load_state_dict(memory)
+    return ranks.ask_first(found)
+
+
+def _find_checkpoint(
     run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_damage: Callable[[RunError], None]
 ) -> tuple[int, Epoch | None, int]:
-    """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved."""
     for epoch in list_checkpoints(run.folder):
         try:
             best, backed_off = load_checkpoint(run.folder, epoch, network, optimizers)
@@ -158,39 +200,46 @@ def _train_epoch(
     recipe: Recipe,
     epoch: int,
     on_step: Callable[[int, int, float], None],
+    ranks: Ranks,
 ) -> tuple[float, float]:
-    """One pass over the training images in an order of its own; returns mean loss and accuracy."""
+    """One pass over the training images in an order of its own; returns mean loss and accuracy.
+
+    Every process draws for all images alike and takes its share; only dropout has draws of its own in each.
+    """
     device = next(network.parameters()).device
     network.train()
-    torch.manual_seed(_seed(recipe.seed, epoch))  # dropout
+    torch.manual_seed(_seed(recipe.seed, epoch) + ranks.number)  # dropout
     rng = np.random.default_rng([recipe.seed, epoch])
-    batches = split_batches(rng.permutation(len(split)), recipe.batch_size)
+    batches = split_batches(rng.permutation(len(split)), recipe.batch_size, 2 * ranks.count)
     mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
     weights = balance_labels(split).to(device) if recipe.balance else None
     # What is no number on its way down reaches the gradient of a matrix: scales and biases need no look of their own.
     matrices = [learned for learned in network.parameters() if learned.ndim > 1]
-    loss_sum, right = 0.0, 0
+    loss_sum, right = 0.0, 0.0
     for step, batch in enumerate(batches, 1):
-        images = torch.from_numpy(augment(split.images[batch], mirrored[batch], recipe.shift, rng)).to(device)
-        targets = torch.from_numpy(split.targets[batch]).to(device)
-        inputs = scale_pixels(images)
+        own, offsets = batch[ranks.share], draw_offsets(len(batch), recipe.shift, rng)
+        images = augment(split.images[own], mirrored[own], recipe.shift, offsets[:, ranks.share])
+        inputs = scale_pixels(torch.from_numpy(images).to(device))
+        targets = torch.from_numpy(split.targets[own]).to(device)
         logits = network(inputs)
         judge = partial(
             functional.cross_entropy, target=targets, weight=weights, label_smoothing=recipe.label_smoothing
         )
-        loss = judge(logits)
-        value = loss.item()
+        # Gradients are averaged over the processes: a share counts as much as the images in it.
+        loss = judge(logits) * (ranks.count * _weigh(split, own, weights) / _weigh(split, batch, weights))
+        hits = (logits.argmax(1) == targets).sum()
+        value, hit = ranks.sum(torch.stack([loss.detach() / ranks.count, hits])).tolist()
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not (math.isfinite(value) and are_finite(matrix.grad for matrix in matrices)):
             what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is no number"
-            why = guard.explain(judge, inputs, batch)
+            why = choose_reason(ranks.gather(guard.explain(judge, inputs, own)))
             raise _diverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}", why, recipe)
         share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
         _take_step(optimizers, share)
         loss_sum += value * len(batch)
-        right += int((logits.argmax(1) == targets).sum())
+        right += hit
         on_step(step, len(batches), value)
     return loss_sum / len(split), right / len(split)
 
@@ -243,10 +292,15 @@ def _diverged(where: str, why: str, recipe: Recipe) -> TrainingDiverged:
     )
 
 
-def split_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut an order into batches; a last one of a single image joins the one before, as one has no variance."""
+def _weigh(split: Split, images: np.ndarray, weights: Tensor | None) -> float:
+    """What some images count together."""
+    return len(images) if weights is None else weights[split.targets[images]].sum().item()
+
+
+def split_batches(order: np.ndarray, batch_size: int, least: int = 2) -> list[np.ndarray]:
+    """Cut an order into batches; a last one of too few images joins the one before, as one has no variance."""
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 
@@ -266,11 +320,13 @@ def split_evaluation(images: Pixels) -> list[Pixels]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of a split in eval mode."""
-    logits, targets = predict_logits(network, split), torch.from_numpy(split.targets)
-    right = (logits.argmax(1) == targets).sum()
-    return int(right) / len(split), functional.cross_entropy(logits, targets).item()
+def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of a split in eval mode, each process asking about its share."""
+    own = ranks.take_share(split)
+    logits, targets = predict_logits(network, own), torch.from_numpy(own.targets)
+    loss = functional.cross_entropy(logits, targets).double() * len(own)
+    right, loss_sum = ranks.sum(torch.stack([(logits.argmax(1) == targets).sum(), loss])).tolist()
+    return right / len(split), loss_sum / len(split)
 
 
 def _seed(seed: int, epoch: int) -> int:

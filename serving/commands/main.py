@@ -68,6 +68,6 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The console script's entry point."""
-    cli(auto_envvar_prefix="EVALMODE")
+def main(arguments: list[str] | None = None) -> None:
+    """The console script's entry point; without arguments, the command line's."""
+    cli(arguments, prog_name="evalmode", auto_envvar_prefix="EVALMODE")

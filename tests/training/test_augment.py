@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.augment import augment, choose_mirrored
+from training.augment import augment, choose_mirrored, draw_offsets
 
 NONE = np.zeros(200, bool)
+
+
+def offsets(shift: int, seed: int = 0) -> np.ndarray:
+    return draw_offsets(200, shift, np.random.default_rng(seed))
 
 
 @pytest.fixture
@@ -23,37 +27,37 @@ def all_views(image: np.ndarray, shift: int) -> list[bytes]:
 
 
 def test_nothing_to_do_leaves_the_images_as_they_are(images: np.ndarray) -> None:
-    assert np.array_equal(augment(images, NONE, 0, np.random.default_rng(0)), images)
+    assert np.array_equal(augment(images, NONE, 0, offsets(0)), images)
 
 
 def test_mirroring_turns_left_and_right_of_the_chosen_images_alone(images: np.ndarray) -> None:
     chosen = np.arange(200) % 3 == 0
-    views = augment(images, chosen, 0, np.random.default_rng(0))
+    views = augment(images, chosen, 0, offsets(0))
     assert np.array_equal(views[chosen], images[chosen][:, :, ::-1])
     assert np.array_equal(views[~chosen], images[~chosen])
 
 
 @pytest.mark.parametrize("shift", [1, 2])
 def test_every_image_is_one_of_its_own_shifts(images: np.ndarray, shift: int) -> None:
-    views = augment(images, NONE, shift, np.random.default_rng(0))
+    views = augment(images, NONE, shift, offsets(shift))
     found = [all_views(image, shift).index(view.tobytes()) for image, view in zip(images, views, strict=True)]
     assert set(found) == set(range((2 * shift + 1) ** 2))  # all of them occur, no direction is left out
 
 
 def test_mirrored_images_are_shifted_too(images: np.ndarray) -> None:
-    views = augment(images, ~NONE, 1, np.random.default_rng(0))
+    views = augment(images, ~NONE, 1, offsets(1))
     for image, view in zip(images, views, strict=True):
         assert view.tobytes() in all_views(image[:, ::-1], 1)
 
 
 def test_the_images_themselves_are_left_alone(images: np.ndarray) -> None:
     before = images.copy()
-    augment(images, ~NONE, 2, np.random.default_rng(0))
+    augment(images, ~NONE, 2, offsets(2))
     assert np.array_equal(images, before)
 
 
 def test_the_same_draws_give_the_same_views_and_others_give_others(images: np.ndarray) -> None:
-    views = [augment(images, NONE, 2, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    views = [augment(images, NONE, 2, offsets(2, seed)) for seed in (0, 0, 1)]
     assert np.array_equal(views[0], views[1])
     assert not np.array_equal(views[0], views[2])
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from training.checkpoint import Epoch
     from training.datasets import Dataset
     from training.errors import RunError, TrainingDiverged
-    from training.run import Run
+    from training.ranks import Ranks
+    from training.run import Run, RunConfig
 
 EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
 BY_NETWORK = "the network's own"  # shown as the default of what each recipe decides
@@ -100,35 +101,43 @@ def train(
 
     DATA is a folder of <class>/<image> files, an .npz, a CIFAR-10 archive or a folder of IDX files as published, or a
     name: digits, mnist, fashion-mnist, cifar10.
+
+    In several processes: torchrun --nproc-per-node N -m training DATA ..., with the same options.
     """
     import torch
 
     from training.networks import count_multiply_adds
+    from training.ranks import join_ranks
     from training.recipe import choose_recipe
-    from training.run import Run, RunConfig, claim_folder
+    from training.run import RunConfig, claim_folder
     from training.train import choose_device, prepare_network
 
     place = choose_device(device)
     keep_memory()
-    if not resume:
-        claim_folder(out)
-    find_own_networks()
-    dataset = load_data(data, image_size, seed, skip_unreadable, cache)
-    _print_dataset(dataset)
-    recipe = choose_recipe(network, dataset, seed=seed, **overrides)
-    config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
-    torch.manual_seed(seed)  # initial weights
-    built = prepare_network(config.build_network(), dataset.train).to(place)
-    weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
-    console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {place.type}")
-    run = Run.resume(out, config) if resume else Run.create(out, config)
-    try:
-        _train(run, built, dataset, on_nonfinite == "backoff")
-    except KeyboardInterrupt:
-        console.print(f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume goes on")
-        sys.exit(130)
-    if report:
-        _write_report(run, dataset)
+    with join_ranks(place) as ranks:
+        console.quiet = not ranks.is_first
+        if ranks.is_first and not resume:
+            claim_folder(out)
+        find_own_networks()
+        dataset = load_data(data, image_size, seed, skip_unreadable, cache)
+        _print_dataset(dataset)
+        recipe = choose_recipe(network, dataset, seed=seed, **overrides)
+        config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
+        torch.manual_seed(seed)  # initial weights
+        built = prepare_network(config.build_network(), dataset.train).to(place)
+        weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
+        where = place.type if ranks.count == 1 else f"{place.type} in {ranks.count} processes"
+        console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {where}")
+        run = _open_run(out, config, resume, ranks)
+        try:
+            _train(run, built, dataset, on_nonfinite == "backoff", ranks)
+        except KeyboardInterrupt:
+            console.print(
+                f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume goes on"
+            )
+            sys.exit(130)
+        if report and ranks.is_first:
+            _write_report(run, dataset)
 
 
 @click.command()
@@ -144,14 +153,29 @@ def report(run: Path, data: str | None, cache: Path) -> None:
     _write_report(opened, reload_data(opened, data, cache))
 
 
-def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool) -> None:
+def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
+    """The run to train, which the first process makes or finds and all others are to agree with.
+
+    Raises:
+        RunError: another process was given other options or other data.
+    """
+    from training.run import Run
+
+    begin = Run.resume if resume else Run.create
+    run = begin(out, config) if ranks.is_first else Run(out, config)
+    Run(out, ranks.ask_first(config)).check_same(config, f"process {ranks.number}")
+    return run
+
+
+def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool, ranks: Ranks) -> None:
     from training.run import EXACT
     from training.statistics import recompute_statistics
     from training.train import evaluate
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
-    with progress() as bar, _open_events(run.folder) as events, _interrupt_between_steps() as check_interrupt:
+    events_of = _open_events(run.folder) if ranks.is_first else nullcontext()
+    with progress() as bar, events_of as events, _interrupt_between_steps() as check_interrupt:
         task = bar.add_task("", total=None)
 
         def show_epoch(epoch: Epoch) -> None:
@@ -173,14 +197,18 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool
             bar.console.print(f"going on from the last good epoch at learning rate {rate:g}", style="yellow")
 
         told = (show_step, show_epoch, show_damage, show_back_off if backs_off else None)
-        best = train_network(run, network, dataset.train, dataset.val, *told)
-    run.load_weights(network)
-    corrections = recompute_statistics(network.cpu(), dataset.train)  # in float32: CUDA may round to TF32
-    run.save_weights(network, EXACT)
-    val_accuracy, _ = evaluate(network, dataset.val)
-    test_accuracy, _ = evaluate(network, dataset.test)
-    exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
-    run.append_metrics({"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy})
+        best = train_network(run, network, dataset.train, dataset.val, *told, ranks)
+    network.cpu()  # where float32 is float32: CUDA may round to TF32
+    if ranks.is_first:
+        run.load_weights(network)
+    ranks.copy_first(network)
+    corrections = recompute_statistics(network, dataset.train, ranks)
+    val_accuracy, _ = evaluate(network, dataset.val, ranks)
+    test_accuracy, _ = evaluate(network, dataset.test, ranks)
+    if ranks.is_first:
+        run.save_weights(network, EXACT)
+        exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
+        run.append_metrics({"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy})
     console.print(
         f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
     )
