@@ -1,0 +1,65 @@
+"""For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process leaves what it ended with.
+
+RECIPE is JSON. With "spoil": N, training image N holds a value that is no number, whichever process gets it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+
+from training.datasets import Split, load_dataset
+from training.errors import EvalmodeError
+from training.ranks import join_ranks
+from training.recipe import Recipe
+from training.run import Run, RunConfig
+from training.statistics import recompute_statistics
+from training.train import train
+
+folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
+stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None
+spoil = recipe.pop("spoil", None)
+torch.set_num_threads(1)
+digits = load_dataset("digits", None, 0)
+few = Split(digits.train.images[:201].copy(), digits.train.targets[:201])  # batches of 40 and a last one of 41
+
+
+def keep(network: nn.Module, name: str) -> None:
+    state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(state, folder / f"{name}.safetensors")
+
+
+def linear(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Without batch norm and dropout nothing depends on how a batch is dealt out."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+
+if spoil is not None:
+    few = Split(few.images.astype(np.float32), few.targets)  # type: ignore[arg-type]
+    few.images[spoil, 3, 3] = np.nan
+
+with join_ranks(torch.device("cpu")) as ranks:
+    config = RunConfig.of(digits, None, False, Recipe(**recipe))
+    torch.manual_seed(ranks.number)  # the first one's weights are to win
+    network = config.build_network()
+    resuming = (folder / "run.json").exists()
+    run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
+    ranks.ask_first(None)  # before the others write what they ended with
+    told = ""
+
+    def stop(epoch):  # type: ignore[no-untyped-def]
+        if epoch.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        train(run, network, few, digits.val, lambda *_: None, stop, ranks=ranks)
+        keep(network, f"moving-{ranks.number}")
+        recompute_statistics(network, digits.train, ranks)
+    except (EvalmodeError, KeyboardInterrupt) as error:
+        told = repr(error)
+    keep(network, f"ended-{ranks.number}")
+    (folder / f"told-{ranks.number}.txt").write_text(told)

@@ -1,0 +1,143 @@
+"""Several real processes, started by torchrun: one training, whatever their number."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from training.datasets import Dataset
+from training.run import EXACT, Run
+from training.statistics import recompute_statistics
+
+JOB = Path(__file__).with_name("ranks_job.py")
+ROOT = JOB.parents[2]
+ADAM: dict[str, Any] = {"batch_size": 40, "optimizer": "adam", "learning_rate": 1e-2, "dropout": 0.0}
+LINEAR: dict[str, Any] = {**ADAM, "network": "__main__:linear", "epochs": 3, "mirror": True, "shift": 1}
+COMPACT: dict[str, Any] = {
+    **{"network": "compact", "epochs": 3, "batch_size": 40, "optimizer": "muon", "learning_rate": 0.1},
+    **{"label_smoothing": 0.1, "dropout": 0.2, "mirror": True, "shift": 1},
+}
+
+State = dict[str, Tensor]
+States = list[State]
+TrainIn = Callable[..., States]
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.fixture
+def train_in(tmp_path: Path) -> TrainIn:
+    """What each of several processes ended with: ``train_in(2, RECIPE, "name")``."""
+
+    def start(count: int, recipe: dict[str, Any], name: str = "run", stop_after: int | None = None) -> States:
+        folder = tmp_path / name
+        told = torchrun(count, JOB, folder, json.dumps(recipe), *([stop_after] if stop_after else []))
+        assert told.returncode == 0, told.stderr
+        return [load(folder, f"ended-{number}") for number in range(count)]
+
+    return start
+
+
+def load(folder: Path, name: str) -> State:
+    return dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
+
+
+def equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("choice", [{}, {"balance": True, "label_smoothing": 0.1}], ids=["plain", "balanced"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_number_of_processes_changes_nothing_that_is_learned(
+    train_in: TrainIn, count: int, choice: dict[str, Any]
+) -> None:
+    [alone] = train_in(1, {**LINEAR, **choice}, "alone")
+    together = train_in(count, {**LINEAR, **choice}, "together")
+    assert all(equal(together[0], one) for one in together)
+    for name, weights in alone.items():
+        torch.testing.assert_close(together[0][name], weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe", [COMPACT, {**ADAM, "network": "reference", "epochs": 2}], ids=["compact", "reference"]
+)
+def test_all_end_with_the_same_statistics_and_they_are_those_that_one_process_computes(
+    train_in: TrainIn, tmp_path: Path, digits: Dataset, recipe: dict[str, Any]
+) -> None:
+    one, other = train_in(2, recipe)
+    assert equal(one, other)
+    assert equal(load(tmp_path / "run", "moving-0"), load(tmp_path / "run", "moving-1"))
+    run = Run.open(tmp_path / "run")
+    network = run.config.build_network()
+    network.load_state_dict(load(tmp_path / "run", "moving-0"))
+    recompute_statistics(network, digits.train)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_training_in_two_processes_that_was_stopped_ends_in_the_same_bits(train_in: TrainIn) -> None:
+    whole = train_in(2, COMPACT, "whole")
+    train_in(2, COMPACT, "stopped", stop_after=2)
+    assert equal(train_in(2, COMPACT, "stopped")[1], whole[1])
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_is_no_number_in_one_process_stops_all_and_is_named(
+    train_in: TrainIn, tmp_path: Path, process: int
+) -> None:
+    image = int(np.random.default_rng([0, 1]).permutation(201)[process])  # the first that it is dealt
+    states = train_in(2, {**COMPACT, "spoil": image})
+    told = [(tmp_path / "run" / f"told-{number}.txt").read_text() for number in (0, 1)]
+    assert told[0] == told[1]
+    assert f"image {image} of the training images holds values that are no numbers" in told[0]
+    assert all(tensor.isfinite().all() for state in states for tensor in state.values())
+
+
+def test_too_many_processes_are_refused(train_in: TrainIn, tmp_path: Path) -> None:
+    train_in(2, {**LINEAR, "batch_size": 3})
+    told = (tmp_path / "run" / "told-0.txt").read_text()
+    assert "2 processes are too many for batches of 3 images and 143 for validation: at most 1" in told
+
+
+def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Evalmode) -> None:
+    run = tmp_path / "run"
+    told = torchrun(2, "-m", "training", "digits", "--out", run, "--epochs", 3)
+    assert told.returncode == 0, told.stderr
+    assert "on cpu in 2 processes" in told.stdout
+    assert told.stdout.count("\nbest ") == 1
+    assert told.stderr.count("\n") <= 1, told.stderr  # nothing is warned about
+    assert Run.open(run).has_weights(EXACT)
+    assert [json.loads(line).get("epoch") for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+        None,
+    ]
+    assert (run / "report.html").exists()
+    exported = evalmode("export", str(run), "--repository", str(tmp_path / "models"), "--name", "digits")
+    assert exported.returncode == 0, exported.stderr
+
+
+def test_processes_that_were_given_other_options_do_not_train_together(tmp_path: Path) -> None:
+    command = f'exec {sys.executable} -m training digits --out {tmp_path / "run"} --epochs 3 --seed "$RANK"'
+    told = torchrun(2, "--no-python", "sh", "-c", command)
+    assert told.returncode != 0
+    assert "seed 0, process 1 1" in told.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
