@@ -59,20 +59,26 @@ class Guard:
             images: the index of each among the training images, (N,).
         """
         twin = copy.deepcopy(self._network).train()
-        culprit = _find_weight(twin) or _find_image(inputs, images) or _find_layer(twin, judge, inputs)
+        culprit = (
+            _find_bad("weight", twin.named_parameters())
+            or _find_image(inputs, images)
+            or _find_layer(twin, judge, inputs)
+        )
         layer, what = culprit
         norms = ", ".join(
-            f"{name} {tensor.norm().item():.3g}"
-            + (f" with a gradient of {tensor.grad.norm().item():.3g}" if tensor.grad is not None else "")
+            f"{name} {tensor.double().norm().item():.3g}"
+            + (f" with a gradient of {tensor.grad.double().norm().item():.3g}" if tensor.grad is not None else "")
             for name, tensor in twin.named_parameters()
             if layer and name.rpartition(".")[0] == layer
         )
         return f"{what}{f' (norms: {norms})' if norms else ''}. {self._guess(what)}"
 
     def explain_weights(self) -> str:
-        """The first weight that is no number, and why probably; "" if all are."""
-        culprit = _find_weight(self._network)
-        return f"{culprit[1]}. {self._guess(culprit[1])}" if culprit else ""
+        """The first weight or moving statistic that is no number, if any, and why probably."""
+        weight = _find_bad("weight", self._network.named_parameters())
+        statistic = _find_bad("statistic", self._network.named_buffers())
+        _, what = weight or statistic or ("", "every weight and moving statistic is a number")
+        return f"{what}. {self._guess(what)}"
 
     def _guess(self, what: str) -> str:
         """The likely cause."""
@@ -81,10 +87,10 @@ class Guard:
         if what.startswith("image"):
             return "The data are damaged, not the network"
         if grown > EXPLODED:
-            return f"Weights have exploded (the largest is {grown:.3g} times what it was): lower the learning rate"
+            return f"Weights have exploded (the largest is {grown:.3g} times what it was): try a lower --learning-rate"
         if what.startswith("weight"):
             return "The other weights are as large as before: this one was set or loaded so"
-        return "Weights are as large as before: look at this layer, and lower the learning rate"
+        return "Weights are as large as before: look at this layer, and try a lower --learning-rate"
 
 
 def choose_reason(reasons: list[str]) -> str:
@@ -100,11 +106,11 @@ def _ratio(now: Tensor, before: Tensor) -> float:
     return (finite.abs().max() / before.abs().max().clamp_min(1e-3)).item()
 
 
-def _find_weight(network: nn.Module) -> tuple[str, str] | None:
-    """The first weight that is no number; optimizers have not touched them since the batch went wrong."""
-    for name, tensor in network.named_parameters():
+def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
+    """The layer of the first tensor that is no number, and what is said of it."""
+    for name, tensor in tensors:
         if count := _count_bad(tensor):
-            return name.rpartition(".")[0], f"weight {name} is no number in {count} of {tensor.numel()} values"
+            return name.rpartition(".")[0], f"{kind} {name} is no number in {count} of {tensor.numel()} values"
     return None
 
 
@@ -164,6 +170,6 @@ def _count_bad(tensor: Tensor) -> int:
 
 
 def are_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all values of weights or gradients are numbers: their sum is, and costs least to know."""
+    """Whether all values are numbers: their sum is, and costs least to know."""
     sums = [tensor.detach().sum() for tensor in tensors if tensor is not None]
     return not sums or bool(torch.stack(sums).sum().isfinite())

@@ -26,6 +26,7 @@ from training.observe import observe_layers, sample_images
 from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.run import INITIAL, Run
+from training.warn import find_warnings
 
 ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
 SGD_RATE = 4.0  # of SGD's learning rate to Muon's
@@ -103,9 +104,10 @@ def train(
     forward = ranks.wrap(network)
     if ranks.is_first:
         run.keep_metrics(done)
+    layers = observe_layers(network, observed)
     if ranks.is_first and not done:
         run.save_weights(network, INITIAL)
-        run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in observe_layers(network, observed)]})
+        run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in layers]})
     try:
         while done < recipe.epochs:
             epoch, started = done + 1, time.perf_counter()
@@ -115,20 +117,23 @@ def train(
                 )
                 ranks.average_buffers(network)
                 val_accuracy, val_loss = evaluate(network, val_split, ranks)
-                if not (math.isfinite(val_loss) and are_finite(network.parameters())):
-                    why = guard.explain_weights()
-                    raise _diverged(f"the loss is {val_loss} at epoch {epoch}, in validation", why, recipe)
+                if not (math.isfinite(val_loss) and are_finite(network.state_dict().values())):
+                    where = f"the loss is {val_loss} at epoch {epoch}, in validation"
+                    raise TrainingDiverged(f"{where}: {choose_reason(ranks.gather(guard.explain_weights()))}")
             except TrainingDiverged as error:
                 if on_back_off is None or backed_off == MOST_BACK_OFFS:
                     guard.restore()
-                    raise
+                    kept = f"The run keeps the weights of epoch {best.epoch}" if best else "Nothing was learned yet"
+                    raise TrainingDiverged(f"{error}. {kept}") from None
                 backed_off += 1
                 on_back_off(error, guard.back_off())
                 continue
             guard.mark()
-            layers = [asdict(layer) for layer in observe_layers(network, observed)]
+            before, layers = layers if done else [], observe_layers(network, observed)  # the first epoch moves all
+            told = [asdict(layer) for layer in layers]
+            warnings = find_warnings(loss, len(run.config.labels), layers, before)
             rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
-            figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, layers)
+            figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, warnings, told)
             better = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
             best = figures if better or best is None else best
             if ranks.is_first:
@@ -235,7 +240,7 @@ def _train_epoch(
         if not (math.isfinite(value) and are_finite(matrix.grad for matrix in matrices)):
             what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is no number"
             why = choose_reason(ranks.gather(guard.explain(judge, inputs, own)))
-            raise _diverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}", why, recipe)
+            raise TrainingDiverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}: {why}")
         share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
         _take_step(optimizers, share)
         loss_sum += value * len(batch)
@@ -282,14 +287,6 @@ def balance_labels(split: Split) -> Tensor:
     """A weight for each label, float32 (K,): labels count the same, and the images' mean weight is 1."""
     counts = np.bincount(split.targets)
     return torch.from_numpy((len(split) / (len(counts) * counts)).astype(np.float32))
-
-
-def _diverged(where: str, why: str, recipe: Recipe) -> TrainingDiverged:
-    """What a training stops with whose numbers are none."""
-    return TrainingDiverged(
-        f"{where}: {why or 'weights have probably exploded'}. Try a --learning-rate below {recipe.learning_rate:g}, or "
-        "--on-nonfinite backoff. The run keeps the best weights of the epochs before, if there were any"
-    )
 
 
 def _weigh(split: Split, images: np.ndarray, weights: Tensor | None) -> float:

@@ -370,7 +370,7 @@ def test_an_exploding_loss_stops_the_training_with_where_and_how_fast(
     with pytest.raises(TrainingDiverged) as stop:
         train(run, network, few, digits.val, ignore, ignore)
     assert "the loss is nan at epoch 1, step 2 of 3" in str(stop.value)
-    assert "--learning-rate below 1e+30" in str(stop.value)
+    assert "try a lower --learning-rate" in str(stop.value)
     assert stop.value.exit_code == 1
 
 
@@ -422,7 +422,9 @@ def test_weights_that_validate_to_nan_are_never_kept_as_the_best(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(epochs=1, batch_size=96, learning_rate=1e30)  # the only step explodes
-    with pytest.raises(TrainingDiverged, match=r"the loss is nan at epoch 1, in validation: .* below 1e\+30"):
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss is nan at epoch 1, in validation: .* try a lower --learning-rate"
+    ):
         train(run, network, few, digits.val, ignore, ignore)
     assert not run.has_weights()
 

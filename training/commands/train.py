@@ -181,6 +181,8 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool
         def show_epoch(epoch: Epoch) -> None:
             figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
             bar.console.print(f"{epoch.epoch:5d} {figures}")
+            for warning in epoch.warnings:
+                bar.console.print(f"warning   {warning}", style="yellow")
             if events:
                 for name in EVENTS:
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)

@@ -1,0 +1,48 @@
+"""Signs that a training goes wrong while its numbers are still numbers."""
+
+from __future__ import annotations
+
+import math
+
+from training.observe import LayerStatistics
+
+# Healthy trainings of CIFAR-10 and digits stay below half of each; the first epoch's gap comes near.
+MUCH_LOSS = 10.0  # times that of guessing
+MUCH_GAP = 0.5  # standard deviations, or the logarithm of their ratio
+MUCH_DRIFT = 3.0  # standard deviations
+
+
+def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], before: list[LayerStatistics]) -> list[str]:
+    """What to tell the user after an epoch, of each kind the worst.
+
+    Args:
+        loss: mean over the epoch, in train mode.
+        classes: labels.
+        layers: what batch norm saw after the epoch.
+        before: the same after the epoch before; nothing after the first, which moves all.
+    """
+    warnings = []
+    if loss > MUCH_LOSS * math.log(classes):
+        warnings.append(
+            f"the loss is {loss:.3g}, guessing would have {math.log(classes):.3g}: weights have exploded, try a lower "
+            "--learning-rate"
+        )
+    gaps = [(max(layer.mean_gap, layer.std_gap), layer.layer) for layer in layers]
+    if gaps and max(gaps)[0] > MUCH_GAP:
+        warnings.append(
+            f"{max(gaps)[1]}: moving statistics are {max(gaps)[0]:.2f} standard deviations off (more than "
+            f"{MUCH_GAP:g}): eval mode lags behind train mode, validation says little yet"
+        )
+    drifts = [(_measure_drift(now, then), now.layer) for now, then in zip(layers, before, strict=False)]
+    if drifts and max(drifts)[0] > MUCH_DRIFT:
+        warnings.append(
+            f"{max(drifts)[1]}: activations drifted {max(drifts)[0]:.1f} times as far as they spread (more than "
+            f"{MUCH_DRIFT:g}): weights may explode, try a lower --learning-rate"
+        )
+    return warnings
+
+
+def _measure_drift(now: LayerStatistics, then: LayerStatistics) -> float:
+    """How far a layer's input moved or spread, in its standard deviations of an epoch before."""
+    std = max(then.batch_std, 1e-3)
+    return max(now.batch_std / std, abs(now.batch_mean - then.batch_mean) / std)
