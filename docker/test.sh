@@ -100,6 +100,13 @@ echo "$exported"
 accuracy=$(awk '$1 == "accuracy" {print $2}' <<<"$exported")
 [[ $accuracy =~ ^(0\.[5-9]|1\.0) ]] || fail "accuracy '$accuracy' on the test images"
 
+step "train in two processes"
+together=$(
+  job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" --entrypoint torchrun "$training" \
+    --nproc-per-node 2 -m training /data --out /tmp/run --epochs 1
+)
+[[ $together == *"on cpu in 2 processes"*"run       /tmp/run"* ]] || fail "two processes: $together"
+
 step "serve on port $port, everything read-only"
 "$CONTAINER" run -d --name "$name-server" "${hardened[@]}" --network host -v "$name-models:/models:ro" \
   -e "EVALMODE_SERVE_PORT=$port" -e EVALMODE_SERVE_LAME_DUCK=1 "$serving"

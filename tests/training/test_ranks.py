@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,24 @@ def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Ev
     assert (run / "report.html").exists()
     exported = evalmode("export", str(run), "--repository", str(tmp_path / "models"), "--name", "digits")
     assert exported.returncode == 0, exported.stderr
+
+
+def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def start(machine: int) -> subprocess.CompletedProcess[str]:
+        meet = ("--nnodes", 2, "--node-rank", machine, "--master-addr", "127.0.0.1", "--master-port", port)
+        return torchrun(1, *meet, "-m", "training", "digits", "--out", tmp_path / str(machine), "--epochs", 2)
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(start, (0, 1))
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 0, second.stderr
+    assert "on cpu in 2 processes" in first.stdout
+    assert Run.open(tmp_path / "0").has_weights(EXACT)
+    assert second.stdout == ""
+    assert not (tmp_path / "1").exists()
 
 
 def test_processes_that_were_given_other_options_do_not_train_together(tmp_path: Path) -> None:
