@@ -65,8 +65,8 @@ def train(
     val_split: Split,
     on_step: Callable[[int, int, float], None],
     on_epoch: Callable[[Epoch], None],
-    on_damage: Callable[[RunError], None] = lambda error: None,
-    on_back_off: Callable[[TrainingDiverged, float], None] | None = None,
+    on_warning: Callable[[str], None] = lambda warning: None,
+    back_off: bool = False,
     ranks: Ranks = ALONE,
 ) -> Epoch:
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
@@ -79,9 +79,8 @@ def train(
         val_split: what chooses the best epoch; never the test images.
         on_step: told the step, the steps of an epoch, and the loss.
         on_epoch: told each epoch's figures.
-        on_damage: told of a checkpoint that is passed over.
-        on_back_off: told what was no number and the learning rate that is tried instead: half of it, at most three
-            times. None: training stops.
+        on_warning: told of a checkpoint that is passed over, and of what was no number where training goes on.
+        back_off: where numbers are none, go on from the last good epoch at half the learning rate, at most three times.
         ranks: the processes that train together, each called alike. A batch's images are dealt out to them; the first
             writes the run.
 
@@ -99,7 +98,7 @@ def train(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
-    done, best, backed_off = _resume(run, network, optimizers, on_damage, ranks)
+    done, best, backed_off = _resume(run, network, optimizers, on_warning, ranks)
     guard = Guard(network, optimizers)
     forward = ranks.wrap(network)
     if ranks.is_first:
@@ -121,12 +120,12 @@ def train(
                     where = f"the loss is {val_loss} at epoch {epoch}, in validation"
                     raise TrainingDiverged(f"{where}: {choose_reason(ranks.gather(guard.explain_weights()))}")
             except TrainingDiverged as error:
-                if on_back_off is None or backed_off == MOST_BACK_OFFS:
+                if not back_off or backed_off == MOST_BACK_OFFS:
                     guard.restore()
                     kept = f"The run keeps the weights of epoch {best.epoch}" if best else "Nothing was learned yet"
                     raise TrainingDiverged(f"{error}. {kept}") from None
                 backed_off += 1
-                on_back_off(error, guard.back_off())
+                on_warning(f"{error}. Going on from the last good epoch at learning rate {guard.back_off():g}")
                 continue
             guard.mark()
             before, layers = layers if done else [], observe_layers(network, observed)  # the first epoch moves all
@@ -145,6 +144,8 @@ def train(
             done = epoch
     except KeyboardInterrupt:
         if ranks.is_first and not run.has_weights():
+            if not are_finite(network.state_dict().values()):
+                guard.restore()
             run.save_weights(network)
         raise
     assert best is not None  # a recipe has at least one epoch
@@ -165,14 +166,14 @@ def _resume(
     run: Run,
     network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    on_damage: Callable[[RunError], None],
+    on_warning: Callable[[str], None],
     ranks: Ranks,
 ) -> tuple[int, Epoch | None, int]:
     """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved.
 
     The first process reads it, and all go on from what that one has.
     """
-    found = _find_checkpoint(run, network, optimizers, on_damage) if ranks.is_first else (0, None, 0)
+    found = _find_checkpoint(run, network, optimizers, on_warning) if ranks.is_first else (0, None, 0)
     ranks.copy_first(network)
     memories = ranks.ask_first([optimizer.state_dict() for optimizer in optimizers])
     if not ranks.is_first:
@@ -182,13 +183,13 @@ def _resume(
 
 
 def _find_checkpoint(
-    run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_damage: Callable[[RunError], None]
+    run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_warning: Callable[[str], None]
 ) -> tuple[int, Epoch | None, int]:
     for epoch in list_checkpoints(run.folder):
         try:
             best, backed_off = load_checkpoint(run.folder, epoch, network, optimizers)
         except RunError as error:
-            on_damage(error)
+            on_warning(f"{error}; the one before is used")
         else:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:

@@ -55,10 +55,10 @@ def contents(run: Run) -> dict[str, str]:
     return {**weights, "metrics": json.dumps([{**line, "seconds": 0} for line in lines])}
 
 
-def go_on(run: Run, few: Split, digits: Dataset, on_damage: Callable[..., None] = ignore) -> None:
+def go_on(run: Run, few: Split, digits: Dataset, on_warning: Callable[[str], None] = ignore) -> None:
     """As a new process would: nothing is left but the folder."""
     torch.manual_seed(run.config.recipe.seed)
-    train(Run.open(run.folder), run.config.build_network(), few, digits.val, ignore, ignore, on_damage)
+    train(Run.open(run.folder), run.config.build_network(), few, digits.val, ignore, ignore, on_warning)
 
 
 @pytest.mark.parametrize("optimizer", RECIPES)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import TrainingDiverged
 from training.networks import build_network
 from training.run import Run
-from training.train import MOST_BACK_OFFS, make_optimizers, train
+from training.train import MOST_BACK_OFFS, make_optimizers, schedule, train
 
 RECIPES: dict[str, dict[str, Any]] = {
     "compact": {"network": "compact", "epochs": 2, "batch_size": 32, "optimizer": "muon", "learning_rate": 0.1},
@@ -154,9 +155,8 @@ def test_a_learning_rate_that_explodes_is_said(
     run, network = start_run(**{**RECIPES[network_name], "learning_rate": learning_rate})
     initial = state_of(network)
     told: list[str] = []
-    on_back_off = (lambda error, rate: told.append(str(error))) if backs_off else None
     with pytest.raises(TrainingDiverged) as stopped:
-        train(run, network, digits.train, digits.val, ignore, ignore, on_back_off=on_back_off)
+        train(run, network, digits.train, digits.val, ignore, ignore, told.append, backs_off)
     told.append(str(stopped.value))
     assert len(told) == (1 + MOST_BACK_OFFS if backs_off else 1)
     assert all("Weights have exploded" in one and "try a lower --learning-rate" in one for one in told)
@@ -170,19 +170,22 @@ def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
-    rates: list[float] = []
-    epochs: list[int] = []
+    told: list[str] = []
+    epochs: list[Epoch] = []
     peak = make_optimizers(network, run.config.recipe)[0].param_groups[0]["peak_lr"]
 
-    def spoil_once(epoch: Any) -> None:
-        epochs.append(epoch.epoch)
+    def spoil_once(epoch: Epoch) -> None:
+        epochs.append(epoch)
         if len(epochs) == 1:
             with torch.no_grad():
                 list(network.parameters())[-1].fill_(math.nan)
 
-    train(run, network, few, digits.val, ignore, spoil_once, on_back_off=lambda error, rate: rates.append(rate))
-    assert epochs == [1, 2]
-    assert rates == [peak / 2]
+    train(run, network, few, digits.val, ignore, spoil_once, told.append, back_off=True)
+    assert [epoch.epoch for epoch in epochs] == [1, 2]
+    share = schedule(run.config.recipe, (1 + 2.5 / 3) / 2)  # in the middle of the last step of three
+    assert epochs[1].learning_rate == pytest.approx(share * peak / 2)
+    [warning] = told
+    assert warning.endswith(f". Going on from the last good epoch at learning rate {peak / 2:g}")
     run.load_weights(kept := run.config.build_network())
     assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
 
@@ -191,9 +194,9 @@ def test_backing_off_ends_after_three_times(start_run: StartRun, few: Split, dig
     run, network = start_run(**RECIPES["reference"])
     initial = state_of(network)
     network.get_submodule(LAYERS[-1][1]).register_forward_hook(lambda module, inputs, output: output * math.nan)
-    rates: list[float] = []
+    told: list[str] = []
     with pytest.raises(TrainingDiverged):
-        train(run, network, few, digits.val, ignore, ignore, on_back_off=lambda error, rate: rates.append(rate))
-    assert rates == pytest.approx([1e-3 / 2, 1e-3 / 4, 1e-3 / 8])
-    assert len(rates) == MOST_BACK_OFFS
+        train(run, network, few, digits.val, ignore, ignore, told.append, back_off=True)
+    assert len(told) == MOST_BACK_OFFS
+    assert [warning.rpartition(" ")[2] for warning in told] == ["0.0005", "0.00025", "0.000125"]
     assert equal(state_of(network), initial)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from training.checkpoint import Epoch
     from training.datasets import Dataset
-    from training.errors import RunError, TrainingDiverged
     from training.ranks import Ranks
     from training.run import Run, RunConfig
 
@@ -167,7 +166,7 @@ def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     return run
 
 
-def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool, ranks: Ranks) -> None:
+def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool, ranks: Ranks) -> None:
     from training.run import EXACT
     from training.statistics import recompute_statistics
     from training.train import evaluate
@@ -182,24 +181,21 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, backs_off: bool
             figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
             bar.console.print(f"{epoch.epoch:5d} {figures}")
             for warning in epoch.warnings:
-                bar.console.print(f"warning   {warning}", style="yellow")
+                show_warning(warning)
             if events:
                 for name in EVENTS:
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
+
+        def show_warning(warning: str) -> None:
+            bar.console.print(f"warning   {warning}", style="yellow")
 
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
             check_interrupt()
 
-        def show_damage(error: RunError) -> None:
-            bar.console.print(f"{error}; the one before is used", style="yellow")
-
-        def show_back_off(error: TrainingDiverged, rate: float) -> None:
-            bar.console.print(f"{error}", style="yellow")
-            bar.console.print(f"going on from the last good epoch at learning rate {rate:g}", style="yellow")
-
-        told = (show_step, show_epoch, show_damage, show_back_off if backs_off else None)
-        best = train_network(run, network, dataset.train, dataset.val, *told, ranks)
+        best = train_network(
+            run, network, dataset.train, dataset.val, show_step, show_epoch, show_warning, back_off, ranks
+        )
     network.cpu()  # where float32 is float32: CUDA may round to TF32
     if ranks.is_first:
         run.load_weights(network)
