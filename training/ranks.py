@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its default arguments would hold
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -89,6 +91,9 @@ ALONE = Ranks()
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Meet the other processes, where torchrun started this one; and part from them.
 
+    Gloo's threads end with the last reference to the group, and one that lives on until Python ends can abort the
+    process. So nothing may hold the group when it is left: no default argument, no network that `wrap` returned.
+
     Args:
         device: to train on. Of several GPUs each process of a machine takes its own.
     """
@@ -100,5 +105,15 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+    except BaseException as error:
+        _forget_locals(error)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Free what the frames held that an error went through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -42,24 +42,32 @@ if spoil is not None:
     few = Split(few.images.astype(np.float32), few.targets)  # type: ignore[arg-type]
     few.images[spoil, 3, 3] = np.nan
 
-with join_ranks(torch.device("cpu")) as ranks:
-    config = RunConfig.of(digits, None, False, Recipe(**recipe))
-    torch.manual_seed(ranks.number)  # the first one's weights are to win
-    network = config.build_network()
-    resuming = (folder / "run.json").exists()
-    run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
-    ranks.ask_first(None)  # before the others write what they ended with
-    told = ""
 
-    def stop(epoch):  # type: ignore[no-untyped-def]
-        if epoch.epoch == stop_after:
-            raise KeyboardInterrupt
+def stop(epoch):  # type: ignore[no-untyped-def]
+    if epoch.epoch == stop_after:
+        raise KeyboardInterrupt
 
-    try:
+
+def count_gloo_threads() -> int:
+    return sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
+
+
+try:
+    with join_ranks(torch.device("cpu")) as ranks:
+        config = RunConfig.of(digits, None, False, Recipe(**recipe))
+        torch.manual_seed(ranks.number)  # the first one's weights are to win
+        network = config.build_network()
+        resuming = (folder / "run.json").exists()
+        run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
+        ranks.ask_first(None)  # before the others write what they ended with
         train(run, network, few, digits.val, lambda *_: None, stop, ranks=ranks)
         keep(network, f"moving-{ranks.number}")
         recompute_statistics(network, digits.train, ranks)
-    except (EvalmodeError, KeyboardInterrupt) as error:
-        told = repr(error)
-    keep(network, f"ended-{ranks.number}")
-    (folder / f"told-{ranks.number}.txt").write_text(told)
+        assert count_gloo_threads() > 0
+except (EvalmodeError, KeyboardInterrupt) as error:
+    told, left = repr(error), count_gloo_threads()  # while the error, and all that it holds, is there
+else:
+    told, left = "", count_gloo_threads()
+keep(network, f"ended-{ranks.number}")
+(folder / f"told-{ranks.number}.txt").write_text(told)
+(folder / f"left-{ranks.number}.txt").write_text(str(left))

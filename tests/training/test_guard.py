@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import TrainingDiverged
-from training.networks import build_network
+from training.guard import Guard
+from training.networks import build_network, scale_pixels
 from training.run import Run
 from training.train import MOST_BACK_OFFS, make_optimizers, schedule, train
 
@@ -188,6 +189,30 @@ def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
     assert warning.endswith(f". Going on from the last good epoch at learning rate {peak / 2:g}")
     run.load_weights(kept := run.config.build_network())
     assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
+
+
+@pytest.mark.parametrize("network_name", RECIPES)
+def test_what_the_optimizers_remember_goes_back_too(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    optimizers = make_optimizers(network, run.config.recipe)
+
+    def step() -> None:
+        network(scale_pixels(torch.from_numpy(few.images[:8]))).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def remembered() -> list[Tensor]:
+        states = [state for optimizer in optimizers for state in optimizer.state.values()]
+        return [value.clone() for state in states for value in state.values() if isinstance(value, Tensor)]
+
+    step()
+    guard, good = Guard(network, optimizers), remembered()
+    step()
+    guard.restore()
+    assert len(good) > 0
+    assert all(torch.equal(one, other) for one, other in zip(remembered(), good, strict=True))
 
 
 def test_backing_off_ends_after_three_times(start_run: StartRun, few: Split, digits: Dataset) -> None:

@@ -51,6 +51,8 @@ def train_in(tmp_path: Path) -> TrainIn:
         folder = tmp_path / name
         told = torchrun(count, JOB, folder, json.dumps(recipe), *([stop_after] if stop_after else []))
         assert told.returncode == 0, told.stderr
+        threads = [int((folder / f"left-{number}.txt").read_text()) for number in range(count)]
+        assert threads == [0] * count  # one that outlives Python can abort the process
         return [load(folder, f"ended-{number}") for number in range(count)]
 
     return start
