@@ -129,8 +129,7 @@ def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor) -> tuple[str, 
     for name, layer in network.named_modules():
         if not any(layer.children()):
             layer.register_forward_hook(partial(_look, found, passed, name))
-    with torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []):
-        loss = judge(network(inputs))
+    loss = judge(network(inputs))
     if found:
         return found[0]
     if not loss.isfinite():

@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from training.datasets import Dataset
+from training.datasets import Dataset, Split
+from training.ranks import Ranks
 from training.run import EXACT, Run
 from training.statistics import recompute_statistics
 
@@ -64,6 +65,12 @@ def load(folder: Path, name: str) -> State:
 
 def equal(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_each_image_is_dealt_to_one_process() -> None:
+    split = Split(np.zeros((7, 1, 1, 1), np.uint8), np.arange(7))
+    dealt = [Ranks(number, 3).take_share(split).targets.tolist() for number in range(3)]
+    assert dealt == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize("choice", [{}, {"balance": True, "label_smoothing": 0.1}], ids=["plain", "balanced"])
