@@ -2,7 +2,8 @@
 
     python benchmarks/resume.py --out benchmarks/results/DATE-resume.json [--runs 20] [--network compact]
 
-Each run of digits gets one SIGKILL at a random moment of the time that a whole one takes, then `--resume`, then export.
+Each run of digits gets one SIGKILL at a random moment from when its folder is made to when a whole one ends, then
+`--resume`, then export.
 Exit 1 where an artifact differs.
 """
 
@@ -34,13 +35,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ("--epochs", str(arguments.epochs), "--network", arguments.network, "--no-report")
-        started = time.monotonic()
-        train(folder / "whole", *options)
-        whole_s = time.monotonic() - started
+        whole_s = train(folder / "whole", *options)
         expected = export(folder / "whole")
         runs = []
         for number in range(arguments.runs):
-            kill_s = chance.uniform(1, whole_s)
+            kill_s = chance.uniform(0, whole_s)
             train(folder / str(number), *options, kill_s=kill_s)
             found = sorted(path.name for path in (folder / str(number)).glob("*") if "events" not in path.name)
             train(folder / str(number), *options, "--resume")
@@ -53,17 +52,21 @@ def main() -> None:
         sys.exit(1)
 
 
-def train(out: Path, *options: str, kill_s: float | None = None) -> None:
-    """Train on digits, to the end or until killed."""
+def train(out: Path, *options: str, kill_s: float | None = None) -> float:
+    """Train on digits, to the end or until killed; returns the seconds since the run's folder was made."""
     command = [*COMMAND, "train", "digits", "--out", str(out), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (out / "run.json").exists():
+            time.sleep(0.01)
+        started = time.monotonic()
         try:
             process.wait(kill_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            return
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+        else:
+            if process.returncode:
+                sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+    return time.monotonic() - started
 
 
 def export(run: Path) -> str:

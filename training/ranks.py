@@ -46,7 +46,7 @@ class Ranks:
         return Split(split.images[self.share], split.targets[self.share])
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network whose gradients are the mean over all processes."""
+        """The network whose gradients are the mean over all processes, which all get the first one's weights."""
         if self.count == 1:
             return network
         return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)

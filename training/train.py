@@ -99,8 +99,8 @@ def train(
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
     done, best, backed_off = _resume(run, network, optimizers, on_warning, ranks)
-    guard = Guard(network, optimizers)
     forward = ranks.wrap(network)
+    guard = Guard(network, optimizers)
     if ranks.is_first:
         run.keep_metrics(done)
     layers = observe_layers(network, observed)
@@ -171,10 +171,9 @@ def _resume(
 ) -> tuple[int, Epoch | None, int]:
     """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved.
 
-    The first process reads it, and all go on from what that one has.
+    The first process reads it and tells the others, but for the weights, which `Ranks.wrap` brings them.
     """
     found = _find_checkpoint(run, network, optimizers, on_warning) if ranks.is_first else (0, None, 0)
-    ranks.copy_first(network)
     memories = ranks.ask_first([optimizer.state_dict() for optimizer in optimizers])
     if not ranks.is_first:
         for optimizer, memory in zip(optimizers, memories, strict=True):

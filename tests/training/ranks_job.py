@@ -25,7 +25,9 @@ stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None
 spoil = recipe.pop("spoil", None)
 torch.set_num_threads(1)
 digits = load_dataset("digits", None, 0)
-few = Split(digits.train.images[:201].copy(), digits.train.targets[:201])  # batches of 40 and a last one of 41
+few = Split(
+    digits.train.images[:201].copy(), digits.train.targets[:201]
+)  # batches of 40 and a last one of 41; or of 99 and 3
 
 
 def keep(network: nn.Module, name: str) -> None:
@@ -36,6 +38,11 @@ def keep(network: nn.Module, name: str) -> None:
 def linear(channels: int, height: int, width: int, classes: int) -> nn.Module:
     """Without batch norm and dropout nothing depends on how a batch is dealt out."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+
+def normed(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """With a variance over a batch's images alone."""
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size := channels * height * width), nn.Linear(size, classes))
 
 
 if spoil is not None:

@@ -63,6 +63,11 @@ def load(folder: Path, name: str) -> State:
     return dict(safetensors.torch.load_file(folder / f"{name}.safetensors"))
 
 
+def load_figures(folder: Path) -> list[list[float]]:
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
+    return [[epoch[name] for name in ("loss", "train_accuracy", "val_accuracy", "val_loss")] for epoch in epochs]
+
+
 def equal(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -76,13 +81,16 @@ def test_each_image_is_dealt_to_one_process() -> None:
 @pytest.mark.parametrize("choice", [{}, {"balance": True, "label_smoothing": 0.1}], ids=["plain", "balanced"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_number_of_processes_changes_nothing_that_is_learned(
-    train_in: TrainIn, count: int, choice: dict[str, Any]
+    train_in: TrainIn, tmp_path: Path, count: int, choice: dict[str, Any]
 ) -> None:
     [alone] = train_in(1, {**LINEAR, **choice}, "alone")
     together = train_in(count, {**LINEAR, **choice}, "together")
     assert all(equal(together[0], one) for one in together)
     for name, weights in alone.items():
         torch.testing.assert_close(together[0][name], weights, rtol=1e-4, atol=1e-5)
+    figures = load_figures(tmp_path / "alone")
+    assert len(figures) == LINEAR["epochs"]
+    np.testing.assert_allclose(load_figures(tmp_path / "together"), figures, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,10 @@ def test_a_training_in_two_processes_that_was_stopped_ends_in_the_same_bits(trai
     whole = train_in(2, COMPACT, "whole")
     train_in(2, COMPACT, "stopped", stop_after=2)
     assert equal(train_in(2, COMPACT, "stopped")[1], whole[1])
+
+
+def test_no_process_gets_a_batch_of_one_image(train_in: TrainIn) -> None:
+    train_in(2, {**LINEAR, "network": "__main__:normed", "batch_size": 99})  # batch norm raises ValueError at one
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -451,6 +451,19 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_weights_so_far(start_run: StartRun
     assert equal(saved_state(run), state_of(network))
 
 
+def test_ctrl_c_leaves_no_weights_that_are_no_numbers(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    run, network = start_run(epochs=2)
+    initial = state_of(network)
+
+    def explode(*_: object) -> None:
+        next(network.parameters()).data.fill_(torch.inf)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, network, few, digits.val, explode, ignore)
+    assert equal(saved_state(run), initial)
+
+
 def test_ctrl_c_later_leaves_the_best_weights(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=2)
     stop = Stop(epoch=2, step=1)
