@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from training.errors import RunError
+from training.errors import NetworkError, RunError
 from training.run import write_atomically
 
 KEPT = 2
@@ -55,7 +55,7 @@ class Epoch:
 def save_checkpoint(
     folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], best: Epoch, backed_off: int
 ) -> None:
-    """Keep where a training stands after an epoch, and forget all but the newest two.
+    """Keep where a training stands after an epoch, and forget all but the newest two up to it.
 
     Args:
         folder: of the run.
@@ -74,9 +74,10 @@ def save_checkpoint(
     write_atomically(path, content)
     told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best), "backed_off": backed_off}
     write_atomically(path.with_suffix(".json"), json.dumps(told))
-    for old in list_checkpoints(folder)[KEPT:]:
-        for suffix in (".json", ".safetensors"):
-            (folder / f"checkpoint-{old}").with_suffix(suffix).unlink(missing_ok=True)
+    kept = {f"checkpoint-{one}" for one in [one for one in list_checkpoints(folder) if one <= epoch][:KEPT]}
+    for path in sorted(folder.glob("checkpoint-*")):  # the JSON first
+        if path.stem not in kept:
+            path.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[int]:
@@ -94,7 +95,8 @@ def load_checkpoint(
         The best epoch so far, and how often the learning rates were halved.
 
     Raises:
-        RunError: it is damaged, or of another network.
+        RunError: it is damaged.
+        NetworkError: it is of another network.
     """
     path = folder / f"checkpoint-{epoch}.safetensors"
     try:
@@ -104,11 +106,19 @@ def load_checkpoint(
         if hashlib.sha256(content).hexdigest() != told["sha256"]:
             raise ValueError("its bytes are not those that were written")
         tensors = safetensors.torch.load(content)
-        states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
-        weights = {name.removeprefix(NETWORK): tensors[name] for name in tensors if name.startswith(NETWORK)}
-        network.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        weights = {name.removeprefix(NETWORK): tensors.pop(name) for name in list(tensors) if name.startswith(NETWORK)}
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
+    theirs = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
+    ours = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    if ours != theirs:
+        name, shape = min(ours ^ theirs)
+        raise NetworkError(
+            f"{path} is of another network: {name} {shape} is in {'this one' if (name, shape) in ours else 'that one'} "
+            "only. Go on with the code that it was trained with, or give another --out"
+        )
+    states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+    network.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.state.update(state)
     return best, backed_off

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 EXPLODED = 10.0  # times the norm that the network's weights had when it was last good
 NAMED_IMAGES = 5
-FLEETING = "the batch gives numbers when it is run again"
+FLEETING = "every layer gives numbers when it is run again"
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -59,38 +60,52 @@ class Guard:
             images: the index of each among the training images, (N,).
         """
         twin = copy.deepcopy(self._network).train()
-        culprit = (
+        layer, what = (
             _find_bad("weight", twin.named_parameters())
             or _find_image(inputs, images)
-            or _find_layer(twin, judge, inputs)
+            or _find_layer(twin, judge, inputs, images)
+            or self._find_fleeting()
         )
-        layer, what = culprit
         norms = ", ".join(
             f"{name} {tensor.double().norm().item():.3g}"
             + (f" with a gradient of {tensor.grad.double().norm().item():.3g}" if tensor.grad is not None else "")
             for name, tensor in twin.named_parameters()
             if layer and name.rpartition(".")[0] == layer
         )
-        return f"{what}{f' (norms: {norms})' if norms else ''}. {self._guess(what)}"
+        return f"{what}{f' (norms: {norms})' if norms else ''}. {self._guess(layer, what)}"
 
-    def explain_weights(self) -> str:
-        """The first weight or moving statistic that is no number, if any, and why probably."""
-        weight = _find_bad("weight", self._network.named_parameters())
-        statistic = _find_bad("statistic", self._network.named_buffers())
-        _, what = weight or statistic or ("", "every weight and moving statistic is a number")
-        return f"{what}. {self._guess(what)}"
+    def _find_fleeting(self) -> tuple[str, str]:
+        layer, what = _find_bad("gradient of", _list_gradients(self._network)) or ("", "")
+        return layer, FLEETING + (f", yet the {what}" if what else "")
 
-    def _guess(self, what: str) -> str:
+    def explain_evaluation(self, batches: Iterable[Tensor]) -> str:
+        """Say where in eval mode numbers that are none begin, and why probably.
+
+        Args:
+            batches: all that is evaluated, each as the network takes it, float32 (N, C, H, W).
+        """
+        twin = copy.deepcopy(self._network).eval()
+        layer, what = (
+            _find_bad("weight", twin.named_parameters())
+            or _find_bad("statistic", twin.named_buffers())
+            or _find_layer_in_evaluation(twin, batches)
+        )
+        return f"{what}. {self._guess(layer, what)}"
+
+    def _guess(self, layer: str, what: str) -> str:
         """The likely cause."""
-        now = dict(self._network.named_parameters())
-        grown = max(_ratio(tensor, self._weights[name]) for name, tensor in now.items())
+        names = [name for name, _ in self._network.named_parameters()]
+        before = _measure_norm(self._weights[name] for name in names)
+        grown = _measure_norm(self._network.parameters()) / max(before, 1e-3)
         if what.startswith("image"):
             return "The data are damaged, not the network"
         if grown > EXPLODED:
-            return f"Weights have exploded (the largest is {grown:.3g} times what it was): try a lower --learning-rate"
+            return f"Weights have exploded (their norm is {grown:.3g} times what it was): try a lower --learning-rate"
         if what.startswith("weight"):
             return "The other weights are as large as before: this one was set or loaded so"
-        return "Weights are as large as before: look at this layer, and try a lower --learning-rate"
+        return (
+            f"Weights are as large as before: {'look at this layer, and ' if layer else ''}try a lower --learning-rate"
+        )
 
 
 def choose_reason(reasons: list[str]) -> str:
@@ -98,12 +113,10 @@ def choose_reason(reasons: list[str]) -> str:
     return next((reason for reason in reasons if not reason.startswith(FLEETING)), reasons[0])
 
 
-def _ratio(now: Tensor, before: Tensor) -> float:
-    """How much larger a tensor is than it was, of its values that are numbers."""
-    finite = now.detach()[now.detach().isfinite()]
-    if not len(finite):
-        return 1.0
-    return (finite.abs().max() / before.abs().max().clamp_min(1e-3)).item()
+def _measure_norm(tensors: Iterable[Tensor]) -> float:
+    """The norm of all values that are numbers."""
+    every = (tensor.detach().double().nan_to_num(0, 0, 0) for tensor in tensors)
+    return math.sqrt(sum(tensor.square().sum().item() for tensor in every))
 
 
 def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
@@ -115,23 +128,35 @@ def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, st
 
 
 def _find_image(inputs: Tensor, images: np.ndarray) -> tuple[str, str] | None:
-    bad = images[(~inputs.isfinite()).flatten(1).any(1).cpu().numpy()]
-    if not len(bad):
-        return None
+    named = _name_images(inputs, images)
+    return ("", f"{named} of the training images holds values that are no numbers") if named else None
+
+
+def _name_images(values: Tensor, images: np.ndarray) -> str:
+    """Of which images a batch's values are no numbers, if any."""
+    bad = images[(~values.isfinite()).flatten(1).any(1).cpu().numpy()]
     named = ", ".join(map(str, bad[:NAMED_IMAGES])) + (", ..." if len(bad) > NAMED_IMAGES else "")
-    return "", f"image {named} of the training images holds values that are no numbers"
+    return f"image {named}" if len(bad) else ""
 
 
-def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor) -> tuple[str, str]:
-    """The first layer, forward and then backward, that makes of numbers what is none."""
+def _list_gradients(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, learned.grad) for name, learned in network.named_parameters() if learned.grad is not None)
+
+
+def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.ndarray) -> tuple[str, str] | None:
+    """The first layer, forward and then backward, that makes of numbers what is none.
+
+    Backward, of a network that branches, it may be the layer beside.
+    """
     found: list[tuple[str, str]] = []
     passed: list[tuple[str, bool]] = []  # layers in the order in which gradients reach their outputs, and whether bad
-    for name, layer in network.named_modules():
-        if not any(layer.children()):
-            layer.register_forward_hook(partial(_look, found, passed, name))
-    loss = judge(network(inputs))
+    _look_at_layers(network, found, passed, images)
+    logits = network(inputs)
     if found:
         return found[0]
+    if _count_bad(logits):
+        return "", "the logits are no numbers although every layer gives numbers"
+    loss = judge(logits)
     if not loss.isfinite():
         return "", f"the loss is {loss.item()} although every layer gives numbers: the logits are too large"
     network.zero_grad()
@@ -141,34 +166,69 @@ def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor) -> tuple[str, 
         if bad:
             return before, f"gradient through {before or 'the loss'} is no number"
         before = name
-    for name, tensor in network.named_parameters():
-        if tensor.grad is not None and _count_bad(tensor.grad):
-            return name.rpartition(".")[0], f"gradient of {name} is no number"
+    return _find_bad("gradient of", _list_gradients(network))
+
+
+def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> tuple[str, str]:
+    """The first layer that makes of numbers what is none, in the first batch in which one does."""
+    found: list[tuple[str, str]] = []
+    _look_at_layers(network, found, [], None)
+    with torch.no_grad():
+        for inputs in batches:
+            network(inputs)
+            if found:
+                return found[0]
     return "", FLEETING
 
 
-def _look(
-    found: list[tuple[str, str]], passed: list[tuple[str, bool]], name: str, layer: nn.Module, inputs: Any, output: Any
+def _look_at_layers(
+    network: nn.Module, found: list[tuple[str, str]], passed: list[tuple[str, bool]], images: np.ndarray | None
 ) -> None:
-    """Note a layer that makes of numbers what is none, and what gradient reaches it later."""
+    for name, layer in network.named_modules():
+        if not any(layer.children()):
+            layer.register_forward_hook(partial(_look, found, passed, images, name))
+
+
+def _look(
+    found: list[tuple[str, str]],
+    passed: list[tuple[str, bool]],
+    images: np.ndarray | None,
+    name: str,
+    layer: nn.Module,
+    inputs: Any,
+    output: Any,
+) -> None:
+    """Note a layer that gives what is no number, and what gradient reaches it later."""
     if not isinstance(output, Tensor):
         return
     if output.requires_grad:
         output.register_hook(  # type: ignore[no-untyped-call]
             lambda gradient: passed.append((name, bool(_count_bad(gradient))))
         )
+    if found or not (count := _count_bad(output)):
+        return
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
-    if not found and (count := _count_bad(output)) and not any(map(_count_bad, tensors)):
-        largest = max((tensor.detach().abs().max().item() for tensor in tensors), default=0.0)
-        told = f"output of {name} ({type(layer).__name__}) is no number in {count} of {output.numel()} values"
-        found.append((name, f"{told}, of inputs up to {largest:.3g}"))
+    kind = type(layer).__name__
+    if any(map(_count_bad, tensors)):
+        found.append((name, f"what {name} ({kind}) is given is no number, though every layer before gives numbers"))
+        return
+    largest = max((tensor.detach().abs().max().item() for tensor in tensors), default=0.0)
+    told = (
+        f"output of {name} ({kind}) is no number in {count} of {output.numel()} values, of inputs up to {largest:.3g}"
+    )
+    if images is not None and len(output) == len(images) and bool(output.isfinite().flatten(1).all(1).any()):
+        told += f", for {_name_images(output, images)} of the training images"
+    found.append((name, told))
 
 
 def _count_bad(tensor: Tensor) -> int:
     return int((~tensor.detach().isfinite()).sum())
 
 
+@torch.no_grad()
 def are_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all values are numbers: their sum is, and costs least to know."""
-    sums = [tensor.detach().sum() for tensor in tensors if tensor is not None]
-    return not sums or bool(torch.stack(sums).sum().isfinite())
+    """Whether all values are numbers: their sum is, and costs least to know; the many small ones are joined first."""
+    parts = [
+        tensor.sum().reshape(1) if tensor.ndim > 1 else tensor.reshape(-1) for tensor in tensors if tensor is not None
+    ]
+    return not parts or math.isfinite(torch.cat(parts).sum().item())

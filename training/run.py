@@ -164,6 +164,8 @@ class Run:
         """Add a line to ``metrics.jsonl``."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _flatten(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from serving.pixels import Pixels
 from training.augment import augment, choose_mirrored, draw_offsets
 from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
-from training.datasets import Split
+from training.datasets import Dataset, Split
 from training.errors import NetworkError, RunError, TrainingDiverged
 from training.guard import Guard, are_finite, choose_reason
 from training.muon import Muon
@@ -48,6 +48,21 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
+    """Every process needs two images of every batch, as one has no variance, and one to validate and to test.
+
+    Raises:
+        RunError: there are too many processes.
+    """
+    batch, val, test = min(recipe.batch_size, len(dataset.train)), len(dataset.val), len(dataset.test)
+    most = max(min(batch // 2, val, test), 1)
+    if ranks.count > most:
+        raise RunError(
+            f"{ranks.count} processes are too many for batches of {batch} images, {val} to validate and {test} to "
+            f"test: at most {most}"
+        )
 
 
 def prepare_network(network: nn.Module, split: Split) -> nn.Module:
@@ -88,13 +103,12 @@ def train(
         The epoch whose weights the run keeps.
 
     Raises:
-        RunError: more processes than there are images for.
+        NetworkError: the run's checkpoints are of another network.
         TrainingDiverged: a loss or a gradient is NaN or infinite; the network is as it was when it was last good, and
             the best weights so far stay in the run.
         KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
     """
     recipe = run.config.recipe
-    _check_ranks(ranks, recipe, val_split)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
@@ -117,8 +131,9 @@ def train(
                 ranks.average_buffers(network)
                 val_accuracy, val_loss = evaluate(network, val_split, ranks)
                 if not (math.isfinite(val_loss) and are_finite(network.state_dict().values())):
-                    where = f"the loss is {val_loss} at epoch {epoch}, in validation"
-                    raise TrainingDiverged(f"{where}: {choose_reason(ranks.gather(guard.explain_weights()))}")
+                    bad = "a weight or statistic is no number" if math.isfinite(val_loss) else f"the loss is {val_loss}"
+                    why = guard.explain_evaluation(_scale_batches(network, ranks.take_share(val_split)))
+                    raise TrainingDiverged(f"{bad} at epoch {epoch}, in validation: {choose_reason(ranks.gather(why))}")
             except TrainingDiverged as error:
                 if not back_off or backed_off == MOST_BACK_OFFS:
                     guard.restore()
@@ -152,16 +167,6 @@ def train(
     return best
 
 
-def _check_ranks(ranks: Ranks, recipe: Recipe, val_split: Split) -> None:
-    """Every process needs two images of every batch, as one has no variance, and one for validation."""
-    most = min(recipe.batch_size // 2, len(val_split))
-    if ranks.count > max(most, 1):
-        raise RunError(
-            f"{ranks.count} processes are too many for batches of {recipe.batch_size} images and {len(val_split)} for "
-            f"validation: at most {most}"
-        )
-
-
 def _resume(
     run: Run,
     network: nn.Module,
@@ -188,7 +193,7 @@ def _find_checkpoint(
         try:
             best, backed_off = load_checkpoint(run.folder, epoch, network, optimizers)
         except RunError as error:
-            on_warning(f"{error}; the one before is used")
+            on_warning(f"{error}; it is passed over")
         else:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -213,19 +218,19 @@ def _train_epoch(
     """
     device = next(network.parameters()).device
     network.train()
-    torch.manual_seed(_seed(recipe.seed, epoch) + ranks.number)  # dropout
     rng = np.random.default_rng([recipe.seed, epoch])
     batches = split_batches(rng.permutation(len(split)), recipe.batch_size, 2 * ranks.count)
     mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
     weights = balance_labels(split).to(device) if recipe.balance else None
-    # What is no number on its way down reaches the gradient of a matrix: scales and biases need no look of their own.
-    matrices = [learned for learned in network.parameters() if learned.ndim > 1]
+    learned = list(network.parameters())
     loss_sum, right = 0.0, 0.0
     for step, batch in enumerate(batches, 1):
         own, offsets = batch[ranks.share], draw_offsets(len(batch), recipe.shift, rng)
         images = augment(split.images[own], mirrored[own], recipe.shift, offsets[:, ranks.share])
         inputs = scale_pixels(torch.from_numpy(images).to(device))
         targets = torch.from_numpy(split.targets[own]).to(device)
+        seed = _seed(recipe.seed, epoch, step) + ranks.number  # of dropout
+        torch.manual_seed(seed)
         logits = network(inputs)
         judge = partial(
             functional.cross_entropy, target=targets, weight=weights, label_smoothing=recipe.label_smoothing
@@ -237,8 +242,9 @@ def _train_epoch(
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if not (math.isfinite(value) and are_finite(matrix.grad for matrix in matrices)):
+        if not (math.isfinite(value) and are_finite(one.grad for one in learned)):
             what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is no number"
+            torch.manual_seed(seed)  # the same batch again
             why = choose_reason(ranks.gather(guard.explain(judge, inputs, own)))
             raise TrainingDiverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}: {why}")
         share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
@@ -304,11 +310,15 @@ def split_batches(order: np.ndarray, batch_size: int, least: int = 2) -> list[np
 
 def predict_logits(network: nn.Module, split: Split) -> Tensor:
     """Logits of every image in eval mode, float32 (N, K) on the CPU."""
-    device = next(network.parameters()).device
     network.eval()
     with torch.inference_mode():
-        batches = map(torch.from_numpy, split_evaluation(split.images))
-        return torch.cat([network(scale_pixels(images.to(device))).cpu() for images in batches])
+        return torch.cat([network(images).cpu() for images in _scale_batches(network, split)])
+
+
+def _scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
+    """All images as a network takes them, where it is, in batches to evaluate."""
+    device = next(network.parameters()).device
+    return (scale_pixels(torch.from_numpy(images).to(device)) for images in split_evaluation(split.images))
 
 
 def split_evaluation(images: Pixels) -> list[Pixels]:
@@ -326,6 +336,6 @@ def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[fl
     return right / len(split), loss_sum / len(split)
 
 
-def _seed(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch, so that an epoch's draws depend on nothing that went before."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def _seed(seed: int, epoch: int, step: int) -> int:
+    """A seed of its own for each step, so that its draws depend on nothing that went before."""
+    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])

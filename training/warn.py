@@ -6,7 +6,7 @@ import math
 
 from training.observe import LayerStatistics
 
-# Healthy trainings of CIFAR-10 and digits stay below half of each; the first epoch's gap comes near.
+# Trainings of CIFAR-10 stay below half of each from the first epoch on; of few images, eval mode lags for some epochs.
 MUCH_LOSS = 10.0  # times that of guessing
 MUCH_GAP = 0.5  # standard deviations, or the logarithm of their ratio
 MUCH_DRIFT = 3.0  # standard deviations
@@ -27,7 +27,7 @@ def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], befo
             f"the loss is {loss:.3g}, guessing would have {math.log(classes):.3g}: weights have exploded, try a lower "
             "--learning-rate"
         )
-    gaps = [(max(layer.mean_gap, layer.std_gap), layer.layer) for layer in layers]
+    gaps = [(_choose_worst(layer.mean_gap, layer.std_gap), layer.layer) for layer in layers]
     if gaps and max(gaps)[0] > MUCH_GAP:
         warnings.append(
             f"{max(gaps)[1]}: moving statistics are {max(gaps)[0]:.2f} standard deviations off (more than "
@@ -45,4 +45,9 @@ def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], befo
 def _measure_drift(now: LayerStatistics, then: LayerStatistics) -> float:
     """How far a layer's input moved or spread, in its standard deviations of an epoch before."""
     std = max(then.batch_std, 1e-3)
-    return max(now.batch_std / std, abs(now.batch_mean - then.batch_mean) / std)
+    return _choose_worst(now.batch_std / std, abs(now.batch_mean - then.batch_mean) / std)
+
+
+def _choose_worst(*values: float) -> float:
+    """The largest; what is no number is worse than any."""
+    return max(values) if all(map(math.isfinite, values)) else math.inf

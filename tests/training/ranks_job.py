@@ -18,7 +18,7 @@ from training.ranks import join_ranks
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
-from training.train import train
+from training.train import check_ranks, train
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
 stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None
@@ -59,11 +59,13 @@ def count_gloo_threads() -> int:
     return sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
 
 
+config = RunConfig.of(digits, None, False, Recipe(**recipe))
+folder.mkdir(exist_ok=True)
 try:
     with join_ranks(torch.device("cpu")) as ranks:
-        config = RunConfig.of(digits, None, False, Recipe(**recipe))
         torch.manual_seed(ranks.number)  # the first one's weights are to win
         network = config.build_network()
+        check_ranks(ranks, config.recipe, digits)
         resuming = (folder / "run.json").exists()
         run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
         ranks.ask_first(None)  # before the others write what they ended with

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from training.checkpoint import KEPT, Epoch, list_checkpoints
 from training.datasets import Dataset, Split
+from training.errors import NetworkError
 from training.run import Run
 from training.train import train
 
@@ -125,7 +127,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(start_run, few: Split, d
     spoil(died.folder / f"checkpoint-{newest}.safetensors")
     [told] = go_on(died, few, digits)
     assert f"checkpoint-{newest}.safetensors is damaged: " in told
-    assert told.endswith("; the one before is used")
+    assert told.endswith("; it is passed over")
     assert contents(died) == contents(whole)
 
 
@@ -137,6 +139,32 @@ def test_with_all_of_them_damaged_it_starts_anew(start_run, few: Split, digits: 
         path.write_text("nothing")
     assert len(go_on(whole, few, digits)) == 2
     assert contents(whole) == before
+
+
+def test_what_starts_anew_keeps_its_new_checkpoints(start_run, few: Split, digits: Dataset) -> None:
+    run, network = start_run(epochs=4)
+    train(run, network, few, digits.val, ignore, ignore)
+    for path in run.folder.glob("checkpoint-*.json"):
+        path.write_text("nothing")
+    with pytest.raises(Died):
+        train(Run.open(run.folder), run.config.build_network(), few, digits.val, die_at(len(few) // 32 + 1), ignore)
+    assert [path.name for path in sorted(run.folder.glob("checkpoint-*"))] == [
+        "checkpoint-1.json",
+        "checkpoint-1.safetensors",
+    ]
+
+
+def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digits: Dataset) -> None:
+    run, network = start_run(epochs=1)
+    train(run, network, few, digits.val, ignore, ignore)
+    before, files = contents(run), {path: path.read_bytes() for path in run.folder.iterdir()}
+    other = nn.Sequential(network, nn.Linear(10, 10))
+    untouched = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Go on with the code"):
+        train(run, other, few, digits.val, ignore, ignore)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.state_dict().items())
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == files
+    assert contents(run) == before
 
 
 class TestCommand:

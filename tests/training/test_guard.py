@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ LAYERS = [
     if not any(layer.children())
 ]
 WEIGHTS = [(network, name) for network, built in NETWORKS.items() for name, _ in built.named_parameters()]
+LEARNED = [(one, name) for one, name in WEIGHTS if NETWORKS[one].get_parameter(name).requires_grad]
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 
@@ -107,6 +109,84 @@ def test_a_layer_whose_output_is_no_number_is_named(
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output * math.nan)
     told = run_to_fault(run, network, few, digits)
     assert f"output of {layer} (" in told
+    assert "Weights are as large as before: look at this layer" in told
+    assert equal(state_of(network), initial)
+
+
+@pytest.mark.parametrize("network_name", RECIPES)
+def test_a_late_fault_of_healthy_weights_is_not_laid_to_them(
+    start_run: StartRun, digits: Dataset, network_name: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    layer = next(name for one, name in reversed(LAYERS) if one == network_name)
+    calls: list[None] = []
+
+    def spoil_late(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        calls.append(None)
+        return output * (math.nan if len(calls) > 30 else 1)
+
+    network.get_submodule(layer).register_forward_hook(spoil_late)
+    told = run_to_fault(run, network, digits.train, digits)
+    assert "at epoch 1, step " in told
+    assert f"output of {layer} (" in told
+    assert "Weights are as large as before: look at this layer" in told
+
+
+def test_what_only_some_images_bring_about_names_them(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    images = few.images.copy()
+    images[7] = 255
+    run, network = start_run(**RECIPES["reference"])
+    last = LAYERS[-1][1]
+    white: list[Tensor] = []
+    network.register_forward_pre_hook(lambda module, inputs: white.append((inputs[0] == 1).flatten(1).all(1)))
+    network.get_submodule(last).register_forward_hook(
+        lambda module, inputs, output: torch.where(white[-1][:, None], math.inf, output)
+    )
+    told = run_to_fault(run, network, Split(images, few.targets), digits)
+    assert f"output of {last} (" in told
+    assert "for image 7 of the training images" in told
+
+
+def test_what_depends_on_dropout_is_found_again(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    run, network = start_run(**{**RECIPES["reference"], "dropout": 0.5})
+    dropout = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Dropout))
+    network.get_submodule(dropout).register_forward_hook(
+        lambda module, inputs, output: output * (math.nan if output.flatten()[0] == 0 != inputs[0].flatten()[0] else 1)
+    )
+    told = run_to_fault(run, network, few, digits)
+    assert f"output of {dropout} (Dropout) is no number" in told
+
+
+def test_a_fault_of_eval_mode_alone_is_named(start_run: StartRun, few: Split, digits: Dataset) -> None:
+    run, network = start_run(**RECIPES["compact"])
+    layer = next(name for one, name in LAYERS if one == "compact")
+    network.get_submodule(layer).register_forward_hook(
+        lambda module, inputs, output: output * (1 if module.training else math.nan)
+    )
+    told = run_to_fault(run, network, few, digits)
+    assert f"the loss is nan at epoch 1, in validation: output of {layer} (" in told
+
+
+def test_what_is_no_number_between_layers_is_named_by_the_next(
+    start_run: StartRun, few: Split, digits: Dataset
+) -> None:
+    run, network = start_run(**RECIPES["reference"])
+    last = LAYERS[-1][1]
+    network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: (inputs[0] - math.inf,))
+    told = run_to_fault(run, network, few, digits)
+    assert f"what {last} (Linear) is given is no number" in told
+
+
+@pytest.mark.parametrize(("network_name", "weight"), LEARNED, ids=str)
+def test_a_gradient_that_is_no_number_is_seen_in_its_step(
+    start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str
+) -> None:
+    run, network = start_run(**RECIPES[network_name])
+    initial, learned = state_of(network), dict(network.named_parameters())[weight]
+    learned.register_hook(lambda gradient: gradient * math.nan)
+    told = run_to_fault(run, network, few, digits)
+    assert "a gradient is no number at epoch 1, step 1 of 3: " in told
+    assert f"yet the gradient of {weight} is no number" in told
     assert equal(state_of(network), initial)
 
 
@@ -133,7 +213,7 @@ def test_a_layer_whose_gradient_is_no_number_is_named(
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: Spoil.apply(output))
     told = run_to_fault(run, network, few, digits)
     assert "a gradient is no number at epoch 1, step 1 of 3: gradient " in told
-    assert f" {layer}" in told
+    assert re.search(rf": gradient (through {layer} is|of {layer}\.weight is) no number", told)
     assert equal(state_of(network), initial)
 
 

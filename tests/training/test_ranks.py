@@ -135,7 +135,7 @@ def test_what_is_no_number_in_one_process_stops_all_and_is_named(
 def test_too_many_processes_are_refused(train_in: TrainIn, tmp_path: Path) -> None:
     train_in(2, {**LINEAR, "batch_size": 3})
     told = (tmp_path / "run" / "told-0.txt").read_text()
-    assert "2 processes are too many for batches of 3 images and 143 for validation: at most 1" in told
+    assert "2 processes are too many for batches of 3 images, 143 to validate and 359 to test: at most 1" in told
 
 
 def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Evalmode) -> None:

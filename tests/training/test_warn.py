@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,11 @@ def test_an_eval_mode_that_lags_behind_is_said_of_the_worst_layer(gap: dict[str,
     worse = replace(OTHER, **gap)  # type: ignore[arg-type]
     [told] = find_warnings(2.3, 10, [replace(HEALTHY, mean_gap=0.505), worse], [])
     assert told.startswith("other: moving statistics are 0.51 standard deviations off (more than 0.5): eval mode lags")
+
+
+def test_a_gap_that_is_no_number_is_said() -> None:
+    [told] = find_warnings(2.3, 10, [replace(HEALTHY, mean_gap=math.nan), replace(OTHER, std_gap=9.0)], [])
+    assert told.startswith("norm: moving statistics are inf standard deviations off")
 
 
 @pytest.mark.parametrize("moved", [{"batch_mean": -3.1}, {"batch_std": 3.1}], ids=str)

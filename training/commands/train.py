@@ -109,7 +109,7 @@ def train(
     from training.ranks import join_ranks
     from training.recipe import choose_recipe
     from training.run import RunConfig, claim_folder
-    from training.train import choose_device, prepare_network
+    from training.train import check_ranks, choose_device, prepare_network
 
     place = choose_device(device)
     keep_memory()
@@ -121,6 +121,7 @@ def train(
         dataset = load_data(data, image_size, seed, skip_unreadable, cache)
         _print_dataset(dataset)
         recipe = choose_recipe(network, dataset, seed=seed, **overrides)
+        check_ranks(ranks, recipe, dataset)
         config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
         torch.manual_seed(seed)  # initial weights
         built = prepare_network(config.build_network(), dataset.train).to(place)
