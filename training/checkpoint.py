@@ -37,7 +37,7 @@ class Epoch:
         val_loss: mean cross-entropy of the validation images, in eval mode.
         learning_rate: at the last step.
         seconds: wall clock, validation included.
-        warnings: of activations that drift, and of an eval mode that lags behind.
+        warnings: of what goes wrong while numbers are numbers, as ``find_warnings`` tells.
         layers: what batch norm saw of a sample of training images, a ``LayerStatistics`` a layer, after the pass.
     """
 

@@ -17,6 +17,8 @@ NAMED_IMAGES = 5
 FLEETING = "every layer gives numbers when it is run again"
 
 Judge = Callable[[Tensor], Tensor]
+Culprit = tuple[str, str]  # a layer, if any, and what is said of it
+Passed = tuple[str, bool]  # a layer, and whether the gradient that reached it is bad
 
 
 class Guard:
@@ -74,7 +76,7 @@ class Guard:
         )
         return f"{what}{f' (norms: {norms})' if norms else ''}. {self._guess(layer, what)}"
 
-    def _find_fleeting(self) -> tuple[str, str]:
+    def _find_fleeting(self) -> Culprit:
         layer, what = _find_bad("gradient of", _list_gradients(self._network)) or ("", "")
         return layer, FLEETING + (f", yet the {what}" if what else "")
 
@@ -119,7 +121,7 @@ def _measure_norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(tensor.square().sum().item() for tensor in every))
 
 
-def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
+def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Culprit | None:
     """The layer of the first tensor that is no number, and what is said of it."""
     for name, tensor in tensors:
         if count := _count_bad(tensor):
@@ -127,7 +129,7 @@ def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, st
     return None
 
 
-def _find_image(inputs: Tensor, images: np.ndarray) -> tuple[str, str] | None:
+def _find_image(inputs: Tensor, images: np.ndarray) -> Culprit | None:
     named = _name_images(inputs, images)
     return ("", f"{named} of the training images holds values that are no numbers") if named else None
 
@@ -143,14 +145,12 @@ def _list_gradients(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, learned.grad) for name, learned in network.named_parameters() if learned.grad is not None)
 
 
-def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.ndarray) -> tuple[str, str] | None:
+def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.ndarray) -> Culprit | None:
     """The first layer, forward and then backward, that makes of numbers what is none.
 
     Backward, of a network that branches, it may be the layer beside.
     """
-    found: list[tuple[str, str]] = []
-    passed: list[tuple[str, bool]] = []  # layers in the order in which gradients reach their outputs, and whether bad
-    _look_at_layers(network, found, passed, images)
+    found, passed = _look_at_layers(network, images)
     logits = network(inputs)
     if found:
         return found[0]
@@ -169,10 +169,9 @@ def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.nda
     return _find_bad("gradient of", _list_gradients(network))
 
 
-def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> tuple[str, str]:
+def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> Culprit:
     """The first layer that makes of numbers what is none, in the first batch in which one does."""
-    found: list[tuple[str, str]] = []
-    _look_at_layers(network, found, [], None)
+    found, _ = _look_at_layers(network)
     with torch.no_grad():
         for inputs in batches:
             network(inputs)
@@ -181,44 +180,46 @@ def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> 
     return "", FLEETING
 
 
-def _look_at_layers(
-    network: nn.Module, found: list[tuple[str, str]], passed: list[tuple[str, bool]], images: np.ndarray | None
-) -> None:
+def _look_at_layers(network: nn.Module, images: np.ndarray | None = None) -> tuple[list[Culprit], list[Passed]]:
+    """Have each layer noted that gives what is no number, in the order of calls, and what gradients reach layers later.
+
+    Returns:
+        Two lists that fill when the network runs: the first layer that was found, and whether the gradient that
+        reached a layer's output is bad, in the order in which gradients do.
+    """
+    found: list[Culprit] = []
+    passed: list[Passed] = []
+
+    def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if output.requires_grad:
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: passed.append((name, bool(_count_bad(gradient))))
+            )
+        if not found and _count_bad(output):
+            found.append((name, _describe(name, layer, inputs, output, images)))
+
     for name, layer in network.named_modules():
         if not any(layer.children()):
-            layer.register_forward_hook(partial(_look, found, passed, images, name))
+            layer.register_forward_hook(partial(look, name))
+    return found, passed
 
 
-def _look(
-    found: list[tuple[str, str]],
-    passed: list[tuple[str, bool]],
-    images: np.ndarray | None,
-    name: str,
-    layer: nn.Module,
-    inputs: Any,
-    output: Any,
-) -> None:
-    """Note a layer that gives what is no number, and what gradient reaches it later."""
-    if not isinstance(output, Tensor):
-        return
-    if output.requires_grad:
-        output.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: passed.append((name, bool(_count_bad(gradient))))
-        )
-    if found or not (count := _count_bad(output)):
-        return
+def _describe(name: str, layer: nn.Module, inputs: Any, output: Tensor, images: np.ndarray | None) -> str:
+    """What is said of a layer whose output is no number."""
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     kind = type(layer).__name__
     if any(map(_count_bad, tensors)):
-        found.append((name, f"what {name} ({kind}) is given is no number, though every layer before gives numbers"))
-        return
+        return f"what {name} ({kind}) is given is no number, though every layer before gives numbers"
     largest = max((tensor.detach().abs().max().item() for tensor in tensors), default=0.0)
+    count = _count_bad(output)
     told = (
         f"output of {name} ({kind}) is no number in {count} of {output.numel()} values, of inputs up to {largest:.3g}"
     )
     if images is not None and len(output) == len(images) and bool(output.isfinite().flatten(1).all(1).any()):
         told += f", for {_name_images(output, images)} of the training images"
-    found.append((name, told))
+    return told
 
 
 def _count_bad(tensor: Tensor) -> int:

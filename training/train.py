@@ -148,10 +148,10 @@ def train(
             warnings = find_warnings(loss, len(run.config.labels), layers, before)
             rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
             figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, warnings, told)
-            better = best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss)
-            best = figures if better or best is None else best
+            if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
+                best = figures
             if ranks.is_first:
-                if better:
+                if best is figures:
                     run.save_weights(network)
                 run.append_metrics(asdict(figures))
                 save_checkpoint(run.folder, epoch, network, optimizers, best, backed_off)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.states import equal, state_of
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import TrainingDiverged
@@ -39,14 +40,6 @@ StartRun = Callable[..., tuple[Run, nn.Module]]
 
 def ignore(*_: object) -> None:
     pass
-
-
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on_epoch: Any = ignore) -> str:

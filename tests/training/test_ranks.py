@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
+from tests.training.states import State, equal
 from training.datasets import Dataset, Split
 from training.ranks import Ranks
 from training.run import EXACT, Run
@@ -32,7 +32,6 @@ COMPACT: dict[str, Any] = {
     **{"label_smoothing": 0.1, "dropout": 0.2, "mirror": True, "shift": 1},
 }
 
-State = dict[str, Tensor]
 States = list[State]
 TrainIn = Callable[..., States]
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -66,10 +65,6 @@ def load(folder: Path, name: str) -> State:
 def load_figures(folder: Path) -> list[list[float]]:
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[1:]]
     return [[epoch[name] for name in ("loss", "train_accuracy", "val_accuracy", "val_loss")] for epoch in epochs]
-
-
-def equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_each_image_is_dealt_to_one_process() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.training.states import State, equal, state_of
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
 from training.networks import build_network, scale_pixels
@@ -33,25 +34,16 @@ from training.train import (
 )
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
-State = dict[str, Tensor]
 
 
 def ignore(*_: object) -> None:
     pass
 
 
-def state_of(network: nn.Module) -> State:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
 def saved_state(run: Run) -> State:
     network = run.config.build_network()
     run.load_weights(network)
     return state_of(network)
-
-
-def equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def numbered(count: int) -> Split:
