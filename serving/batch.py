@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +30,8 @@ class Call(Protocol):
     def cancelled(self) -> bool:
         """True once the caller went away."""
 
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        """Set ``event`` when the caller goes away."""
+    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called when the call ends, by a thread of the transport: it must not lock or wait."""
 
 
 @dataclass(eq=False)

@@ -13,9 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
@@ -47,7 +49,7 @@ class Load(NamedTuple):
 class _Waiting(Request):
     """A request in the thread that brought it."""
 
-    wake: threading.Event = field(default_factory=threading.Event)
+    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
     batch: list[_Waiting] = field(default_factory=list)  # not empty: this request's thread runs it
     taken: bool = False
     answer: Answer | None = None
@@ -67,6 +69,7 @@ class Batcher:
         self.slots = slots
         self._limits = limits
         self._count_run = count_run
+        self._places = slots + limits.max_queue
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
@@ -77,6 +80,17 @@ class Batcher:
         with self._lock:
             return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
 
+    def queue_full(self) -> QueueFull:
+        """What a request is refused with while every place is taken."""
+        return QueueFull(
+            f"{self._places} requests are in flight, the limit: retry later or add a replica",
+            limit_requests=self._places,
+        )
+
+    def is_full(self) -> bool:
+        """Whether every place is taken, by a look without the lock: for threads that must never wait for it."""
+        return self._admitted >= self._places
+
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
@@ -85,8 +99,8 @@ class Batcher:
             QueueFull: beside one a slot, ``max_queue`` requests are in flight.
         """
         with self._lock:
-            if self._admitted >= (places := self.slots + self._limits.max_queue):
-                raise queue_full(places)
+            if self._admitted >= self._places:
+                raise self.queue_full()
             self._admitted += 1
         try:
             yield
@@ -126,8 +140,9 @@ class Batcher:
 
     def _wait(self, request: _Waiting) -> None:
         """Wait to be taken by a slot, then for the answer or, as first of the batch, for the right to run it."""
-        request.call.wake_on_cancel(request.wake)
-        request.wake.wait(min(request.call.time_remaining_s(), threading.TIMEOUT_MAX))
+        request.call.wake_on_cancel(partial(request.wake.put, None))
+        with suppress(Empty):
+            request.wake.get(timeout=min(max(0.0, request.call.time_remaining_s()), threading.TIMEOUT_MAX))
         with self._lock:
             if not request.taken:
                 self._waiting.remove(request)
@@ -135,8 +150,7 @@ class Batcher:
             check_alive(request.call)
             raise DeadlineExpired("the deadline passed while waiting for a slot: the network did not run")
         while not request.batch and request.answer is None and request.error is None:
-            request.wake.wait()  # woken by a cancellation although taken: the batch is on its way
-            request.wake.clear()
+            request.wake.get()  # woken by a cancellation although taken: the batch is on its way
 
     def _run_batch(self, batch: list[_Waiting]) -> None:
         """Run what was taken together, pass the slot on, then wake the others."""
@@ -145,7 +159,7 @@ class Batcher:
         finally:
             self._pass_slot_on()
             for request in batch[1:]:
-                request.wake.set()
+                request.wake.put(None)
 
     def _answer(self, batch: list[_Waiting]) -> None:
         """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
@@ -175,7 +189,7 @@ class Batcher:
                     left.append(request)
                 elif (dead := reason_dead(request.call, needed_s)) is not None:
                     request.taken, request.error = True, dead
-                    request.wake.set()
+                    request.wake.put(None)
                 else:
                     request.taken = True
                     batch.add(request)
@@ -183,14 +197,9 @@ class Batcher:
             if batch.requests:
                 first = batch.requests[0]
                 first.batch = batch.requests
-                first.wake.set()
+                first.wake.put(None)
             else:
                 self._free_slots += 1
-
-
-def queue_full(places: int) -> QueueFull:
-    """What a request too many is refused with, where so many are in flight."""
-    return QueueFull(f"{places} requests are in flight, the limit: retry later or add a replica", limit_requests=places)
 
 
 def count_slots(models: Iterable[Model]) -> int:

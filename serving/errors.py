@@ -13,6 +13,7 @@
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   ├── AddressUnavailable
+    │   ├── ThreadsUnavailable
     │   ├── TokensInvalid
     │   └── CertificatesInvalid
     ├── ProofFailed                a network is not what it should be: exit 1
@@ -29,6 +30,7 @@
         ├── ControlForbidden
         ├── ControlDisabled
         ├── NotServed
+        ├── ServiceUnknown
         ├── ModelUnspecified
         ├── ModelNotFound
         ├── ModelInvalid
@@ -52,8 +54,12 @@
         │   ├── ImageFormatNotAllowed
         │   └── ImageUnreadable
         ├── PixelsMismatch
+        ├── MessageInvalid
         ├── QueueFull
+        ├── CallsFull
         ├── StreamsFull
+        ├── WatchesFull
+        ├── ServerLeaving
         ├── DeadlineExpired
         └── RequestCancelled
 
@@ -116,6 +122,10 @@ class ProviderUnavailable(UsageError):
 
 class AddressUnavailable(UsageError):
     """The server cannot listen where it was told to."""
+
+
+class ThreadsUnavailable(UsageError):
+    """The system does not start as many threads as the server needs."""
 
 
 class TokensInvalid(UsageError):
@@ -210,6 +220,10 @@ class NotServed(RequestError):
     """A call of the protocol that this server does not serve: shared memory, tracing, log settings."""
 
 
+class ServiceUnknown(RequestError):
+    """A health check names a service or a model that is not served."""
+
+
 class ModelUnspecified(RequestError):
     """The server holds several models and the request names none."""
 
@@ -302,12 +316,28 @@ class PixelsMismatch(RequestError):
     """Raw pixels are not of the model's shape, or not as many bytes as their shape says."""
 
 
+class MessageInvalid(RequestError):
+    """The call has no message, or one that cannot be parsed."""
+
+
 class QueueFull(RequestError):
     """One request a slot and ``max_queue`` more are in flight already: decoding, waiting or running."""
 
 
+class CallsFull(RequestError):
+    """More calls wait for their message than the server has places for."""
+
+
 class StreamsFull(RequestError):
     """``max_streams`` streams are open already."""
+
+
+class WatchesFull(RequestError):
+    """``max_watches`` calls watch the health already."""
+
+
+class ServerLeaving(RequestError):
+    """The server is shutting down and takes no new requests."""
 
 
 class DeadlineExpired(RequestError):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,36 +134,42 @@ class Server:
 
     process: subprocess.Popen[str]
     address: str
-    metrics: str = ""
+    metrics: str
+    log: Path
+
+    def logged(self) -> str:
+        """What it has logged so far."""
+        return self.log.read_text()
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
         """Signal it, wait, and return its exit code and what it logged."""
         self.process.send_signal(number)
-        _, logged = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, logged
+        return self.process.wait(timeout_s), self.logged()
 
 
 @contextmanager
 def serving(repository: Path, *options: object) -> Iterator[Server]:
     """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
     command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--lame-duck", "0", "--metrics-port", "0", "--transport", transport, *map(str, options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        if not ready:
-            pytest.fail(f"the server did not start: {process.communicate()[1]}")
-        metrics = process.stdout.readline()
-        yield Server(process, *(f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics)))
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.NamedTemporaryFile("w") as log:
+        process = subprocess.Popen(
+            [*command, "--lame-duck", "0", "--metrics-port", "0", "--transport", transport, *map(str, options)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            if not ready:
+                pytest.fail(f"the server did not start: {Path(log.name).read_text()}")
+            metrics = process.stdout.readline()
+            addresses = (f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics))
+            yield Server(process, *addresses, log=Path(log.name))
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="session")

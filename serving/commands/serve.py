@@ -127,7 +127,8 @@ def serve(
     access = None
     if tokens or control_tokens:
         predict, control = (Tokens(path) if path else None for path in (tokens, control_tokens))
-        access = Access(predict, control, statistics)
+        access = Access(predict, control)
+        access.follow()
     if transport == "native":
         try:
             from serving.transports.native import NativeServer
@@ -147,7 +148,9 @@ def serve(
 
             credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
         address = f"{host}:{port}"
-        server = GrpcioServer(ours, theirs, batcher, address, bounds, access, credentials, not no_reflection)
+        server = GrpcioServer(
+            *(ours, theirs, batcher, statistics, address, bounds, access, credentials), reflect=not no_reflection
+        )
     announcement = "no metrics"
     if not no_metrics:
         from serving.services.metrics import Metrics

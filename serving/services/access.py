@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.errors import ControlForbidden, TokenInvalid, TokensInvalid
 from serving.files import sign_file
-from serving.services.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
 OPEN = "/grpc.health.v1.Health/"  # probes carry no token
 CONTROL = ("RepositoryModelLoad", "RepositoryModelUnload")
+RENEW_S = 0.5  # between two looks at the files
 LEAST_CHARACTERS = 16  # of a token: shorter ones can be guessed
 SCHEME = "Bearer "
 
@@ -36,14 +38,13 @@ class Tokens:
         self._until = dict(_read(path))
 
     def holds(self, token: str) -> bool:
-        """Whether a token is one of them, at this moment."""
-        self._renew()
+        """Whether a token is one of them, at this moment. Reads no file, takes no lock."""
         digest, now = hashlib.sha256(token.encode()).digest(), datetime.now(UTC)
         # Each is compared, and as long: how long it takes tells nothing of them.
         found = [hmac.compare_digest(digest, known) and now < until for known, until in self._until.items()]
         return any(found)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """Read the file again if it has changed; one that is wrong leaves those that were there."""
         signature = sign_file(self._path)
         if signature != self._signature:
@@ -61,13 +62,22 @@ class Access:
     Args:
         tokens: of those who may predict; None: everybody may.
         control: of those who may also load and unload models; None: nobody is asked, as nobody can.
-        statistics: where those who may not are counted.
     """
 
-    def __init__(self, tokens: Tokens | None, control: Tokens | None, statistics: Statistics) -> None:
+    def __init__(self, tokens: Tokens | None, control: Tokens | None) -> None:
         self._tokens = tokens
         self._control = control
-        self._statistics = statistics
+
+    def follow(self) -> None:
+        """Read the files again when they change, in a thread: a file system that hangs holds no call."""
+        threading.Thread(target=self._follow, name="tokens", daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            time.sleep(RENEW_S)
+            for tokens in (self._tokens, self._control):
+                if tokens is not None:
+                    tokens.renew()
 
     def check(self, path: str, authorization: str) -> None:
         """Let a call go on, or not.
@@ -80,13 +90,6 @@ class Access:
             TokenInvalid: it has no token that holds.
             ControlForbidden: it has one, and that is not for repository control.
         """
-        try:
-            self._check(path, authorization)
-        except (TokenInvalid, ControlForbidden) as error:
-            self._statistics.count_refusal(None, 0.0, error)
-            raise
-
-    def _check(self, path: str, authorization: str) -> None:
         is_control = self._control is not None and path.rpartition("/")[2] in CONTROL
         if path.startswith(OPEN) or not (is_control or self._tokens):
             return
@@ -94,9 +97,19 @@ class Access:
         may_control = self._control is not None and self._control.holds(token)
         may_predict = self._tokens is not None and self._tokens.holds(token)
         if is_control and may_predict and not may_control:
-            raise ControlForbidden("this token is for predictions, not for loading and unloading models")
+            raise make_control_forbidden()
         if not (may_control or may_predict):
-            raise TokenInvalid("send 'authorization: Bearer TOKEN' with a token that the server knows and that holds")
+            raise make_token_invalid()
+
+
+def make_token_invalid() -> TokenInvalid:
+    """What a call without a token that holds is refused with."""
+    return TokenInvalid("send 'authorization: Bearer TOKEN' with a token that the server knows and that holds")
+
+
+def make_control_forbidden() -> ControlForbidden:
+    """What repository control is refused with where the token is for predictions."""
+    return ControlForbidden("this token is for predictions, not for loading and unloading models")
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, datetime]]:

@@ -105,11 +105,17 @@ class Metrics:
                 (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in said)), 1
             )
         recent = {}
+        unknown = self._statistics.refused.copy()  # what was refused before its model was known
         with self._statistics.lock:
+            unknown.update(self._statistics.counts["", ""].codes)
             for version, counts in self._statistics.counts.items():
+                if version == ("", ""):
+                    continue
                 labels = manifests[version].labels if version in manifests else ()
                 _add_counts(families, version, counts, labels)
                 recent[version] = tuple(counts.recent)
+        for code, count in unknown.items():
+            families["evalmode_requests_total"].add_metric(("", "", *code), count)
         for version, middles in recent.items():
             told = manifests[version].properties.get("moments", {}).get("images") if version in manifests else None
             if told and len(middles) >= LEAST_IMAGES:
@@ -124,8 +130,6 @@ def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Coun
     """What was counted of one version."""
     for code, count in counts.codes.items():
         families["evalmode_requests_total"].add_metric((*version, *code), count)
-    if version == ("", ""):
-        return
     families["evalmode_inputs_total"].add_metric(version, counts.inputs)
     for index, label in enumerate(labels):
         families["evalmode_predictions_total"].add_metric((*version, label), counts.labels[index])

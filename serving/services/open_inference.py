@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -256,8 +255,8 @@ class _Sooner:
     def cancelled(self) -> bool:
         return self.call.cancelled()
 
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        self.call.wake_on_cancel(event)
+    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
+        self.call.wake_on_cancel(wake)
 
 
 def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:

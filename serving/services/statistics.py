@@ -83,11 +83,13 @@ class Statistics:
     Attributes:
         lock: held while ``counts`` is read or changed.
         counts: by name and version of a model.
+        refused: what was refused on arrival, by code and reason; written by one thread, which takes no lock.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.counts: dict[tuple[str, str], Counts] = defaultdict(Counts)
+        self.refused: Counter[tuple[str, str]] = Counter()
 
     def count_run(self, model: Model, inputs: int, inference_us: int) -> None:
         """Note that the network ran once, on a batch of so many inputs."""

@@ -13,6 +13,7 @@ DOMAIN = "evalmode"
 CODES: dict[type[RequestError], str] = {
     errors.TokenInvalid: "UNAUTHENTICATED",
     errors.ControlForbidden: "PERMISSION_DENIED",
+    errors.ServiceUnknown: "NOT_FOUND",
     errors.ModelUnspecified: "INVALID_ARGUMENT",
     errors.ModelNotFound: "NOT_FOUND",
     errors.ModelInvalid: "FAILED_PRECONDITION",
@@ -36,14 +37,23 @@ CODES: dict[type[RequestError], str] = {
     errors.NotFinite: "INVALID_ARGUMENT",
     errors.ParameterInvalid: "INVALID_ARGUMENT",
     errors.BatchTooLarge: "INVALID_ARGUMENT",
+    errors.MessageInvalid: "INVALID_ARGUMENT",
     errors.QueueFull: "RESOURCE_EXHAUSTED",
+    errors.CallsFull: "RESOURCE_EXHAUSTED",
     errors.StreamsFull: "RESOURCE_EXHAUSTED",
+    errors.WatchesFull: "RESOURCE_EXHAUSTED",
+    errors.ServerLeaving: "UNAVAILABLE",
     errors.DeadlineExpired: "DEADLINE_EXCEEDED",
     errors.RequestCancelled: "CANCELLED",
 }
 
 # The same request may succeed here later: these carry google.rpc.RetryInfo.
-RETRY_AFTER_S: dict[type[RequestError], float] = {errors.QueueFull: 0.1, errors.StreamsFull: 1.0}
+RETRY_AFTER_S: dict[type[RequestError], float] = {
+    errors.QueueFull: 0.1,
+    errors.CallsFull: 0.1,
+    errors.StreamsFull: 1.0,
+    errors.WatchesFull: 1.0,
+}
 
 INTERNAL_REASON = "INTERNAL"
 

@@ -1,60 +1,82 @@
-"""gRPC by grpcio's threaded server: the Classifier service, health and reflection on one port."""
+"""gRPC by grpcio's threaded server: the services, health and reflection on one port.
+
+grpcio has one polling thread. It looks up the handler of each call (``Router``), refuses there, and runs the callbacks
+of calls (``OpenCall._end``). Nothing there takes a lock, reads a file, logs or waits: a polling thread that waits for
+what it would deliver itself never comes back, and no call is ever answered again.
+
+Every method is registered as one that takes a stream of messages: its handler begins before the message has come, and
+a call that sends none can be seen and ended.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from queue import SimpleQueue
+from typing import Any
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batch import Call
 from serving.batching import Batcher, Load
-from serving.errors import AddressUnavailable, RequestError, StreamsFull
+from serving.errors import AddressUnavailable, CallsFull, MessageInvalid, RequestError, StreamsFull, WatchesFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.models import Entry
+from serving.services.statistics import Statistics
+from serving.transports.arrivals import STATUSES, Method, Router, abort, make_leaving
+from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
+from serving.transports.connections import SWEEP_S, Connections
+from serving.transports.health import Health
+from serving.transports.places import Places
 from serving.transports.refusals import refuse
+from serving.transports.threads import Lane
 
-STATUSES = {status.value[0]: status for status in grpc.StatusCode}
-SETTLE_S = 0.2  # for requests that have arrived and not yet reached their thread
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
-SERVICES = (*(one.full_name for one in CONTRACTS), health.SERVICE_NAME, reflection.SERVICE_NAME, REFLECTION_V1)
-SPARE_THREADS = 8  # beside those of requests and streams: to refuse what is too much
-HEALTH_THREADS = 4
+SERVICES = (*(one.full_name for one in CONTRACTS), HEALTH, reflection.SERVICE_NAME, REFLECTION_V1)
+INFERS = ("Predict", "ModelInfer")  # methods that take a place of the batcher
+RECEIVING = 256  # calls whose message has not come
+CHECKS = 16  # the same, of health checks
+SPARE_THREADS = 16  # for calls that are refused by what is known only in their thread
+PATIENCE_S = 0.25  # a call whose message has not come by then may lose its place to the next call
+FINISH_S = 1.0  # for clients to close their connections at the end
+UNFINISHED_MESSAGES = 4  # so many of the largest size may be held in parts
 
-Health = health_pb2.HealthCheckResponse
 Handler = Callable[[Any, Call], Any]
+Send = Callable[[bytes | None], None]  # None: the end of the stream
 
 
 class GrpcioServer:
     """A gRPC server that reports its health and drains before it stops.
 
     Args:
-        ours: the service of ``evalmode.v1``.
-        theirs: the service of the Open Inference Protocol.
-        batcher: where both run; as many threads as it admits requests.
+        ours: The service of ``evalmode.v1``.
+        theirs: The service of the Open Inference Protocol.
+        batcher: Where both run.
+        statistics: Where requests are counted that are refused on arrival.
         address: HOST:PORT, of which PORT may be 0 for a free one, or unix:PATH.
-        limits: ``max_request_bytes`` and ``max_streams``.
-        access: who may call what; None: everybody everything.
+        limits: Of messages, calls, streams, watches and connections.
+        access: Who may call what; None: everybody everything.
         credentials: TLS; None: plain text.
-        reflect: tell whoever asks what can be called.
+        reflect: Whether reflection is served.
+        connections: Of the transport that this server stands behind; None: clients connect to this one.
 
     Attributes:
-        port: the port listened on.
+        port: The port listened on.
 
     Raises:
-        AddressUnavailable: the address cannot be bound.
+        AddressUnavailable: The address cannot be bound.
+        ThreadsUnavailable: The system starts too few threads.
     """
 
     def __init__(
@@ -62,16 +84,26 @@ class GrpcioServer:
         ours: classifier.Classifier,
         theirs: open_inference.OpenInference,
         batcher: Batcher,
+        statistics: Statistics,
         address: str,
         limits: Limits,
         access: Access | None = None,
         credentials: grpc.ServerCredentials | None = None,
         reflect: bool = True,
+        connections: Connections | None = None,
     ) -> None:
-        threads = batcher.slots + limits.max_queue + limits.max_streams + SPARE_THREADS
+        self._batcher = batcher
+        self._theirs = theirs
+        self._statistics = statistics
+        self._health = Health()
+        self._shown: Iterable[str] = ()
+        self._calls = Calls(limits.message_timeout)
+        self._unary = Lane(batcher.slots + limits.max_queue + RECEIVING + SPARE_THREADS, "calls")
+        self._receiving: Places[OpenCall] = Places(RECEIVING, _calls_full, PATIENCE_S)
+        self._streams: Places[_Stream] = Places(limits.max_streams, lambda: _streams_full(limits.max_streams))
+        self._stream_lane = Lane(limits.max_streams + SPARE_THREADS, "streams")
         self._server = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
-            interceptors=[_Guard(access)] if access else [],
+            self._unary.threads,
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -81,24 +113,6 @@ class GrpcioServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
-        self._batcher = batcher
-        self._calls = _Calls(limits.max_streams)
-        self._health = _make_health()
-        self._health.set("", Health.NOT_SERVING)
-        self._shown: Iterable[str] = ()
-        self._theirs = theirs
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        one, other = classifier.DESCRIPTOR, open_inference.DESCRIPTOR
-        stream = {"ModelStreamInfer": _make_stream(theirs, self._calls)}
-        reflection_calls = {"ServerReflectionInfo": _make_reflection(self._calls)}
-        methods = {
-            one.full_name: _make_methods(one, ours.handlers, self._calls),
-            other.full_name: _make_methods(other, theirs.handlers, self._calls) | stream,
-            # v1alpha is what grpcio ships, v1 what tools ask for: the messages are the same.
-            **(dict.fromkeys((reflection.SERVICE_NAME, REFLECTION_V1), reflection_calls) if reflect else {}),
-        }
-        services = [grpc.method_handlers_generic_handler(name, calls) for name, calls in methods.items()]
-        self._server.add_generic_rpc_handlers(services)
         try:
             self.port = (
                 self._server.add_secure_port(address, credentials)
@@ -107,12 +121,35 @@ class GrpcioServer:
             )
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
+        self._behind = connections is not None
+        self._connections = connections or Connections(
+            address.removeprefix("unix:") if address.startswith("unix:") else self.port,
+            limits.max_connections,
+            UNFINISHED_MESSAGES * limits.max_request_bytes,
+            partial(self._calls.list_waiting, SWEEP_S),
+        )
+        self._router = Router(batcher, access, statistics.refused, self._connections.count_refusal)
+        for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):
+            for method in contract.methods:
+                if not method.client_streaming:
+                    self._add_unary(method, handlers[method.name], self._unary, self._receiving)
+        self._add_stream(
+            open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"],
+            lambda request, call: theirs.infer_streamed(request, call, refuse),
+        )
+        self._add_health(limits.max_watches)
+        if reflect:
+            self._add_reflection()
+        self._server.add_generic_rpc_handlers([self._router])
 
     def start(self) -> None:
         """Begin to answer, healthy."""
+        self._health.set({"": False})
+        self._calls.start(self._router.log_refusals)
+        if not self._behind:
+            self._connections.start()
         self._server.start()
-        for service in ("", *SERVICES):
-            self._health.set(service, Health.SERVING)
+        self._health.set(dict.fromkeys(("", *SERVICES), True))
 
     def show(self, entries: Iterable[Entry]) -> None:
         """Let clients ask and watch the health of a model by its name, and of a version by NAME/VERSION."""
@@ -120,10 +157,8 @@ class GrpcioServer:
         for entry in entries:
             ready[f"{entry.name}/{entry.version}"] = entry.ready
             ready[entry.name] = ready.get(entry.name, False) or entry.ready
-        told = {name: Health.SERVING if is_ready else Health.NOT_SERVING for name, is_ready in ready.items()}
-        for name, status in {**dict.fromkeys(self._shown, Health.SERVICE_UNKNOWN), **told}.items():
-            self._health.set(name, status)
-        self._shown = told.keys()
+        self._health.set(ready, forget=set(self._shown) - ready.keys())
+        self._shown = ready.keys()
 
     def load(self) -> Load:
         """How much the server has to do."""
@@ -132,212 +167,280 @@ class GrpcioServer:
     def announce_shutdown(self) -> None:
         """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
         self._theirs.announce_shutdown()
-        self._health.enter_graceful_shutdown()
+        self._health.leave()
 
     def drain(self, grace_s: float) -> int:
-        """Refuse new requests, wait for those in flight, cut what is left after ``grace_s``.
+        """Refuse new requests, answer those that were accepted, cut what is left after ``grace_s``.
 
         Returns:
             How many requests were cut.
         """
         until = time.monotonic() + grace_s
-        stopped = self._server.stop(grace_s + 1)  # refuses from now on; who is cut is counted here, before
-        stopped.wait(min(SETTLE_S, grace_s))
-        cut = self._calls.wait_until_quiet(until)
-        self._server.stop(0)  # health watches would hold the server for the whole grace
+        self._router.leaving = True
+        for stream in self._streams.list_holders():
+            stream.end(make_leaving())
+        while (left := self._unary.taken + self._calls.count(RUNNING, SENDING)) and time.monotonic() < until:
+            time.sleep(0.005)
+        cut = self._calls.count(RUNNING, SENDING) if left else 0
+        if not self._behind:
+            self._connections.finish(FINISH_S)
+        self._server.stop(0)
+        self._calls.stop()
+        for lane in {method.lane for method in self._router.methods.values()}:
+            lane.threads.end()
         return cut
 
+    def _add_unary(self, method: MethodDescriptor, handler: Handler, lane: Lane, receiving: Places[OpenCall]) -> None:
+        """Serve a method of one request and one reply."""
+        parse, connections = GetMessageClass(method.input_type).FromString, self._connections
+        infers = method.name in INFERS
 
-class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Ends calls that may not be made, before their messages are received."""
+        def read(message: bytes) -> Any:
+            try:
+                return parse_message(parse, message)
+            except MessageInvalid as error:
+                if infers:
+                    self._statistics.count_refusal(None, 0.0, error)
+                raise
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            call = self._calls.open(context)
+            try:
+                with receiving.hold(call):
+                    message = next(messages, None)
+                if message is None:
+                    raise MessageInvalid("the call has no message: send one")
+                connections.count_message(call.connection, len(message))
+                call.enter(RUNNING)
+                reply: bytes = handler(read(message), call).SerializeToString()
+            except grpc.RpcError:
+                raise  # cancelled while it waited for its message: grpcio ends it
+            except Exception as error:
+                abort(context, refuse(error))
+            finally:
+                call.enter(SENDING)
+                lane.give_back()
+            return reply
 
-    def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
-        told = dict(details.invocation_metadata).get("authorization", "")
-        try:
-            self._access.check(details.method, told)
-        except RequestError as error:
-            denied = error  # the name of an exception ends with its clause
+        answer.experimental_thread_pool = lane.threads  # type: ignore[attr-defined]
+        self._router.methods[_path(method)] = Method(
+            grpc.stream_unary_rpc_method_handler(answer),
+            lane,
+            infers=infers,
+            always=method.containing_service.full_name == HEALTH,
+        )
 
-            def deny(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-                _abort(context, denied)
+    def _add_stream(self, method: MethodDescriptor, handler: Handler, path: str = "") -> None:
+        """Serve a stream of requests, each with one reply, in their order."""
+        parse, connections = GetMessageClass(method.input_type).FromString, self._connections
 
-            return grpc.stream_stream_rpc_method_handler(deny)  # whatever was called: this kind waits for no message
-        return continuation(details)
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
+            call = self._calls.open(context, IDLE)
+            stream = _Stream(call, context, send)
+            try:
+                with self._streams.hold(stream):
+                    for message in messages:
+                        connections.count_message(call.connection, len(message))
+                        if not stream.begin():
+                            break
+                        reply = handler(parse_message(parse, message), call).SerializeToString()
+                        call.enter(SENDING)
+                        send(reply)
+                        if not stream.rest():
+                            break
+                    else:
+                        stream.end()
+            except grpc.RpcError:
+                raise  # cancelled
+            except Exception as error:
+                stream.end(error, now=True)
+            finally:
+                self._stream_lane.give_back()
+
+        answer.experimental_non_blocking = True  # type: ignore[attr-defined]
+        answer.experimental_thread_pool = self._stream_lane.threads  # type: ignore[attr-defined]
+        self._router.methods[path or _path(method)] = Method(
+            grpc.stream_stream_rpc_method_handler(answer), self._stream_lane
+        )
+
+    def _add_health(self, max_watches: int) -> None:
+        """Serve ``grpc.health.v1``: to everybody, in threads of its own."""
+        health = self._health
+        check, watch = (health_pb2.DESCRIPTOR.services_by_name["Health"].methods_by_name[n] for n in ("Check", "Watch"))
+
+        def read(request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
+            return health.check(request.service)
+
+        self._add_unary(check, read, Lane(CHECKS + SPARE_THREADS, "checks"), Places(CHECKS, _calls_full, PATIENCE_S))
+        lane = Lane(max_watches + SPARE_THREADS, "watches")
+        places: Places[_Watch] = Places(max_watches, lambda: _watches_full(max_watches))
+
+        def follow(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            try:
+                call = self._calls.open(context)
+                follower = _Watch(call)
+                with places.hold(follower):
+                    message = next(messages, None)
+                    if message is None:
+                        raise MessageInvalid("the call has no message: send one")
+                    request = parse_message(health_pb2.HealthCheckRequest.FromString, message)
+                    self._connections.count_message(call.connection, len(message))
+                    with health.watched(follower.wake):
+                        for state in follower.follow(partial(health.watch, request.service)):
+                            yield state.SerializeToString()
+                    if follower.evicted:
+                        raise follower.evicted
+            except grpc.RpcError:
+                raise  # cancelled while it waited for its message
+            except RequestError as error:
+                abort(context, refuse(error))
+            finally:
+                lane.give_back()
+
+        follow.experimental_thread_pool = lane.threads  # type: ignore[attr-defined]
+        self._router.methods[_path(watch)] = Method(grpc.stream_stream_rpc_method_handler(follow), lane, always=True)
+
+    def _add_reflection(self) -> None:
+        """Serve reflection: v1alpha is what grpcio ships, v1 what tools ask for; the messages are the same."""
+        servicer = reflection.ReflectionServicer(SERVICES)
+        method = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].methods_by_name["ServerReflectionInfo"]
+
+        def tell(request: Any, call: Call) -> Any:
+            return next(servicer.ServerReflectionInfo(iter([request]), None))
+
+        for service in (reflection.SERVICE_NAME, REFLECTION_V1):
+            self._add_stream(method, tell, f"/{service}/{method.name}")
 
 
-class _Calls:
-    """Counts the requests in flight, and bounds the open streams: each holds a thread for as long as it is open.
+class _Stream:
+    """A stream of requests, which another thread may end: at once between two requests, else after the reply in hand.
 
     Args:
-        max_streams: how many may be open.
+        call: Its state.
+        context: Where its status is set.
+        send: Sends a reply, or None: the status.
+
+    Attributes:
+        connection: See ``OpenCall``.
     """
 
-    def __init__(self, max_streams: int) -> None:
-        self._max_streams = max_streams
-        self._changed = threading.Condition()
-        self.requests = 0
-        self.streams = 0
-        self._more = False  # whether a request has begun since somebody looked
+    def __init__(self, call: OpenCall, context: grpc.ServicerContext, send: Send) -> None:
+        self.connection = call.connection
+        self._call = call
+        self._context = context
+        self._send = send
+        self._lock = threading.Lock()
+        self._busy = False
+        self._ending = self._ended = False
 
-    def wait_until_quiet(self, until: float) -> int:
-        """Wait until no request is in flight and no open stream brings another; returns how many still are.
+    def begin(self) -> bool:
+        """Begin a request; False if the stream has been ended."""
+        with self._lock:
+            self._busy = not self._ended
+            self._call.enter(RUNNING if self._busy else IDLE)
+            return self._busy
 
-        A stream may have sent several requests, and between two of them none is in flight. One that is only open is
-        not waited for.
+    def rest(self) -> bool:
+        """Wait for the next request; False if the stream has been ended."""
+        with self._lock:
+            self._busy = False
+            self._call.enter(IDLE)
+            if self._ending:
+                self._finish()
+            return not self._ended
+
+    def end(self, error: Exception | None = None, now: bool = False) -> None:
+        """End the stream, with OK or with an error.
 
         Args:
-            until: when to give up, by ``time.monotonic``.
+            error: Why; None: the client has sent its last request.
+            now: Do not wait for the reply in hand: the thread that makes it calls this.
         """
-        with self._changed:
-            while self._changed.wait_for(lambda: self.requests == 0, until - time.monotonic()) and self.streams:
-                self._more = False
-                if not self._changed.wait_for(lambda: self._more, min(SETTLE_S, until - time.monotonic())):
-                    break
-            return self.requests
+        with self._lock:
+            if self._ending or self._ended:
+                return
+            self._ending = True
+            if error is not None:
+                refusal = refuse(error)
+                self._context.set_trailing_metadata(refusal.trailers)
+                self._context.set_code(STATUSES[refusal.code])
+                self._context.set_details(refusal.message)
+            if now or not self._busy:
+                self._finish()
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request for as long as it lasts."""
-        self._change(1, 0)
-        try:
-            yield
-        finally:
-            self._change(-1, 0)
+    def evict(self, error: RequestError) -> None:
+        """Free its place for a stream of another connection."""
+        self.end(error)
 
-    def enter(self, context: grpc.ServicerContext) -> None:
-        """Count a request until its reply has left, or its caller."""
-        self._change(1, 0)
-        if not context.add_callback(lambda: self._change(-1, 0)):
-            self._change(-1, 0)
-
-    def enter_stream(self, context: grpc.ServicerContext) -> None:
-        """Count a stream until it ends; refuse one too many."""
-        with self._changed:
-            full = self.streams >= self._max_streams
-            self.streams += not full
-        if full:
-            _abort(
-                context,
-                StreamsFull(
-                    f"{self._max_streams} streams are open already, the limit: close some, or call without a stream",
-                    limit_streams=self._max_streams,
-                ),
-            )
-        if not context.add_callback(lambda: self._change(0, -1)):
-            self._change(0, -1)
-
-    def _change(self, requests: int, streams: int) -> None:
-        with self._changed:
-            self.requests += requests
-            self._more |= requests > 0
-            self.streams += streams
-            self._changed.notify_all()
+    def _finish(self) -> None:
+        self._ended = True
+        self._send(None)
 
 
-def _make_health() -> health.HealthServicer:
-    """Health with threads of its own: a call whose message is slow to come holds one of the server's."""
-    threads = ThreadPoolExecutor(HEALTH_THREADS, thread_name_prefix="health")
-    servicer = health.HealthServicer(experimental_non_blocking=True, experimental_thread_pool=threads)
-    check = partial(servicer.Check)  # grpcio reads the threads off what it calls
-    check.experimental_thread_pool = threads  # type: ignore[attr-defined]
-    servicer.Check = check
-    return servicer
+class _Watch:
+    """A health watch: waits until there may be something new, or until its place is wanted.
+
+    Attributes:
+        connection: See ``OpenCall``.
+        wake: Makes it look; takes no lock.
+        evicted: Why it was ended, if its place was wanted.
+    """
+
+    def __init__(self, call: OpenCall) -> None:
+        queue: SimpleQueue[None] = SimpleQueue()
+        self.connection = call.connection
+        self.evicted: RequestError | None = None
+        self.wake = partial(queue.put, None)
+        self._wait = queue.get
+        self._call = call
+        call.wake_on_cancel(self.wake)
+
+    def evict(self, error: RequestError) -> None:
+        """Free its place for a watch of another connection."""
+        self.evicted = error
+        self.wake()
+        if self._call.state != IDLE:  # it waits for its client, who sends no message or takes no state
+            self._call.cancel()
+
+    def follow(self, read: Callable[[], Any]) -> Iterator[Any]:
+        """The state now, and whenever it changes, until the call ends or is evicted."""
+        last = None
+        while not (self._call.over or self.evicted):
+            if (state := read()) != last:
+                last = state
+                self._call.enter(SENDING)
+                yield state
+            self._call.enter(IDLE)
+            self._wait()
 
 
-def _make_methods(
-    contract: ServiceDescriptor, handlers: Mapping[str, Handler], calls: _Calls
-) -> dict[str, grpc.RpcMethodHandler]:
-    """What grpcio wants to know of a service's calls that are no streams, by name."""
-    return {
-        method.name: grpc.unary_unary_rpc_method_handler(_make_unary(handlers[method.name], calls), *_formats(method))
-        for method in contract.methods
-        if not method.client_streaming
-    }
+def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:
+    """A request of its bytes.
+
+    Raises:
+        MessageInvalid: They are none.
+    """
+    try:
+        return parse(message)
+    except DecodeError as error:
+        raise MessageInvalid(
+            f"the message of {len(message)} bytes cannot be parsed: was it made for this method?"
+        ) from error
 
 
-def _formats(method: MethodDescriptor) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
-    """How a request is parsed and its reply is written."""
-    return GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
+def _calls_full() -> CallsFull:
+    return CallsFull("too many calls of this connection wait for their message: send each call's message at once")
 
 
-def _make_unary(handler: Handler, calls: _Calls) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """What grpcio calls for a request: errors become statuses."""
-
-    def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        calls.enter(context)
-        try:
-            return handler(request, _GrpcioCall(context))
-        except Exception as error:
-            _abort(context, error)
-
-    return answer
-
-
-def _make_stream(service: open_inference.OpenInference, calls: _Calls) -> grpc.RpcMethodHandler:
-    """ModelStreamInfer, in the order of the requests: what is wrong with one becomes its answer."""
-
-    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        calls.enter_stream(context)
-        call = _GrpcioCall(context)
-        for request in requests:
-            with calls.request():
-                yield service.infer_streamed(request, call, refuse)
-
-    method = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
-    return grpc.stream_stream_rpc_method_handler(answer, *_formats(method))
-
-
-class _GrpcioCall:
-    """What a request knows of its caller, from grpcio's context; those of a stream share one."""
-
-    def __init__(self, context: grpc.ServicerContext) -> None:
-        self._context = context
-        self._waiting = threading.Event()  # of the request that waits now
-        # Once a call: grpcio keeps callbacks until its end, which may be thousands of requests away.
-        self._over = False
-        if not context.add_callback(self._end):
-            self._end()
-
-    def time_remaining_s(self) -> float:
-        remaining = self._context.time_remaining()
-        return threading.TIMEOUT_MAX if remaining is None else min(remaining, threading.TIMEOUT_MAX)
-
-    def waited_s(self) -> float:
-        return 0.0
-
-    def cancelled(self) -> bool:
-        return not self._context.is_active()
-
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        self._waiting = event
-        if self._over:
-            event.set()
-
-    def _end(self) -> None:
-        self._over = True
-        self._waiting.set()
-
-
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    refusal = refuse(error)
-    context.set_trailing_metadata(refusal.trailers)
-    context.abort(STATUSES[refusal.code], refusal.message)
-    raise AssertionError("abort returned")
-
-
-def _make_reflection(calls: _Calls) -> grpc.RpcMethodHandler:
-    """Reflection as grpcio ships it, with its streams counted."""
-    servicer = reflection.ReflectionServicer(SERVICES)
-
-    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        calls.enter_stream(context)
-        yield from servicer.ServerReflectionInfo(requests, context)
-
-    return grpc.stream_stream_rpc_method_handler(
-        answer,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+def _streams_full(limit: int) -> StreamsFull:
+    return StreamsFull(
+        f"{limit} streams are open already, the limit: close some, or call without a stream", limit_streams=limit
     )
+
+
+def _watches_full(limit: int) -> WatchesFull:
+    return WatchesFull(f"{limit} health watches are open already, the limit: close some", limit_watches=limit)
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"

@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.batch import Batch, Request, check_alive, reason_dead, run_together
-from serving.batching import Batcher, Load, queue_full
-from serving.errors import AddressUnavailable, DeadlineExpired, RequestCancelled, RequestError
+from serving.batching import Batcher, Load
+from serving.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.inference import Service, Timed
 from serving.services.models import Entry
 from serving.services.statistics import Statistics
-from serving.transports.grpcio import GrpcioServer
+from serving.transports.arrivals import find_authorization
+from serving.transports.connections import Connections
+from serving.transports.grpcio import UNFINISHED_MESSAGES, GrpcioServer, parse_message
 from serving.transports.refusals import refuse
 
 HOT = (
@@ -40,7 +41,7 @@ HOT = (
     open_inference.DESCRIPTOR.methods_by_name["ModelInfer"],
 )
 RECEIVED = 4096  # events taken at once, at most
-INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE = 13, 8, 14  # what the transport itself answers, without a reason
+RESOURCE_EXHAUSTED, UNAVAILABLE = 8, 14  # what the transport itself answers, without a reason
 SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
 TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
@@ -67,7 +68,7 @@ class _Call:
     def cancelled(self) -> bool:
         return self.gone
 
-    def wake_on_cancel(self, event: threading.Event) -> None:
+    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
         pass
 
 
@@ -120,15 +121,23 @@ class NativeServer:
         self._limits = limits
         self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")
         socket = str(Path(self._folder.name) / "grpcio")
-        self._others = GrpcioServer(ours, theirs, batcher, f"unix:{socket}", limits, access, reflect=reflect)
         try:
             self._front = NativeGrpcFront(
                 f"{host}:{port}", [(_path(method), False) for method in HOT], call_details=True
             )
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
-        self._front.set_fallback(socket)
         self.port = self._front.bound_port
+        self._connections = Connections(
+            self.port, limits.max_connections, UNFINISHED_MESSAGES * limits.max_request_bytes, None
+        )
+        self._others = GrpcioServer(
+            *(ours, theirs, batcher, statistics, f"unix:{socket}", limits, access),
+            reflect=reflect,
+            connections=self._connections,
+        )
+        self._front.set_fallback(socket)
+        self._batcher = batcher
         self._slots, self._free_slots = batcher.slots, 0  # each is free once its thread receives
         self._share = 1  # how many calls a slot takes at once
         self._changed = threading.Condition()  # guards what follows, and the free slots
@@ -142,6 +151,7 @@ class NativeServer:
     def start(self) -> None:
         """Begin to answer, healthy."""
         self._others.start()
+        self._connections.start()
         self._front.start()
         for thread in self._threads:
             thread.start()
@@ -175,6 +185,7 @@ class NativeServer:
             self._changed.wait_for(lambda: not self._calls, max(0.0, until - time.monotonic()))
             cut += len(self._calls)
         time.sleep(SETTLE_S)
+        self._connections.finish(0.0)
         self._front.close()
         self._folder.cleanup()
         return cut
@@ -240,11 +251,14 @@ class NativeServer:
         for kind, call_id, method, payload, _, details in events:
             if kind == EVENT_CANCEL or call_id in gone:
                 continue
+            self._connections.count_message(details[1], len(payload))
             until = math.inf if details[2] is None else now + details[2]
             call = _Call(call_id, method, payload, now, until)
             try:
-                self._check(call, dict(details[0]).get("authorization", ""))
+                self._check(call, find_authorization(details[0]))
             except (RequestError, _TransportError) as error:
+                if isinstance(error, RequestError):
+                    self._statistics.count_refusal(None, 0.0, error)
                 refused.append((call, error))
             else:
                 self._calls[call_id] = call
@@ -262,10 +276,8 @@ class NativeServer:
             )
         if self._access:
             self._access.check(_path(HOT[call.method]), authorization)
-        if len(self._calls) >= (places := self._slots + self._limits.max_queue):
-            full = queue_full(places)
-            self._statistics.count_refusal(None, 0.0, full)
-            raise full
+        if len(self._calls) >= self._slots + self._limits.max_queue:
+            raise self._batcher.queue_full()
 
     def _turn_away(self, refused: list[tuple[_Call, Exception]]) -> None:
         """Refuse calls that get no place."""
@@ -311,9 +323,10 @@ class NativeServer:
         started = time.perf_counter()
         service = self._services[call.method]
         try:
-            request = self._parse[call.method](call.payload)
-        except DecodeError as error:
-            raise _TransportError(INTERNAL, "the request cannot be parsed") from error
+            request = parse_message(self._parse[call.method], call.payload)
+        except MessageInvalid as error:
+            self._statistics.count_refusal(None, 0.0, error)
+            raise
         model = None
         try:
             model = service.find(request)

@@ -85,7 +85,7 @@ class Caller:
         self.remaining_s = remaining_s
         self.gone = False
         self.waits = threading.Event()
-        self.wakes: list[threading.Event] = []
+        self.wakes: list[Callable[[], object]] = []
 
     def time_remaining_s(self) -> float:
         return self.remaining_s
@@ -96,16 +96,16 @@ class Caller:
     def cancelled(self) -> bool:
         return self.gone
 
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        self.wakes.append(event)
+    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
+        self.wakes.append(wake)
         if self.gone:
-            event.set()
+            wake()
         self.waits.set()
 
     def cancel(self) -> None:
         self.gone = True
-        for event in self.wakes:
-            event.set()
+        for wake in self.wakes:
+            wake()
 
 
 class Held:
@@ -156,6 +156,6 @@ def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = Non
             classifier, theirs, batcher, statistics, "127.0.0.1", 0, limits
         )
     else:
-        server = GrpcioServer(classifier, theirs, batcher, "127.0.0.1:0", limits)
+        server = GrpcioServer(classifier, theirs, batcher, statistics, "127.0.0.1:0", limits)
     server.start()
     return server

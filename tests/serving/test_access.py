@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import pytest
@@ -19,12 +22,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import tests.conftest
 from serving.client import CallFailed, Client
-from serving.errors import CertificatesInvalid, TokenInvalid, TokensInvalid
+from serving.errors import CertificatesInvalid, TokensInvalid
 from serving.services import classifier, open_inference
-from serving.services.access import CONTROL, Access, Tokens
-from serving.services.statistics import Statistics
+from serving.services.access import CONTROL, Tokens
 from serving.transports.tls import make_credentials
 from tests.conftest import Server, encode, plain, serving
+from tests.serving.conftest import wait_until
 
 RED = encode(plain("red"))
 WAIT_S = 30
@@ -137,13 +140,16 @@ class TestMatrix:
         with serving(colours, "--tokens", path) as server, grpc.insecure_channel(server.address) as channel:
             assert refuses(channel, f"Bearer {PREDICTS}") == {}
             path.write_text(f"{PREDICTS}\n{NEW}")
-            assert [refuses(channel, f"Bearer {token}") for token in (PREDICTS, NEW)] == [{}, {}]
+            wait_until(lambda: refuses(channel, f"Bearer {NEW}") == {})
+            assert refuses(channel, f"Bearer {PREDICTS}") == {}
             path.write_text(NEW)
-            assert refuses(channel, f"Bearer {PREDICTS}") == EVERY_CALL_BUT_HEALTH
+            wait_until(lambda: refuses(channel, f"Bearer {PREDICTS}") == EVERY_CALL_BUT_HEALTH)
             assert refuses(channel, f"Bearer {NEW}") == {}
             path.write_text("short")
+            wait_until(lambda: "a token of 5 characters" in server.logged())
             assert refuses(channel, f"Bearer {NEW}") == {}
             path.unlink()
+            wait_until(lambda: server.logged().count("the tokens stay as they were") == 2)
             assert refuses(channel, f"Bearer {NEW}") == {}
             _, logged = server.stop()
         assert logged.count("the tokens stay as they were") == 2
@@ -226,12 +232,24 @@ class TestTokens:
         assert self.holds(tmp_path, f"{NEW}\n{PREDICTS}\n{LEADS}", NEW)
         assert [len(one) == len(other) == 32 for one, other in compared] == [True] * 3
 
-    def test_that_are_refused_are_counted(self, tmp_path: Path) -> None:
+    def test_are_looked_up_without_the_file(self, tmp_path: Path) -> None:
+        """A file system that hangs must not hold the thread that looks them up."""
         (tmp_path / "tokens").write_text(NEW)
-        statistics = Statistics()
-        with pytest.raises(TokenInvalid):
-            Access(Tokens(tmp_path / "tokens"), None, statistics).check("/evalmode.v1.Classifier/Predict", "")
-        assert statistics.counts["", ""].codes == {("UNAUTHENTICATED", "TOKEN_INVALID"): 1}
+        tokens = Tokens(tmp_path / "tokens")
+        with patch.object(Path, "stat", side_effect=AssertionError), patch("builtins.open", side_effect=AssertionError):
+            assert tokens.holds(NEW)
+            assert not tokens.holds(PREDICTS)
+
+
+def test_who_is_refused_is_counted(guarded: Server) -> None:
+    with Client(guarded.address) as client, pytest.raises(CallFailed):
+        client.predict(RED)
+    page = urllib.request.urlopen(f"http://{guarded.metrics}/metrics").read().decode()
+    counted = re.search(
+        r'evalmode_requests_total{code="UNAUTHENTICATED",model="",reason="TOKEN_INVALID",version=""} (\S+)', page
+    )
+    assert counted
+    assert float(counted[1]) >= 1
 
 
 # TLS, by real handshakes

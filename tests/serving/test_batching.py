@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import random
 import threading
@@ -359,28 +358,6 @@ class TestCancellation:
             alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
             assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
         expect_free(batcher, model)
-
-    def test_after_being_taken_waits_without_spinning(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        first, second = Caller(), Caller()
-        runs += [ask(batcher, held, 2, first), ask(batcher, held, 3, second)]
-        [wake] = second.wakes
-        looks, spins, wait = itertools.count(1), threading.Event(), wake.wait
-
-        def counted(*timeout: float) -> bool:
-            if next(looks) == 50:
-                spins.set()
-            return wait(*timeout)
-
-        wake.wait = counted
-        held.let_go()
-        assert values_in(held.next_batch()) == [2, 3]
-        second.cancel()
-        assert not spins.wait(0.2)
-        held.let_go()
-        assert all(run.result(WAIT_S) for run in runs)
 
 
 class Failing(Held):

@@ -262,8 +262,8 @@ class WatchedCall:
     def cancelled(self) -> bool:
         return self.call.cancelled()
 
-    def wake_on_cancel(self, event: threading.Event) -> None:
-        self.call.wake_on_cancel(event)
+    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
+        self.call.wake_on_cancel(wake)
         self.waits.release()
 
 
@@ -623,9 +623,7 @@ class TestShutdown:
     def test_while_draining_ends_by_the_second_signal(self, slow: Path) -> None:
         with busy(slow, "--grace", 3600) as (running, requests, _):
             running.process.send_signal(signal.SIGTERM)
-            for line in running.process.stderr:
-                if "shutting down" in line:
-                    break
+            wait_until(lambda: "shutting down" in running.logged())
             code, logged = running.stop(signal.SIGINT)
         assert code == 1
         assert "all requests answered" not in logged

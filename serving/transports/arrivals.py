@@ -1,0 +1,136 @@
+"""What happens to a call when it arrives, on grpcio's polling thread: it gets a thread, or is refused there and then.
+
+Nothing here takes a lock, reads a file, logs or waits (see ``serving.transports.grpcio``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import grpc
+
+from serving.batching import Batcher
+from serving.errors import CallsFull, RequestError, ServerLeaving
+from serving.services.access import Access, make_control_forbidden, make_token_invalid
+from serving.transports.refusals import Refusal, Template
+from serving.transports.threads import Inline, Lane
+
+STATUSES = {status.value[0]: status for status in grpc.StatusCode}
+MAX_UNLOGGED = 10_000  # refusals that wait for a thread that may log them
+
+Behavior = Callable[..., Any]
+
+
+class Method(NamedTuple):
+    """How a method is served.
+
+    Attributes:
+        handler: For grpcio.
+        lane: Whose threads it runs in.
+        infers: Whether it takes a place of the batcher.
+        always: Whether it is served to everybody, and while the server is shutting down: health is.
+    """
+
+    handler: grpc.RpcMethodHandler
+    lane: Lane
+    infers: bool = False
+    always: bool = False
+
+
+class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds a call's handler, or one that refuses it.
+
+    Args:
+        batcher: Requests are refused on arrival while it is full.
+        access: Who may call what; None: everybody everything.
+        refused: Counts what is refused here by code and reason; no other thread writes to it.
+        count_refusal: Called with the connection of each call that is refused here.
+
+    Attributes:
+        methods: By path, such as ``/package.Service/Method``.
+        leaving: Whether the server is shutting down.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        access: Access | None,
+        refused: Counter[tuple[str, str]],
+        count_refusal: Callable[[str], None],
+    ) -> None:
+        self.methods: dict[str, Method] = {}
+        self.leaving = False
+        self._refused = refused
+        self._batcher = batcher
+        self._access = access
+        self._count_refusal = count_refusal
+        self._unlogged: deque[tuple[Template, str]] | None = None
+        if logging.getLogger("serving.transports.refusals").isEnabledFor(logging.DEBUG):
+            self._unlogged = deque(maxlen=MAX_UNLOGGED)
+        self._inline = Inline()
+        self._leaving = self._make_refusal(make_leaving())
+        self._queue_full = self._make_refusal(batcher.queue_full())
+        self._calls_full = self._make_refusal(
+            CallsFull("every thread of the server has a call: retry later, send each call's message at once")
+        )
+        denials: tuple[RequestError, ...] = (make_token_invalid(), make_control_forbidden())
+        self._denials = {type(denial): self._make_refusal(denial) for denial in denials}
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """See ``grpc.GenericRpcHandler``."""
+        method = self.methods.get(details.method)
+        if method is not None and method.always:
+            return method.handler if method.lane.take() else self._calls_full
+        if self.leaving:
+            return self._leaving
+        if self._access:
+            try:
+                self._access.check(details.method, find_authorization(details.invocation_metadata))
+            except RequestError as error:
+                return self._denials[type(error)]
+        if method is None:
+            return None
+        if method.infers and self._batcher.is_full():
+            return self._queue_full
+        return method.handler if method.lane.take() else self._calls_full
+
+    def log_refusals(self) -> None:
+        """Log what was refused since the last time; not on the polling thread."""
+        while self._unlogged:
+            template, error_id = self._unlogged.popleft()
+            template.log(error_id)
+
+    def _make_refusal(self, error: RequestError) -> grpc.RpcMethodHandler:
+        template = Template(error)
+        counted = (template.code, template.reason)
+
+        def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            refusal = template.fill()
+            self._refused[counted] += 1
+            self._count_refusal(context.peer())
+            if self._unlogged is not None:
+                self._unlogged.append((template, refusal.id))
+            abort(context, refusal)
+
+        answer.experimental_thread_pool = self._inline  # type: ignore[attr-defined]
+        return grpc.stream_unary_rpc_method_handler(answer)  # whatever was called: this kind waits for no message
+
+
+def make_leaving() -> ServerLeaving:
+    """What requests are refused with while the server is shutting down."""
+    return ServerLeaving("the server is shutting down: call another one")
+
+
+def find_authorization(metadata: Any) -> str:
+    """The value of a call's ``authorization``, "" where there is none."""
+    return next((value for key, value in metadata if key == "authorization"), "")
+
+
+def abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
+    """End a call with a refusal."""
+    context.set_trailing_metadata(refusal.trailers)
+    context.abort(STATUSES[refusal.code], refusal.message)
+    raise AssertionError("abort returned")

@@ -1,0 +1,201 @@
+"""Bounds on a server's connections: how many there are, and how much of unfinished messages they hold.
+
+Neither grpcio nor pygrpc-native tells how much of a message has arrived, and neither bounds it over all connections.
+The kernel counts what each connection has received, the transports count what became messages: the rest is unfinished.
+
+Source: struct tcp_info in Linux's include/uapi/linux/tcp.h. On other systems nothing is bounded here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.5
+CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
+REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
+_DESCRIPTORS = Path("/proc/self/fd")
+_LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
+_RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
+
+
+@dataclass
+class _Seen:
+    """What is known of a connection: bytes received at the last look, and those of them that are no message yet."""
+
+    received: int
+    unfinished: int = 0
+
+
+class Connections:
+    """Bounds the accepted connections of one listening address.
+
+    Args:
+        address: What the server listens on: a TCP port, or the path of a Unix socket.
+        waiting: Names the connections with a call whose message has not come; None: the transport does not know, and
+            any connection may have one.
+        limit: How many connections may be open; beyond it those are closed that have been silent for longest.
+        max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
+            connection that has sent the most is closed.
+    """
+
+    def __init__(
+        self, address: int | str, limit: int, max_unfinished_bytes: int, waiting: Callable[[], Container[str]] | None
+    ) -> None:
+        self._address = address
+        self._waiting = waiting
+        self._limit = limit
+        self._max_unfinished_bytes = max_unfinished_bytes
+        self._lock = threading.Lock()
+        self._delivered: dict[str, int] = {}  # by connection, since the last look
+        self._refused: Counter[str] = Counter()  # the same, of calls; written by one thread, without the lock
+        self._seen: dict[str, _Seen] = {}
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Look every ``SWEEP_S`` seconds, in a thread."""
+        if sys.platform == "linux":
+            threading.Thread(target=self._watch, name="connections", daemon=True).start()
+
+    def count_message(self, connection: str, size_bytes: int) -> None:
+        """Note that a whole message has arrived.
+
+        Args:
+            connection: Its name, such as ``ipv4:10.0.0.7:51200``; any other where the transport does not know.
+            size_bytes: The message's.
+        """
+        with self._lock:
+            self._delivered[connection] = self._delivered.get(connection, 0) + size_bytes + CALL_BYTES
+
+    def count_refusal(self, connection: str) -> None:
+        """Note that a call ended whose message was not looked at. From one thread only, which takes no lock."""
+        self._refused[connection] += 1
+
+    def finish(self, wait_s: float) -> None:
+        """Send no more on any connection, and give clients ``wait_s`` seconds to close theirs.
+
+        What was sent before arrives; a call that was not answered ends with UNAVAILABLE at its client. The shutdown of
+        grpc's core would end those that have not reached their handler with CANCELLED, which no client retries.
+        """
+        self._stop.set()
+        if sys.platform != "linux":
+            return
+        with _accepted(self._address) as connections:
+            for one in connections:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
+            with _accepted(self._address) as connections:
+                if not any(map(_is_open, connections)):
+                    return
+            time.sleep(0.01)
+
+    def sweep(self) -> None:
+        """Close connections that are too many, and those that hold too much."""
+        with self._lock:
+            delivered, self._delivered = self._delivered, {}
+        refused, self._refused = self._refused, Counter()
+        waiting = self._waiting() if self._waiting else None
+        with _accepted(self._address) as connections:
+            open_now = {_name(one): one for one in connections if one.family != socket.AF_UNIX and _is_open(one)}
+            seen = {}
+            for name, one in open_now.items():
+                info = _tcp_info(one)
+                (received,) = _RECEIVED.unpack_from(info)
+                before = self._seen.get(name, _Seen(0))
+                finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
+                unfinished = before.unfinished + received - before.received - finished
+                if finished and waiting is not None and name not in waiting:
+                    unfinished = 0  # what came was calls that have ended
+                seen[name] = _Seen(received, max(0, unfinished))
+            self._seen = seen
+            total = sum(one.unfinished for one in seen.values())
+            unknown = sum(size for name, size in delivered.items() if name not in open_now)
+            if total and unknown:  # messages of some of these connections
+                for held in seen.values():
+                    held.unfinished = int(held.unfinished * max(0.0, 1 - unknown / total))
+                total = sum(one.unfinished for one in seen.values())
+            if (excess := len(open_now) - self._limit) > 0:
+                silent = sorted(open_now, key=lambda name: _LAST_RECEIVED_MS.unpack_from(_tcp_info(open_now[name]))[0])
+                for name in silent[-excess:]:
+                    self._close(open_now[name], f"{len(open_now)} connections are open, the limit is {self._limit}")
+            for name in sorted(seen, key=lambda name: -seen[name].unfinished):
+                if total <= self._max_unfinished_bytes:
+                    break
+                size = seen[name].unfinished
+                total -= size
+                self._close(
+                    open_now[name],
+                    f"unfinished messages hold more than {self._max_unfinished_bytes} bytes, this connection's {size}",
+                )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SWEEP_S):
+            try:
+                self.sweep()
+            except Exception:
+                log.exception("connections could not be looked at")
+
+    def _close(self, connection: socket.socket, why: str) -> None:
+        log.warning("connection closed: %s", why)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _accepted(address: int | str) -> Iterator[list[socket.socket]]:
+    """Duplicates of the sockets that were accepted at an address, for as long as the block runs."""
+    found: list[socket.socket] = []
+    try:
+        for descriptor in _DESCRIPTORS.iterdir():
+            with suppress(OSError):
+                if not descriptor.is_socket():
+                    continue
+                one = socket.socket(fileno=os.dup(int(descriptor.name)))
+                if _listens_at(one, address):
+                    found.append(one)
+                else:
+                    one.close()
+        yield found
+    finally:
+        for one in found:
+            one.close()
+
+
+def _listens_at(one: socket.socket, address: int | str) -> bool:
+    """Whether a socket was accepted at an address: it has that name, and a peer."""
+    try:
+        name = one.getsockname()
+        one.getpeername()
+    except OSError:
+        return False
+    return name == address if isinstance(address, str) else isinstance(name, tuple) and name[1] == address
+
+
+def _is_open(one: socket.socket) -> bool:
+    """Whether the peer has not closed its side: established, by ``tcpi_state``; a Unix socket counts as closed."""
+    return one.family != socket.AF_UNIX and _tcp_info(one)[0] in (1, 4, 5)  # ESTABLISHED, FIN_WAIT1, FIN_WAIT2
+
+
+def _tcp_info(one: socket.socket) -> bytes:
+    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+
+
+def _name(one: socket.socket) -> str:
+    """A connection as grpc calls it: ``ipv4:HOST:PORT`` or ``ipv6:%5BHOST%5D:PORT``."""
+    host, port = one.getpeername()[:2]
+    host = host.removeprefix("::ffff:")
+    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
