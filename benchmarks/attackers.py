@@ -9,7 +9,9 @@ refused they try again, at most ``RETRIES_PER_S`` times a second. Prints what ca
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import math
 import os
 import random
 import resource
@@ -20,13 +22,15 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import grpc
+import grpc.aio
 import http2  # beside this file
+from grpc_health.v1 import health_pb2
 from honest import make_request
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, frame, message
 
@@ -50,12 +54,14 @@ class Attack:
         address: HOST:PORT.
         seconds: for how long.
         scale: of its size; 1 is what the benchmark asks for.
+        limit: watches after which it is over.
         counts: what it did and what came of it.
     """
 
     address: str
     seconds: float
     scale: float
+    limit: float = math.inf
     counts: Counter[str] = field(default_factory=Counter)
     stopped: bool = False
 
@@ -76,7 +82,8 @@ class Attack:
         self._connects += passed * CONNECTS_PER_S
         if self._retries < RETRIES_PER_S:
             self._retries += passed * RETRIES_PER_S
-        return self.stopped or now >= self._until or os.getppid() != self._parent
+        spent = now >= self._until or self.counts["watches"] >= self.limit
+        return spent or self.stopped or os.getppid() != self._parent
 
     def begin_with(self, calls: float) -> None:
         """Let so many calls be opened at once, and only retries after."""
@@ -251,6 +258,36 @@ def come_and_go(attack: Attack) -> None:
         return b""
 
     flood(attack, attack.size(64), chunk, 4000)
+
+
+def ordinary_watches(attack: Attack) -> None:
+    """Health watches by grpcio's client: cancelled at once, after an answer, by a deadline, or with the channel."""
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    alone = (("grpc.use_local_subchannel_pool", 1),)
+
+    async def client() -> None:
+        while not attack.over():
+            async with grpc.aio.insecure_channel(attack.address, options=alone) as channel:
+                watch = channel.unary_stream(WATCH)
+                for _ in range(DRAWN.randrange(1, 60)):
+                    if attack.over():
+                        return
+                    call = watch(request, timeout=DRAWN.choice((0.002, 5, 5, 5)))
+                    attack.counts["watches"] += 1
+                    try:
+                        if DRAWN.random() < 0.8:
+                            answer = await call.read()
+                            attack.counts["answers"] += answer is not grpc.aio.EOF
+                    except grpc.RpcError as error:
+                        attack.counts[error.code().name] += 1
+                    call.cancel()
+                watch(request)  # left with the channel
+                attack.counts["watches"] += 1
+
+    async def every() -> None:
+        await asyncio.gather(*(client() for _ in range(attack.size(64))))
+
+    asyncio.run(every())
 
 
 def large(attack: Attack) -> None:
@@ -445,6 +482,7 @@ KINDS: dict[str, Callable[[Attack], None]] = {
     "health-half": partial(unfinished, path=CHECK, connections=10, calls=100, data=message(b"", length=20)),
     "watches-open": watches,
     "watches-come-and-go": come_and_go,
+    "watches-ordinary": ordinary_watches,
     "large": large,
     "large-streams": many_large_streams,
     "bomb-predict": partial(bomb, path=PREDICT),
@@ -471,7 +509,7 @@ KINDS: dict[str, Callable[[Attack], None]] = {
 }
 
 
-def run(kind: str, address: str, seconds: float, scale: float = 1.0) -> dict[str, int]:
+def run(kind: str, address: str, seconds: float, scale: float = 1.0, limit: float = math.inf) -> dict[str, int]:
     """Attack, in this process; returns what came of it.
 
     Args:
@@ -479,8 +517,9 @@ def run(kind: str, address: str, seconds: float, scale: float = 1.0) -> dict[str
         address: HOST:PORT.
         seconds: for how long.
         scale: of its size.
+        limit: watches after which it is over.
     """
-    attack = Attack(address, seconds, scale)
+    attack = Attack(address, seconds, scale, limit)
     if __name__ == "__main__":
 
         def stop(*_: object) -> None:
@@ -491,29 +530,43 @@ def run(kind: str, address: str, seconds: float, scale: float = 1.0) -> dict[str
     return dict(attack.counts)
 
 
-@contextmanager
-def attacking(kind: str, address: str, scale: float = 1.0) -> Iterator[dict[str, int]]:
-    """Attack from a process of its own, until the block ends; then the dictionary has what came of it.
+class Attacking:
+    """An attack from a process of its own; ended with the block, if not before.
 
     Args:
         kind: of ``KINDS``.
         address: HOST:PORT.
         scale: of its size.
+        limit: watches after which it is over.
+
+    Attributes:
+        counts: what came of it, once it is over.
     """
-    command = [sys.executable, __file__, kind, address, "--seconds", "3600", "--scale", str(scale)]
-    told: dict[str, int] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # it has begun
+
+    def __init__(self, kind: str, address: str, scale: float = 1.0, limit: float = math.inf) -> None:
+        options = ["--seconds", "3600", "--scale", str(scale), "--watches", str(limit)]
+        command = [sys.executable, __file__, kind, address, *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has begun
+        self.counts: dict[str, int] = {}
+
+    def __enter__(self) -> Attacking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
         try:
-            yield told
-        finally:
-            process.terminate()
-            try:
-                out, _ = process.communicate(timeout=20)
-                told.update(json.loads(out or "{}"))
-            except subprocess.TimeoutExpired:
-                process.kill()
+            out, _error = self._process.communicate(timeout=20)
+            self.counts = json.loads(out or "{}")
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
 
 
 def main() -> None:
@@ -523,12 +576,13 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--scale", type=float, default=1)
+    parser.add_argument("--watches", type=float, default=math.inf, help="after which it is over")
     arguments = parser.parse_args()
     os.nice(NICE)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     print("begun", flush=True)
-    print(json.dumps(run(arguments.kind, arguments.address, arguments.seconds, arguments.scale)))
+    print(json.dumps(run(arguments.kind, arguments.address, arguments.seconds, arguments.scale, arguments.watches)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from attackers import KINDS, attacking  # beside this file
+from attackers import KINDS, Attacking  # beside this file
 from honest import Asking, Memory, find_misses, write_figures
 from servers import Server, make_artifact, serving
 
@@ -30,6 +30,7 @@ from serving.repository import publish
 WARM_S = 2.0
 BUILD_UP_S = 1.0  # of an attack before honest callers are counted
 LAME_DUCK_S, GRACE_S, EXTRA_S = 1, 3, 1.0
+SERVER_OPTIONS = ("--lame-duck", LAME_DUCK_S, "--grace", GRACE_S, "--log-level", "info")
 SECOND_AFTER_S, SECOND_WITHIN_S = 0.5, 1.0
 HANGS_S = 15.0  # a server that has not ended by then is killed
 
@@ -66,16 +67,7 @@ def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[s
         repository: with one model.
         arguments: of the command.
     """
-    options = (
-        "--transport",
-        arguments.transport,
-        "--lame-duck",
-        LAME_DUCK_S,
-        "--grace",
-        GRACE_S,
-        "--log-level",
-        "info",
-    )
+    options = ("--transport", arguments.transport, *SERVER_OPTIONS)
     with (
         tempfile.TemporaryFile("w+") as log,
         serving(repository, *options, log=log) as server,
@@ -84,7 +76,7 @@ def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[s
         Asking(server.address, WARM_S).figures()
         quiet = Asking(server.address, arguments.seconds).figures()
         memory.start_again()
-        with attacking(kind, server.address, arguments.scale) as did:
+        with Attacking(kind, server.address, arguments.scale) as attacking:
             time.sleep(BUILD_UP_S)
             attacked = Asking(server.address, arguments.seconds).figures()
             stopped = stop(server, arguments.signals)
@@ -94,7 +86,7 @@ def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[s
         if memory.killed:
             misses.append("killed before the machine's memory was full")
         megabytes = {"idle_mb": memory.idle_mb, "most_mb": memory.most_mb}
-    return {"quiet": quiet, "attacked": attacked, **megabytes, **stopped, "attack": did, "misses": misses}
+    return {"quiet": quiet, "attacked": attacked, **megabytes, **stopped, "attack": attacking.counts, "misses": misses}
 
 
 def stop(server: Server, signals: int) -> dict[str, Any]:
