@@ -29,7 +29,7 @@ import psutil
 from grpc_health.v1 import health_pb2
 from lecture import processor
 
-from serving.wire import classifier_pb2
+from serving.wire import classifier_pb2, open_inference_pb2
 
 SIDE = 32
 PREDICTS_PER_S, CHECKS_PER_S, CONNECTS_PER_S = 50.0, 20.0, 2.0
@@ -45,6 +45,15 @@ def make_request() -> bytes:
     drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     pixels = classifier_pb2.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
     return classifier_pb2.PredictRequest(pixels=pixels).SerializeToString()
+
+
+def make_infer_request() -> bytes:
+    """A ModelInferRequest of raw pixels."""
+    pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
+    return open_inference_pb2.ModelInferRequest(
+        model_name="network", inputs=inputs, raw_input_contents=[pixels.tobytes()]
+    ).SerializeToString()
 
 
 def main() -> None:
