@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from serving.artifact import Manifest
 from serving.certificate import INPUT
@@ -16,6 +16,7 @@ from serving.pixels import PixelContract
 from serving.proof.certify import certify, draw_golden, strip
 
 SIDE = 32
+LONGEST_STOP_S = 40.0  # the default of --grace, and some
 CONTRACT = PixelContract(SIDE, SIDE, 3)
 
 
@@ -43,14 +44,24 @@ class Server:
 
 
 @contextmanager
-def serving(repository: Path, *options: object) -> Iterator[Server]:
-    """``evalmode serve`` on free ports, unless the options say others; asked to leave at the end."""
+def serving(repository: Path, *options: object, log: IO[str] | None = None) -> Iterator[Server]:
+    """``evalmode serve`` on free ports, unless the options say others; asked to leave at the end, killed if it stays.
+
+    Args:
+        repository: the model repository.
+        options: of the command.
+        log: an open file for what the server logs; None: this process's stderr.
+    """
     given = ("--repository", repository, "--port", 0, "--metrics-port", 0, "--lame-duck", 0, "--log-level", "warning")
     command = [sys.executable, "-m", "serving", "serve", *map(str, (*given, *options))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         assert process.stdout is not None
         try:
             address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))
             yield Server(process, address, metrics)
         finally:
             process.terminate()
+            try:
+                process.wait(LONGEST_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,589 @@
+"""Hostile clients, by name. Each is a function that attacks an address until its time is over.
+
+    python benchmarks/attackers.py KIND ADDRESS [--seconds 10] [--scale 1]
+
+They run in processes of their own, with a lower priority: strangers do not share the server's processor. What they are
+refused they try again, at most ``RETRIES_PER_S`` times a second. Prints what came of it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+import http2  # beside this file
+from grpc_health.v1 import health_pb2
+from honest import make_request
+from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, frame, message
+
+RETRIES_PER_S = 2000
+CONNECTS_PER_S = 500
+TICK_S = 0.02
+DRAWN = random.Random(0)  # noqa: S311
+NICE = 10
+MIB = 1024 * 1024
+LARGE = 31 * MIB  # just within the default of --max-request-bytes
+BOMB_BYTES = 8 * 1024 * MIB
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+LIVE = "/inference.GRPCInferenceService/ServerLive"
+
+
+@dataclass
+class Attack:
+    """One attack under way.
+
+    Attributes:
+        address: HOST:PORT.
+        seconds: for how long.
+        scale: of its size; 1 is what the benchmark asks for.
+        limit: watches after which it is over.
+        counts: what it did and what came of it.
+    """
+
+    address: str
+    seconds: float
+    scale: float
+    limit: float = math.inf
+    counts: Counter[str] = field(default_factory=Counter)
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._until = time.monotonic() + self.seconds
+        self._connects = self._retries = 0.0
+        self._parent = os.getppid()  # an attack does not outlive who began it
+        self._ticked = time.monotonic()
+
+    def size(self, count: int) -> int:
+        """A count at this attack's scale, at least 1."""
+        return max(1, round(count * self.scale))
+
+    def over(self) -> bool:
+        """Whether to stop; also grants what may be tried since the last call."""
+        now = time.monotonic()
+        passed, self._ticked = min(0.1, now - self._ticked), now
+        self._connects += passed * CONNECTS_PER_S
+        if self._retries < RETRIES_PER_S:
+            self._retries += passed * RETRIES_PER_S
+        spent = now >= self._until or self.counts["watches"] >= self.limit
+        return spent or self.stopped or os.getppid() != self._parent
+
+    def begin_with(self, calls: float) -> None:
+        """Let so many calls be opened at once, and only retries after."""
+        self._retries = calls
+
+    def may_call(self) -> bool:
+        """Whether one more call may be opened now."""
+        if self._retries < 1:
+            return False
+        self._retries -= 1
+        return True
+
+    def connect(self, **options: Any) -> Connection | None:
+        """A new connection; None if it is too early for one or the server takes none."""
+        if self._connects < 1:
+            return None
+        self._connects = min(self._connects, CONNECTS_PER_S) - 1
+        try:
+            opened = Connection(self.address, **options)
+        except OSError as error:
+            self.counts[f"not connected: {type(error).__name__}"] += 1
+            return None
+        self.counts["connections"] += 1
+        return opened
+
+    def count(self, ended: list[http2.Ended]) -> None:
+        """Note how calls ended."""
+        names = {http2.RESET: "reset", http2.CLOSED: "closed", http2.UNREADABLE: "unreadable"}
+        for call in ended:
+            self.counts[names.get(call.status, f"status {call.status}")] += 1
+
+
+def hold(
+    attack: Attack,
+    connections: int,
+    calls: int,
+    begin: Callable[[Connection], int],
+    tick: Callable[[Connection], None] = lambda connection: None,
+    read: bool = True,
+    **options: Any,
+) -> None:
+    """Keep connections with calls in a state that never ends; what the server ends is begun again.
+
+    Args:
+        attack: the attack.
+        connections: how many.
+        calls: on each.
+        begin: opens a call and returns its stream.
+        tick: what else is done to a connection from time to time.
+        read: whether what the server sends is read.
+        options: of the connections.
+    """
+    held: list[Connection] = []
+    attack.begin_with(connections * calls)
+    while not attack.over():
+        while len(held) < connections and (opened := attack.connect(**options)):
+            held.append(opened)
+        for one in held:
+            if read:
+                attack.count(one.receive())
+            while len(one.open_streams) < calls and not one.going and one.waiting < MIB and attack.may_call():
+                begin(one)
+                attack.counts["calls"] += 1
+            tick(one)
+            one.flush()
+            if not one.alive or (one.going and not one.open_streams):
+                attack.counts["connections lost"] += 1
+                one.close()
+        held = [one for one in held if one.alive]
+        attack.counts["held"] = max(attack.counts["held"], sum(len(one.open_streams) for one in held))
+        time.sleep(TICK_S)
+    for one in held:
+        one.close()
+
+
+def flood(attack: Attack, connections: int, chunk: Callable[[Connection], bytes], per_s: float, **options: Any) -> None:
+    """Send chunks of frames at a rate, over connections that are opened again when the server closes them.
+
+    Args:
+        attack: the attack.
+        connections: how many.
+        chunk: makes the next bytes for a connection.
+        per_s: chunks a second, over all connections.
+        options: of the connections.
+    """
+    held: list[Connection] = []
+    started, sent, turn = time.monotonic(), 0, 0
+    while not attack.over():
+        while len(held) < connections and (opened := attack.connect(**options)):
+            held.append(opened)
+        due = min(round((time.monotonic() - started) * per_s), sent + 1000)
+        while held and sent < due:
+            one = held[turn := (turn + 1) % len(held)]
+            sent += 1
+            if one.alive and not one.going and one.waiting < MIB:
+                one.write(chunk(one))
+                attack.counts["chunks"] += 1
+        for one in held:
+            one.flush()
+            attack.count(one.receive())
+            if not one.alive or one.going:
+                attack.counts["connections lost"] += 1
+                one.close()
+        held = [one for one in held if one.alive]
+        time.sleep(TICK_S / 4)
+    for one in held:
+        one.close()
+
+
+def ask(attack: Attack, connections: int, per_s: float, block: bytes, data: Callable[[], bytes]) -> None:
+    """Whole requests at a rate, whose answers are read.
+
+    Args:
+        attack: the attack.
+        connections: how many.
+        per_s: requests a second, over all connections.
+        block: the headers.
+        data: makes the next request.
+    """
+    flood(attack, connections, lambda one: one.call(block, data()) and b"", per_s)
+
+
+def unfinished(attack: Attack, path: str, connections: int, calls: int, data: bytes | None) -> None:
+    """Calls whose message never comes, or of which only a part does.
+
+    Args:
+        attack: the attack.
+        path: of the method.
+        connections: how many.
+        calls: on each.
+        data: what of the message is sent.
+    """
+    block = encode_call(path)
+    hold(attack, attack.size(connections), calls, lambda one: one.call(block, data, end=False))
+
+
+def slow(attack: Attack) -> None:
+    """Predict calls of which one byte comes every five seconds."""
+    block, data = encode_call(PREDICT), message(make_request())
+    dripped: dict[Connection, float] = {}
+
+    def drip(one: Connection) -> None:
+        if time.monotonic() - dripped.setdefault(one, time.monotonic()) > 5:
+            dripped[one] = time.monotonic()
+            for stream in one.open_streams:
+                one.send(stream, data[5:6])
+
+    hold(attack, attack.size(20), 100, lambda one: one.call(block, data[:6], end=False), drip)
+
+
+def watches(attack: Attack) -> None:
+    """Thirty thousand health watches that stay open."""
+    block, data = encode_call(WATCH), message(b"")
+    hold(attack, attack.size(30), 1000, lambda one: one.call(block, data))
+
+
+def come_and_go(attack: Attack) -> None:
+    """Health watches that are opened and then cancelled, at once or later, or left with the socket."""
+    block, data = encode_call(WATCH), message(b"")
+
+    def chunk(one: Connection) -> bytes:
+        drawn = DRAWN.random()
+        if drawn < 0.02:  # left
+            one.flush()
+            one.close()
+            return b""
+        if len(one.open_streams) > 20 or drawn < 0.4:
+            for stream in DRAWN.sample(sorted(one.open_streams), len(one.open_streams) // 2):
+                one.reset(stream)
+        one.call(block, data)
+        attack.counts["watches"] += 1
+        return b""
+
+    flood(attack, attack.size(64), chunk, 4000)
+
+
+def ordinary_watches(attack: Attack) -> None:
+    """Health watches by grpcio's client: cancelled at once, after an answer, by a deadline, or with the channel."""
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    alone = (("grpc.use_local_subchannel_pool", 1),)
+
+    async def client() -> None:
+        while not attack.over():
+            async with grpc.aio.insecure_channel(attack.address, options=alone) as channel:
+                watch = channel.unary_stream(WATCH)
+                for _ in range(DRAWN.randrange(1, 60)):
+                    if attack.over():
+                        return
+                    call = watch(request, timeout=DRAWN.choice((0.002, 5, 5, 5)))
+                    attack.counts["watches"] += 1
+                    try:
+                        if DRAWN.random() < 0.8:
+                            answer = await call.read()
+                            attack.counts["answers"] += answer is not grpc.aio.EOF
+                    except grpc.RpcError as error:
+                        attack.counts[error.code().name] += 1
+                    call.cancel()
+                watch(request)  # left with the channel
+                attack.counts["watches"] += 1
+
+    async def every() -> None:
+        await asyncio.gather(*(client() for _ in range(attack.size(64))))
+
+    asyncio.run(every())
+
+
+def large(attack: Attack) -> None:
+    """Messages of 31 MB of which all but the last byte is sent."""
+    block, data = encode_call(PREDICT), message(bytes(LARGE - 1), length=LARGE)
+    hold(attack, attack.size(64), 4, lambda one: one.call(block, data, end=False))
+
+
+def many_large_streams(attack: Attack) -> None:
+    """Messages of 31 MB, of each of which the first 60 kB are sent, on thousands of streams."""
+    block, data = encode_call(PREDICT), message(bytes(60_000), length=LARGE)
+    hold(attack, attack.size(20), 500, lambda one: one.call(block, data, end=False))
+
+
+def make_bomb(size: int) -> bytes:
+    """Gzip of so many zeros, a thousandth as long; the checksum is wrong, which shows only at its end."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    head = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(16 * MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return head + block * (size // (16 * MIB)) + packer.flush()
+
+
+def bomb(attack: Attack, path: str) -> None:
+    """Gzip that inflates to a thousand times its size."""
+    size = attack.size(BOMB_BYTES // MIB) * MIB
+    block, data = encode_call(path, ("grpc-encoding", "gzip")), message(make_bomb(size), compressed=True)
+    attack.counts["bytes"] = len(data)
+    hold(attack, 2, 2, lambda one: one.call(block, data))
+
+
+def unread_window(attack: Attack) -> None:
+    """Small requests whose answers are not granted a window."""
+    block, data = encode_call(LIVE), message(b"")
+    hold(attack, attack.size(10), 5000, lambda one: one.call(block, data), window=0)
+
+
+def unread_predictions(attack: Attack) -> None:
+    """Predict calls whose answers are not granted a window."""
+    block, data = encode_call(PREDICT), message(make_request())
+    hold(attack, attack.size(20), 500, lambda one: one.call(block, data), window=0)
+
+
+def unread_socket(attack: Attack) -> None:
+    """Small requests over sockets that are never read."""
+    block, data = encode_call(LIVE), message(b"")
+    hold(attack, attack.size(50), 5000, lambda one: one.call(block, data), read=False, receive_buffer=2048)
+
+
+def unread_stream(attack: Attack) -> None:
+    """Requests without end on ModelStreamInfer, none of whose replies is read."""
+    block, data = encode_call(STREAM_INFER), message(b"")
+
+    def more(one: Connection) -> None:
+        for stream in one.open_streams:
+            if one.waiting < MIB // 16:
+                one.send(stream, data * 200)
+
+    hold(attack, attack.size(16), 8, lambda one: one.call(block, data, end=False), more, window=0)
+
+
+def idle_streams(attack: Attack, path: str) -> None:
+    """Streams that are opened and never used."""
+    block = encode_call(path)
+    hold(attack, attack.size(20), 100, lambda one: one.call(block, None, end=False))
+
+
+def continuations(attack: Attack) -> None:
+    """Headers that never end."""
+    fields = b"\x10\x01a" + b"\x7f\x80\x7f" + bytes(16_000)  # a literal header, never indexed, of a large value
+    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT))
+    rest = frame(http2.CONTINUATION, 0, 1, fields[: http2.LARGEST_FRAME])
+    begun: set[Connection] = set()
+
+    def chunk(one: Connection) -> bytes:
+        if one in begun:
+            return rest
+        begun.add(one)
+        return begin + rest
+
+    flood(attack, attack.size(16), chunk, 2000)
+
+
+def repeat(attack: Attack, frames: bytes, per_s: float) -> None:
+    """The same frames again and again.
+
+    Args:
+        attack: the attack.
+        frames: what is sent.
+        per_s: how often a second.
+    """
+    flood(attack, attack.size(16), lambda one: frames, per_s)
+
+
+def rapid_reset(attack: Attack) -> None:
+    """Calls that are cancelled as soon as they are sent."""
+    block, data = encode_call(PREDICT), message(make_request())
+
+    def chunk(one: Connection) -> bytes:
+        one.reset(one.call(block, data))
+        return b""
+
+    flood(attack, attack.size(16), chunk, 3000)
+
+
+def cancelled(attack: Attack) -> None:
+    """Calls cancelled at each point: after the headers, in the message, after it, and while the answer is made."""
+    block, data = encode_call(PREDICT), message(make_request())
+
+    def chunk(one: Connection) -> bytes:
+        for stream in [stream for stream in one.open_streams if DRAWN.random() < 0.2]:
+            one.reset(stream)
+        part = DRAWN.choice((None, data[:3], data[:5], data[:700], data))
+        one.call(block, part, end=part is data and DRAWN.random() < 0.5)
+        return b""
+
+    flood(attack, attack.size(16), chunk, 1000)
+
+
+def connections(attack: Attack, hello: bool) -> None:
+    """Thousands of connections on which nothing is said.
+
+    Args:
+        attack: the attack.
+        hello: with the preface and settings.
+    """
+    hold(attack, attack.size(5000), 0, lambda one: 0, hello=hello)
+
+
+def slow_preface(attack: Attack) -> None:
+    """Connections on which the preface comes a byte a second."""
+    sent: dict[Connection, tuple[float, int]] = {}
+
+    def drip(one: Connection) -> None:
+        at, count = sent.get(one, (0.0, 0))
+        if time.monotonic() - at > 1 and count < len(http2.PREFACE) - 1:
+            one.write(http2.PREFACE[count : count + 1])
+            sent[one] = (time.monotonic(), count + 1)
+
+    hold(attack, attack.size(2000), 0, lambda one: 0, drip, hello=False)
+
+
+def malformed(attack: Attack) -> None:
+    """Messages that protobuf cannot parse."""
+    ask(attack, attack.size(16), 500, encode_call(PREDICT), lambda: message(b"\xff" + DRAWN.randbytes(200)))
+
+
+def unknown(attack: Attack) -> None:
+    """Calls of a method that does not exist."""
+    ask(attack, attack.size(16), 500, encode_call("/evalmode.v1.Classifier/Guess"), lambda: message(b""))
+
+
+def oversize(attack: Attack) -> None:
+    """Messages of 33 MB, and ones that announce 4 GB."""
+    block = encode_call(PREDICT)
+    whole, announced = message(bytes(33 * MIB)), message(bytes(1000), length=2**32 - 1)
+    hold(attack, attack.size(8), 2, lambda one: one.call(block, DRAWN.choice((whole, announced)), end=False))
+
+
+def metadata(attack: Attack) -> None:
+    """Calls with 12 kB of headers, and with 200 kB of them."""
+    small = encode_call(PREDICT, *((f"x-{number}", "v" * 100) for number in range(80)))
+    big = encode_call(PREDICT, *((f"x-{number}", "v" * 2000) for number in range(100)))
+    data = message(make_request())
+
+    def chunk(one: Connection) -> bytes:
+        if DRAWN.random() < 0.9:
+            one.call(small, data)
+            return b""
+        stream = one.take_stream()
+        first, *between, last = (big[at : at + http2.LARGEST_FRAME] for at in range(0, len(big), http2.LARGEST_FRAME))
+        return b"".join(
+            (
+                frame(http2.HEADERS, 0, stream, first),
+                *(frame(http2.CONTINUATION, 0, stream, part) for part in between),
+                frame(http2.CONTINUATION, http2.END_HEADERS, stream, last),
+                frame(http2.DATA, http2.END_STREAM, stream, data),
+            )
+        )
+
+    flood(attack, attack.size(16), chunk, 200)
+
+
+SETTINGS_FRAME = frame(http2.SETTINGS, 0, 0, struct.pack(">HI", http2.INITIAL_WINDOW_SIZE, 70_000))
+HALF_REQUEST = message(make_request())[:1500]
+
+KINDS: dict[str, Callable[[Attack], None]] = {
+    "predict-headers-one": partial(unfinished, path=PREDICT, connections=1, calls=2000, data=None),
+    "predict-headers-many": partial(unfinished, path=PREDICT, connections=100, calls=20, data=None),
+    "predict-half": partial(unfinished, path=PREDICT, connections=20, calls=100, data=HALF_REQUEST),
+    "predict-slow": slow,
+    "health-headers": partial(unfinished, path=CHECK, connections=10, calls=100, data=None),
+    "health-half": partial(unfinished, path=CHECK, connections=10, calls=100, data=message(b"", length=20)),
+    "watches-open": watches,
+    "watches-come-and-go": come_and_go,
+    "watches-ordinary": ordinary_watches,
+    "large": large,
+    "large-streams": many_large_streams,
+    "bomb-predict": partial(bomb, path=PREDICT),
+    "bomb-infer": partial(bomb, path=INFER),
+    "bomb-health": partial(bomb, path=CHECK),
+    "unread-window": unread_window,
+    "unread-predictions": unread_predictions,
+    "unread-socket": unread_socket,
+    "unread-stream": unread_stream,
+    "streams-idle": partial(idle_streams, path=STREAM_INFER),
+    "reflection-idle": partial(idle_streams, path=REFLECTION),
+    "continuations": continuations,
+    "settings": partial(repeat, frames=SETTINGS_FRAME, per_s=5000),
+    "pings": partial(repeat, frames=frame(http2.PING, 0, 0, bytes(8)), per_s=5000),
+    "rapid-reset": rapid_reset,
+    "cancelled": cancelled,
+    "connections-idle": partial(connections, hello=True),
+    "connections-silent": partial(connections, hello=False),
+    "preface-slow": slow_preface,
+    "malformed": malformed,
+    "unknown": unknown,
+    "oversize": oversize,
+    "metadata": metadata,
+}
+
+
+def run(kind: str, address: str, seconds: float, scale: float = 1.0, limit: float = math.inf) -> dict[str, int]:
+    """Attack, in this process; returns what came of it.
+
+    Args:
+        kind: of ``KINDS``.
+        address: HOST:PORT.
+        seconds: for how long.
+        scale: of its size.
+        limit: watches after which it is over.
+    """
+    attack = Attack(address, seconds, scale, limit)
+    if __name__ == "__main__":
+
+        def stop(*_: object) -> None:
+            attack.stopped = True
+
+        signal.signal(signal.SIGTERM, stop)
+    KINDS[kind](attack)
+    return dict(attack.counts)
+
+
+class Attacking:
+    """An attack from a process of its own; ended with the block, if not before.
+
+    Args:
+        kind: of ``KINDS``.
+        address: HOST:PORT.
+        scale: of its size.
+        limit: watches after which it is over.
+
+    Attributes:
+        counts: what came of it, once it is over.
+    """
+
+    def __init__(self, kind: str, address: str, scale: float = 1.0, limit: float = math.inf) -> None:
+        options = ["--seconds", "3600", "--scale", str(scale), "--watches", str(limit)]
+        command = [sys.executable, __file__, kind, address, *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has begun
+        self.counts: dict[str, int] = {}
+
+    def __enter__(self) -> Attacking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            out, _error = self._process.communicate(timeout=20)
+            self.counts = json.loads(out or "{}")
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
+
+
+def main() -> None:
+    """Attack, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("address")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--scale", type=float, default=1)
+    parser.add_argument("--watches", type=float, default=math.inf, help="after which it is over")
+    arguments = parser.parse_args()
+    os.nice(NICE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    print("begun", flush=True)
+    print(json.dumps(run(arguments.kind, arguments.address, arguments.seconds, arguments.scale, arguments.watches)))
+
+
+if __name__ == "__main__":
+    main()

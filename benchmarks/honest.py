@@ -1,0 +1,231 @@
+"""Honest callers, in a process of their own: what others must go on to get while strangers do their worst.
+
+    python benchmarks/honest.py ADDRESS --seconds 10
+
+Asks at constant rates, whatever comes back: Predict with raw pixels, Health.Check, and Health.Check by a client that
+has just connected. A latency is counted from the moment when the call was due. Prints the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import http2  # beside this file
+import numpy as np
+import psutil
+from grpc_health.v1 import health_pb2
+from lecture import processor
+
+from serving.wire import classifier_pb2, open_inference_pb2
+
+SIDE = 32
+PREDICTS_PER_S, CHECKS_PER_S, CONNECTS_PER_S = 50.0, 20.0, 2.0
+DEADLINE_S = 5.0
+SAMPLE_S = 0.05
+LARGEST_GROWTH_MB = 400.0
+SLOWER, SLOWER_MS = 2.0, 20.0  # a p99 may be that many times the quiet one, and that much more
+KILL_MB = 6000.0  # a server that has grown by so much is ended, before the machine is
+
+
+def make_request() -> bytes:
+    """A PredictRequest of raw pixels."""
+    drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    pixels = classifier_pb2.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
+    return classifier_pb2.PredictRequest(pixels=pixels).SerializeToString()
+
+
+def make_infer_request() -> bytes:
+    """A ModelInferRequest of raw pixels."""
+    pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
+    return open_inference_pb2.ModelInferRequest(
+        model_name="network", inputs=inputs, raw_input_contents=[pixels.tobytes()]
+    ).SerializeToString()
+
+
+def main() -> None:
+    """Ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("address")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rate", type=float, default=PREDICTS_PER_S)
+    arguments = parser.parse_args()
+    gc.disable()  # else its pauses are counted as the server's
+    print(json.dumps(asyncio.run(ask(arguments.address, arguments.seconds, arguments.rate))))
+
+
+async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
+    """What came of the calls of each kind.
+
+    Args:
+        address: HOST:PORT.
+        seconds: for how long calls are begun.
+        rate: of Predict, calls a second.
+    """
+    request, empty = make_request(), health_pb2.HealthCheckRequest().SerializeToString()
+    alone = (("grpc.use_local_subchannel_pool", 1),)  # two channels are two connections
+    async with (
+        grpc.aio.insecure_channel(address, options=alone) as predicting,
+        grpc.aio.insecure_channel(address, options=alone) as checking,
+    ):
+        predict, check = predicting.unary_unary(http2.PREDICT), checking.unary_unary(http2.CHECK)
+
+        async def connect(_: bytes, timeout: float) -> None:
+            async with grpc.aio.insecure_channel(address, options=alone) as channel:
+                await channel.unary_unary(http2.CHECK)(empty, timeout=timeout)
+
+        names = ("predict", "check", "connect")
+        figures = await asyncio.gather(
+            ask_at_rate(predict, request, rate, seconds),
+            ask_at_rate(check, empty, CHECKS_PER_S, seconds),
+            ask_at_rate(connect, empty, CONNECTS_PER_S, seconds),
+        )
+    return dict(zip(names, figures, strict=True))
+
+
+async def ask_at_rate(method: Any, request: bytes, rate: float, seconds: float) -> dict[str, Any]:
+    """An open loop; an answer counts from the moment when its call was due.
+
+    Args:
+        method: takes the request and ``timeout``.
+        request: always the same.
+        rate: calls a second.
+        seconds: for how long calls are begun.
+    """
+    codes: Counter[str] = Counter()
+    latencies_ms: list[float] = []
+
+    async def one(due: float) -> None:
+        try:
+            await method(request, timeout=DEADLINE_S)
+        except grpc.RpcError as error:
+            codes[error.code().name] += 1
+        else:
+            codes["OK"] += 1
+        latencies_ms.append((time.perf_counter() - due) * 1e3)
+
+    started, asked = time.perf_counter(), []
+    for number in range(round(rate * seconds)):
+        due = started + number / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        asked.append(asyncio.create_task(one(due)))
+    await asyncio.gather(*asked)
+    p50, p99 = (round(float(np.percentile(latencies_ms, share)), 2) for share in (50, 99))
+    return {"calls": len(asked), "failed": len(asked) - codes["OK"], "codes": dict(codes), "p50_ms": p50, "p99_ms": p99}
+
+
+class Asking:
+    """A process of honest callers.
+
+    Args:
+        address: HOST:PORT.
+        seconds: for how long they ask.
+        rate: of Predict, calls a second.
+    """
+
+    def __init__(self, address: str, seconds: float, rate: float = PREDICTS_PER_S) -> None:
+        command = [sys.executable, __file__, address, "--seconds", str(seconds), "--rate", str(rate)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def figures(self) -> dict[str, Any]:
+        """Wait until they are done; see ``ask``."""
+        told, _ = self._process.communicate()
+        return dict(json.loads(told))
+
+
+class Memory:
+    """Samples the resident memory of a server and its children, and ends it when it grows beyond all bounds.
+
+    Args:
+        process: the server's number.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._server = psutil.Process(process)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.idle_mb = self.most_mb = self.now_mb()
+        self.killed = False
+        self._thread.start()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def now_mb(self) -> float:
+        """Resident megabytes; 0 once the server is gone."""
+        try:
+            every = [self._server, *self._server.children(recursive=True)]
+            return round(sum(one.memory_info().rss for one in every) / 1e6, 1)
+        except psutil.NoSuchProcess:
+            return 0.0
+
+    def start_again(self) -> None:
+        """Take what it holds now as idle."""
+        self.idle_mb = self.most_mb = self.now_mb()
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            self.most_mb = max(self.most_mb, self.now_mb())
+            if self.most_mb > self.idle_mb + KILL_MB and not self.killed:
+                self.killed = True
+                self._server.kill()
+
+
+def find_misses(quiet: dict[str, Any], attacked: dict[str, Any], idle_mb: float, most_mb: float) -> list[str]:
+    """What is not as it should be under an attack.
+
+    Args:
+        quiet: figures of honest callers without it.
+        attacked: theirs with it.
+        idle_mb: resident memory without it.
+        most_mb: the most with it.
+    """
+    misses = []
+    for kind, figures in attacked.items():
+        if figures["failed"]:
+            misses.append(f"{figures['failed']} of {figures['calls']} {kind} calls failed: {figures['codes']}")
+        bound = SLOWER * quiet[kind]["p99_ms"] + SLOWER_MS
+        if figures["p99_ms"] > bound:
+            misses.append(f"{kind} p99 {figures['p99_ms']} ms, above {bound:.1f} ms")
+    if most_mb - idle_mb > LARGEST_GROWTH_MB:
+        misses.append(f"memory {most_mb - idle_mb:.0f} MB over idle, above {LARGEST_GROWTH_MB:.0f} MB")
+    return misses
+
+
+def write_figures(out: Path, arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Keep figures with what they were measured on.
+
+    Args:
+        out: the JSON file.
+        arguments: of the command.
+        figures: what was measured.
+    """
+    told = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        **{name: value for name, value in vars(arguments).items() if name != "out"},
+        **figures,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""HTTP/2 frames by hand: what no library would send, and requests that are built once and sent by the thousand.
+
+`h2` holds what it sends against the standard, and a benchmark of hostile clients must not; hpack alone is used. The
+server is asked for an HPACK table of size 0: then equal header blocks mean equal headers, and each is decoded once.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from typing import NamedTuple
+
+import hpack
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 1, 4  # settings
+CANCEL = 8  # an error code
+LARGEST_FRAME = 16384
+LARGEST_WINDOW = 2**31 - 1
+DEFAULT_WINDOW = 65535
+LARGEST_OUT = 4 * 1024 * 1024  # bytes that wait for the socket before data is held back
+RESET, CLOSED, UNREADABLE = -1, -2, -3  # in place of a gRPC status
+
+PREDICT = "/evalmode.v1.Classifier/Predict"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
+
+
+class Ended(NamedTuple):
+    """A call that is over: its stream, its gRPC status (negative: it has none), and whether RetryInfo was given."""
+
+    stream: int
+    status: int
+    details: bool
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame.
+
+    Args:
+        kind: the type, such as ``HEADERS``.
+        flags: such as ``END_STREAM | END_HEADERS``.
+        stream: the stream's number; 0 is the connection.
+        payload: at most 2**24 - 1 bytes.
+    """
+    return struct.pack(">BHBBI", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
+
+
+def message(payload: bytes, compressed: bool = False, length: int | None = None) -> bytes:
+    """A gRPC message with its five-byte prefix.
+
+    Args:
+        payload: the message.
+        compressed: the prefix's flag.
+        length: announced in place of the true one.
+    """
+    return struct.pack(">BI", compressed, len(payload) if length is None else length) + payload
+
+
+def encode_call(path: str, *metadata: tuple[str, str]) -> bytes:
+    """The header block of a call, which refers to nothing sent before it.
+
+    Args:
+        path: ``/package.Service/Method``.
+        metadata: further headers, such as ``("grpc-timeout", "1S")``.
+    """
+    headers = [
+        *((":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "evalmode")),
+        *(("te", "trailers"), ("content-type", "application/grpc")),
+        *metadata,
+    ]
+    return hpack.Encoder().encode(hpack.NeverIndexedHeaderTuple(name, value) for name, value in headers)
+
+
+class Connection:
+    """One connection, never blocking: what cannot be sent yet waits here.
+
+    Args:
+        address: HOST:PORT.
+        window: bytes of answers that the server may send on a stream before it is granted more; none ever is.
+        receive_buffer: the socket's; None: the system's default.
+        hello: send the preface and settings.
+    """
+
+    def __init__(
+        self, address: str, window: int = LARGEST_WINDOW, receive_buffer: int | None = None, hello: bool = True
+    ) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(5)
+        self.socket.connect((host, int(port)))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.alive = True
+        self.going = False  # the server takes no more calls here
+        self.open_streams: set[int] = set()
+        self._next = 1
+        self._window, self._initial_window = DEFAULT_WINDOW, DEFAULT_WINDOW
+        self._out = bytearray()
+        self._in = bytearray()
+        self._held: dict[int, tuple[deque[tuple[memoryview, bool]], list[int]]] = {}
+        self._header_block = bytearray()
+        self._decoded: dict[bytes, tuple[int | None, bool]] = {}
+        if hello:
+            settings = struct.pack(">HIHI", HEADER_TABLE_SIZE, 0, INITIAL_WINDOW_SIZE, window)
+            grow = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - DEFAULT_WINDOW))
+            self._out += PREFACE + frame(SETTINGS, 0, 0, settings) + grow
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the socket has not taken."""
+        return len(self._out)
+
+    def take_stream(self) -> int:
+        """The number of the next stream, whose frames the caller writes."""
+        stream, self._next = self._next, self._next + 2
+        self.open_streams.add(stream)
+        return stream
+
+    def call(self, block: bytes, data: bytes | None = None, end: bool = True) -> int:
+        """Open a stream; returns its number.
+
+        Args:
+            block: from ``encode_call``.
+            data: its message with the prefix, or a part of it; None: the headers alone.
+            end: whether the request is over with it.
+        """
+        stream = self.take_stream()
+        flags = END_HEADERS | (END_STREAM if end and data is None else 0)
+        self._out += frame(HEADERS, flags, stream, block)
+        if data is not None:
+            self.send(stream, data, end)
+        return stream
+
+    def send(self, stream: int, data: bytes, end: bool = False) -> None:
+        """Send data on a stream, as far as the server's windows allow; the rest when they grow.
+
+        Args:
+            stream: from ``call``.
+            data: of any length.
+            end: whether the request is over with it.
+        """
+        if stream not in self._held and len(data) <= min(LARGEST_FRAME, self._window):
+            self._window -= len(data)
+            self._out += frame(DATA, END_STREAM if end else 0, stream, data)
+            return
+        waiting, _ = self._held.setdefault(stream, (deque(), [self._initial_window]))
+        waiting.append((memoryview(data), end))
+        self._send_held()
+
+    def reset(self, stream: int) -> None:
+        """Cancel a call."""
+        self.open_streams.discard(stream)
+        self._held.pop(stream, None)
+        self._out += frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+
+    def write(self, frames: bytes) -> None:
+        """Send whatever this is."""
+        self._out += frames
+
+    def flush(self) -> None:
+        """Hand the socket what it takes."""
+        while self._out and self.alive:
+            try:
+                sent = self.socket.send(memoryview(self._out)[: 1 << 20])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.alive = False
+                return
+            del self._out[:sent]
+            if self._held:
+                self._send_held()
+
+    def receive(self) -> list[Ended]:
+        """The calls that have ended; settings and pings are acknowledged."""
+        while self.alive:
+            try:
+                chunk = self.socket.recv(1 << 18)
+            except BlockingIOError:
+                break
+            except OSError:
+                chunk = b""
+            self.alive = bool(chunk)
+            self._in += chunk
+            if len(chunk) < 1 << 18:
+                break
+        ended, at, arrived = [], 0, self._in
+        while len(arrived) - at >= 9:
+            high, low, kind, flags, stream = struct.unpack_from(">BHBBI", arrived, at)
+            after = at + 9 + (high << 16 | low)
+            if after > len(arrived):
+                break
+            over = self._read(kind, flags, stream, at + 9, after)
+            if over is not None and stream in self.open_streams:
+                self.open_streams.discard(stream)
+                self._held.pop(stream, None)
+                ended.append(Ended(stream, *over))
+            at = after
+        del arrived[:at]
+        if not self.alive:
+            ended += [Ended(stream, CLOSED, False) for stream in self.open_streams]
+            self.open_streams.clear()
+        return ended
+
+    def close(self) -> None:
+        """Close the socket, with all its calls."""
+        self.alive = False
+        self.socket.close()
+
+    def _read(self, kind: int, flags: int, stream: int, start: int, end: int) -> tuple[int, bool] | None:
+        """Take a frame in; returns a status and whether it has details if the stream is over with it."""
+        if kind in (HEADERS, CONTINUATION):
+            self._header_block += self._in[start:end]
+            if not flags & END_HEADERS:
+                return None
+            block = bytes(self._header_block)
+            self._header_block.clear()
+            status, details = self._decode(block)
+            return None if status is None else (status, details)
+        if kind == RST_STREAM:
+            return RESET, False
+        if kind == GOAWAY:
+            self.going = True
+        elif kind == WINDOW_UPDATE:
+            grown = struct.unpack_from(">I", self._in, start)[0]
+            if stream == 0:
+                self._window += grown
+            elif stream in self._held:
+                self._held[stream][1][0] += grown
+            self._send_held()
+        elif kind == SETTINGS and not flags & ACK:
+            for at in range(start, end, 6):
+                name, value = struct.unpack_from(">HI", self._in, at)
+                if name == INITIAL_WINDOW_SIZE:
+                    for _, window in self._held.values():
+                        window[0] += value - self._initial_window
+                    self._initial_window = value
+            self._out += frame(SETTINGS, ACK, 0)
+            self._send_held()
+        elif kind == PING and not flags & ACK:
+            self._out += frame(PING, ACK, 0, bytes(self._in[start:end]))
+        return None
+
+    def _decode(self, block: bytes) -> tuple[int | None, bool]:
+        """The gRPC status in a header block, if it has one, and whether error details are with it."""
+        if block not in self._decoded:
+            try:
+                headers = dict(hpack.Decoder().decode(block))
+            except hpack.HPACKError:
+                headers = {"grpc-status": str(UNREADABLE)}
+            status = headers.get("grpc-status")
+            found = None if status is None else int(status), "grpc-status-details-bin" in headers
+            if len(self._decoded) > 10_000:
+                self._decoded.clear()
+            self._decoded[block] = found
+        return self._decoded[block]
+
+    def _send_held(self) -> None:
+        """Send what the windows allow of what waits for them."""
+        for stream in list(self._held):
+            waiting, window = self._held[stream]
+            while waiting and len(self._out) < LARGEST_OUT:
+                data, end = waiting[0]
+                size = min(len(data), LARGEST_FRAME, self._window, window[0])
+                if size <= 0 and data:
+                    break
+                last = size == len(data)
+                self._out += frame(DATA, END_STREAM if end and last else 0, stream, bytes(data[:size]))
+                self._window -= size
+                window[0] -= size
+                if not last:
+                    waiting[0] = (data[size:], end)
+                    continue
+                waiting.popleft()
+                if end:
+                    del self._held[stream]
+            if self._window <= 0 or len(self._out) >= LARGEST_OUT:
+                return
