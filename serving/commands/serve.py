@@ -22,6 +22,7 @@ from serving.limits import Limits
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
+    from serving.services.statistics import Statistics
     from serving.transports.grpcio import GrpcioServer
     from serving.transports.native import NativeServer
 
@@ -165,7 +166,7 @@ def serve(
         statistics.keep(models.loaded)
 
     models.follow(show)
-    _run(server, models, announcement, poll, bounds, stop)
+    _run(server, models, announcement, poll, bounds, stop, statistics)
 
 
 def _check_security(
@@ -240,6 +241,7 @@ def _run(
     poll_s: float,
     limits: Limits,
     stop: threading.Event,
+    statistics: Statistics,
 ) -> None:
     """Serve what the repository holds until told to stop, then drain."""
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
@@ -254,7 +256,8 @@ def _run(
     if cut:
         log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)
         _exit_now(1)
-    log.info("all requests answered")
+    log.info("all requests answered: %s", statistics.answered)
+    _exit_now(0)
 
 
 def _log_phase(name: str) -> None:

@@ -83,12 +83,14 @@ class Statistics:
     Attributes:
         lock: held while ``counts`` is read or changed.
         counts: by name and version of a model.
+        answered: requests that were answered, of all versions that were ever served.
         refused: what was refused on arrival, by code and reason; written by one thread, which takes no lock.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.counts: dict[tuple[str, str], Counts] = defaultdict(Counts)
+        self.answered = 0
         self.refused: Counter[tuple[str, str]] = Counter()
 
     def count_run(self, model: Model, inputs: int, inference_us: int) -> None:
@@ -104,6 +106,7 @@ class Statistics:
         best = outputs[PROBABILITIES].argmax(axis=1).tolist() if model.manifest.labels else ()
         with self.lock:
             counts = self.counts[model.name, model.version]
+            self.answered += 1
             counts.last_ms = time.time_ns() // 1_000_000
             counts.inputs += count_rows(inputs)
             counts.codes["OK", ""] += 1

@@ -84,7 +84,7 @@ class Connections:
         self._refused[connection] += 1
 
     def finish(self, wait_s: float) -> None:
-        """Send no more on any connection, and give clients ``wait_s`` seconds to close theirs.
+        """Accept no more connections, send no more on any, and give clients ``wait_s`` seconds to close theirs.
 
         What was sent before arrives; a call that was not answered ends with UNAVAILABLE at its client. The shutdown of
         grpc's core would end those that have not reached their handler with CANCELLED, which no client retries.
@@ -92,14 +92,21 @@ class Connections:
         self._stop.set()
         if sys.platform != "linux":
             return
-        with _accepted(self._address) as connections:
-            for one in connections:
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_WR)
+        with _sockets_at(self._address) as sockets:
+            for descriptor, one in sockets:
+                if _is_listening(one):
+                    with socket.socket() as deaf:  # in its place; grpc's core would log an error of a closed one
+                        os.dup2(deaf.fileno(), descriptor)
+        finished: set[int] = set()
         until = time.monotonic() + wait_s
-        while time.monotonic() < until:
+        while True:
             with _accepted(self._address) as connections:
-                if not any(map(_is_open, connections)):
+                for one in connections:
+                    number = os.fstat(one.fileno()).st_ino
+                    if number not in finished:
+                        finished.add(number)
+                        _shut_down(one, socket.SHUT_WR)
+                if time.monotonic() >= until or not any(map(_is_open, connections)):
                     return
             time.sleep(0.01)
 
@@ -110,7 +117,10 @@ class Connections:
         refused, self._refused = self._refused, Counter()
         waiting = self._waiting() if self._waiting else None
         with _accepted(self._address) as connections:
-            open_now = {_name(one): one for one in connections if one.family != socket.AF_UNIX and _is_open(one)}
+            open_now = {}
+            for one in filter(_is_open, connections):
+                with suppress(OSError):  # its peer may just have gone
+                    open_now[_name(one)] = one
             seen = {}
             for name, one in open_now.items():
                 info = _tcp_info(one)
@@ -151,42 +161,48 @@ class Connections:
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        _shut_down(connection, socket.SHUT_RDWR)
 
 
 @contextmanager
 def _accepted(address: int | str) -> Iterator[list[socket.socket]]:
-    """Duplicates of the sockets that were accepted at an address, for as long as the block runs."""
-    found: list[socket.socket] = []
+    """Those of the sockets that have a peer."""
+    with _sockets_at(address) as sockets:
+        yield [one for _, one in sockets if not _is_listening(one)]
+
+
+@contextmanager
+def _sockets_at(address: int | str) -> Iterator[list[tuple[int, socket.socket]]]:
+    """Descriptors of this process's sockets at an address, each with a duplicate for as long as the block runs."""
+    found: list[tuple[int, socket.socket]] = []
     try:
         for descriptor in _DESCRIPTORS.iterdir():
             with suppress(OSError):
                 if not descriptor.is_socket():
                     continue
                 one = socket.socket(fileno=os.dup(int(descriptor.name)))
-                if _listens_at(one, address):
-                    found.append(one)
+                name = one.getsockname()
+                if name == address if isinstance(address, str) else name[1:2] == (address,):
+                    found.append((int(descriptor.name), one))
                 else:
                     one.close()
         yield found
     finally:
-        for one in found:
+        for _, one in found:
             one.close()
 
 
-def _listens_at(one: socket.socket, address: int | str) -> bool:
-    """Whether a socket was accepted at an address: it has that name, and a peer."""
-    try:
-        name = one.getsockname()
-        one.getpeername()
-    except OSError:
-        return False
-    return name == address if isinstance(address, str) else isinstance(name, tuple) and name[1] == address
+def _is_listening(one: socket.socket) -> bool:
+    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _shut_down(one: socket.socket, how: int) -> None:
+    with suppress(OSError):  # the peer may have gone
+        one.shutdown(how)
 
 
 def _is_open(one: socket.socket) -> bool:
-    """Whether the peer has not closed its side: established, by ``tcpi_state``; a Unix socket counts as closed."""
+    """Whether the peer has not closed its side; of a Unix socket that is not known."""
     return one.family != socket.AF_UNIX and _tcp_info(one)[0] in (1, 4, 5)  # ESTABLISHED, FIN_WAIT1, FIN_WAIT2
 
 
