@@ -1,4 +1,4 @@
-"""The serving image's HEALTHCHECK: exit 0 if the server says SERVING, else 1 with the reason."""
+"""The serving image's HEALTHCHECK: exit 0 if the server answers health checks, else 1 with the reason."""
 
 import os
 import sys
@@ -11,11 +11,11 @@ TIMEOUT_S = 4.0  # less than the HEALTHCHECK's own, so that its log tells the re
 
 
 def main() -> None:
-    """Ask the server in this container; over HTTP where gRPC wants TLS, whose certificate is for another name."""
-    if "EVALMODE_SERVE_TLS_CERT" in os.environ:
-        ask_over_http(f"http://127.0.0.1:{os.environ.get('EVALMODE_SERVE_METRICS_PORT', '8002')}/healthz")
-    else:
+    """Ask the server in this container whether it answers; without metrics, ask for its health."""
+    if "EVALMODE_SERVE_NO_METRICS" in os.environ:
         ask_over_grpc(f"127.0.0.1:{os.environ.get('EVALMODE_SERVE_PORT', '8001')}")
+    else:
+        ask_over_http(f"http://127.0.0.1:{os.environ.get('EVALMODE_SERVE_METRICS_PORT', '8002')}/livez")
 
 
 def ask_over_grpc(address: str) -> None:

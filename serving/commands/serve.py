@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from serving.commands.logs import set_up_log
 from serving.errors import UsageError
 from serving.limits import Limits
 
@@ -30,6 +31,7 @@ log = logging.getLogger("serving")
 
 READ = time.perf_counter()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+END_S = 0.9  # after the grace: for clients to close their connections
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
@@ -102,10 +104,10 @@ def serve(
 ) -> None:
     """Serve the newest version of every model in a repository over gRPC, and follow what is published there.
 
-    The first SIGTERM or SIGINT: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace seconds for
-    requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
+    The first SIGTERM, SIGINT or SIGHUP: NOT_SERVING, still answering for --lame-duck seconds, then at most --grace
+    seconds for requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
-    _set_up_log(log_level, log_format)
+    set_up_log(log_level, log_format)
     _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
     from serving.batching import Batcher, count_slots
@@ -155,10 +157,15 @@ def serve(
     announcement = "no metrics"
     if not no_metrics:
         from serving.services.metrics import Metrics
+        from serving.transports.liveness import Liveness
         from serving.transports.metrics import MetricsServer
 
         metrics = Metrics(models, statistics, server.load)
-        measured = MetricsServer(metrics, lambda: bool(models.loaded) and not stop.is_set(), host, metrics_port)
+        liveness = Liveness(server.local_address)
+        measured = MetricsServer(
+            *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, host, metrics_port)
+        )
+        liveness.start()
         announcement = f"metrics on port {measured.port}"
 
     def show(entries: list[Entry]) -> None:
@@ -194,20 +201,6 @@ def _check_security(
         log.warning("%s is open to other machines without TLS: %s can be read on the way", host, what)
 
 
-def _set_up_log(level: str, form: str) -> None:
-    """One line an event on stderr, as text or as a JSON object."""
-    handler = logging.StreamHandler(sys.stderr)
-    if form == "json":
-        from pythonjsonlogger.json import JsonFormatter
-
-        names = {"asctime": "time", "levelname": "level", "name": "logger"}
-        handler.setFormatter(JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
-
-
 def _read_pin(text: str) -> tuple[str, int]:
     """NAME@VERSION.
 
@@ -221,7 +214,10 @@ def _read_pin(text: str) -> tuple[str, int]:
 
 
 def _listen_for_signals() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    """An event that the first SIGTERM, SIGINT or SIGHUP sets; the second ends the process.
+
+    A SIGHUP that is ignored, as nohup has it, stays so.
+    """
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -229,8 +225,9 @@ def _listen_for_signals() -> threading.Event:
             _exit_now(1)
         stop.set()
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
     return stop
 
 
@@ -248,7 +245,9 @@ def _run(
     server.start()
     _log_phase("listening")
     click.echo(f"serving {', '.join(models.served)} on port {server.port}\n{announcement}")
-    models.watch(poll_s, stop)
+    threading.Thread(target=models.watch, args=(poll_s, stop), name="repository", daemon=True).start()
+    stop.wait()
+    _end_by(limits.lame_duck + limits.grace + END_S)
     log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
     server.announce_shutdown()
     time.sleep(limits.lame_duck)
@@ -258,6 +257,13 @@ def _run(
         _exit_now(1)
     log.info("all requests answered: %s", statistics.answered)
     _exit_now(0)
+
+
+def _end_by(seconds: float) -> None:
+    """End the process by then, whatever any thread of it waits for."""
+    backstop = threading.Timer(seconds, os._exit, [1])
+    backstop.daemon = True
+    backstop.start()
 
 
 def _log_phase(name: str) -> None:

@@ -19,6 +19,7 @@ from serving.transports.refusals import Refusal, Template
 from serving.transports.threads import Inline, Lane
 
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
+RESERVED_THREADS = 16  # of a lane: they go to connections in turns
 MAX_UNLOGGED = 10_000  # refusals that wait for a thread that may log them
 
 Behavior = Callable[..., Any]
@@ -30,12 +31,14 @@ class Method(NamedTuple):
     Attributes:
         handler: For grpcio.
         lane: Whose threads it runs in.
+        crowded: The handler while those are scarce; None: calls are refused while there are none.
         infers: Whether it takes a place of the batcher.
         always: Whether it is served to everybody, and while the server is shutting down: health is.
     """
 
     handler: grpc.RpcMethodHandler
     lane: Lane
+    crowded: grpc.RpcMethodHandler | None = None
     infers: bool = False
     always: bool = False
 
@@ -52,6 +55,7 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
     Attributes:
         methods: By path, such as ``/package.Service/Method``.
         leaving: Whether the server is shutting down.
+        inline: What a handler runs in that neither locks nor waits.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._unlogged: deque[tuple[Template, str]] | None = None
         if logging.getLogger("serving.transports.refusals").isEnabledFor(logging.DEBUG):
             self._unlogged = deque(maxlen=MAX_UNLOGGED)
-        self._inline = Inline()
+        self.inline = Inline()
         self._leaving = self._make_refusal(make_leaving())
         self._queue_full = self._make_refusal(batcher.queue_full())
         self._calls_full = self._make_refusal(
@@ -83,7 +87,7 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
         """See ``grpc.GenericRpcHandler``."""
         method = self.methods.get(details.method)
         if method is not None and method.always:
-            return method.handler if method.lane.take() else self._calls_full
+            return self._give_thread(method)
         if self.leaving:
             return self._leaving
         if self._access:
@@ -95,6 +99,11 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         if method.infers and self._batcher.is_full():
             return self._queue_full
+        return self._give_thread(method)
+
+    def _give_thread(self, method: Method) -> grpc.RpcMethodHandler:
+        if method.crowded is not None and method.lane.is_scarce(RESERVED_THREADS):
+            return method.crowded
         return method.handler if method.lane.take() else self._calls_full
 
     def log_refusals(self) -> None:
@@ -115,13 +124,27 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._unlogged.append((template, refusal.id))
             abort(context, refusal)
 
-        answer.experimental_thread_pool = self._inline  # type: ignore[attr-defined]
+        answer.experimental_thread_pool = self.inline  # type: ignore[attr-defined]
         return grpc.stream_unary_rpc_method_handler(answer)  # whatever was called: this kind waits for no message
 
 
 def make_leaving() -> ServerLeaving:
     """What requests are refused with while the server is shutting down."""
     return ServerLeaving("the server is shutting down: call another one")
+
+
+def end(context: grpc.ServicerContext, send: Callable[[bytes | None], None], refusal: Refusal) -> None:
+    """End a call with a refusal, outside of its handler.
+
+    Args:
+        context: Where its status is set.
+        send: Sends a message, or None: the status.
+        refusal: The status.
+    """
+    context.set_trailing_metadata(refusal.trailers)
+    context.set_code(STATUSES[refusal.code])
+    context.set_details(refusal.message)
+    send(None)
 
 
 def find_authorization(metadata: Any) -> str:

@@ -10,6 +10,7 @@ a call that sends none can be seen and ended.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,12 +33,13 @@ from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.models import Entry
 from serving.services.statistics import Statistics
-from serving.transports.arrivals import STATUSES, Method, Router, abort, make_leaving
+from serving.transports.arrivals import Method, Router, abort, end, make_leaving
 from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
 from serving.transports.connections import SWEEP_S, Connections
+from serving.transports.crowd import Arrival, Crowd
 from serving.transports.health import Health
 from serving.transports.places import Places
-from serving.transports.refusals import refuse
+from serving.transports.refusals import Refusal, refuse
 from serving.transports.threads import Lane
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -45,10 +47,10 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
 SERVICES = (*(one.full_name for one in CONTRACTS), HEALTH, reflection.SERVICE_NAME, REFLECTION_V1)
 INFERS = ("Predict", "ModelInfer")  # methods that take a place of the batcher
-RECEIVING = 256  # calls whose message has not come
-CHECKS = 16  # the same, of health checks
-SPARE_THREADS = 16  # for calls that are refused by what is known only in their thread
-PATIENCE_S = 0.25  # a call whose message has not come by then may lose its place to the next call
+STREAMS = 256  # calls that one connection may have open
+SPARE_THREADS = 128  # beside those of requests: for calls whose message has not come
+CHECKS = 32  # threads for health checks
+SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
 FINISH_S = 1.0  # for clients to close their connections at the end
 UNFINISHED_MESSAGES = 4  # so many of the largest size may be held in parts
 
@@ -73,6 +75,7 @@ class GrpcioServer:
 
     Attributes:
         port: The port listened on.
+        local_address: Where this machine reaches it without TLS.
 
     Raises:
         AddressUnavailable: The address cannot be bound.
@@ -98,15 +101,16 @@ class GrpcioServer:
         self._health = Health()
         self._shown: Iterable[str] = ()
         self._calls = Calls(limits.message_timeout)
-        self._unary = Lane(batcher.slots + limits.max_queue + RECEIVING + SPARE_THREADS, "calls")
-        self._receiving: Places[OpenCall] = Places(RECEIVING, _calls_full, PATIENCE_S)
+        self._unary = Lane(batcher.slots + limits.max_queue + SPARE_THREADS, "calls")
+        self._crowd = Crowd(self._unary)
         self._streams: Places[_Stream] = Places(limits.max_streams, lambda: _streams_full(limits.max_streams))
-        self._stream_lane = Lane(limits.max_streams + SPARE_THREADS, "streams")
+        self._stream_lane = Lane(limits.max_streams + SPARE_STREAMS, "streams")
         self._server = grpc.server(
             self._unary.threads,
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
+                ("grpc.max_concurrent_streams", STREAMS),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
@@ -121,6 +125,11 @@ class GrpcioServer:
             )
         except RuntimeError as error:
             raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
+        self.local_address = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
+        if credentials:
+            self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")  # nobody else may enter it
+            self.local_address = f"unix:{self._folder.name}/grpcio"
+            self._server.add_insecure_port(self.local_address)
         self._behind = connections is not None
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
@@ -132,7 +141,7 @@ class GrpcioServer:
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):
             for method in contract.methods:
                 if not method.client_streaming:
-                    self._add_unary(method, handlers[method.name], self._unary, self._receiving)
+                    self._add_unary(method, handlers[method.name], self._unary, self._crowd)
         self._add_stream(
             open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"],
             lambda request, call: theirs.infer_streamed(request, call, refuse),
@@ -183,49 +192,67 @@ class GrpcioServer:
             time.sleep(0.005)
         cut = self._calls.count(RUNNING, SENDING) if left else 0
         if not self._behind:
-            self._connections.finish(FINISH_S)
+            self._connections.finish(min(FINISH_S, max(0.2, until - time.monotonic())))
         self._server.stop(0)
         self._calls.stop()
         for lane in {method.lane for method in self._router.methods.values()}:
             lane.threads.end()
         return cut
 
-    def _add_unary(self, method: MethodDescriptor, handler: Handler, lane: Lane, receiving: Places[OpenCall]) -> None:
+    def _add_unary(self, method: MethodDescriptor, handler: Handler, lane: Lane, crowd: Crowd) -> None:
         """Serve a method of one request and one reply."""
-        parse, connections = GetMessageClass(method.input_type).FromString, self._connections
-        infers = method.name in INFERS
+        parse, infers = GetMessageClass(method.input_type).FromString, method.name in INFERS
 
-        def read(message: bytes) -> Any:
+        def respond(messages: Iterator[bytes], call: OpenCall) -> bytes:
             try:
-                return parse_message(parse, message)
-            except MessageInvalid as error:
-                if infers:
-                    self._statistics.count_refusal(None, 0.0, error)
-                raise
-
-        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            call = self._calls.open(context)
-            try:
-                with receiving.hold(call):
+                with crowd.receiving(call):
                     message = next(messages, None)
                 if message is None:
                     raise MessageInvalid("the call has no message: send one")
-                connections.count_message(call.connection, len(message))
+                self._connections.count_message(call.connection, len(message))
                 call.enter(RUNNING)
-                reply: bytes = handler(read(message), call).SerializeToString()
-            except grpc.RpcError:
-                raise  # cancelled while it waited for its message: grpcio ends it
-            except Exception as error:
-                abort(context, refuse(error))
+                try:
+                    request = parse_message(parse, message)
+                except MessageInvalid as error:
+                    if infers:
+                        self._statistics.count_refusal(None, 0.0, error)
+                    raise
+                reply: bytes = handler(request, call).SerializeToString()
             finally:
                 call.enter(SENDING)
                 lane.give_back()
             return reply
 
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            try:
+                return respond(messages, self._calls.open(context))
+            except grpc.RpcError:
+                raise  # cancelled while it waited for its message: grpcio ends it
+            except Exception as error:
+                abort(context, refuse(error))
+
+        def wait(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
+            """Takes no lock: it runs on the polling thread."""
+            call = self._calls.open(context)
+
+            def run() -> None:
+                try:
+                    send(respond(messages, call))
+                    send(None)
+                except grpc.RpcError:
+                    pass
+                except Exception as error:
+                    end(context, send, refuse(error))
+
+            crowd.enter(Arrival(call, run, lambda: end(context, send, refuse(_calls_full()))))
+
         answer.experimental_thread_pool = lane.threads  # type: ignore[attr-defined]
+        wait.experimental_thread_pool = self._router.inline  # type: ignore[attr-defined]
+        wait.experimental_non_blocking = True  # type: ignore[attr-defined]
         self._router.methods[_path(method)] = Method(
             grpc.stream_unary_rpc_method_handler(answer),
             lane,
+            crowded=grpc.stream_stream_rpc_method_handler(wait),
             infers=infers,
             always=method.containing_service.full_name == HEALTH,
         )
@@ -271,8 +298,9 @@ class GrpcioServer:
         def read(request: health_pb2.HealthCheckRequest, call: Call) -> health_pb2.HealthCheckResponse:
             return health.check(request.service)
 
-        self._add_unary(check, read, Lane(CHECKS + SPARE_THREADS, "checks"), Places(CHECKS, _calls_full, PATIENCE_S))
-        lane = Lane(max_watches + SPARE_THREADS, "watches")
+        checks = Lane(CHECKS, "checks")
+        self._add_unary(check, read, checks, Crowd(checks))
+        lane = Lane(max_watches + SPARE_STREAMS, "watches")
         places: Places[_Watch] = Places(max_watches, lambda: _watches_full(max_watches))
 
         def follow(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -332,6 +360,7 @@ class _Stream:
         self._lock = threading.Lock()
         self._busy = False
         self._ending = self._ended = False
+        self._refusal: Refusal | None = None
 
     def begin(self) -> bool:
         """Begin a request; False if the stream has been ended."""
@@ -361,10 +390,7 @@ class _Stream:
                 return
             self._ending = True
             if error is not None:
-                refusal = refuse(error)
-                self._context.set_trailing_metadata(refusal.trailers)
-                self._context.set_code(STATUSES[refusal.code])
-                self._context.set_details(refusal.message)
+                self._refusal = refuse(error)
             if now or not self._busy:
                 self._finish()
 
@@ -374,7 +400,10 @@ class _Stream:
 
     def _finish(self) -> None:
         self._ended = True
-        self._send(None)
+        if self._refusal is None:
+            self._send(None)
+        else:
+            end(self._context, self._send, self._refusal)
 
 
 class _Watch:
@@ -429,7 +458,7 @@ def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:
 
 
 def _calls_full() -> CallsFull:
-    return CallsFull("too many calls of this connection wait for their message: send each call's message at once")
+    return CallsFull("too many calls wait for a thread: retry later, send each call's message at once")
 
 
 def _streams_full(limit: int) -> StreamsFull:

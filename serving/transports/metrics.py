@@ -1,4 +1,4 @@
-"""Metrics and health over HTTP: /metrics for Prometheus, /healthz for probes that do not speak gRPC."""
+"""Metrics and health over HTTP: /metrics for Prometheus; /healthz and /livez for probes that do not speak gRPC."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 
 from serving.errors import AddressUnavailable
 from serving.services.metrics import Metrics
+from serving.transports.liveness import Liveness
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -24,7 +25,8 @@ class MetricsServer:
 
     Args:
         metrics: what /metrics tells, beside what the process uses.
-        is_ready: what /healthz tells.
+        is_ready: Whether the server wants requests: /healthz.
+        liveness: Whether it answers: /livez.
         host: interface to listen on.
         port: port, or 0 for a free one.
 
@@ -35,7 +37,9 @@ class MetricsServer:
         AddressUnavailable: the address cannot be bound.
     """
 
-    def __init__(self, metrics: Metrics, is_ready: Callable[[], bool], host: str, port: int) -> None:
+    def __init__(
+        self, metrics: Metrics, is_ready: Callable[[], bool], liveness: Liveness, host: str, port: int
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(metrics)
         ProcessCollector(registry=registry)
@@ -50,7 +54,12 @@ class MetricsServer:
                         return HTTPStatus.OK, TEXT, b"ok\n"
                     case "/healthz":
                         return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"not ready\n"
-                return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics and /healthz\n"
+                    case "/livez" if liveness.is_alive():
+                        return HTTPStatus.OK, TEXT, b"ok\n"
+                    case "/livez":
+                        silent = f"no health check was answered for {liveness.silent_s():.0f} s\n"
+                        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
+                return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics, /healthz and /livez\n"
 
         try:
             family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]

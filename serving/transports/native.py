@@ -33,7 +33,7 @@ from serving.services.models import Entry
 from serving.services.statistics import Statistics
 from serving.transports.arrivals import find_authorization
 from serving.transports.connections import Connections
-from serving.transports.grpcio import UNFINISHED_MESSAGES, GrpcioServer, parse_message
+from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer, parse_message
 from serving.transports.refusals import refuse
 
 HOT = (
@@ -97,6 +97,7 @@ class NativeServer:
 
     Attributes:
         port: the port listened on.
+        local_address: Where this machine reaches it.
 
     Raises:
         AddressUnavailable: the address cannot be bound.
@@ -123,11 +124,15 @@ class NativeServer:
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(
-                f"{host}:{port}", [(_path(method), False) for method in HOT], call_details=True
+                f"{host}:{port}",
+                [(_path(method), False) for method in HOT],
+                call_details=True,
+                max_concurrent_streams=STREAMS,
             )
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
         self.port = self._front.bound_port
+        self.local_address = f"127.0.0.1:{self.port}"
         self._connections = Connections(
             self.port, limits.max_connections, UNFINISHED_MESSAGES * limits.max_request_bytes, None
         )

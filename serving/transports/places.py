@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,15 +36,13 @@ class Places(Generic[Call]):
     Args:
         limit: How many there are.
         full: Makes what a call is refused with where its own connection holds the most.
-        patience_s: After how many seconds a call may also lose its place to a newer call of its own connection.
     """
 
-    def __init__(self, limit: int, full: Callable[[], RequestError], patience_s: float = float("inf")) -> None:
+    def __init__(self, limit: int, full: Callable[[], RequestError]) -> None:
         self._limit = limit
         self._full = full
-        self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._held: dict[Call, float] = {}  # since when, by time.monotonic; the oldest first
+        self._held: dict[Call, None] = {}  # the oldest first
 
     def __len__(self) -> int:
         return len(self._held)
@@ -61,7 +58,7 @@ class Places(Generic[Call]):
             victim = self._choose_victim(call.connection) if len(self._held) >= self._limit else None
             if victim is not None:
                 del self._held[victim]
-            self._held[call] = time.monotonic()
+            self._held[call] = None
         if victim is not None:
             victim.evict(self._full())
         try:
@@ -79,10 +76,6 @@ class Places(Generic[Call]):
         """The call that gives its place to one of ``connection``."""
         counts = Counter(call.connection for call in self._held)
         greediest, most = counts.most_common(1)[0]
-        if most > counts[connection] + 1 or (greediest != connection and most > counts[connection]):
+        if most > counts[connection] + 1:
             return next(call for call in self._held if call.connection == greediest)
-        since = time.monotonic() - self._patience_s
-        oldest, started = next(iter(self._held.items()))
-        if started < since:
-            return oldest
         raise self._full()

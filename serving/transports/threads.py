@@ -94,6 +94,7 @@ class Lane:
 
     Attributes:
         threads: For grpcio.
+        on_free: Called after each call that has given its thread back.
 
     Raises:
         ThreadsUnavailable: The system starts fewer.
@@ -101,6 +102,7 @@ class Lane:
 
     def __init__(self, count: int, name: str) -> None:
         self.threads = Threads(count, name)
+        self.on_free: Callable[[], object] = lambda: None
         self._count = count
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(count):
@@ -110,6 +112,10 @@ class Lane:
     def taken(self) -> int:
         """Calls that have a thread, or will have one at once."""
         return self._count - self._free.qsize()
+
+    def is_scarce(self, reserved: int) -> bool:
+        """Whether no more threads than these are free."""
+        return self._free.qsize() <= reserved
 
     def take(self) -> bool:
         """Take the right to a thread, if one is free."""
@@ -122,6 +128,7 @@ class Lane:
     def give_back(self) -> None:
         """The opposite of ``take``."""
         self._free.put(None)
+        self.on_free()
 
 
 def _leave() -> None:
