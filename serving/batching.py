@@ -25,6 +25,9 @@ from serving.certificate import Tensors
 from serving.errors import DeadlineExpired, QueueFull
 from serving.limits import Limits
 from serving.model import Model
+from serving.pace import Pace
+
+PRESSED_S = 0.1  # after a request whose deadline was too short for the queue
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,18 @@ class Batcher:
         slots: inferences that may run at the same time.
         limits: ``max_batch`` and ``max_queue``.
         count_run: told of every run: the model, how many inputs, and microseconds.
+
+    Attributes:
+        pace: How long requests take.
     """
 
     def __init__(self, slots: int, limits: Limits, count_run: CountRun = lambda *_: None) -> None:
         self.slots = slots
+        self.pace = Pace()
         self._limits = limits
         self._count_run = count_run
         self._places = slots + limits.max_queue
+        self._pressed_until = 0.0
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
@@ -91,19 +99,41 @@ class Batcher:
         """Whether every place is taken, by a look without the lock: for threads that must never wait for it."""
         return self._admitted >= self._places
 
+    def is_pressed(self) -> bool:
+        """Whether deadlines were too short for the queue just now; without the lock."""
+        return time.monotonic() < self._pressed_until
+
+    def is_too_long(self, remaining_s: float) -> bool:
+        """Whether the requests in flight will take longer than a new one may wait; without the lock.
+
+        Args:
+            remaining_s: Seconds until its deadline.
+        """
+        ahead = self._admitted
+        return ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s
+
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, remaining_s: float = math.inf) -> Iterator[None]:
         """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
 
+        Args:
+            remaining_s: Seconds until the request's deadline.
+
         Raises:
-            QueueFull: beside one a slot, ``max_queue`` requests are in flight.
+            QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
         """
+        if self.is_too_long(remaining_s):
+            self._pressed_until = time.monotonic() + PRESSED_S
+            raise queue_too_long()
         with self._lock:
             if self._admitted >= self._places:
                 raise self.queue_full()
+            ahead = self._admitted
             self._admitted += 1
+        started = time.perf_counter()
         try:
             yield
+            self.pace.note(time.perf_counter() - started, ahead)
         finally:
             with self._lock:
                 self._admitted -= 1
@@ -200,6 +230,11 @@ class Batcher:
                 first.wake.put(None)
             else:
                 self._free_slots += 1
+
+
+def queue_too_long() -> QueueFull:
+    """What a request is refused with that would be answered after its deadline."""
+    return QueueFull("the requests in flight take longer than this one may wait: retry later, or set a longer deadline")
 
 
 def count_slots(models: Iterable[Model]) -> int:

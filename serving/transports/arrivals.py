@@ -32,14 +32,14 @@ class Method(NamedTuple):
         handler: For grpcio.
         lane: Whose threads it runs in.
         crowded: The handler while those are scarce; None: calls are refused while there are none.
-        infers: Whether it takes a place of the batcher.
+        infers: The handler while deadlines are short for the queue, of a method that takes a place of the batcher.
         always: Whether it is served to everybody, and while the server is shutting down: health is.
     """
 
     handler: grpc.RpcMethodHandler
     lane: Lane
     crowded: grpc.RpcMethodHandler | None = None
-    infers: bool = False
+    infers: grpc.RpcMethodHandler | None = None
     always: bool = False
 
 
@@ -97,8 +97,11 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
                 return self._denials[type(error)]
         if method is None:
             return None
-        if method.infers and self._batcher.is_full():
-            return self._queue_full
+        if method.infers is not None:
+            if self._batcher.is_full():
+                return self._queue_full
+            if self._batcher.is_pressed():
+                return method.infers
         return self._give_thread(method)
 
     def _give_thread(self, method: Method) -> grpc.RpcMethodHandler:
@@ -114,18 +117,21 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _make_refusal(self, error: RequestError) -> grpc.RpcMethodHandler:
         template = Template(error)
-        counted = (template.code, template.reason)
 
         def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            refusal = template.fill()
-            self._refused[counted] += 1
-            self._count_refusal(context.peer())
-            if self._unlogged is not None:
-                self._unlogged.append((template, refusal.id))
-            abort(context, refusal)
+            abort(context, self.refuse(template, context))
 
         answer.experimental_thread_pool = self.inline  # type: ignore[attr-defined]
         return grpc.stream_unary_rpc_method_handler(answer)  # whatever was called: this kind waits for no message
+
+    def refuse(self, template: Template, context: grpc.ServicerContext) -> Refusal:
+        """Count a refusal, and have it logged later."""
+        refusal = template.fill()
+        self._refused[template.code, template.reason] += 1
+        self._count_refusal(context.peer())
+        if self._unlogged is not None:
+            self._unlogged.append((template, refusal.id))
+        return refusal
 
 
 def make_leaving() -> ServerLeaving:

@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batch import Call
-from serving.batching import Batcher, Load
+from serving.batching import Batcher, Load, queue_too_long
 from serving.errors import AddressUnavailable, CallsFull, MessageInvalid, RequestError, StreamsFull, WatchesFull
 from serving.limits import Limits
 from serving.services import classifier, open_inference
@@ -39,7 +39,7 @@ from serving.transports.connections import SWEEP_S, Connections
 from serving.transports.crowd import Arrival, Crowd
 from serving.transports.health import Health
 from serving.transports.places import Places
-from serving.transports.refusals import Refusal, refuse
+from serving.transports.refusals import Refusal, Template, refuse
 from serving.transports.threads import Lane
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -202,6 +202,8 @@ class GrpcioServer:
     def _add_unary(self, method: MethodDescriptor, handler: Handler, lane: Lane, crowd: Crowd) -> None:
         """Serve a method of one request and one reply."""
         parse, infers = GetMessageClass(method.input_type).FromString, method.name in INFERS
+        batcher, router = self._batcher, self._router
+        too_long, full = Template(queue_too_long()), Template(_calls_full())
 
         def respond(messages: Iterator[bytes], call: OpenCall) -> bytes:
             try:
@@ -231,8 +233,7 @@ class GrpcioServer:
             except Exception as error:
                 abort(context, refuse(error))
 
-        def wait(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
-            """Takes no lock: it runs on the polling thread."""
+        def make_run(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> Arrival:
             call = self._calls.open(context)
 
             def run() -> None:
@@ -240,20 +241,33 @@ class GrpcioServer:
                     send(respond(messages, call))
                     send(None)
                 except grpc.RpcError:
-                    pass
+                    pass  # cancelled
                 except Exception as error:
                     end(context, send, refuse(error))
 
-            crowd.enter(Arrival(call, run, lambda: end(context, send, refuse(_calls_full()))))
+            return Arrival(call, run, lambda: end(context, send, refuse(_calls_full())))
 
+        def wait(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
+            """Wait for a thread."""
+            crowd.enter(make_run(messages, context, send))
+
+        def choose(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
+            """Refuse what would be answered too late."""
+            if batcher.is_too_long(context.time_remaining() or threading.TIMEOUT_MAX):
+                abort(context, router.refuse(too_long, context))
+            if not lane.take():
+                abort(context, router.refuse(full, context))
+            lane.threads.submit(make_run(messages, context, send).run)
+
+        for inline in (wait, choose):  # both on the polling thread: no lock
+            inline.experimental_thread_pool = router.inline  # type: ignore[attr-defined]
+            inline.experimental_non_blocking = True  # type: ignore[attr-defined]
         answer.experimental_thread_pool = lane.threads  # type: ignore[attr-defined]
-        wait.experimental_thread_pool = self._router.inline  # type: ignore[attr-defined]
-        wait.experimental_non_blocking = True  # type: ignore[attr-defined]
         self._router.methods[_path(method)] = Method(
             grpc.stream_unary_rpc_method_handler(answer),
             lane,
             crowded=grpc.stream_stream_rpc_method_handler(wait),
-            infers=infers,
+            infers=grpc.stream_stream_rpc_method_handler(choose) if infers else None,
             always=method.containing_service.full_name == HEALTH,
         )
 

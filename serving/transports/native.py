@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.batch import Batch, Request, check_alive, reason_dead, run_together
-from serving.batching import Batcher, Load
+from serving.batching import Batcher, Load, queue_too_long
 from serving.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
 from serving.limits import Limits
 from serving.services import classifier, open_inference
@@ -57,6 +57,7 @@ class _Call:
     payload: bytes
     arrived: float
     deadline: float
+    ahead: int  # calls in flight when it came
     gone: bool = False  # its caller
 
     def time_remaining_s(self) -> float:
@@ -258,7 +259,7 @@ class NativeServer:
                 continue
             self._connections.count_message(details[1], len(payload))
             until = math.inf if details[2] is None else now + details[2]
-            call = _Call(call_id, method, payload, now, until)
+            call = _Call(call_id, method, payload, now, until, len(self._calls))
             try:
                 self._check(call, find_authorization(details[0]))
             except (RequestError, _TransportError) as error:
@@ -283,6 +284,8 @@ class NativeServer:
             self._access.check(_path(HOT[call.method]), authorization)
         if len(self._calls) >= self._slots + self._limits.max_queue:
             raise self._batcher.queue_full()
+        if call.ahead >= self._slots and self._batcher.pace.expect_s(call.ahead) > call.time_remaining_s():
+            raise queue_too_long()
 
     def _turn_away(self, refused: list[tuple[_Call, Exception]]) -> None:
         """Refuse calls that get no place."""
@@ -363,6 +366,7 @@ class NativeServer:
         replies = []
         for request, outputs in zip(batch, answers, strict=True):
             wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
+            self._batcher.pace.note(ended - request.of.arrived, request.of.ahead)
             timed = Timed(outputs, request.decode_us, wait_us, round((ended - started) * 1e6))
             try:
                 self._statistics.count_answer(request.model, request.inputs, *timed)
