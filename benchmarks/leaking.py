@@ -1,4 +1,4 @@
-"""``evalmode`` with a leak: each answer leaves 100 bytes behind. benchmarks/leaks.py --leak must notice."""
+"""``evalmode`` with a leak: each answer leaves a kilobyte behind. benchmarks/leaks.py --leak must notice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from serving.commands.main import main
 from serving.services.statistics import Statistics
 
-LEAKED_BYTES = 100
+LEAKED_BYTES = 1000
 kept: list[bytes] = []
 count_answer = Statistics.count_answer
 
