@@ -203,7 +203,12 @@ def ask(attack: Attack, connections: int, per_s: float, block: bytes, data: Call
         block: the headers.
         data: makes the next request.
     """
-    flood(attack, connections, lambda one: one.call(block, data()) and b"", per_s)
+
+    def chunk(one: Connection) -> bytes:
+        one.call(block, data())
+        return b""
+
+    flood(attack, connections, chunk, per_s)
 
 
 def unfinished(attack: Attack, path: str, connections: int, calls: int, data: bytes | None) -> None:

@@ -139,7 +139,8 @@ def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict
             samples.append((done, settle(memory)))
         seconds = time.monotonic() - started
         logged = log.tell()
-    slope = float(np.polyfit(*zip(*samples, strict=True), 1)[0]) * 1e5
+    requests, megabytes = np.array(samples).T
+    slope = float(np.polyfit(requests, megabytes, 1)[0]) * 1e5
     told = {"requests": done, "seconds": round(seconds, 1), "outcomes": dict(outcomes), "logged_bytes": logged}
     told |= {"idle_mb": idle_mb, "samples_mb": samples, "mb_per_100000": round(slope, 2)}
     return {**told, "misses": judge(slope, done - warm, outcomes)}
