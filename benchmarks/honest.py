@@ -73,7 +73,7 @@ async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
     Args:
         address: HOST:PORT.
         seconds: for how long calls are begun.
-        rate: of Predict, calls a second.
+        rate: of Predict, calls a second; 0: none.
     """
     request, empty = make_request(), health_pb2.HealthCheckRequest().SerializeToString()
     alone = (("grpc.use_local_subchannel_pool", 1),)  # two channels are two connections
@@ -87,13 +87,13 @@ async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
             async with grpc.aio.insecure_channel(address, options=alone) as channel:
                 await channel.unary_unary(http2.CHECK)(empty, timeout=timeout)
 
-        names = ("predict", "check", "connect")
-        figures = await asyncio.gather(
-            ask_at_rate(predict, request, rate, seconds),
-            ask_at_rate(check, empty, CHECKS_PER_S, seconds),
-            ask_at_rate(connect, empty, CONNECTS_PER_S, seconds),
-        )
-    return dict(zip(names, figures, strict=True))
+        loops = {
+            "predict": (predict, request, rate),
+            "check": (check, empty, CHECKS_PER_S),
+            "connect": (connect, empty, CONNECTS_PER_S),
+        }
+        asked = {name: ask_at_rate(*loop, seconds) for name, loop in loops.items() if loop[2]}
+        return dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
 
 
 async def ask_at_rate(method: Any, request: bytes, rate: float, seconds: float) -> dict[str, Any]:

@@ -259,7 +259,7 @@ class Connection:
         """The gRPC status in a header block, if it has one, and whether error details are with it."""
         if block not in self._decoded:
             try:
-                headers = dict(hpack.Decoder().decode(block))
+                headers = {str(name): str(value) for name, value in hpack.Decoder().decode(block)}
             except hpack.HPACKError:
                 headers = {"grpc-status": str(UNREADABLE)}
             status = headers.get("grpc-status")

@@ -16,6 +16,7 @@ from serving.pixels import PixelContract
 from serving.proof.certify import certify, draw_golden, strip
 
 SIDE = 32
+EVALMODE = ("-m", "serving")
 LONGEST_STOP_S = 40.0  # the default of --grace, and some
 CONTRACT = PixelContract(SIDE, SIDE, 3)
 
@@ -44,16 +45,19 @@ class Server:
 
 
 @contextmanager
-def serving(repository: Path, *options: object, log: IO[str] | None = None) -> Iterator[Server]:
+def serving(
+    repository: Path, *options: object, log: IO[str] | None = None, program: tuple[object, ...] = EVALMODE
+) -> Iterator[Server]:
     """``evalmode serve`` on free ports, unless the options say others; asked to leave at the end, killed if it stays.
 
     Args:
         repository: the model repository.
         options: of the command.
         log: an open file for what the server logs; None: this process's stderr.
+        program: what Python runs; it takes the arguments of ``evalmode``.
     """
     given = ("--repository", repository, "--port", 0, "--metrics-port", 0, "--lame-duck", 0, "--log-level", "warning")
-    command = [sys.executable, "-m", "serving", "serve", *map(str, (*given, *options))]
+    command = [sys.executable, *map(str, (*program, "serve", *given, *options))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         assert process.stdout is not None
         try:

@@ -66,7 +66,9 @@ def watch(server: Server, memory: Memory, arguments: argparse.Namespace) -> dict
     quiet = Asking(server.address, arguments.seconds, PREDICTS_PER_S).figures()
     memory.start_again()
     limit = math.inf if arguments.minutes < math.inf else arguments.watches / len(CLIENTS)
-    started, rounds, misses = time.monotonic(), [], []
+    started = time.monotonic()
+    rounds: list[dict[str, Any]] = []
+    misses: list[str] = []
     with ExitStack() as stack:
         attacks = [stack.enter_context(Attacking(kind, server.address, scale, limit)) for kind, scale in CLIENTS]
         while not misses and time.monotonic() - started < arguments.minutes * 60:

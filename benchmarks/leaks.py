@@ -1,0 +1,223 @@
+"""Requests of each kind by the hundred thousand: the server keeps none of them in memory.
+
+    python benchmarks/leaks.py --out benchmarks/results/DATE-leaks-TRANSPORT.json [--transport native]
+
+Each kind against a fresh server, 64 requests in flight; resident memory is sampled 28 times after the first 20,000
+(half, where fewer than 40,000 are asked for). Exit 1 where the line through these samples grows by 1 MB or more for
+100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak` starts a server that leaks on purpose: then
+each kind that is answered must miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from honest import Memory, make_infer_request, make_request, write_figures  # beside this file
+from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
+from PIL import Image
+from servers import make_artifact, serving
+
+from serving.repository import publish
+from serving.wire import classifier_pb2
+
+CONNECTIONS, IN_FLIGHT = 8, 8  # on each
+WARM, SAMPLES = 20_000, 28
+LARGEST_MB = 1.0  # for 100,000 requests
+NOISE_MB = 4.0  # resident memory comes and goes by so much: what fewer than 100,000 requests may add
+MAX_REQUEST_BYTES = 16_384  # oversize must stay cheap to send
+SETTLE_S = 0.3
+STUCK_S = 30.0
+LATE = ("grpc-timeout", "300u")
+
+Begin = Callable[[Connection], None]
+
+
+def make_kinds() -> dict[str, Begin]:
+    """How a request of each kind is begun. Each ends by itself, or is cancelled by ``finish``."""
+    drawn = np.random.default_rng(0)
+    predict, infer, check, watch = map(encode_call, (PREDICT, INFER, CHECK, WATCH))
+    fine, fine_infer = message(make_request()), message(make_infer_request())
+    written = io.BytesIO()
+    Image.fromarray(drawn.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(written, "JPEG")
+    whole = written.getvalue()
+    image = message(classifier_pb2.PredictRequest(image=whole).SerializeToString())
+    broken = message(classifier_pb2.PredictRequest(image=whole[: len(whole) // 2]).SerializeToString())
+    pixels = classifier_pb2.Pixels(data=bytes(300), height=10, width=10, channels=3)
+    wrong = message(classifier_pb2.PredictRequest(pixels=pixels).SerializeToString())
+    garbage = message(b"\xff" + drawn.bytes(200))
+
+    def whole_call(block: bytes, data: bytes) -> Begin:
+        return lambda one: void(one.call(block, data))
+
+    def cancelled(block: bytes, data: bytes | None, end: bool = False) -> Begin:
+        return lambda one: one.reset(one.call(block, data, end))
+
+    return {
+        "fine": whole_call(predict, fine),
+        "fine-image": whole_call(predict, image),
+        "fine-infer": whole_call(infer, fine_infer),
+        "health": whole_call(check, message(b"")),
+        "broken-image": whole_call(predict, broken),
+        "wrong-shape": whole_call(predict, wrong),
+        "malformed": whole_call(predict, garbage),
+        "malformed-infer": whole_call(infer, garbage),
+        "malformed-health": whole_call(check, garbage),
+        "oversize": whole_call(predict, message(bytes(MAX_REQUEST_BYTES + 1000))),
+        "late": whole_call(encode_call(PREDICT, LATE), fine),
+        "unknown-method": whole_call(encode_call("/evalmode.v1.Classifier/Guess"), message(b"")),
+        "unknown-service": whole_call(encode_call("/evalmode.v2.Guesser/Guess"), message(b"")),
+        "stream": whole_call(encode_call(STREAM_INFER), fine_infer),
+        "stream-malformed": whole_call(encode_call(STREAM_INFER), garbage),
+        "cancelled-headers": cancelled(predict, None),
+        "cancelled-half": cancelled(predict, fine[:700]),
+        "cancelled-message": cancelled(predict, fine),
+        "cancelled-whole": cancelled(predict, fine, end=True),
+        "watch": cancelled(watch, message(b""), end=True),
+        "watch-unknown": cancelled(watch, message(b"\n\x07unknown"), end=True),
+    }
+
+
+def void(_: object) -> None:
+    """Drop a value."""
+
+
+def main() -> None:
+    """Spend, judge, keep, print."""
+    kinds = make_kinds()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    parser.add_argument("--requests", type=int, default=300_000, help="of each kind")
+    parser.add_argument("--kind", choices=kinds, action="append", help="may be given again; default: all")
+    parser.add_argument("--leak", action="store_true", help="of a server that leaks on purpose")
+    arguments = parser.parse_args()
+    told: dict[str, Any] = {}
+    print(f"{'kind':20}{'requests':>10}{'a second':>10}{'MB':>8}{'MB per 100,000':>16}")
+    with tempfile.TemporaryDirectory() as name:
+        publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
+        for kind in arguments.kind or kinds:
+            told[kind] = spend(Path(name), kinds[kind], arguments)
+            show(kind, told[kind])
+            write_figures(arguments.out, arguments, {"kinds": told})
+    sys.exit(1 if any(one["misses"] for one in told.values()) else 0)
+
+
+def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One kind against a fresh server.
+
+    Args:
+        repository: with one model.
+        begin: of the kind.
+        arguments: of the command.
+    """
+    options = ("--transport", arguments.transport, "--max-request-bytes", MAX_REQUEST_BYTES, "--log-level", "error")
+    program = {"program": (Path(__file__).with_name("leaking.py"),)} if arguments.leak else {}
+    warm = min(WARM, arguments.requests // 2)
+    step = max(1, (arguments.requests - warm) // SAMPLES)
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        serving(repository, *options, log=log, **program) as server,
+        Memory(server.process.pid) as memory,
+    ):
+        outcomes: Counter[str] = Counter()
+        started = time.monotonic()
+        idle_mb = memory.now_mb()
+        send(server.address, begin, warm, outcomes)
+        done, samples = warm, [(warm, settle(memory))]
+        while done < arguments.requests:
+            send(server.address, begin, step, outcomes)
+            done += step
+            samples.append((done, settle(memory)))
+        seconds = time.monotonic() - started
+        logged = log.tell()
+    requests, megabytes = np.array(samples).T
+    slope = float(np.polyfit(requests, megabytes, 1)[0]) * 1e5
+    told = {"requests": done, "seconds": round(seconds, 1), "outcomes": dict(outcomes), "logged_bytes": logged}
+    told |= {"idle_mb": idle_mb, "samples_mb": samples, "mb_per_100000": round(slope, 2)}
+    return {**told, "misses": judge(slope, done - warm, outcomes)}
+
+
+def judge(slope: float, requests: int, outcomes: Counter[str]) -> list[str]:
+    """What is not as it should be.
+
+    Args:
+        slope: megabytes for 100,000 requests.
+        requests: over which it was measured.
+        outcomes: how requests ended.
+    """
+    bound = LARGEST_MB if requests >= 1e5 else NOISE_MB * 1e5 / requests
+    misses = [] if slope < bound else [f"memory grows by {slope:.2f} MB per 100,000 requests, above {bound:.2f} MB"]
+    if outcomes["stuck"]:
+        misses.append(f"{outcomes['stuck']} calls never ended")
+    return misses
+
+
+def settle(memory: Memory) -> float:
+    """Resident megabytes, once what was in flight is over."""
+    time.sleep(SETTLE_S)
+    return memory.now_mb()
+
+
+def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None:
+    """So many requests, over fresh connections; each is over when this returns.
+
+    Args:
+        address: HOST:PORT.
+        begin: begins one; it may cancel it at once.
+        count: how many.
+        outcomes: how they ended is counted here.
+    """
+    check, empty = encode_call(CHECK), message(b"")
+    connections = [Connection(address) for _ in range(CONNECTIONS)]
+    begun, moved = 0, time.monotonic()
+    while begun < count or any(one.open_streams for one in connections):
+        for place, one in enumerate(connections):
+            if not one.alive or (one.going and not one.open_streams):
+                outcomes["connections lost"] += 1
+                one.close()
+                one = connections[place] = Connection(address)
+            before = begun
+            room = 0 if one.going else IN_FLIGHT - len(one.open_streams)
+            while begun < count and begun - before < room:
+                begin(one)
+                begun += 1
+            if begun > before and not one.open_streams:
+                one.call(check, empty)  # those were all cancelled: the server answers this one after them
+                outcomes["health checks to wait for cancelled ones"] += 1
+            one.flush()
+            ended = one.receive()
+            for call in ended:
+                outcomes[f"status {call.status}"] += 1
+            if ended or begun > before:
+                moved = time.monotonic()
+            if not one.alive or one.going:
+                raise RuntimeError(
+                    "the server closed a connection of ours: benchmarks/leaks.py sends what it must take"
+                )
+        if time.monotonic() - moved > STUCK_S:
+            outcomes["stuck"] += sum(len(one.open_streams) for one in connections)
+            break
+        time.sleep(0.0002)
+    for one in connections:
+        one.close()
+
+
+def show(kind: str, told: dict[str, Any]) -> None:
+    """One line, and one for each miss."""
+    rate = told["requests"] / told["seconds"]
+    print(f"{kind:20}{told['requests']:10}{rate:10.0f}{told['samples_mb'][-1][1]:8.1f}{told['mb_per_100000']:16.2f}")
+    for miss in told["misses"]:
+        print(f"    not so: {miss}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
