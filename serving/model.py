@@ -295,4 +295,6 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked; else the bytes decide
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)  # holds no file
     return options
