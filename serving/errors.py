@@ -9,7 +9,8 @@
     │   │   ├── OperatorNotAllowed
     │   │   ├── Uncertified
     │   │   ├── DecoderMismatch
-    │   │   └── ReplayMismatch
+    │   │   ├── ReplayMismatch
+    │   │   └── LoadLimitExceeded
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   ├── AddressUnavailable
@@ -104,6 +105,10 @@ class DecoderMismatch(ArtifactInvalid):
 
 class ReplayMismatch(ArtifactInvalid):
     """The network answers otherwise than its certificate says."""
+
+
+class LoadLimitExceeded(ArtifactInvalid):
+    """Checking and replaying the artifact takes more time or memory than a server allows for it."""
 
 
 class NameInvalid(UsageError):

@@ -44,6 +44,10 @@ class Limits:
     max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")
+    load_seconds: int = _limit(50, 1, 3600, "seconds to check and replay a new version", "the version is refused")
+    load_bytes: int = _limit(
+        768 * MIB, 64 * MIB, 2**40, "memory to check and replay it, bytes beside 4 times its file", "it is refused"
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -58,7 +58,7 @@ def certify(
     """
     check_graph(graph)
     row_bytes = sum(array[0].nbytes for array in golden.values())
-    count = max(1, MAX_UNPACKED_BYTES // 2 // row_bytes)
+    count = max(1, MAX_UNPACKED_BYTES // 2 // max(1, row_bytes))
     golden, targets = {name: array[:count] for name, array in golden.items()}, targets[:count]
     runs = open_runs(graph.SerializeToString())
     check_outputs(runs[0], golden, len(manifest.labels))
