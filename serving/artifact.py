@@ -206,10 +206,10 @@ def check_operators(graph: onnx.ModelProto) -> str:
             f"weights outside the file are not read: {', '.join(outside[:3])}; an artifact is one file"
         )
     for message in walk(graph, Message):
-        if unknown := [field.field_number for field in UnknownFieldSet(message)]:
+        if len(unknown := UnknownFieldSet(message)):
             raise OperatorNotAllowed(
-                f"{message.DESCRIPTOR.name} has field {unknown[0]}, which onnx {onnx.__version__} does not know: "
-                "onnxruntime may read it otherwise; export it for an older ONNX or install a newer onnx"
+                f"{message.DESCRIPTOR.name} has field {unknown[0].field_number}, which onnx {onnx.__version__} does not "
+                "know: onnxruntime may read it otherwise; export it for an older ONNX or install a newer onnx"
             )
     return "ONNX's own, everything in this file"
 
@@ -233,7 +233,7 @@ def walk(message: Message, kind: type[Found]) -> Iterator[Found]:
         if isinstance(found, kind):
             yield found
         inner: list[Message] = []
-        for field, value in found.ListFields():
-            if field.message_type is not None:
-                inner.extend(value if field.is_repeated else [value])
+        for descriptor, value in found.ListFields():
+            if descriptor.message_type is not None:
+                inner.extend(value if descriptor.is_repeated else [value])
         pending.extend(reversed(inner))  # so that what stands first in the file is found first

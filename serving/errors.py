@@ -11,6 +11,7 @@
     │   │   ├── DecoderMismatch
     │   │   ├── ReplayMismatch
     │   │   └── LoadLimitExceeded
+    │   ├── TrialUnavailable
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   ├── AddressUnavailable
@@ -109,6 +110,10 @@ class ReplayMismatch(ArtifactInvalid):
 
 class LoadLimitExceeded(ArtifactInvalid):
     """Checking and replaying the artifact takes more time or memory than a server allows for it."""
+
+
+class TrialUnavailable(UsageError):
+    """No process can be started now to check an artifact in."""
 
 
 class NameInvalid(UsageError):

@@ -266,9 +266,7 @@ def _open_session(artifact: bytes, provider: str, threads: int, arena: bool) -> 
     return open_cpu_session(artifact, threads, arena=arena), "CPU"
 
 
-def open_cpu_session(
-    graph: bytes, threads: int = 1, optimise: bool = True, arena: bool = True
-) -> ort.InferenceSession:
+def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True, arena: bool = True) -> ort.InferenceSession:
     """Open a session on the CPU.
 
     Args:
@@ -323,5 +321,7 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
     options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked; else the bytes decide
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)  # holds no file
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )  # holds no file
     return options

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving import errors
-from serving.errors import ArtifactInvalid, LoadLimitExceeded
+from serving.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
 from serving.limits import Limits
 
 # The folder that serving was imported from, last: neither the current folder nor PYTHONPATH may put another before it.
@@ -67,7 +67,7 @@ class Trials:
 
         Raises:
             ArtifactInvalid: what is wrong with it; ``LoadLimitExceeded`` if it takes too long or too much memory.
-            OSError: no process can be started.
+            TrialUnavailable: no process can be started now.
         """
         child = self._take()
         until = time.monotonic() + self._limits.load_seconds
@@ -150,7 +150,7 @@ class Trials:
         with suppress(ValueError):
             how = f"by {signal.Signals(-code).name}"
         return LoadLimitExceeded(
-            f"the process that checked and replayed it was ended {how}: it makes onnxruntime crash, or needs more memory "
+            f"the process that checked and replayed it ended {how}: it makes onnxruntime crash, or needs more memory "
             f"than --load-bytes {self._limits.load_bytes} or than there is"
         )
 
@@ -161,12 +161,12 @@ def _start() -> _Child:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # the terminal's SIGINT is for the server, which ends its children itself
             )
-        except OSError:
+        except OSError as error:
             ours.close()
-            raise
+            raise TrialUnavailable(f"no process to check it in can be started: {error}") from error
     return _Child(process, ours)

@@ -29,11 +29,13 @@ ARROWS = {
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
-    "serving.artifact": {"serving.errors", "serving.pixels", "serving.certificate"},
+    "serving.artifact": {"serving.errors", "serving.limits", "serving.pixels", "serving.certificate"},
     "serving.model": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
         "serving.prediction",
     },
+    "serving.trials": {"serving.errors", "serving.limits"},
+    "serving.trial": {"serving.errors", "serving.model", "serving.trials"},
     "serving.drift": {"serving.certificate", "serving.pixels"},
     "serving.proof": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
@@ -49,7 +51,7 @@ ARROWS = {
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        "serving.files",
+        *("serving.files", "serving.trials"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
@@ -179,6 +181,7 @@ ROOMS = {
     "serving.bench": ["serving.bench", "serving.commands.bench"],
     "serving.client": ["serving.client", "serving.commands.predict"],
     "serving.transports.native": ["serving.transports.native"],
+    "serving.loading": ["serving.trial", "serving.trials", "serving.services.models", "serving.repository"],
     "serving.access": ["serving.services.access", "serving.transports.tls"],
     "serving.metrics": ["serving.services.metrics", "serving.transports.metrics", "serving.drift"],
 }
@@ -195,6 +198,7 @@ ROOMS = {
         ("serving.bench", 300),
         ("serving.client", 300),
         ("serving.transports.native", 300),
+        ("serving.loading", 550),
         ("serving.access", 150),
         ("serving.metrics", 220),
     ],
