@@ -208,8 +208,8 @@ def check_operators(graph: onnx.ModelProto) -> str:
     for message in walk(graph, Message):
         if len(unknown := UnknownFieldSet(message)):
             raise OperatorNotAllowed(
-                f"{message.DESCRIPTOR.name} has field {unknown[0].field_number}, which onnx {onnx.__version__} does not "
-                "know: onnxruntime may read it otherwise; export it for an older ONNX or install a newer onnx"
+                f"{message.DESCRIPTOR.name} has field {unknown[0].field_number}, which onnx {onnx.__version__} does not"
+                " know and onnxruntime may: export it for an older ONNX, or install a newer onnx"
             )
     return "ONNX's own, everything in this file"
 

@@ -278,3 +278,73 @@ FILES: dict[str, Build] = {
     "metadata of 10 million values": many_values,
     "weights in another file": lambda: external_data("secret"),
 }
+
+
+def mutate(rng: np.random.Generator, location: str) -> tuple[tuple[str, ...], bytes]:
+    """The colour artifact with a tensor in another file, at a place drawn from all that descriptors allow.
+
+    Args:
+        rng: draws the place, and how the tensor says where its values are.
+        location: of the other file.
+
+    Returns:
+        The names of the fields that lead there, and the artifact.
+    """
+    graph, manifest = open_artifact(colour_artifact())
+    message: Any = graph
+    path: list[str] = []
+    while not isinstance(message, onnx.TensorProto):
+        steps = _STEPS[message.DESCRIPTOR.full_name]
+        if len(path) > 8:  # the shortest way from here
+            steps = [min(steps, key=lambda field: _DISTANCES[field.message_type.full_name])]
+        field = steps[rng.integers(len(steps))]
+        path.append(field.name)
+        if not field.is_repeated:
+            message = getattr(message, field.name)
+            message.SetInParent()
+        else:
+            known = getattr(message, field.name)
+            message = known[rng.integers(len(known))] if len(known) and rng.random() < 0.5 else known.add()
+    message.Clear()
+    message.name, message.data_type = "outside", TensorProto.FLOAT
+    message.dims.append(4)
+    set_external(
+        message, (location, f"./{location}", f"../{location}", str(Path(location).absolute()))[rng.integers(4)]
+    )
+    match rng.integers(4):
+        case 0:
+            message.data_location = TensorProto.DEFAULT
+        case 1:
+            del message.external_data[:]
+        case 2:
+            message.external_data.add(key="length", value="16")
+    return tuple(path), seal_unchecked(graph, manifest)
+
+
+def _measure_distances() -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Of each message of ONNX: its fields that lead to a tensor, and over how many fields it is to the nearest."""
+    fields = {
+        kind.full_name: [field for field in kind.fields if field.message_type is not None]
+        for kind in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()
+    }
+    distances = {onnx.TensorProto.DESCRIPTOR.full_name: 0}
+    while True:
+        found = {
+            name: 1 + min(distances[one.message_type.full_name] for one in leading)
+            for name, inner in fields.items()
+            if name not in distances and (leading := [one for one in inner if one.message_type.full_name in distances])
+        }
+        if not found:
+            break
+        distances |= found
+    leading_of = {name: [f for f in inner if f.message_type.full_name in distances] for name, inner in fields.items()}
+    return leading_of, distances
+
+
+_STEPS, _DISTANCES = _measure_distances()
+PLACES = {  # of tensors: the message and its field
+    (name, field.name)
+    for name, inner in _STEPS.items()
+    for field in inner
+    if field.message_type.full_name == onnx.TensorProto.DESCRIPTOR.full_name
+}

@@ -367,13 +367,13 @@ class Models:
                 return
             if error:
                 self._refuse(key, error)
-                if isinstance(error, TrialUnavailable):  # which says nothing of the file: the next look tries again
-                    self._tried.pop(key, None)
             else:
                 self._refused.pop(key, None)
                 self._arrived[key] = model
                 _log_loaded(model)
             self._advance(name)
+            if isinstance(error, TrialUnavailable):  # which says nothing of the file: the next look tries again
+                self._tried.pop(key, None)
             self._on_change(self.list_entries())
             if not self._on_trial:
                 self._trials.rest()
