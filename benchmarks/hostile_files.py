@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +127,6 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                         if entry.reason and not waits and refused_s is None:
                             refused_s, reason = now, entry.reason
             memory.stop()
-            shutil.rmtree(version)
             found[name] = {
                 "bytes": len(hostile),
                 "refused_s": refused_s or 2 * REFUSED_S,

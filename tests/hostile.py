@@ -53,8 +53,11 @@ def seal_unchecked(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
         return seal(graph, manifest)
 
 
-def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto) -> bytes:
-    """A Loop over a state that starts as ``start`` and goes through ``node``; without steps it never ends."""
+def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, of_input: bool = False) -> bytes:
+    """A Loop over a state that starts as ``start`` and goes through ``node``; without steps it never ends.
+
+    What does not depend on the input is computed while a session opens, by onnxruntime's constant folding.
+    """
     body = helper.make_graph(
         [node, helper.make_node("Identity", ["go_in"], ["go_out"])],
         "body",
@@ -62,7 +65,11 @@ def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto) -> by
         [_info("go_out", TensorProto.BOOL), _info("next", TensorProto.FLOAT, None)],
     )
     nodes = [
-        helper.make_node("Loop", ["" if steps is None else "steps", "go", "start"], ["end"], body=body),
+        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["start", "most"], ["begin"]),
+        helper.make_node(
+            "Loop", ["" if steps is None else "steps", "go", "begin" if of_input else "start"], ["end"], body=body
+        ),
         helper.make_node("ReduceMax", ["end"], ["extra"], keepdims=0),
     ]
     constants = [_scalar("go", True, bool), start]
@@ -74,8 +81,8 @@ def _square() -> onnx.TensorProto:
 
 
 def endless_loop() -> bytes:
-    """A Loop that nothing ends."""
-    return loop(None, helper.make_node("MatMul", ["state", "state"], ["next"]), _square())
+    """A Loop that nothing ends, from its first step on the input: opening a session does not see it yet."""
+    return loop(None, helper.make_node("MatMul", ["state", "state"], ["next"]), _square(), of_input=True)
 
 
 def long_loop() -> bytes:

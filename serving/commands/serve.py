@@ -122,7 +122,7 @@ def serve(
 
     _log_phase("imports")
     statistics, pinned = Statistics(), dict(map(_read_pin, model))
-    load_options = {"provider": provider, "allow_uncertified": allow_uncertified}
+    load_options = {"provider": provider, "allow_uncertified": allow_uncertified, "replay_s": bounds.load_seconds}
     models = Models.open(repository, pinned, keep, stop, trials=trials, **load_options)
     if stop.is_set():
         models.close()
