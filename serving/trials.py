@@ -17,8 +17,11 @@ from serving import errors
 from serving.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
 from serving.limits import Limits
 
-# The folder that serving was imported from, last: neither the current folder nor PYTHONPATH may put another before it.
-_START = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}); from serving.trial import main; main()"
+# The same serving as this one, and nothing else from the folder that it lies in nor from the current one.
+_START = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import serving; del sys.path[0]; "
+    "from serving.trial import main; main()"
+)
 ORDER = struct.Struct("!QQQ?")  # length of the artifact that follows, --load-seconds, --load-bytes, --allow-uncertified
 _LONGEST_ANSWER = 64 * 1024
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +116,12 @@ def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
         trials.examine(seal_unchecked(graph, Manifest((), None)), allow_uncertified=True)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) <= 1000
+
+
+def test_the_child_is_of_the_same_evalmode_whatever_lies_in_the_current_folder(
+    trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnx.py").write_text("raise SystemExit")
+    (tmp_path / "serving.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    trials.examine(colour_artifact())
