@@ -7,12 +7,15 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from serving.certificate import Certificate
 from serving.errors import ArtifactInvalid, DigestMismatch, ImagesNotTaken, OperatorNotAllowed
+from serving.limits import MIB
 from serving.pixels import RESIZE, PixelContract
 
 FORMAT_VERSION = 3
@@ -22,6 +25,9 @@ BLANK = b"0" * 64  # stands where the digest will
 _ENTRY = (
     b"\n" + bytes([len(DIGEST)]) + DIGEST.encode() + b"\x12\x40"
 )  # as protobuf writes the key, before 64 characters
+MAX_METADATA_LENGTH = 128 * MIB  # characters: a certificate of the largest size that does not compress, and labels
+MAX_METADATA_VALUES = 1_000_000  # in JSON, some hundred bytes each once read
+Found = TypeVar("Found", bound=Message)
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # operators that every onnxruntime has; others may run anybody's code
 
 
@@ -72,8 +78,9 @@ class Manifest:
         Raises:
             ArtifactInvalid: the keys are missing, malformed, or of a format version this code does not know.
         """
+        ours = {key.removeprefix(PREFIX): metadata[key] for key in metadata if key.startswith(PREFIX)}
+        _check_extent(ours)
         try:
-            ours = {key.removeprefix(PREFIX): metadata[key] for key in metadata if key.startswith(PREFIX)}
             facts = {name: json.loads(value) for name, value in ours.items() if PREFIX + name != DIGEST}
             version = facts.pop("format_version", None)
             if version != FORMAT_VERSION:
@@ -95,8 +102,24 @@ class Manifest:
             for key, value in _describe_image(contract).items():
                 _check_said_twice(key, metadata[key], value)
             return cls(labels, contract, facts, certificate)
-        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        except RecursionError as error:
+            raise ArtifactInvalid("the artifact's metadata is damaged: its JSON is nested too deeply") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error) as error:
             raise ArtifactInvalid(f"the artifact's metadata is damaged: {error!r}") from error
+
+
+def _check_extent(texts: Mapping[str, str]) -> None:
+    """Refuse metadata that would take much more memory as JSON values than as text.
+
+    Raises:
+        ArtifactInvalid: too many characters, or too many values.
+    """
+    length = sum(map(len, texts.values()))
+    if length > MAX_METADATA_LENGTH:
+        raise ArtifactInvalid(f"{length} characters of metadata, at most {MAX_METADATA_LENGTH} are allowed")
+    values = sum(text.count(sign) for text in texts.values() for sign in "[{,")  # each value but the first has one
+    if values > MAX_METADATA_VALUES:
+        raise ArtifactInvalid(f"{values} values in the metadata, at most {MAX_METADATA_VALUES} are allowed")
 
 
 def _describe_image(image: PixelContract | None) -> dict[str, str]:
@@ -168,46 +191,49 @@ def check_operators(graph: onnx.ModelProto) -> str:
     """Refuse a graph that needs more than this file and ONNX's own operators.
 
     Raises:
-        OperatorNotAllowed: an operator of another domain, or weights in another file.
+        OperatorNotAllowed: an operator of another domain, a function, a field that this onnx does not know, or weights
+            in another file.
     """
     foreign = sorted(
-        {f"{node.domain}.{node.op_type}" for node in walk_nodes(graph.graph) if node.domain not in DOMAINS}
+        {f"{node.domain}.{node.op_type}" for node in walk(graph, onnx.NodeProto) if node.domain not in DOMAINS}
     )
     if foreign or graph.functions:
         named = foreign or [f"{function.domain}.{function.name}" for function in graph.functions]
         raise OperatorNotAllowed(f"operators that are not ONNX's own are not run: {', '.join(named)}")
-    outside = [
-        weights.name for weights in walk_weights(graph.graph) if weights.data_location == onnx.TensorProto.EXTERNAL
-    ]
+    outside = [weights.name for weights in walk(graph, onnx.TensorProto) if _is_outside(weights)]
     if outside:
         raise OperatorNotAllowed(
             f"weights outside the file are not read: {', '.join(outside[:3])}; an artifact is one file"
         )
+    for message in walk(graph, Message):
+        if len(unknown := UnknownFieldSet(message)):
+            raise OperatorNotAllowed(
+                f"{message.DESCRIPTOR.name} has field {unknown[0].field_number}, which onnx {onnx.__version__} does not"
+                " know and onnxruntime may: export it for an older ONNX, or install a newer onnx"
+            )
     return "ONNX's own, everything in this file"
 
 
-def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph and of the graphs inside its nodes."""
-    for node in graph.node:
-        yield node
-        for inner in _inner_graphs(node):
-            yield from walk_nodes(inner)
+def _is_outside(weights: onnx.TensorProto) -> bool:
+    return weights.data_location != onnx.TensorProto.DEFAULT or len(weights.external_data) > 0
 
 
-def walk_weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant tensor of a graph: initializers and attributes, of the graphs inside its nodes, too."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-        for inner in _inner_graphs(node):
-            yield from walk_weights(inner)
+def walk(message: Message, kind: type[Found]) -> Iterator[Found]:
+    """Every message of a kind inside a message, itself included, wherever its descriptor allows one.
 
+    Fields are taken from the descriptors, not from a list of places, so that a place that is new in ONNX is not missed.
 
-def _inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from ([attribute.g] if attribute.HasField("g") else [])
-        yield from attribute.graphs
+    Args:
+        message: to look through.
+        kind: of the messages to find; ``Message`` finds all.
+    """
+    pending: list[Message] = [message]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, kind):
+            yield found
+        inner: list[Message] = []
+        for descriptor, value in found.ListFields():
+            if descriptor.message_type is not None:
+                inner.extend(value if descriptor.is_repeated else [value])
+        pending.extend(reversed(inner))  # so that what stands first in the file is found first

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import DecoderMismatch, ImageError, LabelsMismatch, ReplayMismatch
-from serving.limits import Limits
-from serving.pixels import PixelContract, decode_image
+from serving.limits import MIB, Limits
+from serving.pixels import PixelContract, decode_image, probe_image
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -27,7 +28,8 @@ DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64"),
 )
-MOST_BYTES = 2**28  # of one golden tensor
+MAX_UNPACKED_BYTES = 128 * MIB  # all golden tensors of a certificate and the largest of its images together
+MAX_DIMENSIONS = 32
 LARGEST_TOLERANCE = 1e-2  # of logits; of other outputs as a share of their largest value
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
 
@@ -92,8 +94,10 @@ class Certificate:
     def from_json(cls, facts: Mapping[str, Any]) -> Certificate:
         """Read what ``to_json`` wrote.
 
+        Nothing is unpacked before all of it is known to fit into ``MAX_UNPACKED_BYTES``.
+
         Raises:
-            KeyError, TypeError, ValueError, zlib.error: it is something else, or vouches for nothing.
+            KeyError, TypeError, ValueError, zlib.error: it is something else, too large, or vouches for nothing.
         """
         count = len(facts["targets"])
         if len(facts["answers"]) not in (0, count):
@@ -103,6 +107,8 @@ class Certificate:
                 f"{count} golden inputs, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
                 f"at least 1, at most {LARGEST_TOLERANCE} and true or false are wanted"
             )
+        encoded = tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"])
+        _check_size([*facts["inputs"].values(), *facts["outputs"].values()], encoded, count)
         return cls(
             inputs={str(name): _unpack(packed, count) for name, packed in facts["inputs"].items()},
             targets=tuple(map(str, facts["targets"])),
@@ -111,7 +117,7 @@ class Certificate:
             tolerance=float(facts["tolerance"]),
             temperature=None if facts["temperature"] is None else float(facts["temperature"]),
             batch_invariant=facts["batch_invariant"],
-            encoded=tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"]),
+            encoded=encoded,
         )
 
     def told(self, labels: tuple[str, ...]) -> list[str]:
@@ -222,13 +228,55 @@ def _pack(array: Array) -> dict[str, Any]:
 
 
 def _unpack(packed: Mapping[str, Any], count: int) -> Array:
-    """Read what ``_pack`` wrote of ``count`` inputs or outputs; no more is unpacked than fits, whatever it claims."""
-    shape, dtype = tuple(map(int, packed["shape"])), np.dtype(DTYPES[DTYPES.index(packed["dtype"])])
-    size = math.prod(shape) * dtype.itemsize
-    if shape[:1] != (count,) or not 0 < size <= MOST_BYTES:
-        raise ValueError(f"an array of shape {shape} in a certificate of {count} inputs")
+    """Read what ``_pack`` wrote of ``count`` inputs or outputs; no more is inflated than its shape says."""
+    size, shape, dtype = _measure(packed, count)
     raw = zlib.decompressobj().decompress(_to_bytes(packed["data"]), size + 1)
     return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+
+
+def _measure(packed: Mapping[str, Any], count: int) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Bytes, shape and dtype of ``count`` packed inputs or outputs, by what is stated of them.
+
+    Raises:
+        ValueError: of another count, empty, or too large by itself.
+    """
+    dtype, size = np.dtype(DTYPES[DTYPES.index(packed["dtype"])]), 0
+    shape = tuple(map(int, packed["shape"][: MAX_DIMENSIONS + 1]))
+    if len(shape) <= MAX_DIMENSIONS and shape[:1] == (count,) and all(0 < side <= MAX_UNPACKED_BYTES for side in shape):
+        size = math.prod(shape) * dtype.itemsize
+    if not 0 < size <= MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"an array of shape {str(shape)[:80]} {dtype} in a certificate of {count} inputs: "
+            f"that many rows, at most {MAX_DIMENSIONS} dimensions and {MAX_UNPACKED_BYTES} bytes are allowed"
+        )
+    return size, shape, dtype
+
+
+def _check_size(packed: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], count: int) -> None:
+    """Refuse a certificate that would take too much memory, by what it states of itself.
+
+    Args:
+        packed: its inputs and outputs.
+        encoded: its images as files; their headers are read, nothing is decoded.
+        count: of its golden inputs.
+
+    Raises:
+        ValueError: too large to unpack.
+    """
+    unpacked = sum(_measure(one, count)[0] for one in packed)
+    unpacked += max((_count_pixel_bytes(one.image) for one in encoded), default=0)  # decoded one after the other
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"the certificate unpacks to {unpacked} bytes, at most {MAX_UNPACKED_BYTES} are allowed: "
+            "certify it with fewer or smaller golden inputs"
+        )
+
+
+def _count_pixel_bytes(image: bytes) -> int:
+    """Bytes of an image's pixels by its header; 0 where it has none: decoding refuses it later."""
+    with suppress(ImageError):
+        return math.prod(probe_image(image, Limits()).shape)
+    return 0
 
 
 def _to_text(content: bytes) -> str:

@@ -9,7 +9,9 @@
     │   │   ├── OperatorNotAllowed
     │   │   ├── Uncertified
     │   │   ├── DecoderMismatch
-    │   │   └── ReplayMismatch
+    │   │   ├── ReplayMismatch
+    │   │   └── LoadLimitExceeded
+    │   ├── TrialUnavailable
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   ├── AddressUnavailable
@@ -110,6 +112,14 @@ class DecoderMismatch(ArtifactInvalid):
 
 class ReplayMismatch(ArtifactInvalid):
     """The network answers otherwise than its certificate says."""
+
+
+class LoadLimitExceeded(ArtifactInvalid):
+    """Checking and replaying the artifact takes more time or memory than a server allows for it."""
+
+
+class TrialUnavailable(UsageError):
+    """No process can be started now to check an artifact in."""
 
 
 class NameInvalid(UsageError):

@@ -49,6 +49,14 @@ class Limits:
     )
     grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")
+    load_seconds: int = _limit(50, 1, 3600, "seconds to check and replay a new version", "the version is refused")
+    load_bytes: int = _limit(
+        768 * MIB,
+        64 * MIB,
+        2**40,
+        "memory to check and replay it, bytes, and 4 times its file",
+        "the version is refused",
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from serving.artifact import Manifest, digest_file, open_artifact
-from serving.certificate import DTYPES, INPUT, LARGEST_TOLERANCE, LOGITS, PROBABILITIES, Floats, Tensors
-from serving.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
+from serving.certificate import DTYPES, INPUT, LARGEST_TOLERANCE, LOGITS, PROBABILITIES, Floats, Run, Tensors
+from serving.errors import ArtifactInvalid, LoadLimitExceeded, ProviderUnavailable, Uncertified
 from serving.limits import LARGEST_BATCH, Limits
 from serving.pixels import PixelContract, Pixels, decode_image
 from serving.prediction import DEFAULT_TOP_K, Prediction, Score
@@ -91,10 +92,15 @@ class Model:
         """What the network answers with."""
         return tuple(map(_read_tensor, self.session.get_outputs()))
 
-    def run(self, inputs: Tensors) -> Tensors:
-        """Run the network on a batch: tensors by name, the batch along the first axis of each."""
+    def run(self, inputs: Tensors, options: ort.RunOptions | None = None) -> Tensors:
+        """Run the network on a batch.
+
+        Args:
+            inputs: tensors by name, the batch along the first axis of each.
+            options: by which another thread may end the run.
+        """
         started = time.perf_counter()
-        answer = self.session.run(None, dict(inputs))
+        answer = self.session.run(None, dict(inputs), options)
         self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
         return dict(zip((output.name for output in self.outputs), answer, strict=True))
 
@@ -142,13 +148,28 @@ class Model:
         )
 
 
-def load_model(path: str | PathLike[str], *, name: str = "", **options: Any) -> Model:
-    """Load an artifact from a file: see ``load_artifact``; its name is the file's stem where none is given."""
+def load_model(
+    path: str | PathLike[str], *, name: str = "", examine: Callable[[bytes], object] | None = None, **options: Any
+) -> Model:
+    """Load an artifact from a file: see ``load_artifact``.
+
+    Args:
+        path: of the file.
+        name: the model's name; the file's stem if none is given.
+        examine: called with the file's bytes before they are loaded; what it raises refuses them.
+        options: of ``load_artifact``.
+
+    Raises:
+        ArtifactInvalid, ProviderUnavailable: see ``load_artifact``.
+    """
     path = Path(path)
     try:
         if (size := path.stat().st_size) > LARGEST_ARTIFACT:
             raise ArtifactInvalid(f"{size} bytes, protobuf reads at most {LARGEST_ARTIFACT}", size_bytes=size)
-        return load_artifact(path.read_bytes(), name=name or path.stem, **options)
+        artifact = path.read_bytes()
+        if examine:
+            examine(artifact)
+        return load_artifact(artifact, name=name or path.stem, **options)
     except ProviderUnavailable:
         raise
     except (ArtifactInvalid, OSError) as error:
@@ -164,6 +185,8 @@ def load_artifact(
     provider: str = "cpu",
     threads: int = 1,
     allow_uncertified: bool = False,
+    arena: bool = True,
+    replay_s: float | None = None,
 ) -> Model:
     """Load an artifact and prove that it is whole and answers as it did where it was certified.
 
@@ -174,6 +197,8 @@ def load_artifact(
         provider: "cpu", "cuda" or "auto" (CUDA where it works, else the CPU).
         threads: threads that one inference may use.
         allow_uncertified: take a file that nobody vouches for; it is served one image at a time.
+        arena: keep memory between two runs on the CPU: faster, and up to twice as much address space.
+        replay_s: seconds that the replay may take.
 
     Raises:
         ArtifactInvalid: unreadable, not an artifact, changed, uncertified, or its answers are not the certificate's.
@@ -183,11 +208,11 @@ def load_artifact(
     if manifest.certificate is None and not allow_uncertified:
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
-        session, chosen = _open_session(artifact, provider, threads)
+        session, chosen = _open_session(artifact, provider, threads, arena)
         model = Model(name, version, digest_file(artifact), manifest, chosen, False, 1, session)
         if not (model.inputs and model.outputs):  # their types and shapes are looked at here, not at the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
-        return replace(model, **_replay(model))
+        return replace(model, **_replay(model, replay_s))
     except (ProviderUnavailable, ArtifactInvalid):
         raise
     except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -208,36 +233,52 @@ def _read_tensor(told: Any) -> Tensor:
     return Tensor(told.name, TYPES[told.type], tuple(side if isinstance(side, int) else -1 for side in shape))
 
 
-def _replay(model: Model) -> dict[str, Any]:
+def _replay(model: Model, replay_s: float | None) -> dict[str, Any]:
     """Replay the certificate, which also warms the session; without one, hold outputs against labels.
 
     Returns:
         What was learned of ``batch_invariant`` and ``max_batch``.
+
+    Raises:
+        LoadLimitExceeded: that takes more than ``replay_s`` seconds.
     """
     certificate, image = model.manifest.certificate, model.manifest.image
-    if certificate is None:
-        if image:
-            _check_outputs(model, image)
-        return {}
-    if image:
+    if certificate and image:
         certificate.check_decoder(image)
         certificate.check_labels(model.manifest.labels)
-    tolerance = certificate.tolerance if model.provider == "CPU" else LARGEST_TOLERANCE  # other order of summation
-    same = certificate.replay(model.run, tolerance, SIZES[model.provider])
+    options = ort.RunOptions()
+    timer = threading.Timer(replay_s or 0, setattr, (options, "terminate", True))
+    timer.daemon = True
+    if replay_s:
+        timer.start()
+    run = partial(model.run, options=options)
+    try:
+        if certificate is None:
+            if image:
+                _check_outputs(run, len(model.manifest.labels), image)
+            return {}
+        tolerance = certificate.tolerance if model.provider == "CPU" else LARGEST_TOLERANCE  # other order of summation
+        same = certificate.replay(run, tolerance, SIZES[model.provider])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        if options.terminate:
+            raise LoadLimitExceeded(f"replaying it takes more than {replay_s:g} s") from error
+        raise
+    finally:
+        timer.cancel()
     invariant = certificate.batch_invariant and same
     return {"batch_invariant": invariant, "max_batch": LARGEST_BATCH if invariant or model.provider == "CUDA" else 1}
 
 
-def _check_outputs(model: Model, image: PixelContract) -> None:
+def _check_outputs(run: Run, labels: int, image: PixelContract) -> None:
     """Run blank images, alone and as a batch; hold the outputs against the labels."""
-    labels = len(model.manifest.labels)
     for images in (1, 2):
-        probabilities, logits = model.classify(np.zeros((images, *image.shape), np.uint8))
+        answer = run({INPUT: np.zeros((images, *image.shape), np.uint8)})
+        probabilities, logits = answer[PROBABILITIES], answer[LOGITS]
         if not probabilities.shape == logits.shape == (images, labels):
             raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
 
 
-def _open_session(artifact: bytes, provider: str, threads: int) -> tuple[ort.InferenceSession, str]:
+def _open_session(artifact: bytes, provider: str, threads: int, arena: bool) -> tuple[ort.InferenceSession, str]:
     """Open a session on the provider that was asked for, never silently on another."""
     if provider != "cpu":
         try:
@@ -246,12 +287,20 @@ def _open_session(artifact: bytes, provider: str, threads: int) -> tuple[ort.Inf
             if provider == "cuda":
                 raise
             log.warning("provider auto: the CPU, because %s", error)
-    return open_cpu_session(artifact, threads), "CPU"
+    return open_cpu_session(artifact, threads, arena=arena), "CPU"
 
 
-def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True) -> ort.InferenceSession:
-    """Open a session on the CPU; ``optimise`` as False runs the graph node by node as it stands."""
+def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True, arena: bool = True) -> ort.InferenceSession:
+    """Open a session on the CPU.
+
+    Args:
+        graph: the bytes of an ONNX file.
+        threads: threads that one inference may use.
+        optimise: False runs the graph node by node as it stands.
+        arena: keep memory between two runs.
+    """
     options = _session_options(threads)
+    options.enable_cpu_mem_arena = arena
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -295,4 +344,8 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked; else the bytes decide
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )  # holds no file
     return options

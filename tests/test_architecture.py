@@ -30,11 +30,13 @@ ARROWS = {
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
-    "serving.artifact": {"serving.errors", "serving.pixels", "serving.certificate"},
+    "serving.artifact": {"serving.errors", "serving.limits", "serving.pixels", "serving.certificate"},
     "serving.model": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
         "serving.prediction",
     },
+    "serving.trials": {"serving.errors", "serving.limits"},
+    "serving.trial": {"serving.errors", "serving.model", "serving.trials"},
     "serving.drift": {"serving.certificate", "serving.pixels"},
     "serving.proof": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
@@ -50,7 +52,7 @@ ARROWS = {
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        "serving.files",
+        *("serving.files", "serving.trials"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),

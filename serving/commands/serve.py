@@ -110,6 +110,11 @@ def serve(
     set_up_log(log_level, log_format)
     _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
+    from serving.trials import Trials
+
+    bounds = Limits(**limits)
+    trials = Trials(bounds)
+    trials.prepare()  # it imports while this process does
     from serving.batching import Batcher, count_slots
     from serving.services.access import Access, Tokens
     from serving.services.classifier import Classifier
@@ -119,9 +124,12 @@ def serve(
     from serving.services.statistics import Statistics
 
     _log_phase("imports")
-    bounds, statistics = Limits(**limits), Statistics()
-    pinned = dict(map(_read_pin, model))
-    models = Models.open(repository, pinned, keep=keep, provider=provider, allow_uncertified=allow_uncertified)
+    statistics, pinned = Statistics(), dict(map(_read_pin, model))
+    load_options = {"provider": provider, "allow_uncertified": allow_uncertified, "replay_s": bounds.load_seconds}
+    models = Models.open(repository, pinned, keep, stop, trials=trials, **load_options)
+    if stop.is_set():
+        models.close()
+        _exit_now(0)
     _log_phase("models loaded, checked and replayed")
     batcher = Batcher(count_slots(models.served.values()), bounds, statistics.count_run)
     inference = Inference(batcher, statistics)

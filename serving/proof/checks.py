@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from serving.artifact import walk_nodes, walk_weights
+from serving.artifact import walk
 from serving.certificate import INPUT, LOGITS, Array, Certificate, Floats, Run, Tensors, largest_value
 from serving.errors import (
     ArtifactInvalid,
@@ -42,13 +42,13 @@ def check_eval_mode(graph: onnx.ModelProto) -> str:
         TrainMode: dropout that drops, a random operator, or batch norm that uses the statistics of its batch.
     """
     constants, computed = dict(_named_constants(graph.graph)), _list_computed(graph.graph)
-    nodes = walk_nodes(graph.graph)
+    nodes = walk(graph.graph, onnx.NodeProto)
     found = [described for node in nodes if (described := _describe_training(node, constants, computed))]
     if found:
         raise TrainMode(
             f"not in eval mode: {'; '.join(sorted(set(found)))}. Call eval() on the whole network and export again"
         )
-    norms = Counter(node.op_type for node in walk_nodes(graph.graph))["BatchNormalization"]
+    norms = Counter(node.op_type for node in walk(graph.graph, onnx.NodeProto))["BatchNormalization"]
     return f"no dropout, nothing random; {norms} batch norms, none by the statistics of its batch"
 
 
@@ -90,8 +90,8 @@ def check_finite(graph: onnx.ModelProto) -> str:
         WeightsNotFinite: NaN or infinity; a variance below 0.
     """
     count = 0
-    variances = {node.input[4] for node in walk_nodes(graph.graph) if node.op_type == "BatchNormalization"}
-    for weights in walk_weights(graph.graph):
+    variances = {node.input[4] for node in walk(graph.graph, onnx.NodeProto) if node.op_type == "BatchNormalization"}
+    for weights in walk(graph.graph, onnx.TensorProto):
         values = numpy_helper.to_array(weights)
         count += values.size
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():

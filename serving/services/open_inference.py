@@ -216,7 +216,7 @@ class OpenInference:
 
     def load(self, request: wire.RepositoryModelLoadRequest, call: Call) -> wire.RepositoryModelLoadResponse:
         """Serve the newest version of a model."""
-        self._models.load(self._controlled(request, DEPENDENTS))
+        self._models.load(self._controlled(request, DEPENDENTS), call.time_remaining_s())
         return wire.RepositoryModelLoadResponse()
 
     def unload(self, request: wire.RepositoryModelUnloadRequest, call: Call) -> wire.RepositoryModelUnloadResponse:

@@ -107,3 +107,21 @@ def test_without_pixels_it_is_of_other_tensors() -> None:
 def test_damaged_values_are_told(key: str, value: str) -> None:
     with pytest.raises(ArtifactInvalid, match="damaged"):
         Manifest.from_metadata({**MANIFEST.to_metadata(), f"evalmode.{key}": value})
+
+
+def test_metadata_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.artifact.MAX_METADATA_LENGTH", 500)
+    with pytest.raises(ArtifactInvalid, match=r"\d+ characters of metadata, at most 500 are allowed"):
+        Manifest.from_metadata(Manifest(("x" * 500,), None).to_metadata())
+
+
+@pytest.mark.parametrize("text", ["[" + "[]," * 2**20 + "[]]", '{"a":' * 2**20, "[" + "{}," * 2**20 + "{}]"])
+def test_metadata_that_would_become_many_values_is_not_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("serving.artifact.json.loads", None)
+    with pytest.raises(ArtifactInvalid, match=r"\d+ values in the metadata, at most 1000000 are allowed"):
+        Manifest.from_metadata({**MANIFEST.to_metadata(), "evalmode.more": text})
+
+
+def test_metadata_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ArtifactInvalid, match="nested too deeply"):
+        Manifest.from_metadata({**MANIFEST.to_metadata(), "evalmode.more": "[" * 500_000})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
@@ -26,7 +28,7 @@ from serving.pixels import PixelContract
 from serving.proof.certify import certify, choose_golden, draw_golden
 from serving.proof.checks import check_batches
 from serving.proof.verdicts import examine
-from tests.conftest import COLOURS, colour_artifact, colour_graph
+from tests.conftest import COLOURS, colour_artifact, colour_graph, encode
 
 CONTRACT = PixelContract(4, 4, 3)
 
@@ -185,7 +187,6 @@ def test_a_damaged_certificate_is_told(field: str) -> None:
 
 def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
     """A small file must not become gigabytes of memory."""
-    import base64
     import zlib
 
     graph, manifest = open_artifact(colour_artifact())
@@ -197,6 +198,46 @@ def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
         pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
     ):
         open_artifact(seal(graph, manifest))
+
+
+def test_what_all_of_it_unpacks_to_is_counted_before_any_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor is within the limit; together they are not."""
+    facts = open_artifact(colour_artifact())[1].certificate.to_json()
+    rows = len(facts["targets"])
+    packed = {"dtype": "uint8", "shape": [rows, 2**26 // rows], "data": "AAAA"}
+    facts["outputs"] = {f"output{number}": packed for number in range(3)}
+    monkeypatch.setattr("serving.certificate.zlib", None)
+    with pytest.raises(ValueError, match="unpacks to 201327486 bytes, at most 134217728 are allowed: certify it with"):
+        Certificate.from_json(facts)
+
+
+def test_pixels_of_its_images_count() -> None:
+    facts = open_artifact(colour_artifact())[1].certificate.to_json()
+    picture = Image.new("L", (8000, 6000))
+    facts["encoded"] = [{"image": base64.b64encode(encode(picture)).decode(), "digest": ""}]
+    rows = len(facts["targets"])
+    facts["outputs"] = {"output": {"dtype": "uint8", "shape": [rows, 2**26 * 3 // 2 // rows], "data": "AAAA"}}
+    with pytest.raises(ValueError, match="unpacks to 148664064 bytes"):
+        Certificate.from_json(facts)
+
+
+@pytest.mark.parametrize(
+    "shape", [[16, *[10**4000] * 1000], [16, -4, -4], [16, 0], [16, 2**27], [16, *[1] * 40], [17, 4], []]
+)
+def test_a_shape_that_no_golden_tensor_has_is_refused(shape: list[int]) -> None:
+    facts = open_artifact(colour_artifact())[1].certificate.to_json()
+    facts["outputs"][LOGITS]["shape"] = shape
+    with pytest.raises(ValueError, match=r"an array of shape .{0,90} in a certificate of 16 inputs: that many rows"):
+        Certificate.from_json(facts)
+
+
+def test_of_large_golden_inputs_as_many_travel_as_a_certificate_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    golden = draw_golden(CONTRACT, 3)
+    monkeypatch.setattr("serving.proof.certify.MAX_UNPACKED_BYTES", 2 * 5 * golden[0].nbytes)
+    certificate = open_artifact(certify(graph, manifest, {INPUT: golden}, ("",) * 16, 0.0))[1].certificate
+    assert np.array_equal(certificate.inputs[INPUT], golden[:5])
+    assert len(certificate.targets) == 5
 
 
 # Loading

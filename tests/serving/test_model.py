@@ -16,11 +16,12 @@ from onnx import TensorProto, helper
 import serving
 from serving import model as model_module
 from serving.artifact import Manifest, seal
-from serving.errors import ArtifactInvalid, ImageEmpty, ProviderUnavailable
-from serving.model import LARGEST_ARTIFACT, Model, load_model, missing_cuda_library
+from serving.errors import ArtifactInvalid, ImageEmpty, LoadLimitExceeded, ProviderUnavailable
+from serving.model import LARGEST_ARTIFACT, Model, load_artifact, load_model, missing_cuda_library
 from serving.pixels import PixelContract
 from serving.prediction import Score
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
+from tests.hostile import endless_loop
 
 MANIFEST = Manifest(COLOURS, PixelContract(4, 4, 3))
 
@@ -279,3 +280,10 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(LARGEST_ARTIFACT + 1)  # holes: no disk is used
     with pytest.raises(ArtifactInvalid, match=f"{LARGEST_ARTIFACT + 1} bytes, protobuf reads at most"):
         load_model(path)
+
+
+def test_a_replay_that_does_not_end_is_ended() -> None:
+    """What was tried before may still behave otherwise here: a GPU rounds otherwise, a network may draw at random."""
+    with pytest.raises(LoadLimitExceeded, match=r"replaying it takes more than 0\.5 s"):
+        load_artifact(endless_loop(), replay_s=0.5)
+    assert load_artifact(colour_artifact(), replay_s=3600).batch_invariant

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
+import psutil
 import pytest
 
 from serving.certificate import INPUT
-from serving.errors import ArtifactInvalid, ModelInvalid, ModelNotFound, NameInvalid
+from serving.errors import (
+    ArtifactInvalid,
+    DeadlineExpired,
+    ModelInvalid,
+    ModelNotFound,
+    NameInvalid,
+    TrialUnavailable,
+)
+from serving.limits import Limits
 from serving.model import load_model
 from serving.repository import list_versions, publish, withdraw
 from serving.services.models import ALL, Entry, Models
-from tests.conftest import COLOURS, colour_artifact
+from serving.trials import Trials
+from tests.conftest import COLOURS, colour_artifact, serving
+from tests.hostile import endless_loop
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 GERMAN = ("rot", "grün", "blau")
@@ -215,12 +228,112 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
     assert entered.wait(WAIT_S)
     assert spawn(told, models).result(WAIT_S) == [
         ("colours/1", "READY", ""),
-        ("colours/2", "UNAVAILABLE", "version 1 is served"),
+        ("colours/2", "UNAVAILABLE", "being checked and replayed"),
     ]
     assert models.find("", "").version == "1"
     go.set()
     refreshing.result(WAIT_S)
     assert models.find("", "").version == "2"
+
+
+@pytest.fixture
+def held(repository: Path):
+    """Models that follow a repository in which version 2 of colours is on trial for ever."""
+    models, stop = Models.open(repository, trials=Trials(Limits(load_seconds=3600))), threading.Event()
+    publish(repository, "colours", endless_loop())
+    watching = spawn(models.watch, 0.05, stop)
+    wait_until(lambda: ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(models))
+    yield models
+    stop.set()
+    watching.result(WAIT_S)
+
+
+class TestOnTrial:
+    def test_others_load_meanwhile(self, held: Models, repository: Path) -> None:
+        publish(repository, "other", colour_artifact())
+        wait_until(lambda: "other/1" in loaded(held))
+        publish(repository, "colours", colour_artifact(GERMAN))
+        wait_until(lambda: held.find("colours", "").version == "3")
+        assert loaded(held) == ["colours/3", "colours/1", "other/1"]
+        assert ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(held)
+
+    def test_control_goes_on(self, held: Models, repository: Path) -> None:
+        publish(repository, "other", colour_artifact())
+        spawn(held.load, "other").result(WAIT_S)
+        spawn(held.unload, "other").result(WAIT_S)
+        assert ("other/1", "UNAVAILABLE", "unloaded by a call") in told(held)
+        spawn(held.refresh)  # which waits for all, and holds nobody
+        spawn(held.load, "other").result(WAIT_S)
+        assert "other/1" in loaded(held)
+
+    def test_whoever_asks_for_it_waits_until_his_deadline(self, held: Models) -> None:
+        with pytest.raises(DeadlineExpired, match="colours/2 is still being checked and replayed"):
+            held.load("colours", timeout_s=0.1)
+
+    def test_closing_refuses_whoever_waits(self, held: Models) -> None:
+        waiting = spawn(held.load, "colours")
+        held.close()
+        with pytest.raises(ModelInvalid, match="shutting down"):
+            waiting.result(WAIT_S)
+        assert loaded(held) == ["colours/1"]
+
+    def test_what_is_unloaded_meanwhile_is_not_served_afterwards(self, repository: Path, monkeypatch) -> None:
+        models, entered, go = Models.open(repository), threading.Event(), threading.Event()
+
+        def load_slowly(path: Path, **options: object) -> object:
+            entered.set()
+            assert go.wait(WAIT_S)
+            return load_model(path, **options)
+
+        monkeypatch.setattr("serving.services.models.load_model", load_slowly)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refreshing = spawn(models.refresh)
+        assert entered.wait(WAIT_S)
+        models.unload("colours")
+        go.set()
+        refreshing.result(WAIT_S)
+        assert loaded(models) == []
+
+    def test_the_start_ends_where_it_is_told_to(self, tmp_path: Path) -> None:
+        publish(tmp_path, "colours", endless_loop())
+        stop = threading.Event()
+        opening = spawn(partial(Models.open, tmp_path, stop=stop, trials=Trials(Limits(load_seconds=3600))))
+        stop.set()
+        models = opening.result(WAIT_S)
+        assert loaded(models) == []
+        models.close()
+
+    def test_a_fault_of_ours_refuses_one_version_and_no_other(self, repository: Path, monkeypatch) -> None:
+        models = Models.open(repository)
+        with monkeypatch.context() as patched:
+            patched.setattr("serving.services.models.load_model", None)
+            for name in ("colours", "other", "third"):  # more than there are threads
+                publish(repository, name, colour_artifact(GERMAN))
+            models.refresh()
+        assert [reason for _, _, reason in told(models)] == ["", *["'NoneType' object is not callable"] * 3]
+        publish(repository, "fourth", colour_artifact())
+        models.refresh()
+        assert "fourth/1" in loaded(models)
+
+    def test_where_no_process_can_be_started_the_next_look_tries_again(self, repository: Path, monkeypatch) -> None:
+        models = Models.open(repository)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        with monkeypatch.context() as patched:
+            patched.setattr(Trials, "examine", Mock(side_effect=TrialUnavailable("too many processes")))
+            models.refresh()
+        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
+        models.refresh()
+        assert models.find("", "").version == "2"
+
+
+def test_a_server_that_tries_an_endless_file_ends_when_told_to(repository: Path) -> None:
+    with serving(repository, "--load-seconds", 3600, "--poll", 0.05, "--log-level", "warning") as server:
+        publish(repository, "colours", endless_loop())
+        process = psutil.Process(server.process.pid)
+        wait_until(process.children)
+        (child,) = process.children()
+        assert server.stop(timeout_s=WAIT_S) == (0, "")
+        wait_until(lambda: not child.is_running())
 
 
 class TestControl:
@@ -243,7 +356,8 @@ class TestControl:
         models.refresh()
         assert loaded(models) == []
         models.load("colours")
-        assert loaded(models) == ["colours/2", "colours/1"]
+        assert models.find("", "").version == "2"
+        wait_until(lambda: loaded(models) == ["colours/2", "colours/1"])  # the one to go back to comes later
         assert (("colours", ALL)) not in models._unloaded
 
     @pytest.mark.parametrize(("name", "version"), [("nobody", ""), ("colours", "2"), ("colours", "x")])

@@ -1,0 +1,357 @@
+"""Model files that want to stop a server, read its files or fill its memory: built by tests and benchmarks alike.
+
+Each is sealed and carries a certificate, so that nothing but what it is about can refuse it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from serving import artifact
+from serving.artifact import Manifest, open_artifact, seal
+from serving.certificate import Certificate
+from tests.conftest import colour_artifact
+
+GB = 10**9
+Build = Callable[[], bytes]
+
+
+def _scalar(name: str, value: object, dtype: Any) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(value, dtype), name)
+
+
+def _info(name: str, kind: int, shape: tuple[int, ...] | None = ()) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def spoil(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> bytes:
+    """The colour network with more nodes, whose ``extra`` (a number, 0 if they ever end) is added to its logits."""
+    graph, manifest = open_artifact(colour_artifact())
+    for node in graph.graph.node:
+        node.output[:] = ["plain" if name == "logits" else name for name in node.output]
+    last = graph.graph.node.pop()
+    graph.graph.node.extend([*nodes, helper.make_node("Add", ["plain", "extra"], ["logits"]), last])
+    graph.graph.initializer.extend(constants)
+    return seal_unchecked(graph, manifest)
+
+
+def seal_unchecked(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """Seal what onnx's checker would refuse, or would take for ever to look at."""
+    with patch("onnx.checker.check_model"):
+        return seal(graph, manifest)
+
+
+def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, of_input: bool = False) -> bytes:
+    """A Loop over a state that starts as ``start`` and goes through ``node``; without steps it never ends.
+
+    What does not depend on the input is computed while a session opens, by onnxruntime's constant folding.
+    """
+    body = helper.make_graph(
+        [node, helper.make_node("Identity", ["go_in"], ["go_out"])],
+        "body",
+        [_info("step", TensorProto.INT64), _info("go_in", TensorProto.BOOL), _info("state", TensorProto.FLOAT, None)],
+        [_info("go_out", TensorProto.BOOL), _info("next", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["start", "most"], ["begin"]),
+        helper.make_node(
+            "Loop", ["" if steps is None else "steps", "go", "begin" if of_input else "start"], ["end"], body=body
+        ),
+        helper.make_node("ReduceMax", ["end"], ["extra"], keepdims=0),
+    ]
+    constants = [_scalar("go", True, bool), start]
+    return spoil(nodes, constants + ([] if steps is None else [_scalar("steps", steps, np.int64)]))
+
+
+def _square() -> onnx.TensorProto:
+    return numpy_helper.from_array(np.zeros((64, 64), np.float32), "start")
+
+
+def endless_loop() -> bytes:
+    """A Loop that nothing ends, from its first step on the input: opening a session does not see it yet."""
+    return loop(None, helper.make_node("MatMul", ["state", "state"], ["next"]), _square(), of_input=True)
+
+
+def long_loop() -> bytes:
+    """A Loop of 2**62 steps."""
+    return loop(2**62, helper.make_node("MatMul", ["state", "state"], ["next"]), _square())
+
+
+def growing_loop() -> bytes:
+    """A Loop whose state grows twofold with each step."""
+    start = numpy_helper.from_array(np.zeros(1024, np.float32), "start")
+    return loop(40, helper.make_node("Concat", ["state", "state"], ["next"], axis=0), start)
+
+
+def expand() -> bytes:
+    """A number expanded to 100 GB, by a shape that is only known when it runs."""
+    nodes = [
+        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+        helper.make_node("Expand", ["nothing", "shape"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
+    ]
+    return spoil(nodes, [_scalar("shape", [25, GB], np.int64), _scalar("zero", 0, np.float32)])
+
+
+def tile() -> bytes:
+    """A kilobyte tiled to 100 GB."""
+    nodes = [
+        helper.make_node("Tile", ["small", "repeats"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
+    ]
+    small = numpy_helper.from_array(np.zeros(250, np.float32), "small")
+    return spoil(nodes, [small, _scalar("repeats", [GB // 10], np.int64)])
+
+
+def constant_of_shape() -> bytes:
+    """100 GB of zeros, which optimising the graph computes."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
+    ]
+    return spoil(nodes, [_scalar("shape", [25, GB], np.int64)])
+
+
+def doubling() -> bytes:
+    """40 nodes, each of which concatenates what it is given with itself."""
+    nodes = [helper.make_node("Concat", [f"x{n}", f"x{n}"], [f"x{n + 1}"], axis=0) for n in range(40)]
+    nodes.append(helper.make_node("ReduceMax", ["x40"], ["extra"], keepdims=0))
+    return spoil(nodes, [numpy_helper.from_array(np.zeros(1024, np.float32), "x0")])
+
+
+def long_chain(count: int = 400_000) -> bytes:
+    """So many nodes that whatever is quadratic in their number takes for ever."""
+    nodes = [helper.make_node("Add", [f"x{n}", "x0"], [f"x{n + 1}"]) for n in range(count)]
+    nodes.append(helper.make_node("ReduceMax", [f"x{count}"], ["extra"], keepdims=0))
+    return spoil(nodes, [_scalar("x0", 0, np.float32)])
+
+
+def nested_ifs(depth: int = 25) -> bytes:
+    """Sub-graphs in sub-graphs, as deep as protobuf reads them; each holds the next one twice by reference."""
+    value = _info("inner0", TensorProto.FLOAT)
+    graph = helper.make_graph([helper.make_node("Identity", ["zero"], ["inner0"])], "g0", [], [value])
+    for level in range(1, depth):
+        name = f"inner{level}"
+        small = helper.make_graph([helper.make_node("Identity", ["zero"], [name + "e"])], name, [], [])
+        small.output.append(_info(name + "e", TensorProto.FLOAT))
+        choice = helper.make_node("If", ["go"], [name], then_branch=graph, else_branch=small)
+        graph = helper.make_graph([choice], f"g{level}", [], [_info(name, TensorProto.FLOAT)])
+    nodes = [*graph.node, helper.make_node("Identity", [f"inner{depth - 1}"], ["extra"])]
+    return spoil(nodes, [_scalar("go", True, bool), _scalar("zero", 1, np.float32)])
+
+
+def many_messages(count: int = 15_000_000) -> bytes:
+    """Empty nodes, two bytes each in the file and a hundred in memory."""
+    graph, manifest = open_artifact(colour_artifact())
+    nodes = b"\x0a\x00" * count  # field 1 of a graph
+    extra = b"\x3a" + _varint(len(nodes)) + nodes  # field 7 of a model; what is given twice is merged
+    return _seal_bytes(extra, graph, manifest)
+
+
+def bombing_certificate(outputs: int = 60) -> bytes:
+    """Some kilobytes of certificate that state, and hold, 128 MB of zeros for each of many outputs."""
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    facts = manifest.certificate.to_json()
+    count = len(facts["targets"])
+    zeros = zlib.compressobj(9)
+    packed = b"".join([*(zeros.compress(bytes(2**23)) for _ in range(16)), zeros.flush()])
+    for number in range(outputs):
+        facts["outputs"][f"more{number}"] = {
+            "dtype": "uint8",
+            "shape": [count, 2**27 // count],
+            "data": base64.b64encode(packed).decode(),
+        }
+    with patch.object(Certificate, "to_json", lambda _: facts):
+        return seal_unchecked(graph, manifest)
+
+
+def nested_metadata() -> bytes:
+    """JSON that is nested 900,000 times."""
+    return _with_property("[" * 900_000)
+
+
+def many_values() -> bytes:
+    """JSON of ten million empty lists: 30 MB that become 600."""
+    return _with_property("[" + "[]," * 10**7 + "[]]")
+
+
+def _with_property(text: str) -> bytes:
+    graph, manifest = open_artifact(colour_artifact())
+    facts = {**manifest.to_metadata(), "evalmode.more": text}
+    with patch.object(Manifest, "to_metadata", lambda _: facts):
+        return seal_unchecked(graph, manifest)
+
+
+def external_data(location: str) -> bytes:
+    """Weights in another file, named by a sparse tensor in an attribute, where onnxruntime reads it, too."""
+    values = TensorProto(name="outside", data_type=TensorProto.UINT8, dims=[4])
+    set_external(values, location)
+    sparse = onnx.SparseTensorProto(dims=[4])
+    sparse.values.CopyFrom(values)
+    sparse.indices.CopyFrom(_scalar("", [0, 1, 2, 3], np.int64))
+    nodes = [
+        helper.make_node("Constant", [], ["secret"], sparse_value=sparse),
+        helper.make_node("Cast", ["secret"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["numbers"], ["extra"], keepdims=0),
+    ]
+    return spoil(nodes, [])
+
+
+def set_external(tensor: onnx.TensorProto, location: str) -> None:
+    """Say that a tensor's values lie in another file."""
+    tensor.data_location = TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", location
+
+
+def two_networks(other: onnx.ModelProto) -> bytes:
+    """The colour artifact to whoever reads protobuf, another network to whoever knows ONNX Runtime's own format.
+
+    The first eight bytes are an offset and ``ORTM`` to the one, ``ir_version`` and ``producer_name`` to the other. All
+    fields are known ones: the other network lies in an initializer that no node uses.
+    """
+    ort = _save_as_ort(other)
+    graph, manifest = open_artifact(colour_artifact())
+    header = b"\x08\x08\x12\x04ORTM"  # ir_version: 8, producer_name: "ORTM"
+    place = int.from_bytes(header[:4], "little") - int.from_bytes(ort[:4], "little")  # of the other network
+    for padding in range(place - 100, place):
+        raw = padding + len(ort)
+        tensor = b"\x42\x06unused\x10\x03\x08" + _varint(raw) + b"\x4a" + _varint(raw)  # INT8, and then its raw_data
+        initializer = b"\x2a" + _varint(len(tensor) + raw) + tensor
+        start = header + b"\x3a" + _varint(len(initializer) + raw) + initializer
+        if len(start) + padding == place:
+            return _seal_bytes(start + bytes(padding) + ort, graph, manifest)
+    raise AssertionError("no padding fits")
+
+
+def _save_as_ort(network: onnx.ModelProto) -> bytes:
+    """A network in ONNX Runtime's own format."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    network.doc_string = "moves the root to a multiple of 8, where it has to stand in two_networks"
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "other.ort")
+        onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return (Path(folder) / "other.ort").read_bytes()
+
+
+def _seal_bytes(before: bytes, graph: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """Seal a file of other fields and then the graph's, as ``seal`` does."""
+    sealed = onnx.ModelProto()
+    sealed.CopyFrom(graph)
+    helper.set_model_props(sealed, {**manifest.to_metadata(), artifact.DIGEST: artifact.BLANK.decode()})
+    blank = before + sealed.SerializeToString(deterministic=True)
+    entry = artifact._ENTRY
+    return blank.replace(entry + artifact.BLANK, entry + hashlib.sha256(blank).hexdigest().encode())
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value >= 128:
+        parts.append(value % 128 | 128)
+        value //= 128
+    return bytes([*parts, value])
+
+
+FILES: dict[str, Build] = {
+    "endless loop": endless_loop,
+    "loop of 2**62 steps": long_loop,
+    "loop that grows": growing_loop,
+    "expand to 100 GB": expand,
+    "tile to 100 GB": tile,
+    "constant of 100 GB": constant_of_shape,
+    "concat that doubles": doubling,
+    "chain of 400,000 nodes": long_chain,
+    "nested sub-graphs": nested_ifs,
+    "15 million messages": many_messages,
+    "certificate that unpacks to 8 GB": bombing_certificate,
+    "metadata nested 900,000 times": nested_metadata,
+    "metadata of 10 million values": many_values,
+    "weights in another file": lambda: external_data("secret"),
+}
+
+
+def mutate(rng: np.random.Generator, location: str) -> tuple[tuple[str, ...], bytes]:
+    """The colour artifact with a tensor in another file, at a place drawn from all that descriptors allow.
+
+    Args:
+        rng: draws the place, and how the tensor says where its values are.
+        location: of the other file.
+
+    Returns:
+        The names of the fields that lead there, and the artifact.
+    """
+    graph, manifest = open_artifact(colour_artifact())
+    message: Any = graph
+    path: list[str] = []
+    while not isinstance(message, onnx.TensorProto):
+        steps = _STEPS[message.DESCRIPTOR.full_name]
+        if len(path) > 8:  # the shortest way from here
+            steps = [min(steps, key=lambda field: _DISTANCES[field.message_type.full_name])]
+        field = steps[rng.integers(len(steps))]
+        path.append(field.name)
+        if not field.is_repeated:
+            message = getattr(message, field.name)
+            message.SetInParent()
+        else:
+            known = getattr(message, field.name)
+            message = known[rng.integers(len(known))] if len(known) and rng.random() < 0.5 else known.add()
+    message.Clear()
+    message.name, message.data_type = "outside", TensorProto.FLOAT
+    message.dims.append(4)
+    set_external(
+        message, (location, f"./{location}", f"../{location}", str(Path(location).absolute()))[rng.integers(4)]
+    )
+    match rng.integers(4):
+        case 0:
+            message.data_location = TensorProto.DEFAULT
+        case 1:
+            del message.external_data[:]
+        case 2:
+            message.external_data.add(key="length", value="16")
+    return tuple(path), seal_unchecked(graph, manifest)
+
+
+def _measure_distances() -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Of each message of ONNX: its fields that lead to a tensor, and over how many fields it is to the nearest."""
+    fields = {
+        kind.full_name: [field for field in kind.fields if field.message_type is not None]
+        for kind in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()
+    }
+    distances = {onnx.TensorProto.DESCRIPTOR.full_name: 0}
+    while True:
+        found = {
+            name: 1 + min(distances[one.message_type.full_name] for one in leading)
+            for name, inner in fields.items()
+            if name not in distances and (leading := [one for one in inner if one.message_type.full_name in distances])
+        }
+        if not found:
+            break
+        distances |= found
+    leading_of = {name: [f for f in inner if f.message_type.full_name in distances] for name, inner in fields.items()}
+    return leading_of, distances
+
+
+_STEPS, _DISTANCES = _measure_distances()
+PLACES = {  # of tensors: the message and its field
+    (name, field.name)
+    for name, inner in _STEPS.items()
+    for field in inner
+    if field.message_type.full_name == onnx.TensorProto.DESCRIPTOR.full_name
+}

@@ -1,0 +1,127 @@
+"""Files are tried in a process of their own: whatever they do there, they are refused with a reason, and it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ArtifactInvalid, EvalmodeError, LoadLimitExceeded, OperatorNotAllowed, TrialUnavailable
+from serving.limits import MIB, Limits
+from serving.trials import Trials
+from tests.conftest import colour_artifact
+from tests.hostile import FILES, endless_loop
+from tests.serving.conftest import WAIT_S, spawn, wait_until
+
+TOO_LONG = (LoadLimitExceeded, "takes more than --load-seconds 2: raise --load-seconds to serve it")
+TOO_LARGE = (LoadLimitExceeded, "more memory than --load-bytes")
+REASONS = {
+    "endless loop": TOO_LONG,
+    "loop of 2**62 steps": TOO_LONG,
+    "loop that grows": TOO_LARGE,
+    "expand to 100 GB": TOO_LARGE,
+    "tile to 100 GB": (ArtifactInvalid, "more than 4294967296 bytes|more memory than --load-bytes"),
+    "constant of 100 GB": TOO_LARGE,
+    "concat that doubles": TOO_LARGE,
+    "chain of 400,000 nodes": (LoadLimitExceeded, "--load-seconds 2|--load-bytes"),
+    "nested sub-graphs": (ArtifactInvalid, "not the network that was certified"),
+    "15 million messages": (ArtifactInvalid, "not an ONNX file|more memory than --load-bytes"),
+    "certificate that unpacks to 8 GB": (ArtifactInvalid, "unpacks to 8053064958 bytes, at most 134217728 are allowed"),
+    "metadata nested 900,000 times": (ArtifactInvalid, "nested too deeply"),
+    "metadata of 10 million values": (ArtifactInvalid, "20000101 values in the metadata, at most 1000000"),
+    "weights in another file": (OperatorNotAllowed, "weights outside the file are not read: outside"),
+}
+
+
+@pytest.fixture
+def trials():
+    made = Trials(Limits(load_seconds=2, load_bytes=192 * MIB))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hostile_file_is_refused_with_its_reason_and_the_next_one_is_tried(trials: Trials, name: str) -> None:
+    error, text = REASONS[name]
+    with pytest.raises(error, match=text):
+        trials.examine(FILES[name]())
+    trials.examine(colour_artifact())
+
+
+def test_what_needs_more_than_the_file_allows_is_named_with_its_option() -> None:
+    with pytest.raises(LoadLimitExceeded, match=r"--load-bytes 67108864 and 4 times its file: raise --load-bytes"):
+        Trials(Limits(load_bytes=64 * MIB)).examine(FILES["concat that doubles"]())
+
+
+def test_a_child_is_used_again_until_it_has_refused_a_file(trials: Trials) -> None:
+    trials.prepare()
+    (first,) = trials._idle
+    for _ in range(2):
+        trials.examine(colour_artifact())
+        assert trials._idle == [first]
+    with pytest.raises(ArtifactInvalid):
+        trials.examine(b"no artifact")
+    assert trials._idle == []
+    assert first.process.returncode is not None
+
+
+def test_a_child_that_dies_is_a_refusal(trials: Trials) -> None:
+    trials.prepare()
+    os.kill(trials._idle[0].process.pid, signal.SIGKILL)
+    with pytest.raises(LoadLimitExceeded, match="checked and replayed it ended by SIGKILL"):
+        trials.examine(colour_artifact())
+
+
+def test_closing_ends_what_is_on_trial(trials: Trials) -> None:
+    patient = Trials(Limits(load_seconds=3600))
+    running = spawn(patient.examine, endless_loop())
+    wait_until(lambda: patient._busy)
+    (child,) = patient._busy
+    patient.close()
+    assert isinstance(running.exception(WAIT_S), ArtifactInvalid)
+    assert "shutting down" in str(running.exception())
+    assert child.process.returncode == -signal.SIGKILL
+    with pytest.raises(ArtifactInvalid, match="shutting down"):
+        patient.examine(colour_artifact())
+
+
+def test_where_no_process_can_be_started_that_is_said_of_the_machine_and_not_of_the_file(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError("too many processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(
+        TrialUnavailable, match="no process to check it in can be started: too many processes"
+    ) as caught:
+        trials.examine(colour_artifact())
+    assert not isinstance(caught.value, ArtifactInvalid)
+
+
+def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
+    """onnxruntime quotes names of the file: a hostile one must not write lines of its own into the log."""
+    import onnx
+
+    from serving.artifact import Manifest
+    from tests.hostile import seal_unchecked
+
+    node = onnx.helper.make_node("No\nSuch" + "x" * 10_000, ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch",)) for name in "xy"]
+    graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]))
+    with pytest.raises(EvalmodeError) as caught:
+        trials.examine(seal_unchecked(graph, Manifest((), None)), allow_uncertified=True)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 1000
+
+
+def test_the_child_is_of_the_same_evalmode_whatever_lies_in_the_current_folder(
+    trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnx.py").write_text("raise SystemExit")
+    (tmp_path / "serving.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    trials.examine(colour_artifact())
