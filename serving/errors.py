@@ -57,6 +57,8 @@
         │   └── ImageUnreadable
         ├── PixelsMismatch
         ├── MessageInvalid
+        ├── MessageTooLarge
+        ├── MessagesFull
         ├── QueueFull
         ├── CallsFull
         ├── StreamsFull
@@ -328,6 +330,14 @@ class PixelsMismatch(RequestError):
 
 class MessageInvalid(RequestError):
     """The call has no message, or one that cannot be parsed."""
+
+
+class MessageTooLarge(RequestError):
+    """The message, inflated, has more bytes than ``max_request_bytes``."""
+
+
+class MessagesFull(RequestError):
+    """The messages of the requests in flight hold too much memory for one more."""
 
 
 class QueueFull(RequestError):

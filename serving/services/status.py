@@ -38,6 +38,8 @@ CODES: dict[type[RequestError], str] = {
     errors.ParameterInvalid: "INVALID_ARGUMENT",
     errors.BatchTooLarge: "INVALID_ARGUMENT",
     errors.MessageInvalid: "INVALID_ARGUMENT",
+    errors.MessageTooLarge: "RESOURCE_EXHAUSTED",
+    errors.MessagesFull: "RESOURCE_EXHAUSTED",
     errors.QueueFull: "RESOURCE_EXHAUSTED",
     errors.CallsFull: "RESOURCE_EXHAUSTED",
     errors.StreamsFull: "RESOURCE_EXHAUSTED",
@@ -51,6 +53,7 @@ CODES: dict[type[RequestError], str] = {
 RETRY_AFTER_S: dict[type[RequestError], float] = {
     errors.QueueFull: 0.1,
     errors.CallsFull: 0.1,
+    errors.MessagesFull: 0.1,
     errors.StreamsFull: 1.0,
     errors.WatchesFull: 1.0,
 }

@@ -23,7 +23,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 0.5
+SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a core at most
+LOOKS = 30
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -65,7 +66,7 @@ class Connections:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Look every ``SWEEP_S`` seconds, in a thread."""
+        """Look again and again, in a thread."""
         if sys.platform == "linux":
             threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
@@ -153,11 +154,14 @@ class Connections:
                 )
 
     def _watch(self) -> None:
-        while not self._stop.wait(SWEEP_S):
+        pause_s = SWEEP_S
+        while not self._stop.wait(pause_s):
+            started = time.thread_time()
             try:
                 self.sweep()
             except Exception:
                 log.exception("connections could not be looked at")
+            pause_s = max(SWEEP_S, LOOKS * (time.thread_time() - started))
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)

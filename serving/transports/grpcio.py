@@ -14,13 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -38,6 +38,7 @@ from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
 from serving.transports.connections import SWEEP_S, Connections
 from serving.transports.crowd import Arrival, Crowd
 from serving.transports.health import Health
+from serving.transports.messages import NO_INFLATION, Messages
 from serving.transports.places import Places
 from serving.transports.refusals import Refusal, Template, refuse
 from serving.transports.threads import Lane
@@ -103,6 +104,7 @@ class GrpcioServer:
         self._calls = Calls(limits.message_timeout)
         self._unary = Lane(batcher.slots + limits.max_queue + SPARE_THREADS, "calls")
         self._crowd = Crowd(self._unary)
+        self._messages = Messages(limits.max_request_bytes, batcher.slots)
         self._streams: Places[_Stream] = Places(limits.max_streams, lambda: _streams_full(limits.max_streams))
         self._stream_lane = Lane(limits.max_streams + SPARE_STREAMS, "streams")
         self._server = grpc.server(
@@ -111,6 +113,7 @@ class GrpcioServer:
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
                 ("grpc.max_concurrent_streams", STREAMS),
+                NO_INFLATION,
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
@@ -213,13 +216,8 @@ class GrpcioServer:
                     raise MessageInvalid("the call has no message: send one")
                 self._connections.count_message(call.connection, len(message))
                 call.enter(RUNNING)
-                try:
-                    request = parse_message(parse, message)
-                except MessageInvalid as error:
-                    if infers:
-                        self._statistics.count_refusal(None, 0.0, error)
-                    raise
-                reply: bytes = handler(request, call).SerializeToString()
+                with self._read(message, parse, infers) as request:
+                    reply: bytes = handler(request, call).SerializeToString()
             finally:
                 call.enter(SENDING)
                 lane.give_back()
@@ -271,6 +269,18 @@ class GrpcioServer:
             always=method.containing_service.full_name == HEALTH,
         )
 
+    @contextmanager
+    def _read(self, message: bytes, parse: Callable[[bytes], Any], infers: bool) -> Iterator[Any]:
+        """A request of its message; refusals of requests for predictions are counted."""
+        with ExitStack() as stack:
+            try:
+                request = stack.enter_context(self._messages.read(message, parse))
+            except RequestError as error:
+                if infers:
+                    self._statistics.count_refusal(None, 0.0, error)
+                raise
+            yield request
+
     def _add_stream(self, method: MethodDescriptor, handler: Handler, path: str = "") -> None:
         """Serve a stream of requests, each with one reply, in their order."""
         parse, connections = GetMessageClass(method.input_type).FromString, self._connections
@@ -284,7 +294,8 @@ class GrpcioServer:
                         connections.count_message(call.connection, len(message))
                         if not stream.begin():
                             break
-                        reply = handler(parse_message(parse, message), call).SerializeToString()
+                        with self._messages.read(message, parse) as request:
+                            reply = handler(request, call).SerializeToString()
                         call.enter(SENDING)
                         send(reply)
                         if not stream.rest():
@@ -325,10 +336,11 @@ class GrpcioServer:
                     message = next(messages, None)
                     if message is None:
                         raise MessageInvalid("the call has no message: send one")
-                    request = parse_message(health_pb2.HealthCheckRequest.FromString, message)
                     self._connections.count_message(call.connection, len(message))
+                    with self._messages.read(message, health_pb2.HealthCheckRequest.FromString) as request:
+                        name = request.service
                     with health.watched(follower.wake):
-                        for state in follower.follow(partial(health.watch, request.service)):
+                        for state in follower.follow(partial(health.watch, name)):
                             yield state.SerializeToString()
                     if follower.evicted:
                         raise follower.evicted
@@ -455,20 +467,6 @@ class _Watch:
                 yield state
             self._call.enter(IDLE)
             self._wait()
-
-
-def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:
-    """A request of its bytes.
-
-    Raises:
-        MessageInvalid: They are none.
-    """
-    try:
-        return parse(message)
-    except DecodeError as error:
-        raise MessageInvalid(
-            f"the message of {len(message)} bytes cannot be parsed: was it made for this method?"
-        ) from error
 
 
 def _calls_full() -> CallsFull:

@@ -33,7 +33,8 @@ from serving.services.models import Entry
 from serving.services.statistics import Statistics
 from serving.transports.arrivals import find_authorization
 from serving.transports.connections import Connections
-from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer, parse_message
+from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer
+from serving.transports.messages import parse_message
 from serving.transports.refusals import refuse
 
 HOT = (
