@@ -26,6 +26,7 @@ ARROWS = {
     "serving.prediction": set(),
     "serving.files": set(),
     "serving.limits": {"serving.errors"},
+    "serving.memory": set(),
     "serving.pace": set(),
     "serving.repository": {"serving.errors"},
     "serving.pixels": {"serving.errors", "serving.limits"},

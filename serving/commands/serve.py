@@ -20,6 +20,7 @@ import click
 from serving.commands.logs import set_up_log
 from serving.errors import UsageError
 from serving.limits import Limits
+from serving.memory import give_back_large_blocks
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -110,6 +111,7 @@ def serve(
     set_up_log(log_level, log_format)
     _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
+    give_back_large_blocks()
     from serving.trials import Trials
 
     bounds = Limits(**limits)

@@ -53,7 +53,7 @@ SPARE_THREADS = 128  # beside those of requests: for calls whose message has not
 CHECKS = 32  # threads for health checks
 SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
 FINISH_S = 1.0  # for clients to close their connections at the end
-UNFINISHED_MESSAGES = 4  # so many of the largest size may be held in parts
+UNFINISHED_MESSAGES = 2  # so many of the largest size may be held in parts
 
 Handler = Callable[[Any, Call], Any]
 Send = Callable[[bytes | None], None]  # None: the end of the stream

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
 
 NO_INFLATION = ("grpc.per_message_decompression", 0)  # an option of grpc's core
-HELD_MESSAGES = 8  # so many of the largest size may be in memory
+HELD_MESSAGES = 4  # so many of the largest size may be in memory
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib
 
 
@@ -48,10 +48,8 @@ class Messages:
             MessageTooLarge: It is larger than the limit, inflated.
             MessagesFull: Others hold too much.
         """
-        if _may_be_compressed(message):
-            with self._inflating:
-                message = self._inflate(message)
-        size = len(message)
+        compressed = _may_be_compressed(message)
+        size = len(message) + compressed * self._max_bytes
         with self._lock:
             if self._held_bytes and self._held_bytes + size > self._limit_bytes:
                 raise MessagesFull(
@@ -60,6 +58,12 @@ class Messages:
                 )
             self._held_bytes += size
         try:
+            if compressed:
+                with self._inflating:
+                    message = self._inflate(message)
+                with self._lock:  # what it turned out to be
+                    self._held_bytes += len(message) - size
+                    size = len(message)
             yield parse_message(parse, message)
         finally:
             with self._lock:
