@@ -198,7 +198,7 @@ ROOMS = {
         ("serving.bench", 300),
         ("serving.client", 300),
         ("serving.transports.native", 300),
-        ("serving.loading", 550),
+        ("serving.loading", 600),
         ("serving.access", 150),
         ("serving.metrics", 220),
     ],
