@@ -2,8 +2,8 @@
 
     python benchmarks/hostile_files.py --out benchmarks/results/DATE-hostile-files.json [--mutations 2000]
 
-Needs strace for the mutations. Beside each file an honest version is published; it must be served within 5 s, or before
-the hostile one is refused. Memory is that of the server and its children together, over that of the idle server. At the
+Needs strace for the mutations. Beside each file an honest version is published; it must be served within 15 s, while
+an endless one is on trial. Memory is that of the server and its children together, over that of the idle server. At the
 end an endless file is on trial and SIGTERM must end the server. Exit code 1: one of these did not hold.
 """
 
@@ -32,6 +32,7 @@ from tests.conftest import colour_artifact
 from tests.hostile import FILES, endless_loop
 
 REFUSED_S = 60
+HONEST_S = 15  # an endless file is still on trial then
 MOST_BYTES = 1e9
 END_S = 2  # interpreter and sockets; the trial itself would take --load-seconds
 MUTATE = """
@@ -131,7 +132,7 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 "bytes": len(hostile),
                 "refused_s": refused_s or 2 * REFUSED_S,
                 "honest_served_s": served_s,
-                "honest_served": served_s is not None and served_s <= max(5, refused_s or 0),
+                "honest_served": served_s is not None and served_s <= HONEST_S,
                 "more_bytes": memory.most - memory.idle,
                 "reason": reason.replace(str(repository), "models"),
             }

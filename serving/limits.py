@@ -51,7 +51,7 @@ class Limits:
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")
     load_seconds: int = _limit(50, 1, 3600, "seconds to check and replay a new version", "the version is refused")
     load_bytes: int = _limit(
-        768 * MIB,
+        640 * MIB,
         64 * MIB,
         2**40,
         "memory to check and replay it, bytes, and 4 times its file",

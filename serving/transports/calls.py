@@ -15,7 +15,7 @@ from serving.errors import RequestError
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
-MAX_SENDING = 1024  # calls whose answer the client has not taken: each holds some 40 kB in grpc's core
+MAX_SENDING = 4096  # calls whose answer the client has not taken: each holds some 40 kB in grpc's core
 # What a call is doing. IDLE: a stream between two requests, or a watch between two changes.
 RECEIVING, RUNNING, SENDING, IDLE = "receiving", "running", "sending", "idle"
 

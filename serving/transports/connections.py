@@ -27,6 +27,7 @@ SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a
 LOOKS = 30
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
+LOOSE_BYTES = 2**20  # what a connection may send that belongs to no call: headers that never end, say
 _DESCRIPTORS = Path("/proc/self/fd")
 _LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
 _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
@@ -34,10 +35,17 @@ _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
 
 @dataclass
 class _Seen:
-    """What is known of a connection: bytes received at the last look, and those of them that are no message yet."""
+    """What is known of a connection.
+
+    Attributes:
+        received: Bytes, at the last look.
+        unfinished: Those of them that are no whole message yet.
+        loose: Those since the last look that found a call.
+    """
 
     received: int
     unfinished: int = 0
+    loose: int = 0
 
 
 class Connections:
@@ -129,9 +137,15 @@ class Connections:
                 before = self._seen.get(name, _Seen(0))
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
-                if finished and waiting is not None and name not in waiting:
-                    unfinished = 0  # what came was calls that have ended
-                seen[name] = _Seen(received, max(0, unfinished))
+                loose = 0
+                if waiting is not None and name not in waiting:
+                    if finished:
+                        unfinished = 0  # what came was calls that have ended
+                    else:
+                        loose = max(0, before.loose + received - before.received - CALL_BYTES)
+                seen[name] = _Seen(received, max(0, unfinished), loose)
+                if loose > LOOSE_BYTES and before.loose:
+                    self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())
             unknown = sum(size for name, size in delivered.items() if name not in open_now)

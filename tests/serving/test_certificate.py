@@ -270,14 +270,14 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Cert
     seen: list[int] = []
     run = Model.run
 
-    def watch(self: Model, inputs: Tensors) -> Tensors:
+    def watch(self: Model, inputs: Tensors, options: object = None) -> Tensors:
         seen.append(len(inputs[INPUT]))
         return run(self, inputs)
 
     with patch.object(Model, "run", watch):
         from serving.model import _replay
 
-        learned = _replay(model)
+        learned = _replay(model, None)
     assert {size for size in seen if size > 1} == set(range(2, 65))
     assert learned == {"batch_invariant": True, "max_batch": 64}
 

@@ -29,7 +29,7 @@ def test_defaults_are_those_of_the_table() -> None:
         "grace": 30,
         "lame_duck": 5,
         "load_seconds": 50,
-        "load_bytes": 768 * 1024 * 1024,
+        "load_bytes": 640 * 1024 * 1024,
     }
     assert IMAGE_FORMATS == ("JPEG", "PNG", "WEBP", "BMP")
 

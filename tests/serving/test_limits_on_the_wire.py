@@ -23,6 +23,7 @@ from tests.serving.test_grpcio import Refusal, connected, reflect, refusal_of, r
 from tests.serving.test_open_inference import pack
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/test_grpcio.py
+LOADING = {"load_seconds", "load_bytes"}  # tests/serving/test_trials.py
 
 
 def predict(channel: grpc.Channel, image: bytes) -> object:
@@ -126,4 +127,4 @@ def test_max_streams(colours: Path) -> None:
 
 def test_every_row_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_max_")}
-    assert tested | SHUTDOWN == {limit.name for limit in fields(Limits)}
+    assert tested | SHUTDOWN | LOADING == {limit.name for limit in fields(Limits)}

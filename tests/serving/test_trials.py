@@ -16,7 +16,7 @@ from tests.conftest import colour_artifact
 from tests.hostile import FILES, endless_loop
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
-TOO_LONG = (LoadLimitExceeded, "takes more than --load-seconds 2: raise --load-seconds to serve it")
+TOO_LONG = (LoadLimitExceeded, "takes more than --load-seconds 5: raise --load-seconds to serve it")
 TOO_LARGE = (LoadLimitExceeded, "more memory than --load-bytes")
 REASONS = {
     "endless loop": TOO_LONG,
@@ -26,7 +26,7 @@ REASONS = {
     "tile to 100 GB": (ArtifactInvalid, "more than 4294967296 bytes|more memory than --load-bytes"),
     "constant of 100 GB": TOO_LARGE,
     "concat that doubles": TOO_LARGE,
-    "chain of 400,000 nodes": (LoadLimitExceeded, "--load-seconds 2|--load-bytes"),
+    "chain of 400,000 nodes": (LoadLimitExceeded, "--load-seconds 5|--load-bytes"),
     "nested sub-graphs": (ArtifactInvalid, "not the network that was certified"),
     "15 million messages": (ArtifactInvalid, "not an ONNX file|more memory than --load-bytes"),
     "certificate that unpacks to 8 GB": (ArtifactInvalid, "unpacks to 8053064958 bytes, at most 134217728 are allowed"),
@@ -38,7 +38,7 @@ REASONS = {
 
 @pytest.fixture
 def trials():
-    made = Trials(Limits(load_seconds=2, load_bytes=192 * MIB))
+    made = Trials(Limits(load_seconds=5, load_bytes=192 * MIB))
     yield made
     made.close()
 
@@ -73,6 +73,13 @@ def test_a_child_that_dies_is_a_refusal(trials: Trials) -> None:
     os.kill(trials._idle[0].process.pid, signal.SIGKILL)
     with pytest.raises(LoadLimitExceeded, match="checked and replayed it ended by SIGKILL"):
         trials.examine(colour_artifact())
+
+
+def test_where_memory_is_short_the_system_ends_the_child_and_not_the_server(trials: Trials) -> None:
+    trials.prepare()
+    (child,) = trials._idle
+    trials.examine(colour_artifact())
+    assert Path(f"/proc/{child.process.pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def test_closing_ends_what_is_on_trial(trials: Trials) -> None:
