@@ -27,7 +27,7 @@ SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a
 LOOKS = 30
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
-LOOSE_BYTES = 2**20  # what a connection may send that belongs to no call: headers that never end, say
+LOOSE_BYTES = 2**17  # what a connection may send that belongs to no call: headers that never end, say
 _DESCRIPTORS = Path("/proc/self/fd")
 _LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
 _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
