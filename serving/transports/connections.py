@@ -8,6 +8,7 @@ Source: struct tcp_info in Linux's include/uapi/linux/tcp.h. On other systems no
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import socket
@@ -28,6 +29,8 @@ LOOKS = 30
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
 LOOSE_BYTES = 2**17  # what a connection may send that belongs to no call: headers that never end, say
+# connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
+_LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
 _DESCRIPTORS = Path("/proc/self/fd")
 _LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
 _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
@@ -179,7 +182,7 @@ class Connections:
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)
-        _shut_down(connection, socket.SHUT_RDWR)
+        _LIBC.connect(connection.fileno(), _NOBODY, len(_NOBODY))
 
 
 @contextmanager
