@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a core at most
 LOOKS = 30
+PRESSED_S, PRESSED_LOOKS = 0.02, 5  # the same, while a connection holds much
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
-LOOSE_BYTES = 2**17  # what a connection may send that belongs to no call: headers that never end, say
+LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
+LOOSE_S = 0.06  # for the call to be seen
 # connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
 _LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -44,11 +46,13 @@ class _Seen:
         received: Bytes, at the last look.
         unfinished: Those of them that are no whole message yet.
         loose: Those since the last look that found a call.
+        since: When that look was, by ``time.monotonic``.
     """
 
     received: int
-    unfinished: int = 0
-    loose: int = 0
+    unfinished: int
+    loose: int
+    since: float
 
 
 class Connections:
@@ -58,16 +62,23 @@ class Connections:
         address: What the server listens on: a TCP port, or the path of a Unix socket.
         waiting: Names the connections with a call whose message has not come; None: the transport does not know, and
             any connection may have one.
+        is_behind: Whether calls have arrived that ``waiting`` does not know yet.
         limit: How many connections may be open; beyond it those are closed that have been silent for longest.
         max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
             connection that has sent the most is closed.
     """
 
     def __init__(
-        self, address: int | str, limit: int, max_unfinished_bytes: int, waiting: Callable[[], Container[str]] | None
+        self,
+        address: int | str,
+        limit: int,
+        max_unfinished_bytes: int,
+        waiting: Callable[[], Container[str]] | None = None,
+        is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
         self._waiting = waiting
+        self._is_behind = is_behind
         self._limit = limit
         self._max_unfinished_bytes = max_unfinished_bytes
         self._lock = threading.Lock()
@@ -122,12 +133,17 @@ class Connections:
                     return
             time.sleep(0.01)
 
-    def sweep(self) -> None:
-        """Close connections that are too many, and those that hold too much."""
+    def sweep(self) -> bool:
+        """Close connections that are too many, and those that hold too much.
+
+        Returns:
+            Whether one holds so much that the next look should come soon.
+        """
         with self._lock:
             delivered, self._delivered = self._delivered, {}
         refused, self._refused = self._refused, Counter()
         waiting = self._waiting() if self._waiting else None
+        now = time.monotonic()
         with _accepted(self._address) as connections:
             open_now = {}
             for one in filter(_is_open, connections):
@@ -137,17 +153,17 @@ class Connections:
             for name, one in open_now.items():
                 info = _tcp_info(one)
                 (received,) = _RECEIVED.unpack_from(info)
-                before = self._seen.get(name, _Seen(0))
+                before = self._seen.get(name, _Seen(0, 0, 0, now))
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
-                loose = 0
+                loose, since = 0, now
                 if waiting is not None and name not in waiting:
                     if finished:
                         unfinished = 0  # what came was calls that have ended
                     else:
-                        loose = max(0, before.loose + received - before.received - CALL_BYTES)
-                seen[name] = _Seen(received, max(0, unfinished), loose)
-                if loose > LOOSE_BYTES and before.loose:
+                        loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since
+                seen[name] = _Seen(received, max(0, unfinished), loose, since if loose else now)
+                if loose > LOOSE_BYTES and now - since > LOOSE_S and not self._is_behind():
                     self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())
@@ -169,16 +185,19 @@ class Connections:
                     open_now[name],
                     f"unfinished messages hold more than {self._max_unfinished_bytes} bytes, this connection's {size}",
                 )
+            loosest = max((one.loose for one in seen.values()), default=0)
+            return loosest > LOOSE_BYTES // 4 or total > self._max_unfinished_bytes // 4
 
     def _watch(self) -> None:
         pause_s = SWEEP_S
         while not self._stop.wait(pause_s):
-            started = time.thread_time()
+            started, pressed = time.thread_time(), False
             try:
-                self.sweep()
+                pressed = self.sweep()
             except Exception:
                 log.exception("connections could not be looked at")
-            pause_s = max(SWEEP_S, LOOKS * (time.thread_time() - started))
+            least_s, looks = (PRESSED_S, PRESSED_LOOKS) if pressed else (SWEEP_S, LOOKS)
+            pause_s = max(least_s, looks * (time.thread_time() - started))
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)

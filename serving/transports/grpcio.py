@@ -34,8 +34,8 @@ from serving.services.access import Access
 from serving.services.models import Entry
 from serving.services.statistics import Statistics
 from serving.transports.arrivals import Method, Router, abort, end, make_leaving
-from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
-from serving.transports.connections import SWEEP_S, Connections
+from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING, Calls, OpenCall
+from serving.transports.connections import Connections
 from serving.transports.crowd import Arrival, Crowd
 from serving.transports.health import Health
 from serving.transports.messages import NO_INFLATION, Messages
@@ -52,6 +52,7 @@ STREAMS = 256  # calls that one connection may have open
 SPARE_THREADS = 128  # beside those of requests: for calls whose message has not come
 CHECKS = 32  # threads for health checks
 SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
+WAITING_S = 0.05  # a message that has not come by then counts as unfinished
 FINISH_S = 1.0  # for clients to close their connections at the end
 UNFINISHED_MESSAGES = 2  # so many of the largest size may be held in parts
 
@@ -138,7 +139,8 @@ class GrpcioServer:
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
             UNFINISHED_MESSAGES * limits.max_request_bytes,
-            partial(self._calls.list_waiting, SWEEP_S),
+            partial(self._calls.list_waiting, WAITING_S),
+            lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
         self._router = Router(batcher, access, statistics.refused, self._connections.count_refusal)
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):

@@ -136,7 +136,7 @@ class NativeServer:
         self.port = self._front.bound_port
         self.local_address = f"127.0.0.1:{self.port}"
         self._connections = Connections(
-            self.port, limits.max_connections, UNFINISHED_MESSAGES * limits.max_request_bytes, None
+            self.port, limits.max_connections, UNFINISHED_MESSAGES * limits.max_request_bytes
         )
         self._others = GrpcioServer(
             *(ours, theirs, batcher, statistics, f"unix:{socket}", limits, access),
