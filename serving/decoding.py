@@ -9,15 +9,14 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from serving.batch import Call, check_alive
+from serving.batch import Call, check_alive, reason_dead
 from serving.errors import DeadlineExpired, ImageNeedsTooMuchMemory
 from serving.headers import Header
 from serving.limits import Limits
+from serving.memory import choose_decode_bytes
 from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract, Pixels, announce_image, decode_announced
 
 MIB = 1024 * 1024
@@ -25,7 +24,7 @@ SMALL_BYTES = 4 * MIB  # decodes in a few milliseconds
 PACE_BYTES_PER_S = 100 * MIB  # a large image waits so much longer than a small one that comes after it
 
 # What decoding takes beside the decoder: benchmarks/decode_cost.py measures it.
-BASE_BYTES = 256 * 1024
+BASE_BYTES = 512 * 1024
 SIDE_BYTES = 64  # a row or column: pointers of each picture, weights of the resize
 STRIP_BYTES = 16  # a pixel of the strip that is being converted
 
@@ -86,11 +85,14 @@ class _Lane:
         call.wake_on_cancel(waiting.wake)
         waiting.wake.wait(min(call.time_remaining_s(), threading.TIMEOUT_MAX))
         with self._lock:
-            if waiting.granted:
-                return
+            granted = waiting.granted
             self._line = [entry for entry in self._line if entry[2] is not waiting]
             heapq.heapify(self._line)
             self._let_in()  # it may have been the first, which the others waited for
+        if granted and reason_dead(call) is None:
+            return
+        if granted:
+            self.give_back(cost_bytes)
         check_alive(call)
         raise DeadlineExpired("the deadline passed while waiting for memory to decode in: the network did not run")
 
@@ -119,21 +121,22 @@ class DecodeBudget:
     Args:
         slots: decodes of a kind, small and large, at once.
         max_bytes: for all of them.
+        limits: what an image may weigh.
     """
 
-    def __init__(self, slots: int, max_bytes: int) -> None:
+    def __init__(self, slots: int, max_bytes: int, limits: Limits) -> None:
+        self._limits = limits
         small_bytes = min(slots * SMALL_BYTES, max_bytes // 2)
         self._max_small_bytes = min(SMALL_BYTES, small_bytes)
         self._small = _Lane(slots, small_bytes)
         self._large = _Lane(slots, max_bytes - small_bytes)
 
-    def decode(self, image: bytes, contract: PixelContract, limits: Limits, call: Call) -> Pixels:
+    def decode(self, image: bytes, contract: PixelContract, call: Call) -> Pixels:
         """Decode an encoded image to the pixels a network sees, as ``decode_image``, once there is room.
 
         Args:
             image: encoded.
             contract: the shape of the pixels.
-            limits: what an image may weigh.
             call: who asks.
 
         Raises:
@@ -141,27 +144,12 @@ class DecodeBudget:
             DeadlineExpired: the deadline passed while it waited.
             RequestCancelled: the caller went away while it waited.
         """
-        header = announce_image(image, limits)
+        header = announce_image(image, self._limits)
         cost_bytes = count_decode_bytes(header, contract)
         lane = self._choose_lane(cost_bytes)
         lane.take(cost_bytes, call)
         try:
             return decode_announced(header, contract)
-        finally:
-            lane.give_back(cost_bytes)
-
-    @contextmanager
-    def hold(self, cost_bytes: int, call: Call) -> Iterator[None]:
-        """Hold memory, as ``decode`` does.
-
-        Args:
-            cost_bytes: how much.
-            call: who asks.
-        """
-        lane = self._choose_lane(cost_bytes)
-        lane.take(cost_bytes, call)
-        try:
-            yield
         finally:
             lane.give_back(cost_bytes)
 
@@ -176,3 +164,13 @@ class DecodeBudget:
                 limit_bytes=self._large.max_bytes,
             )
         return self._large
+
+
+def make_budget(slots: int, limits: Limits) -> DecodeBudget:
+    """A budget of ``max_decode_bytes``, or of what this process may use.
+
+    Args:
+        slots: decodes of a kind, small and large, at once.
+        limits: what an image may weigh, and all that are decoded.
+    """
+    return DecodeBudget(slots, choose_decode_bytes(limits.max_decode_bytes).limit_bytes, limits)

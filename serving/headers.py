@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
+
+import simplejpeg
 
 from serving.errors import ImageTooComplex, ImageTooManyPixels, ImageUnreadable
 from serving.limits import Limits
@@ -22,11 +25,18 @@ MAX_SEGMENTS = 512  # of a JPEG before its first scan. A colour profile has at m
 MAX_FILL_BYTES = 65_536  # between the segments of a JPEG: Pillow skips them one by one
 MAX_SCAN_PIXELS = 1_000_000_000  # 20 scans of 50 million pixels; progressive JPEGs have about 10
 MAX_RLE_PIXELS = 4_000_000  # Pillow decodes run lengths in Python, one by one
-ARITHMETIC_SCANS = 10  # Huffman-coded scans in the time of one that is coded arithmetically
+MAX_TEXT_BYTES = 4 * 2**20  # of a PNG's text once it is unpacked: Pillow's limit is 1 MiB, in up to four copies
+MAX_SIDE = 65_535  # JPEG's own; a row is decoded, composited and resized as a whole
+MAX_WEBP_PIXELS = 25_000_000  # Pillow copies a WebP while it holds the interpreter's lock
+GLANCE_BYTES = 4096  # of a JPEG whose segments and scans need not be counted: even a scan every 10 bytes ...
+GLANCE_WORK = MAX_SCAN_PIXELS // 2  # ... is a 20th of the work that is allowed, pixels x bytes
+ARITHMETIC_SCANS = 20  # Huffman-coded scans in the time of one that is coded arithmetically
 
 JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 _MARKER = re.compile(rb"(?s:(?:[^\xff]++|\xff++\x00)*+\xff++([\x01-\xfe]))")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
+_MODES = {"YCbCr": "RGB", "Gray": "L"}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 0x0112
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's types of whole numbers, and how long they are
@@ -37,6 +47,7 @@ _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xC6, 0xCA, 0xCE}, {*range(0xC9, 0xD0)}
 _NO_PIXELS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP13, APP15, COM. APP0 and APP14 say what the colours are
 
 _WEBP_MORE = 0x1C  # flags of alpha, EXIF and XMP
+_WEBP_CODES, _WEBP_CODES_BITS = 65_536, 20  # sets of Huffman codes, at most, and the bits that the shortest takes
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -52,10 +63,11 @@ class Header(NamedTuple):
         width: in pixels, before the orientation is applied.
         height: in pixels, likewise.
         orientation: 1 to 8 of a JPEG; 1 where it is told later.
-        image: what the decoder is given.
+        image: all of it.
+        kept: where the parts are that the decoder is given; empty: all of it.
         decoder_bytes: memory that the decoder takes for the picture and for its own use.
         row_bytes: memory of one row of its buffers.
-        colours: channels of a JPEG; 0: of another format.
+        colours: of a JPEG, by simplejpeg's name; "": of another format, or damaged.
         direct: the mode, RGB or L, that the decoder gives and that may be all there is to do; "": another, or alpha to
             composite, or an orientation to apply.
     """
@@ -65,10 +77,16 @@ class Header(NamedTuple):
     height: int
     orientation: int
     image: bytes
+    kept: tuple[tuple[int, int], ...]
     decoder_bytes: int
     row_bytes: int = 0
-    colours: int = 0
+    colours: str = ""
     direct: str = ""
+
+    def cut(self) -> bytes:
+        """What the decoder is given."""
+        whole = memoryview(self.image)
+        return b"".join(whole[start:end] for start, end in self.kept) if self.kept else self.image
 
 
 def read_header(image: bytes, limits: Limits) -> Header | None:
@@ -88,7 +106,7 @@ def read_header(image: bytes, limits: Limits) -> Header | None:
     """
     try:
         if image.startswith(JPEG):
-            return _read_jpeg(image, limits)
+            return _glance_at_jpeg(image, limits) or _read_jpeg(image, limits)
         if image.startswith(PNG):
             return _read_png(image, limits)
         if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
@@ -134,6 +152,12 @@ def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
         ImageTooManyPixels: it has more.
     """
     width, height = size
+    if max(size) > MAX_SIDE and width * height <= limits.max_image_pixels:
+        raise ImageTooManyPixels(
+            f"image is {width}x{height} pixels, the limit is {MAX_SIDE} a side: send a part of it",
+            pixels=width * height,
+            limit_pixels=limits.max_image_pixels,
+        )
     if width * height > limits.max_image_pixels:
         raise ImageTooManyPixels(
             f"image is {width}x{height} = {width * height} pixels, the limit is {limits.max_image_pixels}: "
@@ -143,9 +167,24 @@ def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
         )
 
 
+def _glance_at_jpeg(image: bytes, limits: Limits) -> Header | None:
+    """The header of a thumbnail that could hold nothing but scans and yet be decoded in no time; None of any other."""
+    if len(image) > GLANCE_BYTES or any(name in image for name in ORIENTED):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        return None
+    padded = (width + 31) * (height + 31)
+    if colours not in _MODES or padded * len(image) > GLANCE_WORK:
+        return None
+    check_pixel_count((width, height), limits)
+    return Header("JPEG", width, height, 1, image, (), 12 * padded, 0, colours, _MODES[colours])
+
+
 def _read_jpeg(image: bytes, limits: Limits) -> Header:
     """Walk the segments up to the first scan, and count the scans."""
-    kept, exif, xmp, frame = [image[:2]], b"", b"", None
+    kept, exif, xmp, frame = [(0, 2)], b"", b"", None
     position, fill_bytes = 2, 0
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.match(image, position)
@@ -161,10 +200,10 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
         (length,) = struct.unpack_from(">H", image, start)
         position = start + max(length, 2)
         if marker == 0xDA:
-            kept.append(image[start - 2 :])
+            kept.append((start - 2, len(image)))
             break
         if marker not in _NO_PIXELS:
-            kept.append(image[start - 2 : position])
+            kept.append((start - 2, position))
         if marker in _FRAMES and frame is None:
             frame = marker, image[start + 2 : position]
         elif marker == 0xE1 and not exif and image.startswith(_EXIF, start + 2):
@@ -188,13 +227,13 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
 
 
 def _describe_jpeg(
-    image: bytes, kept: list[bytes], frame: tuple[int, bytes], scan: int, orientation: int
+    image: bytes, kept: list[tuple[int, int]], frame: tuple[int, bytes], scan: int, orientation: int
 ) -> Header:
     """What the frame and the scans of a JPEG announce.
 
     Args:
         image: all of it.
-        kept: what the decoder needs.
+        kept: where the parts are that the decoder needs.
         frame: its marker and what it holds.
         scan: where the first scan's header starts.
         orientation: 1 to 8.
@@ -220,8 +259,17 @@ def _describe_jpeg(
             scans=scans,
             limit_scans=MAX_SCAN_PIXELS * scans // work,
         )
-    direct = {1: "L", 3: "RGB"}.get(count, "") if orientation == 1 else ""
-    return Header("JPEG", width, height, orientation, b"".join(kept), decoder_bytes, 64 * width * count, count, direct)
+    try:
+        *size, colours, _ = simplejpeg.decode_jpeg_header(image)
+    except ValueError:
+        size, colours = [height, width], ""
+    if size != [height, width]:
+        raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
+    direct = _MODES.get(colours, "") if orientation == 1 else ""
+    decoder_bytes += len(image)  # the parts that are kept, joined
+    return Header(
+        *("JPEG", width, height, orientation, image, tuple(kept), decoder_bytes, 64 * width * count, colours, direct)
+    )
 
 
 def _read_png(image: bytes, limits: Limits) -> Header:
@@ -231,25 +279,30 @@ def _read_png(image: bytes, limits: Limits) -> Header:
         raise ImageUnreadable("image is truncated or damaged: a PNG without its header", cause="no header")
     width, height, depth, colour_type = struct.unpack_from(">IIBB", image, start)
     check_pixel_count((width, height), limits)
-    oriented, kept = [], []
-    data = dropped = transparent = False
+    oriented: list[tuple[int, int]] = []
+    kept: list[tuple[int, int]] = []
+    whole, decoder_bytes = memoryview(image), 0
+    data = dropped = transparent = texts = False
     for name, start, end in _walk_png(image):
         if name in _PNG_PIXELS:
-            kept.append(image[start - 8 : end + 4])
+            kept.append((start - 8, end + 4))
             data = data or name == b"IDAT"
             transparent = transparent or name == b"tRNS"
             continue
         dropped = True
-        if not data and zlib.crc32(image[start - 4 : end]) != struct.unpack_from(">I", image, end)[0]:
+        if not data and zlib.crc32(whole[start - 4 : end]) != struct.unpack_from(">I", image, end)[0]:
             raise ImageUnreadable(f"image is truncated or damaged: the checksum of {name!r}", cause="checksum")
-        if name == b"eXIf" or (name in _PNG_TEXTS and image.startswith(_PNG_ORIENTED, start)):
-            oriented.append(image[start - 8 : end + 4])
-    if dropped:
-        image = b"".join([image[:8], *kept[:1], *oriented, *kept[1:]])
+        text = name in _PNG_TEXTS and image.startswith(_PNG_ORIENTED, start)
+        if name == b"eXIf" or text:
+            oriented.append((start - 8, end + 4))
+            decoder_bytes += 4 * (end - start)
+            texts = texts or text
     bytes_per_pixel = _PNG_BYTES.get((depth, colour_type), 1)
+    decoder_bytes += width * height * bytes_per_pixel + (len(image) if dropped else 0) + texts * MAX_TEXT_BYTES
     row_bytes = -(-width * depth * {2: 3, 4: 2, 6: 4}.get(colour_type, 1) // 8)
     direct = "" if transparent or oriented else {0: "L" if depth in (2, 4, 8) else "", 2: "RGB"}.get(colour_type, "")
-    return Header("PNG", width, height, 1, image, width * height * bytes_per_pixel, 3 * row_bytes, 0, direct)
+    parts = ((0, 8), *kept[:1], *oriented, *kept[1:]) if dropped else ()
+    return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, "", direct)
 
 
 def _walk_png(image: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -269,15 +322,13 @@ def _walk_png(image: bytes) -> Iterator[tuple[bytes, int, int]]:
         if name == b"IEND":
             return
         position += 12 + length
-    raise ImageTooComplex(
-        f"a PNG of more than {MAX_PIECES} chunks: save it again as one", limit_chunks=MAX_PIECES
-    )
+    raise ImageTooComplex(f"a PNG of more than {MAX_PIECES} chunks: save it again as one", limit_chunks=MAX_PIECES)
 
 
 def _read_webp(image: bytes, limits: Limits) -> Header:
     """The canvas, of the first chunk, and how many there are."""
-    kind, lossless, direct = image[12:16], True, ""
-    if kind == b"VP8X":  # what its frames are is not looked at
+    kind, direct = image[12:16], "RGB"
+    if kind == b"VP8X":
         width = int.from_bytes(image[24:27], "little") + 1
         height = int.from_bytes(image[27:30], "little") + 1
         direct = "" if image[20] & _WEBP_MORE else "RGB"
@@ -287,19 +338,29 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
         direct = "" if bits >> 28 & 1 else "RGB"
     else:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", image, 26))
-        lossless, direct = False, "RGB"
     check_pixel_count((width, height), limits)
-    position, pieces = 12, 0
+    if width * height > MAX_WEBP_PIXELS:
+        raise ImageTooManyPixels(
+            f"a WebP of {width}x{height} = {width * height} pixels, the limit is {MAX_WEBP_PIXELS}: "
+            "send a smaller one, or a JPEG",
+            pixels=width * height,
+            limit_pixels=MAX_WEBP_PIXELS,
+        )
+    position, kinds = 12, Counter[bytes]()
     while position + 8 <= len(image):
         (length,) = struct.unpack_from("<I", image, position + 4)
+        kinds[image[position : position + 4]] += 1
         position += 8 + length + (length & 1)
-        pieces += 1
-        if pieces > MAX_PIECES:
+        if kinds.total() > MAX_PIECES:
             raise ImageTooComplex(
                 f"a WebP of more than {MAX_PIECES} chunks: send its first frame alone", limit_chunks=MAX_PIECES
             )
-    # Pillow's decoder holds two canvases, its copy of the frame and the picture; a lossless frame is one more.
-    return Header("WEBP", width, height, 1, image, width * height * (21 if lossless else 17), 64 * width, 0, direct)
+    # Pillow's decoder holds two canvases, its copy of the frame and the picture, and twice the file.
+    decoder_bytes = 17 * width * height + 3 * len(image)
+    if kinds.keys() & {b"VP8L", b"ALPH", b"ANMF"}:  # lossless: the frame, and its Huffman codes, by blocks of pixels
+        codes = min(_WEBP_CODES, -(-width // 4) * -(-height // 4), 8 * len(image) // _WEBP_CODES_BITS)
+        decoder_bytes += 4 * width * height + 6144 * codes + min(4096 * codes, 256 * len(image))
+    return Header("WEBP", width, height, 1, image, (), decoder_bytes, 64 * width, "", direct)
 
 
 def _read_bmp(image: bytes, limits: Limits) -> Header:
@@ -323,4 +384,4 @@ def _read_bmp(image: bytes, limits: Limits) -> Header:
             )
         bytes_per_pixel += 4  # the decoder's own copies
     direct = "RGB" if bits in (16, 24) else ""
-    return Header("BMP", width, height, 1, image, pixels * bytes_per_pixel, 2 * (width * bits // 8), 0, direct)
+    return Header("BMP", width, height, 1, image, (), pixels * bytes_per_pixel, 2 * (width * bits // 8), "", direct)

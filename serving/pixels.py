@@ -169,7 +169,7 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _opened(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow; whatever it raises on hostile bytes becomes an ImageError."""
     try:
-        with Image.open(io.BytesIO(header.image), formats=(header.format,)) as opened:
+        with Image.open(io.BytesIO(header.cut()), formats=(header.format,)) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it announces two sizes", cause="two sizes")
             yield opened
@@ -196,14 +196,11 @@ def _decode_plain_jpeg(header: Header, channels: int) -> Pixels | None:
         uint8 (height, width, channels); None where Pillow has to look: another format, other colours, damaged or to be
         turned; or large, because these pixels would have to be copied into a picture.
     """
-    plain = header.colours in (1, 3) and header.orientation not in TURNS
-    if not plain or header.width * header.height > PLAIN_PIXELS:
+    colours = PLAIN.get((header.colours, channels))
+    if colours is None or header.orientation in TURNS or header.width * header.height > PLAIN_PIXELS:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(header.image)
-        if (colours, channels) not in PLAIN or (width, height) != (header.width, header.height):
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(header.image, PLAIN[colours, channels])
+        pixels: Pixels = simplejpeg.decode_jpeg(header.image, colours)
     except (ValueError, MemoryError):
         return None
     return pixels

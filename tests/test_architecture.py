@@ -27,7 +27,9 @@ ARROWS = {
     "serving.files": set(),
     "serving.limits": {"serving.errors"},
     "serving.repository": {"serving.errors"},
-    "serving.pixels": {"serving.errors", "serving.limits"},
+    "serving.memory": set(),
+    "serving.headers": {"serving.errors", "serving.limits"},
+    "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
     "serving.artifact": {"serving.errors", "serving.pixels", "serving.certificate"},
     "serving.model": {
@@ -40,6 +42,9 @@ ARROWS = {
         *("serving.model", "serving.drift"),
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
+    "serving.decoding": {
+        *("serving.errors", "serving.limits", "serving.headers", "serving.memory", "serving.pixels", "serving.batch"),
+    },
     "serving.batching": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         "serving.batch",
@@ -49,7 +54,7 @@ ARROWS = {
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        "serving.files",
+        *("serving.files", "serving.decoding"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
@@ -180,6 +185,7 @@ ROOMS = {
     "serving.client": ["serving.client", "serving.commands.predict"],
     "serving.transports.native": ["serving.transports.native"],
     "serving.access": ["serving.services.access", "serving.transports.tls"],
+    "serving.images": ["serving.pixels", "serving.headers", "serving.decoding", "serving.memory"],
     "serving.metrics": ["serving.services.metrics", "serving.transports.metrics", "serving.drift"],
 }
 
@@ -196,6 +202,7 @@ ROOMS = {
         ("serving.client", 300),
         ("serving.transports.native", 300),
         ("serving.access", 150),
+        ("serving.images", 700),
         ("serving.metrics", 220),
     ],
 )
