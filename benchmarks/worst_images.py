@@ -8,15 +8,36 @@ Each is allowed by its size, 10 MiB encoded and 50 million pixels, and takes as 
 
 from __future__ import annotations
 
+import argparse
 import io
+import multiprocessing
 import struct
+import sys
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apart, run as a script
+
+from benchmarks.decoded_apart import measure_apart
+from serving.decoding import count_decode_bytes
+from serving.errors import ImageError
+from serving.limits import Limits
+from serving.memory import return_large_blocks
+from serving.pixels import PixelContract, announce_image, decode_image
+from serving.wire import classifier_pb2, classifier_pb2_grpc
+
 SIDE = 7071  # squared: 49,999,041, below the limit of 50 million
+MAX_LOCK_S, MAX_HEALTH_S = 0.05, 0.1
+DEADLINE_S, HEALTH_EVERY_S = 5.0, 0.05
 FULL_BYTES = 10 * 2**20 - 4096
 
 
@@ -308,19 +329,140 @@ WORST: dict[str, Callable[[float], bytes]] = {
     ),
     "JPEG that announces others": lambda share: pictures_in_one(int(4000 * share)),
     "BMP of line ends": lambda share: rle_bmp(int(SIDE * share), int(SIDE * share), b"\1\1\0\0" * 250),
-    "BMP of line ends, small": lambda share: rle_bmp(int(2000 * share), int(2000 * share), b"\1\1\0\0" * 2000),
+    "BMP of line ends, small": lambda share: rle_bmp(int(1000 * share), int(1000 * share), b"\1\1\0\0" * 1000),
     "BMP of 4-bit runs, small": lambda share: rle_bmp(
-        int(2000 * share), int(2000 * share), (b"\xfa\x12" * int(8 * share) + b"\0\0") * int(2000 * share), bits=4
+        int(1000 * share), int(1000 * share), (b"\xfa\x12" * int(4 * share) + b"\0\0") * int(1000 * share), bits=4
     ),
     "32-bit BMP without its pixels": lambda share: raw_bmp(int(SIDE * share), 32),
 }
 
 
-def make_worst(share: float = 1.0) -> Iterator[tuple[str, bytes]]:
-    """Each of them by name.
+def main() -> None:
+    """Measure each alone, or what it does to a server; exit 1 where a figure is not what it should be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", metavar="ADDRESS", help="send them to this server")
+    parser.add_argument("--pid", type=int, help="of the server, whose memory is read")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each of them")
+    parser.add_argument("--callers", type=int, default=32)
+    parser.add_argument("--budget", type=int, default=2**31, help="the server's --max-decode-bytes")
+    parser.add_argument("--only", default="", help="those whose name has this in it")
+    options = parser.parse_args()
+    return_large_blocks()
+    chosen = {name: make(1.0) for name, make in WORST.items() if options.only in name}
+    good = True
+    for name, image in chosen.items():
+        good = (judge(name, image, options) if options.server else show(name, image)) and good
+    sys.exit(not good)
 
-    Args:
-        share: of the full size.
-    """
-    for name, make in WORST.items():
-        yield name, make(share)
+
+def show(name: str, image: bytes) -> bool:
+    """Decode one alone; print and judge what that takes."""
+    small, limits, contract = save(flat("RGB", 64), "PNG"), Limits(), PixelContract(224, 224, 3)
+    try:
+        cost_bytes = count_decode_bytes(announce_image(image, limits), contract)
+    except ImageError:
+        cost_bytes = 2**20  # refused by its header
+    taken = measure_apart(lambda: decode_image(image, contract, limits), lambda: decode_image(small, contract, limits))
+    good = taken.peak_bytes <= cost_bytes and taken.lock_s < MAX_LOCK_S
+    print(
+        f"{name:42} {len(image):9} bytes {taken.seconds:6.2f} s {taken.peak_bytes / 1e6:7.1f} MB of"
+        f" {cost_bytes / 1e6:7.1f} counted, lock {taken.lock_s * 1e3:3.0f} ms {taken.answer}"
+        f"{'' if good else '  NOT GOOD'}",
+        flush=True,
+    )
+    return good
+
+
+def judge(name: str, image: bytes, options: argparse.Namespace) -> bool:
+    """Send one to a server from many callers, beside others; print and judge what those see."""
+    until = time.monotonic() + options.seconds
+    callers = [
+        multiprocessing.get_context("spawn").Process(
+            target=flood, args=(options.server, image, options.callers // 2, options.seconds)
+        )
+        for _ in range(2)
+    ]
+    before = read_resident(options.pid)
+    honest = save(noise(500), "JPEG")
+    for caller in callers:
+        caller.start()
+    time.sleep(2.0)  # they import what they need
+    until = time.monotonic() + options.seconds
+    with ThreadPoolExecutor(4) as threads:
+        peak = threads.submit(watch_memory, options.pid, until)
+        checks = threads.submit(check_health, options.server, until)
+        asks = [threads.submit(ask, options.server, honest, until) for _ in range(2)]
+    for caller in callers:
+        caller.join()
+    answered = [answer for future in asks for answer in future.result()]
+    failed = [code for code, _ in answered if code != "OK"]
+    waits, times = checks.result(), [seconds for _, seconds in answered]
+    health_p99, honest_p99 = (float(np.quantile(each, 0.99)) if each else np.inf for each in (waits, times))
+    over = peak.result() - before
+    good = over <= options.budget + 40 * 2**20 and health_p99 < MAX_HEALTH_S and not failed
+    print(
+        f"{name:42} memory {before / 1e6:5.0f} + {over / 1e6:6.1f} MB, health p99 {health_p99 * 1e3:5.1f} ms,"
+        f" honest {len(answered)} answered, p99 {honest_p99 * 1e3:5.0f} ms, {len(failed)} failed"
+        f" {Counter(failed) or ''}{'' if good else '  NOT GOOD'}",
+        flush=True,
+    )
+    return good
+
+
+def flood(address: str, image: bytes, callers: int, seconds: float) -> None:
+    """Send an image again and again, from many callers, in a process of its own."""
+    with ThreadPoolExecutor(callers) as threads:
+        answers = [threads.submit(ask, address, image, time.monotonic() + seconds + 2.0) for _ in range(callers)]
+    codes = Counter(code for future in answers for code, _ in future.result())
+    if "INTERNAL" in codes or "UNKNOWN" in codes:
+        print(f"  NOT GOOD: {codes}", flush=True)
+
+
+def ask(address: str, image: bytes, until: float) -> list[tuple[str, float]]:
+    """Ask for a prediction again and again; how each call ended, and how long it took."""
+    ended = []
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        predict = classifier_pb2_grpc.ClassifierStub(channel).Predict
+        while time.monotonic() < until:
+            started = time.perf_counter()
+            try:
+                predict(classifier_pb2.PredictRequest(image=image), timeout=DEADLINE_S)
+                code = "OK"
+            except grpc.RpcError as error:
+                code = error.code().name
+            ended.append((code, time.perf_counter() - started))
+    return ended
+
+
+def check_health(address: str, until: float) -> list[float]:
+    """Ask for the server's health 20 times a second; how long each took."""
+    waits = []
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        while time.monotonic() < until:
+            started = time.perf_counter()
+            try:
+                check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+            except grpc.RpcError:
+                waits.append(DEADLINE_S)
+            waits.append(time.perf_counter() - started)
+            time.sleep(HEALTH_EVERY_S)
+    return waits
+
+
+def watch_memory(pid: int, until: float) -> int:
+    """The most memory of a process that was resident, in bytes."""
+    peak = 0
+    while time.monotonic() < until:
+        peak = max(peak, read_resident(pid))
+        time.sleep(0.005)
+    return peak
+
+
+def read_resident(pid: int) -> int:
+    """Bytes of a process that are resident."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from serving.memory import choose_decode_bytes
 from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract, Pixels, announce_image, decode_announced
 
 MIB = 1024 * 1024
-SMALL_BYTES = 4 * MIB  # decodes in a few milliseconds
+SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
 PACE_BYTES_PER_S = 100 * MIB  # a large image waits so much longer than a small one that comes after it
 
 # What decoding takes beside the decoder: benchmarks/decode_cost.py measures it.
@@ -40,8 +40,10 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     pixels = width * height
     mode, pixel_bytes = ("RGB", 4) if contract.channels == 3 else ("L", 1)
     total = BASE_BYTES + header.decoder_bytes + header.row_bytes + SIDE_BYTES * (width + height)
-    if header.direct != mode or (header.colours and pixels <= PLAIN_PIXELS):
+    if header.direct != mode:
         total += pixels * pixel_bytes + STRIP_BYTES * min(pixels, max(STRIP_PIXELS, width))
+    elif header.colours and pixels <= PLAIN_PIXELS:
+        total += pixels * pixel_bytes  # an array first, then a picture to resize
     sides = max(width, height), min(width, height)
     total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the resize's two passes
     total += pixel_bytes * sides[0] * min(contract.height, sides[1])

@@ -19,9 +19,10 @@ from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Caller, spawn, wait_until
 
 CONTRACT = PixelContract(4, 4, 3)
-SIDES = {"small": 8, "medium": 1100, "large": 1600, "larger": 2000}
+SIDES = {"small": 8, "medium": 1500, "large": 2200, "larger": 2500}
 IMAGES = {name: encode(plain("red", (side, side))) for name, side in SIDES.items()}
 COSTS = {name: count_decode_bytes(announce_image(image, Limits()), CONTRACT) for name, image in IMAGES.items()}
+SENT: list[Future[np.ndarray]] = []
 
 
 class Decoder:
@@ -50,16 +51,19 @@ def decoder() -> Iterator[Decoder]:
     with patch("serving.decoding.decode_announced", waiting):
         yield waiting
         waiting.end(*SIDES)
+        while SENT:
+            SENT.pop().exception(WAIT_S)
 
 
 def make(max_bytes: int, slots: int = 2) -> DecodeBudget:
     """A budget with so much for what is not small."""
-    small_bytes = slots * 4 * MIB
+    small_bytes = slots * 8 * MIB
     return DecodeBudget(slots, max_bytes + small_bytes, Limits())
 
 
 def send(budget: DecodeBudget, name: str, caller: Caller | None = None) -> Future[np.ndarray]:
-    return spawn(budget.decode, IMAGES[name], CONTRACT, caller or Caller())
+    SENT.append(spawn(budget.decode, IMAGES[name], CONTRACT, caller or Caller()))
+    return SENT[-1]
 
 
 def wait_in_line(budget: DecodeBudget, count: int) -> None:
