@@ -24,7 +24,7 @@ SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
 PACE_BYTES_PER_S = 100 * MIB  # a large image waits so much longer than a small one that comes after it
 
 # What decoding takes beside the decoder: benchmarks/decode_cost.py measures it.
-BASE_BYTES = 512 * 1024
+BASE_BYTES = MIB
 SIDE_BYTES = 64  # a row or column: pointers of each picture, weights of the resize
 STRIP_BYTES = 16  # a pixel of the strip that is being converted
 
