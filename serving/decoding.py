@@ -128,7 +128,7 @@ class DecodeBudget:
 
     def __init__(self, slots: int, max_bytes: int, limits: Limits) -> None:
         self._limits = limits
-        small_bytes = min(slots * SMALL_BYTES, max_bytes // 2)
+        small_bytes = min(slots * SMALL_BYTES, max_bytes // 8)
         self._max_small_bytes = min(SMALL_BYTES, small_bytes)
         self._small = _Lane(slots, small_bytes)
         self._large = _Lane(slots, max_bytes - small_bytes)

@@ -56,9 +56,8 @@ def decoder() -> Iterator[Decoder]:
 
 
 def make(max_bytes: int, slots: int = 2) -> DecodeBudget:
-    """A budget with so much for what is not small."""
-    small_bytes = slots * 8 * MIB
-    return DecodeBudget(slots, max_bytes + small_bytes, Limits())
+    """A budget with so much for what is not small: all but an eighth."""
+    return DecodeBudget(slots, 8 * (max_bytes // 7) + max_bytes % 7, Limits())
 
 
 def send(budget: DecodeBudget, name: str, caller: Caller | None = None) -> Future[np.ndarray]:
