@@ -192,7 +192,10 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
             raise ImageUnreadable("image is truncated or damaged: a JPEG without a scan", cause="no scan")
         fill_bytes += found.end() - position - 2
         if fill_bytes > MAX_FILL_BYTES:
-            break
+            raise ImageTooComplex(
+                f"a JPEG with more than {MAX_FILL_BYTES} bytes between its segments: save it again as a baseline JPEG",
+                limit_bytes=MAX_FILL_BYTES,
+            )
         marker, start = found[1][0], found.end()
         if marker in _ALONE:
             position = start
@@ -214,11 +217,6 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
         raise ImageTooComplex(
             f"a JPEG of more than {MAX_SEGMENTS} segments before its pixels: save it again without its metadata",
             limit_segments=MAX_SEGMENTS,
-        )
-    if fill_bytes > MAX_FILL_BYTES:
-        raise ImageTooComplex(
-            f"a JPEG with more than {MAX_FILL_BYTES} bytes between its segments: save it again as a baseline JPEG",
-            limit_bytes=MAX_FILL_BYTES,
         )
     if frame is None:
         raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")

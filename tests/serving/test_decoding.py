@@ -34,7 +34,7 @@ class Decoder:
 
     def __call__(self, header: Header, contract: PixelContract) -> np.ndarray:
         self.begun.append(header.width)
-        assert self._go_on[header.width].wait(WAIT_S)
+        assert self._go_on[header.width].wait(2 * WAIT_S)  # longer than the test: what it waits for is no time-out
         return np.zeros(contract.shape, np.uint8)
 
     def end(self, *names: str) -> None:
@@ -166,6 +166,21 @@ def test_a_caller_that_went_away_leaves_the_line_to_the_others(decoder: Decoder)
     with pytest.raises(RequestCancelled):
         larger.result(WAIT_S)
     decoder.wait_begun("medium", "medium")
+
+
+def test_a_caller_that_went_away_as_it_was_let_in_gives_its_memory_back(decoder: Decoder) -> None:
+    budget = make(COSTS["large"], slots=1)
+    send(budget, "large")
+    decoder.wait_begun("large")
+    caller = Caller()
+    waiting = send(budget, "medium", caller)
+    wait_in_line(budget, 1)
+    caller.gone = True  # nobody has told it yet
+    decoder.end("large")
+    with pytest.raises(RequestCancelled):
+        waiting.result(WAIT_S)
+    send(budget, "medium")
+    decoder.wait_begun("large", "medium")
 
 
 def test_a_deadline_that_passes_ends_the_wait(decoder: Decoder) -> None:

@@ -126,6 +126,28 @@ class TestOrientation:
         assert np.array_equal(decode(encode(picture, image_format, exif=block, **options)), np.rot90(without, -1))
 
 
+class TestStrips:
+    """Conversions run strip by strip, to the bits of the whole."""
+
+    @pytest.mark.parametrize("orientation", STORED)
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "I;16"])
+    def test_are_placed_where_they_belong(self, mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = np.random.default_rng(2).integers(0, 256, (29, 23, 4), np.uint8)
+        picture = Image.fromarray(values)
+        if mode == "I;16":
+            picture = Image.fromarray(values[:, :, 0].astype(np.uint16) * 251)
+        elif mode == "P":
+            picture = picture.convert("RGB").quantize(200)
+        else:
+            picture = picture.convert(mode)
+        image = encode(picture, exif=exif((ORIENTATION, 3, 1, orientation)))
+        for channels in (1, 3):
+            monkeypatch.setattr("serving.pixels.STRIP_PIXELS", 2**17)
+            whole = decode_whole(image, channels, Limits())
+            monkeypatch.setattr("serving.pixels.STRIP_PIXELS", 100)
+            assert np.array_equal(decode_whole(image, channels, Limits()), whole)
+
+
 class TestColours:
     """Each row: the picture, and the one value that all its pixels must have."""
 
