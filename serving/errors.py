@@ -53,6 +53,8 @@
         │   ├── ImageEmpty
         │   ├── ImageTooLarge
         │   ├── ImageTooManyPixels
+        │   ├── ImageTooComplex
+        │   ├── ImageNeedsTooMuchMemory
         │   ├── ImageFormatNotAllowed
         │   └── ImageUnreadable
         ├── PixelsMismatch
@@ -314,6 +316,14 @@ class ImageTooLarge(ImageError):
 
 class ImageTooManyPixels(ImageError):
     """The header announces more pixels than ``max_image_pixels``."""
+
+
+class ImageTooComplex(ImageError):
+    """Decoding takes more work than the size of the image explains: scans, chunks, segments, run lengths."""
+
+
+class ImageNeedsTooMuchMemory(ImageError):
+    """Decoding takes more memory than ``max_decode_bytes``, which no waiting changes."""
 
 
 class ImageFormatNotAllowed(ImageError):

@@ -32,6 +32,13 @@ class Limits:
     max_image_pixels: int = _limit(
         50_000_000, 1, 178_956_970, "decoded image, pixels in its header", "INVALID_ARGUMENT"
     )
+    max_decode_bytes: int = _limit(
+        0,
+        0,
+        2**40,
+        "memory that decoding takes at once, bytes; 0: a quarter of the container's or machine's, at most 2 GiB",
+        "waits; INVALID_ARGUMENT if one image needs more",
+    )
     max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
     max_batch: int = _limit(
         LARGEST_BATCH,

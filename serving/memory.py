@@ -1,25 +1,91 @@
-"""The C library's allocator, told to give large blocks back when they are freed."""
+"""How much memory this process may use, and giving back what it does not use any more."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-# Of mallopt, in glibc's malloc.h.
+MIB = 1024 * 1024
+MAX_DEFAULT_BYTES = 2048 * MIB
+UNLIMITED_BYTES = 2**60  # a cgroup's v1 says so by a number about as large as there is
+
+# Source: malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-LARGE_BYTES = 4 * 2**20  # blocks of this size are mapped, and unmapped when they are freed
-ARENAS = 4  # threads share them; by default there are 8 a core, each of which keeps what was freed in it
 
 
-def give_back_large_blocks() -> None:
-    """Set it up for a server, whose largest messages and images come rarely: once, before it has threads.
+class MemoryLimit(NamedTuple):
+    """How much memory there is, in bytes, and what says so."""
 
-    glibc raises its own threshold to 32 MiB as large blocks are freed, and keeps what is smaller. Other C libraries
-    are left as they are.
+    limit_bytes: int
+    source: str
+
+
+def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
+    """The least of this process's cgroups' limits and of those around them, else what the machine has."""
+    limits = [
+        MemoryLimit(limit, "the cgroup's limit")
+        for cgroup in _list_cgroups(root)
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (limit := _read_number(cgroup / name)) and limit < UNLIMITED_BYTES
+    ]
+    physical = MemoryLimit(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "the machine's memory")
+    return min([*limits, physical], key=lambda limit: limit.limit_bytes)
+
+
+def choose_decode_bytes(wanted: int, root: Path = Path("/")) -> MemoryLimit:
+    """How much memory decoding may take at once.
+
+    Args:
+        wanted: ``max_decode_bytes``; 0: a quarter of what there is, at most 2 GiB.
+        root: of the file system.
+
+    Returns:
+        It, and where it comes from, for the log.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    if wanted:
+        return MemoryLimit(wanted, "--max-decode-bytes")
+    limit_bytes, source = read_memory_limit(root)
+    if limit_bytes // 4 > MAX_DEFAULT_BYTES:
+        return MemoryLimit(MAX_DEFAULT_BYTES, f"at most 2 GiB of {source}, {limit_bytes // MIB} MiB")
+    return MemoryLimit(limit_bytes // 4, f"a quarter of {source}, {limit_bytes // MIB} MiB")
+
+
+def return_large_blocks() -> None:
+    """Have glibc give large blocks back to the system as soon as they are free; nothing elsewhere.
+
+    Left alone, it keeps blocks of up to 32 MiB for later once one was freed, in a heap for each thread: decoded images
+    that are gone would stay resident. Small images are decoded within what is kept.
+    """
+    if sys.platform != "linux":
         return
-    mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, LARGE_BYTES)
-    mallopt(_M_ARENA_MAX, ARENAS)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 * MIB)
+        mallopt(_M_TRIM_THRESHOLD, 4 * MIB)
+        mallopt(_M_ARENA_MAX, 4)
+
+
+def _list_cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroups that may limit its memory, and of those around them, of v2 and of v1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/", "1:memory:/"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+            inside = [part for part in path.split("/") if part not in ("", "..")]
+            # In a container the path may be the host's: then its inner folders are not there, and the mount is its own.
+            yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None

@@ -9,21 +9,22 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from serving.errors import (
     ImageEmpty,
     ImageError,
     ImageFormatNotAllowed,
     ImageTooLarge,
-    ImageTooManyPixels,
     ImageUnreadable,
     PixelsMismatch,
 )
+from serving.headers import Header, find_orientation, read_header
 from serving.limits import IMAGE_FORMATS, Limits
 
 Pixels = npt.NDArray[np.uint8]
@@ -38,7 +39,10 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
+SIDEWAYS = (5, 6, 7, 8)  # the stored picture's rows are columns of the upright one
+FROM_THE_END = (3, 4, 6, 7)  # the stored picture's first row is the upright one's last row or column
+STRIP_PIXELS = 2**17  # what is converted at a time: a few MiB, and some milliseconds
+PLAIN_PIXELS = 2**20  # of a JPEG that is decoded into an array first
 PLAIN = {("YCbCr", 3): "RGB", ("Gray", 3): "RGB", ("Gray", 1): "GRAY"}  # a JPEG's colours, the channels wanted
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -69,17 +73,40 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
     Raises:
         ImageError: empty, over a limit, of a format not allowed, truncated, or not an image.
     """
-    pixels = _decode_plain_jpeg(image, contract.channels, limits)
-    if pixels is None:
-        picture = _decode_picture(image, contract.channels, limits)
-    elif pixels.shape == contract.shape:
-        return pixels
-    else:
-        picture = Image.fromarray(pixels if contract.channels == 3 else pixels[:, :, 0])
+    return decode_announced(announce_image(image, limits), contract)
+
+
+def announce_image(image: bytes, limits: Limits) -> Header:
+    """Read an image's header: what is needed to decode it, and what that takes.
+
+    Raises:
+        ImageError: as ``decode_image``, as far as the header tells.
+    """
+    if not image:
+        raise ImageEmpty("image is empty: 0 bytes")
+    if len(image) > limits.max_image_bytes:
+        raise ImageTooLarge(
+            f"image is {len(image)} bytes, the limit is {limits.max_image_bytes}: send a smaller one",
+            size_bytes=len(image),
+            limit_bytes=limits.max_image_bytes,
+        )
+    header = read_header(image, limits)
+    if header is None:
+        raise _unidentified(image)
+    return header
+
+
+def decode_announced(header: Header, contract: PixelContract) -> Pixels:
+    """Decode an image whose header was read, as ``decode_image``."""
+    decoded = _decode(header, contract.channels)
+    if isinstance(decoded, np.ndarray):
+        if decoded.shape == contract.shape:
+            return decoded
+        decoded = Image.fromarray(decoded if contract.channels == 3 else decoded[:, :, 0])
     size = (contract.width, contract.height)
-    if picture.size != size:
-        picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(contract.shape)
+    if decoded.size != size:
+        decoded = ImageOps.fit(decoded, size, Image.Resampling.BILINEAR)
+    return np.asarray(decoded).reshape(contract.shape)
 
 
 def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
@@ -91,11 +118,10 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: as ``decode_image``.
     """
-    pixels = _decode_plain_jpeg(image, channels, limits)
-    if pixels is not None:
-        return pixels
-    picture = _decode_picture(image, channels, limits)
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+    decoded = _decode(announce_image(image, limits), channels)
+    if isinstance(decoded, np.ndarray):
+        return decoded
+    return np.asarray(decoded).reshape(decoded.height, decoded.width, channels)
 
 
 def probe_image(image: bytes, limits: Limits) -> PixelContract:
@@ -104,9 +130,10 @@ def probe_image(image: bytes, limits: Limits) -> PixelContract:
     Raises:
         ImageError: as ``decode_image``, as far as the header tells.
     """
-    with _opened(image, limits) as opened:
+    header = announce_image(image, limits)
+    with _opened(header) as opened:
         width, height = opened.size
-        if _orientation(opened) in (5, 6, 7, 8):  # turned on its side
+        if _orientation(header, opened) in SIDEWAYS:
             width, height = height, width
         grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
         return PixelContract(height, width, 1 if grey else 3)
@@ -139,74 +166,65 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 
 
 @contextmanager
-def _opened(image: bytes, limits: Limits) -> Iterator[Image.Image]:
-    """Open an image that is within the limits; whatever Pillow raises on hostile bytes becomes an ImageError."""
-    _check_size(image, limits)
+def _opened(header: Header) -> Iterator[Image.Image]:
+    """Open an image by Pillow; whatever it raises on hostile bytes becomes an ImageError."""
     try:
-        with Image.open(io.BytesIO(image), formats=IMAGE_FORMATS) as opened:
-            _check_pixel_count(opened.size, limits)
+        with Image.open(io.BytesIO(header.cut()), formats=(header.format,)) as opened:
+            if opened.size != (header.width, header.height):
+                raise ImageUnreadable("image is truncated or damaged: it announces two sizes", cause="two sizes")
             yield opened
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise _unidentified(image) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooManyPixels(
-            f"image is too large to decode, the limit is {limits.max_image_pixels} pixels: {error}",
-            limit_pixels=limits.max_image_pixels,
-        ) from error
     except Exception as error:  # decoders raise a dozen types: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
 
 
-def _decode_picture(image: bytes, channels: int, limits: Limits) -> Image.Image:
-    """Any image by Pillow: the picture upright and in the colours wanted, of its own size."""
-    with _opened(image, limits) as opened:
-        opened.load()  # raises where the image is damaged; reading EXIF may load, too, and would hide it
-        turn = TURNS.get(_orientation(opened))
-        return _to_colours(opened.transpose(turn) if turn is not None else opened, channels)
+def _decode(header: Header, channels: int) -> Image.Image | Pixels:
+    """An image upright and in the colours wanted, of its own size: a picture, or uint8 (height, width, channels)."""
+    pixels = _decode_plain_jpeg(header, channels)
+    if pixels is not None:
+        return pixels
+    with _opened(header) as opened:
+        opened.load()  # raises where the image is damaged
+        return _make_upright(opened, _orientation(header, opened), channels)
 
 
-def _decode_plain_jpeg(image: bytes, channels: int, limits: Limits) -> Pixels | None:
-    """A JPEG without an orientation, by the library that Pillow calls, too: the same bits, without Pillow's parsing.
+def _decode_plain_jpeg(header: Header, channels: int) -> Pixels | None:
+    """A JPEG by the library that Pillow calls, too: the same bits, without Pillow's parsing.
 
     Returns:
-        uint8 (height, width, channels); None where Pillow has to look: another format, other colours, or damaged.
+        uint8 (height, width, channels); None where Pillow has to look: another format, other colours, damaged or to be
+        turned; or large, because these pixels would have to be copied into a picture.
     """
-    _check_size(image, limits)
-    if not image.startswith(b"\xff\xd8\xff") or any(told in image for told in ORIENTED):
+    colours = PLAIN.get((header.colours, channels))
+    if colours is None or header.orientation in TURNS or header.width * header.height > PLAIN_PIXELS:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
-        if (colours, channels) not in PLAIN:
-            return None
-        _check_pixel_count((width, height), limits)
-        pixels: Pixels = simplejpeg.decode_jpeg(image, PLAIN[colours, channels])
+        pixels: Pixels = simplejpeg.decode_jpeg(header.image, colours)
     except (ValueError, MemoryError):
         return None
     return pixels
 
 
-def _check_size(image: bytes, limits: Limits) -> None:
-    if not image:
-        raise ImageEmpty("image is empty: 0 bytes")
-    if len(image) > limits.max_image_bytes:
-        raise ImageTooLarge(
-            f"image is {len(image)} bytes, the limit is {limits.max_image_bytes}: send a smaller one",
-            size_bytes=len(image),
-            limit_bytes=limits.max_image_bytes,
-        )
+def _make_upright(picture: Image.Image, orientation: int, channels: int) -> Image.Image:
+    """Apply the orientation, and bring any of Pillow's modes to RGB (3 channels) or L (1).
 
-
-def _check_pixel_count(size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
-    if width * height > limits.max_image_pixels:
-        raise ImageTooManyPixels(
-            f"image is {width}x{height} = {width * height} pixels, the limit is {limits.max_image_pixels}: "
-            "send a smaller one",
-            pixels=width * height,
-            limit_pixels=limits.max_image_pixels,
-        )
+    A strip at a time, because what conversions of the whole take is several times the picture.
+    """
+    mode = "RGB" if channels == 3 else "L"
+    turn = TURNS.get(orientation)
+    if picture.mode == mode and turn is None and not picture.has_transparency_data:
+        return picture
+    size = picture.size[::-1] if orientation in SIDEWAYS else picture.size
+    upright = Image.new(mode, size, None)
+    rows = max(1, STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        strip = _to_colours(picture.crop((0, top, picture.width, bottom)), channels)
+        strip = strip if turn is None else strip.transpose(turn)
+        start = picture.height - bottom if orientation in FROM_THE_END else top
+        upright.paste(strip, (start, 0) if orientation in SIDEWAYS else (0, start))
+    return upright
 
 
 def _unidentified(image: bytes) -> ImageError:
@@ -223,10 +241,16 @@ def _unidentified(image: bytes) -> ImageError:
     return ImageFormatNotAllowed(f"{name} images are not served: send one of {allowed}", format=name, allowed=allowed)
 
 
-def _orientation(opened: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or a damaged block, on which ImageOps would stumble."""
+def _orientation(header: Header, opened: Image.Image) -> int:
+    """The orientation, 1 to 8; 1 where there is none, or a damaged block, on which Pillow's reader would stumble."""
+    if header.format == "JPEG":
+        return header.orientation
+    info: dict[Any, Any] = opened.info
+    exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
     try:
-        return int(opened.getexif().get(0x0112, 1))
+        if exif is None and (raw := info.get("Raw profile type exif")):
+            exif = bytes.fromhex("".join(raw.split("\n")[3:]))
+        return find_orientation(exif or b"", xmp.encode() if isinstance(xmp, str) else xmp)
     except Exception:
         return 1
 
@@ -238,7 +262,9 @@ def _to_colours(picture: Image.Image, channels: int) -> Image.Image:
         picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255, to the nearest
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, (0, 0), picture)  # the bits of alpha_composite, which would hold the interpreter's lock
+        picture = white
     return picture.convert("RGB" if channels == 3 else "L")
 
 

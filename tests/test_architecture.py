@@ -26,10 +26,11 @@ ARROWS = {
     "serving.prediction": set(),
     "serving.files": set(),
     "serving.limits": {"serving.errors"},
-    "serving.memory": set(),
     "serving.pace": set(),
     "serving.repository": {"serving.errors"},
-    "serving.pixels": {"serving.errors", "serving.limits"},
+    "serving.memory": set(),
+    "serving.headers": {"serving.errors", "serving.limits"},
+    "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
     "serving.artifact": {"serving.errors", "serving.limits", "serving.pixels", "serving.certificate"},
     "serving.model": {
@@ -44,6 +45,9 @@ ARROWS = {
         *("serving.model", "serving.drift"),
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
+    "serving.decoding": {
+        *("serving.errors", "serving.limits", "serving.headers", "serving.memory", "serving.pixels", "serving.batch"),
+    },
     "serving.batching": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.pace"),
@@ -53,7 +57,7 @@ ARROWS = {
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        *("serving.files", "serving.trials"),
+        *("serving.files", "serving.trials", "serving.decoding"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),

@@ -20,7 +20,7 @@ import click
 from serving.commands.logs import set_up_log
 from serving.errors import UsageError
 from serving.limits import Limits
-from serving.memory import give_back_large_blocks
+from serving.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -111,13 +111,15 @@ def serve(
     set_up_log(log_level, log_format)
     _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
-    give_back_large_blocks()
+    return_large_blocks()
     from serving.trials import Trials
 
     bounds = Limits(**limits)
     trials = Trials(bounds)
     trials.prepare()  # it imports while this process does
-    from serving.batching import Batcher, count_slots
+    from serving.batching import Batcher, count_cpus, count_slots
+    from serving.decoding import DecodeBudget
+    from serving.memory import choose_decode_bytes
     from serving.services.access import Access, Tokens
     from serving.services.classifier import Classifier
     from serving.services.inference import Inference
@@ -135,8 +137,13 @@ def serve(
     _log_phase("models loaded, checked and replayed")
     batcher = Batcher(count_slots(models.served.values()), bounds, statistics.count_run)
     inference = Inference(batcher, statistics)
-    ours = Classifier(models, inference, bounds)
-    theirs = OpenInference(models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control)
+    decode_bytes, source = choose_decode_bytes(bounds.max_decode_bytes)
+    log.info("images are decoded within %s MiB: %s", decode_bytes // 2**20, source)
+    budget = DecodeBudget(count_cpus(), decode_bytes, bounds)
+    ours = Classifier(models, inference, bounds, budget)
+    theirs = OpenInference(
+        models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control, budget
+    )
     access = None
     if tokens or control_tokens:
         predict, control = (Tokens(path) if path else None for path in (tokens, control_tokens))

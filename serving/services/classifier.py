@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from serving.batch import Call
+from serving.batching import count_cpus
 from serving.certificate import INPUT, PROBABILITIES
+from serving.decoding import DecodeBudget, make_budget
 from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
-from serving.pixels import RESIZE, Pixels, check_pixels, decode_image
+from serving.pixels import RESIZE, Pixels, check_pixels
 from serving.services.inference import Inference, Read, Timed
 from serving.services.models import Models
 from serving.wire import classifier_pb2 as wire
@@ -29,15 +31,19 @@ class Classifier:
         models: what is served.
         inference: what runs them.
         limits: what an image may weigh.
+        budget: that images are decoded in; one of its own where none is given.
 
     Attributes:
         handlers: what answers each call, by its name in the contract.
     """
 
-    def __init__(self, models: Models, inference: Inference, limits: Limits) -> None:
+    def __init__(
+        self, models: Models, inference: Inference, limits: Limits, budget: DecodeBudget | None = None
+    ) -> None:
         self._models = models
         self._inference = inference
         self._limits = limits
+        self._budget = budget or make_budget(count_cpus(), limits)
         self.handlers: dict[str, Callable[[Any, Call], Any]] = {"Predict": self.predict, "GetModel": self.get_model}
 
     def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
@@ -68,7 +74,7 @@ class Classifier:
                 inference_us=timed.inference_us,
             )
 
-        return Read({INPUT: self._read_pixels(request, model)[np.newaxis]}, write, call)
+        return Read({INPUT: self._read_pixels(request, model, call)[np.newaxis]}, write, call)
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
         """Say what a model expects, what it answers with and how it is served."""
@@ -86,13 +92,13 @@ class Classifier:
             batch_invariant=model.batch_invariant,
         )
 
-    def _read_pixels(self, request: wire.PredictRequest, model: Model) -> Pixels:
+    def _read_pixels(self, request: wire.PredictRequest, model: Model, call: Call) -> Pixels:
         """The request's input as the pixels the model wants, whichever way it was sent."""
         sent = request.WhichOneof("input")
         with at_field(sent or "input"):
             contract = model.manifest.pixels
             if sent == "image":
-                return decode_image(request.image, contract, self._limits)
+                return self._budget.decode(request.image, contract, call)
             if sent == "pixels":
                 raw = request.pixels
                 return check_pixels(raw.data, (raw.height, raw.width, raw.channels), contract)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import serving
 from serving.batch import Call
+from serving.decoding import DecodeBudget, make_budget
 from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
@@ -56,6 +57,7 @@ class OpenInference:
         statistics: what ModelStatistics tells.
         allow_nonfinite: let NaN and infinity into networks.
         enable_control: let clients load and unload models.
+        budget: that images are decoded in; one of its own where none is given.
 
     Attributes:
         handlers: what answers each call that is no stream, by its name in the contract.
@@ -70,6 +72,7 @@ class OpenInference:
         statistics: Statistics,
         allow_nonfinite: bool = False,
         enable_control: bool = False,
+        budget: DecodeBudget | None = None,
     ) -> None:
         self._models = models
         self._inference = inference
@@ -78,6 +81,7 @@ class OpenInference:
         self._statistics = statistics
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
+        self._budget = budget or make_budget(slots, limits)
         self._leaving = False
         served: dict[str, Handler] = {
             "ServerLive": lambda request, call: wire.ServerLiveResponse(live=True),
@@ -126,7 +130,8 @@ class OpenInference:
             write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
             return reply
 
-        return Read(read_inputs(request, model, self._limits, self._allow_nonfinite, call), write, call)
+        inputs = read_inputs(request, model, self._limits, self._allow_nonfinite, call, self._budget)
+        return Read(inputs, write, call)
 
     def infer_streamed(
         self, request: wire.ModelInferRequest, call: Call, refuse: Callable[[Exception], Refused]

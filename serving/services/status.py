@@ -24,6 +24,8 @@ CODES: dict[type[RequestError], str] = {
     errors.ImageEmpty: "INVALID_ARGUMENT",
     errors.ImageTooLarge: "INVALID_ARGUMENT",
     errors.ImageTooManyPixels: "INVALID_ARGUMENT",
+    errors.ImageTooComplex: "INVALID_ARGUMENT",
+    errors.ImageNeedsTooMuchMemory: "INVALID_ARGUMENT",
     errors.ImageFormatNotAllowed: "INVALID_ARGUMENT",
     errors.ImageUnreadable: "INVALID_ARGUMENT",
     errors.PixelsMismatch: "INVALID_ARGUMENT",

@@ -15,6 +15,7 @@ import numpy as np
 
 from serving.batch import Call, check_alive
 from serving.certificate import DTYPES, INPUT, Array, Tensors
+from serving.decoding import DecodeBudget
 from serving.errors import (
     BatchTooLarge,
     ContentsMismatch,
@@ -31,7 +32,7 @@ from serving.errors import (
 )
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.pixels import Pixels, decode_image
+from serving.pixels import Pixels
 from serving.wire import open_inference_pb2 as wire
 
 BYTES = "BYTES"
@@ -55,16 +56,22 @@ Input = wire.ModelInferRequest.InferInputTensor
 
 
 def read_inputs(
-    request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, call: Call
+    request: wire.ModelInferRequest,
+    model: Model,
+    limits: Limits,
+    allow_nonfinite: bool,
+    call: Call,
+    budget: DecodeBudget,
 ) -> Tensors:
     """A request's inputs as the model takes them; encoded images, sent as BYTES, are decoded.
 
     Args:
         request: raw or typed contents.
         model: that is asked for.
-        limits: of a batch and of its images.
+        limits: of a batch.
         allow_nonfinite: let NaN and infinity through.
         call: who asks; no further image is decoded for a caller that went away.
+        budget: that images are decoded in.
 
     Returns:
         Arrays by name, the batch along the first axis of each.
@@ -99,7 +106,7 @@ def read_inputs(
         wanted = next(tensor for tensor in model.inputs if tensor.name == sent.name)
         if sent.datatype == BYTES and model.manifest.image and sent.name == INPUT:
             encoded = _read_encoded(sent, content, shape, field)
-            read[sent.name] = _decode_images(encoded, model, limits, call, field)
+            read[sent.name] = _decode_images(encoded, model, budget, call, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     if len({len(array) for array in read.values()}) > 1:
@@ -224,13 +231,13 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
     return encoded
 
 
-def _decode_images(encoded: Sequence[bytes], model: Model, limits: Limits, call: Call, field: str) -> Pixels:
+def _decode_images(encoded: Sequence[bytes], model: Model, budget: DecodeBudget, call: Call, field: str) -> Pixels:
     """Images as the pixels that the model takes."""
     contract, pixels = model.manifest.pixels, []
     for number, image in enumerate(encoded):
         check_alive(call)
         with at_field(f"{field}[{number}]"):
-            pixels.append(decode_image(image, contract, limits))
+            pixels.append(budget.decode(image, contract, call))
     return np.stack(pixels)
 
 

@@ -193,7 +193,7 @@ def test_an_image_for_a_model_of_tensors_is_refused_naming_the_field() -> None:
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
     with (
-        patch("serving.services.classifier.decode_image", side_effect=ZeroDivisionError),
+        patch("serving.decoding.decode_announced", side_effect=ZeroDivisionError),
         pytest.raises(ZeroDivisionError),
     ):
         service.predict(wire.PredictRequest(image=RED), Caller())

@@ -22,6 +22,7 @@ def test_defaults_are_those_of_the_table() -> None:
     assert asdict(Limits()) == {
         "max_image_bytes": 10 * 1024 * 1024,
         "max_image_pixels": 50_000_000,
+        "max_decode_bytes": 0,
         "max_request_bytes": 32 * 1024 * 1024,
         "max_batch": 64,
         "max_queue": 512,

@@ -64,6 +64,16 @@ def test_max_image_pixels(colours: Path, send: Callable[..., object]) -> None:
 
 
 @both
+def test_max_decode_bytes(colours: Path, send: Callable[..., object]) -> None:
+    with serving(colours, "--max-decode-bytes", 16 * 2**20) as server, connected(server.address) as channel:
+        send(channel, encode(plain("red", (1500, 1500))))
+        refusal = refused(lambda: send(channel, encode(plain("red", (2500, 2500)))))
+    code, reason, facts = told(refusal)
+    assert (code, reason, facts["limit_bytes"]) == ("INVALID_ARGUMENT", "IMAGE_NEEDS_TOO_MUCH_MEMORY", str(14 * 2**20))
+    assert refusal.retry is None
+
+
+@both
 def test_max_request_bytes(colours: Path, send: Callable[..., object]) -> None:
     with serving(colours, "--max-request-bytes", 1024) as server, connected(server.address) as channel:
         send(channel, encode(plain("red")))

@@ -41,8 +41,10 @@ from serving.errors import (
     TensorMissing,
     TensorUnknown,
 )
+from serving.headers import Header
 from serving.limits import Limits
 from serving.model import Model, load_artifact
+from serving.pixels import PixelContract
 from serving.proof.certify import certify
 from serving.repository import publish
 from serving.services import tensors
@@ -484,18 +486,18 @@ def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
 
 
 def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -> None:
-    caller, decoded = Caller(), []
+    caller, decoded, images = Caller(), [], [encode(plain(colour)) for colour in ("red", "green", "blue")]
 
-    def decode(image: bytes, *_: object) -> np.ndarray:
-        decoded.append(image)
+    def decode(header: Header, contract: PixelContract) -> np.ndarray:
+        decoded.append(header.image)
         caller.cancel()
         return RED
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
-    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(b"1", b"2", b"3")])
-    with patch.object(tensors, "decode_image", decode), pytest.raises(RequestCancelled):
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
+    with patch("serving.decoding.decode_announced", decode), pytest.raises(RequestCancelled):
         serve(model).infer(request, caller)
-    assert decoded == [b"1"]
+    assert decoded == images[:1]
 
 
 def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None:

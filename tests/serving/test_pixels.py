@@ -22,7 +22,15 @@ from serving.errors import (
     PixelsMismatch,
 )
 from serving.limits import Limits
-from serving.pixels import PixelContract, _decode_plain_jpeg, check_pixels, decode_image, decode_whole, probe_image
+from serving.pixels import (
+    PixelContract,
+    _decode_plain_jpeg,
+    announce_image,
+    check_pixels,
+    decode_image,
+    decode_whole,
+    probe_image,
+)
 from tests.conftest import encode, plain
 
 RGB = PixelContract(4, 4, 3)
@@ -116,6 +124,28 @@ class TestOrientation:
         picture = Image.fromarray(NOISE)
         without = decode(encode(picture, image_format, **options))
         assert np.array_equal(decode(encode(picture, image_format, exif=block, **options)), np.rot90(without, -1))
+
+
+class TestStrips:
+    """Conversions run strip by strip, to the bits of the whole."""
+
+    @pytest.mark.parametrize("orientation", STORED)
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "I;16"])
+    def test_are_placed_where_they_belong(self, mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = np.random.default_rng(2).integers(0, 256, (29, 23, 4), np.uint8)
+        picture = Image.fromarray(values)
+        if mode == "I;16":
+            picture = Image.fromarray(values[:, :, 0].astype(np.uint16) * 251)
+        elif mode == "P":
+            picture = picture.convert("RGB").quantize(200)
+        else:
+            picture = picture.convert(mode)
+        image = encode(picture, exif=exif((ORIENTATION, 3, 1, orientation)))
+        for channels in (1, 3):
+            monkeypatch.setattr("serving.pixels.STRIP_PIXELS", 2**17)
+            whole = decode_whole(image, channels, Limits())
+            monkeypatch.setattr("serving.pixels.STRIP_PIXELS", 100)
+            assert np.array_equal(decode_whole(image, channels, Limits()), whole)
 
 
 class TestColours:
@@ -225,8 +255,9 @@ class TestPlainJpegs:
                 assert np.array_equal(decoded, decode_image(image, contract, Limits()))
 
     @pytest.mark.parametrize("mode", ["RGB", "L"])
-    def test_are_not_opened_by_pillow(self, mode: str) -> None:
-        image = encode(plain("red", (8, 8)).convert(mode), "JPEG")
+    @pytest.mark.parametrize("options", [{}, {"exif": Image.Exif().tobytes()}], ids=["bare", "exif"])
+    def test_are_not_opened_by_pillow(self, mode: str, options: dict[str, bytes]) -> None:
+        image = encode(plain("red", (8, 8)).convert(mode), "JPEG", **options)
         with patch("serving.pixels.Image.open", side_effect=AssertionError):
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
 
@@ -235,13 +266,13 @@ class TestPlainJpegs:
         [
             encode(plain("red", (8, 8)), "PNG"),
             encode(plain((9, 9, 9, 9), (8, 8), "CMYK"), "JPEG"),
-            encode(plain("red", (8, 8)), "JPEG", exif=Image.Exif().tobytes()),
-            encode(plain("red", (8, 8)), "JPEG")[:-30],
+            encode(plain("red", (8, 8)), "JPEG", exif=exif((ORIENTATION, 3, 1, 6))),
+            encode(noise(8, 8), "JPEG")[:-30],
         ],
-        ids=["png", "cmyk", "exif", "truncated"],
+        ids=["png", "cmyk", "turned", "truncated"],
     )
     def test_others_are_left_to_pillow(self, image: bytes) -> None:
-        assert _decode_plain_jpeg(image, 3, Limits()) is None
+        assert _decode_plain_jpeg(announce_image(image, Limits()), 3) is None
 
 
 class TestSize:
@@ -385,6 +416,7 @@ def test_a_truncated_image_is_refused(image_format: str) -> None:
             decode(image[:length])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's own reading of damaged EXIF
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_a_damaged_image_yields_pixels_or_an_image_error(image_format: str) -> None:
     chance = random.Random(image_format)

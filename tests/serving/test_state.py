@@ -19,7 +19,7 @@ import tests.conftest
 from serving.batching import Batcher
 from serving.limits import Limits
 from serving.model import Model
-from serving.pixels import decode_image
+from serving.pixels import decode_announced
 from serving.services import tensors
 from serving.transports.calls import OpenCall
 from serving.wire import classifier_pb2, classifier_pb2_grpc
@@ -125,9 +125,9 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
     def decode(*arguments: object) -> np.ndarray:
         begun.set()
         assert go_on.wait(WAIT_S)
-        return decode_image(*arguments)
+        return decode_announced(*arguments)
 
-    with patch.object(tensors, "decode_image", decode):
+    with patch("serving.decoding.decode_announced", decode):
         yield begun, go_on
 
 

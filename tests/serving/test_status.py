@@ -28,6 +28,7 @@ def test_every_error_of_a_request_has_a_row_and_no_other_has() -> None:
 
 def test_image_errors_are_those_that_the_bytes_alone_can_cause() -> None:
     names = {"ImageEmpty", "ImageTooLarge", "ImageTooManyPixels", "ImageFormatNotAllowed", "ImageUnreadable"}
+    names |= {"ImageTooComplex", "ImageNeedsTooMuchMemory"}
     assert {error.__name__ for error in concrete(ImageError)} == names
 
 
