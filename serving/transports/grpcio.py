@@ -139,7 +139,7 @@ class GrpcioServer:
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
             UNFINISHED_MESSAGES * limits.max_request_bytes,
-            partial(self._calls.list_waiting, WAITING_S),
+            partial(self._calls.find_connections, WAITING_S),
             lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
         self._router = Router(batcher, access, statistics.refused, self._connections.count_refusal)
