@@ -68,26 +68,26 @@ def show_reasons() -> str:
 
 # What an operator does about a refusal, where it is not the caller who has to change the request.
 REMEDIES: dict[type[RequestError], str] = {
-    errors.TokenInvalid: "give the caller a token of `--tokens`; look whether his has ended",
+    errors.TokenInvalid: "give the client a token of `--tokens`; check whether its token has expired",
     errors.ControlForbidden: "use a token of `--control-tokens`",
-    errors.ModelNotFound: "`RepositoryIndex` tells why it is not served; or correct the name",
+    errors.ModelNotFound: "`RepositoryIndex` has the reason why it is not served; or correct the name",
     errors.ModelInvalid: "`evalmode check` the file, export it again, or `evalmode rollback`",
     errors.ControlDisabled: "publish into the repository, or start with `--enable-control --control-tokens FILE`",
-    errors.NotServed: "nothing: the caller has to do without",
+    errors.NotServed: "nothing: it is not supported",
     errors.ServiceUnknown: 'correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`',
     errors.ImageNeedsTooMuchMemory: "raise `--max-decode-bytes` if there is memory, or send a smaller image",
-    errors.MessageInvalid: "the caller sends the method's own message; see the contracts in `protos/`",
-    errors.MessageTooLarge: "the caller sends less in one message; or raise `--max-request-bytes`",
+    errors.MessageInvalid: "the client sends the method's own message; see the contracts in `protos/`",
+    errors.MessageTooLarge: "the client sends less in one message; or raise `--max-request-bytes`",
     errors.MessagesFull: f"more servers, or raise `--max-request-bytes`: {HELD_MESSAGES} times as much is held",
     errors.CallsFull: "find the clients that open calls and send no message; more servers",
     errors.WatchesFull: "find the clients that leave watches open, or raise `--max-watches`",
     errors.ServerLeaving: "nothing: clients call another server",
     errors.QueueFull: "more servers, each with a core; look at `evalmode_requests_waiting`",
-    errors.StreamsFull: "find who leaves streams open, or raise `--max-streams`",
-    errors.DeadlineExpired: "more servers, or longer deadlines; `evalmode_wait_seconds` tells which",
-    errors.RequestCancelled: "nothing; if there are many, callers give up: see `DEADLINE_EXPIRED`",
+    errors.StreamsFull: "find the clients that leave streams open, or raise `--max-streams`",
+    errors.DeadlineExpired: "more servers if `evalmode_wait_seconds` is high, else longer deadlines",
+    errors.RequestCancelled: "nothing; if there are many, clients give up: see `DEADLINE_EXPIRED`",
 }
-BY_CALLER = "the caller changes the request: the message names the field and what is wanted"
+BY_CALLER = "the client changes the request: the message names the field and what is wanted"
 
 
 def show_remedies() -> str:
@@ -146,7 +146,7 @@ def show_threads() -> str:
 
 
 def show_metrics() -> str:
-    """What Prometheus is told."""
+    """The metrics for Prometheus."""
     rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
     return draw(("metric", "kind", "labels", "says"), rows)
 

@@ -351,7 +351,7 @@ class MessagesFull(RequestError):
 
 
 class QueueFull(RequestError):
-    """``max_queue`` requests are in flight in addition to one per slot, or they take longer than the deadline allows."""
+    """``max_queue`` requests are in flight in addition to one per slot, or take longer than the deadline allows."""
 
 
 class CallsFull(RequestError):
