@@ -108,8 +108,10 @@ class GrpcioServer:
         self._messages = Messages(limits.max_request_bytes, batcher.slots)
         self._streams: Places[_Stream] = Places(limits.max_streams, lambda: _streams_full(limits.max_streams))
         self._stream_lane = Lane(limits.max_streams + SPARE_STREAMS, "streams")
+        self._router = Router(batcher, access, statistics.refused, self._count_refusal)
         self._server = grpc.server(
             self._unary.threads,
+            interceptors=[self._router],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -142,7 +144,6 @@ class GrpcioServer:
             partial(self._calls.find_connections, WAITING_S),
             lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
-        self._router = Router(batcher, access, statistics.refused, self._connections.count_refusal)
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):
             for method in contract.methods:
                 if not method.client_streaming:
@@ -154,7 +155,13 @@ class GrpcioServer:
         self._add_health(limits.max_watches)
         if reflect:
             self._add_reflection()
-        self._server.add_generic_rpc_handlers([self._router])
+        # Each method has a queue of its own in grpc's core then: health does not wait behind predictions.
+        for path, served in self._router.methods.items():
+            service, name = path[1:].split("/")
+            self._server.add_registered_method_handlers(service, {name: served.handler})
+
+    def _count_refusal(self, connection: str) -> None:
+        self._connections.count_refusal(connection)
 
     def start(self) -> None:
         """Begin to answer, healthy."""
