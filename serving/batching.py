@@ -166,17 +166,18 @@ class Batcher:
 
         Raises:
             DeadlineExpired: the deadline passed before the network ran.
-            RequestCancelled: the caller went away before the network ran.
+            RequestCancelled: the call was cancelled before the network ran.
         """
         request = _Waiting(model, inputs, call, time.perf_counter())
         check_alive(call)
         with self._lock:
-            if self._free_slots:
+            waits = not self._free_slots  # kept: another thread may take the request before this one looks again
+            if waits:
+                self._waiting.append(request)
+            else:
                 self._free_slots -= 1
                 request.taken, request.batch = True, [request]
-            else:
-                self._waiting.append(request)
-        if not request.taken:
+        if waits:
             self._wait(request)
         if request.batch:
             batch, request.batch = request.batch, []  # else the request would hold itself, and its model

@@ -48,7 +48,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
 SERVICES = (*(one.full_name for one in CONTRACTS), HEALTH, reflection.SERVICE_NAME, REFLECTION_V1)
 INFERS = ("Predict", "ModelInfer")  # methods that take a place of the batcher
-STREAMS = 256  # calls that one connection may have open
+STREAMS = 128  # calls that one connection may have open: clients wait with the rest, within their deadlines
 SPARE_THREADS = 128  # beside those of requests: for calls whose message has not come
 CHECKS = 32  # threads for health checks
 SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
@@ -133,7 +133,7 @@ class GrpcioServer:
             raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
         self.local_address = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
         if credentials:
-            self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")  # nobody else may enter it
+            self._folder = make_socket_folder()
             self.local_address = f"unix:{self._folder.name}/grpcio"
             self._server.add_insecure_port(self.local_address)
         self._behind = connections is not None
@@ -476,6 +476,20 @@ class _Watch:
                 yield state
             self._call.enter(IDLE)
             self._wait()
+
+
+def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a Unix socket, which nobody else may enter.
+
+    Raises:
+        AddressUnavailable: No temporary file can be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="evalmode-")
+    except OSError as error:
+        raise AddressUnavailable(
+            f"no folder for a Unix socket: {error}: set TMPDIR to one that can be written"
+        ) from error
 
 
 def _calls_full() -> CallsFull:
