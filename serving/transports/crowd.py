@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -63,19 +63,18 @@ class Crowd:
         """Let a call wait for a thread. Takes no lock."""
         self._events.put(arrival)
 
-    @contextmanager
-    def receiving(self, call: OpenCall) -> Iterator[None]:
+    def begin_receiving(self, call: OpenCall) -> None:
         """Note that a call has a thread and waits for its message."""
         with self._lock:
             self._receiving[call.connection][call] = None
-        try:
-            yield
-        finally:
-            with self._lock:
-                calls = self._receiving[call.connection]
-                calls.pop(call, None)
-                if not calls:
-                    del self._receiving[call.connection]
+
+    def end_receiving(self, call: OpenCall) -> None:
+        """The opposite of ``begin_receiving``."""
+        with self._lock:
+            calls = self._receiving[call.connection]
+            calls.pop(call, None)
+            if not calls:
+                del self._receiving[call.connection]
 
     def _wake(self) -> None:
         if self._waiting:

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -219,14 +218,25 @@ class GrpcioServer:
 
         def respond(messages: Iterator[bytes], call: OpenCall) -> bytes:
             try:
-                with crowd.receiving(call):
+                crowd.begin_receiving(call)
+                try:
                     message = next(messages, None)
+                finally:
+                    crowd.end_receiving(call)
                 if message is None:
                     raise MessageInvalid("the call has no message: send one")
                 self._connections.count_message(call.connection, len(message))
                 call.enter(RUNNING)
-                with self._read(message, parse, infers) as request:
+                try:
+                    request, size = self._messages.open(message, parse)
+                except RequestError as error:
+                    if infers:
+                        self._statistics.count_refusal(None, 0.0, error)
+                    raise
+                try:
                     reply: bytes = handler(request, call).SerializeToString()
+                finally:
+                    self._messages.close(size)
             finally:
                 call.enter(SENDING)
                 lane.give_back()
@@ -278,18 +288,6 @@ class GrpcioServer:
             always=method.containing_service.full_name == HEALTH,
         )
 
-    @contextmanager
-    def _read(self, message: bytes, parse: Callable[[bytes], Any], infers: bool) -> Iterator[Any]:
-        """A request of its message; refusals of requests for predictions are counted."""
-        with ExitStack() as stack:
-            try:
-                request = stack.enter_context(self._messages.read(message, parse))
-            except RequestError as error:
-                if infers:
-                    self._statistics.count_refusal(None, 0.0, error)
-                raise
-            yield request
-
     def _add_stream(self, method: MethodDescriptor, handler: Handler, path: str = "") -> None:
         """Serve a stream of requests, each with one reply, in their order."""
         parse, connections = GetMessageClass(method.input_type).FromString, self._connections
@@ -303,8 +301,11 @@ class GrpcioServer:
                         connections.count_message(call.connection, len(message))
                         if not stream.begin():
                             break
-                        with self._messages.read(message, parse) as request:
+                        request, size = self._messages.open(message, parse)
+                        try:
                             reply = handler(request, call).SerializeToString()
+                        finally:
+                            self._messages.close(size)
                         call.enter(SENDING)
                         send(reply)
                         if not stream.rest():
@@ -346,10 +347,10 @@ class GrpcioServer:
                     if message is None:
                         raise MessageInvalid("the call has no message: send one")
                     self._connections.count_message(call.connection, len(message))
-                    with self._messages.read(message, health_pb2.HealthCheckRequest.FromString) as request:
-                        name = request.service
+                    request, size = self._messages.open(message, health_pb2.HealthCheckRequest.FromString)
+                    self._messages.close(size)
                     with health.watched(follower.wake):
-                        for state in follower.follow(partial(health.watch, name)):
+                        for state in follower.follow(partial(health.watch, request.service)):
                             yield state.SerializeToString()
                     if follower.evicted:
                         raise follower.evicted
