@@ -24,8 +24,8 @@ class Threads(ThreadPoolExecutor):
 
     ``ThreadPoolExecutor`` starts threads as calls come, on grpcio's polling thread: one that cannot be started ends
     that thread, and no call is ever answered again. It also joins its threads when the interpreter ends; these are
-    daemons. The thread that was busy last is the next to get a call: its stack is in the processor's caches. grpcio asks
-    for the class by ``isinstance``.
+    daemons. The thread that was busy last is the next to get a call, as its stack is in the processor's caches. grpcio
+    asks for the class by ``isinstance``.
 
     Args:
         count: How many.
