@@ -15,6 +15,7 @@ from serving.errors import ThreadsUnavailable
 
 log = logging.getLogger(__name__)
 
+_Work = tuple[Callable[..., Any], tuple[Any, ...]]
 _DONE: Future[None] = Future()
 _DONE.set_result(None)
 
@@ -37,8 +38,8 @@ class Threads(ThreadPoolExecutor):
 
     def __init__(self, count: int, name: str) -> None:
         super().__init__(1)  # which starts no thread
-        self._waiting: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
-        self._idle: deque[SimpleQueue[None]] = deque()  # what wakes each idle thread
+        self._waiting: SimpleQueue[_Work] = SimpleQueue()  # what came while all were busy
+        self._idle: deque[SimpleQueue[_Work]] = deque()  # where each idle thread waits
         self._count = 0
         for _ in range(count):
             try:
@@ -62,24 +63,24 @@ class Threads(ThreadPoolExecutor):
         Returns:
             A future that is done: grpcio only asks it to say so.
         """
-        self._waiting.put((function, arguments))
-        with suppress(IndexError):  # all are busy: the first that is not looks for itself
-            self._idle.pop().put(None)
+        try:
+            self._idle.pop().put((function, arguments))
+        except IndexError:
+            self._waiting.put((function, arguments))
         return _DONE
 
     def _work(self) -> None:
-        wake: SimpleQueue[None] = SimpleQueue()
+        own: SimpleQueue[_Work] = SimpleQueue()
         while True:
             try:
                 function, arguments = self._waiting.get_nowait()
             except Empty:
-                self._idle.append(wake)
-                if self._waiting.empty():
-                    wake.get()
-                else:  # what came in between has woken nobody
+                self._idle.append(own)
+                if not self._waiting.empty():  # it came in between, and nobody was idle then
                     with suppress(ValueError):
-                        self._idle.remove(wake)
-                continue
+                        self._idle.remove(own)
+                        continue
+                function, arguments = own.get()
             try:
                 function(*arguments)
             except SystemExit:
