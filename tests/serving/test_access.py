@@ -375,7 +375,7 @@ class TestTls:
             assert subprocess.run(command, env={**os.environ, **told}).returncode == 0
         gone = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
         assert gone.returncode == 1
-        assert "/healthz: " in gone.stderr
+        assert "/livez: " in gone.stderr
 
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
