@@ -156,6 +156,7 @@ def test_it_neither_locks_nor_reads_nor_logs_nor_waits(
     # answered, of an unknown method, without a token, and health without one
     scene.held.let_go()
     assert ask(PREDICT, RED).result(WAIT_S)
+    scene.held.next_batch()
     assert ask("/evalmode.v1.Classifier/Guess").code().name == "UNIMPLEMENTED"
     assert ask(PREDICT, RED, ()).code().name == "UNAUTHENTICATED"
     assert ask(CHECK, b"", ()).result(WAIT_S)
