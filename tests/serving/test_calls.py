@@ -117,9 +117,7 @@ def test_connections_that_wait_for_a_message_are_named(calls: Calls) -> None:
     assert calls.list_waiting(5) == {"late 0", "late 1"}
 
 
-def test_it_looks_again_and_again_even_after_a_look_that_failed(
-    calls: Calls, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_looks_again_and_again_even_after_a_look_that_failed(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
     looks: list[None] = []
 
     def look() -> None:

@@ -193,7 +193,9 @@ class TestTooMany:
         peers = port.connect(4)
         for peer in peers[:2]:
             peer.client.shutdown(socket.SHUT_WR)
-        wait_until(lambda: all(peer.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x08" for peer in peers[:2]))
+        wait_until(
+            lambda: all(peer.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x08" for peer in peers[:2])
+        )
         make(port, limit=2)
         assert open_of(peers[2:]) == [True] * 2
 

@@ -680,7 +680,6 @@ class TestShutdown:
             forever.set()
         assert code == 0, logged
 
-
     def test_under_nohup_is_not_for_sighup(self, colours: Path) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it; children inherit that
         try:

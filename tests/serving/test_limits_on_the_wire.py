@@ -187,7 +187,9 @@ def test_max_connections(colours: Path) -> None:
         busy.close()
 
 
-@pytest.mark.parametrize("path", [CHECK, WATCH, pytest.param(PREDICT, marks=pytest.mark.native_lacks("message timeout"))])
+@pytest.mark.parametrize(
+    "path", [CHECK, WATCH, pytest.param(PREDICT, marks=pytest.mark.native_lacks("message timeout"))]
+)
 def test_message_timeout(colours: Path, path: str) -> None:
     """A call whose message does not come, and one whose message comes in part; a stream may wait between two."""
     half = message(classifier_pb2.PredictRequest(image=bytes(1000)).SerializeToString())[:500]

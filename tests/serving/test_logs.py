@@ -53,7 +53,12 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
 class TestAnEvent:
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
     def test_is_a_line_without_control_characters(self, logged: Callable[..., str], text: str) -> None:
-        for line in (logged(text), logged("model %s", text), logged("model %r", [text]), logged("x", extra={"model": text})):
+        for line in (
+            logged(text),
+            logged("model %s", text),
+            logged("model %r", [text]),
+            logged("x", extra={"model": text}),
+        ):
             assert line.count("\n") == 1
             assert line.endswith("\n")
             assert line[:-1].isprintable()
@@ -70,6 +75,7 @@ def test_text_that_can_be_read_is_not_escaped() -> None:
 
 
 TOKEN = "0123456789abcdef-secret"
+BEARER = f"Bearer {TOKEN}".encode()
 SECRET = b"QZJXWVKQ"  # stands in images where damage is found
 
 
@@ -101,7 +107,7 @@ def test_of_a_server_that_strangers_write_to(colours: Path, tmp_path: Path, form
         with Connection(server.address) as stranger:
             image = wire.PredictRequest(image=SECRET).SerializeToString()
             for path in (PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", f"/x/{TOKEN}"):
-                for value in (f"Bearer {TOKEN}\xff", f"Bearer {TOKEN}\x01", TOKEN):
+                for value in (BEARER + b"\xff", BEARER + b"\x01", BEARER[1:], TOKEN.encode()):
                     data = image if path == PREDICT else b""
                     stranger.call(encode_call(path, ("authorization", value)), message(data))
 

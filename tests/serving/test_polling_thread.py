@@ -20,7 +20,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import CHECK, PREDICT, STREAM_INFER, WATCH
+from http2 import CHECK, PREDICT, STREAM_INFER
 
 from serving.batching import Batcher
 from serving.limits import Limits
@@ -164,7 +164,7 @@ def test_it_neither_locks_nor_reads_nor_logs_nor_waits(
     stub = health_pb2_grpc.HealthStub(scene.channel)
     watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
     assert {next(one).status for one in watches} == {1}
-    with pytest.raises(grpc.RpcError, match="WATCHES_FULL|health watches are open"):
+    with pytest.raises(grpc.RpcError, match="health watches are open"):
         next(stub.Watch(health_pb2.HealthCheckRequest()))
     scene.server.show([])
     for one in watches:
@@ -207,7 +207,8 @@ def test_it_neither_locks_nor_reads_nor_logs_nor_waits(
     scene.server.drain(0)
     assert watch.forbidden == set()
     seen = {name.removeprefix("GrpcioServer._add_unary.<locals>.") for name in watch.functions}
-    assert {"Router.service", "OpenCall._end", "Router.refuse", "Access.check", "wait", "choose", "Threads.submit"} <= seen
+    assert seen >= {"Router.service", "Access.check", "Router.refuse", "OpenCall._end", "wait", "choose"}
+    assert "Threads.submit" in seen
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,9 +59,7 @@ def test_watches_of_64_clients_come_and_go_while_others_are_answered(attacked: S
 
 
 @contextmanager
-def unfinished(
-    address: str, path: str, connections: int, calls: int, part: bytes | None
-) -> Iterator[list[Connection]]:
+def unfinished(address: str, path: str, connections: int, calls: int, part: bytes | None) -> Iterator[list[Connection]]:
     """Calls that the server has seen, and whose message does not come, or not whole."""
     held = [Connection(address) for _ in range(connections)]
 
@@ -184,7 +182,8 @@ def test_overload_with_short_deadlines_is_refused_and_counted(tmp_path: Path) ->
             except grpc.RpcError as error:
                 refusal = refusal_of(error)
                 code = refusal.code.name
-                outcomes[code if code == "DEADLINE_EXCEEDED" else f"{code} {refusal.info.reason} {bool(refusal.retry)}"] += 1
+                detail = "" if code == "DEADLINE_EXCEEDED" else f" {refusal.info.reason} {bool(refusal.retry)}"
+                outcomes[code + detail] += 1
 
     full = "RESOURCE_EXHAUSTED QUEUE_FULL True"
     with serving(tmp_path, "--allow-uncertified") as server, grpc.insecure_channel(server.address) as channel:

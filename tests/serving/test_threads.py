@@ -55,7 +55,7 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line_and_the_others_end()
 
     with (
         patch("threading.Thread.start", start_three),
-        pytest.raises(ThreadsUnavailable, match="^10 scarce threads are needed and 3 could be started") as caught,
+        pytest.raises(ThreadsUnavailable, match=r"^10 scarce threads are needed and 3 could be started") as caught,
     ):
         Threads(10, "scarce")
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours
         f"left, start = [{count}], _thread.start_new_thread\n"
         "def limited(*arguments):\n"
         "    left[0] -= 1\n"
-        "    if left[0] < 0: raise RuntimeError(\"can't start new thread\")\n"
+        '    if left[0] < 0: raise RuntimeError("can\'t start new thread")\n'
         "    return start(*arguments)\n"
         "threading._start_new_thread = limited\n"
         "from serving.commands.main import main\n"
