@@ -289,7 +289,9 @@ def _read_png(image: bytes, limits: Limits) -> Header:
             continue
         dropped = True
         if not data and zlib.crc32(whole[start - 4 : end]) != struct.unpack_from(">I", image, end)[0]:
-            raise ImageUnreadable(f"image is truncated or damaged: the checksum of {name!r}", cause="checksum")
+            raise ImageUnreadable(
+                f"image is truncated or damaged: the checksum of the chunk at byte {start - 8}", cause="checksum"
+            )
         text = name in _PNG_TEXTS and image.startswith(_PNG_ORIENTED, start)
         if name == b"eXIf" or text:
             oriented.append((start - 8, end + 4))
@@ -315,7 +317,9 @@ def _walk_png(image: bytes) -> Iterator[tuple[bytes, int, int]]:
             return  # not a chunk
         data = data or name == b"IDAT"
         if name != b"IDAT" and position + 12 + length > len(image) and name != b"IEND":
-            raise ImageUnreadable(f"image is truncated or damaged: it ends in {name!r}", cause="truncated")
+            raise ImageUnreadable(
+                f"image is truncated or damaged: it ends in the chunk at byte {position}", cause="truncated"
+            )
         yield name, position + 8, position + 8 + length
         if name == b"IEND":
             return

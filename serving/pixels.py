@@ -237,7 +237,7 @@ def _unidentified(image: bytes) -> ImageError:
     name = next(known, None)
     allowed = ", ".join(IMAGE_FORMATS)
     if name is None:
-        return ImageUnreadable(f"not an image: none of {allowed} begins with {image[:8]!r}", cause="unidentified")
+        return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
     return ImageFormatNotAllowed(f"{name} images are not served: send one of {allowed}", format=name, allowed=allowed)
 
 

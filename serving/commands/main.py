@@ -25,6 +25,7 @@ COMMANDS = {
     "rollback": ("serving.commands.rollback:rollback", ""),
     "bench": ("serving.commands.bench:bench", "serve"),
 }
+NO_THREAD = "can't start new thread"  # in Python's words
 
 
 class _LazyGroup(click.Group):
@@ -53,6 +54,11 @@ class _LazyGroup(click.Group):
                 f"evalmode: {command} needs the Python package {error.name!r}: pip install 'evalmode[{extra}]'",
                 err=True,
             )
+            ctx.exit(2)
+        except RuntimeError as error:
+            if str(error) != NO_THREAD:
+                raise
+            click.echo(f"evalmode: {error}: raise the limit on processes or memory", err=True)
             ctx.exit(2)
         except BrokenPipeError:  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

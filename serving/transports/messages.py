@@ -76,6 +76,8 @@ class Messages:
         inflator = zlib.decompressobj(_ANY_HEADER)
         try:
             inflated = inflator.decompress(message, self._max_bytes + 1)
+            if len(inflated) <= self._max_bytes and not inflator.eof:
+                raise zlib.error("its end is missing")
         except zlib.error as error:
             if message[:1] == b"x":  # which may begin a message that is not compressed
                 return message

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -43,7 +44,7 @@ from serving.wire import classifier_pb2_grpc as wire_grpc
 from serving.wire import open_inference_pb2 as inference
 from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import Server, colour_artifact, encode, plain, serving
-from tests.serving.conftest import WAIT_S, Held, classify_by, listen, wait_until
+from tests.serving.conftest import WAIT_S, Held, classify_by, listen, spawn, wait_until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ["evalmode.v1.Classifier", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"]
@@ -229,8 +230,8 @@ class TestRefusals:
     def test_of_bytes_that_are_no_request_tell_nothing_of_the_server(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Predict")
         refusal = refused(lambda: raw(b"\xff\xff\xff", timeout=WAIT_S))
-        assert refusal.code is not grpc.StatusCode.UNKNOWN
-        assert "Traceback" not in refusal.message
+        assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
+        assert refusal.message == "the message, 3 bytes, cannot be parsed: send this method's own"
 
     def test_of_an_unknown_method(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
@@ -494,6 +495,27 @@ def type_of(call: grpc.UnaryUnaryMultiCallable) -> type:
     return wire.PredictRequest if b"Predict" in call._method else wire.GetModelRequest
 
 
+class TestCallsWithoutAThread:
+    """On grpcio, as everything but Predict and ModelInfer is on native."""
+
+    def test_are_refused_with_a_time_to_retry(self, here: Here) -> None:
+        get_model = wire_grpc.ClassifierStub(here.channel).GetModel
+        with (
+            patch("serving.transports.arrivals.RESERVED_THREADS", 10_000),
+            patch("serving.transports.crowd.MAX_WAITING", 0),
+        ):
+            refusal = refused(lambda: get_model(wire.GetModelRequest(), timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "CALLS_FULL")
+        assert refusal.retry is not None
+        assert get_model(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+
+    def test_wait_and_are_answered(self, here: Here) -> None:
+        get_model = wire_grpc.ClassifierStub(here.channel).GetModel
+        with patch("serving.transports.arrivals.RESERVED_THREADS", 10_000):
+            assert get_model(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+            assert refused(lambda: get_model(wire.GetModelRequest(model="x"), timeout=WAIT_S)).code.name == "NOT_FOUND"
+
+
 class TestHealth:
     @pytest.mark.parametrize("service", ["", *NAMES])
     def test_of_every_service_is_serving(self, channel: grpc.Channel, service: str) -> None:
@@ -503,7 +525,19 @@ class TestHealth:
         watch.cancel()
 
     def test_of_another_service_is_not_found(self, channel: grpc.Channel) -> None:
-        assert refused(lambda: check_health(channel, "colour")).code is grpc.StatusCode.NOT_FOUND
+        refusal = refused(lambda: check_health(channel, "colour"))
+        assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "SERVICE_UNKNOWN")
+
+    def test_of_a_model_that_comes_and_goes_is_watched(self, here: Here) -> None:
+        watch = watch_health(here.channel, "colours")
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        [entry] = here.classifier._models.list_entries()
+        here.server.show([entry])
+        assert next(watch).status == SERVING
+        assert check_health(here.channel, "colours/1") == SERVING
+        here.server.show([])
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        watch.cancel()
 
     def test_is_watched_by_many_without_holding_up_requests(self, model: Model) -> None:
         with Here(Held(model), limits=Limits(max_queue=0)) as here:
@@ -600,7 +634,9 @@ class TestShutdown:
         assert "shutting down: NOT_SERVING, answering for 3600 s more" in logged
         assert "Traceback" not in logged
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+    @pytest.mark.parametrize(
+        "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"]
+    )
     def test_waits_for_requests_in_flight(self, slow: Path, number: signal.Signals) -> None:
         with busy(slow, "--grace", 60) as (running, requests, refusal):
             assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
@@ -609,14 +645,14 @@ class TestShutdown:
             code, logged = running.stop(number)
             assert [request.result().scores[0].label for request in requests] == ["red"] * count_cpus()
         assert code == 0
-        assert "all requests answered" in logged
+        assert logged.splitlines()[-1].endswith(f"INFO all requests answered: {count_cpus()}")
 
     def test_cuts_what_does_not_end_in_time_and_says_how_many(self, slow: Path) -> None:
         with busy(slow, "--grace", 0) as (running, requests, _):
             code, logged = running.stop()
             assert {request.code() for request in requests} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
         assert code == 1
-        cut = re.search(r"(\d+) requests did not finish within 0 s and were cut", logged)
+        cut = re.search(r"ERROR (\d+) requests did not finish within 0 s and were cut$", logged.splitlines()[-1])
         assert cut, logged
         assert int(cut[1]) in (count_cpus(), count_cpus() + 1)  # the refused one may still be on its way out
 
@@ -643,6 +679,37 @@ class TestShutdown:
             code, logged = running.stop()
             forever.set()
         assert code == 0, logged
+
+    def test_under_nohup_is_not_for_sighup(self, colours: Path) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it; children inherit that
+        try:
+            with serving(colours) as running:
+                signal.signal(signal.SIGHUP, before)
+                running.process.send_signal(signal.SIGHUP)
+                with Client(running.address) as client:
+                    assert client.predict(RED.image).label == "red"
+                assert "shutting down" not in running.logged()
+                code, logged = running.stop(signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert code == 0
+        assert logged.count("shutting down") == 1
+
+    def test_ends_whatever_its_threads_wait_for(self, colours: Path) -> None:
+        code = (
+            "import sys, threading\n"
+            "from serving.commands import serve\n"
+            "from serving.transports.grpcio import GrpcioServer\n"
+            "GrpcioServer.announce_shutdown = lambda self: threading.Event().wait()\n"
+            "from serving.commands.main import main\n"
+            f"main(['serve', '--repository', {str(colours)!r}, '--port', '0', '--no-metrics', '--lame-duck', '0', '--grace', '0'])"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"serving")
+            process.terminate()
+            assert process.wait(WAIT_S) == 1
+            assert b"all requests answered" not in process.stderr.read()
 
 
 class TestDrain:
@@ -680,6 +747,42 @@ class TestDrain:
             here.held.let_go(2)
             assert [request.result().scores[0].label for request in requests] == ["red"] * 3
             assert drained.result(WAIT_S) == 0
+
+    @pytest.mark.native_lacks("leaving")
+    def test_refuses_what_comes_meanwhile_with_a_reason(self, here: Here) -> None:
+        running = here.occupy()
+        drained = spawn(here.server.drain, WAIT_S)
+        wait_until(lambda: here.server._router.leaving)
+        refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason) == ("UNAVAILABLE", "SERVER_LEAVING")
+        here.held.let_go()
+        assert running.result().scores[0].label == "red"
+        assert drained.result(WAIT_S) == 0
+
+    def test_ends_streams_after_the_reply_in_hand(self, here: Here) -> None:
+        """The one that waits for its next request at once, the other with its reply."""
+        request = inference.ModelInferRequest(model_name="colours")
+        request.inputs.add(name="image", datatype="UINT8", shape=(1, 4, 4, 3))
+        request.raw_input_contents.append(bytes(48))
+        ended = threading.Event()
+
+        def requests() -> Iterator[inference.ModelInferRequest]:
+            yield request
+            ended.wait(WAIT_S)
+
+        streams = [inference_grpc.GRPCInferenceServiceStub(here.channel).ModelStreamInfer(requests()) for _ in range(2)]
+        here.held.let_go()
+        replies = [spawn(next, stream) for stream in streams]
+        wait_until(lambda: sum(reply.done() for reply in replies) == 1)
+        drained = spawn(here.server.drain, WAIT_S)
+        idle, busy = sorted(range(2), key=lambda number: not replies[number].done())
+        refusals = [refused(lambda: next(streams[idle]))]
+        here.held.let_go()
+        assert not replies[busy].result(WAIT_S).error_message
+        refusals.append(refused(lambda: next(streams[busy])))
+        assert {(one.code.name, one.info.reason) for one in refusals} == {("UNAVAILABLE", "SERVER_LEAVING")}
+        assert drained.result(WAIT_S) == 0
+        ended.set()
 
     def test_refuses_what_comes_after(self, here: Here) -> None:
         assert here.server.drain(1) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -10,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
+from http2 import CHECK, PREDICT, RESET, STREAM_INFER, WATCH, Connection, encode_call, message
 
 from serving.batching import count_cpus
 from serving.limits import Limits
@@ -18,8 +21,8 @@ from serving.wire import classifier_pb2, classifier_pb2_grpc
 from serving.wire import open_inference_pb2 as inference
 from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import colour_artifact, encode, plain, serving
-from tests.serving.conftest import WAIT_S
-from tests.serving.test_grpcio import Refusal, connected, reflect, refusal_of, refused
+from tests.serving.conftest import WAIT_S, wait_until
+from tests.serving.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
 from tests.serving.test_open_inference import pack
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/test_grpcio.py
@@ -135,6 +138,96 @@ def test_max_streams(colours: Path) -> None:
                 assert time.monotonic() < until
 
 
+def test_max_watches(colours: Path) -> None:
+    alone = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    with (
+        serving(colours, "--max-watches", 2) as server,
+        grpc.insecure_channel(server.address, alone) as one,
+        grpc.insecure_channel(server.address, alone) as other,
+    ):
+        watches = [watch_health(one) for _ in range(2)]
+        assert [next(watch).status for watch in watches] == [1, 1]
+        refusal = refused(lambda: next(watch_health(one)))
+        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        assert refusal.retry is not None
+        predict(other, encode(plain("red")))
+
+
+@pytest.mark.native_lacks("connections")
+def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> None:
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        serving(colours, "--max-watches", 2) as server,
+        grpc.insecure_channel(server.address, alone) as one,
+        grpc.insecure_channel(server.address, alone) as other,
+    ):
+        watches = [watch_health(one) for _ in range(2)]
+        assert [next(watch).status for watch in watches] == [1, 1]
+        assert next(watch_health(other)).status == 1
+        refusal = refused(lambda: next(watches[0]))
+        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        refusal = refused(lambda: next(watch_health(one)))  # none has two more now
+        assert told(refusal)[1] == "WATCHES_FULL"
+
+
+def test_max_connections(colours: Path) -> None:
+    with serving(colours, "--max-connections", 2, "--no-metrics") as server:
+        connections = [Connection(server.address) for _ in range(2)]
+        for one in connections:
+            answer_health(one)
+        silent, busy = connections
+        wait_until(lambda: answer_health(busy) or silent_ms(silent.socket) - silent_ms(busy.socket) > 100)
+        with Connection(server.address) as new:
+            answer_health(new)
+            wait_until(lambda: silent.receive() or not silent.alive)
+            answer_health(new)
+            answer_health(busy)
+            assert (busy.alive, new.alive) == (True, True)
+        silent.close()
+        busy.close()
+
+
+@pytest.mark.parametrize(
+    "path", [CHECK, WATCH, pytest.param(PREDICT, marks=pytest.mark.native_lacks("message timeout"))]
+)
+def test_message_timeout(colours: Path, path: str) -> None:
+    """A call whose message does not come, and one whose message comes in part; a stream may wait between two."""
+    half = message(classifier_pb2.PredictRequest(image=bytes(1000)).SerializeToString())[:500]
+    with serving(colours, "--message-timeout", 1) as server, Connection(server.address) as one:
+        stream = one.call(encode_call(STREAM_INFER), None, end=False)
+        late = {one.call(encode_call(path), data, end=False) for data in (None, half)}
+        ended: dict[int, int] = {}
+
+        def all_ended() -> bool:
+            one.flush()
+            ended.update({call.stream: call.status for call in one.receive()})
+            return ended.keys() >= late or not one.alive
+
+        wait_until(all_ended)
+        assert set(ended) == late
+        assert set(ended.values()) <= {grpc.StatusCode.CANCELLED.value[0], RESET}
+        assert one.open_streams == {stream}
+        answer_health(one)
+
+
+def answer_health(one: Connection) -> None:
+    """A health check, answered; other calls that end meanwhile are not looked at."""
+    stream = one.call(encode_call(CHECK), message(b""))
+
+    def is_over() -> bool:
+        one.flush()
+        one.receive()
+        return stream not in one.open_streams
+
+    wait_until(is_over)
+    assert one.alive
+
+
+def silent_ms(one: socket.socket) -> int:
+    """Since when it has sent nothing; its server counts from a moment later."""
+    return struct.unpack_from("=I", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 44)[0]
+
+
 def test_every_row_is_tested() -> None:
-    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_max_")}
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith(("test_max_", "test_message_"))}
     assert tested | SHUTDOWN | LOADING == {limit.name for limit in fields(Limits)}

@@ -152,7 +152,8 @@ def test_the_repository_shows(tmp_path: Path) -> None:
 
 def test_health_over_http(fresh: Server) -> None:
     assert get(fresh, "/healthz") == (200, "ok\n")
-    assert get(fresh, "/") == (404, "here are /metrics and /healthz\n")
+    assert get(fresh, "/livez") == (200, "ok\n")
+    assert get(fresh, "/") == (404, "here are /metrics, /healthz and /livez\n")
 
 
 def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
@@ -161,6 +162,7 @@ def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
         until = time.monotonic() + WAIT_S
         while get(server, "/healthz") != (503, "not ready\n"):
             assert time.monotonic() < until
+        assert get(server, "/livez") == (200, "ok\n")
 
 
 def test_a_metrics_port_in_use_is_named(colours: Path, fresh: Server, evalmode) -> None:

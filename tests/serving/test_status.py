@@ -41,12 +41,18 @@ def test_codes_are_those_of_the_design() -> None:
     others = {
         "TokenInvalid": "UNAUTHENTICATED",
         "ControlForbidden": "PERMISSION_DENIED",
+        "ServiceUnknown": "NOT_FOUND",
         "ModelNotFound": "NOT_FOUND",
         "ModelInvalid": "FAILED_PRECONDITION",
         "ControlDisabled": "UNIMPLEMENTED",
         "NotServed": "UNIMPLEMENTED",
+        "MessageTooLarge": "RESOURCE_EXHAUSTED",
+        "MessagesFull": "RESOURCE_EXHAUSTED",
         "QueueFull": "RESOURCE_EXHAUSTED",
+        "CallsFull": "RESOURCE_EXHAUSTED",
         "StreamsFull": "RESOURCE_EXHAUSTED",
+        "WatchesFull": "RESOURCE_EXHAUSTED",
+        "ServerLeaving": "UNAVAILABLE",
         "DeadlineExpired": "DEADLINE_EXCEEDED",
         "RequestCancelled": "CANCELLED",
     }
@@ -67,7 +73,10 @@ def test_reasons_are_unique_and_upper_snake_case() -> None:
 def test_only_overload_invites_a_retry() -> None:
     assert {error.__name__: after_s for error, after_s in RETRY_AFTER_S.items()} == {
         "QueueFull": 0.1,
+        "CallsFull": 0.1,
+        "MessagesFull": 0.1,
         "StreamsFull": 1.0,
+        "WatchesFull": 1.0,
     }
     assert set(RETRY_AFTER_S) <= set(CODES)
 

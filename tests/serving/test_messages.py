@@ -1,0 +1,132 @@
+"""Messages become requests within bounds, whatever they are: compressed, damaged, of another kind, too many."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import tracemalloc
+import zlib
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import pytest
+from attackers import make_bomb
+
+from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
+from serving.transports.messages import HELD_MESSAGES, Messages
+from serving.wire import classifier_pb2 as wire
+from tests.serving.conftest import WAIT_S, spawn, wait_until
+
+MAX_BYTES = 1000
+PACK = {"gzip": gzip.compress, "zlib": zlib.compress}
+
+
+def read(message: bytes, messages: Messages | None = None) -> bytes:
+    with (messages or Messages(MAX_BYTES, 1)).read(message, bytes) as request:
+        return request
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_compressed_message_is_inflated_to_the_limit_and_not_beyond(kind: str) -> None:
+    whole = bytes(range(250)) * 4
+    assert read(PACK[kind](whole)) == whole
+    with pytest.raises(MessageTooLarge, match=r"larger than max \(1000 bytes\), inflated") as caught:
+        read(PACK[kind](whole + b"x"))
+    assert caught.value.facts == {"limit_bytes": "1000"}
+
+
+def test_a_bomb_costs_no_more_than_the_limit() -> None:
+    bomb, limit = make_bomb(256 * 2**20), 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageTooLarge):
+            read(bomb, Messages(limit, 1))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * limit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:2], lambda whole: whole[:-9], lambda whole: whole[:12] + b"\xff" * 9 + whole[21:]],
+    ids=["only its beginning", "without its end", "in the middle"],
+)
+def test_damaged_gzip_is_no_message(damage) -> None:
+    with pytest.raises(MessageInvalid, match="bytes of gzip, is damaged"):
+        read(damage(gzip.compress(bytes(range(200)))))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"x\x9c\x01", b"x", b"x\x01abc", b"xylophone", b"x\x9c" + zlib.compress(bytes(range(200)))[2:-40], b"", b"\n\x00"],
+)
+def test_a_message_that_is_not_compressed_stays_as_it_is_whatever_it_begins_with(message: bytes) -> None:
+    assert read(message) == message
+
+
+def test_a_field_of_an_unknown_number_that_looks_like_zlib_is_read() -> None:
+    with Messages(MAX_BYTES, 1).read(b"x\x9c\x01\n\x03red", wire.PredictRequest.FromString) as request:
+        assert request.image == b"red"
+
+
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff")])
+def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them(message: bytes) -> None:
+    messages = Messages(MAX_BYTES, 1)
+    with pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"):
+        with messages.read(message, wire.PredictRequest.FromString):
+            raise AssertionError("parsed")
+    assert messages._held_bytes == 0
+
+
+def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
+    messages = Messages(MAX_BYTES, 1)
+    with ExitStack() as held:
+        for _ in range(HELD_MESSAGES):
+            held.enter_context(messages.read(bytes(MAX_BYTES), bytes))
+        with pytest.raises(MessagesFull, match="hold 4000 bytes, the limit is 4000: retry later") as caught:
+            read(b"one more", messages)
+        assert caught.value.facts == {"limit_bytes": "4000"}
+    assert read(b"one more", messages) == b"one more"
+
+
+def test_a_compressed_message_counts_as_what_it_may_become_and_then_as_what_it_is() -> None:
+    messages = Messages(MAX_BYTES, 1)
+    small = gzip.compress(b"small")
+    with messages.read(bytes(3 * MAX_BYTES - 20), bytes), messages.read(bytes(100), bytes):
+        with pytest.raises(MessagesFull):
+            read(small, messages)
+    with ExitStack() as held:
+        for _ in range(3 * HELD_MESSAGES):
+            held.enter_context(messages.read(small, bytes))
+    assert messages._held_bytes == 0
+
+
+def test_a_message_is_always_taken_where_there_is_no_other() -> None:
+    messages = Messages(100, 1)
+    assert read(bytes(4000), messages) == bytes(4000)
+    assert messages._held_bytes == 0
+
+
+def test_so_many_are_inflated_at_the_same_time_and_no_more() -> None:
+    inflating: list[None] = []
+    go_on = threading.Event()
+
+    class Slow:
+        """Inflates when it may."""
+
+        eof = True
+
+        def decompress(self, message: bytes, limit: int) -> bytes:
+            inflating.append(None)
+            assert go_on.wait(WAIT_S)
+            return b"inflated"
+
+    messages = Messages(MAX_BYTES, 2)
+    with patch("zlib.decompressobj", lambda wbits: Slow()):
+        asked = [spawn(read, gzip.compress(b""), messages) for _ in range(3)]
+        wait_until(lambda: len(inflating) == 2)
+        wait_until(lambda: messages._held_bytes > 3 * MAX_BYTES)  # the third has come, too
+        assert len(inflating) == 2
+        go_on.set()
+        assert [one.result(WAIT_S) for one in asked] == [b"inflated"] * 3
