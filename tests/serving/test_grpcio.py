@@ -702,7 +702,8 @@ class TestShutdown:
             "from serving.transports.grpcio import GrpcioServer\n"
             "GrpcioServer.announce_shutdown = lambda self: threading.Event().wait()\n"
             "from serving.commands.main import main\n"
-            f"main(['serve', '--repository', {str(colours)!r}, '--port', '0', '--no-metrics', '--lame-duck', '0', '--grace', '0'])"
+            f"main(['serve', '--repository', {str(colours)!r}, '--port', '0', '--no-metrics', "
+            "'--lame-duck', '0', '--grace', '0'])"
         )
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None

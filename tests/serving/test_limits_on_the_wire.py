@@ -161,10 +161,12 @@ def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> 
         grpc.insecure_channel(server.address, alone) as one,
         grpc.insecure_channel(server.address, alone) as other,
     ):
-        watches = [watch_health(one) for _ in range(2)]
-        assert [next(watch).status for watch in watches] == [1, 1]
+        oldest = watch_health(one)
+        assert next(oldest).status == 1
+        newest = watch_health(one)
+        assert next(newest).status == 1
         assert next(watch_health(other)).status == 1
-        refusal = refused(lambda: next(watches[0]))
+        refusal = refused(lambda: next(oldest))
         assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         refusal = refused(lambda: next(watch_health(one)))  # none has two more now
         assert told(refusal)[1] == "WATCHES_FULL"

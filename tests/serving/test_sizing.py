@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,8 +34,7 @@ def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
 def test_as_many_of_the_largest_messages_are_held_as_the_table_says() -> None:
     (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
     messages, largest = Messages(100, 1), bytes(100)
-    with ExitStack() as held:
-        for _ in range(int(count)):
-            held.enter_context(messages.read(largest, bytes))
-        with pytest.raises(MessagesFull):
-            held.enter_context(messages.read(b"\0", bytes))
+    for _ in range(int(count)):
+        messages.open(largest, bytes)
+    with pytest.raises(MessagesFull):
+        messages.open(b"\0", bytes)
