@@ -114,14 +114,17 @@ class Batcher:
         """Whether deadlines were too short for the queue just now; without the lock."""
         return time.monotonic() < self._pressed_until
 
-    def is_too_long(self, remaining_s: float) -> bool:
+    def refuses(self, remaining_s: float) -> bool:
         """Whether the requests in flight will take longer than a new one may wait; without the lock.
 
         Args:
             remaining_s: Seconds until its deadline.
         """
         ahead = self._admitted
-        return ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s
+        late = ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s
+        if late:
+            self._pressed_until = time.monotonic() + PRESSED_S
+        return late
 
     @contextmanager
     def admit(self, remaining_s: float = math.inf) -> Iterator[None]:
@@ -133,8 +136,7 @@ class Batcher:
         Raises:
             QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
         """
-        if self.is_too_long(remaining_s):
-            self._pressed_until = time.monotonic() + PRESSED_S
+        if self.refuses(remaining_s):
             raise queue_too_long()
         with self._lock:
             if self._admitted >= self._places:

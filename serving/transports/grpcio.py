@@ -270,7 +270,7 @@ class GrpcioServer:
 
         def choose(messages: Iterator[bytes], context: grpc.ServicerContext, send: Send) -> None:
             """Refuse what would be answered too late."""
-            if batcher.is_too_long(context.time_remaining() or threading.TIMEOUT_MAX):
+            if batcher.refuses(context.time_remaining()):
                 abort(context, router.refuse(too_long, context))
             if not lane.take():
                 abort(context, router.refuse(full, context))
