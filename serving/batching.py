@@ -121,7 +121,7 @@ class Batcher:
             remaining_s: Seconds until its deadline.
         """
         ahead = self._admitted
-        late = ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s
+        late = remaining_s <= 0 or (ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s)
         if late:
             self._pressed_until = time.monotonic() + PRESSED_S
         return late

@@ -218,6 +218,8 @@ class GrpcioServer:
 
         def respond(messages: Iterator[bytes], call: OpenCall) -> bytes:
             try:
+                if infers and batcher.refuses(call.time_remaining_s()):
+                    raise self._count(queue_too_long())
                 crowd.begin_receiving(call)
                 try:
                     message = next(messages, None)
@@ -230,9 +232,7 @@ class GrpcioServer:
                 try:
                     request, size = self._messages.open(message, parse)
                 except RequestError as error:
-                    if infers:
-                        self._statistics.count_refusal(None, 0.0, error)
-                    raise
+                    raise self._count(error) if infers else error
                 try:
                     reply: bytes = handler(request, call).SerializeToString()
                 finally:
@@ -287,6 +287,11 @@ class GrpcioServer:
             infers=grpc.stream_stream_rpc_method_handler(choose) if infers else None,
             always=method.containing_service.full_name == HEALTH,
         )
+
+    def _count(self, error: RequestError) -> RequestError:
+        """Count a request for a prediction that is refused before its model is known."""
+        self._statistics.count_refusal(None, 0.0, error)
+        return error
 
     def _add_stream(self, method: MethodDescriptor, handler: Handler, path: str = "") -> None:
         """Serve a stream of requests, each with one reply, in their order."""
