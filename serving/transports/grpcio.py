@@ -232,7 +232,9 @@ class GrpcioServer:
                 try:
                     request, size = self._messages.open(message, parse)
                 except RequestError as error:
-                    raise self._count(error) if infers else error
+                    if infers:
+                        self._count(error)
+                    raise
                 try:
                     reply: bytes = handler(request, call).SerializeToString()
                 finally:
