@@ -73,9 +73,11 @@ def test_a_field_of_an_unknown_number_that_looks_like_zlib_is_read() -> None:
 @pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff")])
 def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them(message: bytes) -> None:
     messages = Messages(MAX_BYTES, 1)
-    with pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"):
-        with messages.read(message, wire.PredictRequest.FromString):
-            raise AssertionError("parsed")
+    with (
+        pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"),
+        messages.read(message, wire.PredictRequest.FromString),
+    ):
+        raise AssertionError("parsed")
     assert messages._held_bytes == 0
 
 
@@ -93,9 +95,12 @@ def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
 def test_a_compressed_message_counts_as_what_it_may_become_and_then_as_what_it_is() -> None:
     messages = Messages(MAX_BYTES, 1)
     small = gzip.compress(b"small")
-    with messages.read(bytes(3 * MAX_BYTES - 20), bytes), messages.read(bytes(100), bytes):
-        with pytest.raises(MessagesFull):
-            read(small, messages)
+    with (
+        messages.read(bytes(3 * MAX_BYTES - 20), bytes),
+        messages.read(bytes(100), bytes),
+        pytest.raises(MessagesFull),
+    ):
+        read(small, messages)
     with ExitStack() as held:
         for _ in range(3 * HELD_MESSAGES):
             held.enter_context(messages.read(small, bytes))
