@@ -4,7 +4,9 @@
 #   docker run --read-only -v "$PWD/models:/models:ro" -p 127.0.0.1:8001:8001 evalmode-serving
 #
 # On a GPU: build with --build-arg EXTRA=serve-cuda, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
-# Options are EVALMODE_SERVE_* variables; EVALMODE_SERVE_PORT moves the health check along with the server.
+# Options are EVALMODE_SERVE_* variables. The health check asks /livez on EVALMODE_SERVE_METRICS_PORT, or the gRPC port with
+# EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: --tmpfs /tmp where the root is read-only. The server starts about
+# a thousand threads by default: leave room for them in --pids-limit (docs/operating.md).
 # PIP_ARGS goes to pip install as it is, to name an index of your own.
 
 FROM python:3.11-slim-bookworm AS build

@@ -14,10 +14,16 @@ from pathlib import Path
 from serving import errors
 from serving.errors import RequestError
 from serving.limits import Limits
+from serving.memory import MAX_DEFAULT_BYTES
 from serving.services.metrics import METRICS
+from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
+from serving.transports.grpcio import CHECKS, SPARE_STREAMS, SPARE_THREADS, UNFINISHED_MESSAGES
+from serving.transports.messages import HELD_MESSAGES
+from serving.trial import FILE_FACTOR
 
 NOT_ASKED = "not asked"  # the model cannot be, or the server cannot be made to
+MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "conformance" / "results"
 
@@ -62,18 +68,26 @@ def show_reasons() -> str:
 
 # What an operator does about a refusal, where it is not the caller who has to change the request.
 REMEDIES: dict[type[RequestError], str] = {
-    errors.TokenInvalid: "give the caller a token of `--tokens`; look whether his has ended",
+    errors.TokenInvalid: "give the client a token of `--tokens`; check whether its token has expired",
     errors.ControlForbidden: "use a token of `--control-tokens`",
-    errors.ModelNotFound: "`RepositoryIndex` tells why it is not served; or correct the name",
+    errors.ModelNotFound: "`RepositoryIndex` has the reason why it is not served; or correct the name",
     errors.ModelInvalid: "`evalmode check` the file, export it again, or `evalmode rollback`",
     errors.ControlDisabled: "publish into the repository, or start with `--enable-control --control-tokens FILE`",
-    errors.NotServed: "nothing: the caller has to do without",
+    errors.NotServed: "nothing: it is not supported",
+    errors.ServiceUnknown: 'correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`',
+    errors.ImageNeedsTooMuchMemory: "raise `--max-decode-bytes` if there is memory, or send a smaller image",
+    errors.MessageInvalid: "the client sends the method's own message; see the contracts in `protos/`",
+    errors.MessageTooLarge: "the client sends less in one message; or raise `--max-request-bytes`",
+    errors.MessagesFull: f"more servers, or raise `--max-request-bytes`: {HELD_MESSAGES} times as much is held",
+    errors.CallsFull: "find the clients that open calls and send no message; more servers",
+    errors.WatchesFull: "find the clients that leave watches open, or raise `--max-watches`",
+    errors.ServerLeaving: "nothing: clients call another server",
     errors.QueueFull: "more servers, each with a core; look at `evalmode_requests_waiting`",
-    errors.StreamsFull: "find who leaves streams open, or raise `--max-streams`",
-    errors.DeadlineExpired: "more servers, or longer deadlines; `evalmode_wait_seconds` tells which",
-    errors.RequestCancelled: "nothing; if there are many, callers give up: see `DEADLINE_EXPIRED`",
+    errors.StreamsFull: "find the clients that leave streams open, or raise `--max-streams`",
+    errors.DeadlineExpired: "more servers if `evalmode_wait_seconds` is high, else longer deadlines",
+    errors.RequestCancelled: "nothing; if there are many, clients give up: see `DEADLINE_EXPIRED`",
 }
-BY_CALLER = "the caller changes the request: the message names the field and what is wanted"
+BY_CALLER = "the client changes the request: the message names the field and what is wanted"
 
 
 def show_remedies() -> str:
@@ -83,8 +97,56 @@ def show_remedies() -> str:
     return draw(("reason", "means", "do"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
 
 
+def show_memory() -> str:
+    """What requests and new versions may add to the memory of an idle server."""
+    limits = Limits()
+    held, unfinished = HELD_MESSAGES * limits.max_request_bytes, UNFINISHED_MESSAGES * limits.max_request_bytes
+    trials = LOADERS * limits.load_bytes
+    file_bytes = f"{FILE_FACTOR} x the model file"
+    rows = (
+        ("images that are being decoded", "`--max-decode-bytes`", f"at most {MAX_DEFAULT_BYTES // MIB} MiB"),
+        ("decoded images that wait", "(slots + `--max-queue`) x height x width x channels", "by the model"),
+        ("messages of requests in flight", f"{HELD_MESSAGES} x `--max-request-bytes`", f"{held // MIB} MiB"),
+        ("unfinished messages", f"{UNFINISHED_MESSAGES} x `--max-request-bytes`", f"{unfinished // MIB} MiB"),
+        (
+            "child processes that try new versions",
+            f"{LOADERS} x (a Python process + `--load-bytes` + {file_bytes})",
+            f"{trials // MIB} MiB, and what depends on the file",
+        ),
+    )
+    return draw(("what", "at most", "by default"), rows)
+
+
+def count_threads(slots: int, limits: Limits) -> dict[str, int]:
+    """The threads that wait for calls, by what their names begin with.
+
+    Args:
+        slots: inferences at the same time.
+        limits: of requests, streams and watches.
+    """
+    return {
+        "calls": slots + limits.max_queue + SPARE_THREADS,
+        "streams": limits.max_streams + SPARE_STREAMS,
+        "watches": limits.max_watches + SPARE_STREAMS,
+        "checks": CHECKS,
+    }
+
+
+def show_threads() -> str:
+    """The threads that a server starts for calls."""
+    formulas = {
+        "calls": f"slots + `--max-queue` + {SPARE_THREADS}",
+        "streams": f"`--max-streams` + {SPARE_STREAMS}",
+        "watches": f"`--max-watches` + {SPARE_STREAMS}",
+        "checks": f"{CHECKS}",
+    }
+    counts = count_threads(2, Limits())
+    rows = [(f"`{name}-N`", formula, counts[name]) for name, formula in formulas.items()]
+    return draw(("threads", "how many", "by default, with two slots"), [*rows, ("all", "", sum(counts.values()))])
+
+
 def show_metrics() -> str:
-    """What Prometheus is told."""
+    """The metrics for Prometheus."""
     rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
     return draw(("metric", "kind", "labels", "says"), rows)
 
@@ -129,6 +191,8 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "limits"): show_limits,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
+    ("docs/operating.md", "memory"): show_memory,
+    ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,
     ("docs/operating.md", "remedies"): show_remedies,
 }

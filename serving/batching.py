@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
 from serving.certificate import Tensors
@@ -57,6 +57,17 @@ class _Waiting(Request):
     taken: bool = False
     answer: Answer | None = None
     error: Exception | None = None
+    asleep: deque[_Waiting] = field(default_factory=deque)  # of its batch, in the order in which they are woken
+    gone: bool = False  # whether its thread has woken the next
+
+
+def _wake_next(asleep: deque[_Waiting]) -> None:
+    """Wake the next request that has not been woken otherwise, by a cancellation say."""
+    while asleep:
+        with suppress(IndexError):  # another thread took the last
+            if not (following := asleep.popleft()).gone:
+                following.wake.put(None)
+                return
 
 
 class Batcher:
@@ -138,35 +149,47 @@ class Batcher:
             with self._lock:
                 self._admitted -= 1
 
-    def run(self, model: Model, inputs: Tensors, call: Call) -> Answer:
+    def run(
+        self, model: Model, inputs: Tensors, call: Call, reply: Callable[[Answer], Any] = lambda answer: answer
+    ) -> Any:
         """Run a request's inputs, as one or together with others that wait.
 
         Args:
             model: where.
             inputs: tensors by name; the first axis of each is the request's own batch, at most ``max_batch``.
             call: who asks.
+            reply: Makes the reply of the answer. The requests of a batch do this by turns: if all woke at once, they
+                would wait for Python's lock in one line with the thread that receives calls, and new ones would wait.
+
+        Returns:
+            What ``reply`` makes.
 
         Raises:
             DeadlineExpired: the deadline passed before the network ran.
-            RequestCancelled: the caller went away before the network ran.
+            RequestCancelled: the call was cancelled before the network ran.
         """
         request = _Waiting(model, inputs, call, time.perf_counter())
         check_alive(call)
         with self._lock:
-            if self._free_slots:
+            waits = not self._free_slots  # kept: another thread may take the request before this one looks again
+            if waits:
+                self._waiting.append(request)
+            else:
                 self._free_slots -= 1
                 request.taken, request.batch = True, [request]
-            else:
-                self._waiting.append(request)
-        if not request.taken:
+        if waits:
             self._wait(request)
         if request.batch:
             batch, request.batch = request.batch, []  # else the request would hold itself, and its model
             self._run_batch(batch)
-        if request.error is not None:
-            raise request.error
-        assert request.answer is not None
-        return request.answer
+        try:
+            if request.error is not None:
+                raise request.error
+            assert request.answer is not None
+            return reply(request.answer)
+        finally:
+            request.gone = True
+            _wake_next(request.asleep)
 
     def _wait(self, request: _Waiting) -> None:
         """Wait to be taken by a slot, then for the answer or, as first of the batch, for the right to run it."""
@@ -188,8 +211,11 @@ class Batcher:
             self._answer(batch)
         finally:
             self._pass_slot_on()
-            for request in batch[1:]:
-                request.wake.put(None)
+            asleep = deque(batch[1:])
+            for request in batch:
+                request.asleep = asleep
+            for _ in range(1, self.slots):  # this thread will wake one, too
+                _wake_next(asleep)
 
     def _answer(self, batch: list[_Waiting]) -> None:
         """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""

@@ -351,7 +351,7 @@ class MessagesFull(RequestError):
 
 
 class QueueFull(RequestError):
-    """One request a slot and ``max_queue`` more are in flight already: decoding, waiting or running."""
+    """``max_queue`` requests are in flight in addition to one per slot, or take longer than the deadline allows."""
 
 
 class CallsFull(RequestError):
@@ -375,4 +375,4 @@ class DeadlineExpired(RequestError):
 
 
 class RequestCancelled(RequestError):
-    """The caller went away before the network ran; it never did."""
+    """The call was cancelled before the network ran."""

@@ -47,7 +47,7 @@ class Limits:
         "inputs that run as one batch",
         "the rest waits; INVALID_ARGUMENT if one request holds more",
     )
-    max_queue: int = _limit(512, 0, 4096, "requests in flight beside one a slot", "RESOURCE_EXHAUSTED with RetryInfo")
+    max_queue: int = _limit(512, 0, 4096, "requests that wait beside one per slot", "RESOURCE_EXHAUSTED with RetryInfo")
     max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     max_watches: int = _limit(256, 1, 4096, "health watches open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     max_connections: int = _limit(1024, 1, 65536, "connections open at once", "the one longest without data is closed")

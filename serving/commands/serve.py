@@ -59,6 +59,11 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default="grpcio",
     help="how requests arrive; native is faster, young, and takes no TLS",
 )
+@click.option(
+    "--allow-unbounded-messages",
+    is_flag=True,
+    help="let native listen beyond this machine: it inflates compressed messages without a limit, and holds whole ones",
+)
 @click.option("--provider", type=click.Choice(["cpu", "cuda", "auto"]), default="cpu", help="where the network runs")
 @click.option("--allow-uncertified", is_flag=True, help="serve files that have no certificate, one image at a time")
 @click.option("--allow-nonfinite", is_flag=True, help="let NaN and infinity in floating-point inputs through")
@@ -73,9 +78,9 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
 @click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
 @click.option(
-    "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="/metrics and /healthz; 0: a free one"
+    "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="/metrics, /healthz and /livez; 0: a free one"
 )
-@click.option("--no-metrics", is_flag=True, help="no metrics, no /healthz")
+@click.option("--no-metrics", is_flag=True, help="no metrics, no /healthz, no /livez")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="of the log, on stderr")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @_limit_options
@@ -84,6 +89,7 @@ def serve(
     host: str,
     port: int,
     transport: str,
+    allow_unbounded_messages: bool,
     provider: str,
     allow_uncertified: bool,
     allow_nonfinite: bool,
@@ -109,6 +115,11 @@ def serve(
     seconds for requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     set_up_log(log_level, log_format)
+    if transport == "native" and host not in LOOPBACK and not allow_unbounded_messages:
+        raise UsageError(
+            f"--transport native on {host}: it inflates compressed messages without a limit, 8 MB to 8 GB: "
+            "use --transport grpcio, or keep strangers out and add --allow-unbounded-messages"
+        )
     _check_security(transport, host, (tls_cert, tls_key, tls_client_ca), tokens, enable_control, control_tokens)
     stop = _listen_for_signals()
     return_large_blocks()
@@ -157,8 +168,6 @@ def serve(
         server: GrpcioServer | NativeServer = NativeServer(
             *(ours, theirs, batcher, statistics, host, port, bounds, access), reflect=not no_reflection
         )
-        if host not in LOOPBACK:
-            log.warning("--transport native holds a whole message before it can be refused: keep strangers out")
     else:
         from serving.transports.grpcio import GrpcioServer
 

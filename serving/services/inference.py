@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from serving.batch import Call
-from serving.batching import Batcher
+from serving.batching import Answer, Batcher
 from serving.certificate import Tensors
 from serving.model import Model
 from serving.services.statistics import Statistics
@@ -72,10 +73,13 @@ class Inference:
                 admitted = time.perf_counter()
                 read = service.read(request, model, call)
                 decode_us = round((time.perf_counter() - admitted) * 1e6)
-                answer = self._batcher.run(model, read.inputs, read.call)
+                reply = partial(self._reply, model, read, decode_us)
+                return self._batcher.run(model, read.inputs, read.call, reply)
         except Exception as error:
             self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
+
+    def _reply(self, model: Model, read: Read, decode_us: int, answer: Answer) -> Any:
         timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
         self._statistics.count_answer(model, read.inputs, *timed)
         return read.write(timed)

@@ -43,7 +43,7 @@ class Method(NamedTuple):
     always: bool = False
 
 
-class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Router(grpc.ServerInterceptor):  # type: ignore[misc]
     """Finds a call's handler, or one that refuses it.
 
     Args:
@@ -83,8 +83,8 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[misc]
         denials: tuple[RequestError, ...] = (make_token_invalid(), make_control_forbidden())
         self._denials = {type(denial): self._make_refusal(denial) for denial in denials}
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """See ``grpc.GenericRpcHandler``."""
+    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """See ``grpc.ServerInterceptor``; None: there is no such method."""
         method = self.methods.get(details.method)
         if method is not None and method.always:
             return self._give_thread(method)

@@ -114,10 +114,16 @@ class Calls:
         """How many calls are doing one of these."""
         return sum(call.state in states for call in list(self._open))
 
-    def list_waiting(self, longer_than_s: float) -> set[str]:
-        """The connections with a call that has waited so long for a message."""
-        since = time.monotonic() - longer_than_s
-        return {call.connection for call in list(self._open) if call.state in (RECEIVING, IDLE) and call.since < since}
+    def find_connections(self, waiting_s: float) -> tuple[set[str], set[str]]:
+        """The connections with a call that has waited so long for a message, and those with any call.
+
+        Args:
+            waiting_s: How long.
+        """
+        since = time.monotonic() - waiting_s
+        calls = list(self._open)
+        waiting = {call.connection for call in calls if call.state in (RECEIVING, IDLE) and call.since < since}
+        return waiting, {call.connection for call in calls}
 
     def sweep(self) -> None:
         """End what takes too long, and what is too much."""

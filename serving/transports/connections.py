@@ -30,7 +30,7 @@ PRESSED_S, PRESSED_LOOKS = 0.02, 5  # the same, while a connection holds much
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
 LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
-LOOSE_S = 0.06  # for the call to be seen
+LOOSE_S = 0.2  # for the call to be seen
 # connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
 _LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -60,9 +60,9 @@ class Connections:
 
     Args:
         address: What the server listens on: a TCP port, or the path of a Unix socket.
-        waiting: Names the connections with a call whose message has not come; None: the transport does not know, and
-            any connection may have one.
-        is_behind: Whether calls have arrived that ``waiting`` does not know yet.
+        find_calls: Names the connections with a call whose message has not come, and those with any call; None: the
+            transport does not know, and any connection may have one.
+        is_behind: Whether calls have arrived that ``find_calls`` does not know yet.
         limit: How many connections may be open; beyond it those are closed that have been silent for longest.
         max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
             connection that has sent the most is closed.
@@ -73,11 +73,11 @@ class Connections:
         address: int | str,
         limit: int,
         max_unfinished_bytes: int,
-        waiting: Callable[[], Container[str]] | None = None,
+        find_calls: Callable[[], tuple[Container[str], Container[str]]] | None = None,
         is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
-        self._waiting = waiting
+        self._find_calls = find_calls
         self._is_behind = is_behind
         self._limit = limit
         self._max_unfinished_bytes = max_unfinished_bytes
@@ -142,7 +142,7 @@ class Connections:
         with self._lock:
             delivered, self._delivered = self._delivered, {}
         refused, self._refused = self._refused, Counter()
-        waiting = self._waiting() if self._waiting else None
+        waiting, busy = self._find_calls() if self._find_calls else (None, set())
         now = time.monotonic()
         with _accepted(self._address) as connections:
             open_now = {}
@@ -158,8 +158,8 @@ class Connections:
                 unfinished = before.unfinished + received - before.received - finished
                 loose, since = 0, now
                 if waiting is not None and name not in waiting:
-                    if finished:
-                        unfinished = 0  # what came was calls that have ended
+                    if finished or name in busy:
+                        unfinished = 0  # what came was calls that have ended, or have their message
                     else:
                         loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since
                 seen[name] = _Seen(received, max(0, unfinished), loose, since if loose else now)

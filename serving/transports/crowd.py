@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from serving.transports.calls import OpenCall
 from serving.transports.threads import Lane
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 0.25  # a message that has not come by then may cost its call the thread, for one of the same connection
 MAX_WAITING = 8192  # calls that wait for a thread: some 10 kB each
 
 
@@ -42,7 +44,7 @@ class Crowd:
     """Gives the last threads of a lane to calls by turns of their connections.
 
     Where none is left, a connection with few calls gets one of a connection with more whose message has not come: its
-    oldest call is cancelled.
+    oldest call is cancelled. Calls of one connection take turns among themselves: behind a proxy all are of one.
 
     Args:
         lane: The threads.
@@ -61,19 +63,18 @@ class Crowd:
         """Let a call wait for a thread. Takes no lock."""
         self._events.put(arrival)
 
-    @contextmanager
-    def receiving(self, call: OpenCall) -> Iterator[None]:
+    def begin_receiving(self, call: OpenCall) -> None:
         """Note that a call has a thread and waits for its message."""
         with self._lock:
             self._receiving[call.connection][call] = None
-        try:
-            yield
-        finally:
-            with self._lock:
-                calls = self._receiving[call.connection]
-                calls.pop(call, None)
-                if not calls:
-                    del self._receiving[call.connection]
+
+    def end_receiving(self, call: OpenCall) -> None:
+        """The opposite of ``begin_receiving``."""
+        with self._lock:
+            calls = self._receiving[call.connection]
+            calls.pop(call, None)
+            if not calls:
+                del self._receiving[call.connection]
 
     def _wake(self) -> None:
         if self._waiting:
@@ -81,7 +82,9 @@ class Crowd:
 
     def _work(self) -> None:
         while True:
-            arrival = self._events.get()
+            arrival = None
+            with suppress(Empty):
+                arrival = self._events.get(timeout=PATIENCE_S if self._waiting else None)
             try:
                 if arrival is not None:
                     self._add(arrival)
@@ -114,14 +117,14 @@ class Crowd:
                 return
 
     def _choose_victim(self, connection: str) -> OpenCall | None:
-        """The oldest call of the connection with the most, if that has two more than ``connection``."""
+        """The oldest call of the connection with the most, if that has two more than ``connection``, or is late."""
         with self._lock:
             if not self._receiving:
                 return None
             calls = max(self._receiving.values(), key=len)
-            if len(calls) <= len(self._receiving.get(connection, ())) + 1:
-                return None
-            return next(iter(calls))
+            oldest = next(iter(calls))
+            unfair = len(calls) > len(self._receiving.get(connection, ())) + 1
+            return oldest if unfair or time.monotonic() - oldest.since > PATIENCE_S else None
 
     def _drop(self, connection: str, arrivals: list[Arrival]) -> None:
         for arrival in arrivals:

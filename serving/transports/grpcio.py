@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -48,7 +47,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 CONTRACTS = (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
 SERVICES = (*(one.full_name for one in CONTRACTS), HEALTH, reflection.SERVICE_NAME, REFLECTION_V1)
 INFERS = ("Predict", "ModelInfer")  # methods that take a place of the batcher
-STREAMS = 256  # calls that one connection may have open
+STREAMS = 256  # calls that one connection may have open: clients wait with the rest, within their deadlines
 SPARE_THREADS = 128  # beside those of requests: for calls whose message has not come
 CHECKS = 32  # threads for health checks
 SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
@@ -108,8 +107,10 @@ class GrpcioServer:
         self._messages = Messages(limits.max_request_bytes, batcher.slots)
         self._streams: Places[_Stream] = Places(limits.max_streams, lambda: _streams_full(limits.max_streams))
         self._stream_lane = Lane(limits.max_streams + SPARE_STREAMS, "streams")
+        self._router = Router(batcher, access, statistics.refused, self._count_refusal)
         self._server = grpc.server(
             self._unary.threads,
+            interceptors=[self._router],
             options=[
                 ("grpc.so_reuseport", 0),  # else a second server would silently share the port
                 ("grpc.max_receive_message_length", limits.max_request_bytes),
@@ -131,7 +132,7 @@ class GrpcioServer:
             raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
         self.local_address = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
         if credentials:
-            self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")  # nobody else may enter it
+            self._folder = make_socket_folder()
             self.local_address = f"unix:{self._folder.name}/grpcio"
             self._server.add_insecure_port(self.local_address)
         self._behind = connections is not None
@@ -139,10 +140,9 @@ class GrpcioServer:
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
             UNFINISHED_MESSAGES * limits.max_request_bytes,
-            partial(self._calls.list_waiting, WAITING_S),
+            partial(self._calls.find_connections, WAITING_S),
             lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
-        self._router = Router(batcher, access, statistics.refused, self._connections.count_refusal)
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):
             for method in contract.methods:
                 if not method.client_streaming:
@@ -154,7 +154,13 @@ class GrpcioServer:
         self._add_health(limits.max_watches)
         if reflect:
             self._add_reflection()
-        self._server.add_generic_rpc_handlers([self._router])
+        # Each method has a queue of its own in grpc's core then: health does not wait behind predictions.
+        for path, served in self._router.methods.items():
+            service, name = path[1:].split("/")
+            self._server.add_registered_method_handlers(service, {name: served.handler})
+
+    def _count_refusal(self, connection: str) -> None:
+        self._connections.count_refusal(connection)
 
     def start(self) -> None:
         """Begin to answer, healthy."""
@@ -212,14 +218,25 @@ class GrpcioServer:
 
         def respond(messages: Iterator[bytes], call: OpenCall) -> bytes:
             try:
-                with crowd.receiving(call):
+                crowd.begin_receiving(call)
+                try:
                     message = next(messages, None)
+                finally:
+                    crowd.end_receiving(call)
                 if message is None:
                     raise MessageInvalid("the call has no message: send one")
                 self._connections.count_message(call.connection, len(message))
                 call.enter(RUNNING)
-                with self._read(message, parse, infers) as request:
+                try:
+                    request, size = self._messages.open(message, parse)
+                except RequestError as error:
+                    if infers:
+                        self._statistics.count_refusal(None, 0.0, error)
+                    raise
+                try:
                     reply: bytes = handler(request, call).SerializeToString()
+                finally:
+                    self._messages.close(size)
             finally:
                 call.enter(SENDING)
                 lane.give_back()
@@ -271,18 +288,6 @@ class GrpcioServer:
             always=method.containing_service.full_name == HEALTH,
         )
 
-    @contextmanager
-    def _read(self, message: bytes, parse: Callable[[bytes], Any], infers: bool) -> Iterator[Any]:
-        """A request of its message; refusals of requests for predictions are counted."""
-        with ExitStack() as stack:
-            try:
-                request = stack.enter_context(self._messages.read(message, parse))
-            except RequestError as error:
-                if infers:
-                    self._statistics.count_refusal(None, 0.0, error)
-                raise
-            yield request
-
     def _add_stream(self, method: MethodDescriptor, handler: Handler, path: str = "") -> None:
         """Serve a stream of requests, each with one reply, in their order."""
         parse, connections = GetMessageClass(method.input_type).FromString, self._connections
@@ -296,8 +301,11 @@ class GrpcioServer:
                         connections.count_message(call.connection, len(message))
                         if not stream.begin():
                             break
-                        with self._messages.read(message, parse) as request:
+                        request, size = self._messages.open(message, parse)
+                        try:
                             reply = handler(request, call).SerializeToString()
+                        finally:
+                            self._messages.close(size)
                         call.enter(SENDING)
                         send(reply)
                         if not stream.rest():
@@ -339,10 +347,10 @@ class GrpcioServer:
                     if message is None:
                         raise MessageInvalid("the call has no message: send one")
                     self._connections.count_message(call.connection, len(message))
-                    with self._messages.read(message, health_pb2.HealthCheckRequest.FromString) as request:
-                        name = request.service
+                    request, size = self._messages.open(message, health_pb2.HealthCheckRequest.FromString)
+                    self._messages.close(size)
                     with health.watched(follower.wake):
-                        for state in follower.follow(partial(health.watch, name)):
+                        for state in follower.follow(partial(health.watch, request.service)):
                             yield state.SerializeToString()
                     if follower.evicted:
                         raise follower.evicted
@@ -469,6 +477,20 @@ class _Watch:
                 yield state
             self._call.enter(IDLE)
             self._wait()
+
+
+def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a Unix socket, which nobody else may enter.
+
+    Raises:
+        AddressUnavailable: No temporary file can be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="evalmode-")
+    except OSError as error:
+        raise AddressUnavailable(
+            f"no folder for a Unix socket: {error}: set TMPDIR to one that can be written"
+        ) from error
 
 
 def _calls_full() -> CallsFull:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -35,9 +34,8 @@ class Messages:
         self._lock = threading.Lock()
         self._held_bytes = 0
 
-    @contextmanager
-    def read(self, message: bytes, parse: Callable[[bytes], Any]) -> Iterator[Any]:
-        """A request of a message, for as long as it is in memory.
+    def open(self, message: bytes, parse: Callable[[bytes], Any]) -> tuple[Any, int]:
+        """A request of a message, and the bytes to ``close`` it with once it is no longer in memory.
 
         Args:
             message: As it came, compressed or not.
@@ -64,10 +62,15 @@ class Messages:
                 with self._lock:  # what it turned out to be
                     self._held_bytes += len(message) - size
                     size = len(message)
-            yield parse_message(parse, message)
-        finally:
-            with self._lock:
-                self._held_bytes -= size
+            return parse_message(parse, message), size
+        except BaseException:
+            self.close(size)
+            raise
+
+    def close(self, size: int) -> None:
+        """Note that a message is no longer in memory."""
+        with self._lock:
+            self._held_bytes -= size
 
     def _inflate(self, message: bytes) -> bytes:
         inflator = zlib.decompressobj(_ANY_HEADER)

@@ -9,7 +9,6 @@ While every slot is busy, one thread more refuses what is too much and forgets w
 from __future__ import annotations
 
 import math
-import tempfile
 import threading
 import time
 from collections import deque
@@ -33,7 +32,7 @@ from serving.services.models import Entry
 from serving.services.statistics import Statistics
 from serving.transports.arrivals import find_authorization
 from serving.transports.connections import Connections
-from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer
+from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer, make_socket_folder
 from serving.transports.messages import parse_message
 from serving.transports.refusals import refuse
 
@@ -122,7 +121,7 @@ class NativeServer:
         self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
         self._statistics = statistics
         self._limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="evalmode-")
+        self._folder = make_socket_folder()
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(

@@ -20,7 +20,7 @@ from serving.certificate import INPUT, PROBABILITIES, Tensors
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
-from tests.serving.conftest import WAIT_S, Caller, Held, spawn
+from tests.serving.conftest import WAIT_S, Caller, Held, spawn, wait_until
 
 
 def pixels_of(value: int) -> np.ndarray:
@@ -594,3 +594,28 @@ def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_request_that_is_taken_before_its_thread_waits_is_answered(model: Model, held: Held) -> None:
+    batcher = Batcher(1, Limits())
+    runs = [ask(batcher, held, 1, waits=False)]
+    held.next_batch()
+    lock, calls = batcher._lock, []
+
+    class Lock:
+        """Lets the slot pass on as soon as the second request stands in the queue, before its thread goes on."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+            if batcher._waiting and not calls:
+                calls.append(1)
+                held.let_go(2)
+                wait_until(lambda: not batcher._waiting)
+
+    batcher._lock = Lock()
+    runs.append(ask(batcher, held, 2, waits=False))
+    assert [run.result(WAIT_S).outputs[PROBABILITIES].shape for run in runs] == [(1, 3), (1, 3)]
+    assert calls

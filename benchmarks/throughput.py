@@ -1,0 +1,126 @@
+"""What a request costs, before and after a change: two checkouts, in turns.
+
+    python benchmarks/throughput.py --before CHECKOUT --out benchmarks/results/DATE-throughput.json [--pairs 15]
+
+Serves the same network from both checkouts at the same time, idle but for the one that is asked; 32 callers in a closed
+loop send raw pixels, JPEGs of 32 and of 500 pixels. Prints CPU microseconds a request (the server's, user and system)
+and answers a second: medians, the median of the pairs' ratios, and their 95% interval by resampling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from generator import Generating  # beside this file
+from honest import write_figures
+from PIL import Image
+from servers import SIDE, make_artifact
+
+from serving.repository import publish
+from serving.wire import classifier_pb2
+
+CALLERS = 32
+WARM_S = 2.0
+RESAMPLES = 10_000
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", required=True, help="a checkout of the code to compare with")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
+    arguments = parser.parse_args()
+    here = Path(__file__).parents[1]
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        publish(folder / "models", "network", make_artifact(tuple(map(str, range(10)))))
+        serve = [serving(checkout, folder / "models", arguments.transport) for checkout in (Path(arguments.before), here)]
+        servers = [stack.enter_context(one) for one in serve]
+        for kind, request in make_requests().items():
+            path = folder / kind.replace(" ", "-")
+            path.write_bytes(request.SerializeToString())
+            for server in servers:
+                measure(server, path, WARM_S)
+            pairs = []
+            for number in range(arguments.pairs):
+                order = servers if number % 2 else servers[::-1]
+                told = [measure(server, path, arguments.seconds) for server in order]
+                pairs.append(told if number % 2 else told[::-1])
+            figures[kind] = compare(np.array(pairs))
+            print(kind, figures[kind])
+            write_figures(arguments.out, arguments, {"kinds": figures})
+
+
+def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
+    """Raw pixels and JPEGs, of noise that is smooth enough to be a photo's size."""
+    random = np.random.default_rng(0)
+    raw = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    pixels = classifier_pb2.Pixels(data=raw.tobytes(), height=SIDE, width=SIDE, channels=3)
+    requests = {"raw pixels": classifier_pb2.PredictRequest(pixels=pixels)}
+    for side in (32, 500):
+        file = io.BytesIO()
+        small = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        requests[f"JPEG of {side} pixels"] = classifier_pb2.PredictRequest(image=file.getvalue())
+    return requests
+
+
+@contextmanager
+def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of a checkout: its address and its process."""
+    command = [sys.executable, "-P", "-c", "from serving.commands.main import main; main()", "serve"]
+    options = ["--repository", repository, "--port", 0, "--no-metrics", "--lame-duck", 0, "--transport", transport]
+    process = subprocess.Popen(
+        [*command, *map(str, (*options, "--log-level", "error"))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
+    )
+    try:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{process.stdout.readline().split()[-1]}", psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(server: tuple[str, psutil.Process], request: Path, seconds: float) -> tuple[float, float]:
+    """CPU microseconds a request, and answers a second."""
+    address, process = server
+    before = sum(process.cpu_times()[:2])
+    asked = ("--callers", CALLERS, "--seconds", seconds, "--deadline", 30)
+    figures = Generating(address, request, *asked).figures()
+    spent = sum(process.cpu_times()[:2]) - before
+    return spent * 1e6 / (figures["answers_per_s"] * seconds), figures["answers_per_s"]
+
+
+def compare(pairs: np.ndarray) -> dict[str, Any]:
+    """Medians of both, and the median ratio after/before with its interval; pairs: (N, 2, 2)."""
+    random = np.random.default_rng(0)
+    told: dict[str, Any] = {}
+    for place, name in enumerate(("cpu_us", "answers_per_s")):
+        ratios = pairs[:, 1, place] / pairs[:, 0, place]
+        drawn = np.median(random.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
+        told[name] = [round(float(one), 1) for one in np.median(pairs[:, :, place], axis=0)]
+        told[f"{name}_ratio"] = round(float(np.median(ratios)), 3)
+        told[f"{name}_interval"] = [round(float(one), 3) for one in np.percentile(drawn, (2.5, 97.5))]
+    return told
+
+
+if __name__ == "__main__":
+    main()
