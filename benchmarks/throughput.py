@@ -49,7 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         publish(folder / "models", "network", make_artifact(tuple(map(str, range(10)))))
-        serve = [serving(checkout, folder / "models", arguments.transport) for checkout in (Path(arguments.before), here)]
+        serve = [
+            serving(checkout, folder / "models", arguments.transport) for checkout in (Path(arguments.before), here)
+        ]
         servers = [stack.enter_context(one) for one in serve]
         for kind, request in make_requests().items():
             path = folder / kind.replace(" ", "-")

@@ -19,6 +19,11 @@ LIMIT, MAX_BYTES = 10, 200_000
 CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
 
 
+def no_calls() -> tuple[set[str], set[str]]:
+    """Of a server that sees no call."""
+    return set(), set()
+
+
 class Peer:
     """Both ends of an accepted connection."""
 
@@ -139,7 +144,7 @@ class TestLooseBytes:
 
     def test_close_their_connection_and_no_other(self, port: Port) -> None:
         loose, fine = port.connect(2)
-        connections = make(port, waiting=frozenset)
+        connections = make(port, find_calls=no_calls)
         loose.send(LOOSE_BYTES + CALL_BYTES + 1)
         fine.send(LOOSE_BYTES)
         self.sweep_twice(connections)
@@ -147,14 +152,14 @@ class TestLooseBytes:
 
     def test_are_not_those_of_a_call_that_waits_for_its_message(self, port: Port) -> None:
         [waiting] = port.connect(1)
-        connections = make(port, waiting=lambda: {waiting.name})
+        connections = make(port, find_calls=lambda: ({waiting.name}, {waiting.name}))
         waiting.send(LOOSE_BYTES + CALL_BYTES + 1)
         self.sweep_twice(connections)
         assert open_of([waiting]) == [True]
 
     def test_are_not_those_of_calls_that_came_and_went(self, port: Port) -> None:
         [fine] = port.connect(1)
-        connections = make(port, waiting=frozenset)
+        connections = make(port, find_calls=no_calls)
         for _ in range(4):
             fine.send(50_000)
             connections.count_message(fine.name, 50_000)
@@ -163,14 +168,14 @@ class TestLooseBytes:
 
     def test_are_not_known_while_calls_have_come_that_nobody_has_looked_at(self, port: Port) -> None:
         [behind] = port.connect(1)
-        connections = make(port, waiting=frozenset, is_behind=lambda: True)
+        connections = make(port, find_calls=no_calls, is_behind=lambda: True)
         behind.send(LOOSE_BYTES + CALL_BYTES + 1)
         self.sweep_twice(connections)
         assert open_of([behind]) == [True]
 
     def test_are_given_a_moment(self, port: Port) -> None:
         [new] = port.connect(1)
-        connections = make(port, waiting=frozenset)
+        connections = make(port, find_calls=no_calls)
         new.send(LOOSE_BYTES + CALL_BYTES + 1)
         with patch("serving.transports.connections.LOOSE_S", 3600.0):
             connections.sweep()

@@ -52,7 +52,9 @@ class Scene:
     def receive(self, *names: str) -> None:
         """Calls that have a thread and wait for their message."""
         for name in names:
-            self.receiving.enter_context(self.crowd.receiving(self.open(name)))
+            call = self.open(name)
+            self.crowd.begin_receiving(call)
+            self.receiving.callback(self.crowd.end_receiving, call)
 
     def enter(self, *names: str, over: bool = False) -> None:
         """Calls that wait for a thread."""

@@ -70,11 +70,11 @@ def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> No
 
 def test_a_server_whose_polling_thread_hangs_is_not_alive_and_is_again_when_it_goes_on(model: Model, ask) -> None:
     go_on = threading.Event()
-    route = Router.service
+    route = Router.intercept_service
 
-    def hang(router: Router, details: grpc.HandlerCallDetails) -> object:
+    def hang(router: Router, continuation: object, details: grpc.HandlerCallDetails) -> object:
         assert go_on.wait(2 * WAIT_S)
-        return route(router, details)
+        return route(router, continuation, details)
 
     batcher = Batcher(1, Limits())
     server = listen(classify_by(model, batcher=batcher), batcher)
@@ -83,7 +83,7 @@ def test_a_server_whose_polling_thread_hangs_is_not_alive_and_is_again_when_it_g
         first = liveness._answered
         wait_until(lambda: liveness._answered > first)
         assert ask(liveness, True) == (200, "ok\n")
-        with patch.object(Router, "service", hang):
+        with patch.object(Router, "intercept_service", hang):
             wait_until(lambda: not liveness.is_alive())
             assert ask(liveness, True)[0] == 503
             go_on.set()

@@ -207,7 +207,7 @@ def test_it_neither_locks_nor_reads_nor_logs_nor_waits(
     scene.server.drain(0)
     assert watch.forbidden == set()
     seen = {name.removeprefix("GrpcioServer._add_unary.<locals>.") for name in watch.functions}
-    assert seen >= {"Router.service", "Access.check", "Router.refuse", "OpenCall._end", "wait", "choose"}
+    assert seen >= {"Router.intercept_service", "Access.check", "Router.refuse", "OpenCall._end", "wait", "choose"}
     assert "Threads.submit" in seen
 
 

@@ -91,7 +91,7 @@ def test_unfinished_calls_hold_up_nobody(attacked: Server, connections: int, cal
             ask_honestly(attacked.address)
 
 
-@pytest.mark.parametrize("path", [pytest.param(CHECK, marks=pytest.mark.native_lacks("connections")), WATCH])
+@pytest.mark.parametrize("path", [CHECK, WATCH])
 def test_unfinished_health_checks_and_watches_silence_health_for_nobody(attacked: Server, path: str) -> None:
     with unfinished(attacked.address, path, 10, 40, None):
         for _ in range(8):
