@@ -166,10 +166,10 @@ def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> 
         grpc.insecure_channel(server.address, alone) as one,
         grpc.insecure_channel(server.address, alone) as other,
     ):
-        watches = [watch_health(one) for _ in range(2)]
-        assert [next(watch).status for watch in watches] == [1, 1]
-        watches.append(watch_health(other))
-        assert next(watches[2]).status == 1
+        watches = []
+        for channel in (one, one, other):
+            watches.append(watch_health(channel))
+            assert next(watches[-1]).status == 1
         refusal = refused(lambda: next(watches[0]))
         assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         refusal = refused(lambda: next(watch_health(one)))  # none has two more now
