@@ -139,9 +139,11 @@ def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) ->
         assert (check(server, ""), check(server, "colours")) == ("SERVING", "SERVING")
         assert client.predict(RED).version == "1"
         with grpc.insecure_channel(server.address) as channel:
-            index = wire_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(wire.RepositoryIndexRequest())
+            list_models = wire_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex
+            while "not an ONNX file" not in list_models(wire.RepositoryIndexRequest()).models[1].reason:
+                assert time.monotonic() < until
+            index = list_models(wire.RepositoryIndexRequest())
         assert [(one.version, one.state) for one in index.models] == [("1", "READY"), ("2", "UNAVAILABLE")]
-        assert "not an ONNX file" in index.models[1].reason
         _, logged = server.stop()
     assert logged.count("colours/2 is not served") == 1
 

@@ -702,10 +702,11 @@ class TestShutdown:
             "from serving.transports.grpcio import GrpcioServer\n"
             "GrpcioServer.announce_shutdown = lambda self: threading.Event().wait()\n"
             "from serving.commands.main import main\n"
-            f"main(['serve', '--repository', {str(colours)!r}, '--port', '0', '--no-metrics', "
-            "'--lame-duck', '0', '--grace', '0'])"
+            "main()"
         )
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        options = ("--repository", str(colours), "--port", "0", "--no-metrics", "--lame-duck", "0", "--grace", "0")
+        command = [sys.executable, "-c", code, "serve", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline().startswith(b"serving")
             process.terminate()

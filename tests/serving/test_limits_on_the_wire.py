@@ -23,6 +23,7 @@ from serving.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, wait_until
 from tests.serving.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
+from tests.serving.test_metrics import scrape
 from tests.serving.test_open_inference import pack
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/test_grpcio.py
@@ -104,8 +105,12 @@ def test_max_queue(tmp_path: Path) -> None:
     ):
         stub = classifier_pb2_grpc.ClassifierStub(channel)
         asked = [stub.Predict.future(request, timeout=WAIT_S) for _ in range(places + 2)]
-        refusals = [refusal_of(one.exception()) for one in asked if one.exception() is not None]
-        assert len(asked) - len(refusals) >= places
+        wait_until(lambda: any(one.done() for one in asked))
+        refusals = [refused(lambda: stub.Predict(request, timeout=WAIT_S))]  # on arrival
+        refusals += [refusal_of(one.exception()) for one in asked if one.exception() is not None]
+        counted = scrape(server)("evalmode_requests_total")
+        assert sum(count for labels, count in counted.items() if labels[-1] == "QUEUE_FULL") == len(refusals)
+        assert len(asked) + 1 - len(refusals) >= places
     assert {told(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
     assert all(refusal.retry is not None for refusal in refusals)
 
@@ -161,13 +166,11 @@ def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> 
         grpc.insecure_channel(server.address, alone) as one,
         grpc.insecure_channel(server.address, alone) as other,
     ):
-        oldest = watch_health(one)
-        assert next(oldest).status == 1
-        newest = watch_health(one)
-        assert next(newest).status == 1
-        others = watch_health(other)  # kept: a call that nobody holds is cancelled
-        assert next(others).status == 1
-        refusal = refused(lambda: next(oldest))
+        watches = []
+        for channel in (one, one, other):
+            watches.append(watch_health(channel))
+            assert next(watches[-1]).status == 1
+        refusal = refused(lambda: next(watches[0]))
         assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         refusal = refused(lambda: next(watch_health(one)))  # none has two more now
         assert told(refusal)[1] == "WATCHES_FULL"
