@@ -24,11 +24,6 @@ def no_calls() -> tuple[set[str], set[str]]:
     return set(), set()
 
 
-def no_calls() -> tuple[set[str], set[str]]:
-    """Of a server that sees no call."""
-    return set(), set()
-
-
 class Peer:
     """Both ends of an accepted connection."""
 
