@@ -123,7 +123,7 @@ def test_what_is_told_is_what_is_documented(fresh: Server) -> None:
 
 
 def test_what_is_in_flight_shows(tmp_path: Path) -> None:
-    publish(tmp_path, "slow", colour_artifact(slow_steps=400))
+    publish(tmp_path, "slow", colour_artifact(slow_steps=1500))
     with serving(tmp_path, "--allow-uncertified") as server, grpc.insecure_channel(server.address) as channel:
         stub = classifier_pb2_grpc.ClassifierStub(channel)
         calls = [stub.Predict.future(classifier_pb2.PredictRequest(image=RED), timeout=60) for _ in range(12)]
