@@ -707,11 +707,13 @@ class TestShutdown:
         options = ("--repository", str(colours), "--port", "0", "--no-metrics", "--lame-duck", "0", "--grace", "0")
         command = [sys.executable, "-c", code, "serve", *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith(b"serving")
-            process.terminate()
-            assert process.wait(WAIT_S) == 1
-            assert b"all requests answered" not in process.stderr.read()
+            try:
+                assert process.stdout.readline().startswith(b"serving")
+                process.terminate()
+                assert process.wait(WAIT_S) == 1
+                assert b"all requests answered" not in process.stderr.read()
+            finally:
+                process.kill()
 
 
 class TestDrain:
