@@ -118,7 +118,11 @@ class Connections:
         with _sockets_at(self._address) as sockets:
             for descriptor, one in sockets:
                 if _is_listening(one):
-                    with socket.socket() as deaf:  # in its place; grpc's core would log an error of a closed one
+                    # In its place, where nobody connects: grpc's core would log an error of one that does not listen.
+                    with socket.socket(socket.AF_UNIX) as deaf:
+                        deaf.bind("")  # to a name that the kernel draws
+                        deaf.listen()
+                        deaf.setblocking(False)
                         os.dup2(deaf.fileno(), descriptor)
         finished: set[int] = set()
         until = time.monotonic() + wait_s

@@ -234,6 +234,12 @@ class TestTheEnd:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port.number), WAIT_S)
 
+    def test_who_still_accepts_sees_no_error(self, port: Port) -> None:
+        """grpc's core would write a line of its own into the log."""
+        make(port).finish(0)
+        with pytest.raises(BlockingIOError):
+            port.socket.accept()
+
     def test_it_does_not_wait_longer_than_it_may_for_clients_that_stay(self, port: Port) -> None:
         [peer] = port.connect(1)
         spawn(make(port).finish, 0.01).result(WAIT_S)
