@@ -78,9 +78,9 @@ class Manifest:
         Raises:
             ArtifactInvalid: the keys are missing, malformed, or of a format version this code does not know.
         """
-        ours = {key.removeprefix(PREFIX): metadata[key] for key in metadata if key.startswith(PREFIX)}
-        _check_extent(ours)
-        try:
+        try:  # what is no UTF-8 comes as bytes
+            ours = {key.removeprefix(PREFIX): metadata[key] for key in metadata if key.startswith(PREFIX)}
+            _check_extent(ours)
             facts = {name: json.loads(value) for name, value in ours.items() if PREFIX + name != DIGEST}
             version = facts.pop("format_version", None)
             if version != FORMAT_VERSION:

@@ -136,7 +136,7 @@ class Batcher:
         Raises:
             QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
         """
-        if self.refuses(remaining_s):
+        if remaining_s > 0 and self.refuses(remaining_s):  # one that has passed is found by run
             raise queue_too_long()
         with self._lock:
             if self._admitted >= self._places:
