@@ -400,7 +400,8 @@ class TestOptions:
         assert said in refused.stderr
 
     def test_beyond_loopback_without_tls_there_is_a_warning(self, colours: Path, files: tuple[Path, Path]) -> None:
-        with serving(colours, "--host", "0.0.0.0", "--tokens", files[0]) as server:
+        beyond = ("--host", "0.0.0.0", "--allow-unbounded-messages")
+        with serving(colours, *beyond, "--tokens", files[0]) as server:
             _, logged = server.stop()
         assert "images, answers and tokens can be read on the way" in logged
 

@@ -599,9 +599,9 @@ class TestAddress:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository whose one model takes about a second."""
+    """A repository whose one model takes some seconds: longer than a server without grace takes to end."""
     repository = tmp_path_factory.mktemp("slow")
-    publish(repository, "colours", colour_artifact(slow_steps=1500))
+    publish(repository, "colours", colour_artifact(slow_steps=4000))
     return repository
 
 
