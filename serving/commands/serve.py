@@ -248,7 +248,7 @@ def _listen_for_signals() -> threading.Event:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            _exit_now(1)
+            os._exit(1)  # at once: whatever else is done here may wait
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
