@@ -31,6 +31,7 @@ CALL_BYTES = 2048  # what a call may receive beside its message: headers and fra
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
 LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
 LOOSE_S = 0.2  # for the call to be seen
+EXCUSED_S = 5.0  # after a call that ended without its message, what is still on its way belongs to that
 # connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
 _LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
 _DESCRIPTORS = Path("/proc/self/fd")
@@ -84,6 +85,7 @@ class Connections:
         self._lock = threading.Lock()
         self._delivered: dict[str, int] = {}  # by connection, since the last look
         self._refused: Counter[str] = Counter()  # the same, of calls; written by one thread, without the lock
+        self._excused: dict[str, float] = {}  # by connection, until when
         self._seen: dict[str, _Seen] = {}
         self._stop = threading.Event()
 
@@ -101,6 +103,11 @@ class Connections:
         """
         with self._lock:
             self._delivered[connection] = self._delivered.get(connection, 0) + size_bytes + CALL_BYTES
+
+    def excuse(self, connection: str) -> None:
+        """Note that a call has ended whose message had begun: too large, say, so that the transport throws it away."""
+        with self._lock:
+            self._excused[connection] = time.monotonic() + EXCUSED_S
 
     def count_refusal(self, connection: str) -> None:
         """Note that a call ended whose message was not looked at. From one thread only, which takes no lock."""
@@ -145,9 +152,11 @@ class Connections:
         """
         with self._lock:
             delivered, self._delivered = self._delivered, {}
+            now = time.monotonic()
+            self._excused = {name: until for name, until in self._excused.items() if until > now}
+            excused = set(self._excused)
         refused, self._refused = self._refused, Counter()
         waiting, busy = self._find_calls() if self._find_calls else (None, set())
-        now = time.monotonic()
         with _accepted(self._address) as connections:
             open_now = {}
             for one in filter(_is_open, connections):
@@ -162,7 +171,7 @@ class Connections:
                 unfinished = before.unfinished + received - before.received - finished
                 loose, since = 0, now
                 if waiting is not None and name not in waiting:
-                    if finished or name in busy:
+                    if finished or name in busy or name in excused:
                         unfinished = 0  # what came was calls that have ended, or have their message
                     else:
                         loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since

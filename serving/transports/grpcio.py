@@ -223,9 +223,13 @@ class GrpcioServer:
                 crowd.begin_receiving(call)
                 try:
                     message = next(messages, None)
+                except grpc.RpcError:
+                    self._connections.excuse(call.connection)
+                    raise
                 finally:
                     crowd.end_receiving(call)
                 if message is None:
+                    self._connections.excuse(call.connection)
                     raise MessageInvalid("the call has no message: send one")
                 self._connections.count_message(call.connection, len(message))
                 call.enter(RUNNING)
@@ -320,6 +324,7 @@ class GrpcioServer:
                     else:
                         stream.end()
             except grpc.RpcError:
+                connections.excuse(call.connection)
                 raise  # cancelled
             except Exception as error:
                 stream.end(error, now=True)

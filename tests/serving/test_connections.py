@@ -150,6 +150,15 @@ class TestLooseBytes:
         self.sweep_twice(connections)
         assert open_of([loose, fine]) == [False, True]
 
+    def test_are_not_those_of_a_message_that_grpc_throws_away(self, port: Port) -> None:
+        """One over the limit: its call has ended, and its bytes still come."""
+        [peer] = port.connect(1)
+        connections = make(port, find_calls=no_calls)
+        connections.excuse(peer.name)
+        peer.send(LOOSE_BYTES + CALL_BYTES + 1)
+        self.sweep_twice(connections)
+        assert open_of([peer]) == [True]
+
     def test_are_not_those_of_a_call_that_waits_for_its_message(self, port: Port) -> None:
         [waiting] = port.connect(1)
         connections = make(port, find_calls=lambda: ({waiting.name}, {waiting.name}))
