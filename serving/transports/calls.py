@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -114,16 +114,18 @@ class Calls:
         """How many calls are doing one of these."""
         return sum(call.state in states for call in list(self._open))
 
-    def find_connections(self, waiting_s: float) -> tuple[set[str], set[str]]:
-        """The connections with a call that has waited so long for a message, and those with any call.
+    def find_connections(self, waiting_s: float, message_bytes: int) -> tuple[dict[str, int], set[str]]:
+        """By connection, the most that messages hold which have not come; and the connections with any call.
 
         Args:
-            waiting_s: How long.
+            waiting_s: How long a call must have waited for its message.
+            message_bytes: The most of one.
         """
         since = time.monotonic() - waiting_s
         calls = list(self._open)
-        waiting = {call.connection for call in calls if call.state in (RECEIVING, IDLE) and call.since < since}
-        return waiting, {call.connection for call in calls}
+        waiting = Counter(call.connection for call in calls if call.state in (RECEIVING, IDLE) and call.since < since)
+        held = {connection: count * message_bytes for connection, count in waiting.items()}
+        return held, {call.connection for call in calls}
 
     def sweep(self) -> None:
         """End what takes too long, and what is too much."""

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +61,8 @@ class Connections:
 
     Args:
         address: What the server listens on: a TCP port, or the path of a Unix socket.
-        find_calls: Names the connections with a call whose message has not come, and those with any call; None: the
-            transport does not know, and any connection may have one.
+        find_calls: By connection with a call whose message has not come, how many bytes such messages may hold; and
+            the connections with any call. None: the transport does not know, and any connection may have one.
         is_behind: Whether calls have arrived that ``find_calls`` does not know yet.
         limit: How many connections may be open; beyond it those are closed that have been silent for longest.
         max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
@@ -74,7 +74,7 @@ class Connections:
         address: int | str,
         limit: int,
         max_unfinished_bytes: int,
-        find_calls: Callable[[], tuple[Container[str], Container[str]]] | None = None,
+        find_calls: Callable[[], tuple[Mapping[str, int], Container[str]]] | None = None,
         is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
@@ -170,10 +170,9 @@ class Connections:
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
                 loose, since = 0, now
-                if waiting is not None and name not in waiting:
-                    if finished or name in busy or name in excused:
-                        unfinished = 0  # what came was calls that have ended, or have their message
-                    else:
+                if waiting is not None:  # beyond that, grpc throws away a message that is too large
+                    unfinished = min(unfinished, waiting.get(name, 0))
+                    if not (finished or name in waiting or name in busy or name in excused):
                         loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since
                 seen[name] = _Seen(received, max(0, unfinished), loose, since if loose else now)
                 if loose > LOOSE_BYTES and now - since > LOOSE_S and not self._is_behind():

@@ -140,7 +140,7 @@ class GrpcioServer:
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
             UNFINISHED_MESSAGES * limits.max_request_bytes,
-            partial(self._calls.find_connections, WAITING_S),
+            partial(self._calls.find_connections, WAITING_S, limits.max_request_bytes),
             lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):

@@ -78,7 +78,7 @@ def busy(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Server]:
     """A server of our own that takes a second for a request, and no more of them than it has slots."""
     if pytestconfig.getoption("--address"):
         pytest.skip("how another server is made busy is not known")
-    publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
+    publish(tmp_path, "colours", colour_artifact(slow_steps=4000))
     with serving(tmp_path, "--allow-uncertified", "--max-queue", 0, "--lame-duck", 3600) as running:
         yield running
 

@@ -19,9 +19,9 @@ LIMIT, MAX_BYTES = 10, 200_000
 CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
 
 
-def no_calls() -> tuple[set[str], set[str]]:
+def no_calls() -> tuple[dict[str, int], set[str]]:
     """Of a server that sees no call."""
-    return set(), set()
+    return {}, set()
 
 
 class Peer:
@@ -161,7 +161,7 @@ class TestLooseBytes:
 
     def test_are_not_those_of_a_call_that_waits_for_its_message(self, port: Port) -> None:
         [waiting] = port.connect(1)
-        connections = make(port, find_calls=lambda: ({waiting.name}, {waiting.name}))
+        connections = make(port, find_calls=lambda: ({waiting.name: 2**30}, {waiting.name}))
         waiting.send(LOOSE_BYTES + CALL_BYTES + 1)
         self.sweep_twice(connections)
         assert open_of([waiting]) == [True]
