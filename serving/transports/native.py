@@ -134,9 +134,9 @@ class NativeServer:
             raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
         self.port = self._front.bound_port
         self.local_address = f"127.0.0.1:{self.port}"
-        self._connections = Connections(
-            self.port, limits.max_connections, UNFINISHED_MESSAGES * limits.max_request_bytes
-        )
+        # Twice as much as with grpcio: a message over the limit is held, too, until it can be refused.
+        unfinished_bytes = 2 * UNFINISHED_MESSAGES * limits.max_request_bytes
+        self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
         self._others = GrpcioServer(
             *(ours, theirs, batcher, statistics, f"unix:{socket}", limits, access),
             reflect=reflect,
