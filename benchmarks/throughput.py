@@ -52,6 +52,8 @@ def main() -> None:
         checkouts = (Path(arguments.before), here)
         serve = [serving(checkout, folder / "models", arguments.transport) for checkout in checkouts]
         servers = [stack.enter_context(one) for one in serve]
+        commit = ["git", "-C", arguments.before, "rev-parse", "--short", "HEAD"]
+        arguments.before = subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip()
         for kind, request in make_requests().items():
             path = folder / kind.replace(" ", "-")
             path.write_bytes(request.SerializeToString())

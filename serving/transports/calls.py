@@ -114,16 +114,14 @@ class Calls:
         """How many calls are doing one of these."""
         return sum(call.state in states for call in list(self._open))
 
-    def find_connections(self, waiting_s: float, message_bytes: int) -> tuple[dict[str, int], set[str]]:
+    def find_connections(self, message_bytes: int) -> tuple[dict[str, int], set[str]]:
         """By connection, the most that messages hold which have not come; and the connections with any call.
 
         Args:
-            waiting_s: How long a call must have waited for its message.
             message_bytes: The most of one.
         """
-        since = time.monotonic() - waiting_s
         calls = list(self._open)
-        waiting = Counter(call.connection for call in calls if call.state in (RECEIVING, IDLE) and call.since < since)
+        waiting = Counter(call.connection for call in calls if call.state in (RECEIVING, IDLE))
         held = {connection: count * message_bytes for connection, count in waiting.items()}
         return held, {call.connection for call in calls}
 

@@ -156,6 +156,7 @@ class Connections:
             self._excused = {name: until for name, until in self._excused.items() if until > now}
             excused = set(self._excused)
         refused, self._refused = self._refused, Counter()
+        behind = self._is_behind()
         waiting, busy = self._find_calls() if self._find_calls else (None, set())
         with _accepted(self._address) as connections:
             open_now = {}
@@ -170,12 +171,12 @@ class Connections:
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
                 loose, since = 0, now
-                if waiting is not None:  # beyond that, grpc throws away a message that is too large
+                if waiting is not None and not behind:  # beyond that, grpc throws away a message that is too large
                     unfinished = min(unfinished, waiting.get(name, 0))
                     if not (finished or name in waiting or name in busy or name in excused):
                         loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since
                 seen[name] = _Seen(received, max(0, unfinished), loose, since if loose else now)
-                if loose > LOOSE_BYTES and now - since > LOOSE_S and not self._is_behind():
+                if loose > LOOSE_BYTES and now - since > LOOSE_S:
                     self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())

@@ -51,7 +51,6 @@ STREAMS = 256  # calls that one connection may have open: clients wait with the 
 SPARE_THREADS = 128  # beside those of requests: for calls whose message has not come
 CHECKS = 32  # threads for health checks
 SPARE_STREAMS = 16  # threads for streams and watches that are refused by what is known only there
-WAITING_S = 0.05  # a message that has not come by then counts as unfinished
 FINISH_S = 1.0  # for clients to close their connections at the end
 UNFINISHED_MESSAGES = 2  # so many of the largest size may be held in parts
 
@@ -140,7 +139,7 @@ class GrpcioServer:
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
             UNFINISHED_MESSAGES * limits.max_request_bytes,
-            partial(self._calls.find_connections, WAITING_S, limits.max_request_bytes),
+            partial(self._calls.find_connections, limits.max_request_bytes),
             lambda: self._unary.taken > self._calls.count(RECEIVING, RUNNING),
         )
         for contract, handlers in zip(CONTRACTS, (ours.handlers, theirs.handlers), strict=True):

@@ -114,8 +114,8 @@ def test_connections_that_wait_for_a_message_are_named(calls: Calls) -> None:
     for number, state in enumerate((RECEIVING, IDLE, RUNNING, SENDING)):
         open_call(calls, state, 10, f"late {number}")
         open_call(calls, state, 0, f"early {number}")
-    waiting, open_now = calls.find_connections(5, 100)
-    assert waiting == {"late 0": 100, "late 1": 100}
+    waiting, open_now = calls.find_connections(100)
+    assert waiting == {f"{when} {number}": 100 for when in ("late", "early") for number in range(2)}
     assert open_now == {f"{when} {number}" for when in ("late", "early") for number in range(4)}
 
 
