@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
 from serving.certificate import Tensors
+from serving.cgroups import list_cgroups
 from serving.errors import DeadlineExpired, QueueFull
 from serving.limits import Limits
 from serving.model import Model
@@ -273,23 +274,8 @@ def count_slots(models: Iterable[Model]) -> int:
 def count_cpus(root: Path = Path("/")) -> int:
     """CPUs this process may use: its affinity, cut to the quotas of its cgroup and of those around it, at least 1."""
     available = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quotas = (_read_quota(cgroup) for cgroup in _list_cgroups(root))
+    quotas = (_read_quota(cgroup) for cgroup in list_cgroups("cpu", root))
     return max(1, min([available, *(quota for quota in quotas if quota)]))
-
-
-def _list_cgroups(root: Path) -> Iterator[Path]:
-    """The folders of this process's cgroups that may limit its CPUs, and of those around them, of v2 and of v1."""
-    try:
-        told = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        told = ["0::/", "1:cpu:/"]
-    for line in told:
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-            inside = [part for part in path.split("/") if part not in ("", "..")]
-            # In a container the path may be the host's: then its inner folders are not there, and the mount is ours.
-            yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))
 
 
 def _read_quota(cgroup: Path) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from serving.cgroups import list_cgroups
 
 MIB = 1024 * 1024
 MAX_DEFAULT_BYTES = 2048 * MIB
@@ -28,7 +29,7 @@ def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
     """The least of this process's cgroups' limits and of those around them, else what the machine has."""
     limits = [
         MemoryLimit(limit, "the cgroup's limit")
-        for cgroup in _list_cgroups(root)
+        for cgroup in list_cgroups("memory", root)
         for name in ("memory.max", "memory.limit_in_bytes")
         if (limit := _read_number(cgroup / name)) and limit < UNLIMITED_BYTES
     ]
@@ -67,21 +68,6 @@ def return_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, 4 * MIB)
         mallopt(_M_TRIM_THRESHOLD, 4 * MIB)
         mallopt(_M_ARENA_MAX, 4)
-
-
-def _list_cgroups(root: Path) -> Iterator[Path]:
-    """The folders of this process's cgroups that may limit its memory, and of those around them, of v2 and of v1."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = ["0::/", "1:memory:/"]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-            inside = [part for part in path.split("/") if part not in ("", "..")]
-            # In a container the path may be the host's: then its inner folders are not there, and the mount is its own.
-            yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))
 
 
 def _read_number(path: Path) -> int | None:

@@ -28,7 +28,8 @@ ARROWS = {
     "serving.limits": {"serving.errors"},
     "serving.pace": set(),
     "serving.repository": {"serving.errors"},
-    "serving.memory": set(),
+    "serving.cgroups": set(),
+    "serving.memory": {"serving.cgroups"},
     "serving.headers": {"serving.errors", "serving.limits"},
     "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
@@ -50,7 +51,7 @@ ARROWS = {
     },
     "serving.batching": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        *("serving.batch", "serving.pace"),
+        *("serving.batch", "serving.cgroups", "serving.pace"),
     },
     "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
     "serving.wire": set(),
