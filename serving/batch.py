@@ -30,9 +30,6 @@ class Call(Protocol):
     def cancelled(self) -> bool:
         """True once the caller went away."""
 
-    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
-        """Have ``wake`` called when the call ends, by a thread of the transport: it must not lock or wait."""
-
 
 @dataclass(eq=False)
 class Request:

@@ -1,7 +1,6 @@
 """Batching without waiting: a free slot runs a request at once, what waits is taken together by the next free slot.
 
-There is no timer and no batching thread. A request runs in the thread that brought it; where it has to wait, the
-thread that frees a slot hands it to the first in line together with the others that wait for the same model.
+There is no timer. Each slot is a thread. Requests come from other threads, and their answers go back by a callback.
 """
 
 from __future__ import annotations
@@ -12,23 +11,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from serving.batch import Batch, Call, CountRun, Request, check_alive, reason_dead, run_together
+from serving.batch import Batch, CountRun, Request, reason_dead, run_together
 from serving.certificate import Tensors
 from serving.cgroups import list_cgroups
-from serving.errors import DeadlineExpired, QueueFull
+from serving.errors import QueueFull
 from serving.limits import Limits
 from serving.model import Model
 from serving.pace import Pace
-
-PRESSED_S = 0.1  # after a request whose deadline was too short for the queue
+from serving.threads import start_threads
 
 
 @dataclass(frozen=True)
@@ -50,37 +46,33 @@ class Load(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Waiting(Request):
-    """A request in the thread that brought it."""
+class Job(Request):
+    """A request that waits for a slot.
 
-    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
-    batch: list[_Waiting] = field(default_factory=list)  # not empty: this request's thread runs it
-    taken: bool = False
-    answer: Answer | None = None
-    error: Exception | None = None
-    asleep: deque[_Waiting] = field(default_factory=deque)  # of its batch, in the order in which they are woken
-    gone: bool = False  # whether its thread has woken the next
+    Attributes:
+        reply: Makes the reply of the answer; called by the slot's thread.
+        done: Called once by the slot's thread, with the reply or with the error in its place; raises nothing.
+        waits: Whether it waits for a slot.
+    """
 
-
-def _wake_next(asleep: deque[_Waiting]) -> None:
-    """Wake the next request that has not been woken otherwise, by a cancellation say."""
-    while asleep:
-        with suppress(IndexError):  # another thread took the last
-            if not (following := asleep.popleft()).gone:
-                following.wake.put(None)
-                return
+    reply: Callable[[Answer], Any]
+    done: Callable[[Any], object]
+    waits: bool = False
 
 
 class Batcher:
     """Runs requests on a fixed number of slots.
 
     Args:
-        slots: inferences that may run at the same time.
+        slots: Inferences that may run at the same time.
         limits: ``max_batch`` and ``max_queue``.
-        count_run: told of every run: the model, how many inputs, and microseconds.
+        count_run: Called after every run with the model, the number of inputs, and microseconds.
 
     Attributes:
         pace: How long requests take.
+
+    Raises:
+        ThreadsUnavailable: The system starts too few threads.
     """
 
     def __init__(self, slots: int, limits: Limits, count_run: CountRun = lambda *_: None) -> None:
@@ -89,11 +81,17 @@ class Batcher:
         self._limits = limits
         self._count_run = count_run
         self._places = slots + limits.max_queue
-        self._pressed_until = 0.0
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Job] = deque()
+        self._handed: SimpleQueue[Job | None] = SimpleQueue()  # to slots that were free; None: to end
+        start_threads(slots, "slot", self._work)
+
+    def close(self) -> None:
+        """End the slots' threads once nothing runs."""
+        for _ in range(self.slots):
+            self._handed.put(None)
 
     def load(self) -> Load:
         """How much there is to do now."""
@@ -101,164 +99,148 @@ class Batcher:
             return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
 
     def queue_full(self) -> QueueFull:
-        """What a request is refused with while every place is taken."""
+        """The error of a request that comes while every place is taken."""
         return QueueFull(
             f"{self._places} requests are in flight, the limit: retry later or add a replica",
             limit_requests=self._places,
         )
 
-    def is_full(self) -> bool:
-        """Whether every place is taken, by a look without the lock: for threads that must never wait for it."""
-        return self._admitted >= self._places
+    def is_busy(self) -> bool:
+        """Whether a request that comes now may have to wait."""
+        return self._admitted >= self.slots
 
-    def is_pressed(self) -> bool:
-        """Whether deadlines were too short for the queue just now; without the lock."""
-        return time.monotonic() < self._pressed_until
-
-    def refuses(self, remaining_s: float) -> bool:
-        """Whether the requests in flight will take longer than a new one may wait; without the lock.
+    def check(self, remaining_s: float) -> None:
+        """Check whether a request that comes now would get a place and its answer in time.
 
         Args:
             remaining_s: Seconds until its deadline.
-        """
-        ahead = self._admitted
-        late = remaining_s <= 0 or (ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s)
-        if late:
-            self._pressed_until = time.monotonic() + PRESSED_S
-        return late
-
-    @contextmanager
-    def admit(self, remaining_s: float = math.inf) -> Iterator[None]:
-        """Hold a place from arrival to answer, so that a request too many is refused before it costs a decode.
-
-        Args:
-            remaining_s: Seconds until the request's deadline.
 
         Raises:
             QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
         """
-        if remaining_s > 0 and self.refuses(remaining_s):  # one that has passed is found by run
+        ahead = self._admitted
+        if ahead >= self._places:
+            raise self.queue_full()
+        if ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s:
             raise queue_too_long()
-        with self._lock:
-            if self._admitted >= self._places:
-                raise self.queue_full()
-            ahead = self._admitted
-            self._admitted += 1
-        started = time.perf_counter()
-        try:
-            yield
-            self.pace.note(time.perf_counter() - started, ahead)
-        finally:
-            with self._lock:
-                self._admitted -= 1
 
-    def run(
-        self, model: Model, inputs: Tensors, call: Call, reply: Callable[[Answer], Any] = lambda answer: answer
-    ) -> Any:
-        """Run a request's inputs, as one or together with others that wait.
+    def admit(self, remaining_s: float = math.inf) -> int:
+        """Take a place, from arrival to answer, so that a request too many is refused before it costs a decode.
 
         Args:
-            model: where.
-            inputs: tensors by name; the first axis of each is the request's own batch, at most ``max_batch``.
-            call: who asks.
-            reply: Makes the reply of the answer. The requests of a batch do this by turns: if all woke at once, they
-                would wait for Python's lock in one line with the thread that receives calls, and new ones would wait.
+            remaining_s: See ``check``.
 
         Returns:
-            What ``reply`` makes.
+            How many requests were in flight before it.
 
         Raises:
-            DeadlineExpired: the deadline passed before the network ran.
-            RequestCancelled: the call was cancelled before the network ran.
+            QueueFull: See ``check``.
         """
-        request = _Waiting(model, inputs, call, time.perf_counter())
-        check_alive(call)
         with self._lock:
-            waits = not self._free_slots  # kept: another thread may take the request before this one looks again
-            if waits:
-                self._waiting.append(request)
-            else:
-                self._free_slots -= 1
-                request.taken, request.batch = True, [request]
-        if waits:
-            self._wait(request)
-        if request.batch:
-            batch, request.batch = request.batch, []  # else the request would hold itself, and its model
-            self._run_batch(batch)
-        try:
-            if request.error is not None:
-                raise request.error
-            assert request.answer is not None
-            return reply(request.answer)
-        finally:
-            request.gone = True
-            _wake_next(request.asleep)
+            self.check(remaining_s)
+            self._admitted += 1
+            return self._admitted - 1
 
-    def _wait(self, request: _Waiting) -> None:
-        """Wait to be taken by a slot, then for the answer or, as first of the batch, for the right to run it."""
-        request.call.wake_on_cancel(partial(request.wake.put, None))
-        with suppress(Empty):
-            request.wake.get(timeout=min(max(0.0, request.call.time_remaining_s()), threading.TIMEOUT_MAX))
+    def give_back(self) -> None:
+        """Free the place of a request."""
         with self._lock:
-            if not request.taken:
-                self._waiting.remove(request)
-        if not request.taken:
-            check_alive(request.call)
-            raise DeadlineExpired("the deadline passed while waiting for a slot: the network did not run")
-        while not request.batch and request.answer is None and request.error is None:
-            request.wake.get()  # woken by a cancellation although taken: the batch is on its way
+            self._admitted -= 1
 
-    def _run_batch(self, batch: list[_Waiting]) -> None:
-        """Run what was taken together, pass the slot on, then wake the others."""
+    def submit(self, job: Job) -> None:
+        """Run a job: at once and alone where a slot is free, else together with others that wait.
+
+        Where its call is cancelled or too late by then, it ends with that error, and the network does not run.
+        """
+        with self._lock:
+            if not self._free_slots:
+                job.waits = True
+                self._waiting.append(job)
+                return
+            self._free_slots -= 1
+        self._handed.put(job)
+
+    def withdraw(self, job: Job) -> bool:
+        """Take back a job that still waits: it is never run, and never done.
+
+        Returns:
+            Whether it still waited.
+        """
+        with self._lock:
+            if job.waits:
+                job.waits = False
+                self._waiting.remove(job)
+                return True
+            return False
+
+    def _work(self) -> None:
+        """One slot."""
+        while job := self._handed.get():
+            batch = [job]
+            if (dead := reason_dead(job.call)) is not None:
+                job.done(dead)
+                batch = self._take()
+            while batch:
+                self._run_batch(batch)
+                batch = self._take()
+            del job  # else it would live until the next comes
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        """Run what was taken together, then hand out the replies."""
+        done = [(job, self._reply(job, outcome)) for job, outcome in self._answer(batch)]
+        for job, reply in done:
+            job.done(reply)
+
+    def _reply(self, job: Job, outcome: Answer | Exception) -> Any:
+        if isinstance(outcome, Exception):
+            return outcome
         try:
-            self._answer(batch)
-        finally:
-            self._pass_slot_on()
-            asleep = deque(batch[1:])
-            for request in batch:
-                request.asleep = asleep
-            for _ in range(1, self.slots):  # this thread will wake one, too
-                _wake_next(asleep)
+            return job.reply(outcome)
+        except Exception as error:
+            return error
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _answer(self, batch: list[Job]) -> list[tuple[Job, Answer | Exception]]:
         """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
         started = time.perf_counter()
         try:
             answers = run_together(batch, self._count_run)
-            inference_us = round((time.perf_counter() - started) * 1e6)
-            for request, outputs in zip(batch, answers, strict=True):
-                request.answer = Answer(outputs, round((started - request.arrived) * 1e6), inference_us)
         except Exception as error:
             if len(batch) == 1:
-                batch[0].error = error
-                return
-            for request in batch:
-                request.error = reason_dead(request.call)
-                if request.error is None:
-                    self._answer([request])
+                return [(batch[0], error)]
+            each: list[tuple[Job, Answer | Exception]] = []
+            for job in batch:
+                dead = reason_dead(job.call)
+                each += self._answer([job]) if dead is None else [(job, dead)]
+            return each
+        inference_us = round((time.perf_counter() - started) * 1e6)
+        return [
+            (job, Answer(outputs, round((started - job.arrived) * 1e6), inference_us))
+            for job, outputs in zip(batch, answers, strict=True)
+        ]
 
-    def _pass_slot_on(self) -> None:
-        """Give the slot to the first that waits and may still run, with all that fit into its batch; else free it."""
+    def _take(self) -> list[Job]:
+        """The first that waits and may still run, with all that fit into its batch; else the slot becomes free."""
+        ended: list[tuple[Job, Exception]] = []
         with self._lock:
-            batch = Batch[_Waiting](self._limits.max_batch)
-            left: deque[_Waiting] = deque()
-            for request in self._waiting:
-                needed_s = 0.0 if batch.requests else request.model.expect_s(request.rows)
-                if batch.requests and not batch.has_room_for(request):
-                    left.append(request)
-                elif (dead := reason_dead(request.call, needed_s)) is not None:
-                    request.taken, request.error = True, dead
-                    request.wake.put(None)
+            batch = Batch[Job](self._limits.max_batch)
+            left: deque[Job] = deque()
+            for job in self._waiting:
+                needed_s = 0.0 if batch.requests else job.model.expect_s(job.rows)
+                if batch.requests and not batch.has_room_for(job):
+                    left.append(job)
+                elif (dead := reason_dead(job.call, needed_s)) is not None:
+                    ended.append((job, dead))
                 else:
-                    request.taken = True
-                    batch.add(request)
+                    batch.add(job)
+            for job in self._waiting:
+                job.waits = False
+            for job in left:
+                job.waits = True
             self._waiting = left
-            if batch.requests:
-                first = batch.requests[0]
-                first.batch = batch.requests
-                first.wake.put(None)
-            else:
+            if not batch.requests:
                 self._free_slots += 1
+        for job, dead in ended:
+            job.done(dead)
+        return batch.requests
 
 
 def queue_too_long() -> QueueFull:

@@ -1,26 +1,26 @@
-"""Decoding within a budget: so many at once, and no more memory for all of them together.
+"""Reading requests that hold images, within a budget: so many at once, and no more memory for all of them together.
 
-Decoding runs in the thread that brought the image. What an image takes is known from its header; one that does not fit
-beside those that are being decoded waits, within its call's deadline.
+What decoding an image takes is known from its header. An image that does not fit beside those that are being decoded
+waits; it holds no thread.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
-from queue import Empty, SimpleQueue
 
-from serving.batch import Call, check_alive, reason_dead
-from serving.errors import DeadlineExpired, ImageNeedsTooMuchMemory
+from serving.errors import ImageNeedsTooMuchMemory
 from serving.headers import Header
-from serving.limits import Limits
 from serving.memory import choose_decode_bytes
-from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract, Pixels, announce_image, decode_announced
+from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract
+from serving.threads import start_threads
+
+log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
@@ -53,115 +53,120 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     return total + 2 * pixel_bytes * contract.width * contract.height
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A decode that does not fit yet."""
+@dataclass(order=True)
+class Turn:
+    """A piece of work that waits for a thread.
 
-    cost_bytes: int
-    wake: SimpleQueue[None] = field(default_factory=SimpleQueue)
-    granted: bool = False
+    Attributes:
+        due: When it is its turn, by ``time.monotonic``, if there is room.
+        number: Of equals, the first goes first.
+        cost_bytes: The memory that it takes.
+        work: The work; raises nothing.
+    """
+
+    due: float
+    number: int
+    cost_bytes: int = field(compare=False)
+    work: Callable[[], object] = field(compare=False)
 
 
 class _Lane:
-    """A number of decodes at once, and a sum of bytes for them.
+    """Threads for work of one kind, and a sum of bytes for all that they do at once.
 
-    They are let in by arrival plus what their size is worth in seconds, so that a small one does not wait behind all
-    the large ones that came before it, and a large one waits only so long behind small ones.
+    Work begins in order of arrival plus what its size is worth in seconds, so that small work does not wait behind all
+    the large work that came before it, and large work waits only so long behind small.
     """
 
-    def __init__(self, slots: int, max_bytes: int) -> None:
+    def __init__(self, threads: int, max_bytes: int, name: str) -> None:
         self.max_bytes = max_bytes
-        self._free_slots = slots
         self._free_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._closed = False
         self._numbers = count()
-        self._line: list[tuple[float, int, _Waiting]] = []
+        self._line: list[Turn] = []
+        start_threads(threads, name, self._run)
 
-    def take(self, cost_bytes: int, call: Call) -> None:
-        with self._lock:
-            if not self._line and self._free_slots and cost_bytes <= self._free_bytes:
-                self._free_slots -= 1
-                self._free_bytes -= cost_bytes
-                return
-            waiting = _Waiting(cost_bytes)
-            due = time.monotonic() + cost_bytes / PACE_BYTES_PER_S
-            heapq.heappush(self._line, (due, next(self._numbers), waiting))
-            self._let_in()
-        call.wake_on_cancel(partial(waiting.wake.put, None))
-        with suppress(Empty):
-            waiting.wake.get(timeout=min(max(0.0, call.time_remaining_s()), threading.TIMEOUT_MAX))
-        with self._lock:
-            granted = waiting.granted
-            self._line = [entry for entry in self._line if entry[2] is not waiting]
+    def submit(self, work: Callable[[], object], cost_bytes: int) -> Turn:
+        with self._changed:
+            turn = Turn(time.monotonic() + cost_bytes / PACE_BYTES_PER_S, next(self._numbers), cost_bytes, work)
+            heapq.heappush(self._line, turn)
+            self._changed.notify()
+        return turn
+
+    def withdraw(self, turn: Turn) -> bool:
+        with self._changed:
+            if turn not in self._line:
+                return False
+            self._line.remove(turn)
             heapq.heapify(self._line)
-            self._let_in()  # it may have been the first, which the others waited for
-        if granted and reason_dead(call) is None:
-            return
-        if granted:
-            self.give_back(cost_bytes)
-        check_alive(call)
-        raise DeadlineExpired("the deadline passed while waiting for memory to decode in: the network did not run")
+            self._changed.notify()  # it may have been the first, which the others waited for
+            return True
 
-    def give_back(self, cost_bytes: int) -> None:
-        with self._lock:
-            self._free_slots += 1
-            self._free_bytes += cost_bytes
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (turn := self._take()) is not None:
+            try:
+                turn.work()
+            except BaseException:
+                log.exception("a request could not be read")
+            with self._changed:
+                self._free_bytes += turn.cost_bytes
+                self._changed.notify()
+            del turn  # else it would live until the next comes
+
+    def _take(self) -> Turn | None:
+        """The first, once it fits: no other overtakes it because it is small. None: the lane is closed."""
+        with self._changed:
+            while not (self._line and self._line[0].cost_bytes <= self._free_bytes):
+                if self._closed:
+                    return None
+                self._changed.wait()
+            turn = heapq.heappop(self._line)
+            self._free_bytes -= turn.cost_bytes
             if self._line:
-                self._let_in()
-
-    def _let_in(self) -> None:
-        """Grant those that fit, in turn: none is overtaken by a later one because it is large."""
-        while self._line and self._free_slots and self._line[0][2].cost_bytes <= self._free_bytes:
-            waiting = heapq.heappop(self._line)[2]
-            self._free_slots -= 1
-            self._free_bytes -= waiting.cost_bytes
-            waiting.granted = True
-            waiting.wake.put(None)
+                self._changed.notify()
+            return turn
 
 
 class DecodeBudget:
-    """Bounds how many images are decoded at once, and the memory that this takes.
+    """Threads that read requests with images, and the memory that this may take.
 
-    Small images have slots of their own, so that they do not wait until a large one is decoded.
+    Small images have threads of their own, so that they do not wait until a large one is decoded.
 
     Args:
-        slots: decodes of a kind, small and large, at once.
-        max_bytes: for all of them.
-        limits: what an image may weigh.
+        slots: Decodes of a kind, small and large, at once.
+        max_bytes: For all of them; 0: what this process may use, see ``choose_decode_bytes``.
+
+    Raises:
+        ThreadsUnavailable: The system starts too few threads.
     """
 
-    def __init__(self, slots: int, max_bytes: int, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, slots: int, max_bytes: int = 0) -> None:
+        max_bytes = choose_decode_bytes(max_bytes).limit_bytes
         small_bytes = min(slots * SMALL_BYTES, max_bytes // 8)
-        self._max_small_bytes = min(SMALL_BYTES, small_bytes)
-        self._small = _Lane(slots, small_bytes)
-        self._large = _Lane(slots, max_bytes - small_bytes)
+        self._max_small_bytes = small_bytes // slots
+        self._small = _Lane(slots, 0, "small-decode")
+        self._large = _Lane(slots, max_bytes - small_bytes, "large-decode")
 
-    def decode(self, image: bytes, contract: PixelContract, call: Call) -> Pixels:
-        """Decode an encoded image to the pixels a network sees, as ``decode_image``, once there is room.
+    def close(self) -> None:
+        """End the threads once nothing waits."""
+        self._small.close()
+        self._large.close()
 
-        Args:
-            image: encoded.
-            contract: the shape of the pixels.
-            call: who asks.
+    def is_small(self, cost_bytes: int) -> bool:
+        """Whether a decode of this cost is bounded by the number of threads alone."""
+        return cost_bytes <= self._max_small_bytes
+
+    def check(self, cost_bytes: int) -> None:
+        """Check that a decode can ever fit.
 
         Raises:
-            ImageError: it cannot be decoded.
-            DeadlineExpired: the deadline passed while it waited.
-            RequestCancelled: the caller went away while it waited.
+            ImageNeedsTooMuchMemory: It takes more than all that there is.
         """
-        header = announce_image(image, self._limits)
-        cost_bytes = count_decode_bytes(header, contract)
-        lane = self._choose_lane(cost_bytes)
-        lane.take(cost_bytes, call)
-        try:
-            return decode_announced(header, contract)
-        finally:
-            lane.give_back(cost_bytes)
-
-    def _choose_lane(self, cost_bytes: int) -> _Lane:
-        if cost_bytes <= self._max_small_bytes:
-            return self._small
         if cost_bytes > self._large.max_bytes:
             raise ImageNeedsTooMuchMemory(
                 f"decoding this image takes {cost_bytes} bytes, the limit is {self._large.max_bytes}: send a smaller "
@@ -169,14 +174,22 @@ class DecodeBudget:
                 needed_bytes=cost_bytes,
                 limit_bytes=self._large.max_bytes,
             )
-        return self._large
 
+    def submit(self, work: Callable[[], object], cost_bytes: int = 0) -> Turn:
+        """Do a piece of work in a thread, once there is room for it.
 
-def make_budget(slots: int, limits: Limits) -> DecodeBudget:
-    """A budget of ``max_decode_bytes``, or of what this process may use.
+        Args:
+            work: Raises nothing.
+            cost_bytes: The memory that it takes, at most all that there is.
+        """
+        if self.is_small(cost_bytes):
+            return self._small.submit(work, 0)
+        return self._large.submit(work, min(cost_bytes, self._large.max_bytes))
 
-    Args:
-        slots: decodes of a kind, small and large, at once.
-        limits: what an image may weigh, and all that are decoded.
-    """
-    return DecodeBudget(slots, choose_decode_bytes(limits.max_decode_bytes).limit_bytes, limits)
+    def withdraw(self, turn: Turn) -> bool:
+        """Take back work that has not begun.
+
+        Returns:
+            Whether it had not.
+        """
+        return self._small.withdraw(turn) or self._large.withdraw(turn)

@@ -346,6 +346,10 @@ class MessageTooLarge(RequestError):
     """The message, inflated, has more bytes than ``max_request_bytes``."""
 
 
+class MessageLate(RequestError):
+    """The call's message did not come in time."""
+
+
 class MessagesFull(RequestError):
     """The messages of the requests in flight hold too much memory for one more."""
 

@@ -52,7 +52,11 @@ class Limits:
     max_watches: int = _limit(256, 1, 4096, "health watches open at once", "RESOURCE_EXHAUSTED with RetryInfo")
     max_connections: int = _limit(1024, 1, 65536, "connections open at once", "the one longest without data is closed")
     message_timeout: int = _limit(
-        20, 1, 3600, "seconds for a request to arrive, and for its answer to be taken", "the call is cancelled"
+        20,
+        1,
+        3600,
+        "seconds for a request to arrive, and for its answer to be taken",
+        "DEADLINE_EXCEEDED; the connection is closed",
     )
     grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
     lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")

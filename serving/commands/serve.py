@@ -147,14 +147,12 @@ def serve(
         _exit_now(0)
     _log_phase("models loaded, checked and replayed")
     batcher = Batcher(count_slots(models.served.values()), bounds, statistics.count_run)
-    inference = Inference(batcher, statistics)
     decode_bytes, source = choose_decode_bytes(bounds.max_decode_bytes)
     log.info("images are decoded within %s MiB: %s", decode_bytes // 2**20, source)
-    budget = DecodeBudget(count_cpus(), decode_bytes, bounds)
-    ours = Classifier(models, inference, bounds, budget)
-    theirs = OpenInference(
-        models, inference, batcher.slots, bounds, statistics, allow_nonfinite, enable_control, budget
-    )
+    budget = DecodeBudget(count_cpus(), decode_bytes)
+    inference = Inference(batcher, budget, statistics)
+    ours = Classifier(models, bounds, budget)
+    theirs = OpenInference(models, batcher.slots, bounds, statistics, budget, allow_nonfinite, enable_control)
     access = None
     if tokens or control_tokens:
         predict, control = (Tokens(path) if path else None for path in (tokens, control_tokens))
@@ -166,7 +164,7 @@ def serve(
         except ModuleNotFoundError as error:
             raise UsageError(f"--transport native: {error}: pip install 'evalmode[native]'") from error
         server: GrpcioServer | NativeServer = NativeServer(
-            *(ours, theirs, batcher, statistics, host, port, bounds, access), reflect=not no_reflection
+            *(ours, theirs, inference, host, port, bounds, access), reflect=not no_reflection
         )
     else:
         from serving.transports.grpcio import GrpcioServer
@@ -178,7 +176,7 @@ def serve(
             credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
         address = f"{host}:{port}"
         server = GrpcioServer(
-            *(ours, theirs, batcher, statistics, address, bounds, access, credentials), reflect=not no_reflection
+            *(ours, theirs, inference, address, bounds, access, credentials), reflect=not no_reflection
         )
     announcement = "no metrics"
     if not no_metrics:

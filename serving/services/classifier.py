@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from serving.batch import Call
-from serving.batching import count_cpus
 from serving.certificate import INPUT, PROBABILITIES
-from serving.decoding import DecodeBudget, make_budget
+from serving.decoding import DecodeBudget, count_decode_bytes
 from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
-from serving.pixels import RESIZE, Pixels, check_pixels
-from serving.services.inference import Inference, Read, Timed
+from serving.pixels import RESIZE, announce_image, check_pixels, decode_announced
+from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 from serving.wire import classifier_pb2 as wire
 
@@ -28,39 +27,34 @@ class Classifier:
     """Classifies images with the models it was given.
 
     Args:
-        models: what is served.
-        inference: what runs them.
-        limits: what an image may weigh.
-        budget: that images are decoded in; one of its own where none is given.
+        models: What is served.
+        limits: Of an image.
+        budget: Where images are decoded.
 
     Attributes:
-        handlers: what answers each call, by its name in the contract.
+        handlers: What answers each call that does not infer, by its name in the contract.
     """
 
-    def __init__(
-        self, models: Models, inference: Inference, limits: Limits, budget: DecodeBudget | None = None
-    ) -> None:
+    def __init__(self, models: Models, limits: Limits, budget: DecodeBudget) -> None:
         self._models = models
-        self._inference = inference
         self._limits = limits
-        self._budget = budget or make_budget(count_cpus(), limits)
-        self.handlers: dict[str, Callable[[Any, Call], Any]] = {"Predict": self.predict, "GetModel": self.get_model}
+        self._budget = budget
+        self.handlers: dict[str, Callable[[Any, Call], Any]] = {"GetModel": self.get_model}
 
-    def predict(self, request: wire.PredictRequest, call: Call) -> wire.PredictResponse:
-        """Classify one image.
-
-        Raises:
-            RequestError: see services/status.py.
-        """
-        reply: wire.PredictResponse = self._inference.answer(self, request, call)
-        return reply
+    def has_images(self, request: wire.PredictRequest) -> bool:
+        """See ``Service``."""
+        return request.HasField("image")
 
     def find(self, request: wire.PredictRequest) -> Model:
         """See ``Service``."""
         return self._models.find(request.model, request.version)
 
-    def read(self, request: wire.PredictRequest, model: Model, call: Call) -> Read:
-        """See ``Service``."""
+    def begin(self, request: wire.PredictRequest, model: Model, call: Call) -> Reading:
+        """See ``Service``.
+
+        Raises:
+            RequestError: See services/status.py.
+        """
 
         def write(timed: Timed) -> wire.PredictResponse:
             ranked = model.rank(timed.outputs[PROBABILITIES][0], request.top_k)
@@ -74,7 +68,24 @@ class Classifier:
                 inference_us=timed.inference_us,
             )
 
-        return Read({INPUT: self._read_pixels(request, model, call)[np.newaxis]}, write, call)
+        sent = request.WhichOneof("input")
+        with at_field(sent or "input"):
+            contract = model.manifest.pixels
+            if sent == "image":
+                header = announce_image(request.image, self._limits)
+                cost_bytes = count_decode_bytes(header, contract)
+                self._budget.check(cost_bytes)
+
+                def decode() -> Read:
+                    with at_field("image"):
+                        return Read({INPUT: decode_announced(header, contract)[np.newaxis]}, write, call)
+
+                return Reading(cost_bytes, decode, call)
+            if sent == "pixels":
+                raw = request.pixels
+                pixels = check_pixels(raw.data, (raw.height, raw.width, raw.channels), contract)
+                return Reading(0, lambda: Read({INPUT: pixels[np.newaxis]}, write, call), call)
+            raise InputMissing("the request holds no input: set 'image' (encoded bytes) or 'pixels' (raw uint8)")
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
         """Say what a model expects, what it answers with and how it is served."""
@@ -91,18 +102,6 @@ class Classifier:
             certified=model.manifest.certificate is not None,
             batch_invariant=model.batch_invariant,
         )
-
-    def _read_pixels(self, request: wire.PredictRequest, model: Model, call: Call) -> Pixels:
-        """The request's input as the pixels the model wants, whichever way it was sent."""
-        sent = request.WhichOneof("input")
-        with at_field(sent or "input"):
-            contract = model.manifest.pixels
-            if sent == "image":
-                return self._budget.decode(request.image, contract, call)
-            if sent == "pixels":
-                raw = request.pixels
-                return check_pixels(raw.data, (raw.height, raw.width, raw.channels), contract)
-            raise InputMissing("the request holds no input: set 'image' (encoded bytes) or 'pixels' (raw uint8)")
 
 
 def _describe_pixels(model: Model) -> wire.PixelContract | None:

@@ -1,4 +1,8 @@
-"""The one path of every inference, whatever the protocol: find the model, take a place, read, run, write the reply."""
+"""The one path of every inference, whatever the protocol: take a place, parse, find the model, read, run, reply.
+
+Each step runs where it costs others least: what is quick in the thread that brought the request, images in the threads
+of the decode budget, the network and the reply in a slot.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from serving.batch import Call
-from serving.batching import Answer, Batcher
+from serving.batch import Call, check_alive, reason_dead
+from serving.batching import Answer, Batcher, Job
 from serving.certificate import Tensors
+from serving.decoding import DecodeBudget, Turn
+from serving.errors import DeadlineExpired, RequestCancelled
 from serving.model import Model
 from serving.services.statistics import Statistics
+
+QUICK_BYTES = 64 * 1024  # a message up to this size is parsed in less time than another thread takes to begin
 
 
 class Timed(NamedTuple):
@@ -27,9 +35,9 @@ class Read(NamedTuple):
     """A request that has been read.
 
     Attributes:
-        inputs: as the model takes them.
-        write: makes a reply of the outputs.
-        call: who asks, and for how long: the request itself may say that sooner than its transport.
+        inputs: As the model takes them.
+        write: Makes a reply of the outputs.
+        call: The call, with the deadline that the request itself asks for.
     """
 
     inputs: Tensors
@@ -37,49 +45,167 @@ class Read(NamedTuple):
     call: Call
 
 
+class Reading(NamedTuple):
+    """A request that has been checked, but whose images are not decoded yet.
+
+    Attributes:
+        cost_bytes: The memory that decoding takes at once; 0 where there are no images.
+        finish: Decodes them.
+        call: See ``Read``.
+    """
+
+    cost_bytes: int
+    finish: Callable[[], Read]
+    call: Call
+
+
 class Service(Protocol):
     """What a protocol does before and after the network runs."""
+
+    def has_images(self, request: Any) -> bool:
+        """Whether a request holds encoded images, which take long to read."""
 
     def find(self, request: Any) -> Model:
         """The model that a request asks for."""
 
-    def read(self, request: Any, model: Model, call: Call) -> Read:
-        """The inputs as the model takes them, and what makes a reply of its outputs."""
+    def begin(self, request: Any, model: Model, call: Call) -> Reading:
+        """Check a request, but decode nothing."""
 
 
 class Inference:
     """Answers requests of any protocol, on the slots of one batcher.
 
     Args:
-        batcher: where networks run.
-        statistics: where answers and refusals are counted.
+        batcher: Where networks run.
+        budget: Where images are decoded.
+        statistics: Where answers and refusals are counted.
     """
 
-    def __init__(self, batcher: Batcher, statistics: Statistics) -> None:
-        self._batcher = batcher
-        self._statistics = statistics
+    def __init__(self, batcher: Batcher, budget: DecodeBudget, statistics: Statistics) -> None:
+        self.batcher = batcher
+        self.budget = budget
+        self.statistics = statistics
 
-    def answer(self, service: Service, request: Any, call: Call) -> Any:
-        """The reply to a request.
+    def begin(
+        self,
+        service: Service,
+        parse: Callable[[], Any],
+        size_bytes: int,
+        call: Call,
+        done: Callable[[Any], object],
+        later: Callable[[float, Callable[[], object]], object],
+    ) -> Work:
+        """Begin to answer a request.
 
-        Raises:
-            RequestError: see services/status.py.
+        Args:
+            service: Its protocol.
+            parse: Makes the request of its message.
+            size_bytes: The memory that ``parse`` takes.
+            call: Its call.
+            done: Called once, by any thread, with the reply or with the error in its place.
+            later: Calls a function after so many seconds; safe to call from any thread.
         """
-        started = time.perf_counter()
-        model = None
-        try:
-            model = service.find(request)
-            with self._batcher.admit(call.time_remaining_s()):
-                admitted = time.perf_counter()
-                read = service.read(request, model, call)
-                decode_us = round((time.perf_counter() - admitted) * 1e6)
-                reply = partial(self._reply, model, read, decode_us)
-                return self._batcher.run(model, read.inputs, read.call, reply)
-        except Exception as error:
-            self._statistics.count_refusal(model, time.perf_counter() - started, error)
-            raise
+        return Work(self, service, parse, size_bytes, call, done, later)
 
-    def _reply(self, model: Model, read: Read, decode_us: int, answer: Answer) -> Any:
-        timed = Timed(answer.outputs, decode_us, answer.wait_us, answer.inference_us)
+
+class Work:
+    """A request under way; see ``Inference.begin``."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        service: Service,
+        parse: Callable[[], Any],
+        size_bytes: int,
+        call: Call,
+        done: Callable[[Any], object],
+        later: Callable[[float, Callable[[], object]], object],
+    ) -> None:
+        self._batcher, self._budget, self._statistics = inference.batcher, inference.budget, inference.statistics
+        self._service = service
+        self._call = call
+        self._done = done
+        self._later = later
+        self._started = time.perf_counter()
+        self._read_us = 0
+        self._ahead = -1  # it has no place
+        self._model: Model | None = None
+        self._turn: Turn | None = None
+        self._job: Job | None = None
+        try:
+            self._ahead = self._batcher.admit(call.time_remaining_s())
+            if size_bytes <= QUICK_BYTES:
+                request = parse()
+                if service.has_images(request):
+                    self._wait(partial(self._read, request))
+                else:
+                    self._read(request)
+            else:
+                self._wait(lambda: self._read(parse()), size_bytes)
+        except Exception as error:
+            self._end(error)
+
+    def withdraw(self) -> None:
+        """End the request if it still waits, since its call is cancelled or its deadline has passed."""
+        if (self._job is not None and self._batcher.withdraw(self._job)) or (
+            self._turn is not None and self._budget.withdraw(self._turn)
+        ):
+            late = self._call.time_remaining_s() <= 0 and not self._call.cancelled()
+            what = "a slot" if self._job is not None else "memory to decode in"
+            self._end(
+                DeadlineExpired(f"the deadline passed while waiting for {what}: the network did not run")
+                if late
+                else reason_dead(self._call) or RequestCancelled("the caller cancelled: the network did not run")
+            )
+
+    def _wait(self, step: Callable[[], object], cost_bytes: int = 0) -> None:
+        """Go on in a thread of the decode budget."""
+
+        def work() -> None:
+            try:
+                step()
+            except Exception as error:
+                self._end(error)
+
+        self._turn = self._budget.submit(work, cost_bytes)
+
+    def _read(self, request: Any) -> None:
+        started = time.perf_counter()
+        model = self._model = self._service.find(request)
+        check_alive(self._call)
+        reading = self._service.begin(request, model, self._call)
+        if reading.call is not self._call:
+            self._call = reading.call
+            self._later(max(0.0, self._call.time_remaining_s()), self.withdraw)
+        self._read_us = round((time.perf_counter() - started) * 1e6)
+        if self._budget.is_small(reading.cost_bytes):
+            self._finish(model, reading)
+        else:
+            self._wait(partial(self._finish, model, reading), reading.cost_bytes)
+
+    def _finish(self, model: Model, reading: Reading) -> None:
+        started = time.perf_counter()
+        if reading.cost_bytes:
+            check_alive(self._call)
+        read = reading.finish()
+        self._read_us += round((time.perf_counter() - started) * 1e6)
+        self._job = Job(
+            model, read.inputs, read.call, time.perf_counter(), partial(self._reply, model, read), self._end
+        )
+        self._batcher.submit(self._job)
+
+    def _reply(self, model: Model, read: Read, answer: Answer) -> Any:
+        timed = Timed(answer.outputs, self._read_us, answer.wait_us, answer.inference_us)
         self._statistics.count_answer(model, read.inputs, *timed)
         return read.write(timed)
+
+    def _end(self, outcome: Any) -> None:
+        """Give the place back, count a refusal, hand out the outcome."""
+        seconds = time.perf_counter() - self._started
+        if self._ahead >= 0:
+            self._batcher.give_back()
+        if isinstance(outcome, Exception):
+            self._statistics.count_refusal(self._model, seconds, outcome)
+        else:
+            self._batcher.pace.note(seconds, self._ahead)
+        self._done(outcome)

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 
 import serving
 from serving.batch import Call
-from serving.decoding import DecodeBudget, make_budget
+from serving.decoding import DecodeBudget
 from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.services.inference import Inference, Read, Timed
+from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import explain
-from serving.services.tensors import DATATYPES, check_parameters, read_inputs, write_outputs
+from serving.services.tensors import BYTES, DATATYPES, check_parameters, read_inputs, write_outputs
 from serving.wire import model_config_pb2 as config
 from serving.wire import open_inference_pb2 as wire
 
@@ -46,42 +46,42 @@ class Refused(Protocol):
         """For the log."""
 
 
+Refuse = Callable[[Exception], Refused]
+
+
 class OpenInference:
     """Answers the protocol's calls.
 
     Args:
-        models: what is served.
-        inference: what runs them.
-        slots: how many inferences run at the same time, as ModelConfig tells.
-        limits: of a batch and its images.
-        statistics: what ModelStatistics tells.
-        allow_nonfinite: let NaN and infinity into networks.
-        enable_control: let clients load and unload models.
-        budget: that images are decoded in; one of its own where none is given.
+        models: What is served.
+        slots: How many inferences run at the same time, for ModelConfig.
+        limits: Of a batch and its images.
+        statistics: For ModelStatistics.
+        budget: Where images are decoded.
+        allow_nonfinite: Whether NaN and infinity in inputs are let through.
+        enable_control: Whether clients may load and unload models.
 
     Attributes:
-        handlers: what answers each call that is no stream, by its name in the contract.
+        handlers: What answers each call that is no stream and does not infer, by its name in the contract.
     """
 
     def __init__(
         self,
         models: Models,
-        inference: Inference,
         slots: int,
         limits: Limits,
         statistics: Statistics,
+        budget: DecodeBudget,
         allow_nonfinite: bool = False,
         enable_control: bool = False,
-        budget: DecodeBudget | None = None,
     ) -> None:
         self._models = models
-        self._inference = inference
         self._slots = slots
         self._limits = limits
         self._statistics = statistics
+        self._budget = budget
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
-        self._budget = budget or make_budget(slots, limits)
         self._leaving = False
         served: dict[str, Handler] = {
             "ServerLive": lambda request, call: wire.ServerLiveResponse(live=True),
@@ -89,7 +89,6 @@ class OpenInference:
             "ModelReady": self.model_ready,
             "ServerMetadata": self.server_metadata,
             "ModelMetadata": self.model_metadata,
-            "ModelInfer": self.infer,
             "ModelConfig": self.model_config,
             "ModelStatistics": self.model_statistics,
             "RepositoryIndex": self.repository_index,
@@ -97,27 +96,26 @@ class OpenInference:
             "RepositoryModelUnload": self.unload,
         }
         calls = (method.name for method in DESCRIPTOR.methods if not method.client_streaming)
-        self.handlers = {name: served.get(name, _refuse_all) for name in calls}
+        self.handlers = {name: served.get(name, _refuse_all) for name in calls if name != "ModelInfer"}
 
     def announce_shutdown(self) -> None:
         """Be ready no more, for good, while requests are still answered."""
         self._leaving = True
 
-    def infer(self, request: wire.ModelInferRequest, call: Call) -> wire.ModelInferResponse:
-        """Run a model on a batch of inputs.
-
-        Raises:
-            RequestError: see services/status.py.
-        """
-        reply: wire.ModelInferResponse = self._inference.answer(self, request, call)
-        return reply
+    def has_images(self, request: wire.ModelInferRequest) -> bool:
+        """See ``Service``."""
+        return any(one.datatype == BYTES for one in request.inputs)
 
     def find(self, request: wire.ModelInferRequest) -> Model:
         """See ``Service``."""
         return self._models.find(request.model_name, request.model_version, field="model_name")
 
-    def read(self, request: wire.ModelInferRequest, model: Model, call: Call) -> Read:
-        """See ``Service``."""
+    def begin(self, request: wire.ModelInferRequest, model: Model, call: Call) -> Reading:
+        """See ``Service``.
+
+        Raises:
+            RequestError: See services/status.py.
+        """
         check_parameters(request.parameters, (TIMEOUT, MARK_FINAL))
         call = _end_sooner(call, request.parameters[TIMEOUT]) if TIMEOUT in request.parameters else call
         wanted, classes = _choose_outputs(request, model)
@@ -130,27 +128,26 @@ class OpenInference:
             write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
             return reply
 
-        inputs = read_inputs(request, model, self._limits, self._allow_nonfinite, call, self._budget)
-        return Read(inputs, write, call)
+        sent = read_inputs(request, model, self._limits, self._allow_nonfinite, self._budget)
+        return Reading(sent.cost_bytes, lambda: Read(sent.decode(call), write, call), call)
 
-    def infer_streamed(
-        self, request: wire.ModelInferRequest, call: Call, refuse: Callable[[Exception], Refused]
+    def make_stream_reply(
+        self, request: wire.ModelInferRequest, outcome: wire.ModelInferResponse | Exception, refuse: Refuse
     ) -> wire.ModelStreamInferResponse:
-        """Answer one request of a stream; what is wrong with it does not end the stream.
+        """The reply to one request of a stream; an error does not end the stream.
 
         Args:
-            request: as to ``infer``.
-            call: of the whole stream.
-            refuse: what a client is told of an error.
+            request: It.
+            outcome: Its answer, or its error.
+            refuse: Describes an error to a client.
         """
-        try:
-            return wire.ModelStreamInferResponse(infer_response=self.infer(request, call))
-        except Exception as error:
-            failed = wire.ModelInferResponse(model_name=request.model_name, id=request.id)
-            told = refuse(error)
-            failed.parameters[REASON].string_param = explain(error)[1]
-            failed.parameters[ERROR_ID].string_param = told.id
-            return wire.ModelStreamInferResponse(error_message=told.message, infer_response=failed)
+        if not isinstance(outcome, Exception):
+            return wire.ModelStreamInferResponse(infer_response=outcome)
+        failed = wire.ModelInferResponse(model_name=request.model_name, id=request.id)
+        refusal = refuse(outcome)
+        failed.parameters[REASON].string_param = explain(outcome)[1]
+        failed.parameters[ERROR_ID].string_param = refusal.id
+        return wire.ModelStreamInferResponse(error_message=refusal.message, infer_response=failed)
 
     def model_ready(self, request: wire.ModelReadyRequest, call: Call) -> wire.ModelReadyResponse:
         """Whether a model is served; one that nobody knows is not."""
@@ -259,9 +256,6 @@ class _Sooner:
 
     def cancelled(self) -> bool:
         return self.call.cancelled()
-
-    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
-        self.call.wake_on_cancel(wake)
 
 
 def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from serving.batch import count_rows
 from serving.certificate import INPUT, PROBABILITIES, Tensors
 from serving.drift import WINDOW, cut_middle
+from serving.errors import RequestError
 from serving.model import Model
 from serving.pixels import Pixels
 from serving.services.status import explain
@@ -129,6 +130,10 @@ class Statistics:
             counts = self.counts[(model.name, model.version) if model else ("", "")]
             counts.codes[explain(error)] += 1
             counts.durations["fail"].add(round(seconds * 1e6))
+
+    def count_early_refusal(self, error: RequestError) -> None:
+        """Note a call that was refused before its message was read; for one thread alone, which takes no lock."""
+        self.refused[explain(error)] += 1
 
     def keep(self, models: Iterable[Model]) -> None:
         """Forget what was counted of other models: a server may see thousands of versions."""

@@ -41,6 +41,7 @@ CODES: dict[type[RequestError], str] = {
     errors.BatchTooLarge: "INVALID_ARGUMENT",
     errors.MessageInvalid: "INVALID_ARGUMENT",
     errors.MessageTooLarge: "RESOURCE_EXHAUSTED",
+    errors.MessageLate: "DEADLINE_EXCEEDED",
     errors.MessagesFull: "RESOURCE_EXHAUSTED",
     errors.QueueFull: "RESOURCE_EXHAUSTED",
     errors.CallsFull: "RESOURCE_EXHAUSTED",
@@ -72,4 +73,7 @@ def explain(error: Exception) -> tuple[str, str]:
 
 def reason_of(error: type[RequestError]) -> str:
     """The reason in google.rpc.ErrorInfo: the error's name, ``ImageEmpty`` -> ``IMAGE_EMPTY``."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).upper()
+    return _REASONS[error]
+
+
+_REASONS = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).upper() for error in CODES}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from serving.batch import Call, check_alive
 from serving.certificate import DTYPES, INPUT, Array, Tensors
-from serving.decoding import DecodeBudget
+from serving.decoding import DecodeBudget, count_decode_bytes
 from serving.errors import (
     BatchTooLarge,
     ContentsMismatch,
@@ -30,9 +31,10 @@ from serving.errors import (
     TensorUnknown,
     at_field,
 )
+from serving.headers import Header
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.pixels import Pixels
+from serving.pixels import PixelContract, announce_image, decode_announced
 from serving.wire import open_inference_pb2 as wire
 
 BYTES = "BYTES"
@@ -55,26 +57,54 @@ INPUT_PARAMETERS = ("binary_data_size",)  # the KServe SDK sends it by default: 
 Input = wire.ModelInferRequest.InferInputTensor
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A request's inputs.
+
+    Attributes:
+        arrays: Those that are numbers, by name, the batch along the first axis of each.
+        images: Headers of encoded images, sent as BYTES.
+        contract: The pixels that the images become.
+        field: The field that the images are in.
+        cost_bytes: The memory that decoding them takes at once; 0 where there are none.
+    """
+
+    arrays: Tensors
+    images: Sequence[Header] = ()
+    contract: PixelContract | None = None
+    field: str = ""
+    cost_bytes: int = 0
+
+    def decode(self, call: Call) -> Tensors:
+        """All inputs as the model takes them.
+
+        Args:
+            call: No further image is decoded once it is cancelled or too late.
+
+        Raises:
+            ImageError: An image is damaged.
+        """
+        if self.contract is None:
+            return self.arrays
+        pixels = []
+        for number, header in enumerate(self.images):
+            check_alive(call)
+            with at_field(f"{self.field}[{number}]"):
+                pixels.append(decode_announced(header, self.contract))
+        return {**self.arrays, INPUT: np.stack(pixels)}
+
+
 def read_inputs(
-    request: wire.ModelInferRequest,
-    model: Model,
-    limits: Limits,
-    allow_nonfinite: bool,
-    call: Call,
-    budget: DecodeBudget,
-) -> Tensors:
-    """A request's inputs as the model takes them; encoded images, sent as BYTES, are decoded.
+    request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, budget: DecodeBudget
+) -> Sent:
+    """A request's inputs, checked.
 
     Args:
-        request: raw or typed contents.
-        model: that is asked for.
-        limits: of a batch.
-        allow_nonfinite: let NaN and infinity through.
-        call: who asks; no further image is decoded for a caller that went away.
-        budget: that images are decoded in.
-
-    Returns:
-        Arrays by name, the batch along the first axis of each.
+        request: Raw or typed contents.
+        model: That is asked for.
+        limits: Of a batch and its images.
+        allow_nonfinite: Whether NaN and infinity are let through.
+        budget: Where images will be decoded.
 
     Raises:
         TensorError, BatchTooLarge, ImageError: what is wrong, and in which field.
@@ -86,7 +116,8 @@ def read_inputs(
             f"{len(request.inputs)} inputs but {len(raw)} raw contents: one is wanted for each, in the same order",
             field="raw_input_contents",
         )
-    read = {}
+    read: dict[str, Array] = {}
+    images = Sent(read)
     for place, sent in enumerate(request.inputs):
         field = f"inputs[{place}]"
         if raw and sent.HasField("contents"):
@@ -106,14 +137,15 @@ def read_inputs(
         wanted = next(tensor for tensor in model.inputs if tensor.name == sent.name)
         if sent.datatype == BYTES and model.manifest.image and sent.name == INPUT:
             encoded = _read_encoded(sent, content, shape, field)
-            read[sent.name] = _decode_images(encoded, model, budget, call, field)
+            images = _announce_images(encoded, read, model, limits, budget, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
-    if len({len(array) for array in read.values()}) > 1:
-        raise ShapeMismatch(f"inputs of different batches: {[len(array) for array in read.values()]}", field="inputs")
+    batches = [len(array) for array in read.values()] + ([len(images.images)] if images.contract else [])
+    if len(set(batches)) > 1:
+        raise ShapeMismatch(f"inputs of different batches: {batches}", field="inputs")
     if not allow_nonfinite:
         _check_finite(read)
-    return read
+    return images
 
 
 def _check_names(request: wire.ModelInferRequest, model: Model) -> None:
@@ -231,14 +263,18 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
     return encoded
 
 
-def _decode_images(encoded: Sequence[bytes], model: Model, budget: DecodeBudget, call: Call, field: str) -> Pixels:
-    """Images as the pixels that the model takes."""
-    contract, pixels = model.manifest.pixels, []
+def _announce_images(
+    encoded: Sequence[bytes], arrays: Tensors, model: Model, limits: Limits, budget: DecodeBudget, field: str
+) -> Sent:
+    """The headers of images, and what decoding them costs: one at a time, and all their pixels together."""
+    contract, headers, largest = model.manifest.pixels, [], 0
     for number, image in enumerate(encoded):
-        check_alive(call)
         with at_field(f"{field}[{number}]"):
-            pixels.append(budget.decode(image, contract, call))
-    return np.stack(pixels)
+            headers.append(announce_image(image, limits))
+            cost_bytes = count_decode_bytes(headers[-1], contract)
+            budget.check(cost_bytes)
+            largest = max(largest, cost_bytes)
+    return Sent(arrays, headers, contract, field, largest + (len(headers) - 1) * math.prod(contract.shape))
 
 
 def _split_bytes(raw: bytes, name: str) -> Iterator[bytes]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
-import grpc
+import grpc.aio
 
-from serving.errors import RequestError
+from serving.errors import MessageLate, RequestError
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 0.25
 MAX_SENDING = 4096  # calls whose answer the client has not taken: each holds some 40 kB in grpc's core
 # What a call is doing. IDLE: a stream between two requests, or a watch between two changes.
 RECEIVING, RUNNING, SENDING, IDLE = "receiving", "running", "sending", "idle"
@@ -28,37 +29,34 @@ class OpenCall:
         state: What it is doing.
         since: Since when, by ``time.monotonic``.
         over: Whether it has ended.
+        error: What it is to end with, once the reply in hand is sent.
     """
 
-    __slots__ = ("_context", "_open", "_wake", "connection", "over", "since", "state")
+    __slots__ = ("_task", "_until", "connection", "error", "over", "since", "state")
 
-    def __init__(self, context: grpc.ServicerContext, open_calls: dict[OpenCall, None], state: str) -> None:
-        self._context = context
-        self._open = open_calls
-        self._wake: Callable[[], object] | None = None
+    def __init__(self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, state: str) -> None:
+        remaining = context.time_remaining()
+        self.state, self.since = state, time.monotonic()
+        self._until = threading.TIMEOUT_MAX if remaining is None else self.since + remaining
+        self._task = asyncio.current_task(loop)  # without ``loop`` a system call finds it
         self.connection: str = context.peer()
         self.over = False
-        self.enter(state)
-        open_calls[self] = None
-        if not context.add_callback(self._end):
-            self._end()
+        self.error: RequestError | None = None
 
     def enter(self, state: str) -> None:
         """Note what the call is doing from now on."""
         self.state, self.since = state, time.monotonic()
 
-    def cancel(self) -> None:
-        """End the call: its client sees CANCELLED."""
-        self._context.cancel()
-
-    def evict(self, error: RequestError) -> None:
-        """See ``serving.transports.places``: its thread waits for a message, so no status can be sent."""
-        self.cancel()
+    def end(self, error: RequestError) -> None:
+        """End the call with an error: at once while it waits for its client, else after the reply in hand."""
+        if self.error is None:
+            self.error = error
+            if self.state in (RECEIVING, IDLE) and self._task is not None:
+                self._task.cancel()
 
     def time_remaining_s(self) -> float:
         """See ``serving.batch.Call``."""
-        remaining = self._context.time_remaining()
-        return threading.TIMEOUT_MAX if remaining is None else min(remaining, threading.TIMEOUT_MAX)
+        return min(self._until - time.monotonic(), threading.TIMEOUT_MAX)
 
     def waited_s(self) -> float:
         """See ``serving.batch.Call``."""
@@ -68,47 +66,35 @@ class OpenCall:
         """See ``serving.batch.Call``."""
         return self.over
 
-    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
-        """See ``serving.batch.Call``; of a stream's requests only the one that runs now is woken."""
-        self._wake = wake
-        if self.over:
-            wake()
-
-    def _end(self) -> None:
-        """Runs on grpcio's polling thread: no lock, nothing that waits."""
-        self.over = True
-        self._open.pop(self, None)
-        if self._wake is not None:
-            self._wake()
-
 
 class Calls:
     """Counts the calls of a server by what they are doing, and ends those that take too long.
 
     Args:
         message_timeout_s: How long a message may take to arrive, and an answer to be taken.
+        close_connection: Closes a connection by its name; given why. Calls whose answer is not taken cannot be ended
+            otherwise.
+
+    Attributes:
+        arrived: How many calls have come.
     """
 
-    def __init__(self, message_timeout_s: float) -> None:
+    def __init__(self, message_timeout_s: float, close_connection: Callable[[str, str], object]) -> None:
         self._message_timeout_s = message_timeout_s
+        self._close_connection = close_connection
         self._open: dict[OpenCall, None] = {}
-        self._stop = threading.Event()
+        self.arrived = 0
 
-    def start(self, each_time: Callable[[], object]) -> None:
-        """Look for calls that take too long, in a thread.
-
-        Args:
-            each_time: What else is to be done at each look.
-        """
-        threading.Thread(target=self._watch, args=(each_time,), name="calls", daemon=True).start()
-
-    def stop(self) -> None:
-        """The opposite of ``start``."""
-        self._stop.set()
-
-    def open(self, context: grpc.ServicerContext, state: str = RECEIVING) -> OpenCall:
-        """Note a call until it has ended, its answer taken."""
-        return OpenCall(context, self._open, state)
+    def open(
+        self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, state: str = RECEIVING
+    ) -> OpenCall:
+        """Note a call, by its handler, until it has ended and its answer is taken."""
+        self.arrived += 1
+        call = OpenCall(context, loop, state)
+        self._open[call] = None
+        if call._task is not None:
+            call._task.add_done_callback(partial(self._forget, call))
+        return call
 
     def count(self, *states: str) -> int:
         """How many calls are doing one of these."""
@@ -129,25 +115,18 @@ class Calls:
         """End what takes too long, and what is too much."""
         calls = list(self._open)
         since = time.monotonic() - self._message_timeout_s
-        late = [call for call in calls if call.state in (RECEIVING, SENDING) and call.since < since]
+        for call in calls:
+            if call.state == RECEIVING and call.since < since:
+                call.end(MessageLate(f"no message came within {self._message_timeout_s:g} s: send it at once"))
         sending = [call for call in calls if call.state == SENDING]
-        excess = _choose_greediest(sending, len(sending) - MAX_SENDING)
-        for call in {*late, *excess}:
-            log.debug("call ended after %.3g s of %s: %s", time.monotonic() - call.since, call.state, call.connection)
-            call.cancel()
+        for connection in {call.connection for call in sending if call.since < since}:
+            self._close_connection(connection, f"an answer was not taken within {self._message_timeout_s:g} s")
+        if len(sending) > MAX_SENDING:
+            ((greediest, count),) = Counter(call.connection for call in sending).most_common(1)
+            self._close_connection(
+                greediest, f"{len(sending)} answers are not taken, the limit is {MAX_SENDING}; {count} of them here"
+            )
 
-    def _watch(self, each_time: Callable[[], object]) -> None:
-        while not self._stop.wait(SWEEP_S):
-            try:
-                self.sweep()
-                each_time()
-            except Exception:
-                log.exception("calls could not be looked at")
-
-
-def _choose_greediest(calls: Iterable[OpenCall], count: int) -> list[OpenCall]:
-    """So many calls, each time the oldest of the connection that has the most."""
-    by_connection: dict[str, deque[OpenCall]] = defaultdict(deque)
-    for call in calls:
-        by_connection[call.connection].append(call)
-    return [max(by_connection.values(), key=len).popleft() for _ in range(count)]
+    def _forget(self, call: OpenCall, task: object) -> None:
+        call.over = True
+        self._open.pop(call, None)

@@ -113,6 +113,14 @@ class Connections:
         """Note that a call ended whose message was not looked at. From one thread only, which takes no lock."""
         self._refused[connection] += 1
 
+    def close(self, connection: str, why: str) -> None:
+        """Close a connection by its name, if it is still open."""
+        with _accepted(self._address) as connections:
+            for one in filter(_is_open, connections):
+                with suppress(OSError):  # its peer may just have gone
+                    if _name(one) == connection:
+                        self._close(one, why)
+
     def finish(self, wait_s: float) -> None:
         """Accept no more connections, send no more on any, and give clients ``wait_s`` seconds to close theirs.
 

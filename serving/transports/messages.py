@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -19,73 +20,89 @@ HELD_MESSAGES = 4  # so many of the largest size may be in memory
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib
 
 
+@dataclass(eq=False)
+class Held:
+    """The bytes that a message holds; None once they are free."""
+
+    size_bytes: int | None
+
+
 class Messages:
     """Bounds what messages hold.
 
     Args:
         max_bytes: Of one message, inflated.
-        inflations: How many may be inflated at the same time.
     """
 
-    def __init__(self, max_bytes: int, inflations: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self._limit_bytes = HELD_MESSAGES * max_bytes
-        self._inflating = threading.BoundedSemaphore(inflations)
         self._lock = threading.Lock()
         self._held_bytes = 0
 
-    def open(self, message: bytes, parse: Callable[[bytes], Any]) -> tuple[Any, int]:
-        """A request of a message, and the bytes to ``close`` it with once it is no longer in memory.
+    def hold(self, message: bytes) -> Held:
+        """Note that a message is in memory, until ``free``.
+
+        Raises:
+            MessagesFull: Others hold too much.
+        """
+        held = Held(0)
+        self._grow(held, len(message))
+        return held
+
+    def free(self, held: Held) -> None:
+        """The opposite of ``hold``."""
+        with self._lock:
+            self._held_bytes -= held.size_bytes or 0
+            held.size_bytes = None
+
+    def count_bytes(self, message: bytes) -> int:
+        """The most memory that parsing a message takes."""
+        return self.max_bytes if may_be_compressed(message) else len(message)
+
+    def parse(self, parse: Callable[[bytes], Any], message: bytes, held: Held) -> Any:
+        """A request of a message, compressed or not.
 
         Args:
-            message: As it came, compressed or not.
-            parse: Makes a request of its bytes.
+            parse: Makes it of its bytes, such as ``FromString`` of its class.
+            message: As it came.
+            held: What it holds.
 
         Raises:
             MessageInvalid: It is damaged, or no message of this kind.
             MessageTooLarge: It is larger than the limit, inflated.
-            MessagesFull: Others hold too much.
+            MessagesFull: Others hold too much for what it is, inflated.
         """
-        compressed = _may_be_compressed(message)
-        size = len(message) + compressed * self._max_bytes
+        if may_be_compressed(message):
+            message = self._inflate(message)
+            self._grow(held, len(message))
+        return parse_message(parse, message)
+
+    def _grow(self, held: Held, size_bytes: int) -> None:
         with self._lock:
-            if self._held_bytes and self._held_bytes + size > self._limit_bytes:
+            if self._held_bytes and self._held_bytes + size_bytes > self._limit_bytes:
                 raise MessagesFull(
                     f"messages in flight hold {self._held_bytes} bytes, the limit is {self._limit_bytes}: retry later",
                     limit_bytes=self._limit_bytes,
                 )
-            self._held_bytes += size
-        try:
-            if compressed:
-                with self._inflating:
-                    message = self._inflate(message)
-                with self._lock:  # what it turned out to be
-                    self._held_bytes += len(message) - size
-                    size = len(message)
-            return parse_message(parse, message), size
-        except BaseException:
-            self.close(size)
-            raise
-
-    def close(self, size: int) -> None:
-        """Note that a message is no longer in memory."""
-        with self._lock:
-            self._held_bytes -= size
+            if held.size_bytes is not None:
+                held.size_bytes += size_bytes
+                self._held_bytes += size_bytes
 
     def _inflate(self, message: bytes) -> bytes:
         inflator = zlib.decompressobj(_ANY_HEADER)
         try:
-            inflated = inflator.decompress(message, self._max_bytes + 1)
-            if len(inflated) <= self._max_bytes and not inflator.eof:
+            inflated = inflator.decompress(message, self.max_bytes + 1)
+            if len(inflated) <= self.max_bytes and not inflator.eof:
                 raise zlib.error("its end is missing")
         except zlib.error as error:
             if message[:1] == b"x":  # which may begin a message that is not compressed
                 return message
             raise MessageInvalid(f"the message, {len(message)} bytes of gzip, is damaged: {error}") from error
-        if len(inflated) > self._max_bytes:
+        if len(inflated) > self.max_bytes:
             raise MessageTooLarge(
-                f"the message is larger than max ({self._max_bytes} bytes), inflated: send less at once",
-                limit_bytes=self._max_bytes,
+                f"the message is larger than max ({self.max_bytes} bytes), inflated: send less at once",
+                limit_bytes=self.max_bytes,
             )
         return inflated
 
@@ -106,6 +123,6 @@ def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:
         raise MessageInvalid(f"the message, {len(message)} bytes, cannot be parsed: send this method's own") from error
 
 
-def _may_be_compressed(message: bytes) -> bool:
+def may_be_compressed(message: bytes) -> bool:
     """Whether a message begins as gzip, as which no protobuf can begin, or as zlib."""
     return message[:2] == b"\x1f\x8b" or (message[:1] == b"x" and int.from_bytes(message[:2]) % 31 == 0)

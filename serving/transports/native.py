@@ -15,31 +15,34 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from serving.batch import Batch, Request, check_alive, reason_dead, run_together
-from serving.batching import Batcher, Load, queue_too_long
+from serving.batching import Load, queue_too_long
 from serving.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.access import Access
-from serving.services.inference import Service, Timed
+from serving.services.inference import Inference, Read, Reading, Service, Timed
 from serving.services.models import Entry
-from serving.services.statistics import Statistics
-from serving.transports.arrivals import find_authorization
 from serving.transports.connections import Connections
-from serving.transports.grpcio import STREAMS, UNFINISHED_MESSAGES, GrpcioServer, make_socket_folder
+from serving.transports.grpcio import (
+    MODEL_INFER,
+    PREDICT,
+    STREAMS,
+    UNFINISHED_MESSAGES,
+    GrpcioServer,
+    make_socket_folder,
+)
+from serving.transports.handlers import find_authorization, path_of
 from serving.transports.messages import parse_message
 from serving.transports.refusals import refuse
 
-HOT = (
-    classifier.DESCRIPTOR.methods_by_name["Predict"],
-    open_inference.DESCRIPTOR.methods_by_name["ModelInfer"],
-)
+HOT = (PREDICT, MODEL_INFER)
 RECEIVED = 4096  # events taken at once, at most
 RESOURCE_EXHAUSTED, UNAVAILABLE = 8, 14  # what the transport itself answers, without a reason
 SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
@@ -69,9 +72,6 @@ class _Call:
     def cancelled(self) -> bool:
         return self.gone
 
-    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
-        pass
-
 
 @dataclass(eq=False)
 class _Ready(Request):
@@ -88,8 +88,7 @@ class NativeServer:
     Args:
         ours: the service of ``evalmode.v1``.
         theirs: the service of the Open Inference Protocol.
-        batcher: where what does not infer by itself runs: streams.
-        statistics: where answers and refusals are counted.
+        inference: what answers the requests of streams.
         host: interface to listen on.
         port: port, or 0 for a free one.
         limits: of requests, batches and the queue.
@@ -108,8 +107,7 @@ class NativeServer:
         self,
         ours: classifier.Classifier,
         theirs: open_inference.OpenInference,
-        batcher: Batcher,
-        statistics: Statistics,
+        inference: Inference,
         host: str,
         port: int,
         limits: Limits,
@@ -119,14 +117,15 @@ class NativeServer:
         self._access = access
         self._services: tuple[Service, ...] = (ours, theirs)
         self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
-        self._statistics = statistics
+        self._statistics = inference.statistics
+        self._budget = inference.budget
         self._limits = limits
         self._folder = make_socket_folder()
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(
                 f"{host}:{port}",
-                [(_path(method), False) for method in HOT],
+                [(path_of(method), False) for method in HOT],
                 call_details=True,
                 max_concurrent_streams=STREAMS,
             )
@@ -138,20 +137,20 @@ class NativeServer:
         unfinished_bytes = 2 * UNFINISHED_MESSAGES * limits.max_request_bytes
         self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
         self._others = GrpcioServer(
-            *(ours, theirs, batcher, statistics, f"unix:{socket}", limits, access),
+            *(ours, theirs, inference, f"unix:{socket}", limits, access),
             reflect=reflect,
             connections=self._connections,
         )
         self._front.set_fallback(socket)
-        self._batcher = batcher
-        self._slots, self._free_slots = batcher.slots, 0  # each is free once its thread receives
+        self._batcher = inference.batcher
+        self._slots, self._free_slots = self._batcher.slots, 0  # each is free once its thread receives
         self._share = 1  # how many calls a slot takes at once
         self._changed = threading.Condition()  # guards what follows, and the free slots
         self._calls: dict[int, _Call] = {}  # in flight
         self._waiting: deque[_Call] = deque()  # those of them that came while every slot was busy
         self._draining = False
         self._full = threading.Event()  # every slot is busy
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(batcher.slots)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._slots)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
     def start(self) -> None:
@@ -281,7 +280,7 @@ class NativeServer:
                 f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
             )
         if self._access:
-            self._access.check(_path(HOT[call.method]), authorization)
+            self._access.check(path_of(HOT[call.method]), authorization)
         if len(self._calls) >= self._slots + self._limits.max_queue:
             raise self._batcher.queue_full()
         if call.ahead >= self._slots and self._batcher.pace.expect_s(call.ahead) > call.time_remaining_s():
@@ -339,12 +338,36 @@ class NativeServer:
         try:
             model = service.find(request)
             check_alive(call)
-            read = service.read(request, model, call)
+            read = self._decode(service.begin(request, model, call))
         except Exception as error:
             self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
         decode_us = round((time.perf_counter() - started) * 1e6)
         return _Ready(model, read.inputs, read.call, call.arrived, call, read.write, decode_us)
+
+    def _decode(self, reading: Reading) -> Read:
+        """Decode the images of a request: small ones in this thread, others once there is memory."""
+        if self._budget.is_small(reading.cost_bytes):
+            return reading.finish()
+        outcome: SimpleQueue[Read | Exception] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                outcome.put(reading.finish())
+            except Exception as error:
+                outcome.put(error)
+
+        turn = self._budget.submit(work, reading.cost_bytes)
+        try:
+            read = outcome.get(timeout=min(max(0.0, reading.call.time_remaining_s()), threading.TIMEOUT_MAX))
+        except Empty:
+            self._budget.withdraw(turn)
+            raise DeadlineExpired(
+                "the deadline passed while waiting for memory to decode in: the network did not run"
+            ) from None
+        if isinstance(read, Exception):
+            raise read
+        return read
 
     def _answer(self, batch: list[_Ready]) -> None:
         """Run calls as one batch; where that fails, each alone: one's values must not cost the others' answers."""
@@ -397,7 +420,3 @@ class _TransportError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-def _path(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"

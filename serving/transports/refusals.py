@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from serving.errors import RequestError
-from serving.services.status import DOMAIN, RETRY_AFTER_S, explain, reason_of
+from serving.services.status import DOMAIN, RETRY_AFTER_S, explain
 
 log = logging.getLogger(__name__)
 
 MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
-_BLANK = "?" * 12  # stands where an id will
+_NO_ID = b"\0" * 12  # stands where an id will; no message holds it
 
 
 @dataclass(frozen=True)
@@ -37,75 +38,53 @@ class Refusal:
 
 
 def refuse(error: Exception) -> Refusal:
-    """What a client is told, with an id that stands in the log, too; of what is no ``RequestError`` nothing else."""
-    error_id = _draw_id()
-    code, reason = explain(error)
-    told = {"id": error_id, "code": code, "reason": reason}
-    if isinstance(error, RequestError):
-        log.debug("refused %s, %s %s: %s", error_id, code, reason, error, extra=told)
-        return _pack(error_id, code, _shorten(str(error), MESSAGE_CHARACTERS), *_describe(error))
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"id": error_id})
-    log.error("internal error %s", error_id, exc_info=error, extra=told)
-    return _pack(error_id, code, f"internal error {error_id}: the server's log has the cause under this id", info)
+    """How a call ends with an error, with an id that the log has, too.
 
-
-class Template:
-    """The refusal of an error that is known beforehand: all but its id is made once, so that the next costs nothing.
-
-    Args:
-        error: Why a call is refused.
-
-    Attributes:
-        code: The name of gRPC's status code.
-        reason: The error's.
+    An error that is no ``RequestError`` is described in the log alone.
     """
-
-    def __init__(self, error: RequestError) -> None:
-        self.code, self.reason = explain(error)
-        self._message = _shorten(str(error), MESSAGE_CHARACTERS)
-        self._blank = _pack(_BLANK, self.code, self._message, *_describe(error))
-
-    def fill(self) -> Refusal:
-        """The refusal, with an id of its own."""
-        error_id = _draw_id()
-        trailers = tuple(
-            (key, value.replace(_BLANK.encode(), error_id.encode())) for key, value in self._blank.trailers
+    error_id = uuid.uuid4().hex[:12]
+    code, reason = explain(error)
+    fields = {"id": error_id, "code": code, "reason": reason}
+    if isinstance(error, RequestError):
+        log.debug("refused %s, %s %s: %s", error_id, code, reason, error, extra=fields)
+        message = _shorten(str(error), MESSAGE_CHARACTERS)
+        packed = _pack_error(
+            code, reason, message, error.field, tuple(error.facts.items()), RETRY_AFTER_S.get(type(error))
         )
-        return Refusal(error_id, self._blank.code, self._blank.message, trailers)
-
-    def log(self, error_id: str) -> None:
-        """Write what ``refuse`` would have: later, and in another thread."""
-        facts = {"id": error_id, "code": self.code, "reason": self.reason}
-        log.debug("refused %s, %s %s: %s", error_id, self.code, self.reason, self._message, extra=facts)
-
-
-def _draw_id() -> str:
-    return uuid.uuid4().hex[:12]
+    else:
+        log.error("internal error %s", error_id, exc_info=error, extra=fields)
+        message = f"internal error {error_id}: the server's log has the cause under this id"
+        info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={"id": error_id})
+        packed = _pack(code, message, info)
+    details = (("grpc-status-details-bin", packed.replace(_NO_ID, error_id.encode())),)
+    return Refusal(error_id, code_pb2.Code.Value(code), message, details)
 
 
-def _describe(error: RequestError) -> list[Any]:
-    facts = {name: _shorten(value, FACT_CHARACTERS) for name, value in error.facts.items()}
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason_of(type(error)), domain=DOMAIN, metadata=facts)]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=_shorten(str(error), FACT_CHARACTERS)
-        )
+@lru_cache(maxsize=256)
+def _pack_error(
+    code: str, reason: str, message: str, field: str, facts: tuple[tuple[str, str], ...], retry_s: float | None
+) -> bytes:
+    """The status of an error without its id: the same error is often refused many times in a row."""
+    shortened = {name: _shorten(value, FACT_CHARACTERS) for name, value in facts}
+    details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=shortened)]
+    if field:
+        description = _shorten(message, FACT_CHARACTERS)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if type(error) in RETRY_AFTER_S:
+    if retry_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(RETRY_AFTER_S[type(error)] * 1000))
+        delay.FromMilliseconds(round(retry_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return details
+    return _pack(code, message, *details)
 
 
-def _pack(error_id: str, code: str, message: str, *details: Any) -> Refusal:
-    number = code_pb2.Code.Value(code)
-    packed = []
-    for detail in (*details, error_details_pb2.RequestInfo(request_id=error_id)):
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    status = status_pb2.Status(code=number, message=message, details=packed)
-    return Refusal(error_id, number, message, (("grpc-status-details-bin", status.SerializeToString()),))
+def _pack(code: str, message: str, *details: Any) -> bytes:
+    """A google.rpc.Status; in place of the id stands ``_NO_ID``."""
+    status = status_pb2.Status(code=code_pb2.Code.Value(code), message=message)
+    for detail in (*details, error_details_pb2.RequestInfo(request_id=_NO_ID.decode())):
+        status.details.add().Pack(detail)
+    content: bytes = status.SerializeToString()
+    return content
 
 
 def _shorten(text: str, characters: int) -> str:

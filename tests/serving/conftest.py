@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,12 @@ import pytest
 import tests.conftest
 from serving.batching import Batcher
 from serving.certificate import INPUT, Tensors
+from serving.decoding import DecodeBudget
 from serving.limits import Limits
 from serving.model import Model, load_model
+from serving.services.access import Access
 from serving.services.classifier import Classifier
-from serving.services.inference import Inference
+from serving.services.inference import Inference, Work
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
@@ -93,13 +95,12 @@ def wait_until(holds: Callable[[], object]) -> None:
 
 
 class Caller:
-    """A request's caller. ``waits`` is set once its request stands in the queue."""
+    """A request's caller, who may cancel."""
 
     def __init__(self, remaining_s: float = 3600.0) -> None:
         self.remaining_s = remaining_s
         self.gone = False
-        self.waits = threading.Event()
-        self.wakes: list[Callable[[], object]] = []
+        self.works: list[Work] = []
 
     def time_remaining_s(self) -> float:
         return self.remaining_s
@@ -110,16 +111,43 @@ class Caller:
     def cancelled(self) -> bool:
         return self.gone
 
-    def wake_on_cancel(self, wake: Callable[[], object]) -> None:
-        self.wakes.append(wake)
-        if self.gone:
-            wake()
-        self.waits.set()
-
     def cancel(self) -> None:
+        """Cancel, and let the request be withdrawn where it waits, as transports do."""
         self.gone = True
-        for wake in self.wakes:
-            wake()
+        for work in self.works:
+            work.withdraw()
+
+
+class Direct:
+    """A service without a transport.
+
+    Attributes:
+        service: It.
+        inference: What answers its requests.
+    """
+
+    def __init__(self, service: Any, batcher: Batcher, budget: DecodeBudget, statistics: Statistics) -> None:
+        self.service = service
+        self.inference = Inference(batcher, budget, statistics)
+
+    def begin(self, request: Any, call: Caller | None = None, size_bytes: int = 0) -> Future[Any]:
+        """Begin to answer a request: a future of its reply."""
+        call, future = call or Caller(), Future()
+
+        def done(outcome: Any) -> None:
+            (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
+
+        def later(seconds: float, function: Callable[[], object]) -> None:
+            timer = threading.Timer(seconds, function)
+            timer.daemon = True
+            timer.start()
+
+        call.works.append(self.inference.begin(self.service, lambda: request, size_bytes, call, done, later))
+        return future
+
+    def ask(self, request: Any, call: Caller | None = None) -> Any:
+        """The reply to a request."""
+        return self.begin(request, call).result(WAIT_S)
 
 
 class Held:
@@ -152,24 +180,47 @@ class Held:
         self._permits.release(runs)
 
 
-def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Classifier:
-    """The service, for models that are loaded already."""
-    limits = limits or Limits()
+_MADE: list[Batcher | DecodeBudget] = []
+
+
+@pytest.fixture(autouse=True)
+def end_threads() -> Iterator[None]:
+    """End the threads of batchers and budgets that a test has made by ``make_batcher`` and ``make_budget``."""
+    yield
+    while _MADE:
+        _MADE.pop().close()
+
+
+def make_batcher(slots: int = 1, limits: Limits | None = None, **options: Any) -> Batcher:
+    """A batcher that ends with the test."""
+    _MADE.append(batcher := Batcher(slots, limits or Limits(), **options))
+    return batcher
+
+
+def make_budget(slots: int = 2, max_bytes: int = 0) -> DecodeBudget:
+    """A budget that ends with the test."""
+    _MADE.append(budget := DecodeBudget(slots, max_bytes))
+    return budget
+
+
+def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Direct:
+    """The service of ``evalmode.v1``, for models that are loaded already."""
+    limits, budget = limits or Limits(), make_budget()
     served = Models({model.name: (model,) for model in models}, Path())
-    return Classifier(served, Inference(batcher or Batcher(1, limits), Statistics()), limits)
+    return Direct(Classifier(served, limits, budget), batcher or make_batcher(1, limits), budget, Statistics())
 
 
-def listen(classifier: Classifier, batcher: Batcher, limits: Limits | None = None) -> GrpcioServer | NativeServer:
+def listen(
+    classifier: Direct, limits: Limits | None = None, access: Access | None = None
+) -> GrpcioServer | NativeServer:
     """A server in this process on a free port, started; both protocols answer with the classifier's models."""
-    limits, statistics = limits or Limits(), Statistics()
-    theirs = OpenInference(classifier._models, Inference(batcher, statistics), batcher.slots, limits, statistics)
+    limits, inference, ours = limits or Limits(), classifier.inference, classifier.service
+    theirs = OpenInference(ours._models, inference.batcher.slots, limits, inference.statistics, inference.budget)
     if tests.conftest.transport == "native":
         from serving.transports.native import NativeServer  # optional
 
-        server: GrpcioServer | NativeServer = NativeServer(
-            classifier, theirs, batcher, statistics, "127.0.0.1", 0, limits
-        )
+        server: GrpcioServer | NativeServer = NativeServer(ours, theirs, inference, "127.0.0.1", 0, limits, access)
     else:
-        server = GrpcioServer(classifier, theirs, batcher, statistics, "127.0.0.1:0", limits)
+        server = GrpcioServer(ours, theirs, inference, "127.0.0.1:0", limits, access)
     server.start()
     return server

@@ -1,0 +1,426 @@
+"""How grpcio's calls are answered: coroutines on the event loop, one for each kind of method.
+
+Whatever blocks the loop stops every call, so nothing here reads a file, waits for a lock that is held for long, or
+computes: images and large messages are read in the threads of the decode budget, networks run in slots.
+
+Every method is registered as one that takes a stream of messages: its handler begins before the message has come, and
+a call that sends none can be seen and ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+
+from serving.batch import Call
+from serving.errors import CallsFull, MessageInvalid, RequestError, ServerLeaving, StreamsFull, WatchesFull
+from serving.limits import Limits
+from serving.services.access import Access
+from serving.services.inference import Inference, Service
+from serving.services.open_inference import OpenInference
+from serving.threads import Threads
+from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
+from serving.transports.connections import Connections
+from serving.transports.health import Health
+from serving.transports.loop import Loop
+from serving.transports.messages import Messages
+from serving.transports.places import Places
+from serving.transports.refusals import refuse
+
+STATUSES = {status.value[0]: status for status in grpc.StatusCode}
+MAX_RECEIVING = 4096  # calls whose message has not come: some 10 kB each
+MAX_CONTROLS = 64  # calls that neither infer nor check health, running or waiting for a thread
+HOPELESS_S = 0.002  # before its deadline, a request that would have to wait is not worth a refusal
+LATE_S = 0.02  # grpc ends a call that much before its deadline by our clock, at most
+
+Context: TypeAlias = grpc.aio.ServicerContext
+Handler = Callable[[Any, Call], Any]
+
+
+class Handlers:
+    """Makes the handlers of methods.
+
+    Args:
+        loop: Where they run.
+        inference: What answers requests for predictions.
+        limits: Of messages, streams and watches.
+        calls: Where calls are noted.
+        connections: Where messages and refusals are counted.
+        access: Who may call what; None: everybody everything.
+        controls: Threads for what neither infers nor checks health.
+
+    Attributes:
+        leaving: Whether the server is shutting down.
+        streams: The streams that are open.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        inference: Inference,
+        limits: Limits,
+        calls: Calls,
+        connections: Connections,
+        access: Access | None,
+        controls: Threads,
+    ) -> None:
+        self.leaving = False
+        self.streams = Places(limits.max_streams, partial(_streams_full, limits.max_streams))
+        self._watches = Places(limits.max_watches, partial(_watches_full, limits.max_watches))
+        self._receiving = Places(MAX_RECEIVING, _calls_full)
+        self._messages = Messages(limits.max_request_bytes)
+        self._loop = loop
+        self._inference = inference
+        self._calls = calls
+        self._connections = connections
+        self._access = access
+        self._controls = controls
+        self._controlling = 0
+
+    def infer(self, method: MethodDescriptor, service: Service) -> grpc.RpcMethodHandler:
+        """The handler of a method that runs a model on one request."""
+        path, parse = path_of(method), GetMessageClass(method.input_type).FromString
+        batcher = self._inference.batcher
+
+        async def answer(messages: object, context: Context) -> bytes:
+            if batcher.is_busy() and await self._refuse_excess(context):
+                return b""  # to nobody
+            call = self._calls.open(context, self._loop.asyncio)
+            try:
+                self._check(call, context, path)
+                message = await self._receive(call, context)
+                return _unwrap(await self._infer(call, service, parse, message, _serialize))
+            except (asyncio.CancelledError, Exception) as error:
+                await self._fail(call, context, error)
+            finally:
+                call.enter(SENDING)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    def control(self, method: MethodDescriptor, handler: Handler) -> grpc.RpcMethodHandler:
+        """The handler of any other method of one request and one reply: in a thread, since it may wait."""
+        parse = GetMessageClass(method.input_type).FromString
+
+        async def run(message: bytes, call: OpenCall) -> bytes:
+            if self._controlling >= MAX_CONTROLS:
+                raise _calls_full()
+            held = self._messages.hold(message)
+            future: asyncio.Future[Any] = self._loop.asyncio.create_future()
+
+            def work() -> None:
+                try:
+                    outcome: Any = _serialize(handler(self._messages.parse(parse, message, held), call))
+                except Exception as error:
+                    outcome = error
+                self._loop.post(partial(end, outcome))
+
+            def end(outcome: Any) -> None:
+                self._controlling -= 1
+                self._messages.free(held)
+                _resolve(future, outcome)
+
+            self._controlling += 1
+            self._controls.call(work)
+            return _unwrap(await future)
+
+        return self._unary(method, run)
+
+    def check(self, method: MethodDescriptor, health: Health) -> grpc.RpcMethodHandler:
+        """The handler of ``Health.Check``: for everybody, and while the server shuts down."""
+
+        async def run(message: bytes, call: OpenCall) -> bytes:
+            return _serialize(health.check(self._parse_check(message).service))
+
+        return self._unary(method, run, always=True)
+
+    def watch(self, health: Health) -> grpc.RpcMethodHandler:
+        """The handler of ``Health.Watch``: for everybody, and while the server shuts down."""
+
+        async def follow(messages: object, context: Context) -> None:
+            call = self._calls.open(context, self._loop.asyncio)
+            try:
+                self._watches.enter(call)
+                name = self._parse_check(await self._receive(call, context)).service
+                call.enter(IDLE)
+                changed, last = asyncio.Event(), None
+                with health.watched(partial(self._loop.post, changed.set)):
+                    while True:
+                        changed.clear()
+                        if (state := health.watch(name)) != last:
+                            last = state
+                            await self._send(call, context, _serialize(state))
+                        await changed.wait()
+            except (asyncio.CancelledError, Exception) as error:
+                await self._fail(call, context, error)
+            finally:
+                self._watches.leave(call)
+
+        return grpc.stream_stream_rpc_method_handler(follow)
+
+    def stream_infer(self, method: MethodDescriptor, service: OpenInference) -> grpc.RpcMethodHandler:
+        """The handler of a stream of requests, each with one reply, in their order."""
+        parse = GetMessageClass(method.input_type).FromString
+
+        async def reply(message: bytes, call: OpenCall) -> bytes:
+            request: Any = None
+
+            def keep(content: bytes) -> Any:
+                nonlocal request
+                request = parse(content)
+                return request
+
+            outcome = await self._infer(call, service, keep, message)
+            if request is None:  # no message of this kind
+                raise outcome
+            return _serialize(service.make_stream_reply(request, outcome, refuse))
+
+        return self._stream(path_of(method), reply)
+
+    def reflect(self, path: str, answer: Callable[[Any], Any], parse: Callable[[bytes], Any]) -> grpc.RpcMethodHandler:
+        """The handler of reflection.
+
+        Args:
+            path: Of the method.
+            answer: Makes the reply of a request.
+            parse: Makes the request of its bytes.
+        """
+
+        async def reply(message: bytes, call: OpenCall) -> bytes:
+            held = self._messages.hold(message)
+            try:
+                return _serialize(answer(self._messages.parse(parse, message, held)))
+            finally:
+                self._messages.free(held)
+
+        return self._stream(path, reply)
+
+    def _unary(
+        self, method: MethodDescriptor, run: Callable[[bytes, OpenCall], Awaitable[bytes]], always: bool = False
+    ) -> grpc.RpcMethodHandler:
+        path = path_of(method)
+
+        async def answer(messages: object, context: Context) -> bytes:
+            call = self._calls.open(context, self._loop.asyncio)
+            try:
+                if not always:
+                    self._check(call, context, path)
+                message = await self._receive(call, context)
+                call.enter(RUNNING)
+                return await run(message, call)
+            except (asyncio.CancelledError, Exception) as error:
+                await self._fail(call, context, error)
+            finally:
+                call.enter(SENDING)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    def _stream(self, path: str, reply: Callable[[bytes, OpenCall], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
+        async def answer(messages: object, context: Context) -> None:
+            call = self._calls.open(context, self._loop.asyncio, IDLE)
+            try:
+                self._check(call, context, path)
+                self.streams.enter(call)
+                while (message := await self._read(call, context)) is not None:
+                    call.enter(RUNNING)
+                    await self._send(call, context, await reply(message, call))
+            except (asyncio.CancelledError, Exception) as error:
+                await self._fail(call, context, error)
+            finally:
+                self.streams.leave(call)
+
+        return grpc.stream_stream_rpc_method_handler(answer)
+
+    async def _refuse_excess(self, context: Context) -> bool:
+        """Refuse a request that would get no place, or its answer too late, at the least cost: there may be many.
+
+        Returns:
+            Whether even a refusal would come too late.
+        """
+        self._calls.arrived += 1
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s < HOPELESS_S:
+            self._connections.count_refusal(context.peer())
+            return True
+        try:
+            self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
+        except RequestError as error:
+            self._inference.statistics.count_early_refusal(error)
+            self._connections.count_refusal(context.peer())
+            await self._abort(context, error)
+        return False
+
+    async def _abort(self, context: Context, error: Exception) -> None:
+        refusal = refuse(error)
+        await context.abort(STATUSES[refusal.code], refusal.message, refusal.trailers)
+
+    def _check(self, call: OpenCall, context: Context, path: str) -> None:
+        """Check that a call may be answered."""
+        if self.leaving:
+            raise self._count(call, make_leaving())
+        if self._access:
+            try:
+                self._access.check(path, find_authorization(context.invocation_metadata()))
+            except RequestError as error:
+                raise self._count(call, error) from None
+
+    def _count(self, call: OpenCall, error: RequestError) -> RequestError:
+        """Count a call that is refused before its message is read."""
+        self._inference.statistics.count_early_refusal(error)
+        self._connections.count_refusal(call.connection)
+        return error
+
+    async def _receive(self, call: OpenCall, context: Context) -> bytes:
+        """The message of a call that has one."""
+        self._receiving.enter(call)
+        try:
+            message = await self._read(call, context)
+        finally:
+            self._receiving.leave(call)
+        if message is None:
+            raise MessageInvalid("the call has no message: send one")
+        return message
+
+    async def _read(self, call: OpenCall, context: Context) -> bytes | None:
+        """The next message; None: there is none any more."""
+        try:
+            # In a task of its own: grpc leaks a message whose reading is cancelled.
+            message = await asyncio.shield(self._loop.asyncio.create_task(context.read()))
+        except BaseException:
+            self._connections.excuse(call.connection)
+            raise
+        if message is grpc.aio.EOF:
+            self._connections.excuse(call.connection)
+            return None
+        self._connections.count_message(call.connection, len(message))
+        return message  # type: ignore[no-any-return]
+
+    async def _send(self, call: OpenCall, context: Context, message: bytes) -> None:
+        """Send one message of a stream, then end it if that was asked for."""
+        call.enter(SENDING)
+        await asyncio.shield(self._loop.asyncio.create_task(context.write(message)))  # see _read
+        call.enter(IDLE)
+        if call.error is not None:
+            raise call.error
+
+    async def _infer(
+        self,
+        call: OpenCall,
+        service: Service,
+        parse: Callable[[bytes], Any],
+        message: bytes,
+        finish: Callable[[Any], Any] = lambda reply: reply,
+    ) -> Any:
+        """The reply to a request for a prediction, or its error.
+
+        Args:
+            call: Its call.
+            service: Its protocol.
+            parse: Makes the request of its bytes.
+            message: Its bytes.
+            finish: What is made of the reply, in the thread of its slot.
+        """
+        call.enter(RUNNING)
+        future: asyncio.Future[Any] = self._loop.asyncio.create_future()
+
+        def done(outcome: Any) -> None:
+            if not isinstance(outcome, Exception):
+                try:
+                    outcome = finish(outcome)
+                except Exception as error:
+                    outcome = error
+            self._loop.post(partial(_resolve, future, outcome))
+
+        try:
+            held = self._messages.hold(message)
+        except RequestError as error:
+            self._inference.statistics.count_refusal(None, 0.0, error)
+            return error
+        try:
+            work = self._inference.begin(
+                service,
+                lambda: self._messages.parse(parse, message, held),
+                self._messages.count_bytes(message),
+                call,
+                done,
+                self._loop.later,
+            )
+            try:
+                return await future
+            except asyncio.CancelledError:
+                call.over = call.time_remaining_s() > LATE_S  # else its deadline has passed
+                work.withdraw()
+                raise
+        finally:
+            self._messages.free(held)
+
+    def _parse_check(self, message: bytes) -> health_pb2.HealthCheckRequest:
+        held = self._messages.hold(message)
+        try:
+            return self._messages.parse(health_pb2.HealthCheckRequest.FromString, message, held)  # type: ignore[no-any-return]
+        finally:
+            self._messages.free(held)
+
+    async def _fail(self, call: OpenCall, context: Context, error: BaseException) -> NoReturn:
+        """End a call with a status; one that its client has cancelled has ended."""
+        if isinstance(error, asyncio.CancelledError):
+            if call.error is None:
+                raise error
+            error = call.error
+        assert isinstance(error, Exception)
+        if isinstance(error, grpc.aio.BaseError):
+            raise error  # the call has ended
+        await self._abort(context, error)
+        raise AssertionError("abort returned")
+
+
+def make_leaving() -> ServerLeaving:
+    """The error of requests that come while the server is shutting down."""
+    return ServerLeaving("the server is shutting down: call another one")
+
+
+def find_authorization(metadata: Any) -> str:
+    """The value of a call's ``authorization``, "" where there is none."""
+    return next((value for key, value in metadata if key == "authorization"), "")
+
+
+def path_of(method: MethodDescriptor) -> str:
+    """A method's path, such as ``/package.Service/Method``."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _serialize(message: Any) -> bytes:
+    return message.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _unwrap(outcome: Any) -> bytes:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome  # type: ignore[no-any-return]
+
+
+def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _calls_full() -> CallsFull:
+    return CallsFull("too many calls wait for their message or a thread: retry later, send each call's message at once")
+
+
+def _streams_full(limit: int) -> StreamsFull:
+    return StreamsFull(
+        f"{limit} streams are open already, the limit: close some, or call without a stream", limit_streams=limit
+    )
+
+
+def _watches_full(limit: int) -> WatchesFull:
+    return WatchesFull(f"{limit} health watches are open already, the limit: close some", limit_watches=limit)

@@ -1,0 +1,61 @@
+"""The event loop of a grpcio server, in a thread of its own.
+
+uvloop takes a fifth less time a request than asyncio's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import uvloop
+
+
+class Loop:
+    """Runs an asyncio event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.asyncio = uvloop.new_event_loop()
+        self._posted: deque[Callable[[], object]] = deque()
+        self._scheduled = False
+        self._asked = self._seen = 0
+        self._thread = threading.Thread(target=self.asyncio.run_forever, name="event-loop", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the loop, from another thread, and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.asyncio).result()
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop soon, from any thread: what is posted together wakes the loop once."""
+        self._posted.append(function)
+        if not self._scheduled:
+            self._scheduled = True
+            self.asyncio.call_soon_threadsafe(self._call_posted)
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function in the loop after so many seconds, from any thread."""
+        self.post(partial(self.asyncio.call_later, seconds, function))
+
+    def is_behind(self) -> bool:
+        """Whether the loop has not come round since the last time this was asked; for one thread alone."""
+        behind = self._asked != self._seen
+        if not behind:
+            self._asked += 1
+            self.post(partial(setattr, self, "_seen", self._asked))
+        return behind
+
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self.asyncio.call_soon_threadsafe(self.asyncio.stop)
+        self._thread.join()
+        self.asyncio.close()
+
+    def _call_posted(self) -> None:
+        self._scheduled = False
+        while self._posted:
+            self._posted.popleft()()
