@@ -18,7 +18,7 @@ from serving.memory import MAX_DEFAULT_BYTES
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
-from serving.transports.grpcio import CHECKS, SPARE_STREAMS, SPARE_THREADS, UNFINISHED_MESSAGES
+from serving.transports.grpcio import CONTROL_THREADS, UNFINISHED_MESSAGES
 from serving.transports.messages import HELD_MESSAGES
 from serving.trial import FILE_FACTOR
 
@@ -78,6 +78,7 @@ REMEDIES: dict[type[RequestError], str] = {
     errors.ImageNeedsTooMuchMemory: "raise `--max-decode-bytes` if there is memory, or send a smaller image",
     errors.MessageInvalid: "the client sends the method's own message; see the contracts in `protos/`",
     errors.MessageTooLarge: "the client sends less in one message; or raise `--max-request-bytes`",
+    errors.MessageLate: "the client sends each call's message at once; or raise `--message-timeout`",
     errors.MessagesFull: f"more servers, or raise `--max-request-bytes`: {HELD_MESSAGES} times as much is held",
     errors.CallsFull: "find the clients that open calls and send no message; more servers",
     errors.WatchesFull: "find the clients that leave watches open, or raise `--max-watches`",
@@ -117,32 +118,33 @@ def show_memory() -> str:
     return draw(("what", "at most", "by default"), rows)
 
 
-def count_threads(slots: int, limits: Limits) -> dict[str, int]:
-    """The threads that wait for calls, by what their names begin with.
+def count_threads(slots: int, cpus: int) -> dict[str, int]:
+    """The threads that answer calls, by what their names begin with.
 
     Args:
-        slots: inferences at the same time.
-        limits: of requests, streams and watches.
+        slots: Inferences at the same time.
+        cpus: That this process may use.
     """
-    return {
-        "calls": slots + limits.max_queue + SPARE_THREADS,
-        "streams": limits.max_streams + SPARE_STREAMS,
-        "watches": limits.max_watches + SPARE_STREAMS,
-        "checks": CHECKS,
-    }
+    return {"event-loop": 1, "slot": slots, "small-decode": cpus, "large-decode": cpus, "control": CONTROL_THREADS}
 
 
 def show_threads() -> str:
     """The threads that a server starts for calls."""
     formulas = {
-        "calls": f"slots + `--max-queue` + {SPARE_THREADS}",
-        "streams": f"`--max-streams` + {SPARE_STREAMS}",
-        "watches": f"`--max-watches` + {SPARE_STREAMS}",
-        "checks": f"{CHECKS}",
+        "event-loop": ("calls: they come, wait and go without a thread of their own", "1"),
+        "slot": ("the network, and its replies", "slots"),
+        "small-decode": ("requests with small images, large messages", "CPUs"),
+        "large-decode": ("large images", "CPUs"),
+        "control": ("every other call", CONTROL_THREADS),
     }
-    counts = count_threads(2, Limits())
-    rows = [(f"`{name}-N`", formula, counts[name]) for name, formula in formulas.items()]
-    return draw(("threads", "how many", "by default, with two slots"), [*rows, ("all", "", sum(counts.values()))])
+    counts = count_threads(2, 2)
+    rows = [
+        (f"`{name}`" if name == "event-loop" else f"`{name}-N`", what, how_many, counts[name])
+        for name, (what, how_many) in formulas.items()
+    ]
+    return draw(
+        ("threads", "run", "how many", "with two CPUs and two slots"), [*rows, ("all", "", "", sum(counts.values()))]
+    )
 
 
 def show_metrics() -> str:

@@ -27,6 +27,7 @@ ARROWS = {
     "serving.files": set(),
     "serving.limits": {"serving.errors"},
     "serving.pace": set(),
+    "serving.threads": {"serving.errors"},
     "serving.repository": {"serving.errors"},
     "serving.cgroups": set(),
     "serving.memory": {"serving.cgroups"},
@@ -47,22 +48,22 @@ ARROWS = {
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
     "serving.decoding": {
-        *("serving.errors", "serving.limits", "serving.headers", "serving.memory", "serving.pixels", "serving.batch"),
+        *("serving.errors", "serving.headers", "serving.memory", "serving.pixels", "serving.threads"),
     },
     "serving.batching": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        *("serving.batch", "serving.cgroups", "serving.pace"),
+        *("serving.batch", "serving.cgroups", "serving.pace", "serving.threads"),
     },
     "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
     "serving.wire": set(),
     "serving.services": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
         *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        *("serving.files", "serving.trials", "serving.decoding"),
+        *("serving.files", "serving.trials", "serving.decoding", "serving.headers"),
     },
     "serving.transports": {
         *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
-        *("serving.model", "serving.files"),
+        *("serving.model", "serving.files", "serving.threads"),
     },
     "serving.bench": {
         *("serving.client", "serving.wire", "serving.certificate", "serving.model", "serving.pixels"),
@@ -82,6 +83,7 @@ ONLY_IN = {
     "PIL": ("serving.pixels", "serving.proof"),
     "grpc": ("serving.transports", "serving.client", "serving.bench"),
     "pygrpc_native": ("serving.transports.native",),
+    "uvloop": ("serving.transports.loop",),
     "grpc_health": ("serving.transports",),
     "grpc_reflection": ("serving.transports",),
     "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
