@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.batching import Batcher
 from serving.client import DEFAULT_ADDRESS, AsyncClient, CallFailed, Client
 from serving.commands.serve import serve
 from serving.errors import EvalmodeError
@@ -201,8 +200,7 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
 
 def test_a_retry_is_what_the_server_invites(model: Model) -> None:
     limits, held = Limits(max_queue=0), Held(model)
-    batcher = Batcher(1, limits)
-    server = listen(classify_by(held, batcher=batcher), batcher, limits)
+    server = listen(classify_by(held, limits=limits), limits)
     with Client(f"127.0.0.1:{server.port}") as client:
         running = spawn(client.predict, encode(plain("red")))
         held.next_batch()

@@ -9,13 +9,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
-import grpc
 import pytest
 
-from serving.batching import Batcher
-from serving.limits import Limits
 from serving.model import Model
-from serving.transports.arrivals import Router
+from serving.transports.health import Health, Response
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
 from tests.serving.conftest import WAIT_S, classify_by, listen, wait_until
@@ -68,22 +65,21 @@ def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> No
     assert text.startswith("no health check was answered for ")
 
 
-def test_a_server_whose_polling_thread_hangs_is_not_alive_and_is_again_when_it_goes_on(model: Model, ask) -> None:
+def test_a_server_whose_event_loop_hangs_is_not_alive_and_is_again_when_it_goes_on(model: Model, ask) -> None:
     go_on = threading.Event()
-    route = Router.intercept_service
+    check = Health.check
 
-    def hang(router: Router, continuation: object, details: grpc.HandlerCallDetails) -> object:
+    def hang(health: Health, name: str) -> Response:
         assert go_on.wait(2 * WAIT_S)
-        return route(router, continuation, details)
+        return check(health, name)
 
-    batcher = Batcher(1, Limits())
-    server = listen(classify_by(model, batcher=batcher), batcher)
+    server = listen(classify_by(model))
     try:
         liveness = begin(server.local_address)
         first = liveness._answered
         wait_until(lambda: liveness._answered > first)
         assert ask(liveness, True) == (200, "ok\n")
-        with patch.object(Router, "intercept_service", hang):
+        with patch.object(Health, "check", hang):
             wait_until(lambda: not liveness.is_alive())
             assert ask(liveness, True)[0] == 503
             go_on.set()
@@ -94,8 +90,7 @@ def test_a_server_whose_polling_thread_hangs_is_not_alive_and_is_again_when_it_g
 
 
 def test_a_server_that_is_not_ready_or_drains_is_alive(model: Model, ask) -> None:
-    batcher = Batcher(1, Limits())
-    server = listen(classify_by(model, batcher=batcher), batcher)
+    server = listen(classify_by(model))
     try:
         server.announce_shutdown()
         liveness = begin(server.local_address)

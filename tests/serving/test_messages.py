@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,24 +16,30 @@ from attackers import make_bomb
 from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
 from serving.transports.messages import HELD_MESSAGES, Messages
 from serving.wire import classifier_pb2 as wire
-from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 MAX_BYTES = 1000
 PACK = {"gzip": gzip.compress, "zlib": zlib.compress}
 
 
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    """Let the limit of one message decide how much all may hold, however small it is."""
+    with patch("serving.transports.messages.MIN_HELD_BYTES", 0):
+        yield
+
+
 @contextmanager
 def opened(messages: Messages, message: bytes, parse: Callable[[bytes], Any]) -> Iterator[Any]:
     """A request, for as long as the block runs."""
-    request, size = messages.open(message, parse)
+    held = messages.hold(message)
     try:
-        yield request
+        yield messages.parse(parse, message, held)
     finally:
-        messages.close(size)
+        messages.free(held)
 
 
 def read(message: bytes, messages: Messages | None = None) -> bytes:
-    with opened(messages or Messages(MAX_BYTES, 1), message, bytes) as request:
+    with opened(messages or Messages(MAX_BYTES), message, bytes) as request:
         return request
 
 
@@ -52,7 +57,7 @@ def test_a_bomb_costs_no_more_than_the_limit() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(MessageTooLarge):
-            read(bomb, Messages(limit, 1))
+            read(bomb, Messages(limit))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -78,20 +83,23 @@ def test_a_message_that_is_not_compressed_stays_as_it_is_whatever_it_begins_with
 
 
 def test_a_field_of_an_unknown_number_that_looks_like_zlib_is_read() -> None:
-    with opened(Messages(MAX_BYTES, 1), b"x\x9c\x01\n\x03red", wire.PredictRequest.FromString) as request:
+    with opened(Messages(MAX_BYTES), b"x\x9c\x01\n\x03red", wire.PredictRequest.FromString) as request:
         assert request.image == b"red"
 
 
 @pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff")])
 def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them(message: bytes) -> None:
-    messages = Messages(MAX_BYTES, 1)
-    with pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"):
-        messages.open(message, wire.PredictRequest.FromString)
+    messages = Messages(MAX_BYTES)
+    with (
+        pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"),
+        opened(messages, message, wire.PredictRequest.FromString),
+    ):
+        raise AssertionError("parsed")
     assert messages._held_bytes == 0
 
 
 def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
-    messages = Messages(MAX_BYTES, 1)
+    messages = Messages(MAX_BYTES)
     with ExitStack() as held:
         for _ in range(HELD_MESSAGES):
             held.enter_context(opened(messages, bytes(MAX_BYTES), bytes))
@@ -101,46 +109,47 @@ def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
     assert read(b"one more", messages) == b"one more"
 
 
-def test_a_compressed_message_counts_as_what_it_may_become_and_then_as_what_it_is() -> None:
-    messages = Messages(MAX_BYTES, 1)
-    small = gzip.compress(b"small")
-    with (
-        opened(messages, bytes(3 * MAX_BYTES - 20), bytes),
-        opened(messages, bytes(100), bytes),
-        pytest.raises(MessagesFull),
-    ):
-        read(small, messages)
+def test_where_one_message_is_small_all_may_hold_more_than_a_few_of_them() -> None:
+    with patch("serving.transports.messages.MIN_HELD_BYTES", 9 * MAX_BYTES):
+        messages = Messages(MAX_BYTES)
     with ExitStack() as held:
-        for _ in range(3 * HELD_MESSAGES):
-            held.enter_context(opened(messages, small, bytes))
+        for _ in range(9):
+            held.enter_context(opened(messages, bytes(MAX_BYTES), bytes))
+        with pytest.raises(MessagesFull, match="the limit is 9000"):
+            read(b"one more", messages)
+
+
+def test_a_compressed_message_counts_as_it_came_and_as_it_is_inflated() -> None:
+    messages, whole = Messages(MAX_BYTES), bytes(MAX_BYTES)
+    packed = gzip.compress(whole)
+    with opened(messages, packed, bytes):
+        assert messages._held_bytes == len(packed) + MAX_BYTES
+    with opened(messages, bytes(3 * MAX_BYTES), bytes):
+        with pytest.raises(MessagesFull):
+            read(packed, messages)
+        assert messages._held_bytes == 3 * MAX_BYTES
+        assert read(gzip.compress(b"small"), messages) == b"small"
     assert messages._held_bytes == 0
 
 
 def test_a_message_is_always_taken_where_there_is_no_other() -> None:
-    messages = Messages(100, 1)
+    messages = Messages(100)
     assert read(bytes(4000), messages) == bytes(4000)
     assert messages._held_bytes == 0
 
 
-def test_so_many_are_inflated_at_the_same_time_and_no_more() -> None:
-    inflating: list[None] = []
-    go_on = threading.Event()
+def test_a_message_whose_call_has_ended_holds_nothing_when_it_is_inflated_later() -> None:
+    messages, packed = Messages(MAX_BYTES), gzip.compress(bytes(MAX_BYTES))
+    held = messages.hold(packed)
+    messages.free(held)
+    assert messages.parse(bytes, packed, held) == bytes(MAX_BYTES)
+    messages.free(held)
+    assert messages._held_bytes == 0
 
-    class Slow:
-        """Inflates when it may."""
 
-        eof = True
-
-        def decompress(self, message: bytes, limit: int) -> bytes:
-            inflating.append(None)
-            assert go_on.wait(WAIT_S)
-            return b"inflated"
-
-    messages = Messages(MAX_BYTES, 2)
-    with patch("zlib.decompressobj", lambda wbits: Slow()):
-        asked = [spawn(read, gzip.compress(b""), messages) for _ in range(3)]
-        wait_until(lambda: len(inflating) == 2)
-        wait_until(lambda: messages._held_bytes > 3 * MAX_BYTES)  # the third has come, too
-        assert len(inflating) == 2
-        go_on.set()
-        assert [one.result(WAIT_S) for one in asked] == [b"inflated"] * 3
+@pytest.mark.parametrize("kind", PACK)
+def test_parsing_a_compressed_message_may_take_as_much_as_the_limit_and_another_its_size(kind: str) -> None:
+    messages = Messages(MAX_BYTES)
+    assert messages.count_bytes(PACK[kind](b"small")) == MAX_BYTES
+    assert messages.count_bytes(bytes(77)) == 77
+    assert messages.count_bytes(b"") == 0

@@ -47,6 +47,7 @@ def test_codes_are_those_of_the_design() -> None:
         "ControlDisabled": "UNIMPLEMENTED",
         "NotServed": "UNIMPLEMENTED",
         "MessageTooLarge": "RESOURCE_EXHAUSTED",
+        "MessageLate": "DEADLINE_EXCEEDED",
         "MessagesFull": "RESOURCE_EXHAUSTED",
         "QueueFull": "RESOURCE_EXHAUSTED",
         "CallsFull": "RESOURCE_EXHAUSTED",
