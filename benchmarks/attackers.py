@@ -102,7 +102,7 @@ class Attack:
             return None
         self._connects = min(self._connects, CONNECTS_PER_S) - 1
         try:
-            opened = Connection(self.address, **options)
+            opened = Connection(self.address, obey=False, **options)
         except OSError as error:
             self.counts[f"not connected: {type(error).__name__}"] += 1
             return None

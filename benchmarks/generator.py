@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from http2 import CLOSED, PREDICT, RESET, UNREADABLE, Connection, encode_call, message  # beside this file
+from http2 import CLOSED, EXPIRED, PREDICT, RESET, UNREADABLE, Connection, encode_call, message  # beside this file
 
 CONNECTIONS = 8
 IDLE_S = 0.0005
+LATE = "DEADLINE_EXCEEDED (by the client)"
 NAMES = {0: "OK", 1: "CANCELLED", 3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED"}
 NAMES |= {13: "INTERNAL", 14: "UNAVAILABLE", RESET: "RESET", CLOSED: "CLOSED", UNREADABLE: "UNREADABLE"}
+NAMES |= {EXPIRED: LATE}
 PERCENTILES = (50, 99)
 
 
@@ -49,7 +51,7 @@ class Generator:
     """
 
     def __init__(self, address: str, request: bytes, deadline_s: float) -> None:
-        self._block = encode_call(PREDICT, ("grpc-timeout", f"{round(deadline_s * 1e6)}u"))
+        self._block = encode_call(PREDICT)
         self._data = message(request)
         self._deadline_s = deadline_s
         self._address = address
@@ -82,7 +84,7 @@ class Generator:
             self.reconnects += 1
             self._leaving.append(lane)
             lane = self._lanes[self._turn] = Lane(Connection(self._address))
-        stream = lane.connection.call(self._block, self._data)
+        stream = lane.connection.call(self._block, self._data, until=now + self._deadline_s)
         lane.begun[stream] = now
         self._due.append((now + self._deadline_s, lane, stream))
 
@@ -103,7 +105,7 @@ class Generator:
             if stream in lane.begun:
                 del lane.begun[stream]
                 lane.connection.reset(stream)
-                self.outcomes["DEADLINE_EXCEEDED (by the client)"] += 1
+                self.outcomes[LATE] += 1
 
     def _end(self, began: float, status: int, details: bool) -> None:
         now = time.perf_counter()

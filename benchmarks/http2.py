@@ -6,9 +6,12 @@ server is asked for an HPACK table of size 0: then equal header blocks mean equa
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
+import time
 from collections import deque
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import hpack
@@ -16,13 +19,13 @@ import hpack
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
-HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE = 1, 4  # settings
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4  # settings
 CANCEL = 8  # an error code
 LARGEST_FRAME = 16384
 LARGEST_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65535
 LARGEST_OUT = 4 * 1024 * 1024  # bytes that wait for the socket before data is held back
-RESET, CLOSED, UNREADABLE = -1, -2, -3  # in place of a gRPC status
+RESET, CLOSED, UNREADABLE, EXPIRED = -1, -2, -3, -4  # in place of a gRPC status
 
 PREDICT = "/evalmode.v1.Classifier/Predict"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -77,18 +80,56 @@ def encode_call(path: str, *metadata: tuple[str, str]) -> bytes:
     return hpack.Encoder().encode(hpack.NeverIndexedHeaderTuple(name, value) for name, value in headers)
 
 
+def encode_timeout(remaining_s: float) -> bytes:
+    """The header ``grpc-timeout`` for a header block: at most 8 digits, and at least 1 us."""
+    count, unit = max(1, round(remaining_s * 1e6)), b"u"
+    if count >= 10**8:
+        count, unit = min(round(remaining_s * 1e3), 10**8 - 1), b"m"
+    value = b"%d%s" % (count, unit)
+    return b"\x10\x0cgrpc-timeout" + bytes([len(value)]) + value  # a literal that is never indexed (RFC 7541, 6.2.3)
+
+
+@dataclass
+class Queued:
+    """A call that waits until the server's limit of streams allows it.
+
+    Attributes:
+        block: Its header block.
+        until: Its deadline, by ``time.perf_counter``; None: the block says it, or there is none.
+        data: What was to be sent on it so far, and whether the request is over with it.
+        end: Whether the request is over with its headers.
+    """
+
+    block: bytes
+    until: float | None
+    data: list[tuple[bytes, bool]]
+    end: bool
+
+
 class Connection:
     """One connection, never blocking: what cannot be sent yet waits here.
+
+    A call beyond the server's SETTINGS_MAX_CONCURRENT_STREAMS waits, too, until another has ended, as RFC 9113, 5.1.2,
+    demands of clients; until the server's settings have come, all do.
 
     Args:
         address: HOST:PORT.
         window: bytes of answers that the server may send on a stream before it is granted more; none ever is.
         receive_buffer: the socket's; None: the system's default.
         hello: send the preface and settings.
+        obey: keep to the server's limit of streams; False: do what no client may.
+
+    Attributes:
+        open_streams: Calls that are not over; those that wait are among them.
     """
 
     def __init__(
-        self, address: str, window: int = LARGEST_WINDOW, receive_buffer: int | None = None, hello: bool = True
+        self,
+        address: str,
+        window: int = LARGEST_WINDOW,
+        receive_buffer: int | None = None,
+        hello: bool = True,
+        obey: bool = True,
     ) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.socket()
@@ -102,6 +143,10 @@ class Connection:
         self.going = False  # the server takes no more calls here
         self.open_streams: set[int] = set()
         self._next = 1
+        self._obey = obey
+        self._max_streams = 0.0 if obey else math.inf  # none before the server says how many
+        self._queue: dict[int, Queued] = {}
+        self._begun: set[int] = set()  # streams that the client has not ended
         self._window, self._initial_window = DEFAULT_WINDOW, DEFAULT_WINDOW
         self._out = bytearray()
         self._in = bytearray()
@@ -124,25 +169,30 @@ class Connection:
         """Bytes that the socket has not taken."""
         return len(self._out)
 
+    @property
+    def queued(self) -> int:
+        """Calls that wait for others to end."""
+        return len(self._queue)
+
     def take_stream(self) -> int:
-        """The number of the next stream, whose frames the caller writes."""
+        """The number of the next stream, whose frames the caller writes, whatever the server's limit is."""
         stream, self._next = self._next, self._next + 2
         self.open_streams.add(stream)
         return stream
 
-    def call(self, block: bytes, data: bytes | None = None, end: bool = True) -> int:
+    def call(self, block: bytes, data: bytes | None = None, end: bool = True, until: float | None = None) -> int:
         """Open a stream; returns its number.
 
         Args:
             block: from ``encode_call``.
             data: its message with the prefix, or a part of it; None: the headers alone.
             end: whether the request is over with it.
+            until: its deadline, by ``time.perf_counter``: the server is told how much of it is left once the call is
+                sent, and a call that is still waiting then is never sent, and ends as ``EXPIRED``.
         """
         stream = self.take_stream()
-        flags = END_HEADERS | (END_STREAM if end and data is None else 0)
-        self._out += frame(HEADERS, flags, stream, block)
-        if data is not None:
-            self.send(stream, data, end)
+        self._queue[stream] = Queued(block, until, [] if data is None else [(data, end)], end and data is None)
+        self._begin_calls()
         return stream
 
     def send(self, stream: int, data: bytes, end: bool = False) -> None:
@@ -153,6 +203,11 @@ class Connection:
             data: of any length.
             end: whether the request is over with it.
         """
+        if stream in self._queue:
+            self._queue[stream].data.append((data, end))
+            return
+        if end:
+            self._begun.discard(stream)
         if stream not in self._held and len(data) <= min(LARGEST_FRAME, self._window):
             self._window -= len(data)
             self._out += frame(DATA, END_STREAM if end else 0, stream, data)
@@ -162,10 +217,13 @@ class Connection:
         self._send_held()
 
     def reset(self, stream: int) -> None:
-        """Cancel a call."""
+        """Cancel a call; one that still waits is never sent."""
         self.open_streams.discard(stream)
-        self._held.pop(stream, None)
-        self._out += frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+        if self._queue.pop(stream, None) is None:
+            self._held.pop(stream, None)
+            self._begun.discard(stream)
+            self._out += frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+            self._begin_calls()
 
     def write(self, frames: bytes) -> None:
         """Send whatever this is."""
@@ -207,19 +265,55 @@ class Connection:
             over = self._read(kind, flags, stream, at + 9, after)
             if over is not None and stream in self.open_streams:
                 self.open_streams.discard(stream)
-                self._held.pop(stream, None)
+                unsent = self._held.pop(stream, None) is not None or stream in self._begun
+                self._begun.discard(stream)
+                if unsent and self._obey and over[0] != RESET:  # else it would count as open for the server
+                    self._out += frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
                 ended.append(Ended(stream, *over))
             at = after
         del arrived[:at]
         if not self.alive:
             ended += [Ended(stream, CLOSED, False) for stream in self.open_streams]
             self.open_streams.clear()
-        return ended
+            self._queue.clear()
+        return ended + self._drop_queued()
 
     def close(self) -> None:
         """Close the socket, with all its calls."""
         self.alive = False
         self.socket.close()
+
+    def _begin_calls(self) -> None:
+        """Send what waits, the first first, as far as the server's limit allows."""
+        while self._queue and not self.going and len(self.open_streams) - len(self._queue) < self._max_streams:
+            stream = next(iter(self._queue))
+            queued = self._queue[stream]
+            timeout = b""
+            if queued.until is not None:
+                if (remaining_s := queued.until - time.perf_counter()) <= 0:
+                    return  # to be dropped first
+                timeout = encode_timeout(remaining_s)
+            del self._queue[stream]
+            flags = END_HEADERS | (END_STREAM if queued.end else 0)
+            self._out += frame(HEADERS, flags, stream, queued.block + timeout)
+            if not queued.end:
+                self._begun.add(stream)
+            for data, end in queued.data:
+                self.send(stream, data, end)
+
+    def _drop_queued(self) -> list[Ended]:
+        """Calls that are never sent: their deadline has passed, or the server takes no more here. Begins others."""
+        now = time.perf_counter()
+        ended = [
+            Ended(stream, CLOSED if self.going else EXPIRED, False)
+            for stream, queued in self._queue.items()
+            if self.going or (queued.until is not None and queued.until <= now)
+        ]
+        for call in ended:
+            del self._queue[call.stream]
+            self.open_streams.discard(call.stream)
+        self._begin_calls()
+        return ended
 
     def _read(self, kind: int, flags: int, stream: int, start: int, end: int) -> tuple[int, bool] | None:
         """Take a frame in; returns a status and whether it has details if the stream is over with it."""
@@ -243,8 +337,12 @@ class Connection:
                 self._held[stream][1][0] += grown
             self._send_held()
         elif kind == SETTINGS and not flags & ACK:
+            if not self._max_streams:
+                self._max_streams = math.inf  # where a server has no limit, it does not say so
             for at in range(start, end, 6):
                 name, value = struct.unpack_from(">HI", self._in, at)
+                if name == MAX_CONCURRENT_STREAMS and self._obey:
+                    self._max_streams = value
                 if name == INITIAL_WINDOW_SIZE:
                     for _, window in self._held.values():
                         window[0] += value - self._initial_window
