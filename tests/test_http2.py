@@ -1,0 +1,190 @@
+"""The client of the benchmarks and tests that writes its own frames: what every client must keep to, it does."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from unittest.mock import patch
+
+import hpack
+import pytest
+from http2 import (
+    CANCEL,
+    CLOSED,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    EXPIRED,
+    GOAWAY,
+    HEADERS,
+    MAX_CONCURRENT_STREAMS,
+    PREDICT,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    Connection,
+    encode_call,
+    frame,
+    message,
+)
+
+WAIT_S = 30
+BLOCK, DATA_OF_ONE = encode_call(PREDICT), message(b"x")
+
+
+class Peer:
+    """A server that says what a test wants, and keeps the frames that have come."""
+
+    def __init__(self, **options: bool) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.client = Connection(f"127.0.0.1:{listening.getsockname()[1]}", **options)
+            self._socket, _ = listening.accept()
+        self._socket.settimeout(WAIT_S)
+        self._in = b""
+        self.frames: list[tuple[int, int, bytes]] = []  # kind, stream, payload
+
+    def close(self) -> None:
+        self.client.close()
+        self._socket.close()
+
+    def allow(self, streams: int) -> None:
+        self.send(frame(SETTINGS, 0, 0, struct.pack(">HI", MAX_CONCURRENT_STREAMS, streams)))
+
+    def end(self, stream: int) -> None:
+        block = hpack.Encoder().encode([hpack.NeverIndexedHeaderTuple("grpc-status", "0")])
+        self.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, block))
+
+    def send(self, content: bytes) -> list[tuple[int, int]]:
+        """Send something; what the client says has ended with it, by stream and status."""
+        self._socket.sendall(content)
+        until, ended = time.monotonic() + WAIT_S, []
+        probe = frame(6, 0, 0, b"a ping..")  # answered once everything before it has been read
+        self._socket.sendall(probe)
+        while not any(kind == 6 and payload == b"a ping.." for kind, _, payload in self.frames):
+            ended += [(call.stream, call.status) for call in self.client.receive()]
+            self.read()
+            assert time.monotonic() < until
+        self.frames = [one for one in self.frames if one[0] != 6]
+        return ended
+
+    def read(self) -> None:
+        """Take in whatever the client has written so far."""
+        self.client.flush()
+        assert not self.client.waiting
+        self._socket.setblocking(False)
+        try:
+            self._in += self._socket.recv(1 << 20)
+        except BlockingIOError:
+            pass
+        finally:
+            self._socket.settimeout(WAIT_S)
+        self._in = self._in.removeprefix(PREFACE)
+        while len(self._in) >= 9 and not PREFACE.startswith(self._in[: len(PREFACE)]):
+            high, low, kind, _, stream = struct.unpack_from(">BHBBI", self._in)
+            after = 9 + (high << 16 | low)
+            if len(self._in) < after:
+                return
+            self.frames.append((kind, stream, self._in[9:after]))
+            self._in = self._in[after:]
+
+    def streams(self, kind: int = HEADERS) -> list[int]:
+        """Those of which frames of a kind have come."""
+        return [stream for one, stream, _ in self.frames if one == kind]
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with closing(Peer()) as made:
+        yield made
+
+
+def test_no_more_streams_are_open_than_the_server_allows(peer: Peer) -> None:
+    calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(4)]
+    peer.send(b"")
+    assert peer.streams() == []  # it has not said how many
+    peer.allow(2)
+    assert (peer.streams(), peer.client.queued) == (calls[:2], 2)
+    peer.end(calls[0])
+    assert (peer.streams(), peer.client.queued) == (calls[:3], 1)
+    peer.client.reset(calls[1])
+    peer.send(b"")
+    assert peer.streams() == peer.streams(DATA) == calls
+    assert peer.client.open_streams == set(calls[2:])
+
+
+def test_a_server_without_a_limit_gets_all(peer: Peer) -> None:
+    calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(300)]
+    peer.send(frame(SETTINGS, 0, 0))
+    assert peer.streams() == calls
+
+
+def test_a_call_whose_deadline_passes_while_it_waits_is_never_sent(peer: Peer) -> None:
+    peer.allow(1)
+    now = time.perf_counter()
+    first, late, last = (peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds) for seconds in (3600, 60, 3600))
+    with patch("http2.time.perf_counter", return_value=now + 61):
+        assert peer.send(b"") == [(late, EXPIRED)]
+        peer.end(first)
+    assert peer.streams() == [first, last]
+
+
+def test_the_server_is_told_what_is_left_of_the_time(peer: Peer) -> None:
+    now = time.perf_counter()
+    for seconds in (1.5, 1000):
+        peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds)
+    with patch("http2.time.perf_counter", return_value=now + 0.5):
+        peer.allow(2)
+    told = [dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS]
+    assert [one["grpc-timeout"] for one in told] == ["1000000u", "999500m"]
+    assert {one[":path"] for one in told} == {PREDICT}
+
+
+def test_a_call_that_is_cancelled_while_it_waits_is_never_sent(peer: Peer) -> None:
+    peer.allow(1)
+    first, cancelled, last = (peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(3))
+    peer.client.reset(cancelled)
+    peer.end(first)
+    assert peer.streams() == [first, last]
+    assert peer.streams(RST_STREAM) == []
+
+
+def test_what_is_sent_on_a_call_that_waits_follows_its_headers(peer: Peer) -> None:
+    stream = peer.client.call(BLOCK, b"one", end=False)
+    peer.client.send(stream, b"two", end=True)
+    peer.allow(1)
+    assert [(kind, payload) for kind, of, payload in peer.frames if of == stream][1:] == [
+        (DATA, b"one"),
+        (DATA, b"two"),
+    ]
+
+
+def test_a_call_that_the_server_ends_first_is_closed_by_the_client(peer: Peer) -> None:
+    """Else it would count as one that is open."""
+    peer.allow(1)
+    unended = peer.client.call(BLOCK, b"half", end=False)
+    peer.end(unended)
+    peer.send(b"")
+    assert [(of, payload) for kind, of, payload in peer.frames if kind == RST_STREAM] == [
+        (unended, struct.pack(">I", CANCEL))
+    ]
+
+
+def test_where_the_server_takes_no_more_what_waits_ends(peer: Peer) -> None:
+    peer.allow(1)
+    first, waiting = peer.client.call(BLOCK, DATA_OF_ONE), peer.client.call(BLOCK, DATA_OF_ONE)
+    assert peer.send(frame(GOAWAY, 0, 0, struct.pack(">II", first, 0))) == [(waiting, CLOSED)]
+    assert peer.streams() == [first]
+
+
+def test_attackers_need_not_obey() -> None:
+    with closing(Peer(obey=False)) as peer:
+        calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(3)]
+        peer.send(b"")
+        assert peer.streams() == calls
+        peer.allow(1)
+        calls += [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(3)]
+        peer.send(b"")
+        assert peer.streams() == calls
