@@ -126,8 +126,8 @@ def test_a_call_whose_deadline_passes_while_it_waits_is_never_sent(peer: Peer) -
     now = time.perf_counter()
     first, late, last = (peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds) for seconds in (3600, 60, 3600))
     with patch("http2.time.perf_counter", return_value=now + 61):
+        peer.client.reset(first)  # makes room
         assert peer.send(b"") == [(late, EXPIRED)]
-        peer.end(first)
     assert peer.streams() == [first, last]
 
 
