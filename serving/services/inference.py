@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from serving.batch import Call, check_alive, reason_dead
+from serving.batch import Call, check_alive
 from serving.batching import Answer, Batcher, Job
 from serving.certificate import Tensors
 from serving.decoding import DecodeBudget, Turn
@@ -20,6 +20,7 @@ from serving.model import Model
 from serving.services.statistics import Statistics
 
 QUICK_BYTES = 64 * 1024  # a message up to this size is parsed in less time than another thread takes to begin
+TIMER_S = 1.0  # a timer cannot be taken back and holds its request: none is longer
 
 
 class Timed(NamedTuple):
@@ -130,8 +131,9 @@ class Work:
         self._read_us = 0
         self._ahead = -1  # it has no place
         self._model: Model | None = None
-        self._turn: Turn | None = None
+        self._turns: list[Turn] = []
         self._job: Job | None = None
+        self._withdrawn = self._ended = False
         try:
             self._ahead = self._batcher.admit(call.time_remaining_s())
             if size_bytes <= QUICK_BYTES:
@@ -146,17 +148,24 @@ class Work:
             self._end(error)
 
     def withdraw(self) -> None:
-        """End the request if it still waits, since its call is cancelled or its deadline has passed."""
-        if (self._job is not None and self._batcher.withdraw(self._job)) or (
-            self._turn is not None and self._budget.withdraw(self._turn)
-        ):
-            late = self._call.time_remaining_s() <= 0 and not self._call.cancelled()
-            what = "a slot" if self._job is not None else "memory to decode in"
-            self._end(
-                DeadlineExpired(f"the deadline passed while waiting for {what}: the network did not run")
-                if late
-                else reason_dead(self._call) or RequestCancelled("the caller cancelled: the network did not run")
-            )
+        """End the request as soon as it waits, since its call is cancelled or its deadline has passed."""
+        self._withdrawn = True
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the request if it waits now."""
+        job = self._job
+        if job is not None and self._batcher.withdraw(job):
+            what = "a slot"
+        elif any(self._budget.withdraw(turn) for turn in tuple(self._turns)):
+            what = "a thread or memory to decode in"
+        else:
+            return
+        self._end(
+            RequestCancelled("the caller cancelled: the network did not run")
+            if self._call.cancelled()
+            else DeadlineExpired(f"the deadline passed while waiting for {what}: the network did not run")
+        )
 
     def _wait(self, step: Callable[[], object], cost_bytes: int = 0) -> None:
         """Go on in a thread of the decode budget."""
@@ -167,7 +176,19 @@ class Work:
             except Exception as error:
                 self._end(error)
 
-        self._turn = self._budget.submit(work, cost_bytes)
+        self._turns.append(self._budget.submit(work, cost_bytes))
+        if self._ended:  # by that thread, in the meantime
+            self._turns.clear()
+        elif self._withdrawn:
+            self._leave()
+
+    def _watch_deadline(self) -> None:
+        """End the request at the deadline that it has itself; that of its call is the transport's."""
+        remaining_s = self._call.time_remaining_s()
+        if remaining_s <= 0:
+            self.withdraw()
+        elif not self._ended:
+            self._later(min(remaining_s, TIMER_S), self._watch_deadline)
 
     def _read(self, request: Any) -> None:
         started = time.perf_counter()
@@ -176,7 +197,7 @@ class Work:
         reading = self._service.begin(request, model, self._call)
         if reading.call is not self._call:
             self._call = reading.call
-            self._later(max(0.0, self._call.time_remaining_s()), self.withdraw)
+            self._watch_deadline()
         self._read_us = round((time.perf_counter() - started) * 1e6)
         if self._budget.is_small(reading.cost_bytes):
             self._finish(model, reading)
@@ -193,6 +214,8 @@ class Work:
             model, read.inputs, read.call, time.perf_counter(), partial(self._reply, model, read), self._end
         )
         self._batcher.submit(self._job)
+        if self._withdrawn:
+            self._leave()
 
     def _reply(self, model: Model, read: Read, answer: Answer) -> Any:
         timed = Timed(answer.outputs, self._read_us, answer.wait_us, answer.inference_us)
@@ -202,6 +225,9 @@ class Work:
     def _end(self, outcome: Any) -> None:
         """Give the place back, count a refusal, hand out the outcome."""
         seconds = time.perf_counter() - self._started
+        self._ended = True
+        self._job = None  # it and the turns hold this work, which would keep its model until garbage is collected
+        self._turns.clear()
         if self._ahead >= 0:
             self._batcher.give_back()
         if isinstance(outcome, Exception):

@@ -74,22 +74,17 @@ class Calls:
         message_timeout_s: How long a message may take to arrive, and an answer to be taken.
         close_connection: Closes a connection by its name; given why. Calls whose answer is not taken cannot be ended
             otherwise.
-
-    Attributes:
-        arrived: How many calls have come.
     """
 
     def __init__(self, message_timeout_s: float, close_connection: Callable[[str, str], object]) -> None:
         self._message_timeout_s = message_timeout_s
         self._close_connection = close_connection
         self._open: dict[OpenCall, None] = {}
-        self.arrived = 0
 
     def open(
         self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, state: str = RECEIVING
     ) -> OpenCall:
         """Note a call, by its handler, until it has ended and its answer is taken."""
-        self.arrived += 1
         call = OpenCall(context, loop, state)
         self._open[call] = None
         if call._task is not None:

@@ -9,11 +9,13 @@ Source: struct tcp_info in Linux's include/uapi/linux/tcp.h. On other systems no
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import socket
 import struct
 import sys
+import termios
 import threading
 import time
 from collections import Counter
@@ -22,6 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a core at most
@@ -29,13 +33,15 @@ LOOKS = 30
 PRESSED_S, PRESSED_LOOKS = 0.02, 5  # the same, while a connection holds much
 CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
+LOOSE_FOR_EACH_SENT = 500  # so many bytes are no attack if one was sent meanwhile
 LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
-LOOSE_S = 0.2  # for the call to be seen
 EXCUSED_S = 5.0  # after a call that ended without its message, what is still on its way belongs to that
 # connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
 _LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
 _DESCRIPTORS = Path("/proc/self/fd")
 _LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
+_SENT = struct.Struct("=200xQ")  # tcpi_bytes_sent
+_UNREAD = struct.Struct("=i")
 _RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
 
 
@@ -46,14 +52,16 @@ class _Seen:
     Attributes:
         received: Bytes, at the last look.
         unfinished: Those of them that are no whole message yet.
+        sent: What the transport had sent when the first of the loose ones came.
         loose: Those since the last look that found a call.
-        since: When that look was, by ``time.monotonic``.
+        asked: Whether they were loose already when the server was last asked to come round.
     """
 
     received: int
     unfinished: int
-    loose: int
-    since: float
+    sent: int
+    loose: int = 0
+    asked: bool = False
 
 
 class Connections:
@@ -63,7 +71,8 @@ class Connections:
         address: What the server listens on: a TCP port, or the path of a Unix socket.
         find_calls: By connection with a call whose message has not come, how many bytes such messages may hold; and
             the connections with any call. None: the transport does not know, and any connection may have one.
-        is_behind: Whether calls have arrived that ``find_calls`` does not know yet.
+        is_behind: Whether calls have come that ``find_calls`` does not know yet.
+        ask: Sends the server a call of our own. Once it is answered, ``find_calls`` knows every call that came before.
         limit: How many connections may be open; beyond it those are closed that have been silent for longest.
         max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
             connection that has sent the most is closed.
@@ -76,10 +85,13 @@ class Connections:
         max_unfinished_bytes: int,
         find_calls: Callable[[], tuple[Mapping[str, int], Container[str]]] | None = None,
         is_behind: Callable[[], bool] = lambda: False,
+        ask: Callable[[], grpc.Future] | None = None,
     ) -> None:
         self._address = address
         self._find_calls = find_calls
         self._is_behind = is_behind
+        self._ask = ask
+        self._asked: grpc.Future | None = None
         self._limit = limit
         self._max_unfinished_bytes = max_unfinished_bytes
         self._lock = threading.Lock()
@@ -165,6 +177,9 @@ class Connections:
             excused = set(self._excused)
         refused, self._refused = self._refused, Counter()
         behind = self._is_behind()
+        came_round = self._asked is not None and self._asked.done() and self._asked.code() is grpc.StatusCode.OK
+        if self._asked is not None and self._asked.done():
+            self._asked = None
         waiting, busy = self._find_calls() if self._find_calls else (None, set())
         with _accepted(self._address) as connections:
             open_now = {}
@@ -173,19 +188,25 @@ class Connections:
                     open_now[_name(one)] = one
             seen = {}
             for name, one in open_now.items():
-                info = _tcp_info(one)
-                (received,) = _RECEIVED.unpack_from(info)
-                before = self._seen.get(name, _Seen(0, 0, 0, now))
+                received, sent = _count_bytes(one)
+                before = self._seen.get(name, _Seen(0, 0, 0))
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
-                loose, since = 0, now
+                loose, asked, sent_before = 0, False, sent
                 if waiting is not None and not behind:  # beyond that, grpc throws away a message that is too large
                     unfinished = min(unfinished, waiting.get(name, 0))
-                    if not (finished or name in waiting or name in busy or name in excused):
-                        loose, since = max(0, before.loose + received - before.received - CALL_BYTES), before.since
-                seen[name] = _Seen(received, max(0, unfinished), loose, since if loose else now)
-                if loose > LOOSE_BYTES and now - since > LOOSE_S:
+                if waiting is not None and not (finished or name in waiting or name in busy or name in excused):
+                    loose = max(0, before.loose + received - before.received - CALL_BYTES)
+                    if before.loose:
+                        asked, sent_before = before.asked, before.sent
+                # grpc answers calls that died before anybody knew of them, and headers that never end not at all.
+                if (sent - sent_before) * LOOSE_FOR_EACH_SENT > loose:
+                    loose, asked, sent_before = 0, False, sent
+                if loose > LOOSE_BYTES and asked and came_round:
                     self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
+                    continue
+                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked and self._asked is not None)
+            self._ask_about([one for one in seen.values() if one.loose > LOOSE_BYTES])
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())
             unknown = sum(size for name, size in delivered.items() if name not in open_now)
@@ -219,6 +240,13 @@ class Connections:
                 log.exception("connections could not be looked at")
             least_s, looks = (PRESSED_S, PRESSED_LOOKS) if pressed else (SWEEP_S, LOOKS)
             pause_s = max(least_s, looks * (time.thread_time() - started))
+
+    def _ask_about(self, suspects: list[_Seen]) -> None:
+        """Let the server come round once, so that calls which it does not know yet are no reason to suspect anybody."""
+        if suspects and self._asked is None and self._ask is not None:
+            self._asked = self._ask()
+            for suspect in suspects:
+                suspect.asked = True
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)
@@ -269,6 +297,14 @@ def _is_open(one: socket.socket) -> bool:
 
 def _tcp_info(one: socket.socket) -> bytes:
     return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+
+
+def _count_bytes(one: socket.socket) -> tuple[int, int]:
+    """The bytes that the transport has read (those in the kernel it has not), and those that it has sent."""
+    info = _tcp_info(one)
+    (received,), (sent,) = _RECEIVED.unpack_from(info), _SENT.unpack_from(info)
+    (unread,) = _UNREAD.unpack(fcntl.ioctl(one.fileno(), termios.FIONREAD, bytes(_UNREAD.size)))
+    return received - unread, sent
 
 
 def _name(one: socket.socket) -> str:

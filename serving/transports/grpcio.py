@@ -16,7 +16,7 @@ from functools import partial
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.batching import Load
@@ -48,9 +48,9 @@ STREAM_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
 STREAMS = 256  # calls that one connection may have open: clients wait with the rest, within their deadlines
 CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
-BUSY_CALLS = 100  # more calls than that between two looks at the connections: others may wait in grpc's core
+ASK_S = 5.0  # for a call of our own to be answered
 FINISH_S = 1.0  # for clients to close their connections at the end
-UNFINISHED_MESSAGES = 2  # so many of the largest size may be held in parts
+UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20  # so many of the largest size may be held in parts
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server would silently share the port
     ("grpc.max_concurrent_streams", STREAMS),
@@ -103,7 +103,6 @@ class GrpcioServer:
         self._shown: Iterable[str] = ()
         self._loop = Loop()
         self._calls = Calls(limits.message_timeout, self._close_connection)
-        self._arrived = 0
         self._behind = connections is not None
         self._controls = Threads(CONTROL_THREADS, "control")
         self._server, self.port = self._loop.run(self._open(address, limits, credentials))
@@ -112,12 +111,15 @@ class GrpcioServer:
             self._folder = make_socket_folder()
             self.local_address = f"unix:{self._folder.name}/grpcio"
             self._server.add_insecure_port(self.local_address)
+        channel = grpc.insecure_channel(self.local_address, options=[("grpc.enable_http_proxy", 0)])
+        self._check_self = health_pb2_grpc.HealthStub(channel).Check
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
             limits.max_connections,
-            UNFINISHED_MESSAGES * limits.max_request_bytes,
+            max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes),
             partial(self._calls.find_connections, limits.max_request_bytes),
-            self._is_behind,
+            self._loop.is_behind,
+            self._ask_health,
         )
         self._handlers = Handlers(
             *(self._loop, inference, limits, self._calls, self._connections, access, self._controls)
@@ -165,10 +167,9 @@ class GrpcioServer:
         self._controls.close()
         return cut
 
-    def _is_behind(self) -> bool:
-        """Whether calls may have arrived that the loop has not taken yet."""
-        arrived, self._arrived = self._calls.arrived - self._arrived, self._calls.arrived
-        return self._loop.is_behind() or arrived > BUSY_CALLS
+    def _ask_health(self) -> grpc.Future:
+        """Call Health.Check through the port: grpc's core hands calls over in the order in which they came."""
+        return self._check_self.future(health_pb2.HealthCheckRequest(), timeout=ASK_S)
 
     def _close_connection(self, connection: str, why: str) -> None:
         self._connections.close(connection, why)

@@ -92,11 +92,11 @@ class Handlers:
         batcher = self._inference.batcher
 
         async def answer(messages: object, context: Context) -> bytes:
-            if batcher.is_busy() and await self._refuse_excess(context):
+            if batcher.is_busy() and await self._refuse_excess(context, path):
                 return b""  # to nobody
             call = self._calls.open(context, self._loop.asyncio)
             try:
-                self._check(call, context, path)
+                self._check(context, path)
                 message = await self._receive(call, context)
                 return _unwrap(await self._infer(call, service, parse, message, _serialize))
             except (asyncio.CancelledError, Exception) as error:
@@ -212,7 +212,7 @@ class Handlers:
             call = self._calls.open(context, self._loop.asyncio)
             try:
                 if not always:
-                    self._check(call, context, path)
+                    self._check(context, path)
                 message = await self._receive(call, context)
                 call.enter(RUNNING)
                 return await run(message, call)
@@ -227,7 +227,7 @@ class Handlers:
         async def answer(messages: object, context: Context) -> None:
             call = self._calls.open(context, self._loop.asyncio, IDLE)
             try:
-                self._check(call, context, path)
+                self._check(context, path)
                 self.streams.enter(call)
                 while (message := await self._read(call, context)) is not None:
                     call.enter(RUNNING)
@@ -239,43 +239,45 @@ class Handlers:
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    async def _refuse_excess(self, context: Context) -> bool:
+    async def _refuse_excess(self, context: Context, path: str) -> bool:
         """Refuse a request that would get no place, or its answer too late, at the least cost: there may be many.
 
         Returns:
-            Whether even a refusal would come too late.
+            Whether even a refusal would come too late; the call has its status then.
         """
-        self._calls.arrived += 1
+        try:
+            self._check(context, path)
+        except RequestError as error:
+            await self._abort(context, error)
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s < HOPELESS_S:
             self._connections.count_refusal(context.peer())
+            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
             return True
         try:
             self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
         except RequestError as error:
-            self._inference.statistics.count_early_refusal(error)
-            self._connections.count_refusal(context.peer())
-            await self._abort(context, error)
+            await self._abort(context, self._count(context, error))
         return False
 
     async def _abort(self, context: Context, error: Exception) -> None:
         refusal = refuse(error)
         await context.abort(STATUSES[refusal.code], refusal.message, refusal.trailers)
 
-    def _check(self, call: OpenCall, context: Context, path: str) -> None:
+    def _check(self, context: Context, path: str) -> None:
         """Check that a call may be answered."""
         if self.leaving:
-            raise self._count(call, make_leaving())
+            raise self._count(context, make_leaving())
         if self._access:
             try:
                 self._access.check(path, find_authorization(context.invocation_metadata()))
             except RequestError as error:
-                raise self._count(call, error) from None
+                raise self._count(context, error) from None
 
-    def _count(self, call: OpenCall, error: RequestError) -> RequestError:
+    def _count(self, context: Context, error: RequestError) -> RequestError:
         """Count a call that is refused before its message is read."""
         self._inference.statistics.count_early_refusal(error)
-        self._connections.count_refusal(call.connection)
+        self._connections.count_refusal(context.peer())
         return error
 
     async def _receive(self, call: OpenCall, context: Context) -> bytes:
@@ -365,7 +367,7 @@ class Handlers:
     def _parse_check(self, message: bytes) -> health_pb2.HealthCheckRequest:
         held = self._messages.hold(message)
         try:
-            return self._messages.parse(health_pb2.HealthCheckRequest.FromString, message, held)  # type: ignore[no-any-return]
+            return self._messages.parse(health_pb2.HealthCheckRequest.FromString, message, held)
         finally:
             self._messages.free(held)
 

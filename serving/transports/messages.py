@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
 
 NO_INFLATION = ("grpc.per_message_decompression", 0)  # an option of grpc's core
-HELD_MESSAGES = 4  # so many of the largest size may be in memory
+HELD_MESSAGES, MIN_HELD_BYTES = 4, 16 * 2**20  # so many of the largest size may be in memory
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib
 
 
@@ -36,7 +36,7 @@ class Messages:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._limit_bytes = HELD_MESSAGES * max_bytes
+        self._limit_bytes = max(MIN_HELD_BYTES, HELD_MESSAGES * max_bytes)
         self._lock = threading.Lock()
         self._held_bytes = 0
 
