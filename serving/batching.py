@@ -5,6 +5,7 @@ There is no timer. Each slot is a thread. Requests come from other threads, and 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -25,6 +26,8 @@ from serving.limits import Limits
 from serving.model import Model
 from serving.pace import Pace
 from serving.threads import start_threads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Batcher:
         while job := self._handed.get():
             batch = [job]
             if (dead := reason_dead(job.call)) is not None:
-                job.done(dead)
+                _hand_out(job, dead)
                 batch = self._take()
             while batch:
                 self._run_batch(batch)
@@ -188,7 +191,7 @@ class Batcher:
         """Run what was taken together, then hand out the replies."""
         done = [(job, self._reply(job, outcome)) for job, outcome in self._answer(batch)]
         for job, reply in done:
-            job.done(reply)
+            _hand_out(job, reply)
 
     def _reply(self, job: Job, outcome: Answer | Exception) -> Any:
         if isinstance(outcome, Exception):
@@ -239,8 +242,16 @@ class Batcher:
             if not batch.requests:
                 self._free_slots += 1
         for job, dead in ended:
-            job.done(dead)
+            _hand_out(job, dead)
         return batch.requests
+
+
+def _hand_out(job: Job, outcome: Any) -> None:
+    """Call ``done``; whatever it does, the slot goes on."""
+    try:
+        job.done(outcome)
+    except Exception:
+        log.exception("an answer could not be handed out")
 
 
 def queue_too_long() -> QueueFull:

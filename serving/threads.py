@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from serving.errors import ThreadsUnavailable
+
+log = logging.getLogger(__name__)
 
 
 def start_threads(count: int, name: str, work: Callable[[], None]) -> None:
@@ -47,7 +50,7 @@ class Threads:
         start_threads(count, name, self._work)
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function that raises nothing, in one of the threads."""
+        """Call a function in one of the threads; what it raises is logged."""
         self._given.put(function)
 
     def close(self) -> None:
@@ -57,5 +60,8 @@ class Threads:
 
     def _work(self) -> None:
         while function := self._given.get():
-            function()
+            try:
+                function()
+            except Exception:
+                log.exception("a call failed")
             del function  # else it would live until the next comes

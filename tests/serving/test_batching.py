@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import threading
+import time
 import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.batch import BATCH_S
-from serving.batching import Answer, Batcher, count_cpus, count_slots
+from serving.batching import Answer, Batcher, Job, count_cpus, count_slots
 from serving.certificate import INPUT, PROBABILITIES, Tensors
 from serving.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.limits import Limits
 from serving.model import Model
-from tests.serving.conftest import WAIT_S, Caller, Held, spawn, wait_until
+from tests.serving.conftest import WAIT_S, Caller, Held, make_batcher, spawn, wait_until
 
 
 def pixels_of(value: int) -> np.ndarray:
@@ -52,13 +55,36 @@ def held(model: Model) -> Held:
     return Held(model)
 
 
-def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Future[Answer]:
-    """Ask in a thread of its own; returns once the request stands in the queue, at once without ``waits``."""
-    call = call or Caller()
-    future = spawn(batcher.run, model, inputs_of(value), call)
-    if waits:
-        assert call.waits.wait(WAIT_S)
-    return future
+class Run(Future[Any]):
+    """A job's outcome. Where its call is cancelled while it waits, it is withdrawn.
+
+    Attributes:
+        job: The job.
+        ends: How often it has ended.
+    """
+
+    def __init__(self, batcher: Batcher, model: object, inputs: Tensors, call: Caller) -> None:
+        super().__init__()
+        self.ends = 0
+        self.job = Job(model, inputs, call, time.perf_counter(), lambda answer: answer, self.end)
+        self._batcher = batcher
+        call.works.append(self)
+
+    def end(self, outcome: Answer | Exception) -> None:
+        self.ends += 1
+        (self.set_exception if isinstance(outcome, Exception) else self.set_result)(outcome)
+
+    def withdraw(self) -> None:
+        if self._batcher.withdraw(self.job):
+            self.end(RequestCancelled("withdrawn"))
+
+
+def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Run:
+    """Submit a job, which stands in the queue then; not so without ``waits``."""
+    run = Run(batcher, model, inputs_of(value), call or Caller())
+    batcher.submit(run.job)
+    assert run.job.waits or not waits
+    return run
 
 
 def expect_free(batcher: Batcher, model: Model) -> None:
@@ -73,7 +99,7 @@ def expect_free(batcher: Batcher, model: Model) -> None:
 
 
 def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held) -> None:
-    batcher = Batcher(3, Limits())
+    batcher = make_batcher(3)
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2, 3)]
     assert sorted(values_in(held.next_batch()) for _ in runs) == [[1], [2], [3]]
     held.let_go(3)
@@ -85,7 +111,7 @@ def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held) -> None:
 
 
 def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held) -> None:
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     runs = [ask(batcher, held, 100, waits=False)]
     assert values_in(held.next_batch()) == [100]
     runs += [ask(batcher, held, value) for value in (20, 50, 80, 10)]
@@ -103,7 +129,7 @@ def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: He
 
 
 def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
-    batcher = Batcher(1, Limits(max_batch=3))
+    batcher = make_batcher(1, Limits(max_batch=3))
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value) for value in range(1, 9)]
@@ -118,7 +144,7 @@ def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
 
 def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, held: Held) -> None:
     held.row_s = BATCH_S / 2.5
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value) for value in range(1, 6)]
@@ -133,7 +159,7 @@ def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, 
 
 def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> None:
     held.row_s = BATCH_S / 10
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     remaining = {1: 3600.0, 2: 2.5 * held.row_s, 3: 3600.0, 4: 3600.0}
@@ -150,7 +176,7 @@ def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> N
 
 def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -> None:
     held.row_s = 0.5
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     first = ask(batcher, held, 0, Caller(0.1), waits=False)  # a free slot has nothing better to do, and may be quicker
     assert values_in(held.next_batch()) == [0]
     late, early = Caller(), Caller()
@@ -172,12 +198,12 @@ def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -
 def test_nobody_joins_a_batch_whose_answer_nobody_reads(
     model: Model, held: Held, gone: bool, remaining_s: float, error: type[Exception]
 ) -> None:
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     callers = [Caller() for _ in range(3)]
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 1)]
-    callers[1].gone, callers[1].remaining_s = gone, remaining_s  # and its own thread does not know yet
+    callers[1].gone, callers[1].remaining_s = gone, remaining_s  # and nobody withdraws it
     held.let_go()
     assert values_in(held.next_batch()) == [1, 3]
     held.let_go()
@@ -189,7 +215,7 @@ def test_nobody_joins_a_batch_whose_answer_nobody_reads(
 
 def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
     held.max_batch = 1
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
     runs += [ask(batcher, held, value) for value in (1, 2)]
@@ -202,7 +228,7 @@ def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> Non
 
 
 def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
-    batcher = Batcher(2, Limits(max_batch=2))
+    batcher = make_batcher(2, Limits(max_batch=2))
     runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
     assert sorted(value for _ in runs for value in values_in(held.next_batch())) == [1, 2]
     runs += [ask(batcher, held, value) for value in (3, 4, 5)]
@@ -214,7 +240,7 @@ def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
 
 
 def test_different_models_never_mix(model: Model, held: Held) -> None:
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     other = Held(model)
     runs = [ask(batcher, held, 0, waits=False)]
     held.next_batch()
@@ -231,44 +257,39 @@ def test_different_models_never_mix(model: Model, held: Held) -> None:
 
 class TestAdmission:
     def test_ends_where_slots_and_queue_are_full(self) -> None:
-        batcher = Batcher(2, Limits(max_queue=1))
-        with batcher.admit(), batcher.admit():
-            with batcher.admit(), pytest.raises(QueueFull, match="3 requests are in flight") as caught, batcher.admit():
-                pytest.fail("a fourth was admitted")
+        batcher = make_batcher(2, Limits(max_queue=1))
+        assert [batcher.admit() for _ in range(3)] == [0, 1, 2]
+        for refused in (batcher.admit, lambda: batcher.check(3600)):
+            with pytest.raises(QueueFull, match="3 requests are in flight") as caught:
+                refused()
             assert caught.value.facts == {"limit_requests": "3"}
-            with batcher.admit():  # a place that was left is free again
-                pass
+        batcher.give_back()
+        assert batcher.admit() == 2  # a place that was left is free again
+        assert batcher.load().in_flight == 3
 
     def test_without_a_queue_is_one_a_slot(self) -> None:
-        batcher = Batcher(1, Limits(max_queue=0))
-        with batcher.admit(), pytest.raises(QueueFull), batcher.admit():
-            pytest.fail("a second was admitted")
-        with batcher.admit():
-            pass
+        batcher = make_batcher(limits=Limits(max_queue=0))
+        assert not batcher.is_busy()
+        batcher.admit()
+        assert batcher.is_busy()
+        with pytest.raises(QueueFull):
+            batcher.admit()
+        batcher.give_back()
+        assert batcher.admit() == 0
 
-    def test_ends_with_the_request_however_it_ends(self) -> None:
-        batcher = Batcher(1, Limits(max_queue=0))
-        for _ in range(3):
-            with pytest.raises(KeyError), batcher.admit():
-                raise KeyError
-        with batcher.admit():
-            pass
+    def test_of_what_would_be_answered_too_late_is_refused(self) -> None:
+        batcher = make_batcher()
+        batcher.pace.note(1.0, ahead=0)
+        assert batcher.admit(remaining_s=0.1) == 0  # a free slot may be quicker
+        for refused in (batcher.admit, batcher.check):
+            with pytest.raises(QueueFull, match="longer than this one may wait"):
+                refused(1.5)
+        assert batcher.admit(remaining_s=10) == 1
 
 
 class TestDeadline:
-    def test_that_passes_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
-        with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
-            ask(batcher, held, 2, Caller(remaining_s=0.05)).result(WAIT_S)
-        held.let_go()
-        running.result(WAIT_S)
-        assert held.entered.empty()
-        expect_free(batcher, model)
-
     def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
         late, patient = Caller(), Caller()
@@ -284,15 +305,15 @@ class TestDeadline:
         expect_free(batcher, model)
 
     def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         for remaining_s in (0, -1):
             with pytest.raises(DeadlineExpired):
-                batcher.run(held, inputs_of(1), Caller(remaining_s))
+                ask(batcher, held, 1, Caller(remaining_s), waits=False).result(WAIT_S)
         assert held.entered.empty()
         expect_free(batcher, model)
 
     def test_of_never_is_waited_for(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         runs = [ask(batcher, held, 1, waits=False)]
         held.next_batch()
         runs.append(ask(batcher, held, 2, Caller(remaining_s=float("inf"))))
@@ -302,7 +323,7 @@ class TestDeadline:
 
 class TestCancellation:
     def test_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
         caller = Caller()
@@ -319,13 +340,13 @@ class TestCancellation:
         expect_free(batcher, model)
 
     def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         running = ask(batcher, held, 1, waits=False)
         held.next_batch()
         callers = [Caller(), Caller()]
         runs = [ask(batcher, held, 2, callers[0]), ask(batcher, held, 3, callers[1])]
         for caller in callers:
-            caller.gone = True  # without a wake: the slot finds out first
+            caller.gone = True  # nobody withdraws it: the slot finds out first
         held.let_go()
         for run in runs:
             with pytest.raises(RequestCancelled):
@@ -335,16 +356,16 @@ class TestCancellation:
         expect_free(batcher, model)
 
     def test_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         caller = Caller()
         caller.cancel()
         with pytest.raises(RequestCancelled):
-            batcher.run(held, inputs_of(1), caller)
+            ask(batcher, held, 1, caller, waits=False).result(WAIT_S)
         assert held.entered.empty()
         expect_free(batcher, model)
 
     def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         runs = [ask(batcher, held, 1, waits=False)]
         held.next_batch()
         callers = [Caller() for _ in range(3)]
@@ -352,7 +373,7 @@ class TestCancellation:
         held.let_go()
         assert values_in(held.next_batch()) == [2, 3, 4]
         for caller in callers:
-            caller.cancel()  # the one that runs the batch and those that wait for it
+            caller.cancel()
         held.let_go()
         for value, run in enumerate(runs, 1):
             alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
@@ -377,7 +398,7 @@ class Failing(Held):
 class TestFailure:
     def test_in_a_batch_is_that_of_whose_values_failed_alone(self, model: Model) -> None:
         counted = []
-        batcher = Batcher(1, Limits(), lambda model, inputs, us: counted.append(inputs))
+        batcher = make_batcher(count_run=lambda model, inputs, us: counted.append(inputs))
         failing = Failing(model, 3)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
@@ -393,7 +414,7 @@ class TestFailure:
         expect_free(batcher, model)
 
     def test_of_a_batch_runs_nobody_again_who_went_away(self, model: Model) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         failing = Failing(model, 2)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
@@ -412,7 +433,7 @@ class TestFailure:
         expect_free(batcher, model)
 
     def test_of_every_run_frees_the_slot(self, model: Model) -> None:
-        batcher = Batcher(1, Limits())
+        batcher = make_batcher()
         failing = Failing(model, 1, 2, 3)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
@@ -422,6 +443,99 @@ class TestFailure:
             with pytest.raises(ValueError, match="no answer"):
                 run.result(WAIT_S)
         expect_free(batcher, model)
+
+
+class TestHandingOut:
+    def test_a_reply_that_cannot_be_made_is_that_of_one_alone(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3, 4)]
+
+        def fail(answer: Answer) -> None:
+            raise ZeroDivisionError
+
+        runs[2].job.reply = fail
+        held.let_go(2)
+        with pytest.raises(ZeroDivisionError):
+            runs.pop(2).result(WAIT_S)
+        assert all(run.result(WAIT_S) for run in runs)
+        expect_free(batcher, model)
+
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_that_fails_is_logged_and_costs_neither_the_others_nor_the_slot(
+        self, model: Model, held: Held, gone: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3)]
+
+        def fail(outcome: object) -> None:
+            raise ValueError("of the transport")
+
+        for run in runs[:2]:
+            run.job.done = fail
+            run.job.call.gone = gone
+        held.let_go(2)
+        with caplog.at_level(logging.ERROR):
+            assert runs[2].result(WAIT_S)
+        assert [str(record.exc_info[1]) for record in caplog.records] == ["of the transport"] * 2
+        expect_free(batcher, model)
+
+
+class TestWithdrawal:
+    def test_of_a_job_that_waits_is_its_end(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        runs = [ask(batcher, held, value) for value in (2, 3)]
+        assert batcher.load().waiting == 2
+        assert batcher.withdraw(runs[0].job)
+        assert not batcher.withdraw(runs[0].job)  # once
+        assert batcher.load().waiting == 1
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert runs[1].result(WAIT_S)
+        expect_free(batcher, model)
+        assert runs[0].ends == 0  # who withdraws it ends it
+
+    def test_of_a_job_that_has_been_taken_does_nothing(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs.append(ask(batcher, held, 2))
+        assert not batcher.withdraw(runs[0].job)
+        held.let_go()
+        assert values_in(held.next_batch()) == [2]
+        assert not batcher.withdraw(runs[1].job)
+        held.let_go()
+        assert all(run.result(WAIT_S) for run in runs)
+        assert not any(batcher.withdraw(run.job) for run in runs)
+        expect_free(batcher, model)
+
+    def test_of_a_job_that_was_left_for_the_next_batch_is_its_end(self, model: Model, held: Held) -> None:
+        batcher = make_batcher(limits=Limits(max_batch=1))
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3)]
+        assert next_batches(held, 1) == [[2]]
+        runs.pop().withdraw()
+        held.let_go()
+        assert all(run.result(WAIT_S) for run in runs)
+        expect_free(batcher, model)
+        assert held.entered.empty()
+
+
+def test_slots_end_when_the_batcher_is_closed() -> None:
+    before = set(threading.enumerate())
+    batcher = make_batcher(3)
+    slots = set(threading.enumerate()) - before
+    assert sorted(thread.name for thread in slots) == ["slot-0", "slot-1", "slot-2"]
+    batcher.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in slots))
 
 
 class Echo:
@@ -438,15 +552,15 @@ class Echo:
 
 
 def test_inputs_of_different_sides_are_never_mixed(model: Model, held: Held) -> None:
-    batcher = Batcher(1, Limits())
+    batcher = make_batcher()
     running = ask(batcher, held, 1, waits=False)
     held.next_batch()
     echo, callers = Echo(held), [Caller() for _ in range(4)]
     sent = [np.full((1, side), side, np.float32) for side in (3, 5, 3, 5)]
     runs = []
     for array, caller in zip(sent, callers, strict=True):
-        runs.append(spawn(batcher.run, echo, {INPUT: array}, caller))
-        assert caller.waits.wait(WAIT_S)
+        runs.append(Run(batcher, echo, {INPUT: array}, caller))
+        batcher.submit(runs[-1].job)
     held.let_go()
     assert running.result(WAIT_S)
     for array, run in zip(sent, runs, strict=True):
@@ -457,7 +571,7 @@ def test_inputs_of_different_sides_are_never_mixed(model: Model, held: Held) -> 
 
 def test_stress_with_callers_that_go_away(model: Model) -> None:
     slots, threads, requests = 2, 32, 50
-    batcher = Batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
+    batcher = make_batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
     expected = [model.classify(pixels_of(value)[np.newaxis])[0][0] for value in range(256)]
     largest = 0
 
@@ -486,17 +600,20 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
                 timer.start()
             else:
                 timer = None
+            batcher.admit()
+            run = ask(batcher, counting, value, caller, waits=False)
             try:
-                with batcher.admit():
-                    answer = batcher.run(counting, inputs_of(value), caller)
+                answer = run.result(WAIT_S)
             except RequestCancelled:
                 assert caller.gone
                 cancelled += 1
             else:
                 assert np.array_equal(answer.outputs[PROBABILITIES][0], expected[value])
                 answered += 1
+            batcher.give_back()
             if timer is not None:
                 timer.join()
+            assert run.ends == 1
         return answered, cancelled
 
     clients = [spawn(client, seed) for seed in range(threads)]
@@ -505,13 +622,10 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
     assert sum(answered for answered, _ in counts) >= threads * requests * 0.7
     assert 1 <= largest <= 5
     expect_free(batcher, model)
-    places = [batcher.admit() for _ in range(threads)]
-    for place in places:
-        place.__enter__()
-    with pytest.raises(QueueFull), batcher.admit():
-        pytest.fail("a place too many")
-    for place in places:
-        place.__exit__(None, None, None)
+    assert batcher.load()._replace(slots_busy=0) == (slots, 0, 0, 0)
+    assert [batcher.admit() for _ in range(threads)] == list(range(threads))
+    with pytest.raises(QueueFull):
+        batcher.admit()
 
 
 def write_files(root: Path, texts: dict[str, str]) -> None:
@@ -585,37 +699,14 @@ def test_a_gpu_has_one_slot(model: Model) -> None:
 
 def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None:
     """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
-    batcher, passing = Batcher(1, Limits()), replace(model)
+    batcher, passing = make_batcher(), replace(model)
     gone = weakref.ref(passing)
     gc.disable()
     try:
-        batcher.run(passing, inputs_of(1), Caller())
-        del passing
-        assert gone() is None
+        run = ask(batcher, passing, 1, waits=False)
+        run.result(WAIT_S)
+        run.job = None  # the test's own
+        del passing, run
+        wait_until(lambda: gone() is None)
     finally:
         gc.enable()
-
-
-def test_a_request_that_is_taken_before_its_thread_waits_is_answered(model: Model, held: Held) -> None:
-    batcher = Batcher(1, Limits())
-    runs = [ask(batcher, held, 1, waits=False)]
-    held.next_batch()
-    lock, calls = batcher._lock, []
-
-    class Lock:
-        """Lets the slot pass on as soon as the second request stands in the queue, before its thread goes on."""
-
-        def __enter__(self) -> None:
-            lock.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            lock.release()
-            if batcher._waiting and not calls:
-                calls.append(1)
-                held.let_go(2)
-                wait_until(lambda: not batcher._waiting)
-
-    batcher._lock = Lock()
-    runs.append(ask(batcher, held, 2, waits=False))
-    assert [run.result(WAIT_S).outputs[PROBABILITIES].shape for run in runs] == [(1, 3), (1, 3)]
-    assert calls
