@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
-from http2 import CHECK, PREDICT, RESET, STREAM_INFER, WATCH, Connection, encode_call, message
+from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
 from serving.batching import count_cpus
 from serving.limits import Limits
@@ -131,7 +131,7 @@ def test_max_streams(colours: Path) -> None:
         refusal = refused(lambda: next(list_services(channel, [])))
         assert told(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
         assert refusal.retry is not None
-        predict(channel, encode(plain("red")))  # streams and requests have threads of their own
+        predict(channel, encode(plain("red")))  # streams take no place of requests
         hold.clear()
         assert list(first) == []
         until = time.monotonic() + WAIT_S
@@ -202,18 +202,43 @@ def test_message_timeout(colours: Path, path: str) -> None:
     with serving(colours, "--message-timeout", 1) as server, Connection(server.address) as one:
         stream = one.call(encode_call(STREAM_INFER), None, end=False)
         late = {one.call(encode_call(path), data, end=False) for data in (None, half)}
-        ended: dict[int, int] = {}
+        ended: dict[int, tuple[int, bool]] = {}
 
         def all_ended() -> bool:
             one.flush()
-            ended.update({call.stream: call.status for call in one.receive()})
+            ended.update({call.stream: (call.status, call.details) for call in one.receive()})
             return ended.keys() >= late or not one.alive
 
         wait_until(all_ended)
         assert set(ended) == late
-        assert set(ended.values()) <= {grpc.StatusCode.CANCELLED.value[0], RESET}
+        assert set(ended.values()) == {(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], True)}
         assert one.open_streams == {stream}
         answer_health(one)
+
+
+@pytest.mark.native_lacks("message timeout")
+@pytest.mark.parametrize("path", [CHECK, PREDICT, WATCH])
+def test_answers_that_are_not_taken_close_their_connection(colours: Path, path: str) -> None:
+    """After --message-timeout, and no other: such calls cannot be ended by themselves."""
+    request = classifier_pb2.PredictRequest(image=encode(plain("red"))).SerializeToString() if path == PREDICT else b""
+    with (
+        serving(colours, "--message-timeout", 1) as server,
+        Connection(server.address, window=0) as reads_nothing,
+        Connection(server.address) as idle,
+    ):
+        stream = idle.call(encode_call(STREAM_INFER), None, end=False)
+        reads_nothing.call(encode_call(path), message(request))
+
+        def is_closed() -> bool:
+            for one in (reads_nothing, idle):
+                one.flush()
+                one.receive()
+            return not reads_nothing.alive
+
+        wait_until(is_closed)
+        answer_health(idle)
+        assert idle.open_streams == {stream}
+        assert "an answer was not taken within 1 s" in server.logged()
 
 
 def answer_health(one: Connection) -> None:
