@@ -5,25 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from unittest.mock import patch
 
 import grpc
 import pytest
 
-from serving.batching import Batcher
 from serving.limits import Limits
 from serving.model import Model
 from serving.repository import publish
-from serving.services.inference import Inference
 from serving.services.open_inference import OpenInference
-from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
 from serving.wire import open_inference_pb2 as infer
 from serving.wire import open_inference_pb2_grpc as infer_grpc
 from tests.conftest import colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, wait_until
+from tests.serving.conftest import WAIT_S, Held, classify_by, make_batcher, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
@@ -37,10 +35,10 @@ def repository(tmp_path: Path) -> Path:
 
 def listen(held: Held, slots: int, limits: Limits) -> native.NativeServer:
     """A server in this process on a free port, started."""
-    batcher, statistics = Batcher(slots, limits), Statistics()
-    ours = classify_by(held, batcher=batcher, limits=limits)
-    theirs = OpenInference(ours._models, Inference(batcher, statistics), slots, limits, statistics)
-    server = native.NativeServer(ours, theirs, batcher, statistics, "127.0.0.1", 0, limits)
+    direct = classify_by(held, batcher=make_batcher(slots, limits), limits=limits)
+    ours, inference = direct.service, direct.inference
+    theirs = OpenInference(ours._models, slots, limits, inference.statistics, inference.budget)
+    server = native.NativeServer(ours, theirs, inference, "127.0.0.1", 0, limits)
     server.start()
     return server
 
@@ -128,6 +126,31 @@ def test_who_goes_away_while_he_waits_is_counted(model: Model) -> None:
         assert running.result(WAIT_S).scores[0].label == "red"
     counts = server._statistics.counts
     assert counts["", ""].codes == {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
+    server.drain(0)
+
+
+def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None:
+    held, limits = Held(model), Limits()
+    held.let_go(10)
+    server, busy, begun = listen(held, 1, limits), threading.Event(), threading.Semaphore(0)
+
+    def decode() -> None:
+        begun.release()
+        busy.wait(WAIT_S)
+
+    large = wire.PredictRequest(image=encode(plain("red", (2000, 2000))))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        for _ in range(2):  # as many decodes as there may be at once
+            server._budget.submit(decode, 100 * 2**20)
+            assert begun.acquire(timeout=WAIT_S)
+        assert predict.future(large, timeout=0.3).code().name == "DEADLINE_EXCEEDED"
+        counts = server._statistics.counts
+        wait_until(lambda: ("colours", "1") in counts)
+        assert counts["colours", "1"].codes == {("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
+        assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        busy.set()
+        assert predict(large, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 
