@@ -2,67 +2,68 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
+import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 
-from serving.decoding import MIB, DecodeBudget, count_decode_bytes, make_budget
-from serving.errors import DeadlineExpired, ImageError, ImageNeedsTooMuchMemory, RequestCancelled
-from serving.headers import Header
+from serving.decoding import MIB, DecodeBudget, Turn, count_decode_bytes
+from serving.errors import ImageNeedsTooMuchMemory
 from serving.limits import Limits
 from serving.pixels import PixelContract, announce_image
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Caller, spawn, wait_until
+from tests.serving.conftest import WAIT_S, make_budget, wait_until
 
 CONTRACT = PixelContract(4, 4, 3)
 SIDES = {"small": 8, "medium": 1500, "large": 2200, "larger": 2500}
 IMAGES = {name: encode(plain("red", (side, side))) for name, side in SIDES.items()}
 COSTS = {name: count_decode_bytes(announce_image(image, Limits()), CONTRACT) for name, image in IMAGES.items()}
-SENT: list[Future[np.ndarray]] = []
 
 
 class Decoder:
     """Decodes nothing: shows what has begun, and waits until it may end."""
 
     def __init__(self) -> None:
-        self.begun: list[int] = []  # widths, in the order in which they began
-        self._go_on: dict[int, threading.Event] = {side: threading.Event() for side in SIDES.values()}
+        self.begun: list[str] = []  # in the order in which they began
+        self.ended = 0
+        self._go_on: dict[str, threading.Event] = {name: threading.Event() for name in SIDES}
 
-    def __call__(self, header: Header, contract: PixelContract) -> np.ndarray:
-        self.begun.append(header.width)
-        assert self._go_on[header.width].wait(2 * WAIT_S)  # longer than the test: what it waits for is no time-out
-        return np.zeros(contract.shape, np.uint8)
+    def decode(self, name: str) -> None:
+        self.begun.append(name)
+        assert self._go_on[name].wait(2 * WAIT_S)  # longer than the test: what it waits for is no time-out
+        self.ended += 1
+
+    def send(self, budget: DecodeBudget, name: str) -> Turn:
+        return budget.submit(lambda: self.decode(name), COSTS[name])
 
     def end(self, *names: str) -> None:
         for name in names:
-            self._go_on[SIDES[name]].set()
+            self._go_on[name].set()
 
     def wait_begun(self, *names: str) -> None:
-        wait_until(lambda: self.begun == [SIDES[name] for name in names])
+        wait_until(lambda: self.begun == [*names])
+
+    def wait_ended(self, count: int) -> None:
+        wait_until(lambda: self.ended == count)
 
 
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
     waiting = Decoder()
-    with patch("serving.decoding.decode_announced", waiting):
-        yield waiting
-        waiting.end(*SIDES)
-        while SENT:
-            SENT.pop().exception(WAIT_S)
+    yield waiting
+    waiting.end(*SIDES)
 
 
 def make(max_bytes: int, slots: int = 2) -> DecodeBudget:
     """A budget with so much for what is not small: all but an eighth."""
-    return DecodeBudget(slots, 8 * (max_bytes // 7) + max_bytes % 7, Limits())
-
-
-def send(budget: DecodeBudget, name: str, caller: Caller | None = None) -> Future[np.ndarray]:
-    SENT.append(spawn(budget.decode, IMAGES[name], CONTRACT, caller or Caller()))
-    return SENT[-1]
+    budget = make_budget(slots, 8 * (max_bytes // 7) + max_bytes % 7)
+    assert budget.is_small(COSTS["small"])
+    assert not budget.is_small(COSTS["medium"])
+    return budget
 
 
 def wait_in_line(budget: DecodeBudget, count: int) -> None:
@@ -71,80 +72,78 @@ def wait_in_line(budget: DecodeBudget, count: int) -> None:
 
 def test_decodes_run_at_once_as_long_as_they_fit(decoder: Decoder) -> None:
     budget = make(COSTS["large"] + COSTS["medium"], slots=3)
-    ends = [send(budget, "large")]
+    decoder.send(budget, "large")
     decoder.wait_begun("large")
-    ends.append(send(budget, "medium"))
+    decoder.send(budget, "medium")
     decoder.wait_begun("large", "medium")
-    waiting = send(budget, "medium")
+    decoder.send(budget, "medium")
     wait_in_line(budget, 1)
     decoder.end("large")
     decoder.wait_begun("large", "medium", "medium")
     decoder.end("medium")
-    for end in (*ends, waiting):
-        assert end.result(WAIT_S).shape == CONTRACT.shape
+    decoder.wait_ended(3)
     wait_in_line(budget, 0)
-    assert budget._large._free_bytes == COSTS["large"] + COSTS["medium"]
+    wait_until(lambda: budget._large._free_bytes == COSTS["large"] + COSTS["medium"])
 
 
 def test_there_are_no_more_at_once_than_slots(decoder: Decoder) -> None:
     budget = make(1024 * MIB, slots=1)
-    first = send(budget, "large")
+    decoder.send(budget, "large")
     decoder.wait_begun("large")
-    second = send(budget, "medium")
+    decoder.send(budget, "medium")
     wait_in_line(budget, 1)
-    assert decoder.begun == [SIDES["large"]]
+    assert decoder.begun == ["large"]
     decoder.end("large", "medium")
-    assert first.result(WAIT_S) is not None
-    assert second.result(WAIT_S) is not None
+    decoder.wait_ended(2)
 
 
 def test_a_small_image_does_not_wait_behind_large_ones(decoder: Decoder) -> None:
     budget = make(COSTS["large"], slots=1)
-    send(budget, "large")
+    decoder.send(budget, "large")
     decoder.wait_begun("large")
-    send(budget, "medium")
+    decoder.send(budget, "medium")
     wait_in_line(budget, 1)
-    small = send(budget, "small")
+    decoder.send(budget, "small")
     decoder.wait_begun("large", "small")
     decoder.end("small")
-    assert small.result(WAIT_S) is not None
+    decoder.wait_ended(1)
 
 
 def test_small_images_wait_for_small_ones(decoder: Decoder) -> None:
     budget = make(COSTS["large"], slots=1)
-    first, second = send(budget, "small"), send(budget, "small")
+    decoder.send(budget, "small")
+    decoder.wait_begun("small")
+    decoder.send(budget, "small")
     wait_until(lambda: len(budget._small._line) == 1)
-    assert decoder.begun == [SIDES["small"]]
+    assert decoder.begun == ["small"]
     decoder.end("small")
-    assert first.result(WAIT_S) is not None
-    assert second.result(WAIT_S) is not None
+    decoder.wait_ended(2)
 
 
 def test_a_large_image_is_not_overtaken_for_ever_by_those_that_fit(decoder: Decoder) -> None:
     """While the first in line does not fit, those that come later wait with it, although they would."""
     budget = make(COSTS["larger"] + COSTS["medium"], slots=3)
     with patch("serving.decoding.PACE_BYTES_PER_S", 1e15):  # by arrival alone
-        send(budget, "large")
+        decoder.send(budget, "large")
         decoder.wait_begun("large")
-        larger = send(budget, "larger")
+        decoder.send(budget, "larger")
         wait_in_line(budget, 1)
-        send(budget, "medium")
+        decoder.send(budget, "medium")
         wait_in_line(budget, 2)
-        assert decoder.begun == [SIDES["large"]]
+        assert decoder.begun == ["large"]
         decoder.end("large")
-        wait_until(lambda: SIDES["larger"] in decoder.begun)
+        wait_until(lambda: sorted(decoder.begun) == ["large", "larger", "medium"])
         decoder.end("larger")
-        assert larger.result(WAIT_S) is not None
+        decoder.wait_ended(2)
 
 
 def test_of_those_that_wait_a_smaller_one_goes_first(decoder: Decoder) -> None:
     budget = make(COSTS["larger"], slots=1)
-    send(budget, "large")
+    decoder.send(budget, "large")
     decoder.wait_begun("large")
     with patch("serving.decoding.PACE_BYTES_PER_S", 1.0):
-        send(budget, "larger")
-        wait_in_line(budget, 1)
-        send(budget, "medium")
+        decoder.send(budget, "larger")
+        decoder.send(budget, "medium")
         wait_in_line(budget, 2)
     decoder.end("large")
     decoder.wait_begun("large", "medium")
@@ -154,62 +153,104 @@ def test_of_those_that_wait_a_smaller_one_goes_first(decoder: Decoder) -> None:
 
 def test_a_caller_that_went_away_leaves_the_line_to_the_others(decoder: Decoder) -> None:
     budget = make(COSTS["larger"])
-    send(budget, "medium")
+    decoder.send(budget, "medium")
     decoder.wait_begun("medium")
-    caller = Caller()
     with patch("serving.decoding.PACE_BYTES_PER_S", 1e15):  # by arrival alone
-        larger = send(budget, "larger", caller)
-        wait_in_line(budget, 1)
-        send(budget, "medium")
-        wait_in_line(budget, 2)
-    caller.cancel()
-    with pytest.raises(RequestCancelled):
-        larger.result(WAIT_S)
+        larger = decoder.send(budget, "larger")
+        decoder.send(budget, "medium")
+    wait_in_line(budget, 2)
+    assert budget.withdraw(larger)
     decoder.wait_begun("medium", "medium")
+    assert not budget.withdraw(larger)  # once
 
 
-def test_a_caller_that_went_away_as_it_was_let_in_gives_its_memory_back(decoder: Decoder) -> None:
+def test_small_work_that_waits_is_withdrawn_too(decoder: Decoder) -> None:
     budget = make(COSTS["large"], slots=1)
-    send(budget, "large")
-    decoder.wait_begun("large")
-    caller = Caller()
-    waiting = send(budget, "medium", caller)
-    wait_in_line(budget, 1)
-    caller.gone = True  # nobody has told it yet
-    decoder.end("large")
-    with pytest.raises(RequestCancelled):
-        waiting.result(WAIT_S)
-    send(budget, "medium")
-    decoder.wait_begun("large", "medium")
-
-
-def test_a_deadline_that_passes_ends_the_wait(decoder: Decoder) -> None:
-    budget = make(COSTS["large"], slots=1)
-    send(budget, "large")
-    decoder.wait_begun("large")
-    late = send(budget, "large", Caller(remaining_s=0.05))
-    with pytest.raises(DeadlineExpired, match="memory"):
-        late.result(WAIT_S)
-    wait_in_line(budget, 0)
+    first = decoder.send(budget, "small")
+    decoder.wait_begun("small")
+    turns = [decoder.send(budget, "small") for _ in range(3)]
+    assert budget.withdraw(turns[1])
+    assert not budget.withdraw(first)  # it has begun
+    decoder.end("small")
+    decoder.wait_ended(3)
+    wait_until(lambda: not budget._small._line)
+    assert not any(budget.withdraw(turn) for turn in (first, *turns))
+    assert decoder.begun == ["small"] * 3
 
 
 def test_what_can_never_fit_is_refused_at_once_with_the_figures() -> None:
     budget = make(COSTS["large"] - 1)
     with pytest.raises(ImageNeedsTooMuchMemory, match=f"{COSTS['large']} bytes, the limit is") as caught:
-        budget.decode(IMAGES["large"], CONTRACT, Caller())
+        budget.check(COSTS["large"])
     assert caught.value.facts == {"needed_bytes": str(COSTS["large"]), "limit_bytes": str(COSTS["large"] - 1)}
+    budget.check(COSTS["large"] - 1)
 
 
-def test_what_cannot_be_decoded_gives_its_memory_back() -> None:
+def test_work_that_takes_more_than_there_is_runs_alone(decoder: Decoder) -> None:
+    """Several images of one request fit one by one, and so they have been checked; together they may not."""
     budget = make(COSTS["large"])
-    broken = IMAGES["large"][:-200]
-    for _ in range(3):
-        with pytest.raises(ImageError):
-            budget.decode(broken, CONTRACT, Caller())
-    assert budget._large._free_bytes == COSTS["large"]
-    assert budget.decode(IMAGES["large"], CONTRACT, Caller()).shape == CONTRACT.shape
+    decoder.send(budget, "larger")
+    decoder.wait_begun("larger")
+    decoder.send(budget, "medium")
+    wait_in_line(budget, 1)
+    assert decoder.begun == ["larger"]
+    decoder.end("larger")
+    decoder.wait_begun("larger", "medium")
+
+
+def test_work_that_raises_is_logged_and_gives_its_memory_and_thread_back(
+    decoder: Decoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = make(COSTS["large"], slots=1)
+
+    def fail() -> None:
+        raise ValueError("of the service")
+
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            budget.submit(fail, COSTS["large"])
+        decoder.send(budget, "large")
+        decoder.wait_begun("large")
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["of the service"] * 3
+
+
+def test_what_was_done_is_not_kept() -> None:
+    class Request:
+        """A request's message."""
+
+        def read(self) -> None:
+            pass
+
+    budget = make(COSTS["large"], slots=1)
+    for cost_bytes in (0, COSTS["medium"]):
+        request = Request()
+        kept = weakref.ref(request)
+        gc.disable()
+        try:
+            budget.submit(request.read, cost_bytes)
+            del request
+            wait_until(lambda kept=kept: kept() is None)
+        finally:
+            gc.enable()
+
+
+def test_threads_end_when_the_budget_is_closed_and_nothing_waits(decoder: Decoder) -> None:
+    before = set(threading.enumerate())
+    budget = make(COSTS["large"], slots=2)
+    threads = set(threading.enumerate()) - before
+    assert sorted(thread.name for thread in threads) == [
+        *("large-decode-0", "large-decode-1", "small-decode-0", "small-decode-1")
+    ]
+    decoder.send(budget, "large")
+    decoder.wait_begun("large")
+    decoder.send(budget, "large")
+    budget.close()
+    wait_until(lambda: sum(thread.is_alive() for thread in threads) == 1)
+    decoder.end("large")
+    decoder.wait_ended(2)
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
 def test_the_limit_of_the_server_is_the_budgets() -> None:
     with pytest.raises(ImageNeedsTooMuchMemory):
-        make_budget(1, Limits(max_decode_bytes=8 * MIB)).decode(IMAGES["larger"], CONTRACT, Caller())
+        make_budget(1, max_bytes=8 * MIB).check(COSTS["larger"])

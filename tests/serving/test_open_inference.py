@@ -16,7 +16,6 @@ from onnx import TensorProto, helper
 
 from serving import __version__
 from serving.artifact import Manifest, seal
-from serving.batching import Batcher
 from serving.certificate import DTYPES, LOGITS, PROBABILITIES
 from serving.errors import (
     BatchTooLarge,
@@ -48,7 +47,6 @@ from serving.pixels import PixelContract
 from serving.proof.certify import certify
 from serving.repository import publish
 from serving.services import tensors
-from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
@@ -56,23 +54,30 @@ from serving.transports.refusals import refuse
 from serving.wire import open_inference_pb2 as wire
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Caller, Held, spawn
+from tests.serving.conftest import WAIT_S, Caller, Direct, Held, make_batcher, make_budget
 
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
 
-def serve(*models: Model, **options: object) -> OpenInference:
+def serve(*models: Model, **options: object) -> Direct:
     limits = options.pop("limits", Limits())
-    statistics = Statistics()
-    batcher = options.pop("batcher", None) or Batcher(1, limits, statistics.count_run)
+    statistics, budget = Statistics(), make_budget()
+    batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
     served = Models({model.name: (model,) for model in models}, options.pop("repository", Path()))
-    return OpenInference(served, Inference(batcher, statistics), batcher.slots, limits, statistics, **options)
+    service = OpenInference(served, batcher.slots, limits, statistics, budget, **options)
+    return Direct(service, batcher, budget, statistics)
 
 
 def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
     """A request with raw pixels, (N, 4, 4, 3)."""
     inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
     return wire.ModelInferRequest(**{"inputs": inputs, "raw_input_contents": [pixels.tobytes()], **fields})
+
+
+def ask_streamed(service: Direct, request: wire.ModelInferRequest) -> wire.ModelStreamInferResponse:
+    """What a stream replies to a request."""
+    run = service.begin(request)
+    return service.service.make_stream_reply(request, run.exception(WAIT_S) or run.result(), refuse)
 
 
 def read(reply: wire.ModelInferResponse, name: str) -> np.ndarray:
@@ -96,10 +101,10 @@ def pack(*parts: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(part)) + part for part in parts)
 
 
-def refusal(service: OpenInference, request: wire.ModelInferRequest, kind: type[RequestError]) -> tuple[str, str]:
+def refusal(service: Direct, request: wire.ModelInferRequest, kind: type[RequestError]) -> tuple[str, str]:
     """What is said of a request that is refused, and of which field."""
     with pytest.raises(kind) as caught:
-        service.infer(request, Caller())
+        service.ask(request)
     return str(caught.value), caught.value.field
 
 
@@ -142,7 +147,7 @@ def open_model(open_sides: int) -> Model:
 class TestInfer:
     def test_answers_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: Model) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
-        reply = serve(model).infer(ask(pixels, id="seven", model_name="colours"), Caller())
+        reply = serve(model).ask(ask(pixels, id="seven", model_name="colours"))
         probabilities, logits = model.classify(pixels)
         assert (reply.model_name, reply.model_version, reply.id) == ("colours", "1", "seven")
         assert [output.name for output in reply.outputs] == [PROBABILITIES, LOGITS]
@@ -152,18 +157,18 @@ class TestInfer:
 
     def test_answers_the_outputs_wanted_in_their_order(self, model: Model) -> None:
         wanted = [{"name": LOGITS}, {"name": PROBABILITIES}]
-        reply = serve(model).infer(ask(RED[np.newaxis], outputs=wanted), Caller())
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert [output.name for output in reply.outputs] == [LOGITS, PROBABILITIES]
-        reply = serve(model).infer(ask(RED[np.newaxis], outputs=wanted[:1]), Caller())
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted[:1]))
         assert [output.name for output in reply.outputs] == [LOGITS]
         assert len(reply.raw_output_contents) == 1
 
     def test_typed_contents_are_answered_by_typed_ones_of_the_same_values(self, model: Model) -> None:
         pixels = np.stack([RED, BLUE])
-        raw = serve(model).infer(ask(pixels), Caller())
+        raw = serve(model).ask(ask(pixels))
         request = ask(pixels, raw_input_contents=[])
         request.inputs[0].contents.uint_contents.extend(pixels.ravel().tolist())
-        typed = serve(model).infer(request, Caller())
+        typed = serve(model).ask(request)
         assert not typed.raw_output_contents
         for output in typed.outputs:
             assert np.array_equal(np.float32(output.contents.fp32_contents), read(raw, output.name).ravel())
@@ -176,7 +181,7 @@ class TestInfer:
         request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)] if raw else [])
         if not raw:
             request.inputs[0].contents.bytes_contents.extend(images)
-        reply = serve(model).infer(request, Caller())
+        reply = serve(model).ask(request)
         rows = [list(output.contents.fp32_contents) for output in reply.outputs if output.name == PROBABILITIES]
         told = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
         for image, row in zip(images, told, strict=True):
@@ -185,7 +190,7 @@ class TestInfer:
 
     def test_classification_gives_value_index_and_label_of_the_best(self, model: Model) -> None:
         wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
-        reply = serve(model).infer(ask(np.stack([RED, BLUE]), outputs=wanted), Caller())
+        reply = serve(model).ask(ask(np.stack([RED, BLUE]), outputs=wanted))
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
         told = [text.decode().split(":") for text in elements(reply.raw_output_contents[0])]
         assert [(index, label) for _, index, label in told] == [
@@ -198,17 +203,16 @@ class TestInfer:
 
     def test_classification_answers_no_more_labels_than_there_are(self, model: Model) -> None:
         wanted = [{"name": LOGITS, "parameters": {"classification": {"int64_param": 99}}}]
-        reply = serve(model).infer(ask(RED[np.newaxis], outputs=wanted), Caller())
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert list(reply.outputs[0].shape) == [1, 3]
 
     def test_images_of_a_request_run_as_one_batch_and_those_that_wait_join_it(self, model: Model) -> None:
         held = Held(model)
         service = serve(held)
-        running = spawn(service.infer, ask(RED[np.newaxis]), Caller())
+        running = service.begin(ask(RED[np.newaxis]))
         held.next_batch()
-        callers = [Caller(), Caller()]
-        waiting = [spawn(service.infer, ask(np.stack([BLUE] * count)), callers[count - 2]) for count in (2, 3)]
-        assert all(caller.waits.wait(WAIT_S) for caller in callers)
+        waiting = [service.begin(ask(np.stack([BLUE] * count))) for count in (2, 3)]
+        assert service.inference.batcher.load().waiting == 2
         held.let_go(2)
         assert len(held.next_batch()) == 5
         assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
@@ -217,28 +221,30 @@ class TestInfer:
         held = Held(replace(model, max_batch=1))
         held.let_go(3)
         service = serve(held)
-        reply = service.infer(ask(np.stack([RED, BLUE, RED])), Caller())
+        reply = service.ask(ask(np.stack([RED, BLUE, RED])))
         assert [len(held.next_batch()) for _ in range(3)] == [1, 1, 1]
         assert read(reply, LOGITS).argmax(1).tolist() == [0, 2, 0]
-        [told] = service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
         assert (told.inference_count, told.execution_count) == (3, 3)
         assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 3)]
 
     def test_beyond_the_queue_is_refused_before_it_is_read(self, model: Model) -> None:
-        batcher = Batcher(1, Limits(max_queue=0))
-        with batcher.admit(), pytest.raises(QueueFull):
-            serve(model, batcher=batcher).infer(ask(RED[np.newaxis], raw_input_contents=[b"short"]), Caller())
+        batcher = make_batcher(limits=Limits(max_queue=0))
+        batcher.admit()
+        with pytest.raises(QueueFull):
+            serve(model, batcher=batcher).ask(ask(RED[np.newaxis], raw_input_contents=[b"short"]))
 
 
 class TestParameters:
     def test_a_timeout_ends_the_wait_and_the_network_never_runs(self, model: Model) -> None:
-        held, caller = Held(model), Caller()
+        held = Held(model)
         service = serve(held)
-        running = spawn(service.infer, ask(RED[np.newaxis]), Caller())
+        running = service.begin(ask(RED[np.newaxis]))
         held.next_batch()
         waiting = ask(BLUE[np.newaxis], parameters={"timeout": {"int64_param": 50_000}})
-        with pytest.raises(DeadlineExpired):
-            service.infer(waiting, caller)
+        with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
+            service.ask(waiting)  # while the slot is busy
+        assert not running.done()
         held.let_go()
         assert running.result(WAIT_S)
         assert held.entered.empty()
@@ -246,24 +252,24 @@ class TestParameters:
     def test_a_timeout_beyond_the_callers_deadline_changes_nothing(self, model: Model) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
         with pytest.raises(DeadlineExpired):
-            serve(model).infer(request, Caller(remaining_s=0))
+            serve(model).ask(request, Caller(remaining_s=0))
 
     @pytest.mark.parametrize("timeout_us", [0, 60_000_000])
     def test_a_request_in_time_is_answered(self, model: Model, timeout_us: int) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"int64_param": timeout_us}})
-        assert read(serve(model).infer(request, Caller()), LOGITS).argmax() == 0
+        assert read(serve(model).ask(request), LOGITS).argmax() == 0
 
     def test_the_last_answer_is_marked_where_that_is_asked(self, model: Model) -> None:
         for wanted in (True, False):
             request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
-            reply = serve(model).infer_streamed(request, Caller(), refuse).infer_response
+            reply = ask_streamed(serve(model), request).infer_response
             assert ("triton_final_response" in reply.parameters) is wanted
             assert reply.parameters["triton_final_response"].bool_param is wanted
 
     def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
         request = ask(RED[np.newaxis])
         request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
-        assert serve(model).infer(request, Caller())
+        assert serve(model).ask(request)
 
 
 class TestTensors:
@@ -279,7 +285,7 @@ class TestTensors:
                 request.raw_input_contents.append(array.tobytes())
             else:
                 getattr(sent.contents, TYPED[datatype]).extend(array.ravel().tolist())
-        reply = serve(load_artifact(tensor_artifact(dtype), name="sum", version="1")).infer(request, Caller())
+        reply = serve(load_artifact(tensor_artifact(dtype), name="sum", version="1")).ask(request)
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == (datatype, [2, 3])
         if reply.raw_output_contents:
             told = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
@@ -296,7 +302,7 @@ class TestTensors:
             contents = [np.float32([1, bad, 2]).tobytes(), np.float32([1, 1, 1]).tobytes()]
             request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=contents)
             assert refusal(serve(model), request, NotFinite)[0].startswith("left holds NaN or infinity")
-            reply = serve(model, allow_nonfinite=True).infer(request, Caller())
+            reply = serve(model, allow_nonfinite=True).ask(request)
             assert not np.isfinite(np.frombuffer(reply.raw_output_contents[0], "<f4")).all()
 
     def test_of_different_batches_are_refused(self) -> None:
@@ -495,8 +501,8 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
-    with patch("serving.decoding.decode_announced", decode), pytest.raises(RequestCancelled):
-        serve(model).infer(request, caller)
+    with patch("serving.services.tensors.decode_announced", decode), pytest.raises(RequestCancelled):
+        serve(model).ask(request, caller)
     assert decoded == images[:1]
 
 
@@ -525,22 +531,22 @@ def test_half_precision_has_no_typed_contents() -> None:
 def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> None:
     service = serve(model, limits=Limits(max_batch=2))
     with pytest.raises(BatchTooLarge) as caught:
-        service.infer(ask(np.stack([RED] * 3)), Caller())
+        service.ask(ask(np.stack([RED] * 3)))
     assert caught.value.facts == {"size_inputs": "3", "limit_inputs": "2"}
-    assert len(read(service.infer(ask(np.stack([RED] * 2)), Caller()), LOGITS)) == 2
+    assert len(read(service.ask(ask(np.stack([RED] * 2))), LOGITS)) == 2
 
 
 # Metadata
 
 
 def test_server_metadata_names_the_server_and_what_it_can(model: Model) -> None:
-    told = serve(model).server_metadata(wire.ServerMetadataRequest(), Caller())
+    told = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
     assert (told.name, told.version) == ("evalmode", __version__)
     assert {"classification", "model_configuration", "model_repository", "statistics"} == set(told.extensions)
 
 
 def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -> None:
-    told = serve(model).model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
+    told = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
     assert (told.name, list(told.versions), told.platform) == ("colours", ["1"], "onnx_onnxv1")
     tensors = {one.name: (one.datatype, list(one.shape)) for one in (*told.inputs, *told.outputs)}
     assert tensors == {"image": ("UINT8", [-1, 4, 4, 3]), PROBABILITIES: ("FP32", [-1, 3]), LOGITS: ("FP32", [-1, 3])}
@@ -554,15 +560,17 @@ def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -
 def test_golden_images_never_leave(model: Model) -> None:
     assert model.manifest.certificate is not None
     service = serve(model)
-    told = service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
-    told += service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
+    told = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
+    told += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
     packed = json.dumps(model.manifest.certificate.to_json())
     assert len(told) < 3_000 < len(packed)
 
 
 def test_model_config_tells_batch_types_and_labels(model: Model) -> None:
     told = (
-        serve(model, limits=Limits(max_batch=32)).model_config(wire.ModelConfigRequest(name="colours"), Caller()).config
+        serve(model, limits=Limits(max_batch=32))
+        .service.model_config(wire.ModelConfigRequest(name="colours"), Caller())
+        .config
     )
     assert (told.name, told.platform, told.backend, told.max_batch_size) == (
         "colours",
@@ -583,7 +591,7 @@ def test_a_model_is_ready_if_it_is_served(model: Model) -> None:
     service = serve(model)
     wanted = {("colours", ""): True, ("colours", "1"): True, ("colours", "2"): False, ("other", ""): False}
     for (name, version), ready in wanted.items():
-        told = service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
+        told = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
         assert told.ready is ready
 
 
@@ -594,22 +602,22 @@ def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> Non
         call, wire.ModelStatisticsRequest
     )
     with pytest.raises(ModelNotFound):
-        getattr(service, call)(request(name="other"), Caller())
+        getattr(service.service, call)(request(name="other"), Caller())
     with pytest.raises(ModelNotFound):
-        service.infer(ask(RED[np.newaxis], model_name="other"), Caller())
+        service.ask(ask(RED[np.newaxis], model_name="other"))
     with pytest.raises(ModelNotFound):
-        service.infer(ask(RED[np.newaxis], model_version="2"), Caller())
+        service.ask(ask(RED[np.newaxis], model_version="2"))
 
 
 def test_of_several_models_one_must_be_named(model: Model) -> None:
     with pytest.raises(ModelUnspecified):
-        serve(model, replace(model, name="other")).infer(ask(RED[np.newaxis]), Caller())
+        serve(model, replace(model, name="other")).ask(ask(RED[np.newaxis]))
 
 
 @pytest.mark.parametrize(
     ("call", "request_", "field"),
     [
-        ("infer", wire.ModelInferRequest(), "model_name"),
+        ("find", wire.ModelInferRequest(), "model_name"),
         ("model_metadata", wire.ModelMetadataRequest(), "name"),
         ("model_config", wire.ModelConfigRequest(), "name"),
     ],
@@ -618,7 +626,9 @@ def test_the_field_is_named_that_the_model_is_missing_from(
     model: Model, call: str, request_: object, field: str
 ) -> None:
     with pytest.raises(ModelUnspecified) as caught:
-        getattr(serve(model, replace(model, name="other")), call)(request_, Caller())
+        getattr(serve(model, replace(model, name="other")).service, call)(
+            request_, *([] if call == "find" else [Caller()])
+        )
     assert caught.value.field == field
 
 
@@ -634,7 +644,7 @@ def test_the_field_is_named_that_the_model_is_missing_from(
 )
 def test_what_is_not_served_says_so(model: Model, name: str) -> None:
     with pytest.raises(NotServed, match="shared memory, tracing or log settings"):
-        serve(model).handlers[name](None, Caller())
+        serve(model).service.handlers[name](None, Caller())
 
 
 # Statistics
@@ -643,11 +653,11 @@ def test_what_is_not_served_says_so(model: Model, name: str) -> None:
 def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
     service = serve(model)
     for count in (1, 3, 3):
-        service.infer(ask(np.stack([RED] * count)), Caller())
+        service.ask(ask(np.stack([RED] * count)))
     for _ in range(2):
         with pytest.raises(ContentsMismatch):
-            service.infer(ask(RED[np.newaxis], raw_input_contents=[b""]), Caller())
-    [told] = service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+            service.ask(ask(RED[np.newaxis], raw_input_contents=[b""]))
+    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
     assert (told.name, told.version, told.inference_count, told.execution_count) == ("colours", "1", 7, 3)
     assert told.last_inference > 1_700_000_000_000
     spent = told.inference_stats
@@ -659,12 +669,12 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
 
 def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
     service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
-    told = service.infer_streamed(request, Caller(), refuse)
+    told = ask_streamed(service, request)
     assert told.error_message.startswith("Request for unknown model: 'nobody'")
     assert told.infer_response.id == "seven"
     assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
     with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
-        told = service.infer_streamed(ask(RED[np.newaxis]), Caller(), refuse)
+        told = ask_streamed(service, ask(RED[np.newaxis]))
     assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
     error_id = told.infer_response.parameters["evalmode_id"].string_param
     assert told.error_message == f"internal error {error_id}: the server's log has the cause under this id"
@@ -673,18 +683,18 @@ def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> N
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
     with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
-        service.infer(ask(RED[np.newaxis]), Caller())
-    [told] = service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        service.ask(ask(RED[np.newaxis]))
+    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
     assert told.inference_stats.fail.count == 1
 
 
 def test_after_the_announcement_nothing_is_ready_and_all_is_answered(model: Model) -> None:
     service = serve(model)
-    service.announce_shutdown()
-    assert not service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
-    assert not service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
-    assert service.handlers["ServerLive"](wire.ServerLiveRequest(), Caller()).live
-    assert service.infer(ask(RED[np.newaxis]), Caller())
+    service.service.announce_shutdown()
+    assert not service.service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    assert service.service.handlers["ServerLive"](wire.ServerLiveRequest(), Caller()).live
+    assert service.ask(ask(RED[np.newaxis]))
 
 
 # The repository
@@ -698,15 +708,14 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def controlled(repository: Path) -> OpenInference:
-    limits = Limits()
-    models = Models.open(repository)
-    inference = Inference(Batcher(1, limits), Statistics())
-    return OpenInference(models, inference, 1, limits, Statistics(), enable_control=True)
+def controlled(repository: Path) -> Direct:
+    models, statistics, batcher, budget = Models.open(repository), Statistics(), make_batcher(), make_budget()
+    service = OpenInference(models, 1, Limits(), statistics, budget, enable_control=True)
+    return Direct(service, batcher, budget, statistics)
 
 
-def index(service: OpenInference, ready: bool = False) -> list[tuple[str, str, str, str]]:
-    told = service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
+def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:
+    told = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
     return [(one.name, one.version, one.state, one.reason) for one in told]
 
 
@@ -730,38 +739,38 @@ def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: 
 
 def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
     service = controlled(repository)
-    service.unload(wire.RepositoryModelUnloadRequest(model_name="colours"), Caller())
+    service.service.unload(wire.RepositoryModelUnloadRequest(model_name="colours"), Caller())
     assert ("colours", "2", "UNAVAILABLE", "unloaded by a call") in index(service)
-    assert not service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
     with pytest.raises(ModelNotFound):
-        service.infer(ask(RED[np.newaxis], model_name="colours"), Caller())
-    assert service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller()).ByteSize() == 0
-    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
+        service.ask(ask(RED[np.newaxis], model_name="colours"))
+    assert service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller()).ByteSize() == 0
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
 
 
 def test_loading_takes_the_newest_version(repository: Path) -> None:
     service = controlled(repository)
     publish(repository, "colours", colour_artifact())
-    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
-    service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
-    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "3"
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
+    service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "3"
 
 
 def test_clients_that_number_the_name_1_are_understood(repository: Path) -> None:
     service = controlled(repository)
     theirs = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
-    service.unload(theirs, Caller())
-    assert not service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
-    service.load(wire.RepositoryModelLoadRequest.FromString(b"\n\x07colours"), Caller())
-    assert service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    service.service.unload(theirs, Caller())
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    service.service.load(wire.RepositoryModelLoadRequest.FromString(b"\n\x07colours"), Caller())
+    assert service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: Path) -> None:
     service = controlled(repository)
     publish(repository, "colours", b"no artifact")
     with pytest.raises(ModelInvalid, match="colours/3 cannot be loaded"):
-        service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
-    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
+        service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
 
 
 def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving(repository: Path) -> None:
@@ -770,25 +779,25 @@ def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving
         patch("serving.services.models.load_model", side_effect=ProviderUnavailable("no CUDA")),
         pytest.raises(ModelInvalid, match="colours/2 cannot be loaded: no CUDA"),
     ):
-        service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
-    assert service.infer(ask(RED[np.newaxis], model_name="colours"), Caller()).model_version == "2"
+        service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "..", "../models", "/etc", ".incoming-x"])
 def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, name: str) -> None:
     for call, kind in (("load", wire.RepositoryModelLoadRequest), ("unload", wire.RepositoryModelUnloadRequest)):
         with pytest.raises(ModelNotFound):
-            getattr(controlled(repository), call)(kind(model_name=name), Caller())
+            getattr(controlled(repository).service, call)(kind(model_name=name), Caller())
 
 
 def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
     request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
     with pytest.raises(ParameterInvalid, match="parameters config are not served; here: unload_dependents"):
-        controlled(repository).load(request, Caller())
+        controlled(repository).service.load(request, Caller())
 
 
 def test_without_control_nothing_is_loaded_or_unloaded(model: Model) -> None:
     service = serve(model)
     for name in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with pytest.raises(ControlDisabled, match="--enable-control"):
-            service.handlers[name](wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+            service.service.handlers[name](wire.RepositoryModelLoadRequest(model_name="colours"), Caller())

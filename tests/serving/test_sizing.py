@@ -10,31 +10,36 @@ from pathlib import Path
 import pytest
 
 from docs.tables import count_threads
-from serving.batching import Batcher
 from serving.errors import MessagesFull
 from serving.limits import Limits
 from serving.model import Model
-from serving.transports.messages import Messages
-from tests.serving.conftest import classify_by, listen
+from serving.services.classifier import Classifier
+from serving.services.models import Models
+from serving.services.statistics import Statistics
+from serving.transports.messages import MIN_HELD_BYTES, Messages
+from tests.serving.conftest import Direct, listen, make_batcher, make_budget
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 
 
 def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
-    limits = Limits(max_queue=3, max_streams=5, max_watches=7)
-    batcher = Batcher(2, limits)
-    before = set(threading.enumerate())
-    server = listen(classify_by(model, batcher=batcher, limits=limits), batcher, limits)
-    names = [thread.name.rpartition("-")[0] for thread in threading.enumerate() if thread not in before]
+    slots, cpus, before = 2, 3, set(threading.enumerate())
+    batcher, budget = make_batcher(slots), make_budget(cpus)
+    served, statistics = Models({model.name: (model,)}, Path()), Statistics()
+    direct = Direct(Classifier(served, Limits(), budget), batcher, budget, statistics)
+    server = listen(direct)
+    names = [thread.name for thread in threading.enumerate() if thread not in before]
     server.drain(0)
-    wanted = count_threads(2, limits)
-    assert Counter(name for name in names if name in wanted) == wanted
+    wanted = count_threads(slots, cpus)
+    started = Counter(name if name in wanted else name.rpartition("-")[0] for name in names)
+    assert {name: started[name] for name in wanted} == wanted
 
 
 def test_as_many_of_the_largest_messages_are_held_as_the_table_says() -> None:
     (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
-    messages, largest = Messages(100, 1), bytes(100)
+    largest = bytes(MIN_HELD_BYTES)
+    messages = Messages(len(largest))
     for _ in range(int(count)):
-        messages.open(largest, bytes)
+        messages.hold(largest)
     with pytest.raises(MessagesFull):
-        messages.open(b"\0", bytes)
+        messages.hold(b"\0")

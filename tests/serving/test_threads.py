@@ -1,7 +1,5 @@
 """Threads that all run before the first call: nothing starts one later, and a start that fails says so in a line."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import subprocess
@@ -14,8 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
+from docs.tables import count_threads
+from serving.batching import count_cpus
 from serving.errors import ThreadsUnavailable
-from serving.transports.threads import Lane, Threads
+from serving.threads import Threads, start_threads
 from tests.serving.conftest import WAIT_S, wait_until
 
 
@@ -29,9 +29,9 @@ def test_all_are_started_at_once_and_none_later() -> None:
     done: SimpleQueue[str] = SimpleQueue()
     with patch("threading.Thread.start", side_effect=AssertionError("started late")):
         for _ in range(20):
-            threads.submit(lambda: done.put(threading.current_thread().name))
+            threads.call(lambda: done.put(threading.current_thread().name))
     assert {done.get(timeout=WAIT_S).rpartition("-")[0] for _ in range(20)} == {"early"}
-    threads.end()
+    threads.close()
     wait_until(lambda: not running("early"))
 
 
@@ -39,13 +39,31 @@ def test_they_run_calls_at_the_same_time() -> None:
     threads, together = Threads(3, "together"), threading.Barrier(3)
     done: SimpleQueue[int] = SimpleQueue()
     for _ in range(3):
-        threads.submit(lambda: done.put(together.wait(WAIT_S)))
+        threads.call(lambda: done.put(together.wait(WAIT_S)))
     assert sorted(done.get(timeout=WAIT_S) for _ in range(3)) == [0, 1, 2]
-    threads.end()
+    threads.close()
 
 
-def test_one_that_cannot_be_started_is_an_error_of_one_line_and_the_others_end() -> None:
-    start, left = threading.Thread.start, [3]
+def test_what_was_given_before_the_end_is_done_in_its_order() -> None:
+    threads, go_on, done = Threads(1, "last"), threading.Event(), []
+    threads.call(lambda: go_on.wait(WAIT_S))
+    for number in range(5):
+        threads.call(lambda number=number: done.append(number))
+    threads.close()
+    assert not done
+    go_on.set()
+    wait_until(lambda: not running("last"))
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_they_do_not_keep_the_process_from_ending() -> None:
+    threads = Threads(2, "daemons")
+    assert all(thread.daemon for thread in running("daemons"))
+    threads.close()
+
+
+def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
+    start, left, end = threading.Thread.start, [3], threading.Event()
 
     def start_three(thread: threading.Thread) -> None:
         if not left[0]:
@@ -57,13 +75,18 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line_and_the_others_end()
         patch("threading.Thread.start", start_three),
         pytest.raises(ThreadsUnavailable, match=r"^10 scarce threads are needed and 3 could be started") as caught,
     ):
-        Threads(10, "scarce")
+        start_threads(10, "scarce", lambda: end.wait(WAIT_S))
     assert "\n" not in str(caught.value)
-    assert "--max-queue" in str(caught.value)
+    assert "can't start new thread" in str(caught.value)
+    assert "raise the limit on processes or memory" in str(caught.value)
+    end.set()
     wait_until(lambda: not running("scarce"))
 
 
-@pytest.mark.parametrize("count", [0, 2, 40, 700, 900])
+ANSWERING = sum(count_threads(count_cpus(), count_cpus()).values())
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, ANSWERING // 2, ANSWERING])  # others start before those that answer
 def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours: Path, count: int) -> None:
     code = (
         "import sys, threading, _thread\n"
@@ -83,45 +106,34 @@ def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours
     assert "Traceback" not in done.stderr
 
 
-def test_a_handler_that_fails_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_fails_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     threads, done = Threads(1, "fails"), threading.Event()
 
     def fail() -> None:
         raise ValueError("of the handler")
 
     with caplog.at_level(logging.ERROR):
-        threads.submit(fail)
-        threads.submit(done.set)
+        threads.call(fail)
+        threads.call(done.set)
         assert done.wait(WAIT_S)
     assert "of the handler" in caplog.text
-    threads.end()
+    threads.close()
 
 
 def test_what_was_run_is_not_kept() -> None:
     class Request:
         """A call's message."""
 
+        def answer(self) -> None:
+            pass
+
     threads, request = Threads(1, "keeps"), Request()
     kept = weakref.ref(request)
-    threads.submit(lambda one: None, request)
-    del request
-
-    def is_gone() -> bool:
-        gc.collect()
-        return kept() is None
-
-    wait_until(is_gone)
-    threads.end()
-
-
-def test_a_right_to_a_thread_is_one_thread() -> None:
-    lane, freed = Lane(3, "rights"), []
-    lane.on_free = lambda: freed.append(lane.taken)
-    assert [lane.take() for _ in range(4)] == [True, True, True, False]
-    assert lane.taken == 3
-    assert lane.is_scarce(0)
-    lane.give_back()
-    assert freed == [2]
-    assert (lane.is_scarce(0), lane.is_scarce(1)) == (False, True)
-    assert lane.take()
-    lane.threads.end()
+    gc.disable()
+    try:
+        threads.call(request.answer)
+        del request
+        wait_until(lambda: kept() is None)
+    finally:
+        gc.enable()
+    threads.close()
