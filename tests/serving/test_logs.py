@@ -6,21 +6,30 @@ import io
 import json
 import logging
 import re
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import grpc
+import leaks  # of the benchmarks, as http2
 import pytest
 from http2 import CHECK, PREDICT, Connection, encode_call, message
 from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
+import tests.conftest
 from serving.client import CallFailed, Client
-from serving.commands.logs import MAX_CHARACTERS, escape, make_harmless
+from serving.commands.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape, make_harmless
 from serving.wire import classifier_pb2 as wire
 from tests.conftest import encode, plain, serving
-from tests.serving.conftest import wait_until
+from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 HOSTILE = {
     "forged line": "x\n2026-01-01 00:00:00,000 INFO all requests answered: 9",
@@ -133,3 +142,164 @@ def test_of_a_server_that_strangers_write_to(colours: Path, tmp_path: Path, form
     assert TOKEN not in log
     for start in range(len(SECRET) - 1):
         assert SECRET[start : start + 2].decode() not in log
+
+
+class Unread(io.StringIO):
+    """A stream that takes nothing until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing, self.read = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.writing.set()
+        assert self.read.wait(WAIT_S)
+        return super().write(text)
+
+
+class TestUnreadStderr:
+    @pytest.fixture
+    def stream(self) -> Iterator[Unread]:
+        stream = Unread()
+        yield stream
+        stream.read.set()
+
+    @pytest.fixture
+    def log(self, stream: Unread) -> logging.Logger:
+        log = logging.Logger("of this test")
+        log.addHandler(QueuedHandler(stream, logging.Formatter("%(levelname)s %(message)s")))
+        log.info("first")
+        assert stream.writing.wait(WAIT_S)
+        return log
+
+    def lines(self, log: logging.Logger, stream: Unread) -> list[str]:
+        stream.read.set()
+        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
+        return stream.getvalue().splitlines()
+
+    def test_holds_up_nobody_who_logs_and_what_is_too_much_is_dropped_and_counted(
+        self, log: logging.Logger, stream: Unread
+    ) -> None:
+        def write() -> None:
+            for number in range(QUEUED_RECORDS + 7):
+                log.info("line %s", number)
+
+        spawn(write).result(WAIT_S)
+        *written, last = self.lines(log, stream)
+        assert written == ["INFO first", *(f"INFO line {number}" for number in range(QUEUED_RECORDS))]
+        assert last == "WARNING 7 lines of the log were dropped: they came faster than they could be written"
+        log.info("next")
+        assert self.lines(log, stream)[-2:] == [last, "INFO next"]  # counted once
+
+    def test_is_said_while_more_and_more_is_dropped(self, log: logging.Logger, stream: Unread) -> None:
+        for number in range(QUEUED_RECORDS + 2):
+            log.info("line %s", number)
+        writer = log.handlers[0]._writer
+        with patch.object(writer._records, "empty", return_value=False):  # others log as fast as this is written
+            lines = self.lines(log, stream)
+        assert lines[-1].startswith("WARNING 2 lines of the log were dropped")
+
+    def test_what_waits_is_as_it_was_when_it_was_logged(self, log: logging.Logger, stream: Unread) -> None:
+        mutable = ["before"]
+        log.info("%s", mutable)
+        mutable.append("after")
+        assert self.lines(log, stream)[1:] == ["INFO ['before']"]
+
+    def test_what_waits_holds_no_request(self, log: logging.Logger, stream: Unread) -> None:
+        class Held:
+            """What a frame of an exception may hold: a message, say."""
+
+        def fail() -> weakref.ref[Held]:
+            held = Held()
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                log.exception("failed")
+            return weakref.ref(held)
+
+        assert fail()() is None
+        lines = self.lines(log, stream)
+        assert lines[1:3] == ["ERROR failed", "Traceback (most recent call last):"]
+        assert lines[-1] == "ZeroDivisionError"
+
+    def test_does_not_hold_up_the_end(self, log: logging.Logger, stream: Unread) -> None:
+        log.info("last")
+        spawn(logging.shutdown, [weakref.ref(log.handlers[0])]).result(WAIT_S)
+        assert stream.getvalue() == ""
+
+    def test_that_fails_is_tried_again(self, log: logging.Logger, stream: Unread) -> None:
+        assert self.lines(log, stream) == ["INFO first"]
+        stream.read = _Broken()
+        log.info("lost")
+        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
+        stream.read = threading.Event()
+        log.info("next")
+        assert self.lines(log, stream) == ["INFO first", "INFO next"]
+
+
+class _Broken(threading.Event):
+    def wait(self, timeout: float | None = None) -> bool:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_last_lines_arrive(form: str) -> None:
+    code = (
+        "import logging\n"
+        "from serving.commands.logs import set_up_log\n"
+        "from serving.commands.serve import _exit_now\n"
+        f"set_up_log('info', {form!r})\n"
+        "for number in range(5000): logging.info('line %s', number)\n"
+        "_exit_now(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    told = [json.loads(line)["message"] if form == "json" else line.partition(" INFO ")[2] for line in lines]
+    assert told == [f"line {number}" for number in range(5000)]
+
+
+def test_a_traceback_is_a_field_of_json() -> None:
+    code = (
+        "import logging\n"
+        "from serving.commands.logs import set_up_log\n"
+        "set_up_log('info', 'json')\n"
+        "try: 1 / 0\n"
+        "except ZeroDivisionError: logging.exception('failed', extra={'model': 'cats'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    [line] = done.stderr.splitlines()
+    told = json.loads(line)
+    assert {name: told[name] for name in ("level", "logger", "message", "model")} == {
+        **{"level": "ERROR", "logger": "root", "message": "failed", "model": "cats"}
+    }
+    assert told["exc_info"].startswith("Traceback (most recent call last):\n")
+    assert told["exc_info"].endswith("\nZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize("is_read_later", [True, False])
+def test_a_server_whose_stderr_nobody_reads_answers_and_ends(colours: Path, is_read_later: bool) -> None:
+    """A pipe takes 64 KiB: some 500 lines."""
+    command = [sys.executable, "-m", "serving", "serve", "--repository", str(colours), "--port", "0", "--no-metrics"]
+    options = ["--transport", tests.conftest.transport, "--log-level", "debug", "--lame-duck", "0"]
+    block, garbage, outcomes = encode_call(PREDICT), message(b"\xff"), Counter[str]()
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = f"127.0.0.1:{server.stdout.readline().split()[-1]}"
+            leaks.send(address, lambda one: void(one.call(block, garbage)), 4000, outcomes)
+            assert outcomes == {f"status {grpc.StatusCode.INVALID_ARGUMENT.value[0]}": 4000}
+            with Client(address) as client:
+                assert client.predict(encode(plain("red"))).label == "red"
+            read = spawn(server.stderr.read) if is_read_later else None
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(WAIT_S) == 0
+        finally:
+            server.kill()
+    if read:
+        lines = read.result(WAIT_S).splitlines()
+        assert sum(" refused " in line for line in lines) == 4000
+        assert lines[-1].endswith("all requests answered: 1")
+
+
+def void(_: object) -> None:
+    """Drop a value."""
