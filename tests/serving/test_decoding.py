@@ -159,6 +159,7 @@ def test_a_caller_that_went_away_leaves_the_line_to_the_others(decoder: Decoder)
         larger = decoder.send(budget, "larger")
         decoder.send(budget, "medium")
     wait_in_line(budget, 2)
+    wait_until(lambda: len(budget._large._changed._waiters) == 1)  # the other thread has looked, and sleeps again
     assert budget.withdraw(larger)
     decoder.wait_begun("medium", "medium")
     assert not budget.withdraw(larger)  # once

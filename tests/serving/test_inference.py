@@ -471,11 +471,22 @@ class TestEnd:
         assert bench.refusals() == {"QUEUE_FULL": 1}
 
 
+@pytest.mark.parametrize("late", [False, True])  # whether it ends before the turn of its decode thread is noted
 @pytest.mark.parametrize("request_", [PIXELS, IMAGE, LARGE_IMAGE])
-def test_a_request_that_has_ended_leaves_nothing_behind(model: Model, request_: Any) -> None:
+def test_a_request_that_has_ended_leaves_nothing_behind(model: Model, request_: Any, late: bool) -> None:
     """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
     bench, passing, answered = Bench(model), [replace(model)], Future()
     gone = weakref.ref(passing[0])
+    submit = bench.inference.budget.submit
+
+    def submit_slowly(work: Callable[[], object], cost_bytes: int = 0) -> Any:
+        turn = submit(work, cost_bytes)
+        if threading.current_thread() is threading.main_thread():
+            wait_until(lambda: bench.given_back == 1)
+        return turn
+
+    if late:
+        bench.inference.budget.submit = submit_slowly
     gc.disable()
     try:
         with patch.object(bench.service, "find", lambda request: passing.pop()):
