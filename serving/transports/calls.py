@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 
 import grpc.aio
@@ -72,13 +71,10 @@ class Calls:
 
     Args:
         message_timeout_s: How long a message may take to arrive, and an answer to be taken.
-        close_connection: Closes a connection by its name; given why. Calls whose answer is not taken cannot be ended
-            otherwise.
     """
 
-    def __init__(self, message_timeout_s: float, close_connection: Callable[[str, str], object]) -> None:
+    def __init__(self, message_timeout_s: float) -> None:
         self._message_timeout_s = message_timeout_s
-        self._close_connection = close_connection
         self._open: dict[OpenCall, None] = {}
 
     def open(
@@ -106,21 +102,26 @@ class Calls:
         held = {connection: count * message_bytes for connection, count in waiting.items()}
         return held, {call.connection for call in calls}
 
-    def sweep(self) -> None:
-        """End what takes too long, and what is too much."""
+    def sweep(self) -> dict[str, str]:
+        """End what takes too long, and what is too much.
+
+        Returns:
+            Connections to close, each with the reason: a call whose answer is not taken cannot be ended otherwise.
+        """
         calls = list(self._open)
         since = time.monotonic() - self._message_timeout_s
         for call in calls:
             if call.state == RECEIVING and call.since < since:
                 call.end(MessageLate(f"no message came within {self._message_timeout_s:g} s: send it at once"))
         sending = [call for call in calls if call.state == SENDING]
-        for connection in {call.connection for call in sending if call.since < since}:
-            self._close_connection(connection, f"an answer was not taken within {self._message_timeout_s:g} s")
+        late = {call.connection for call in sending if call.since < since}
+        reasons = dict.fromkeys(late, f"an answer was not taken within {self._message_timeout_s:g} s")
         if len(sending) > MAX_SENDING:
             ((greediest, count),) = Counter(call.connection for call in sending).most_common(1)
-            self._close_connection(
-                greediest, f"{len(sending)} answers are not taken, the limit is {MAX_SENDING}; {count} of them here"
+            reasons[greediest] = (
+                f"{len(sending)} answers are not taken, the limit is {MAX_SENDING}; {count} of them here"
             )
+        return reasons
 
     def _forget(self, call: OpenCall, task: object) -> None:
         call.over = True

@@ -125,12 +125,12 @@ class Connections:
         """Note that a call ended whose message was not looked at. From one thread only, which takes no lock."""
         self._refused[connection] += 1
 
-    def close(self, connection: str, why: str) -> None:
-        """Close a connection by its name, if it is still open."""
+    def close(self, reasons: Mapping[str, str]) -> None:
+        """Close connections by their names, those that are still open, each for its reason."""
         with _accepted(self._address) as connections:
             for one in filter(_is_open, connections):
                 with suppress(OSError):  # its peer may just have gone
-                    if _name(one) == connection:
+                    if (why := reasons.get(_name(one))) is not None:
                         self._close(one, why)
 
     def finish(self, wait_s: float) -> None:

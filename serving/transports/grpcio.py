@@ -102,7 +102,7 @@ class GrpcioServer:
         self._health = Health()
         self._shown: Iterable[str] = ()
         self._loop = Loop()
-        self._calls = Calls(limits.message_timeout, self._close_connection)
+        self._calls = Calls(limits.message_timeout)
         self._behind = connections is not None
         self._controls = Threads(CONTROL_THREADS, "control")
         self._server, self.port = self._loop.run(self._open(address, limits, credentials))
@@ -171,9 +171,6 @@ class GrpcioServer:
         """Call Health.Check through the port: grpc's core hands calls over in the order in which they came."""
         return self._check_self.future(health_pb2.HealthCheckRequest(), timeout=ASK_S)
 
-    def _close_connection(self, connection: str, why: str) -> None:
-        self._connections.close(connection, why)
-
     def _register(self, ours: classifier.Classifier, theirs: open_inference.OpenInference, reflect: bool) -> None:
         """Let the server know every method."""
         handlers = self._handlers
@@ -223,7 +220,8 @@ class GrpcioServer:
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
-                self._calls.sweep()
+                if late := self._calls.sweep():
+                    await asyncio.to_thread(self._connections.close, late)  # which asks the system about all of them
             except Exception:
                 log.exception("calls could not be looked at")
 

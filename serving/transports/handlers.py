@@ -22,17 +22,25 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
 from serving.batch import Call
-from serving.errors import CallsFull, MessageInvalid, RequestError, ServerLeaving, StreamsFull, WatchesFull
+from serving.errors import (
+    CallsFull,
+    MessageInvalid,
+    MessageTooLarge,
+    RequestError,
+    ServerLeaving,
+    StreamsFull,
+    WatchesFull,
+)
 from serving.limits import Limits
 from serving.services.access import Access
-from serving.services.inference import Inference, Service
+from serving.services.inference import QUICK_BYTES, Inference, Service
 from serving.services.open_inference import OpenInference
 from serving.threads import Threads
 from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
 from serving.transports.connections import Connections
 from serving.transports.health import Health
 from serving.transports.loop import Loop
-from serving.transports.messages import Messages
+from serving.transports.messages import Held, Messages
 from serving.transports.places import Places
 from serving.transports.refusals import refuse
 
@@ -78,6 +86,7 @@ class Handlers:
         self._watches = Places(limits.max_watches, partial(_watches_full, limits.max_watches))
         self._receiving = Places(MAX_RECEIVING, _calls_full)
         self._messages = Messages(limits.max_request_bytes)
+        self._quick = Messages(QUICK_BYTES)  # read in the event loop
         self._loop = loop
         self._inference = inference
         self._calls = calls
@@ -195,11 +204,7 @@ class Handlers:
         """
 
         async def reply(message: bytes, call: OpenCall) -> bytes:
-            held = self._messages.hold(message)
-            try:
-                return _serialize(answer(self._messages.parse(parse, message, held)))
-            finally:
-                self._messages.free(held)
+            return _serialize(answer(self._parse_quick(parse, message)))
 
         return self._stream(path, reply)
 
@@ -365,11 +370,16 @@ class Handlers:
             self._messages.free(held)
 
     def _parse_check(self, message: bytes) -> health_pb2.HealthCheckRequest:
-        held = self._messages.hold(message)
-        try:
-            return self._messages.parse(health_pb2.HealthCheckRequest.FromString, message, held)
-        finally:
-            self._messages.free(held)
+        return self._parse_quick(health_pb2.HealthCheckRequest.FromString, message)
+
+    def _parse_quick(self, parse: Callable[[bytes], Any], message: bytes) -> Any:
+        """The request of a message, in the event loop: of a small one, since every call waits meanwhile."""
+        if len(message) > QUICK_BYTES:
+            raise MessageTooLarge(
+                f"the message is larger than max ({QUICK_BYTES} bytes) of this method: send a smaller one",
+                limit_bytes=QUICK_BYTES,
+            )
+        return self._quick.parse(parse, message, Held(None))
 
     async def _fail(self, call: OpenCall, context: Context, error: BaseException) -> NoReturn:
         """End a call with a status; one that its client has cancelled has ended."""

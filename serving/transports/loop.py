@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,11 +32,15 @@ class Loop:
         return asyncio.run_coroutine_threadsafe(coroutine, self.asyncio).result()
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call a function in the loop soon, from any thread: what is posted together wakes the loop once."""
+        """Call a function in the loop soon, from any thread: what is posted together wakes the loop once.
+
+        Once the loop is closed, nobody waits for what is posted.
+        """
         self._posted.append(function)
         if not self._scheduled:
             self._scheduled = True
-            self.asyncio.call_soon_threadsafe(self._call_posted)
+            with suppress(RuntimeError):  # it is closed
+                self.asyncio.call_soon_threadsafe(self._call_posted)
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function in the loop after so many seconds, from any thread."""
