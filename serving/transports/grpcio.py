@@ -187,6 +187,7 @@ class GrpcioServer:
             self._add_reflection(served)
         for name, methods in served.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+        self._server.add_generic_rpc_handlers((handlers.unknown(),))
 
     def _add_reflection(self, served: dict[str, dict[str, grpc.RpcMethodHandler]]) -> None:
         """Reflection: v1alpha is what grpcio ships, v1 what tools ask for; the messages are the same."""

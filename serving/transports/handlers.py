@@ -208,6 +208,24 @@ class Handlers:
 
         return self._stream(path, reply)
 
+    def unknown(self) -> grpc.GenericRpcHandler:
+        """The handler of every other method: only who may call is told that there is none."""
+
+        def find(path: str) -> grpc.RpcMethodHandler:
+            async def answer(messages: object, context: Context) -> None:
+                call = self._calls.open(context, self._loop.asyncio)
+                try:
+                    self._check(context, path)
+                    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+                except (asyncio.CancelledError, Exception) as error:
+                    await self._fail(call, context, error)
+                finally:
+                    call.enter(SENDING)
+
+            return grpc.stream_unary_rpc_method_handler(answer)
+
+        return _Unknown(find)
+
     def _unary(
         self, method: MethodDescriptor, run: Callable[[bytes, OpenCall], Awaitable[bytes]], always: bool = False
     ) -> grpc.RpcMethodHandler:
@@ -392,6 +410,17 @@ class Handlers:
             raise error  # the call has ended
         await self._abort(context, error)
         raise AssertionError("abort returned")
+
+
+class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds a handler for whatever is called."""
+
+    def __init__(self, find: Callable[[str], grpc.RpcMethodHandler]) -> None:
+        self._find = find
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        """See ``grpc.GenericRpcHandler``."""
+        return self._find(details.method)
 
 
 def make_leaving() -> ServerLeaving:
