@@ -31,6 +31,7 @@ from serving.services.inference import Inference, Read, Reading, Service, Timed
 from serving.services.models import Entry
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
+    MIN_UNFINISHED_BYTES,
     MODEL_INFER,
     PREDICT,
     STREAMS,
@@ -134,7 +135,7 @@ class NativeServer:
         self.port = self._front.bound_port
         self.local_address = f"127.0.0.1:{self.port}"
         # Twice as much as with grpcio: a message over the limit is held, too, until it can be refused.
-        unfinished_bytes = 2 * UNFINISHED_MESSAGES * limits.max_request_bytes
+        unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
         self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
         self._others = GrpcioServer(
             *(ours, theirs, inference, f"unix:{socket}", limits, access),

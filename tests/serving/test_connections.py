@@ -6,16 +6,17 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from unittest.mock import patch
 
+import grpc
 import pytest
 
-from serving.transports.connections import CALL_BYTES, LOOSE_BYTES, Connections, _name
+from serving.transports.connections import CALL_BYTES, LOOSE_BYTES, LOOSE_FOR_EACH_SENT, Connections, _name
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tcp_info is Linux's")
 
 LIMIT, MAX_BYTES = 10, 200_000
+TOO_MANY = LOOSE_BYTES + 20 * CALL_BYTES  # loose bytes: at each look, so many are forgotten as a call has
 CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
 
 
@@ -133,19 +134,55 @@ class TestUnfinishedBytes:
             connections.sweep()
         assert open_of(peers) == [True] * 2
 
+    @pytest.mark.parametrize(("is_behind", "is_open"), [(False, True), (True, False)])
+    def test_are_at_most_what_the_messages_that_are_waited_for_may_hold(
+        self, port: Port, is_behind: bool, is_open: bool
+    ) -> None:
+        """Beyond that, grpc throws away a message that is too large; unless there are calls that nobody knows of."""
+        [peer] = port.connect(1)
+        calls = {peer.name: MAX_BYTES}, {peer.name}
+        connections = make(port, find_calls=lambda: calls, is_behind=lambda: is_behind)
+        peer.send(MAX_BYTES + 1)
+        connections.sweep()
+        assert open_of([peer]) == [is_open]
+
+    def test_are_not_those_that_the_kernel_still_holds(self, port: Port) -> None:
+        [peer] = port.connect(1)
+        connections = make(port)
+        connections._max_unfinished_bytes = 30_000
+        peer.client.sendall(bytes(40_000))
+        wait_until(lambda: received_bytes(peer) == 40_000)
+        connections.sweep()
+        assert open_of([peer]) == [True]
+        assert len(peer.server.recv(40_000, socket.MSG_WAITALL)) == 40_000
+        connections.sweep()
+        assert open_of([peer]) == [False]
+
+
+class Asked:
+    """The answer of the server to a call of its own."""
+
+    def __init__(self, code: grpc.StatusCode | None = grpc.StatusCode.OK) -> None:
+        self.is_code = code
+
+    def done(self) -> bool:
+        return self.is_code is not None
+
+    def code(self) -> grpc.StatusCode | None:
+        return self.is_code
+
 
 class TestLooseBytes:
     """Those that belong to no call: where a transport knows its calls."""
 
     def sweep_twice(self, connections: Connections) -> None:
-        with patch("serving.transports.connections.LOOSE_S", -1.0):
-            for _ in range(2):
-                connections.sweep()
+        for _ in range(2):
+            connections.sweep()
 
     def test_close_their_connection_and_no_other(self, port: Port) -> None:
         loose, fine = port.connect(2)
-        connections = make(port, find_calls=no_calls)
-        loose.send(LOOSE_BYTES + CALL_BYTES + 1)
+        connections = make(port, find_calls=no_calls, ask=Asked)
+        loose.send(TOO_MANY)
         fine.send(LOOSE_BYTES)
         self.sweep_twice(connections)
         assert open_of([loose, fine]) == [False, True]
@@ -153,42 +190,71 @@ class TestLooseBytes:
     def test_are_not_those_of_a_message_that_grpc_throws_away(self, port: Port) -> None:
         """One over the limit: its call has ended, and its bytes still come."""
         [peer] = port.connect(1)
-        connections = make(port, find_calls=no_calls)
+        connections = make(port, find_calls=no_calls, ask=Asked)
         connections.excuse(peer.name)
-        peer.send(LOOSE_BYTES + CALL_BYTES + 1)
+        peer.send(TOO_MANY)
         self.sweep_twice(connections)
         assert open_of([peer]) == [True]
 
-    def test_are_not_those_of_a_call_that_waits_for_its_message(self, port: Port) -> None:
-        [waiting] = port.connect(1)
-        connections = make(port, find_calls=lambda: ({waiting.name: 2**30}, {waiting.name}))
-        waiting.send(LOOSE_BYTES + CALL_BYTES + 1)
+    @pytest.mark.parametrize("is_waiting", [True, False])
+    def test_are_not_those_of_a_connection_with_a_call(self, port: Port, is_waiting: bool) -> None:
+        """Whether it waits for its message, or runs."""
+        [peer] = port.connect(1)
+        waiting = {peer.name: 2**30} if is_waiting else {}
+        connections = make(port, find_calls=lambda: (waiting, {peer.name}), ask=Asked)
+        peer.send(TOO_MANY)
         self.sweep_twice(connections)
-        assert open_of([waiting]) == [True]
+        assert open_of([peer]) == [True]
 
     def test_are_not_those_of_calls_that_came_and_went(self, port: Port) -> None:
         [fine] = port.connect(1)
-        connections = make(port, find_calls=no_calls)
+        connections = make(port, find_calls=no_calls, ask=Asked)
         for _ in range(4):
             fine.send(50_000)
             connections.count_message(fine.name, 50_000)
             self.sweep_twice(connections)
         assert open_of([fine]) == [True]
 
-    def test_are_not_known_while_calls_have_come_that_nobody_has_looked_at(self, port: Port) -> None:
-        [behind] = port.connect(1)
-        connections = make(port, find_calls=no_calls, is_behind=lambda: True)
-        behind.send(LOOSE_BYTES + CALL_BYTES + 1)
+    def test_are_not_those_of_calls_that_died_before_anybody_knew_of_them(self, port: Port) -> None:
+        """They are answered, although they were never seen."""
+        answered, unanswered = port.connect(2)
+        connections = make(port, find_calls=no_calls, ask=Asked)
+        for peer in (answered, unanswered):
+            peer.send(TOO_MANY)
+        connections.sweep()
+        answered.server.sendall(bytes(TOO_MANY // LOOSE_FOR_EACH_SENT + 1))
+        assert len(answered.client.recv(1000)) > 100
         self.sweep_twice(connections)
-        assert open_of([behind]) == [True]
+        assert open_of([answered, unanswered]) == [True, False]
 
-    def test_are_given_a_moment(self, port: Port) -> None:
-        [new] = port.connect(1)
-        connections = make(port, find_calls=no_calls)
-        new.send(LOOSE_BYTES + CALL_BYTES + 1)
-        with patch("serving.transports.connections.LOOSE_S", 3600.0):
+    def test_are_not_known_before_the_server_has_looked_at_all_calls_that_came(self, port: Port) -> None:
+        """It is asked to; the answer comes after all that came before the question."""
+        [behind] = port.connect(1)
+        asked: list[Asked] = []
+
+        def ask() -> Asked:
+            asked.append(Asked(None))
+            return asked[-1]
+
+        connections = make(port, find_calls=no_calls, ask=ask)
+        behind.send(TOO_MANY)
+        for _ in range(5):
             connections.sweep()
-        assert open_of([new]) == [True]
+        assert (open_of([behind]), len(asked)) == ([True], 1)
+        asked[0].is_code = grpc.StatusCode.DEADLINE_EXCEEDED
+        for _ in range(5):
+            connections.sweep()
+        assert (open_of([behind]), len(asked)) == ([True], 2)
+        asked[1].is_code = grpc.StatusCode.OK
+        connections.sweep()
+        assert open_of([behind]) == [False]
+
+
+def test_connections_are_closed_by_name_with_a_reason(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    peers = port.connect(3)
+    make(port).close({peers[1].name: "an answer was not taken", "ipv4:10.0.0.7:51200": "left already"})
+    assert open_of(peers) == [True, False, True]
+    assert caplog.messages == ["connection closed: an answer was not taken"]
 
 
 class TestTooMany:
@@ -222,6 +288,10 @@ class TestTooMany:
 
 def tcp_info(peer: Peer) -> bytes:
     return peer.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+
+
+def received_bytes(peer: Peer) -> int:
+    return int.from_bytes(tcp_info(peer)[128:136], sys.byteorder)
 
 
 def silent_ms(peer: Peer) -> int:
