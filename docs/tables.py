@@ -18,8 +18,8 @@ from serving.memory import MAX_DEFAULT_BYTES
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
-from serving.transports.grpcio import CONTROL_THREADS, UNFINISHED_MESSAGES
-from serving.transports.messages import HELD_MESSAGES
+from serving.transports.grpcio import CONTROL_THREADS, MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES
+from serving.transports.messages import HELD_MESSAGES, MIN_HELD_BYTES
 from serving.trial import FILE_FACTOR
 
 NOT_ASKED = "not asked"  # the model cannot be, or the server cannot be made to
@@ -107,8 +107,16 @@ def show_memory() -> str:
     rows = (
         ("images that are being decoded", "`--max-decode-bytes`", f"at most {MAX_DEFAULT_BYTES // MIB} MiB"),
         ("decoded images that wait", "(slots + `--max-queue`) x height x width x channels", "by the model"),
-        ("messages of requests in flight", f"{HELD_MESSAGES} x `--max-request-bytes`", f"{held // MIB} MiB"),
-        ("unfinished messages", f"{UNFINISHED_MESSAGES} x `--max-request-bytes`", f"{unfinished // MIB} MiB"),
+        (
+            "messages of requests in flight",
+            f"{HELD_MESSAGES} x `--max-request-bytes`, or {MIN_HELD_BYTES // MIB} MiB if that is more",
+            f"{held // MIB} MiB",
+        ),
+        (
+            "unfinished messages",
+            f"{UNFINISHED_MESSAGES} x `--max-request-bytes`, or {MIN_UNFINISHED_BYTES // MIB} MiB if that is more",
+            f"{unfinished // MIB} MiB",
+        ),
         (
             "child processes that try new versions",
             f"{LOADERS} x (a Python process + `--load-bytes` + {file_bytes})",
