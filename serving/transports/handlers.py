@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -47,6 +47,7 @@ from serving.transports.refusals import refuse
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 MAX_RECEIVING = 4096  # calls whose message has not come: some 10 kB each
 MAX_CONTROLS = 64  # calls that neither infer nor check health, running or waiting for a thread
+_NOTHING = b""  # what a handler returns of a call that has a status; grpc does not look at it
 HOPELESS_S = 0.002  # before its deadline, a request that would have to wait is not worth a refusal
 LATE_S = 0.02  # grpc ends a call that much before its deadline by our clock, at most
 
@@ -101,15 +102,17 @@ class Handlers:
         batcher = self._inference.batcher
 
         async def answer(messages: object, context: Context) -> bytes:
-            if batcher.is_busy() and await self._refuse_excess(context, path):
-                return b""  # to nobody
+            if batcher.is_busy() and self._refuse_excess(context, path):
+                return _NOTHING
             call = self._calls.open(context, self._loop.asyncio)
             try:
                 self._check(context, path)
                 message = await self._receive(call, context)
                 return _unwrap(await self._infer(call, service, parse, message, _serialize))
             except (asyncio.CancelledError, Exception) as error:
-                await self._fail(call, context, error)
+                if not _set_outcome(call, context, error):
+                    raise
+                return _NOTHING
             finally:
                 call.enter(SENDING)
 
@@ -169,7 +172,8 @@ class Handlers:
                             await self._send(call, context, _serialize(state))
                         await changed.wait()
             except (asyncio.CancelledError, Exception) as error:
-                await self._fail(call, context, error)
+                if not _set_outcome(call, context, error):
+                    raise
             finally:
                 self._watches.leave(call)
 
@@ -189,7 +193,7 @@ class Handlers:
 
             outcome = await self._infer(call, service, keep, message)
             if request is None:  # no message of this kind
-                raise outcome
+                return _unwrap(outcome)
             return _serialize(service.make_stream_reply(request, outcome, refuse))
 
         return self._stream(path_of(method), reply)
@@ -212,15 +216,15 @@ class Handlers:
         """The handler of every other method: only who may call is told that there is none."""
 
         def find(path: str) -> grpc.RpcMethodHandler:
-            async def answer(messages: object, context: Context) -> None:
-                call = self._calls.open(context, self._loop.asyncio)
+            async def answer(messages: object, context: Context) -> bytes:
                 try:
                     self._check(context, path)
-                    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-                except (asyncio.CancelledError, Exception) as error:
-                    await self._fail(call, context, error)
-                finally:
-                    call.enter(SENDING)
+                except RequestError as error:
+                    _set_status(context, error)
+                else:
+                    context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+                    context.set_details("Method not found!")
+                return _NOTHING
 
             return grpc.stream_unary_rpc_method_handler(answer)
 
@@ -240,7 +244,9 @@ class Handlers:
                 call.enter(RUNNING)
                 return await run(message, call)
             except (asyncio.CancelledError, Exception) as error:
-                await self._fail(call, context, error)
+                if not _set_outcome(call, context, error):
+                    raise
+                return _NOTHING
             finally:
                 call.enter(SENDING)
 
@@ -256,36 +262,34 @@ class Handlers:
                     call.enter(RUNNING)
                     await self._send(call, context, await reply(message, call))
             except (asyncio.CancelledError, Exception) as error:
-                await self._fail(call, context, error)
+                if not _set_outcome(call, context, error):
+                    raise
             finally:
                 self.streams.leave(call)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    async def _refuse_excess(self, context: Context, path: str) -> bool:
+    def _refuse_excess(self, context: Context, path: str) -> bool:
         """Refuse a request that would get no place, or its answer too late, at the least cost: there may be many.
 
         Returns:
-            Whether even a refusal would come too late; the call has its status then.
+            Whether the call has its status.
         """
+        remaining_s = context.time_remaining()
         try:
             self._check(context, path)
+            if remaining_s is not None and remaining_s < HOPELESS_S:  # a refusal would come too late
+                self._connections.count_refusal(context.peer())
+                context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+                return True
+            try:
+                self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
+            except RequestError as error:
+                raise self._count(context, error) from None
         except RequestError as error:
-            await self._abort(context, error)
-        remaining_s = context.time_remaining()
-        if remaining_s is not None and remaining_s < HOPELESS_S:
-            self._connections.count_refusal(context.peer())
-            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+            _set_status(context, error)
             return True
-        try:
-            self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
-        except RequestError as error:
-            await self._abort(context, self._count(context, error))
         return False
-
-    async def _abort(self, context: Context, error: Exception) -> None:
-        refusal = refuse(error)
-        await context.abort(STATUSES[refusal.code], refusal.message, refusal.trailers)
 
     def _check(self, context: Context, path: str) -> None:
         """Check that a call may be answered."""
@@ -317,8 +321,7 @@ class Handlers:
     async def _read(self, call: OpenCall, context: Context) -> bytes | None:
         """The next message; None: there is none any more."""
         try:
-            # In a task of its own: grpc leaks a message whose reading is cancelled.
-            message = await asyncio.shield(self._loop.asyncio.create_task(context.read()))
+            message = await self._finish(context.read())
         except BaseException:
             self._connections.excuse(call.connection)
             raise
@@ -331,10 +334,22 @@ class Handlers:
     async def _send(self, call: OpenCall, context: Context, message: bytes) -> None:
         """Send one message of a stream, then end it if that was asked for."""
         call.enter(SENDING)
-        await asyncio.shield(self._loop.asyncio.create_task(context.write(message)))  # see _read
+        await self._finish(context.write(message))
         call.enter(IDLE)
         if call.error is not None:
             raise call.error
+
+    async def _finish(self, operation: Coroutine[Any, Any, Any]) -> Any:
+        """Let an operation of grpc's end although its call is cancelled: else grpc leaks the message."""
+        task = self._loop.asyncio.create_task(operation)
+        task.add_done_callback(_take_error)
+        return await asyncio.shield(task)
+
+    async def _to_its_end(self, operation: Coroutine[Any, Any, Any]) -> Any:
+        """The result of an operation of grpc, which goes on if the call is cancelled: else grpc leaks its message."""
+        task = self._loop.asyncio.create_task(operation)
+        task.add_done_callback(_see)
+        return await asyncio.shield(task)
 
     async def _infer(
         self,
@@ -399,18 +414,6 @@ class Handlers:
             )
         return self._quick.parse(parse, message, Held(None))
 
-    async def _fail(self, call: OpenCall, context: Context, error: BaseException) -> NoReturn:
-        """End a call with a status; one that its client has cancelled has ended."""
-        if isinstance(error, asyncio.CancelledError):
-            if call.error is None:
-                raise error
-            error = call.error
-        assert isinstance(error, Exception)
-        if isinstance(error, grpc.aio.BaseError):
-            raise error  # the call has ended
-        await self._abort(context, error)
-        raise AssertionError("abort returned")
-
 
 class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Finds a handler for whatever is called."""
@@ -438,14 +441,51 @@ def path_of(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
+def _set_outcome(call: OpenCall, context: Context, error: BaseException) -> bool:
+    """Set the status of a call that ends with an error; False: it has ended, cancelled by its client."""
+    if isinstance(error, asyncio.CancelledError) and call.error is not None:
+        error = call.error
+    if isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):
+        return False
+    assert isinstance(error, Exception)
+    _set_status(context, error)
+    return True
+
+
+def _set_status(context: Context, error: Exception) -> None:
+    """Let a call end with an error once its handler returns.
+
+    ``context.abort`` raises an error that grpc keeps beside its traceback, and so every frame with its message, until
+    the garbage collector comes.
+    """
+    refusal = refuse(error)
+    context.set_code(STATUSES[refusal.code])
+    context.set_details(refusal.message)
+    context.set_trailing_metadata(refusal.trailers)
+
+
+def _see(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # else asyncio logs one that nobody waits for any more
+
+
 def _serialize(message: Any) -> bytes:
     return message.SerializeToString()  # type: ignore[no-any-return]
 
 
 def _unwrap(outcome: Any) -> bytes:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome  # type: ignore[no-any-return]
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+    finally:
+        del outcome  # else the error would hold itself, by its traceback
+
+
+def _take_error(task: asyncio.Task[Any]) -> None:
+    """Look at the error of a task that nobody waits for any more: else asyncio logs it, with a traceback."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
