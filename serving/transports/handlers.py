@@ -102,7 +102,7 @@ class Handlers:
         batcher = self._inference.batcher
 
         async def answer(messages: object, context: Context) -> bytes:
-            if batcher.is_busy() and self._refuse_excess(context, path):
+            if batcher.is_busy() and await self._refuse_excess(context, path):
                 return _NOTHING
             call = self._calls.open(context, self._loop.asyncio)
             try:
@@ -110,7 +110,7 @@ class Handlers:
                 message = await self._receive(call, context)
                 return _unwrap(await self._infer(call, service, parse, message, _serialize))
             except (asyncio.CancelledError, Exception) as error:
-                if not _set_outcome(call, context, error):
+                if not await _end(call, context, error):
                     raise
                 return _NOTHING
             finally:
@@ -123,26 +123,7 @@ class Handlers:
         parse = GetMessageClass(method.input_type).FromString
 
         async def run(message: bytes, call: OpenCall) -> bytes:
-            if self._controlling >= MAX_CONTROLS:
-                raise _calls_full()
-            held = self._messages.hold(message)
-            future: asyncio.Future[Any] = self._loop.asyncio.create_future()
-
-            def work() -> None:
-                try:
-                    outcome: Any = _serialize(handler(self._messages.parse(parse, message, held), call))
-                except Exception as error:
-                    outcome = error
-                self._loop.post(partial(end, outcome))
-
-            def end(outcome: Any) -> None:
-                self._controlling -= 1
-                self._messages.free(held)
-                _resolve(future, outcome)
-
-            self._controlling += 1
-            self._controls.call(work)
-            return _unwrap(await future)
+            return _unwrap(await self._control(parse, handler, message, call))
 
         return self._unary(method, run)
 
@@ -172,7 +153,7 @@ class Handlers:
                             await self._send(call, context, _serialize(state))
                         await changed.wait()
             except (asyncio.CancelledError, Exception) as error:
-                if not _set_outcome(call, context, error):
+                if not await _end(call, context, error):
                     raise
             finally:
                 self._watches.leave(call)
@@ -192,9 +173,12 @@ class Handlers:
                 return request
 
             outcome = await self._infer(call, service, keep, message)
-            if request is None:  # no message of this kind
-                return _unwrap(outcome)
-            return _serialize(service.make_stream_reply(request, outcome, refuse))
+            try:
+                if request is None:  # no message of this kind
+                    raise outcome
+                return _serialize(service.make_stream_reply(request, outcome, refuse))
+            finally:
+                del outcome  # see _unwrap
 
         return self._stream(path_of(method), reply)
 
@@ -220,10 +204,9 @@ class Handlers:
                 try:
                     self._check(context, path)
                 except RequestError as error:
-                    _set_status(context, error)
+                    await _refuse(context, error)
                 else:
-                    context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-                    context.set_details("Method not found!")
+                    await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
                 return _NOTHING
 
             return grpc.stream_unary_rpc_method_handler(answer)
@@ -244,7 +227,7 @@ class Handlers:
                 call.enter(RUNNING)
                 return await run(message, call)
             except (asyncio.CancelledError, Exception) as error:
-                if not _set_outcome(call, context, error):
+                if not await _end(call, context, error):
                     raise
                 return _NOTHING
             finally:
@@ -262,14 +245,39 @@ class Handlers:
                     call.enter(RUNNING)
                     await self._send(call, context, await reply(message, call))
             except (asyncio.CancelledError, Exception) as error:
-                if not _set_outcome(call, context, error):
+                if not await _end(call, context, error):
                     raise
             finally:
                 self.streams.leave(call)
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    def _refuse_excess(self, context: Context, path: str) -> bool:
+    async def _control(
+        self, parse: Callable[[bytes], Any], handler: Handler, message: bytes, call: OpenCall
+    ) -> bytes | Exception:
+        """The serialized reply of a handler that runs in a thread, or its error."""
+        if self._controlling >= MAX_CONTROLS:
+            return _calls_full()
+        held = self._messages.hold(message)
+        future: asyncio.Future[Any] = self._loop.asyncio.create_future()
+
+        def work() -> None:
+            try:
+                outcome: Any = _serialize(handler(self._messages.parse(parse, message, held), call))
+            except Exception as error:
+                outcome = error
+            self._loop.post(partial(end, outcome))
+
+        def end(outcome: Any) -> None:
+            self._controlling -= 1
+            self._messages.free(held)
+            _resolve(future, outcome)
+
+        self._controlling += 1
+        self._controls.call(work)
+        return await future  # type: ignore[no-any-return]
+
+    async def _refuse_excess(self, context: Context, path: str) -> bool:
         """Refuse a request that would get no place, or its answer too late, at the least cost: there may be many.
 
         Returns:
@@ -280,14 +288,14 @@ class Handlers:
             self._check(context, path)
             if remaining_s is not None and remaining_s < HOPELESS_S:  # a refusal would come too late
                 self._connections.count_refusal(context.peer())
-                context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+                await _abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "")
                 return True
             try:
                 self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
             except RequestError as error:
                 raise self._count(context, error) from None
         except RequestError as error:
-            _set_status(context, error)
+            await _refuse(context, error)
             return True
         return False
 
@@ -343,12 +351,6 @@ class Handlers:
         """Let an operation of grpc's end although its call is cancelled: else grpc leaks the message."""
         task = self._loop.asyncio.create_task(operation)
         task.add_done_callback(_take_error)
-        return await asyncio.shield(task)
-
-    async def _to_its_end(self, operation: Coroutine[Any, Any, Any]) -> Any:
-        """The result of an operation of grpc, which goes on if the call is cancelled: else grpc leaks its message."""
-        task = self._loop.asyncio.create_task(operation)
-        task.add_done_callback(_see)
         return await asyncio.shield(task)
 
     async def _infer(
@@ -441,32 +443,32 @@ def path_of(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
-def _set_outcome(call: OpenCall, context: Context, error: BaseException) -> bool:
-    """Set the status of a call that ends with an error; False: it has ended, cancelled by its client."""
+async def _end(call: OpenCall, context: Context, error: BaseException) -> bool:
+    """End a call with an error; False: it has ended, cancelled by its client."""
     if isinstance(error, asyncio.CancelledError) and call.error is not None:
         error = call.error
     if isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):
         return False
     assert isinstance(error, Exception)
-    _set_status(context, error)
+    await _refuse(context, error)
     return True
 
 
-def _set_status(context: Context, error: Exception) -> None:
-    """Let a call end with an error once its handler returns.
-
-    ``context.abort`` raises an error that grpc keeps beside its traceback, and so every frame with its message, until
-    the garbage collector comes.
-    """
+async def _refuse(context: Context, error: Exception) -> None:
     refusal = refuse(error)
-    context.set_code(STATUSES[refusal.code])
-    context.set_details(refusal.message)
-    context.set_trailing_metadata(refusal.trailers)
+    await _abort(context, STATUSES[refusal.code], refusal.message, refusal.trailers)
 
 
-def _see(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # else asyncio logs one that nobody waits for any more
+async def _abort(context: Context, code: grpc.StatusCode, message: str, trailers: Any = ()) -> None:
+    """End a call with a status and no message, which would wait where the client takes none.
+
+    grpc keeps the error that ``context.abort`` raises, and raises it once the handler returns. With its traceback it
+    would keep every frame, and so the call's message, until the garbage collector comes.
+    """
+    try:
+        await context.abort(code, message, trailers)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = None
 
 
 def _serialize(message: Any) -> bytes:
@@ -489,6 +491,9 @@ def _take_error(task: asyncio.Task[Any]) -> None:
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
+    if isinstance(outcome, RequestError):
+        # Its traceback holds frames, one of which holds the error: the message would live until the collector comes.
+        outcome.__traceback__ = outcome.__context__ = outcome.__cause__ = None
     if not future.done():
         future.set_result(outcome)
 
