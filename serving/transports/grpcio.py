@@ -97,6 +97,7 @@ class GrpcioServer:
         reflect: bool = True,
         connections: Connections | None = None,
     ) -> None:
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_interest)
         self._inference = inference
         self._theirs = theirs
         self._health = Health()
@@ -252,3 +253,8 @@ def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
         raise AddressUnavailable(
             f"no folder for a Unix socket: {error}: set TMPDIR to one that can be written"
         ) from error
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Whether a record of grpcio's belongs in the log: not that a client went while its answer was sent."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")

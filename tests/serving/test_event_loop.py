@@ -172,10 +172,11 @@ class TestHealthIsAnswered:
 
     @pytest.mark.native_lacks("message timeout")
     def test_while_connections_are_closed(self, model: Model) -> None:
-        closing, go_on, close = threading.Event(), threading.Event(), Connections.close
+        closing: list[str] = []
+        go_on, close = threading.Event(), Connections.close
 
         def close_slowly(connections: Connections, reasons: Mapping[str, str]) -> None:
-            closing.set()
+            closing.append(threading.current_thread().name)
             assert go_on.wait(WAIT_S)
             close(connections, reasons)
 
@@ -192,10 +193,12 @@ class TestHealthIsAnswered:
                 return not slow.alive
 
             slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
-            wait_until(lambda: is_closed() or closing.is_set())
+            wait_until(lambda: is_closed() or closing)
+            assert "event-loop" not in closing
             check_often(here)
             assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not is_closed()
+            assert len(closing) == 1  # the next look waits for it
             go_on.set()
             wait_until(is_closed)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import queue
 import re
 import signal
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -26,7 +29,19 @@ from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from http2 import PREDICT, WINDOW_UPDATE, Connection, Ended, encode_call, frame, message
+from http2 import (
+    CHECK,
+    INFER,
+    PREDICT,
+    STREAM_INFER,
+    WATCH,
+    WINDOW_UPDATE,
+    Connection,
+    Ended,
+    encode_call,
+    frame,
+    message,
+)
 from PIL import Image
 
 import tests.conftest
@@ -44,7 +59,7 @@ from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.transports import handlers
-from serving.transports.calls import RECEIVING, RUNNING, SENDING
+from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING
 from serving.transports.grpcio import CONTROL_THREADS, GrpcioServer
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
@@ -500,6 +515,14 @@ class TestErrors:
             ids = {refused(lambda: stub.Predict(RED, timeout=WAIT_S)).info.metadata["id"] for _ in range(5)}
         assert len(ids) == 5
 
+    def test_of_grpcio_are_logged_but_for_a_client_that_went_while_its_answer_was_sent(
+        self, here: Here, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        log = logging.getLogger("grpc._cython.cygrpc")  # its words, in callback_common.pyx.pxi and server.pyx.pxi
+        log.error("ExecuteBatchError raised in core by servicer method [%s]", "Predict")
+        log.error("Unexpected [%s] raised by servicer method [%s]", "ValueError", "Predict")
+        assert [record.args[0] for record in caplog.records] == ["ValueError"]
+
     def test_of_a_network_that_fails_are_internal_and_the_next_request_is_answered(
         self, model: Model, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -573,6 +596,85 @@ class TestControlCalls:
             slow.go_on.set()
             wait_until(lambda: not others._handlers._controlling)
             assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+
+
+@pytest.mark.native_lacks("early refusal")
+class TestRefusedCalls:
+    """What they hold is free at once: there may be many."""
+
+    @pytest.mark.parametrize("path", [PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", "/evalmode.v1.Classifier/X"])
+    @pytest.mark.parametrize("is_full", [False, True])
+    def test_end_although_the_client_takes_no_message(self, model: Model, path: str, is_full: bool) -> None:
+        with Here(Held(model), limits=Limits(max_queue=0)) as here, Connection(here.address, window=0) as other:
+            running = [here.occupy()] if is_full else []
+            other.call(encode_call(path), message(b"\xff"))
+            assert end_of(other).status > 0
+            wait_until(lambda: here.server._calls.count(RECEIVING, RUNNING, SENDING) == len(running))
+
+    @pytest.mark.parametrize(
+        "path", [PREDICT, STREAM_INFER, INFER, CHECK, "/evalmode.v1.Classifier/GetModel", "/evalmode.v1.Classifier/X"]
+    )
+    def test_leave_no_message_to_the_garbage_collector(self, here: Here, path: str) -> None:
+        method, damaged = here.channel.stream_stream(path), b"\xff" * 2**20
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                assert refused(lambda: list(method(iter([damaged]), timeout=WAIT_S))).code.value[0] > 0
+            wait_until(lambda: not here.server._calls._open)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        assert kept < 5 * 2**20
+
+
+@pytest.mark.native_lacks("connections")
+class TestCallsThatWaitForTheirMessage:
+    @pytest.fixture
+    def here(self, model: Model) -> Iterator[Here]:
+        with patch("serving.transports.handlers.MAX_RECEIVING", 3), Here(Held(model)) as running:
+            running.held.let_go(10)
+            yield running
+
+    def open(self, here: Here, connection: Connection, path: str) -> None:
+        """A call without a message, once the server has seen it."""
+        before = here.server._calls.count(RECEIVING)
+        connection.call(encode_call(path), end=False)
+        wait_until(lambda: connection.flush() or connection.receive() or here.server._calls.count(RECEIVING) > before)
+
+    @pytest.mark.parametrize("path", [PREDICT, CHECK, WATCH, "/evalmode.v1.Classifier/GetModel"])
+    def test_give_way_to_another_connection_the_oldest_first(self, here: Here, path: str) -> None:
+        with Connection(here.address) as many:
+            for _ in range(3):
+                self.open(here, many, path)
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert end_of(many) == (1, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], True)
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert many.open_streams == {3, 5}
+            assert not many.receive()
+
+    def test_are_refused_where_their_own_connection_has_the_most(self, here: Here) -> None:
+        with Connection(here.address) as many:
+            for _ in range(3):
+                self.open(here, many, CHECK)
+            many.call(encode_call(CHECK), message(b""))
+            assert end_of(many) == (7, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], True)
+            assert many.open_streams == {1, 3, 5}
+            many.send(3, message(b""), end=True)
+            assert end_of(many) == (3, 0, False)
+
+    def test_that_are_cancelled_leave_no_line_in_the_log(self, here: Here, caplog: pytest.LogCaptureFixture) -> None:
+        with Connection(here.address) as many:
+            for path in (PREDICT, CHECK, STREAM_INFER):
+                many.call(encode_call(path), end=False)
+            wait_until(lambda: many.flush() or many.receive() or here.server._calls.count(RECEIVING, IDLE) == 3)
+            for stream in (1, 3, 5):
+                many.reset(stream)
+            wait_until(lambda: many.flush() or not here.server._calls.count(RECEIVING, IDLE))
+        assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        assert not caplog.records
 
 
 @dataclass
@@ -825,8 +927,9 @@ class TestDrain:
             assert running.result().scores[0].label == "red"
             assert drain.result(WAIT_S) == 0
 
-    @pytest.mark.native_lacks("early refusal")  # it has no window of its own to wait for
-    def test_waits_for_replies_that_the_client_has_not_taken(self, here: Here) -> None:
+    @pytest.mark.native_lacks("early refusal")  # nothing shows that it has sent an answer
+    @pytest.mark.parametrize("takes", [False, True])
+    def test_waits_for_replies_that_the_client_has_not_taken(self, here: Here, takes: bool) -> None:
         calls = here.server._calls
         here.held.let_go()
 
@@ -838,12 +941,15 @@ class TestDrain:
         with Connection(here.address, window=0) as slow:
             stream = slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
             wait_until(is_sending)
-            drain = spawn(here.drain, WAIT_S)
-            wait_until(lambda: here.server._handlers.leaving)
-            assert not drain.done()
-            slow.write(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1000)))
-            assert end_of(slow).status == 0
-        assert drain.result(WAIT_S) == 0
+            if takes:
+                drain = spawn(here.drain, WAIT_S)
+                wait_until(lambda: here.server._handlers.leaving)
+                slow.write(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1000)))
+                assert end_of(slow).status == 0
+                slow.close()
+                assert drain.result(WAIT_S) == 0
+            else:
+                assert here.drain(0.1) == 1
 
     def test_counts_running_and_waiting_requests_that_it_cuts(self, model: Model) -> None:
         for _ in range(5):
