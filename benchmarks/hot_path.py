@@ -19,10 +19,10 @@ import numpy as np
 from serve import SIDE, draw_jpeg, make_networks  # beside this file
 
 from serving.batch import Batch, Request, run_together
-from serving.batching import Batcher
+from serving.decoding import DecodeBudget
 from serving.limits import Limits
 from serving.services.classifier import Classifier
-from serving.services.inference import Inference, Timed
+from serving.services.inference import Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2 as wire
@@ -66,7 +66,8 @@ def main() -> None:
 def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str, list[float]]:
     """Seconds that each step took for a whole batch, by its name, of every round."""
     statistics_, limits = Statistics(), Limits()
-    service = Classifier(models, Inference(Batcher(1, limits), statistics_), limits)
+    budget = DecodeBudget(1)
+    service = Classifier(models, limits, budget)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         messages = [bytes(bytearray(message)) for _ in range(size)]  # each its own, as from the wire
@@ -74,7 +75,7 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
         requests = [wire.PredictRequest.FromString(one) for one in messages]
         clock.append(time.perf_counter())
         found = [(one, service.find(one)) for one in requests]
-        read = [service.read(one, model, Patient()) for one, model in found]  # type: ignore[arg-type]
+        read = [service.begin(one, model, Patient()).finish() for one, model in found]  # type: ignore[arg-type]
         clock.append(time.perf_counter())
         batch = Batch[Request](size)
         for (_, model), one in zip(found, read, strict=True):

@@ -170,6 +170,11 @@ class Connection:
         return len(self._out)
 
     @property
+    def ready(self) -> bool:
+        """Whether calls may be sent: the server has said how many."""
+        return self._max_streams > 0
+
+    @property
     def queued(self) -> int:
         """Calls that wait for others to end."""
         return len(self._queue)

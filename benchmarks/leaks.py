@@ -186,7 +186,7 @@ def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None
                 one.close()
                 one = connections[place] = Connection(address)
             before = begun
-            room = 0 if one.going else IN_FLIGHT - len(one.open_streams)
+            room = IN_FLIGHT - len(one.open_streams) if one.ready and not one.going else 0
             while begun < count and begun - before < room:
                 begin(one)
                 begun += 1

@@ -104,8 +104,9 @@ def peer() -> Iterator[Peer]:
 def test_no_more_streams_are_open_than_the_server_allows(peer: Peer) -> None:
     calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(4)]
     peer.send(b"")
-    assert peer.streams() == []  # it has not said how many
+    assert (peer.streams(), peer.client.ready) == ([], False)  # it has not said how many
     peer.allow(2)
+    assert peer.client.ready
     assert (peer.streams(), peer.client.queued) == (calls[:2], 2)
     peer.end(calls[0])
     assert (peer.streams(), peer.client.queued) == (calls[:3], 1)
