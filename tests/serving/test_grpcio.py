@@ -59,7 +59,7 @@ from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.transports import handlers
-from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING
+from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from serving.transports.grpcio import CONTROL_THREADS, GrpcioServer
 from serving.wire import classifier_pb2 as wire
 from serving.wire import classifier_pb2_grpc as wire_grpc
@@ -334,7 +334,8 @@ class Here:
     def wait_until_left(self, *reasons: str) -> None:
         """Until the queue is empty, and a request was refused with one of these reasons."""
         wait_until(lambda: not self.count_queued())
-        wait_until(lambda: {reason for _, reason in self.statistics.counts["colours", "1"].codes} & {*reasons})
+        counts = self.statistics.counts  # natively, of no model
+        wait_until(lambda: {reason for one in list(counts.values()) for _, reason in one.codes} & {*reasons})
 
 
 @pytest.fixture
@@ -479,6 +480,11 @@ def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
     server.drain(0)
 
 
+def list_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was logged but for asyncio: grpcio hands it events of servers that have ended, whose loop is closed."""
+    return [record for record in caplog.records if record.name != "asyncio"]
+
+
 class TestErrors:
     @pytest.mark.parametrize("error", CODES, ids=lambda error: error.__name__)
     def test_of_every_row_have_its_status(self, error: type[RequestError], caplog: pytest.LogCaptureFixture) -> None:
@@ -491,7 +497,7 @@ class TestErrors:
                     reason=reason_of(error), domain="evalmode", metadata={"size_bytes": "3"}
                 )
                 assert (refusal.retry is not None) == (error in RETRY_AFTER_S)
-        assert caplog.records == []  # a caller's mistake is no line in the server's log
+        assert list_records(caplog) == []  # a caller's mistake is no line in the server's log
 
     @pytest.mark.parametrize(
         "error", [ValueError("secret"), KeyError("secret"), MemoryError("secret"), OSError("secret")]
@@ -505,7 +511,7 @@ class TestErrors:
         assert refusal.message == f"internal error {error_id}: the server's log has the cause under this id"
         assert dict(refusal.info.metadata) == {"id": error_id}
         assert refusal.retry is None
-        [record] = caplog.records
+        [record] = list_records(caplog)
         assert (record.levelname, record.getMessage()) == ("ERROR", f"internal error {error_id}")
         assert "Traceback" in caplog.text
         assert "secret" in caplog.text
@@ -664,17 +670,6 @@ class TestCallsThatWaitForTheirMessage:
             assert many.open_streams == {1, 3, 5}
             many.send(3, message(b""), end=True)
             assert end_of(many) == (3, 0, False)
-
-    def test_that_are_cancelled_leave_no_line_in_the_log(self, here: Here, caplog: pytest.LogCaptureFixture) -> None:
-        with Connection(here.address) as many:
-            for path in (PREDICT, CHECK, STREAM_INFER):
-                many.call(encode_call(path), end=False)
-            wait_until(lambda: many.flush() or many.receive() or here.server._calls.count(RECEIVING, IDLE) == 3)
-            for stream in (1, 3, 5):
-                many.reset(stream)
-            wait_until(lambda: many.flush() or not here.server._calls.count(RECEIVING, IDLE))
-        assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
-        assert not caplog.records
 
 
 @dataclass
