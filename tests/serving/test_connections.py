@@ -16,7 +16,7 @@ from tests.serving.conftest import WAIT_S, spawn, wait_until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tcp_info is Linux's")
 
 LIMIT, MAX_BYTES = 10, 200_000
-TOO_MANY = LOOSE_BYTES + 20 * CALL_BYTES  # loose bytes: at each look, so many are forgotten as a call has
+TOO_MANY = LOOSE_BYTES + 10 * CALL_BYTES  # loose bytes: at each look, so many are forgotten as a call has
 CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
 
 
@@ -238,11 +238,11 @@ class TestLooseBytes:
 
         connections = make(port, find_calls=no_calls, ask=ask)
         behind.send(TOO_MANY)
-        for _ in range(5):
+        for _ in range(3):
             connections.sweep()
         assert (open_of([behind]), len(asked)) == ([True], 1)
         asked[0].is_code = grpc.StatusCode.DEADLINE_EXCEEDED
-        for _ in range(5):
+        for _ in range(3):
             connections.sweep()
         assert (open_of([behind]), len(asked)) == ([True], 2)
         asked[1].is_code = grpc.StatusCode.OK
