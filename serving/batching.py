@@ -124,7 +124,7 @@ class Batcher:
         ahead = self._admitted
         if ahead >= self._places:
             raise self.queue_full()
-        if ahead >= self.slots and self.pace.expect_s(ahead) > remaining_s:
+        if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(ahead):  # one that has passed is found later
             raise queue_too_long()
 
     def admit(self, remaining_s: float = math.inf) -> int:

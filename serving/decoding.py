@@ -61,13 +61,13 @@ class Turn:
         due: When it is its turn, by ``time.monotonic``, if there is room.
         number: Of equals, the first goes first.
         cost_bytes: The memory that it takes.
-        work: The work; raises nothing.
+        work: The work, which raises nothing; None once it has begun or is withdrawn.
     """
 
     due: float
     number: int
     cost_bytes: int = field(compare=False)
-    work: Callable[[], object] = field(compare=False)
+    work: Callable[[], object] | None = field(compare=False)
 
 
 class _Lane:
@@ -84,6 +84,7 @@ class _Lane:
         self._closed = False
         self._numbers = count()
         self._line: list[Turn] = []
+        self._withdrawn = 0  # of those in the line
         start_threads(threads, name, self._run)
 
     def submit(self, work: Callable[[], object], cost_bytes: int) -> Turn:
@@ -95,10 +96,14 @@ class _Lane:
 
     def withdraw(self, turn: Turn) -> bool:
         with self._changed:
-            if turn not in self._line:
+            if turn.work is None:
                 return False
-            self._line.remove(turn)
-            heapq.heapify(self._line)
+            turn.work = None
+            self._withdrawn += 1
+            if self._withdrawn > len(self._line) / 2:
+                self._line = [one for one in self._line if one.work is not None]
+                heapq.heapify(self._line)
+                self._withdrawn = 0
             self._changed.notify()  # it may have been the first, which the others waited for
             return True
 
@@ -108,28 +113,36 @@ class _Lane:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        while (turn := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            work, cost_bytes = taken
             try:
-                turn.work()
+                work()
             except BaseException:
                 log.exception("a request could not be read")
             with self._changed:
-                self._free_bytes += turn.cost_bytes
+                self._free_bytes += cost_bytes
                 self._changed.notify()
-            del turn  # else it would live until the next comes
+            del taken, work  # else it would live until the next comes
 
-    def _take(self) -> Turn | None:
-        """The first, once it fits: no other overtakes it because it is small. None: the lane is closed."""
+    def _take(self) -> tuple[Callable[[], object], int] | None:
+        """The first and its cost, once it fits: no other overtakes it because it is small. None: the lane is closed."""
         with self._changed:
-            while not (self._line and self._line[0].cost_bytes <= self._free_bytes):
+            while True:
+                while self._line and self._line[0].work is None:
+                    heapq.heappop(self._line)
+                    self._withdrawn -= 1
+                if self._line and self._line[0].cost_bytes <= self._free_bytes:
+                    break
                 if self._closed:
                     return None
                 self._changed.wait()
             turn = heapq.heappop(self._line)
+            work, turn.work = turn.work, None
+            assert work is not None
             self._free_bytes -= turn.cost_bytes
             if self._line:
                 self._changed.notify()
-            return turn
+            return work, turn.cost_bytes
 
 
 class DecodeBudget:

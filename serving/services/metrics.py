@@ -106,14 +106,13 @@ class Metrics:
             )
         recent = {}
         unknown = self._statistics.refused.copy()  # what was refused before its model was known
-        with self._statistics.lock:
-            unknown.update(self._statistics.counts["", ""].codes)
-            for version, counts in self._statistics.counts.items():
-                if version == ("", ""):
-                    continue
-                labels = manifests[version].labels if version in manifests else ()
-                _add_counts(families, version, counts, labels)
-                recent[version] = tuple(counts.recent)
+        for version, counts in self._statistics.copy().items():
+            if version == ("", ""):
+                unknown.update(counts.codes)
+                continue
+            labels = manifests[version].labels if version in manifests else ()
+            _add_counts(families, version, counts, labels)
+            recent[version] = tuple(counts.recent)
         for code, count in unknown.items():
             families["evalmode_requests_total"].add_metric(("", "", *code), count)
         for version, middles in recent.items():

@@ -8,7 +8,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serving.batch import count_rows
 from serving.certificate import INPUT, PROBABILITIES, Tensors
@@ -45,6 +45,10 @@ class Durations:
         """How often."""
         return sum(self.buckets)
 
+    def copy(self) -> Durations:
+        """Durations of the same values."""
+        return Durations(self.ns, self.buckets.copy())
+
     def add(self, us: int) -> None:
         """Note one more."""
         self.ns += us * 1000
@@ -76,6 +80,17 @@ class Counts:
     runs: dict[int, Durations] = field(default_factory=lambda: defaultdict(Durations))
     durations: dict[str, Durations] = field(default_factory=lambda: defaultdict(Durations))
     recent: deque[Pixels] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def copy(self) -> Counts:
+        """Counts of the same values, which do not change."""
+        return replace(
+            self,
+            codes=self.codes.copy(),
+            labels=self.labels.copy(),
+            runs={size: run.copy() for size, run in self.runs.items()},
+            durations={name: spent.copy() for name, spent in self.durations.items()},
+            recent=self.recent.copy(),
+        )
 
 
 class Statistics:
@@ -141,6 +156,11 @@ class Statistics:
         with self.lock:
             for key in self.counts.keys() - kept:
                 del self.counts[key]
+
+    def copy(self) -> dict[tuple[str, str], Counts]:
+        """What was counted until now, by name and version of a model."""
+        with self.lock:
+            return {version: counts.copy() for version, counts in self.counts.items()}
 
     def tell(self, model: Model) -> wire.ModelStatistics:
         """What is known of a model."""

@@ -26,7 +26,7 @@ from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.inference import Inference
 from serving.services.models import Entry
-from serving.threads import Threads
+from serving.threads import Threads, start_threads
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
 from serving.transports.connections import Connections
 from serving.transports.handlers import Handlers, make_leaving
@@ -207,6 +207,7 @@ class GrpcioServer:
         self, address: str, limits: Limits, credentials: grpc.ServerCredentials | None
     ) -> tuple[grpc.aio.Server, int]:
         options = (*OPTIONS, ("grpc.max_receive_message_length", limits.max_request_bytes))
+        start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
         server = grpc.aio.server(options=options)
         try:
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

@@ -15,17 +15,23 @@ from typing import Any
 
 import uvloop
 
+from serving.threads import start_threads
+
 
 class Loop:
-    """Runs an asyncio event loop in a thread."""
+    """Runs an asyncio event loop in a thread.
+
+    Raises:
+        ThreadsUnavailable: The system does not start it.
+    """
 
     def __init__(self) -> None:
         self.asyncio = uvloop.new_event_loop()
         self._posted: deque[Callable[[], object]] = deque()
         self._scheduled = False
         self._asked = self._seen = 0
-        self._thread = threading.Thread(target=self.asyncio.run_forever, name="event-loop", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        start_threads(1, "event-loop", self._run_forever)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the loop, from another thread, and wait for its result."""
@@ -57,8 +63,12 @@ class Loop:
     def close(self) -> None:
         """End the loop and its thread."""
         self.asyncio.call_soon_threadsafe(self.asyncio.stop)
-        self._thread.join()
+        self._ended.wait()
         self.asyncio.close()
+
+    def _run_forever(self) -> None:
+        self.asyncio.run_forever()
+        self._ended.set()
 
     def _call_posted(self) -> None:
         self._scheduled = False
