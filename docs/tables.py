@@ -146,10 +146,7 @@ def show_threads() -> str:
         "control": ("every other call", CONTROL_THREADS),
     }
     counts = count_threads(2, 2)
-    rows = [
-        (f"`{name}`" if name == "event-loop" else f"`{name}-N`", what, how_many, counts[name])
-        for name, (what, how_many) in formulas.items()
-    ]
+    rows = [(f"`{name}-N`", what, how_many, counts[name]) for name, (what, how_many) in formulas.items()]
     return draw(
         ("threads", "run", "how many", "with two CPUs and two slots"), [*rows, ("all", "", "", sum(counts.values()))]
     )

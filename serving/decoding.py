@@ -62,12 +62,14 @@ class Turn:
         number: Of equals, the first goes first.
         cost_bytes: The memory that it takes.
         work: The work, which raises nothing; None once it has begun or is withdrawn.
+        lane: Where it waits.
     """
 
     due: float
     number: int
     cost_bytes: int = field(compare=False)
     work: Callable[[], object] | None = field(compare=False)
+    lane: _Lane = field(compare=False)
 
 
 class _Lane:
@@ -89,7 +91,8 @@ class _Lane:
 
     def submit(self, work: Callable[[], object], cost_bytes: int) -> Turn:
         with self._changed:
-            turn = Turn(time.monotonic() + cost_bytes / PACE_BYTES_PER_S, next(self._numbers), cost_bytes, work)
+            due = time.monotonic() + cost_bytes / PACE_BYTES_PER_S
+            turn = Turn(due, next(self._numbers), cost_bytes, work, self)
             heapq.heappush(self._line, turn)
             self._changed.notify()
         return turn
@@ -205,4 +208,4 @@ class DecodeBudget:
         Returns:
             Whether it had not.
         """
-        return self._small.withdraw(turn) or self._large.withdraw(turn)
+        return turn.lane.withdraw(turn)

@@ -35,7 +35,6 @@ CALL_BYTES = 2048  # what a call may receive beside its message: headers and fra
 REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
 LOOSE_FOR_EACH_SENT = 500  # so many bytes are no attack if one was sent meanwhile
 SURELY_LOOSE_BYTES = 2**20  # so much without anything sent is no call: the server grants windows as it reads
-FIRST_BYTES = 3 * 2**15  # the same for a new connection, whose first window is 2**16
 LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
 EXCUSED_S = 5.0  # after a call that ended without its message, what is still on its way belongs to that
 # connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
@@ -57,7 +56,6 @@ class _Seen:
         sent: What the transport had sent when the first of the loose ones came.
         loose: Those since the last look that found a call.
         asked: Whether they were loose already when the server was last asked to come round.
-        known: Whether it has had a call.
     """
 
     received: int
@@ -65,7 +63,6 @@ class _Seen:
     sent: int
     loose: int = 0
     asked: bool = False
-    known: bool = False
 
 
 class Connections:
@@ -207,13 +204,11 @@ class Connections:
                 # grpc answers calls that died before anybody knew of them, and headers that never end not at all.
                 if (sent - sent_before) * LOOSE_FOR_EACH_SENT > loose:
                     loose, asked, sent_before = 0, False, sent
-                known = before.known or calls
-                at_most = SURELY_LOOSE_BYTES if known else FIRST_BYTES
-                if loose > at_most or (loose > LOOSE_BYTES and asked and came_round):
+                if loose > SURELY_LOOSE_BYTES or (loose > LOOSE_BYTES and asked and came_round):
                     self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
                     continue
                 asked = asked and self._asked is not None
-                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked, known)
+                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked)
             self._ask_about([one for one in seen.values() if one.loose > LOOSE_BYTES])
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())

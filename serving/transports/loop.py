@@ -6,7 +6,7 @@ uvloop takes a fifth less time a request than asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -30,8 +30,7 @@ class Loop:
         self._posted: deque[Callable[[], object]] = deque()
         self._scheduled = False
         self._asked = self._seen = 0
-        self._ended = threading.Event()
-        start_threads(1, "event-loop", self._run_forever)
+        start_threads(1, "event-loop", self.asyncio.run_forever)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the loop, from another thread, and wait for its result."""
@@ -63,12 +62,9 @@ class Loop:
     def close(self) -> None:
         """End the loop and its thread."""
         self.asyncio.call_soon_threadsafe(self.asyncio.stop)
-        self._ended.wait()
+        while self.asyncio.is_running():
+            time.sleep(0.001)
         self.asyncio.close()
-
-    def _run_forever(self) -> None:
-        self.asyncio.run_forever()
-        self._ended.set()
 
     def _call_posted(self) -> None:
         self._scheduled = False

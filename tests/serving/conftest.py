@@ -150,6 +150,11 @@ class Direct:
         return self.begin(request, call).result(WAIT_S)
 
 
+def count_turns(lane: Any) -> int:
+    """How much work waits in a lane of a decode budget."""
+    return sum(turn.work is not None for turn in tuple(lane._line))
+
+
 class Held:
     """A model whose every run shows its batch in ``entered`` and then waits to be let go; ``row_s`` is its pace."""
 

@@ -16,7 +16,7 @@ from serving.errors import ImageNeedsTooMuchMemory
 from serving.limits import Limits
 from serving.pixels import PixelContract, announce_image
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, make_budget, wait_until
+from tests.serving.conftest import WAIT_S, count_turns, make_budget, wait_until
 
 CONTRACT = PixelContract(4, 4, 3)
 SIDES = {"small": 8, "medium": 1500, "large": 2200, "larger": 2500}
@@ -67,7 +67,7 @@ def make(max_bytes: int, slots: int = 2) -> DecodeBudget:
 
 
 def wait_in_line(budget: DecodeBudget, count: int) -> None:
-    wait_until(lambda: len(budget._large._line) == count)
+    wait_until(lambda: count_turns(budget._large) == count)
 
 
 def test_decodes_run_at_once_as_long_as_they_fit(decoder: Decoder) -> None:
@@ -114,7 +114,7 @@ def test_small_images_wait_for_small_ones(decoder: Decoder) -> None:
     decoder.send(budget, "small")
     decoder.wait_begun("small")
     decoder.send(budget, "small")
-    wait_until(lambda: len(budget._small._line) == 1)
+    wait_until(lambda: count_turns(budget._small) == 1)
     assert decoder.begun == ["small"]
     decoder.end("small")
     decoder.wait_ended(2)
@@ -174,7 +174,7 @@ def test_small_work_that_waits_is_withdrawn_too(decoder: Decoder) -> None:
     assert not budget.withdraw(first)  # it has begun
     decoder.end("small")
     decoder.wait_ended(3)
-    wait_until(lambda: not budget._small._line)
+    wait_until(lambda: not count_turns(budget._small))
     assert not any(budget.withdraw(turn) for turn in (first, *turns))
     assert decoder.begun == ["small"] * 3
 

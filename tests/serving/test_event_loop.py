@@ -194,7 +194,7 @@ class TestHealthIsAnswered:
 
             slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
             wait_until(lambda: is_closed() or closing)
-            assert "event-loop" not in closing
+            assert "event-loop-0" not in closing
             check_often(here)
             assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not is_closed()
@@ -259,7 +259,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("ask", "thread"),
         [
-            (call(PREDICT, PIXELS.SerializeToString()), "event-loop"),
+            (call(PREDICT, PIXELS.SerializeToString()), "event-loop-0"),
             (call(PREDICT, LARGE.SerializeToString()), "small-decode"),
             (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "large-decode"),
             (call(INFER, UNKNOWN.SerializeToString()), "small-decode"),
@@ -320,7 +320,7 @@ def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None
         for colour in ("red", "lime", "blue"):
             assert here.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
     assert set(threads) == {"decode_announced", "rank"}
-    assert not any(name == "event-loop" for names in threads.values() for name in names)
+    assert not any(name == "event-loop-0" for names in threads.values() for name in names)
 
 
 class TestLoop:
@@ -347,7 +347,7 @@ class TestLoop:
             future.result(WAIT_S)
         wait_until(lambda: sum(map(len, called.values())) == 8000)
         assert dict(called) == {poster: list(range(2000)) for poster in range(4)}
-        assert threads == {"event-loop"}
+        assert threads == {"event-loop-0"}
 
     def test_calls_later_what_is_to_be_called_later(self, loop: Loop) -> None:
         called: list[float] = []
@@ -394,7 +394,7 @@ class Watch:
 
     def profile(self, frame: FrameType, event: str, what: Any) -> None:
         """For ``threading.setprofile``: leaves every thread but the loop's alone."""
-        if threading.current_thread().name != "event-loop":
+        if threading.current_thread().name != "event-loop-0":
             sys.setprofile(None)
         elif event == "call":
             self.see_call(frame)

@@ -36,7 +36,7 @@ from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
 from serving.wire import classifier_pb2, open_inference_pb2
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Caller, Direct, Held, make_batcher, make_budget, wait_until
+from tests.serving.conftest import WAIT_S, Caller, Direct, Held, count_turns, make_batcher, make_budget, wait_until
 
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 SMALL, LARGE = encode(plain("red")), encode(plain("red", (2200, 2200)))
@@ -119,14 +119,14 @@ class Bench(Direct):
         assert self.given_back == requests
         assert self.inference.batcher.load().in_flight == 0
         budget = self.inference.budget
-        assert not budget._small._line
-        assert not budget._large._line
+        assert not count_turns(budget._small)
+        assert not count_turns(budget._large)
         wait_until(lambda: budget._large._free_bytes == budget._large.max_bytes)
         wait_until(lambda: self.inference.batcher.load().slots_busy == 0)
 
 
 def wait_in_line(budget: DecodeBudget, small: int = 0, large: int = 0) -> None:
-    wait_until(lambda: (len(budget._small._line), len(budget._large._line)) == (small, large))
+    wait_until(lambda: (count_turns(budget._small), count_turns(budget._large)) == (small, large))
 
 
 ENDS = [(True, RequestCancelled, "cancelled"), (False, DeadlineExpired, "while waiting for")]

@@ -25,7 +25,7 @@ from serving.wire import classifier_pb2, classifier_pb2_grpc
 from serving.wire import open_inference_pb2 as wire
 from serving.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, listen, make_batcher, wait_until
+from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
 
 IMAGE = encode(plain("red"))
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
@@ -73,7 +73,7 @@ class Here:
             self.grpcio._calls.count(RECEIVING, RUNNING, SENDING),
             handlers.streams.taken,
             *running,
-            sum(len(lane._line) for lane in lanes),
+            sum(count_turns(lane) for lane in lanes),
             sum(lane.max_bytes - lane._free_bytes for lane in lanes),
             handlers._messages._held_bytes,
             handlers._receiving.taken,
