@@ -106,6 +106,7 @@ class GrpcioServer:
         self._calls = Calls(limits.message_timeout)
         self._behind = connections is not None
         self._controls = Threads(CONTROL_THREADS, "control")
+        start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
         self._server, self.port = self._loop.run(self._open(address, limits, credentials))
         self.local_address = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
         if credentials:
@@ -207,7 +208,6 @@ class GrpcioServer:
         self, address: str, limits: Limits, credentials: grpc.ServerCredentials | None
     ) -> tuple[grpc.aio.Server, int]:
         options = (*OPTIONS, ("grpc.max_receive_message_length", limits.max_request_bytes))
-        start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
         server = grpc.aio.server(options=options)
         try:
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

@@ -86,7 +86,8 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
 ANSWERING = sum(count_threads(count_cpus(), count_cpus()).values())
 
 
-@pytest.mark.parametrize("count", [0, 2, 3, *range(ANSWERING // 2, ANSWERING + 1, 3)])  # others start before those that answer
+# Others start before those that answer.
+@pytest.mark.parametrize("count", [0, 2, 3, *range(ANSWERING // 2, ANSWERING + 1, 3)])
 def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours: Path, count: int) -> None:
     code = (
         "import sys, threading, _thread\n"
