@@ -169,7 +169,7 @@ def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
 
 def _glance_at_jpeg(image: bytes, limits: Limits) -> Header | None:
     """The header of a thumbnail that could hold nothing but scans and yet be decoded in no time; None of any other."""
-    if len(image) > GLANCE_BYTES or any(name in image for name in ORIENTED):
+    if len(image) > GLANCE_BYTES or ORIENTED[0] in image or ORIENTED[1] in image:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
