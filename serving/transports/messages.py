@@ -17,6 +17,7 @@ from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
 
 NO_INFLATION = ("grpc.per_message_decompression", 0)  # an option of grpc's core
 HELD_MESSAGES, MIN_HELD_BYTES = 4, 16 * 2**20  # so many of the largest size may be in memory
+_PACKED_BYTES, _INFLATED_BYTES = 2**14, 2**18  # a step of inflating
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib
 
 
@@ -90,21 +91,43 @@ class Messages:
                 self._held_bytes += size_bytes
 
     def _inflate(self, message: bytes) -> bytes:
-        inflator = zlib.decompressobj(_ANY_HEADER)
         try:
-            inflated = inflator.decompress(message, self.max_bytes + 1)
-            if len(inflated) <= self.max_bytes and not inflator.eof:
-                raise zlib.error("its end is missing")
+            inflated = inflate(message, self.max_bytes)
         except zlib.error as error:
             if message[:1] == b"x":  # which may begin a message that is not compressed
                 return message
             raise MessageInvalid(f"the message, {len(message)} bytes of gzip, is damaged: {error}") from error
-        if len(inflated) > self.max_bytes:
+        if inflated is None:
             raise MessageTooLarge(
                 f"the message is larger than max ({self.max_bytes} bytes), inflated: send less at once",
                 limit_bytes=self.max_bytes,
             )
         return inflated
+
+
+def inflate(packed: bytes, max_bytes: int) -> bytes | None:
+    """What gzip or zlib holds; None if it is more than ``max_bytes``.
+
+    Piece by piece: zlib puts its whole output together while it holds the interpreter's lock.
+
+    Raises:
+        zlib.error: It is damaged.
+    """
+    inflator, pieces, size = zlib.decompressobj(_ANY_HEADER), [], 0
+    view = memoryview(packed)
+    for start in range(0, len(packed), _PACKED_BYTES):
+        piece: bytes | memoryview = view[start : start + _PACKED_BYTES]
+        while not inflator.eof:
+            pieces.append(inflator.decompress(piece, _INFLATED_BYTES))
+            size += len(pieces[-1])
+            if size > max_bytes:
+                return None
+            piece = inflator.unconsumed_tail
+            if not piece and len(pieces[-1]) < _INFLATED_BYTES:  # else some may be left inside
+                break
+    if not inflator.eof:
+        raise zlib.error("its end is missing")
+    return b"".join(pieces)
 
 
 def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from attackers import make_bomb
 
 from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
-from serving.transports.messages import HELD_MESSAGES, Messages
+from serving.transports.messages import HELD_MESSAGES, Messages, inflate
 from serving.wire import classifier_pb2 as wire
 
 MAX_BYTES = 1000
@@ -153,3 +154,15 @@ def test_parsing_a_compressed_message_may_take_as_much_as_the_limit_and_another_
     assert messages.count_bytes(PACK[kind](b"small")) == MAX_BYTES
     assert messages.count_bytes(bytes(77)) == 77
     assert messages.count_bytes(b"") == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**14, 2**18 - 1, 2**18, 2**18 + 1, 3 * 2**18, 3 * 2**18 + 7])
+@pytest.mark.parametrize("form", [31, 15], ids=["gzip", "zlib"])
+def test_is_inflated_whole_whatever_its_size(size: int, form: int) -> None:
+    for content in (bytes(size), random.Random(size).randbytes(size)):
+        packer = zlib.compressobj(9, zlib.DEFLATED, form)
+        packed = packer.compress(content) + packer.flush()
+        assert inflate(packed, size) == content
+        assert inflate(packed, size - 1) is None or size == 0
+        with pytest.raises(zlib.error, match="its end is missing"):
+            inflate(packed[:-1], size)
