@@ -87,6 +87,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
+        self._aside = 0  # of these, the ones that nobody waits for
         self._waiting: deque[Job] = deque()
         self._handed: SimpleQueue[Job | None] = SimpleQueue()  # to slots that were free; None: to end
         start_threads(slots, "slot", self._work)
@@ -110,7 +111,7 @@ class Batcher:
 
     def is_busy(self) -> bool:
         """Whether a request that comes now may have to wait."""
-        return self._admitted >= self.slots
+        return self._admitted - self._aside >= self.slots or self._admitted >= self._places
 
     def check(self, remaining_s: float) -> None:
         """Check whether a request that comes now would get a place and its answer in time.
@@ -121,9 +122,9 @@ class Batcher:
         Raises:
             QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
         """
-        ahead = self._admitted
-        if ahead >= self._places:
+        if self._admitted >= self._places:
             raise self.queue_full()
+        ahead = self._admitted - self._aside
         if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(ahead):  # one that has passed is found later
             raise queue_too_long()
 
@@ -142,12 +143,22 @@ class Batcher:
         with self._lock:
             self.check(remaining_s)
             self._admitted += 1
-            return self._admitted - 1
+            return self._admitted - self._aside - 1
 
-    def give_back(self) -> None:
-        """Free the place of a request."""
+    def set_aside(self) -> None:
+        """Note that an admitted request, a large image say, waits or runs where it holds up no other."""
+        with self._lock:
+            self._aside += 1
+
+    def give_back(self, aside: bool = False) -> None:
+        """Free the place of a request.
+
+        Args:
+            aside: Whether it was set aside.
+        """
         with self._lock:
             self._admitted -= 1
+            self._aside -= aside
 
     def submit(self, job: Job) -> None:
         """Run a job: at once and alone where a slot is free, else together with others that wait.

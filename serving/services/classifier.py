@@ -55,9 +55,10 @@ class Classifier:
         Raises:
             RequestError: See services/status.py.
         """
+        top_k = request.top_k  # not the request, which holds the image, too
 
         def write(timed: Timed) -> wire.PredictResponse:
-            ranked = model.rank(timed.outputs[PROBABILITIES][0], request.top_k)
+            ranked = model.rank(timed.outputs[PROBABILITIES][0], top_k)
             return wire.PredictResponse(
                 scores=[{"label": label, "probability": best, "index": index} for label, best, index in ranked],
                 model=model.name,

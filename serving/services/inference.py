@@ -134,6 +134,7 @@ class Work:
         self._turns: list[Turn] = []
         self._job: Job | None = None
         self._withdrawn = self._ended = False
+        self._aside = False  # it has waited where it holds up no other
         try:
             self._ahead = self._batcher.admit(call.time_remaining_s())
             if size_bytes <= QUICK_BYTES:
@@ -176,6 +177,9 @@ class Work:
             except Exception as error:
                 self._end(error)
 
+        if not self._aside and not self._budget.is_small(cost_bytes):
+            self._aside = True
+            self._batcher.set_aside()
         self._turns.append(self._budget.submit(work, cost_bytes))
         if self._ended:  # by that thread, in the meantime
             self._turns.clear()
@@ -229,9 +233,9 @@ class Work:
         self._job = None  # it and the turns hold this work, which would keep its model until garbage is collected
         self._turns.clear()
         if self._ahead >= 0:
-            self._batcher.give_back()
+            self._batcher.give_back(self._aside)
         if isinstance(outcome, Exception):
             self._statistics.count_refusal(self._model, seconds, outcome)
-        else:
+        elif not self._aside:
             self._batcher.pace.note(seconds, self._ahead)
         self._done(outcome)

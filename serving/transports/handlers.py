@@ -107,7 +107,7 @@ class Handlers:
             call = self._calls.open(context, self._loop.asyncio)
             try:
                 self._check(context, path)
-                message = await self._receive(call, context)
+                message = [await self._receive(call, context)]
                 return _unwrap(await self._infer(call, service, parse, message, _serialize))
             except (asyncio.CancelledError, Exception) as error:
                 if not await _end(call, context, error):
@@ -172,7 +172,7 @@ class Handlers:
                 request = parse(content)
                 return request
 
-            outcome = await self._infer(call, service, keep, message)
+            outcome = await self._infer(call, service, keep, [message])
             try:
                 if request is None:  # no message of this kind
                     raise outcome
@@ -358,7 +358,7 @@ class Handlers:
         call: OpenCall,
         service: Service,
         parse: Callable[[bytes], Any],
-        message: bytes,
+        message: list[bytes],
         finish: Callable[[Any], Any] = lambda reply: reply,
     ) -> Any:
         """The reply to a request for a prediction, or its error.
@@ -367,7 +367,7 @@ class Handlers:
             call: Its call.
             service: Its protocol.
             parse: Makes the request of its bytes.
-            message: Its bytes.
+            message: Its bytes, in a list that is empty once they are parsed: they need not stay until the answer.
             finish: What is made of the reply, in the thread of its slot.
         """
         call.enter(RUNNING)
@@ -382,15 +382,15 @@ class Handlers:
             self._loop.post(partial(_resolve, future, outcome))
 
         try:
-            held = self._messages.hold(message)
+            held = self._messages.hold(message[0])
         except RequestError as error:
             self._inference.statistics.count_refusal(None, 0.0, error)
             return error
         try:
             work = self._inference.begin(
                 service,
-                lambda: self._messages.parse(parse, message, held),
-                self._messages.count_bytes(message),
+                lambda: self._messages.parse(parse, message.pop(), held),
+                self._messages.count_bytes(message[0]),
                 call,
                 done,
                 self._loop.later,

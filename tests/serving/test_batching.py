@@ -710,3 +710,24 @@ def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None
         wait_until(lambda: gone() is None)
     finally:
         gc.enable()
+
+
+def test_requests_that_hold_up_nobody_are_no_reason_to_refuse_others() -> None:
+    batcher = make_batcher(1, Limits(max_queue=3))
+    batcher.pace.note(1.0, 0)
+    for _ in range(3):
+        batcher.admit()
+    with pytest.raises(QueueFull, match="longer"):
+        batcher.check(2.0)
+    for _ in range(3):
+        batcher.set_aside()
+    assert not batcher.is_busy()
+    batcher.check(2.0)
+    assert batcher.admit(2.0) == 0  # nobody is ahead
+    with pytest.raises(QueueFull, match="4 requests are in flight"):
+        batcher.admit()
+    for _ in range(3):
+        batcher.give_back(aside=True)
+    batcher.give_back()
+    assert batcher.load().in_flight == 0
+    assert batcher.admit() == 0

@@ -103,9 +103,9 @@ class Bench(Direct):
         self.given_back = 0
         batcher, give_back = self.inference.batcher, self.inference.batcher.give_back
 
-        def count() -> None:
+        def count(aside: bool = False) -> None:
             self.given_back += 1
-            give_back()
+            give_back(aside)
 
         batcher.give_back = count
 
@@ -117,7 +117,7 @@ class Bench(Direct):
     def expect_ended(self, requests: int) -> None:
         """Every place has been given back, once, and nothing is left of any request."""
         assert self.given_back == requests
-        assert self.inference.batcher.load().in_flight == 0
+        assert self.inference.batcher.load().in_flight == self.inference.batcher._aside == 0
         budget = self.inference.budget
         assert not count_turns(budget._small)
         assert not count_turns(budget._large)
