@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
+from collections import deque
 from pathlib import Path
 
 import grpc
 
 from serving.errors import CertificatesInvalid
 from serving.files import sign_file
+from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
 
+RENEW_S = 0.5  # between two looks at the files
+
 
 def make_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """What grpcio listens with; every new connection sees the files as they are then.
+    """What grpcio listens with; new connections see a change within a second.
 
     Args:
         certificate: the server's, PEM, with those that lead to its authority.
@@ -24,25 +29,38 @@ def make_credentials(certificate: Path, key: Path, client_ca: Path | None) -> gr
 
     Raises:
         CertificatesInvalid: a file cannot be read, or they do not fit together.
+        ThreadsUnavailable: The system does not start the thread that reads them again.
     """
     paths = [certificate, key, *([client_ca] if client_ca else [])]
-    seen = [[*map(sign_file, paths)]]
+    signature = [*map(sign_file, paths)]
     first = _read(*paths)
+    renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
 
-    def renew() -> grpc.ServerCertificateConfiguration | None:
-        signature = [*map(sign_file, paths)]
-        if signature == seen[0]:
-            return None
+    def follow() -> None:
+        """Read the files again when they change: a file system that hangs holds up no handshake."""
+        nonlocal signature
+        while True:
+            time.sleep(RENEW_S)
+            now = [*map(sign_file, paths)]
+            if now == signature:
+                continue
+            try:
+                renewed.append(_read(*paths))
+            except CertificatesInvalid as error:  # half of a pair, say, while the other is being written
+                log.error("the certificates stay as they were: %s", error)
+            else:
+                log.info("certificates read again: %s", ", ".join(map(str, paths)))
+            signature = now
+
+    def take() -> grpc.ServerCertificateConfiguration | None:
+        """The newest, once; called by grpc's own thread at each handshake, so it reads and waits for nothing."""
         try:
-            renewed = _read(*paths)
-        except CertificatesInvalid as error:  # half of a pair, say, while the other is being written
-            log.error("the certificates stay as they were: %s", error)
+            return renewed.pop()
+        except IndexError:
             return None
-        seen[0] = signature
-        log.info("certificates read again: %s", ", ".join(map(str, paths)))
-        return renewed
 
-    return grpc.dynamic_ssl_server_credentials(first, renew, require_client_authentication=client_ca is not None)
+    start_threads(1, "certificates", follow)
+    return grpc.dynamic_ssl_server_credentials(first, take, require_client_authentication=client_ca is not None)
 
 
 def _read(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCertificateConfiguration:

@@ -306,17 +306,31 @@ class TestTls:
     ) -> None:
         with serving(colours, *tls) as server:
             other = trustme.CA()
-            tls[3].write_bytes(b"half of a new pair")
             with secured(server.address, authority) as check:
-                assert check() == "SERVING"  # by the certificate before
-            write_pair(tmp_path, other)
-            with secured(server.address, other) as check:
                 assert check() == "SERVING"
+            write_pair(tmp_path, other)
+
+            def is_served() -> bool:
+                with secured(server.address, other) as check:
+                    return check() == "SERVING"
+
+            wait_until(is_served)
             with secured(server.address, authority) as check:
                 assert check() == "UNAVAILABLE"
             _, logged = server.stop()
-        assert "the certificates stay as they were: no TLS with" in logged
         assert "certificates read again" in logged
+
+    def test_half_of_a_new_pair_changes_nothing(
+        self, tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        certificate, key = write_pair(tmp_path, authority)
+        with caplog.at_level("INFO"), patch("serving.transports.tls.RENEW_S", 0.01):
+            assert make_credentials(certificate, key, None)
+            certificate.write_bytes(b"half of a new pair")
+            wait_until(lambda: "the certificates stay as they were: no TLS with" in caplog.text)
+            assert "certificates read again" not in caplog.text
+            write_pair(tmp_path, authority)
+            wait_until(lambda: "certificates read again" in caplog.text)
 
     def test_clients_need_a_certificate_where_they_are_asked_for_one(
         self, colours: Path, tls, authority: trustme.CA, tmp_path: Path
