@@ -39,13 +39,13 @@ from serving.transports.grpcio import (
     GrpcioServer,
     make_socket_folder,
 )
-from serving.transports.handlers import find_authorization, path_of
+from serving.transports.handlers import find_authorization, make_leaving, path_of
 from serving.transports.messages import parse_message
 from serving.transports.refusals import refuse
 
 HOT = (PREDICT, MODEL_INFER)
 RECEIVED = 4096  # events taken at once, at most
-RESOURCE_EXHAUSTED, UNAVAILABLE = 8, 14  # what the transport itself answers, without a reason
+RESOURCE_EXHAUSTED = 8  # what the transport itself answers, without a reason
 SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
 TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
@@ -274,7 +274,7 @@ class NativeServer:
     def _check(self, call: _Call, authorization: str) -> None:
         """Whether a call that arrived gets a place."""
         if self._draining:
-            raise _TransportError(UNAVAILABLE, "the server is shutting down")
+            raise make_leaving()
         if len(call.payload) > self._limits.max_request_bytes:
             raise _TransportError(
                 RESOURCE_EXHAUSTED,

@@ -40,7 +40,6 @@ NATIVE_LACKS = {
     "inflation": "pygrpc-native inflates messages itself, whole",
     "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",
     "connections": "pygrpc-native hands what it does not serve itself on over one connection",
-    "leaving": "pygrpc-native refuses what comes while it drains without a reason",
 }
 
 

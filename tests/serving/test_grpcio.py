@@ -962,11 +962,11 @@ class TestDrain:
             assert [request.result().scores[0].label for request in requests] == ["red"] * 3
             assert drained.result(WAIT_S) == 0
 
-    @pytest.mark.native_lacks("leaving")
     def test_refuses_what_comes_meanwhile_with_a_reason(self, here: Here) -> None:
         running = here.occupy()
         drained = spawn(here.drain, WAIT_S)
-        wait_until(lambda: here.server._handlers.leaving)
+        native = tests.conftest.transport == "native"
+        wait_until(lambda: here.server._draining if native else here.server._handlers.leaving)
         refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("UNAVAILABLE", "SERVER_LEAVING")
         here.held.let_go()
