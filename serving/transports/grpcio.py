@@ -45,7 +45,7 @@ SERVICES = (
 PREDICT = classifier.DESCRIPTOR.methods_by_name["Predict"]
 MODEL_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelInfer"]
 STREAM_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
-STREAMS = 256  # calls that one connection may have open: clients wait with the rest, within their deadlines
+STREAMS = 100  # calls of one connection, the least that RFC 9113, 6.5.2, recommends: clients wait with the rest
 CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
 ASK_S = 5.0  # for a call of our own to be answered
@@ -55,6 +55,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server would silently share the port
     ("grpc.max_concurrent_streams", STREAMS),
     NO_INFLATION,
+    ("grpc.http.overload_protection", 0),  # which refuses calls below that number, too, with UNAVAILABLE
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams

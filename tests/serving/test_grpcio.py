@@ -729,7 +729,7 @@ class TestHealth:
 
     def test_is_watched_by_many_without_holding_up_requests(self, model: Model) -> None:
         with Here(Held(model), limits=Limits(max_queue=0)) as here:
-            watches = [watch_health(here.channel) for _ in range(150)]
+            watches = [watch_health(here.channel) for _ in range(90)]
             assert {next(watch).status for watch in watches} == {SERVING}
             here.held.let_go()
             assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"

@@ -358,7 +358,8 @@ class TestStreams:
                 stream = reflect(_and_then_wait(idle), timeout=WAIT_S)
                 assert next(stream).list_services_response.service
                 streams.append(stream)
-            watch = health_pb2_grpc.HealthStub(here.channel).Watch
+            watching = grpc.insecure_channel(f"127.0.0.1:{here.server.port}", [("grpc.use_local_subchannel_pool", 1)])
+            watch = health_pb2_grpc.HealthStub(watching).Watch
             watches = [watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(64)]
             assert all(next(one).status == health_pb2.HealthCheckResponse.SERVING for one in watches)
             wait_until(lambda: here.counts()[1] == 48)

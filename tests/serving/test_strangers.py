@@ -31,7 +31,7 @@ from tests.serving.test_metrics import scrape
 MIB = 2**20
 RED = wire.PredictRequest(image=encode(plain("red")))
 ALONE = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
-STREAMS = 256  # calls that a connection may have open
+STREAMS = 100  # calls that a connection may have open
 
 
 @pytest.fixture(scope="module")
