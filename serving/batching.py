@@ -241,14 +241,12 @@ class Batcher:
                 needed_s = 0.0 if batch.requests else job.model.expect_s(job.rows)
                 if batch.requests and not batch.has_room_for(job):
                     left.append(job)
-                elif (dead := reason_dead(job.call, needed_s)) is not None:
+                    continue
+                job.waits = False
+                if (dead := reason_dead(job.call, needed_s)) is not None:
                     ended.append((job, dead))
                 else:
                     batch.add(job)
-            for job in self._waiting:
-                job.waits = False
-            for job in left:
-                job.waits = True
             self._waiting = left
             if not batch.requests:
                 self._free_slots += 1

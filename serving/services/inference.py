@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -73,44 +74,33 @@ class Service(Protocol):
         """Check a request, but decode nothing."""
 
 
+@dataclass(frozen=True)
 class Inference:
-    """Answers requests of any protocol, on the slots of one batcher.
+    """What requests of any protocol are answered with.
 
-    Args:
+    Attributes:
         batcher: Where networks run.
         budget: Where images are decoded.
         statistics: Where answers and refusals are counted.
     """
 
-    def __init__(self, batcher: Batcher, budget: DecodeBudget, statistics: Statistics) -> None:
-        self.batcher = batcher
-        self.budget = budget
-        self.statistics = statistics
-
-    def begin(
-        self,
-        service: Service,
-        parse: Callable[[], Any],
-        size_bytes: int,
-        call: Call,
-        done: Callable[[Any], object],
-        later: Callable[[float, Callable[[], object]], object],
-    ) -> Work:
-        """Begin to answer a request.
-
-        Args:
-            service: Its protocol.
-            parse: Makes the request of its message.
-            size_bytes: The memory that ``parse`` takes.
-            call: Its call.
-            done: Called once, by any thread, with the reply or with the error in its place.
-            later: Calls a function after so many seconds; safe to call from any thread.
-        """
-        return Work(self, service, parse, size_bytes, call, done, later)
+    batcher: Batcher
+    budget: DecodeBudget
+    statistics: Statistics
 
 
 class Work:
-    """A request under way; see ``Inference.begin``."""
+    """A request under way: it begins at once.
+
+    Args:
+        inference: What it is answered with.
+        service: Its protocol.
+        parse: Makes the request of its message.
+        size_bytes: The memory that ``parse`` takes.
+        call: Its call.
+        done: Called once, by any thread, with the reply or with the error in its place.
+        later: Calls a function after so many seconds; safe to call from any thread.
+    """
 
     def __init__(
         self,

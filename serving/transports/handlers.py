@@ -33,7 +33,7 @@ from serving.errors import (
 )
 from serving.limits import Limits
 from serving.services.access import Access
-from serving.services.inference import QUICK_BYTES, Inference, Service
+from serving.services.inference import QUICK_BYTES, Inference, Service, Work
 from serving.services.open_inference import OpenInference
 from serving.threads import Threads
 from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
@@ -387,7 +387,8 @@ class Handlers:
             self._inference.statistics.count_refusal(None, 0.0, error)
             return error
         try:
-            work = self._inference.begin(
+            work = Work(
+                self._inference,
                 service,
                 lambda: self._messages.parse(parse, message.pop(), held),
                 self._messages.count_bytes(message[0]),

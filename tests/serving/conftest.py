@@ -141,7 +141,7 @@ class Direct:
             timer.daemon = True
             timer.start()
 
-        call.works.append(self.inference.begin(self.service, lambda: request, size_bytes, call, done, later))
+        call.works.append(Work(self.inference, self.service, lambda: request, size_bytes, call, done, later))
         return future
 
     def ask(self, request: Any, call: Caller | None = None) -> Any:

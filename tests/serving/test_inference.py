@@ -308,8 +308,14 @@ class TestOwnTimeout:
         bench.begin(infer())
         held.next_batch()
         waiting: Future[Any] = Future()
-        work = bench.inference.begin(
-            bench.service, lambda: infer(50_000), 0, Caller(), waiting.set_result, lambda *timer: timers.append(timer)
+        work = Work(
+            bench.inference,
+            bench.service,
+            lambda: infer(50_000),
+            0,
+            Caller(),
+            waiting.set_result,
+            lambda *timer: timers.append(timer),
         )
         seconds, ring = timers.pop()
         assert 0 < seconds <= 0.05
@@ -326,7 +332,8 @@ class TestOwnTimeout:
     def test_holds_nothing_for_long_once_the_request_has_ended(self, model: Model) -> None:
         bench, timers = Bench(model, "theirs"), []
         answered: Future[Any] = Future()
-        bench.inference.begin(
+        Work(
+            bench.inference,
             *(bench.service, lambda: infer(3600 * 10**6), 0, Caller(), answered.set_result),
             lambda *timer: timers.append(timer),
         )
@@ -343,7 +350,8 @@ class TestOwnTimeout:
         held.next_batch()
         ended: Future[Any] = Future()
         with patch("serving.services.open_inference.time.monotonic", lambda: now):
-            bench.inference.begin(
+            Work(
+                bench.inference,
                 *(bench.service, lambda: infer(2_500_000), 0, Caller(), ended.set_result),
                 lambda *timer: timers.append(timer),
             )
@@ -382,7 +390,7 @@ class TestWhere:
             parsed.append("here" if here else threading.current_thread().name.rpartition("-")[0])
             return request_
 
-        bench.inference.begin(bench.service, parse, size_bytes, Caller(), answered.set_result, lambda *_: None)
+        Work(bench.inference, bench.service, parse, size_bytes, Caller(), answered.set_result, lambda *_: None)
         assert answered.result(WAIT_S).scores[0].label == "red"
         assert parsed == [threads]
         bench.expect_ended(1)
@@ -419,7 +427,7 @@ class TestEnd:
         def parse() -> None:
             raise MessageInvalid("no message")
 
-        bench.inference.begin(bench.service, parse, size_bytes, Caller(), ended.set_result, lambda *_: None)
+        Work(bench.inference, bench.service, parse, size_bytes, Caller(), ended.set_result, lambda *_: None)
         assert isinstance(ended.result(WAIT_S), MessageInvalid)
         bench.expect_ended(1)
         assert bench.refusals() == {"MESSAGE_INVALID": 1}
@@ -490,8 +498,8 @@ def test_a_request_that_has_ended_leaves_nothing_behind(model: Model, request_: 
     gc.disable()
     try:
         with patch.object(bench.service, "find", lambda request: passing.pop()):
-            work = bench.inference.begin(
-                bench.service, lambda: request_, 0, Caller(), answered.set_result, lambda *_: None
+            work = Work(
+                bench.inference, bench.service, lambda: request_, 0, Caller(), answered.set_result, lambda *_: None
             )
             assert answered.result(WAIT_S).scores
         wait_until(lambda: bench.given_back == 1)
