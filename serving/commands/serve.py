@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -21,6 +20,7 @@ from serving.commands.logs import set_up_log
 from serving.errors import UsageError
 from serving.limits import Limits
 from serving.memory import return_large_blocks
+from serving.threads import start_threads
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -240,18 +240,24 @@ def _read_pin(text: str) -> tuple[str, int]:
 def _listen_for_signals() -> threading.Event:
     """An event that the first SIGTERM, SIGINT or SIGHUP sets; the second ends the process.
 
-    A SIGHUP that is ignored, as nohup has it, stays so.
+    A thread waits for them: a handler would run inside whatever the main thread does, such as in ``Event.wait``, and
+    wait for ever for a lock which that thread holds. A SIGHUP that is ignored, as nohup has it, stays so.
     """
     stop = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            os._exit(1)  # at once: whatever else is done here may wait
+    def listen() -> None:
+        os.read(reader, 1)
         stop.set()
+        os.read(reader, 1)
+        os._exit(1)  # at once: whatever else is done here may wait
 
+    start_threads(1, "signals", listen)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, on_signal)
+            signal.signal(number, lambda number, frame: None)  # Python writes the number to the pipe
     return stop
 
 

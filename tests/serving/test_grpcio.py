@@ -844,6 +844,23 @@ class TestShutdown:
         assert cut, logged
         assert int(cut[1]) in (count_cpus(), count_cpus() + 1)  # the refused one may still be on its way out
 
+    def test_begins_wherever_the_main_thread_is(self) -> None:
+        code = (
+            "from serving.commands.serve import _listen_for_signals\n"
+            "stop = _listen_for_signals()\n"
+            "print('ready', flush=True)\n"
+            "while not stop.wait(0): pass  # most of the time it holds the lock of the event"
+        )
+        for _ in range(5):
+            with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+                try:
+                    assert process.stdout is not None
+                    assert process.stdout.readline() == b"ready\n"
+                    process.terminate()
+                    assert process.wait(WAIT_S) == 0
+                finally:
+                    process.kill()
+
     def test_while_draining_ends_by_the_second_signal(self, slow: Path) -> None:
         with busy(slow, "--grace", 3600) as (running, requests, _):
             running.process.send_signal(signal.SIGTERM)
