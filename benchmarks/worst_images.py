@@ -306,7 +306,7 @@ WORST: dict[str, Callable[[float], bytes]] = {
     "giant WebP": lambda share: save(Image.new("RGB", (int(4096 * share),) * 2, 9), "WEBP", lossless=True),
     "giant WebP with alpha": lambda share: save(flat("RGBA", int(4096 * share)), "WEBP", quality=50),
     "WebP of many frames": lambda share: webp_frames(int(4096 * share), int(200_000 * share)),
-    "WebP of fewer frames": lambda share: webp_frames(int(4096 * share), int(19_000 * share)),
+    "WebP of fewer frames": lambda share: webp_frames(int(4096 * share), int(3_900 * share)),
     "WebP of many codes": lambda share: webp_groups(int(1024 * share)),
     "JPEG of empty scans": lambda share: empty_scans(int(2000 * share), int(25_000 * share)),
     "JPEG of as many scans as are allowed": lambda share: empty_scans(int(2000 * share), 235),

@@ -20,7 +20,8 @@ import simplejpeg
 from serving.errors import ImageTooComplex, ImageTooManyPixels, ImageUnreadable
 from serving.limits import Limits
 
-MAX_PIECES = 20_000  # chunks of a PNG or WebP. libpng writes 8 KiB a chunk: 1,300 in an image of 10 MiB
+MAX_WEBP_PIECES = 4_000  # chunks of a WebP: one for each frame of an animation
+MAX_PIECES = 20_000  # chunks of a PNG. libpng writes 8 KiB a chunk: 1,300 in an image of 10 MiB
 MAX_SEGMENTS = 512  # of a JPEG before its first scan. A colour profile has at most 255
 MAX_FILL_BYTES = 65_536  # between the segments of a JPEG: Pillow skips them one by one
 MAX_SCAN_PIXELS = 1_000_000_000  # 20 scans of 50 million pixels; progressive JPEGs have about 10
@@ -353,9 +354,10 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
         (length,) = struct.unpack_from("<I", image, position + 4)
         kinds[image[position : position + 4]] += 1
         position += 8 + length + (length & 1)
-        if kinds.total() > MAX_PIECES:
+        if kinds.total() > MAX_WEBP_PIECES:
             raise ImageTooComplex(
-                f"a WebP of more than {MAX_PIECES} chunks: send its first frame alone", limit_chunks=MAX_PIECES
+                f"a WebP of more than {MAX_WEBP_PIECES} chunks: send its first frame alone",
+                limit_chunks=MAX_WEBP_PIECES,
             )
     # Pillow's decoder holds two canvases, its copy of the frame and the picture, and twice the file.
     decoder_bytes = 17 * width * height + 3 * len(image)

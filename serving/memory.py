@@ -12,6 +12,7 @@ from serving.cgroups import list_cgroups
 
 MIB = 1024 * 1024
 MAX_DEFAULT_BYTES = 2048 * MIB
+MIN_REQUEST_BYTES = 4 * MIB
 UNLIMITED_BYTES = 2**60  # a cgroup's v1 says so by a number about as large as there is
 
 # Source: malloc.h of glibc.
@@ -53,6 +54,24 @@ def choose_decode_bytes(wanted: int, root: Path = Path("/")) -> MemoryLimit:
     if limit_bytes // 4 > MAX_DEFAULT_BYTES:
         return MemoryLimit(MAX_DEFAULT_BYTES, f"at most 2 GiB of {source}, {limit_bytes // MIB} MiB")
     return MemoryLimit(limit_bytes // 4, f"a quarter of {source}, {limit_bytes // MIB} MiB")
+
+
+def choose_request_bytes(most: int, root: Path = Path("/")) -> MemoryLimit:
+    """How large a request may be, by default.
+
+    The limits of all messages together are multiples of this one, and what clients send at once arrives before it can
+    be refused.
+
+    Args:
+        most: Where there is memory enough.
+        root: of the file system.
+
+    Returns:
+        A 64th of what there is, at least 4 MiB, at most ``most``; and where it comes from, for the log.
+    """
+    limit_bytes, source = read_memory_limit(root)
+    chosen = min(most, max(MIN_REQUEST_BYTES, limit_bytes // 64))
+    return MemoryLimit(chosen, f"{source} is {limit_bytes // MIB} MiB")
 
 
 def return_large_blocks() -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +19,7 @@ import click
 from serving.commands.logs import set_up_log
 from serving.errors import UsageError
 from serving.limits import Limits
-from serving.memory import return_large_blocks
+from serving.memory import choose_request_bytes, return_large_blocks
 from serving.threads import start_threads
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def serve(
     return_large_blocks()
     from serving.trials import Trials
 
-    bounds = Limits(**limits)
+    bounds = _fit_requests(Limits(**limits))
     trials = Trials(bounds)
     trials.prepare()  # it imports while this process does
     from serving.batching import Batcher, count_cpus, count_slots
@@ -198,6 +198,17 @@ def serve(
 
     models.follow(show)
     _run(server, models, announcement, poll, bounds, stop, statistics)
+
+
+def _fit_requests(limits: Limits) -> Limits:
+    """Limit requests to what fits into the memory, unless an option or the environment says how large they may be."""
+    source = click.get_current_context().get_parameter_source("max_request_bytes")
+    if source is not click.core.ParameterSource.DEFAULT:
+        return limits
+    chosen = choose_request_bytes(limits.max_request_bytes)
+    if chosen.limit_bytes < limits.max_request_bytes:
+        log.info("requests are limited to %s bytes: %s; --max-request-bytes sets another limit", *chosen)
+    return replace(limits, max_request_bytes=chosen.limit_bytes)
 
 
 def _check_security(

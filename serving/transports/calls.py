@@ -24,6 +24,7 @@ class OpenCall:
     """A call as the services see it (``serving.batch.Call``), and what the transport knows of it.
 
     Attributes:
+        path: Of its method.
         connection: The name of its connection, such as ``ipv4:10.0.0.7:51200``.
         state: What it is doing.
         since: Since when, by ``time.monotonic``.
@@ -31,10 +32,13 @@ class OpenCall:
         error: What it is to end with, once the reply in hand is sent.
     """
 
-    __slots__ = ("_task", "_until", "connection", "error", "over", "since", "state")
+    __slots__ = ("_task", "_until", "connection", "error", "over", "path", "since", "state")
 
-    def __init__(self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, state: str) -> None:
+    def __init__(
+        self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, path: str, state: str
+    ) -> None:
         remaining = context.time_remaining()
+        self.path = path
         self.state, self.since = state, time.monotonic()
         self._until = threading.TIMEOUT_MAX if remaining is None else self.since + remaining
         self._task = asyncio.current_task(loop)  # without ``loop`` a system call finds it
@@ -78,10 +82,17 @@ class Calls:
         self._open: dict[OpenCall, None] = {}
 
     def open(
-        self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, state: str = RECEIVING
+        self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, path: str, state: str = RECEIVING
     ) -> OpenCall:
-        """Note a call, by its handler, until it has ended and its answer is taken."""
-        call = OpenCall(context, loop, state)
+        """Note a call, by its handler, until it has ended and its answer is taken.
+
+        Args:
+            context: Its context.
+            loop: What its handler runs in.
+            path: Of its method.
+            state: What it is doing.
+        """
+        call = OpenCall(context, loop, path, state)
         self._open[call] = None
         if call._task is not None:
             call._task.add_done_callback(partial(self._forget, call))

@@ -171,6 +171,7 @@ class Connections:
         Returns:
             Whether one holds so much that the next look should come soon.
         """
+        busy_before = self._find_calls()[1] if self._find_calls else ()  # those that end meanwhile are among them
         with self._lock:
             delivered, self._delivered = self._delivered, {}
             now = time.monotonic()
@@ -181,22 +182,23 @@ class Connections:
         came_round = self._asked is not None and self._asked.done() and self._asked.code() is grpc.StatusCode.OK
         if self._asked is not None and self._asked.done():
             self._asked = None
-        waiting, busy = self._find_calls() if self._find_calls else (None, set())
         with _accepted(self._address) as connections:
             open_now = {}
             for one in filter(_is_open, connections):
                 with suppress(OSError):  # its peer may just have gone
                     open_now[_name(one)] = one
+            counted = {name: _count_bytes(one) for name, one in open_now.items()}
+            waiting, busy = self._find_calls() if self._find_calls else (None, ())
             seen = {}
             for name, one in open_now.items():
-                received, sent = _count_bytes(one)
+                received, sent = counted[name]
                 before = self._seen.get(name, _Seen(0, 0, 0))
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
                 loose, asked, sent_before = 0, False, sent
                 if waiting is not None and not behind:  # beyond that, grpc throws away a message that is too large
                     unfinished = min(unfinished, waiting.get(name, 0))
-                calls = bool(finished or name in busy or name in excused)
+                calls = bool(finished or name in busy_before or name in busy or name in excused)
                 if waiting is not None and not calls:
                     loose = max(0, before.loose + received - before.received - CALL_BYTES)
                     if before.loose:

@@ -55,6 +55,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server would silently share the port
     ("grpc.max_concurrent_streams", STREAMS),
     NO_INFLATION,
+    ("grpc.http2.bdp_probe", 0),  # else a client may send megabytes of a message that nobody reads yet
     ("grpc.http.overload_protection", 0),  # which refuses calls below that number, too, with UNAVAILABLE
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
     ("grpc.keepalive_permit_without_calls", 1),
@@ -185,7 +186,7 @@ class GrpcioServer:
             served[method.containing_service.full_name][method.name] = handlers.infer(method, service)
         served[open_inference.DESCRIPTOR.full_name][STREAM_INFER.name] = handlers.stream_infer(STREAM_INFER, theirs)
         served[HEALTH.full_name]["Check"] = handlers.check(HEALTH.methods_by_name["Check"], self._health)
-        served[HEALTH.full_name]["Watch"] = handlers.watch(self._health)
+        served[HEALTH.full_name]["Watch"] = handlers.watch(HEALTH.methods_by_name["Watch"], self._health)
         if reflect:
             self._add_reflection(served)
         for name, methods in served.items():

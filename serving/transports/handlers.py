@@ -41,6 +41,7 @@ from serving.transports.connections import Connections
 from serving.transports.health import Health
 from serving.transports.loop import Loop
 from serving.transports.messages import Held, Messages
+from serving.transports.pacing import Pacing
 from serving.transports.places import Places
 from serving.transports.refusals import refuse
 
@@ -53,6 +54,12 @@ LATE_S = 0.02  # grpc ends a call that much before its deadline by our clock, at
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler = Callable[[Any, Call], Any]
+
+
+def _take_error(task: asyncio.Task[Any]) -> None:
+    """Look at the error of a task that nobody waits for any more: else asyncio logs it, with a traceback."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Handlers:
@@ -88,6 +95,7 @@ class Handlers:
         self._receiving = Places(MAX_RECEIVING, _calls_full)
         self._messages = Messages(limits.max_request_bytes)
         self._quick = Messages(QUICK_BYTES)  # read in the event loop
+        self._pacing = Pacing()
         self._loop = loop
         self._inference = inference
         self._calls = calls
@@ -104,7 +112,7 @@ class Handlers:
         async def answer(messages: object, context: Context) -> bytes:
             if batcher.is_busy() and await self._refuse_excess(context, path):
                 return _NOTHING
-            call = self._calls.open(context, self._loop.asyncio)
+            call = self._calls.open(context, self._loop.asyncio, path)
             try:
                 self._check(context, path)
                 message = [await self._receive(call, context)]
@@ -135,11 +143,12 @@ class Handlers:
 
         return self._unary(method, run, always=True)
 
-    def watch(self, health: Health) -> grpc.RpcMethodHandler:
+    def watch(self, method: MethodDescriptor, health: Health) -> grpc.RpcMethodHandler:
         """The handler of ``Health.Watch``: for everybody, and while the server shuts down."""
+        path = path_of(method)
 
         async def follow(messages: object, context: Context) -> None:
-            call = self._calls.open(context, self._loop.asyncio)
+            call = self._calls.open(context, self._loop.asyncio, path)
             try:
                 self._watches.enter(call)
                 name = self._parse_check(await self._receive(call, context)).service
@@ -219,7 +228,7 @@ class Handlers:
         path = path_of(method)
 
         async def answer(messages: object, context: Context) -> bytes:
-            call = self._calls.open(context, self._loop.asyncio)
+            call = self._calls.open(context, self._loop.asyncio, path)
             try:
                 if not always:
                     self._check(context, path)
@@ -237,7 +246,7 @@ class Handlers:
 
     def _stream(self, path: str, reply: Callable[[bytes, OpenCall], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
         async def answer(messages: object, context: Context) -> None:
-            call = self._calls.open(context, self._loop.asyncio, IDLE)
+            call = self._calls.open(context, self._loop.asyncio, path, IDLE)
             try:
                 self._check(context, path)
                 self.streams.enter(call)
@@ -328,16 +337,23 @@ class Handlers:
 
     async def _read(self, call: OpenCall, context: Context) -> bytes | None:
         """The next message; None: there is none any more."""
-        try:
-            message = await self._finish(context.read())
-        except BaseException:
+        if pause_s := self._pacing.take_turn((call.connection, call.path)):
+            try:
+                await asyncio.sleep(pause_s)
+            except asyncio.CancelledError:
+                self._connections.count_refusal(call.connection)
+                raise
+        message = await self._finish(context.read(), partial(self._note_read, call))
+        return None if message is grpc.aio.EOF else message
+
+    def _note_read(self, call: OpenCall, reading: asyncio.Task[Any]) -> None:
+        """Note what a read gave, be it that its call is cancelled."""
+        if reading.cancelled() or reading.exception() or reading.result() is grpc.aio.EOF:
             self._connections.excuse(call.connection)
-            raise
-        if message is grpc.aio.EOF:
-            self._connections.excuse(call.connection)
-            return None
-        self._connections.count_message(call.connection, len(message))
-        return message  # type: ignore[no-any-return]
+            return
+        size_bytes = len(reading.result())
+        self._pacing.note((call.connection, call.path), size_bytes)
+        self._connections.count_message(call.connection, size_bytes)
 
     async def _send(self, call: OpenCall, context: Context, message: bytes) -> None:
         """Send one message of a stream, then end it if that was asked for."""
@@ -347,10 +363,12 @@ class Handlers:
         if call.error is not None:
             raise call.error
 
-    async def _finish(self, operation: Coroutine[Any, Any, Any]) -> Any:
+    async def _finish(
+        self, operation: Coroutine[Any, Any, Any], note: Callable[[asyncio.Task[Any]], object] = _take_error
+    ) -> Any:
         """Let an operation of grpc's end although its call is cancelled: else grpc leaks the message."""
         task = self._loop.asyncio.create_task(operation)
-        task.add_done_callback(_take_error)
+        task.add_done_callback(note)
         return await asyncio.shield(task)
 
     async def _infer(
@@ -483,12 +501,6 @@ def _unwrap(outcome: Any) -> bytes:
         return outcome  # type: ignore[no-any-return]
     finally:
         del outcome  # else the error would hold itself, by its traceback
-
-
-def _take_error(task: asyncio.Task[Any]) -> None:
-    """Look at the error of a task that nobody waits for any more: else asyncio logs it, with a traceback."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:

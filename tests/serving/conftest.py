@@ -39,6 +39,7 @@ NATIVE_LACKS = {
     "early refusal": "pygrpc-native holds a whole message before it can be refused",
     "inflation": "pygrpc-native inflates messages itself, whole",
     "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",
+    "pauses": "pygrpc-native copies no message while it holds the lock of the interpreter",
     "connections": "pygrpc-native hands what it does not serve itself on over one connection",
 }
 

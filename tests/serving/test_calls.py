@@ -14,7 +14,7 @@ from serving.model import Model
 from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING, Calls, OpenCall
 from tests.serving.conftest import classify_by, listen, wait_until
 
-TIMEOUT_S = 20
+TIMEOUT_S, PATH = 20, "/package.Service/Method"
 
 
 class Context:
@@ -43,7 +43,7 @@ class Scene:
         opened: list[OpenCall] = []
 
         async def handle() -> None:
-            opened.append(self.calls.open(Context(connection, remaining_s), self._loop))  # type: ignore[arg-type]
+            opened.append(self.calls.open(Context(connection, remaining_s), self._loop, PATH))  # type: ignore[arg-type]
             await asyncio.Event().wait()
 
         task = self._loop.create_task(handle())

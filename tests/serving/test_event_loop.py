@@ -37,6 +37,7 @@ from serving.transports.connections import Connections
 from serving.transports.grpcio import CONTROL_THREADS
 from serving.transports.loop import Loop
 from serving.transports.messages import Messages
+from serving.transports.pacing import LARGE_BYTES
 from serving.wire import classifier_pb2 as wire
 from serving.wire import open_inference_pb2 as inference
 from tests.conftest import encode, plain
@@ -294,6 +295,20 @@ class TestMessages:
         refusal = refused(lambda: next(method(iter([message]), timeout=WAIT_S, compression=compression)))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
         assert dict(refusal.info.metadata) == {"limit_bytes": str(QUICK_BYTES)}
+
+    @pytest.mark.native_lacks("pauses")
+    def test_that_are_large_leave_time_for_others(self, here: Here) -> None:
+        large = inference.ModelInferRequest(model_name="unknown", id="x" * LARGE_BYTES)
+        with patch.multiple("serving.transports.pacing", BYTES_PER_S=1, MAX_WAIT_S=WAIT_S):
+            for _ in range(2):  # the second waits for none, and the third for the second
+                with pytest.raises(grpc.RpcError):
+                    here.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
+            third = here.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
+            check_often(here)
+            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                assert refused(lambda: call(INFER, UNKNOWN.SerializeToString())(channel)).info.reason
+            assert not third.done()
+            third.cancel()
 
     def test_of_others_leave_room_for_health_checks(self, here: Here) -> None:
         messages = fallback(here.server)._handlers._messages

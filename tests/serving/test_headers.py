@@ -53,7 +53,7 @@ def test_the_worst_images_take_no_more_memory_than_they_are_counted_as(name: str
         (after_header(encode(plain("red"), "JPEG"), b"\xff" * 70_000), "65536 bytes between"),
         (after_header(encode(plain("red"), "JPEG"), segment(0xFE, b"") + b"ab" * 40_000), "65536 bytes between"),
         (after_header(encode(plain("red")), chunk(b"tEXt", b"") * 20_001), "20000 chunks"),
-        (worst_images.webp_frames(64, 20_001), "20000 chunks"),
+        (worst_images.webp_frames(64, 4_001), "4000 chunks"),
         (worst_images.rle_bmp(1000, 1001, b""), "1000x1001 pixels in run lengths, the limit is 1000000"),
     ],
     ids=["scans", "arithmetic", "segments", "fill bytes", "junk", "png chunks", "webp chunks", "run lengths"],

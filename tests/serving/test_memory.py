@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.memory import MAX_DEFAULT_BYTES, MIB, choose_decode_bytes, read_memory_limit
+from serving.memory import MAX_DEFAULT_BYTES, MIB, choose_decode_bytes, choose_request_bytes, read_memory_limit
 
 
 def lay_out(root: Path, files: dict[str, str]) -> Path:
@@ -61,3 +61,9 @@ def test_the_default_is_at_most_2_gib(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_is_wanted_is_taken(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{256 * MIB}\n"}
     assert choose_decode_bytes(7 * MIB, lay_out(tmp_path, files)) == (7 * MIB, "--max-decode-bytes")
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(128, 4), (256, 4), (512, 8), (2048, 32), (65536, 32)])
+def test_requests_are_limited_to_what_fits(tmp_path: Path, there: int, chosen: int) -> None:
+    root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{there * MIB}\n"})
+    assert choose_request_bytes(32 * MIB, root).limit_bytes == chosen * MIB
