@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import grpc
@@ -150,6 +150,10 @@ class GrpcioServer:
     def load(self) -> Load:
         """How much the server has to do."""
         return self._inference.batcher.load()
+
+    def later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function after so many seconds, in the event loop; from any thread."""
+        self._loop.later(seconds, function)
 
     def announce_shutdown(self) -> None:
         """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""

@@ -4,6 +4,9 @@ Calls that infer are handed over in the batches in which they arrived, and a thr
 transport is the batcher. Every other call goes to grpcio behind the same port.
 
 While every slot is busy, one thread more refuses what is too much and forgets who has gone away.
+
+Large images and large messages take the path of grpcio (``inference.Work``): a slot that waited for them would answer
+nobody meanwhile.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
@@ -27,7 +30,7 @@ from serving.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, 
 from serving.limits import Limits
 from serving.services import classifier, open_inference
 from serving.services.access import Access
-from serving.services.inference import Inference, Read, Reading, Service, Timed
+from serving.services.inference import Inference, Service, Timed, Work
 from serving.services.models import Entry
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
@@ -48,6 +51,7 @@ RECEIVED = 4096  # events taken at once, at most
 RESOURCE_EXHAUSTED = 8  # what the transport itself answers, without a reason
 SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
+LARGE_BYTES = 2**19  # of a message: parsed in less time than it takes to hand it over
 TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
 SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
@@ -63,6 +67,8 @@ class _Call:
     deadline: float
     ahead: int  # calls in flight when it came
     gone: bool = False  # its caller
+    aside: bool = False  # no slot of ours answers it
+    work: Work | None = None  # but this
 
     def time_remaining_s(self) -> float:
         return min(self.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
@@ -118,6 +124,7 @@ class NativeServer:
         self._access = access
         self._services: tuple[Service, ...] = (ours, theirs)
         self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
+        self._inference = inference
         self._statistics = inference.statistics
         self._budget = inference.budget
         self._limits = limits
@@ -148,6 +155,7 @@ class NativeServer:
         self._share = 1  # how many calls a slot takes at once
         self._changed = threading.Condition()  # guards what follows, and the free slots
         self._calls: dict[int, _Call] = {}  # in flight
+        self._aside = 0  # of these, the ones that no slot of ours answers
         self._waiting: deque[_Call] = deque()  # those of them that came while every slot was busy
         self._draining = False
         self._full = threading.Event()  # every slot is busy
@@ -171,7 +179,12 @@ class NativeServer:
         others = self._others.load()  # streams
         with self._changed:
             busy = self._slots - self._free_slots + others.slots_busy
-            return Load(self._slots, busy, len(self._waiting) + others.waiting, len(self._calls) + others.in_flight)
+            return Load(
+                self._slots,
+                busy,
+                len(self._waiting) + others.waiting,
+                len(self._calls) - self._aside + others.in_flight,
+            )
 
     def announce_shutdown(self) -> None:
         """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
@@ -245,11 +258,13 @@ class NativeServer:
         now = time.perf_counter()
         gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
         for call in filter(None, map(self._calls.get, gone)):
-            call.gone = True
-            if call in self._waiting:
+            late = call.deadline < now + TICK_S
+            call.gone = not late
+            if call.work is not None:
+                call.work.withdraw()
+            elif call in self._waiting:
                 self._waiting.remove(call)
                 self._end([call])
-                late = call.deadline < now + TICK_S
                 died = DeadlineExpired("while waiting") if late else RequestCancelled("while waiting")
                 self._statistics.count_refusal(None, now - call.arrived, died)
         calls: list[_Call] = []
@@ -259,7 +274,7 @@ class NativeServer:
                 continue
             self._connections.count_message(details[1], len(payload))
             until = math.inf if details[2] is None else now + details[2]
-            call = _Call(call_id, method, payload, now, until, len(self._calls))
+            call = _Call(call_id, method, payload, now, until, len(self._calls) - self._aside)
             try:
                 self._check(call, find_authorization(details[0]))
             except (RequestError, _TransportError) as error:
@@ -297,6 +312,7 @@ class NativeServer:
         with self._changed:
             for call in calls:
                 del self._calls[call.id]
+                self._aside -= call.aside
             if not self._calls:
                 self._changed.notify_all()
 
@@ -305,7 +321,8 @@ class NativeServer:
         ready = []
         for call in calls:
             try:
-                ready.append(self._read(call))
+                if (request := self._read(call)) is not None:
+                    ready.append(request)
             except Exception as error:
                 self._end([call])
                 self._fail(call, error)
@@ -327,11 +344,15 @@ class NativeServer:
                 self._share = max(1, min(self._limits.max_batch, int(SHARE_S / pace_s) if pace_s else RECEIVED))
             ready, waited = left, True
 
-    def _read(self, call: _Call) -> _Ready:
+    def _read(self, call: _Call) -> _Ready | None:
+        """Read a call's request; None where another thread does, because that takes long."""
         started = time.perf_counter()
-        service = self._services[call.method]
+        service, payload, parse = self._services[call.method], call.payload, self._parse[call.method]
+        if len(payload) > LARGE_BYTES:
+            self._set_aside(call, lambda: parse_message(parse, payload), len(payload))
+            return None
         try:
-            request = parse_message(self._parse[call.method], call.payload)
+            request = parse_message(parse, payload)
         except MessageInvalid as error:
             self._statistics.count_refusal(None, 0.0, error)
             raise
@@ -339,36 +360,41 @@ class NativeServer:
         try:
             model = service.find(request)
             check_alive(call)
-            read = self._decode(service.begin(request, model, call))
+            reading = service.begin(request, model, call)
+            if not self._budget.is_small(reading.cost_bytes):
+                self._set_aside(call, lambda: request)
+                return None
+            read = reading.finish()
         except Exception as error:
             self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
         decode_us = round((time.perf_counter() - started) * 1e6)
         return _Ready(model, read.inputs, read.call, call.arrived, call, read.write, decode_us)
 
-    def _decode(self, reading: Reading) -> Read:
-        """Decode the images of a request: small ones in this thread, others once there is memory."""
-        if self._budget.is_small(reading.cost_bytes):
-            return reading.finish()
-        outcome: SimpleQueue[Read | Exception] = SimpleQueue()
+    def _set_aside(self, call: _Call, parse: Callable[[], Any], size_bytes: int = 0) -> None:
+        """Let other threads answer a call.
 
-        def work() -> None:
-            try:
-                outcome.put(reading.finish())
-            except Exception as error:
-                outcome.put(error)
+        Args:
+            call: Its call.
+            parse: Makes its request.
+            size_bytes: The memory that ``parse`` takes.
+        """
+        call.payload, call.aside = b"", True
+        with self._changed:
+            self._aside += 1
+            call.work = Work(
+                *(self._inference, self._services[call.method], parse, size_bytes, call),
+                partial(self._hand_out, call),
+                self._others.later,
+            )
 
-        turn = self._budget.submit(work, reading.cost_bytes)
-        try:
-            read = outcome.get(timeout=min(max(0.0, reading.call.time_remaining_s()), threading.TIMEOUT_MAX))
-        except Empty:
-            self._budget.withdraw(turn)
-            raise DeadlineExpired(
-                "the deadline passed while waiting for memory to decode in: the network did not run"
-            ) from None
-        if isinstance(read, Exception):
-            raise read
-        return read
+    def _hand_out(self, call: _Call, outcome: Any) -> None:
+        """Answer a call that was set aside."""
+        self._end([call])
+        if isinstance(outcome, Exception):
+            self._fail(call, outcome)
+        else:
+            self._front.respond(call.id, outcome.SerializeToString())
 
     def _answer(self, batch: list[_Ready]) -> None:
         """Run calls as one batch; where that fails, each alone: one's values must not cost the others' answers."""
