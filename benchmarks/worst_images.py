@@ -350,9 +350,9 @@ def main() -> None:
     options = parser.parse_args()
     return_large_blocks()
     chosen = {name: make(1.0) for name, make in WORST.items() if options.only in name}
-    good = True
+    good, idle_bytes = True, read_resident(options.pid) if options.pid else 0
     for name, image in chosen.items():
-        good = (judge(name, image, options) if options.server else show(name, image)) and good
+        good = (judge(name, image, options, idle_bytes) if options.server else show(name, image)) and good
     sys.exit(not good)
 
 
@@ -379,8 +379,15 @@ def show(name: str, image: bytes) -> bool:
     return good
 
 
-def judge(name: str, image: bytes, options: argparse.Namespace) -> bool:
-    """Send one to a server from many callers, beside others; print and judge what those see."""
+def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int) -> bool:
+    """Send one to a server from many callers, beside others; print and judge what those see.
+
+    Args:
+        name: Of the image.
+        image: It.
+        options: Of the command.
+        idle_bytes: What the server held before the first of them.
+    """
     until = time.monotonic() + options.seconds
     callers = [
         multiprocessing.get_context("spawn").Process(
@@ -388,7 +395,6 @@ def judge(name: str, image: bytes, options: argparse.Namespace) -> bool:
         )
         for _ in range(2)
     ]
-    before = read_resident(options.pid)
     honest = save(noise(500), "JPEG")
     for caller in callers:
         caller.start()
@@ -404,10 +410,10 @@ def judge(name: str, image: bytes, options: argparse.Namespace) -> bool:
     failed = [code for code, _ in answered if code != "OK"]
     waits, times = checks.result(), [seconds for _, seconds in answered]
     health_p99, honest_p99 = (float(np.quantile(each, 0.99)) if each else np.inf for each in (waits, times))
-    over = peak.result() - before
+    over = peak.result() - idle_bytes
     good = over <= options.budget + 40 * 2**20 and health_p99 < MAX_HEALTH_S and not failed
     print(
-        f"{name:42} memory {before / 1e6:5.0f} + {over / 1e6:6.1f} MB, health p99 {health_p99 * 1e3:5.1f} ms,"
+        f"{name:42} memory {idle_bytes / 1e6:5.0f} + {over / 1e6:6.1f} MB, health p99 {health_p99 * 1e3:5.1f} ms,"
         f" honest {len(answered)} answered, p99 {honest_p99 * 1e3:5.0f} ms, {len(failed)} failed"
         f" {Counter(failed) or ''}{'' if good else '  NOT GOOD'}",
         flush=True,
