@@ -59,7 +59,7 @@ class Durations:
         return wire.StatisticDuration(count=self.count, ns=self.ns)
 
 
-@dataclass
+@dataclass(eq=False)
 class Counts:
     """Of one version of a model; of none, what was refused before its model was known.
 

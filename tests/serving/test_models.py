@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from functools import partial
@@ -157,6 +158,24 @@ class TestRefresh:
         models.refresh()
         assert loaded(models) == ["colours/2", "colours/1"]
         assert told(models)[1] == ("colours/2", "READY", "")
+
+    @pytest.mark.parametrize("change", ["touched", "replaced by its equal", "replaced by another"])
+    def test_a_file_that_changes_while_it_is_served_is_loaded_again(
+        self, repository: Path, change: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        models = Models.open(repository)
+        before, path = models.find("", ""), repository / "colours" / "1" / "model.onnx"
+        if change == "touched":
+            os.utime(path, ns=(0, 0))
+        else:
+            fresh = path.with_name("incoming")
+            fresh.write_bytes(colour_artifact(COLOURS if "equal" in change else GERMAN))
+            fresh.rename(path)
+        models.refresh()
+        assert told(models) == [("colours/1", "READY", "")]
+        assert models.find("", "") is not before
+        assert models.find("", "").manifest.labels == (GERMAN if "another" in change else COLOURS)
+        assert "cannot be followed" not in caplog.text
 
     def test_a_file_that_is_spoilt_while_it_is_served_is_served_on_and_shows(self, repository: Path) -> None:
         models = Models.open(repository)
@@ -364,6 +383,14 @@ class TestControl:
     def test_unloads_only_what_is_loaded(self, repository: Path, name: str, version: str) -> None:
         with pytest.raises(ModelNotFound, match="cannot be unloaded"):
             Models.open(repository).unload(name, version)
+
+    def test_loading_what_is_loaded_reads_it_again(self, repository: Path) -> None:
+        models = Models.open(repository)
+        before = models.find("", "")
+        for _ in range(2):
+            models.load("colours")
+            assert told(models) == [("colours/1", "READY", "")]
+        assert models.find("", "") is not before
 
     def test_loading_reads_a_bad_version_again(self, repository: Path) -> None:
         models = Models.open(repository)
