@@ -75,6 +75,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--control-tokens", type=_FILE, help="who loads and unloads models needs one of these; may predict, too")
 @click.option("--no-reflection", is_flag=True, help="do not tell callers what can be called")
 @click.option("--model", multiple=True, metavar="NAME@VERSION", help="serve this version of a model, not the newest")
+@click.option("--follow-links", is_flag=True, help="serve files outside the repository that symbolic links lead to")
 @click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
 @click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
 @click.option(
@@ -105,6 +106,7 @@ def serve(
     log_format: str,
     log_level: str,
     model: tuple[str, ...],
+    follow_links: bool,
     poll: float,
     keep: int,
     **limits: int,
@@ -141,7 +143,7 @@ def serve(
     _log_phase("imports")
     statistics, pinned = Statistics(), dict(map(_read_pin, model))
     load_options = {"provider": provider, "allow_uncertified": allow_uncertified, "replay_s": bounds.load_seconds}
-    models = Models.open(repository, pinned, keep, stop, trials=trials, **load_options)
+    models = Models.open(repository, pinned, keep, stop, trials=trials, follow_links=follow_links, **load_options)
     if stop.is_set():
         models.close()
         _exit_now(0)

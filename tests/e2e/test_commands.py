@@ -90,7 +90,7 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
         (["train", "digits", "--out", "run", "--learning-rate", "0"], "0.0 is not in the range 0<x<=1e+30"),
         (["export", "taken", "--repository", "models", "--name", "x"], "taken holds no run"),
         (["export", "taken", "--repository", "models", "--name", "../x"], "model name '../x' is not allowed"),
-        (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),
+        (["serve", "--repository", "nowhere"], "nowhere does not exist: publish a model with"),
         (["serve", "--repository", "broken"], "broken/x/1/model.onnx: "),
         (["serve", "--repository", "models", "--provider", "cuda"], "built without CUDA"),
         (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=64"),
