@@ -21,6 +21,7 @@ from serving.errors import UsageError
 from serving.limits import Limits
 from serving.memory import return_large_blocks
 from serving.threads import start_threads
+from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback, join_address
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -33,7 +34,6 @@ log = logging.getLogger("serving")
 READ = time.perf_counter()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 END_S = 0.9  # after the grace: for clients to close their connections
-LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to serve")
-@click.option("--host", default="127.0.0.1", help="interface to listen on")
+@click.option("--host", default="127.0.0.1", help="interface to listen on: an address, a name, or unix:PATH")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
 @click.option(
     "--transport",
@@ -117,7 +117,9 @@ def serve(
     seconds for requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     set_up_log(log_level, log_format)
-    if transport == "native" and host not in LOOPBACK and not allow_unbounded_messages:
+    metrics_host = "127.0.0.1" if host.startswith(UNIX) else host
+    _check_addresses(transport, host, port, None if no_metrics else (metrics_host, metrics_port))
+    if transport == "native" and not is_loopback(host) and not allow_unbounded_messages:
         raise UsageError(
             f"--transport native on {host}: it inflates compressed messages without a limit, 8 MB to 8 GB: "
             "use --transport grpcio, or keep strangers out and add --allow-unbounded-messages"
@@ -176,9 +178,8 @@ def serve(
             from serving.transports.tls import make_credentials
 
             credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
-        address = f"{host}:{port}"
         server = GrpcioServer(
-            *(ours, theirs, inference, address, bounds, access, credentials), reflect=not no_reflection
+            *(ours, theirs, inference, join_address(host, port), bounds, access, credentials), reflect=not no_reflection
         )
     announcement = "no metrics"
     if not no_metrics:
@@ -189,7 +190,7 @@ def serve(
         metrics = Metrics(models, statistics, server.load)
         liveness = Liveness(server.local_address)
         measured = MetricsServer(
-            *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, host, metrics_port)
+            *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, metrics_host, metrics_port)
         )
         liveness.start()
         announcement = f"metrics on port {measured.port}"
@@ -199,7 +200,26 @@ def serve(
         statistics.keep(models.loaded)
 
     models.follow(show)
-    _run(server, models, announcement, poll, bounds, stop, statistics)
+    where = join_address(host, port) if host.startswith(UNIX) else f"port {server.port}"
+    _run(
+        server, models, f"serving {', '.join(models.served)} on {where}\n{announcement}", poll, bounds, stop, statistics
+    )
+
+
+def _check_addresses(transport: str, host: str, port: int, metrics: tuple[str, int] | None) -> None:
+    """Refuse addresses that cannot be listened on, before anything is loaded.
+
+    Raises:
+        UsageError: the transport cannot do it, or the ports are one.
+        AddressUnavailable: see ``check_address``.
+    """
+    if host.startswith(UNIX) and transport == "native":
+        raise UsageError("--transport native takes no unix:PATH: use --transport grpcio, or --host 127.0.0.1")
+    check_address(host, port)
+    if metrics:
+        if port and port == metrics[1] and not host.startswith(UNIX):
+            raise UsageError(f"--port and --metrics-port are both {port}: take two")
+        check_address(*metrics, METRICS_PORT)
 
 
 def _check_security(
@@ -222,7 +242,7 @@ def _check_security(
         raise UsageError("TLS needs both --tls-cert and --tls-key; --tls-client-ca is one more")
     if enable_control != bool(control_tokens):
         raise UsageError("loading and unloading by calls needs both --enable-control and --control-tokens FILE")
-    if host not in LOOPBACK and not certificate:
+    if not is_loopback(host) and not certificate:
         what = "images, answers and tokens" if tokens or control_tokens else "images and answers"
         log.warning("%s is open to other machines without TLS: %s can be read on the way", host, what)
 
@@ -276,7 +296,7 @@ def _run(
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
     server.start()
     _log_phase("listening")
-    click.echo(f"serving {', '.join(models.served)} on port {server.port}\n{announcement}")
+    click.echo(announcement)
     threading.Thread(target=models.watch, args=(poll_s, stop), name="repository", daemon=True).start()
     stop.wait()
     _end_by(limits.lame_duck + limits.grace + END_S)

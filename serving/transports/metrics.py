@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import socketserver
 import threading
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from serving.errors import AddressUnavailable
 from serving.services.metrics import Metrics
+from serving.transports.addresses import METRICS_PORT, explain, resolve
 from serving.transports.liveness import Liveness
 
 TEXT = "text/plain; charset=utf-8"
@@ -34,7 +33,7 @@ class MetricsServer:
         port: the port listened on.
 
     Raises:
-        AddressUnavailable: the address cannot be bound.
+        AddressUnavailable: the address is not known, or cannot be bound.
     """
 
     def __init__(
@@ -61,13 +60,11 @@ class MetricsServer:
                         return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
                 return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics, /healthz and /livez\n"
 
+        (family, address), *_ = resolve(host, port)
         try:
-            family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
             self._server = _make_server(family, address, Handler)
         except OSError as error:
-            raise AddressUnavailable(
-                f"metrics cannot listen on {host}:{port}: is the port in use? ({error}); --metrics-port, --no-metrics"
-            ) from error
+            raise explain(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
