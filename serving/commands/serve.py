@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from serving.commands.logs import set_up_log
-from serving.errors import UsageError
+from serving.commands.logs import set_up_log, shut_down_log
+from serving.errors import EvalmodeError, UsageError
 from serving.limits import Limits
 from serving.memory import return_large_blocks
 from serving.threads import start_threads
@@ -49,7 +49,36 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+class _Serve(click.Command):
+    """Says what is wrong as the log says it: as JSON, where the log is."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        form = os.environ.get("EVALMODE_SERVE_LOG_FORMAT", "")
+        for given, following in zip(args, [*args[1:], ""], strict=True):
+            option, _, value = given.partition("=")
+            form = (value or following) if option == "--log-format" else form
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if form != "json":
+                raise
+            set_up_log("info", form)
+            log.critical("%s", error.format_message())
+            raise click.exceptions.Exit(error.exit_code) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EvalmodeError as error:
+            if ctx.params["log_format"] != "json":
+                raise
+            log.critical("%s", error)
+            ctx.exit(error.exit_code)
+
+
+@click.command(cls=_Serve)
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to serve")
 @click.option("--host", default="127.0.0.1", help="interface to listen on: an address, a name, or unix:PATH")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
@@ -325,6 +354,6 @@ def _log_phase(name: str) -> None:
 
 def _exit_now(code: int) -> NoReturn:
     """Leave without waiting for request threads, as the interpreter otherwise would."""
-    logging.shutdown()
+    shut_down_log()
     sys.stdout.flush()
     os._exit(code)
