@@ -387,5 +387,6 @@ def test_a_message_that_cannot_be_parsed_and_an_unknown_method_cost_a_line_at_mo
     refused = [one for one in lines if one["level"] == "DEBUG" and one["logger"] == "serving.transports.refusals"]
     assert len(refused) == (0 if "no.such" in path else 3)
     assert "exc_info" not in logged
-    assert {one["logger"] for one in lines if one not in refused} == {"serving", "serving.services.models"}
+    others = {one["logger"] for one in lines if one not in refused}
+    assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last: of connections
     assert {one["level"] for one in lines} <= {"DEBUG", "INFO"}
