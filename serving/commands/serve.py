@@ -110,6 +110,12 @@ class _Serve(click.Command):
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="/metrics, /healthz and /livez; 0: a free one"
 )
+@click.option(
+    "--label-metrics",
+    type=click.IntRange(0),
+    default=1000,
+    help="labels of a model with a counter of their own in the metrics, the first that are answered",
+)
 @click.option("--no-metrics", is_flag=True, help="no metrics, no /healthz, no /livez")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="of the log, on stderr")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -131,6 +137,7 @@ def serve(
     control_tokens: Path | None,
     no_reflection: bool,
     metrics_port: int,
+    label_metrics: int,
     no_metrics: bool,
     log_format: str,
     log_level: str,
@@ -216,7 +223,7 @@ def serve(
         from serving.transports.liveness import Liveness
         from serving.transports.metrics import MetricsServer
 
-        metrics = Metrics(models, statistics, server.load)
+        metrics = Metrics(models, statistics, server.load, label_metrics)
         liveness = Liveness(server.local_address)
         measured = MetricsServer(
             *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, metrics_host, metrics_port)

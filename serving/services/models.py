@@ -44,12 +44,14 @@ class Entry:
         version: its number.
         state: READY, or UNAVAILABLE where it is not loaded.
         reason: why it is not.
+        failed: whether it cannot be loaded, and no newer version is loaded in its place.
     """
 
     name: str
     version: str
     state: str
     reason: str
+    failed: bool = False
 
     @property
     def ready(self) -> bool:
@@ -195,7 +197,9 @@ class Models:
             ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
             for version in sorted({*ready, *list_versions(self._repository, name)}):
                 state = "READY" if version in ready else "UNAVAILABLE"
-                entries.append(Entry(name, str(version), state, self._explain(name, version, ready)))
+                wanted = version >= max(ready, default=0) and not self._unloaded & {(name, version), (name, ALL)}
+                failed = wanted and (name, version) in self._refused
+                entries.append(Entry(name, str(version), state, self._explain(name, version, ready), failed))
         return entries
 
     def follow(self, on_change: Callable[[list[Entry]], None]) -> None:

@@ -210,7 +210,9 @@ class OpenInference:
         """Every version in the repository, or those that are served."""
         return wire.RepositoryIndexResponse(
             models=[
-                wire.RepositoryIndexResponse.ModelIndex(**vars(entry))
+                wire.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                )
                 for entry in self._models.list_entries()
                 if entry.ready or not request.ready
             ]

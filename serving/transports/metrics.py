@@ -77,12 +77,19 @@ class _Handler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def do_GET(self) -> None:
+        self.wfile.write(self._answer_head())
+
+    def do_HEAD(self) -> None:
+        self._answer_head()
+
+    def _answer_head(self) -> bytes:
+        """Send the head of an answer, and return its body."""
         status, kind, body = self.answer()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        return body
 
     def log_message(self, format: str, *args: Any) -> None:
         """No line a request."""
