@@ -56,7 +56,7 @@ class _Serve(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         form = os.environ.get("EVALMODE_SERVE_LOG_FORMAT", "")
-        for given, following in zip(args, [*args[1:], ""], strict=True):
+        for given, following in zip(args, [*args[1:], ""], strict=False):
             option, _, value = given.partition("=")
             form = (value or following) if option == "--log-format" else form
         try:

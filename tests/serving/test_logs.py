@@ -356,6 +356,7 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ([], "Missing option '--repository'"),
         (["--no-such"], "No such option"),
         (["--port", "x"], "'x' is not a valid integer"),
         (["--repository", "nowhere", "--port", "0"], "nowhere does not exist"),
