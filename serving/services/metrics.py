@@ -153,7 +153,8 @@ def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Coun
     if len(counts.labels) > labels:
         shown[OTHERS] += sum(islice(counts.labels.values(), labels, None))
     for label, count in shown.items():
-        families["evalmode_predictions_total"].add_metric((*version, label), count)
+        printable = label.encode(errors="backslashreplace").decode()  # half a surrogate pair would end every page
+        families["evalmode_predictions_total"].add_metric((*version, printable), count)
     for name, told in TIMES.items():
         durations = counts.durations.get(told, Durations())
         bounds = [*(bound / 1e6 for bound in BOUNDS_US), "+Inf"]

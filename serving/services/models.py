@@ -131,7 +131,9 @@ class Models:
         models = cls({}, repository, pinned, 1, **options)  # those that are only kept can wait until this one answers
         names = list_names(repository)
         if not names:
-            raise ArtifactInvalid(f"{explain_missing(repository)}: publish a model with 'evalmode export'")
+            raise ArtifactInvalid(
+                f"{explain_missing(repository)}: publish a model with 'evalmode export', or correct --repository"
+            )
         for number in range(LOADERS):
             threading.Thread(target=models._work, name=f"loader {number}", daemon=True).start()
         models._look()

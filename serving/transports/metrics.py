@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -15,6 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from serving.services.metrics import Metrics
 from serving.transports.addresses import METRICS_PORT, explain, resolve
 from serving.transports.liveness import Liveness
+
+log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -101,5 +105,10 @@ def _make_server(family: int, address: Any, handler: type[_Handler]) -> Threadin
 
         def server_bind(self) -> None:
             socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host's name up, which may take seconds
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Log what went wrong; not that a client went away."""
+            if not isinstance(sys.exception(), OSError):
+                log.exception("a request for metrics or health failed")
 
     return Server(address, handler)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -229,6 +231,24 @@ def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
                 show(channel, *numbers)
         told = scrape(server)("evalmode_predictions_total")
         assert told == {("many", "1", label): count for label, count in shown.items()}
+
+
+def test_a_label_that_is_no_text_ends_no_page(tmp_path: Path) -> None:
+    publish(tmp_path, "colours", colour_artifact(("\ud800", "green", "blue")))
+    with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        infer(channel, np.full((1, 4, 4, 3), (255, 0, 0), np.uint8))
+        assert scrape(server)("evalmode_predictions_total") == {("colours", "1", "\\ud800"): 1}
+
+
+def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
+    for _ in range(3):
+        host, port = fresh.metrics.split(":")
+        with closing(socket.create_connection((host, int(port)))) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 50)
+    assert get(fresh, "/healthz")[0] == 200
+    assert fresh.stop()[0] == 0
+    assert "Traceback" not in fresh.logged()
 
 
 def test_health_over_http(fresh: Server) -> None:

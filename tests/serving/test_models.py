@@ -95,7 +95,7 @@ class TestOpen:
         with pytest.raises(ArtifactInvalid) as caught:
             Models.open(tmp_path / "models")
         assert said in str(caught.value)
-        assert str(caught.value).endswith(": publish a model with 'evalmode export'")
+        assert str(caught.value).endswith(": publish a model with 'evalmode export', or correct --repository")
 
     def test_serves_the_pinned_version_and_stays_there(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))
