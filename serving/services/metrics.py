@@ -32,7 +32,6 @@ FAULT = (INTERNAL_REASON, INTERNAL_REASON)  # counted from 0 on: Prometheus sees
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 VERSION = ("model", "version")
 OTHERS = "(other)"  # in place of a label
-LABELS = 1000  # that have a counter of their own, of a version, unless told otherwise
 
 
 class Described(NamedTuple):
@@ -96,7 +95,7 @@ class Metrics:
         labels: how many labels of a version have a counter of their own.
     """
 
-    def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load], labels: int = LABELS) -> None:
+    def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load], labels: int) -> None:
         self._models = models
         self._statistics = statistics
         self._load = load

@@ -44,7 +44,7 @@ class Served:
             publish(repository, "colours", colour_artifact())
         self.models, self.statistics = Models.open(repository), Statistics()
         self._registry = CollectorRegistry()
-        self._registry.register(Metrics(self.models, self.statistics, lambda: Load(1, 0, 0, 0)))
+        self._registry.register(Metrics(self.models, self.statistics, lambda: Load(1, 0, 0, 0), labels=1000))
 
     @property
     def model(self) -> Model:
