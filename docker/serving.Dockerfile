@@ -5,8 +5,7 @@
 #
 # On a GPU: build with --build-arg EXTRA=serve-cuda, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
 # Options are EVALMODE_SERVE_* variables. The health check asks /livez on EVALMODE_SERVE_METRICS_PORT, or the gRPC port with
-# EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: --tmpfs /tmp where the root is read-only. The server starts about
-# a thousand threads by default: leave room for them in --pids-limit (docs/operating.md).
+# EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: --tmpfs /tmp where the root is read-only.
 # PIP_ARGS goes to pip install as it is, to name an index of your own.
 
 FROM python:3.11-slim-bookworm AS build

@@ -31,7 +31,7 @@ Found = TypeVar("Found", bound=Message)
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")  # operators that every onnxruntime has; others may run anybody's code
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """The facts that travel in the file; docs/artifact.md lists them.
 

@@ -30,7 +30,7 @@ from serving.threads import start_threads
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answer:
     """One request's rows of the outputs, by name, with the time it waited and its batch ran, in microseconds."""
 

@@ -52,7 +52,7 @@ class Encoded:
         return cls(image, hashlib.sha256(decode_image(image, contract, Limits()).tobytes()).hexdigest())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """What the network answers, for whoever loads it to see that it still does.
 

@@ -56,7 +56,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A loaded artifact.
 
@@ -80,7 +80,7 @@ class Model:
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
-    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=8), compare=False, repr=False)
+    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=8), repr=False)
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:

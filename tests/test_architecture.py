@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,45 @@ def test_a_library_of_serving_is_imported_in_one_place(package: str) -> None:
 
 def is_in_imports(package: str, path: Path) -> bool:
     return any(is_in(name, [package]) for name in imports_of(path))
+
+
+ARRAYS = {"Array", "Floats", "Indices", "NDArray", "Pixels", "Tensors", "ndarray"}  # annotations that mean arrays
+
+
+def test_what_holds_arrays_is_compared_by_identity() -> None:
+    """``==`` of two dataclasses compares their fields, and numpy raises where that is an array."""
+    classes = [
+        node
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    holders: set[str] = set()
+    while True:  # until no class holds another that holds arrays
+        found = {one.name for one in classes if is_dataclass(one) and names_in(one) & (ARRAYS | holders)}
+        if found == holders:
+            break
+        holders = found
+    assert {"Certificate", "Manifest", "Model", "Split", "Dataset"} <= holders
+    assert {
+        one.name for one in classes if one.name in holders and "eq=False" not in ast.unparse(is_dataclass(one))
+    } == set()
+
+
+def is_dataclass(node: ast.ClassDef) -> ast.expr | None:
+    """The decorator that makes a class a dataclass."""
+    return next((one for one in node.decorator_list if ast.unparse(one).startswith("dataclass")), None)
+
+
+def names_in(node: ast.ClassDef) -> set[str]:
+    """Every name in the annotations of a class's fields."""
+    annotations = [one.annotation for one in node.body if isinstance(one, ast.AnnAssign)]
+    return {
+        re.sub(r".*\.", "", ast.unparse(name))
+        for one in annotations
+        for name in ast.walk(one)
+        if isinstance(name, ast.Name | ast.Attribute)
+    }
 
 
 def test_no_module_is_a_dumping_ground() -> None:

@@ -19,7 +19,7 @@ OK, WRONG = "OK", "WRONG"
 PERCENTILES = (50, 95, 99)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """What came of a load.
 

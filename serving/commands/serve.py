@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from serving.commands.logs import set_up_log
-from serving.errors import UsageError
+from serving.commands.logs import set_up_log, shut_down_log
+from serving.errors import EvalmodeError, UsageError
 from serving.limits import Limits
 from serving.memory import choose_request_bytes, return_large_blocks
 from serving.threads import start_threads
+from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback, join_address
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -33,7 +34,6 @@ log = logging.getLogger("serving")
 READ = time.perf_counter()
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 END_S = 0.9  # after the grace: for clients to close their connections
-LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,9 +49,38 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+class _Serve(click.Command):
+    """Says what is wrong as the log says it: as JSON, where the log is."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        form = os.environ.get("EVALMODE_SERVE_LOG_FORMAT", "")
+        for given, following in zip(args, [*args[1:], ""], strict=False):
+            option, _, value = given.partition("=")
+            form = (value or following) if option == "--log-format" else form
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if form != "json":
+                raise
+            set_up_log("info", form)
+            log.critical("%s", error.format_message())
+            raise click.exceptions.Exit(error.exit_code) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EvalmodeError as error:
+            if ctx.params["log_format"] != "json":
+                raise
+            log.critical("%s", error)
+            ctx.exit(error.exit_code)
+
+
+@click.command(cls=_Serve)
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to serve")
-@click.option("--host", default="127.0.0.1", help="interface to listen on")
+@click.option("--host", default="127.0.0.1", help="interface to listen on: an address, a name, or unix:PATH")
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="port; 0 takes a free one")
 @click.option(
     "--transport",
@@ -75,10 +104,17 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--control-tokens", type=_FILE, help="who loads and unloads models needs one of these; may predict, too")
 @click.option("--no-reflection", is_flag=True, help="do not tell callers what can be called")
 @click.option("--model", multiple=True, metavar="NAME@VERSION", help="serve this version of a model, not the newest")
+@click.option("--follow-links", is_flag=True, help="serve files outside the repository that symbolic links lead to")
 @click.option("--poll", type=click.FloatRange(0.05), default=1.0, help="seconds between two looks at the repository")
 @click.option("--keep", type=click.IntRange(1), default=2, help="versions of a model that stay loaded, to go back to")
 @click.option(
     "--metrics-port", type=click.IntRange(0, 65535), default=8002, help="/metrics, /healthz and /livez; 0: a free one"
+)
+@click.option(
+    "--label-metrics",
+    type=click.IntRange(0),
+    default=1000,
+    help="labels of a model with a counter of their own in the metrics, the first that are answered",
 )
 @click.option("--no-metrics", is_flag=True, help="no metrics, no /healthz, no /livez")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="of the log, on stderr")
@@ -101,10 +137,12 @@ def serve(
     control_tokens: Path | None,
     no_reflection: bool,
     metrics_port: int,
+    label_metrics: int,
     no_metrics: bool,
     log_format: str,
     log_level: str,
     model: tuple[str, ...],
+    follow_links: bool,
     poll: float,
     keep: int,
     **limits: int,
@@ -115,7 +153,9 @@ def serve(
     seconds for requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     set_up_log(log_level, log_format)
-    if transport == "native" and host not in LOOPBACK and not allow_unbounded_messages:
+    metrics_host = "127.0.0.1" if host.startswith(UNIX) else host
+    _check_addresses(transport, host, port, None if no_metrics else (metrics_host, metrics_port))
+    if transport == "native" and not is_loopback(host) and not allow_unbounded_messages:
         raise UsageError(
             f"--transport native on {host}: it inflates compressed messages without a limit, 8 MB to 8 GB: "
             "use --transport grpcio, or keep strangers out and add --allow-unbounded-messages"
@@ -141,7 +181,7 @@ def serve(
     _log_phase("imports")
     statistics, pinned = Statistics(), dict(map(_read_pin, model))
     load_options = {"provider": provider, "allow_uncertified": allow_uncertified, "replay_s": bounds.load_seconds}
-    models = Models.open(repository, pinned, keep, stop, trials=trials, **load_options)
+    models = Models.open(repository, pinned, keep, stop, trials=trials, follow_links=follow_links, **load_options)
     if stop.is_set():
         models.close()
         _exit_now(0)
@@ -174,9 +214,8 @@ def serve(
             from serving.transports.tls import make_credentials
 
             credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
-        address = f"{host}:{port}"
         server = GrpcioServer(
-            *(ours, theirs, inference, address, bounds, access, credentials), reflect=not no_reflection
+            *(ours, theirs, inference, join_address(host, port), bounds, access, credentials), reflect=not no_reflection
         )
     announcement = "no metrics"
     if not no_metrics:
@@ -184,10 +223,10 @@ def serve(
         from serving.transports.liveness import Liveness
         from serving.transports.metrics import MetricsServer
 
-        metrics = Metrics(models, statistics, server.load)
+        metrics = Metrics(models, statistics, server.load, label_metrics)
         liveness = Liveness(server.local_address)
         measured = MetricsServer(
-            *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, host, metrics_port)
+            *(metrics, lambda: bool(models.loaded) and not stop.is_set(), liveness, metrics_host, metrics_port)
         )
         liveness.start()
         announcement = f"metrics on port {measured.port}"
@@ -197,7 +236,26 @@ def serve(
         statistics.keep(models.loaded)
 
     models.follow(show)
-    _run(server, models, announcement, poll, bounds, stop, statistics)
+    where = join_address(host, port) if host.startswith(UNIX) else f"port {server.port}"
+    _run(
+        server, models, f"serving {', '.join(models.served)} on {where}\n{announcement}", poll, bounds, stop, statistics
+    )
+
+
+def _check_addresses(transport: str, host: str, port: int, metrics: tuple[str, int] | None) -> None:
+    """Refuse addresses that cannot be listened on, before anything is loaded.
+
+    Raises:
+        UsageError: the transport cannot do it, or the ports are one.
+        AddressUnavailable: see ``check_address``.
+    """
+    if host.startswith(UNIX) and transport == "native":
+        raise UsageError("--transport native takes no unix:PATH: use --transport grpcio, or --host 127.0.0.1")
+    check_address(host, port)
+    if metrics:
+        if port and port == metrics[1] and not host.startswith(UNIX):
+            raise UsageError(f"--port and --metrics-port are both {port}: take two")
+        check_address(*metrics, METRICS_PORT)
 
 
 def _fit_requests(limits: Limits) -> Limits:
@@ -231,7 +289,7 @@ def _check_security(
         raise UsageError("TLS needs both --tls-cert and --tls-key; --tls-client-ca is one more")
     if enable_control != bool(control_tokens):
         raise UsageError("loading and unloading by calls needs both --enable-control and --control-tokens FILE")
-    if host not in LOOPBACK and not certificate:
+    if not is_loopback(host) and not certificate:
         what = "images, answers and tokens" if tokens or control_tokens else "images and answers"
         log.warning("%s is open to other machines without TLS: %s can be read on the way", host, what)
 
@@ -285,7 +343,7 @@ def _run(
     gc.freeze()  # what is loaded stays: else collecting garbage looks at all of it, and every call waits
     server.start()
     _log_phase("listening")
-    click.echo(f"serving {', '.join(models.served)} on port {server.port}\n{announcement}")
+    click.echo(announcement)
     threading.Thread(target=models.watch, args=(poll_s, stop), name="repository", daemon=True).start()
     stop.wait()
     _end_by(limits.lame_duck + limits.grace + END_S)
@@ -314,6 +372,6 @@ def _log_phase(name: str) -> None:
 
 def _exit_now(code: int) -> NoReturn:
     """Leave without waiting for request threads, as the interpreter otherwise would."""
-    logging.shutdown()
+    shut_down_log()
     sys.stdout.flush()
     os._exit(code)

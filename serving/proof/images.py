@@ -13,7 +13,7 @@ from serving.pixels import PixelContract, Pixels, decode_image
 from serving.proof.figures import Indices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labelled:
     """Images of known labels.
 

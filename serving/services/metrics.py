@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -13,6 +14,7 @@ from serving.batching import Load
 from serving.drift import LIMIT, WINDOW, drifts, measure_drift
 from serving.services.models import Models
 from serving.services.statistics import BOUNDS_US, Counts, Durations, Statistics
+from serving.services.status import INTERNAL_REASON
 
 LEAST_IMAGES = 100  # that drift is told of
 FAMILIES: dict[str, Any] = {
@@ -26,8 +28,10 @@ TIMES = {  # a metric -> its name in InferStatistics
     "evalmode_inference_seconds": "compute_infer",
     "evalmode_request_seconds": "success",
 }
+FAULT = (INTERNAL_REASON, INTERNAL_REASON)  # counted from 0 on: Prometheus sees no increase to the first value
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 VERSION = ("model", "version")
+OTHERS = "(other)"  # in place of a label
 
 
 class Described(NamedTuple):
@@ -45,7 +49,12 @@ METRICS = {
         "requests for predictions that ended so; no model: refused before it was known",
     ),
     "evalmode_inputs_total": Described("counter", VERSION, "inputs that were answered"),
-    "evalmode_predictions_total": Described("counter", (*VERSION, "label"), "answers whose most probable label it was"),
+    "evalmode_predictions_total": Described(
+        "counter",
+        (*VERSION, "label"),
+        f"answers whose most probable label it was, from its first answer on; {OTHERS}: of all labels beyond the first "
+        "--label-metrics that were answered",
+    ),
     "evalmode_decode_seconds": Described("histogram", VERSION, "from bytes to what the network takes, answers only"),
     "evalmode_wait_seconds": Described("histogram", VERSION, "waiting for a slot, answers only"),
     "evalmode_inference_seconds": Described("histogram", VERSION, "the network, the whole batch of it, answers only"),
@@ -56,7 +65,12 @@ METRICS = {
     "evalmode_requests_waiting": Described("gauge", (), "requests that wait for a slot"),
     "evalmode_requests_in_flight": Described("gauge", (), "requests that arrived and are not answered"),
     "evalmode_model_ready": Described(
-        "gauge", VERSION, "1: loaded; 0: in the repository and not loaded, for the reason that RepositoryIndex tells"
+        "gauge",
+        VERSION,
+        "1: loaded; 0: in the repository and not loaded, an old version, say: RepositoryIndex has the reason",
+    ),
+    "evalmode_model_load_failed": Described(
+        "gauge", VERSION, "1: cannot be loaded, and no newer version is loaded in its place; 0: every other version"
     ),
     "evalmode_model_info": Described(
         "gauge", (*VERSION, "digest", "provider", "certified", "batch_invariant"), "1 for each model that is loaded"
@@ -78,12 +92,14 @@ class Metrics:
         models: what is served.
         statistics: what was counted.
         load: how much there is to do.
+        labels: how many labels of a version have a counter of their own.
     """
 
-    def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load]) -> None:
+    def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load], labels: int) -> None:
         self._models = models
         self._statistics = statistics
         self._load = load
+        self._labels = labels
 
     def collect(self) -> Iterator[Any]:
         """Every metric with its values now."""
@@ -96,7 +112,9 @@ class Metrics:
         for name, value in zip(("slots", "slots_busy", "requests_waiting", "requests_in_flight"), load, strict=True):
             families[f"evalmode_{name}"].add_metric((), value)
         for entry in self._models.list_entries():
-            families["evalmode_model_ready"].add_metric((entry.name, entry.version), int(entry.ready))
+            version = (entry.name, entry.version)
+            families["evalmode_model_ready"].add_metric(version, int(entry.ready))
+            families["evalmode_model_load_failed"].add_metric(version, int(entry.failed))
         manifests = {}
         for model in self._models.loaded:
             manifests[model.name, model.version] = model.manifest
@@ -106,12 +124,12 @@ class Metrics:
             )
         recent = {}
         unknown = self._statistics.refused.copy()  # what was refused before its model was known
-        for version, counts in self._statistics.copy().items():
+        unknown[FAULT] += 0
+        for version, counts in {**dict.fromkeys(manifests, Counts()), **self._statistics.copy()}.items():
             if version == ("", ""):
                 unknown.update(counts.codes)
                 continue
-            labels = manifests[version].labels if version in manifests else ()
-            _add_counts(families, version, counts, labels)
+            _add_counts(families, version, counts, self._labels)
             recent[version] = tuple(counts.recent)
         for code, count in unknown.items():
             families["evalmode_requests_total"].add_metric(("", "", *code), count)
@@ -125,13 +143,17 @@ class Metrics:
         return iter(families.values())
 
 
-def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Counts, labels: tuple[str, ...]) -> None:
-    """What was counted of one version."""
-    for code, count in counts.codes.items():
+def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Counts, labels: int) -> None:
+    """What was counted of one version, and of so many of its labels."""
+    for code, count in {FAULT: 0, **counts.codes}.items():
         families["evalmode_requests_total"].add_metric((*version, *code), count)
     families["evalmode_inputs_total"].add_metric(version, counts.inputs)
-    for index, label in enumerate(labels):
-        families["evalmode_predictions_total"].add_metric((*version, label), counts.labels[index])
+    shown = Counter(dict(islice(counts.labels.items(), labels)))
+    if len(counts.labels) > labels:
+        shown[OTHERS] += sum(islice(counts.labels.values(), labels, None))
+    for label, count in shown.items():
+        printable = label.encode(errors="backslashreplace").decode()  # half a surrogate pair would end every page
+        families["evalmode_predictions_total"].add_metric((*version, printable), count)
     for name, told in TIMES.items():
         durations = counts.durations.get(told, Durations())
         bounds = [*(bound / 1e6 for bound in BOUNDS_US), "+Inf"]

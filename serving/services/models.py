@@ -23,7 +23,7 @@ from serving.errors import (
 from serving.files import Signature, sign_file
 from serving.limits import Limits
 from serving.model import Model, load_model
-from serving.repository import ARTIFACT_FILE, find_artifact, list_names, list_versions
+from serving.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
 from serving.trials import Trials
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,14 @@ class Entry:
         version: its number.
         state: READY, or UNAVAILABLE where it is not loaded.
         reason: why it is not.
+        failed: whether it cannot be loaded, and no newer version is loaded in its place.
     """
 
     name: str
     version: str
     state: str
     reason: str
+    failed: bool = False
 
     @property
     def ready(self) -> bool:
@@ -69,6 +71,7 @@ class Models:
         pinned: names that are served in one version, and which.
         keep: how many versions of a model stay loaded.
         trials: where new versions are tried before they are loaded.
+        follow_links: whether symbolic links may lead out of the repository.
         load_options: of ``load_artifact``, for those to come.
     """
 
@@ -79,6 +82,7 @@ class Models:
         pinned: Mapping[str, int] | None = None,
         keep: int = KEEP,
         trials: Trials | None = None,
+        follow_links: bool = False,
         **load_options: Any,
     ) -> None:
         self._loaded = loaded
@@ -86,6 +90,7 @@ class Models:
         self._pinned = pinned or {}
         self._keep = keep
         self._trials = trials or Trials(Limits())
+        self._follow_links = follow_links
         self._load_options = load_options
         self._jobs: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
         self._changed = threading.Condition(
@@ -97,7 +102,8 @@ class Models:
         self._arrived: dict[_Key, Model] = {}  # loaded, and not yet in its place among what is served
         self._refused: dict[_Key, Exception] = {}  # those that could not be loaded
         self._unloaded: set[_Key] = set()  # by a call
-        self._lost: set[str] = set()  # served although the repository has no version of them any more
+        self._lost: dict[str, str] = {}  # served although the repository has no version of them any more, and why
+        self._strays: dict[str, str] = {}  # what looks like a version in the repository and is none, and why
         self._on_change: Callable[[list[Entry]], None] = lambda entries: None
 
     @classmethod
@@ -116,7 +122,7 @@ class Models:
             pinned: names that are served in one version, and which.
             keep: how many versions of a model stay loaded once they are followed.
             stop: once set, nothing more is loaded, and none need be.
-            options: ``trials``, and of ``load_artifact``.
+            options: ``trials``, ``follow_links``, and of ``load_artifact``.
 
         Raises:
             ArtifactInvalid: it holds no model, or none that can be loaded.
@@ -126,7 +132,7 @@ class Models:
         names = list_names(repository)
         if not names:
             raise ArtifactInvalid(
-                f"{repository} holds no <name>/<version>/{ARTIFACT_FILE}: publish one with 'evalmode export'"
+                f"{explain_missing(repository)}: publish a model with 'evalmode export', or correct --repository"
             )
         for number in range(LOADERS):
             threading.Thread(target=models._work, name=f"loader {number}", daemon=True).start()
@@ -136,7 +142,7 @@ class Models:
         if stop and stop.is_set():
             return models
         for name, version in models._pinned.items():
-            find_artifact(repository, name, version)
+            models._find_artifact((name, version))
             if error := models._refused.get((name, version)):
                 raise error
         if not models._loaded:
@@ -193,7 +199,9 @@ class Models:
             ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
             for version in sorted({*ready, *list_versions(self._repository, name)}):
                 state = "READY" if version in ready else "UNAVAILABLE"
-                entries.append(Entry(name, str(version), state, self._explain(name, version, ready)))
+                wanted = version >= max(ready, default=0) and not self._unloaded & {(name, version), (name, ALL)}
+                failed = wanted and (name, version) in self._refused
+                entries.append(Entry(name, str(version), state, self._explain(name, version, ready), failed))
         return entries
 
     def follow(self, on_change: Callable[[list[Entry]], None]) -> None:
@@ -234,7 +242,8 @@ class Models:
         with self._changed:
             newest = self._pinned.get(name) or max(list_versions(self._repository, name), default=0)
             if not newest:
-                raise ModelNotFound(f"model {name!r} is not found in the repository", model=name)
+                why = explain_missing(self._repository, name)
+                raise ModelNotFound(f"model {name!r} is not found in the repository: {why}", model=name)
             key = (name, newest)
             self._unloaded = {entry for entry in self._unloaded if entry[0] != name}
             if key not in self._on_trial:
@@ -272,6 +281,10 @@ class Models:
             before = self.list_entries()
             for name in sorted({*self._loaded, *list_names(self._repository)}):
                 self._advance(name)
+            strays = find_strays(self._repository)
+            for path, why in sorted(strays.items() - self._strays.items()):
+                log.warning("%s %s", path, why)
+            self._strays = strays
             if (after := self.list_entries()) != before:
                 self._on_change(after)
 
@@ -299,11 +312,12 @@ class Models:
         """
         versions = sorted(list_versions(self._repository, name), reverse=True)
         if not versions and name in self._loaded:
-            if name not in self._lost:
-                log.warning("%s has no version in the repository any more: what is loaded is served on", name)
-            self._lost.add(name)
+            why = explain_missing(self._repository, name)
+            if self._lost.get(name) != why:
+                log.warning("%s has no version in the repository any more, but is served on: %s", name, why)
+            self._lost[name] = why
             return
-        self._lost.discard(name)
+        self._lost.pop(name, None)
         if name in self._pinned:
             versions = [self._pinned[name]]
         for known in (self._tried, self._refused, self._arrived):
@@ -335,7 +349,7 @@ class Models:
         if key in self._on_trial:
             return False
         try:
-            signature = sign_file(find_artifact(self._repository, *key))
+            signature = sign_file(self._find_artifact(key))
         except (UsageError, OSError) as error:
             self._refuse(key, error)
             return False
@@ -356,7 +370,7 @@ class Models:
         """Try a version, load it, and serve it if it is still wanted."""
         name, version = key
         try:
-            path = find_artifact(self._repository, name, version)
+            path = self._find_artifact(key)
             model = load_model(path, name=name, version=str(version), examine=self._examine, **self._load_options)
             error: Exception | None = None
         except Exception as caught:  # whatever it is: it must not end the thread, nor hold up the other versions
@@ -378,6 +392,9 @@ class Models:
             if not self._on_trial:
                 self._trials.rest()
             self._changed.notify_all()
+
+    def _find_artifact(self, key: _Key) -> Path:
+        return find_artifact(self._repository, *key, self._follow_links)
 
     def _examine(self, artifact: bytes) -> None:
         self._trials.examine(artifact, self._load_options.get("allow_uncertified", False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import explain
-from serving.services.tensors import BYTES, DATATYPES, check_parameters, read_inputs, write_outputs
+from serving.services.tensors import BYTES, DATATYPES, TYPED, check_parameters, read_inputs, write_outputs
 from serving.wire import model_config_pb2 as config
 from serving.wire import open_inference_pb2 as wire
 
@@ -27,6 +27,10 @@ PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
 # Parameters of a request: its own deadline in microseconds, and whether its last answer is to say that it is.
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
+CLASSIFICATION = "classification"  # of an output
+# Whether outputs come as raw contents: all of a request, and one. Of the binary tensor data extension of KServe and
+# Triton, which is made for HTTP; gRPC has one form for all outputs of a reply.
+BINARY_OUTPUTS, BINARY_OUTPUT = "binary_data_output", "binary_data"
 DEPENDENTS, VERSION = "unload_dependents", "version"  # of repository control; here no model depends on another
 REASON, ERROR_ID = "evalmode_reason", "evalmode_id"  # parameters of a stream's answer that is an error
 NOT_SERVED = "this server does not serve shared memory, tracing or log settings: see docs/wire-protocol.md"
@@ -116,16 +120,17 @@ class OpenInference:
         Raises:
             RequestError: See services/status.py.
         """
-        check_parameters(request.parameters, (TIMEOUT, MARK_FINAL))
+        check_parameters(request.parameters, (TIMEOUT, MARK_FINAL, BINARY_OUTPUTS))
         call = _end_sooner(call, request.parameters[TIMEOUT]) if TIMEOUT in request.parameters else call
         wanted, classes = _choose_outputs(request, model)
+        raw = _choose_form(request, model, [name for name in wanted if name not in classes])
 
         def write(timed: Timed) -> wire.ModelInferResponse:
             reply = wire.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
             if MARK_FINAL in request.parameters and request.parameters[MARK_FINAL].bool_param:
                 reply.parameters[FINAL].bool_param = True  # there is one answer to a request here, so it is the last
             outputs = {name: timed.outputs[name] for name in wanted}
-            write_outputs(reply, outputs, classes, model.manifest.labels, raw=bool(request.raw_input_contents))
+            write_outputs(reply, outputs, classes, model.manifest.labels, raw)
             return reply
 
         sent = read_inputs(request, model, self._limits, self._allow_nonfinite, self._budget)
@@ -210,7 +215,9 @@ class OpenInference:
         """Every version in the repository, or those that are served."""
         return wire.RepositoryIndexResponse(
             models=[
-                wire.RepositoryIndexResponse.ModelIndex(**vars(entry))
+                wire.RepositoryIndexResponse.ModelIndex(
+                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                )
                 for entry in self._models.list_entries()
                 if entry.ready or not request.ready
             ]
@@ -294,10 +301,10 @@ def _choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list
             )
         if wanted.name in names:
             raise TensorDuplicate(f"output {wanted.name!r} is wanted twice", field=f"{field}.name")
-        check_parameters(wanted.parameters, ("classification",), f"{field}.")
+        check_parameters(wanted.parameters, (CLASSIFICATION, BINARY_OUTPUT), f"{field}.")
         names.append(wanted.name)
-        if "classification" in wanted.parameters:
-            count = wanted.parameters["classification"].int64_param
+        if CLASSIFICATION in wanted.parameters:
+            count = wanted.parameters[CLASSIFICATION].int64_param
             if count < 1 or len(shapes[wanted.name]) != 1:
                 raise ParameterInvalid(
                     f"classification {count} of {wanted.name}: it is a number of labels, at least 1, of an output "
@@ -306,6 +313,46 @@ def _choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list
                 )
             classes[wanted.name] = count
     return names or list(shapes), classes
+
+
+def _choose_form(request: wire.ModelInferRequest, model: Model, numbers: Collection[str]) -> bool:
+    """Whether the outputs come as raw contents: as the request says, else as its inputs came.
+
+    Args:
+        request: It.
+        model: That it asks for.
+        numbers: The outputs that come as numbers.
+
+    Raises:
+        ParameterInvalid: One reply cannot be so.
+    """
+    wishes = {}  # by field
+    for place, wanted in enumerate(request.outputs):
+        if BINARY_OUTPUT in wanted.parameters:
+            field = f"outputs[{place}].parameters"
+            wishes[field] = _read_bool(BINARY_OUTPUT, wanted.parameters[BINARY_OUTPUT], field)
+    if BINARY_OUTPUTS in request.parameters:
+        wish = _read_bool(BINARY_OUTPUTS, request.parameters[BINARY_OUTPUTS], "parameters")
+        if not request.outputs or len(wishes) < len(request.outputs):  # some output has no wish of its own
+            wishes["parameters"] = wish
+    if not wishes:
+        return bool(request.raw_input_contents)
+    field, raw = wishes.popitem()
+    if (not raw) in wishes.values():
+        raise ParameterInvalid(
+            f"{BINARY_OUTPUT} differs between outputs: in gRPC all outputs of a reply are raw, or all are typed",
+            field=field,
+        )
+    untyped = [one.name for one in model.outputs if one.name in numbers and DATATYPES[one.dtype] not in TYPED]
+    if untyped and not raw:
+        raise ParameterInvalid(f"output {untyped[0]} has no typed contents: ask for raw ones", field=field)
+    return raw
+
+
+def _read_bool(name: str, parameter: wire.InferParameter, field: str) -> bool:
+    if parameter.WhichOneof("parameter_choice") != "bool_param":
+        raise ParameterInvalid(f"{name} is true or false, as bool_param", field=field)
+    return parameter.bool_param
 
 
 def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:

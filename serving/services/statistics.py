@@ -59,7 +59,7 @@ class Durations:
         return wire.StatisticDuration(count=self.count, ns=self.ns)
 
 
-@dataclass
+@dataclass(eq=False)
 class Counts:
     """Of one version of a model; of none, what was refused before its model was known.
 
@@ -67,7 +67,7 @@ class Counts:
         last_ms: when the last request was answered, milliseconds since 1970.
         inputs: how many were answered.
         codes: requests by the code and the reason they ended with.
-        labels: answers by the index of the most probable label.
+        labels: answers by the most probable label, in the order in which they were first answered.
         runs: of the network, by their batch.
         durations: by their names in InferStatistics.
         recent: the middles of the last images, for their moments.
@@ -76,7 +76,7 @@ class Counts:
     last_ms: int = 0
     inputs: int = 0
     codes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    labels: Counter[int] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
     runs: dict[int, Durations] = field(default_factory=lambda: defaultdict(Durations))
     durations: dict[str, Durations] = field(default_factory=lambda: defaultdict(Durations))
     recent: deque[Pixels] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -119,15 +119,16 @@ class Statistics:
     ) -> None:
         """Note a request that was answered: what came, what it got, and where its time went."""
         middles = cut_middle(inputs[INPUT]) if model.manifest.image else ()
-        best = outputs[PROBABILITIES].argmax(axis=1).tolist() if model.manifest.labels else ()
+        labels = model.manifest.labels
+        best = outputs[PROBABILITIES].argmax(axis=1).tolist() if labels else ()
         with self.lock:
             counts = self.counts[model.name, model.version]
             self.answered += 1
             counts.last_ms = time.time_ns() // 1_000_000
             counts.inputs += count_rows(inputs)
             counts.codes["OK", ""] += 1
-            for label in best:
-                counts.labels[label] += 1
+            for index in best:
+                counts.labels[labels[index]] += 1
             counts.recent.extend(middles)
             durations = counts.durations
             durations["compute_input"].add(decode_us)

@@ -57,7 +57,7 @@ INPUT_PARAMETERS = ("binary_data_size",)  # the KServe SDK sends it by default: 
 Input = wire.ModelInferRequest.InferInputTensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sent:
     """A request's inputs.
 

@@ -27,6 +27,7 @@ from serving.services.access import Access
 from serving.services.inference import Inference
 from serving.services.models import Entry
 from serving.threads import Threads, start_threads
+from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
 from serving.transports.connections import Connections
 from serving.transports.handlers import Handlers, make_leaving
@@ -110,7 +111,7 @@ class GrpcioServer:
         self._controls = Threads(CONTROL_THREADS, "control")
         start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
         self._server, self.port = self._loop.run(self._open(address, limits, credentials))
-        self.local_address = address if address.startswith("unix:") else f"127.0.0.1:{self.port}"
+        self.local_address = find_local(address, self.port)
         if credentials:
             self._folder = make_socket_folder()
             self.local_address = f"unix:{self._folder.name}/grpcio"

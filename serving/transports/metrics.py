@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+import logging
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,9 +14,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from serving.errors import AddressUnavailable
 from serving.services.metrics import Metrics
+from serving.transports.addresses import METRICS_PORT, explain, resolve
 from serving.transports.liveness import Liveness
+
+log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -34,7 +37,7 @@ class MetricsServer:
         port: the port listened on.
 
     Raises:
-        AddressUnavailable: the address cannot be bound.
+        AddressUnavailable: the address is not known, or cannot be bound.
     """
 
     def __init__(
@@ -61,13 +64,11 @@ class MetricsServer:
                         return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
                 return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics, /healthz and /livez\n"
 
+        (family, address), *_ = resolve(host, port)
         try:
-            family, _, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
             self._server = _make_server(family, address, Handler)
         except OSError as error:
-            raise AddressUnavailable(
-                f"metrics cannot listen on {host}:{port}: is the port in use? ({error}); --metrics-port, --no-metrics"
-            ) from error
+            raise explain(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
@@ -80,12 +81,19 @@ class _Handler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def do_GET(self) -> None:
+        self.wfile.write(self._answer_head())
+
+    def do_HEAD(self) -> None:
+        self._answer_head()
+
+    def _answer_head(self) -> bytes:
+        """Send the head of an answer, and return its body."""
         status, kind, body = self.answer()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        return body
 
     def log_message(self, format: str, *args: Any) -> None:
         """No line a request."""
@@ -97,5 +105,10 @@ def _make_server(family: int, address: Any, handler: type[_Handler]) -> Threadin
 
         def server_bind(self) -> None:
             socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host's name up, which may take seconds
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Log what went wrong; not that a client went away."""
+            if not isinstance(sys.exception(), OSError):
+                log.exception("a request for metrics or health failed")
 
     return Server(address, handler)

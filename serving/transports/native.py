@@ -32,6 +32,7 @@ from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.inference import Inference, Service, Timed, Work
 from serving.services.models import Entry
+from serving.transports.addresses import find_local, join_address
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
     MIN_UNFINISHED_BYTES,
@@ -132,7 +133,7 @@ class NativeServer:
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(
-                f"{host}:{port}",
+                join_address(host, port),
                 [(path_of(method), False) for method in HOT],
                 call_details=True,
                 max_concurrent_streams=STREAMS,
@@ -140,7 +141,7 @@ class NativeServer:
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
         self.port = self._front.bound_port
-        self.local_address = f"127.0.0.1:{self.port}"
+        self.local_address = find_local(join_address(host, port), self.port)
         # Twice as much as with grpcio: a message over the limit is held, too, until it can be refused.
         unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
         self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)

@@ -90,9 +90,15 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
         (["train", "digits", "--out", "run", "--learning-rate", "0"], "0.0 is not in the range 0<x<=1e+30"),
         (["export", "taken", "--repository", "models", "--name", "x"], "taken holds no run"),
         (["export", "taken", "--repository", "models", "--name", "../x"], "model name '../x' is not allowed"),
-        (["serve", "--repository", "nowhere"], "nowhere holds no <name>/<version>/model.onnx"),
-        (["serve", "--repository", "broken"], "broken/x/1/model.onnx: "),
-        (["serve", "--repository", "models", "--provider", "cuda"], "built without CUDA"),
+        (
+            ["serve", "--repository", "nowhere", "--port", "0", "--no-metrics"],
+            "nowhere does not exist: publish a model with",
+        ),
+        (["serve", "--repository", "broken", "--port", "0", "--no-metrics"], "broken/x/1/model.onnx: "),
+        (
+            ["serve", "--repository", "models", "--port", "0", "--no-metrics", "--provider", "cuda"],
+            "built without CUDA",
+        ),
         (["serve", "--repository", "broken", "--max-batch", "0"], "0 is not in the range 1<=x<=64"),
         (["predict", "taken", "--file", "broken/x/1/model.onnx"], "taken holds no image"),
         (["predict", "cat.png", "--file", "broken/x/1/model.onnx"], "not an ONNX file"),

@@ -161,7 +161,7 @@ def test_pins_a_version(repository: Path) -> None:
     [("colours", "say NAME@VERSION"), ("colours@x", "say NAME@VERSION"), ("colours@9", "versions of colours: 1")],
 )
 def test_a_pin_that_cannot_be_says_so(repository: Path, evalmode, pin: str, text: str) -> None:
-    refused = evalmode("serve", "--repository", repository, "--model", pin)
+    refused = evalmode("serve", "--repository", repository, "--model", pin, "--port", 0, "--no-metrics")
     assert refused.returncode == 2
     assert text in refused.stderr
 

@@ -36,6 +36,7 @@ WAIT_S = 30  # no test takes this long: where it passes, something hangs
 
 # What pygrpc-native 0.5.0 cannot do, by the words of the marker ``native_lacks``.
 NATIVE_LACKS = {
+    "Unix sockets": "pygrpc-native listens on a TCP port",
     "early refusal": "pygrpc-native holds a whole message before it can be refused",
     "inflation": "pygrpc-native inflates messages itself, whole",
     "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",

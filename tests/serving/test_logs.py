@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -83,6 +84,7 @@ def test_text_that_can_be_read_is_not_escaped() -> None:
     assert escape("кошки ☃ C:\\models") == "кошки ☃ C:\\models"
 
 
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 TOKEN = "0123456789abcdef-secret"
 BEARER = f"Bearer {TOKEN}".encode()
 SECRET = b"QZJXWVKQ"  # stands in images where damage is found
@@ -303,3 +305,89 @@ def test_a_server_whose_stderr_nobody_reads_answers_and_ends(colours: Path, is_r
 
 def void(_: object) -> None:
     """Drop a value."""
+
+
+STRANGE = """
+import os, sys, threading, warnings
+from serving.commands.logs import set_up_log
+set_up_log('info', {form!r})
+warnings.warn('careful\\nnow', RuntimeWarning)
+thread = threading.Thread(target=lambda: 1 / 0, name='worker')
+thread.start(); thread.join()
+class Broken:
+    def __del__(self): raise ValueError('late')
+Broken()
+print('printed', file=sys.stderr)
+os.write(2, b'E0000 00:00:1732600000.123456   12345 chttp2_server.cc:1046] \\xff failed\\n\\n')
+os.write(2, b'2026-01-01 00:00:00.0 [W:onnxruntime:, graph.cc:1] a warning\\n')
+os.write(2, b'without an end')
+raise KeyError('uncaught')
+"""
+
+
+def test_json_holds_json_only_whoever_writes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGE.format(form="json")], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert done.returncode == 1
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in told} == {
+        ("WARNING", "py.warnings", "RuntimeWarning: careful\\nnow"),
+        ("CRITICAL", "serving.commands.logs", "uncaught in thread worker: ZeroDivisionError('division by zero')"),
+        ("CRITICAL", "serving.commands.logs", "uncaught in the server: KeyError('uncaught')"),
+        *{(one["level"], one["logger"], one["message"]) for one in told if "Broken.__del__" in one["message"]},
+        ("WARNING", "stderr", "printed"),
+        ("ERROR", "stderr", r"E0000 00:00:1732600000.123456   12345 chttp2_server.cc:1046] \xff failed"),
+        ("WARNING", "stderr", "2026-01-01 00:00:00.0 [W:onnxruntime:, graph.cc:1] a warning"),
+        ("WARNING", "stderr", "without an end"),
+    }
+    assert len(told) == 8
+    assert sum("Traceback" in one.get("exc_info", "") for one in told) == 3
+
+
+def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
+    command = [sys.executable, "-c", STRANGE.format(form="text")]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT_S)
+    assert done.returncode == 1
+    assert r" WARNING RuntimeWarning: careful\nnow (" in done.stderr
+    assert " CRITICAL uncaught in the server: KeyError('uncaught')\nTraceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "Missing option '--repository'"),
+        (["--no-such"], "No such option"),
+        (["--port", "x"], "'x' is not a valid integer"),
+        (["--repository", "nowhere", "--port", "0", "--no-metrics"], "nowhere does not exist"),
+        (["--repository", "nowhere", "--host", "host.invalid"], "--host host.invalid is not known here"),
+        (["--repository", "nowhere", "--max-queue", "-1"], "-1 is not in the range"),
+    ],
+)
+@pytest.mark.parametrize("by", ["option", "option=", "environment"])
+def test_what_ends_the_server_is_json_too(evalmode: Callable, options: list[str], said: str, by: str) -> None:
+    form = {"option": ["--log-format", "json"], "option=": ["--log-format=json"], "environment": []}[by]
+    environment = {**os.environ, **({"EVALMODE_SERVE_LOG_FORMAT": "json"} if by == "environment" else {})}
+    refused = evalmode("serve", *options, *form, env=environment)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    told = json.loads(line)
+    assert told["level"] == "CRITICAL"
+    assert said in told["message"]
+
+
+@pytest.mark.parametrize("path", [PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", MODEL_INFER, "/no.such/Method"])
+def test_a_message_that_cannot_be_parsed_and_an_unknown_method_cost_a_line_at_most(colours: Path, path: str) -> None:
+    with serving(colours, "--log-level", "debug", "--log-format", "json") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(path)(b"\xff\xff", timeout=WAIT_S)
+        _, logged = server.stop()
+    lines = [json.loads(line) for line in logged.splitlines()]
+    refused = [one for one in lines if one["level"] == "DEBUG" and one["logger"] == "serving.transports.refusals"]
+    assert len(refused) == (0 if "no.such" in path else 3)
+    assert "exc_info" not in logged
+    others = {one["logger"] for one in lines if one not in refused}
+    assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last: of connections
+    assert {one["level"] for one in lines} <= {"DEBUG", "INFO"}

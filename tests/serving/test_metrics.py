@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
+import struct
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.artifact import Manifest
+from serving.artifact import Manifest, seal
 from serving.certificate import INPUT
 from serving.client import CallFailed, Client
 from serving.drift import LIMIT, MOMENTS, WINDOW, describe_images
@@ -93,6 +98,8 @@ def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
         (*one, "INVALID_ARGUMENT", "IMAGE_UNREADABLE"): 2,
         (*one, "INVALID_ARGUMENT", "SHAPE_MISMATCH"): 1,
         (*one, "INVALID_ARGUMENT", "TENSOR_MISSING"): 1,
+        (*one, "INTERNAL", "INTERNAL"): 0,  # counted before there is one: else Prometheus would not see the first
+        ("", "", "INTERNAL", "INTERNAL"): 0,
         ("", "", "NOT_FOUND", "MODEL_NOT_FOUND"): 1,
     }
     assert told("evalmode_inputs_total") == {one: 15}
@@ -150,6 +157,100 @@ def test_the_repository_shows(tmp_path: Path) -> None:
             assert time.monotonic() < until
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
+def test_head_says_what_get_says_without_a_body(fresh: Server, path: str) -> None:
+    told = {}
+    for method in ("GET", "HEAD"):
+        with closing(http.client.HTTPConnection(fresh.metrics, timeout=WAIT_S)) as connection:
+            connection.request(method, path)
+            reply = connection.getresponse()
+            told[method] = (reply.status, reply.headers["Content-Type"])
+            body, length = reply.read(), int(reply.headers["Content-Length"])
+            assert length > 0
+            assert len(body) == (length if method == "GET" else 0)
+    assert told["HEAD"] == told["GET"]
+
+
+MANY = 20_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a classifier of 20,000 labels: the label of an image is the number that its pixels are."""
+    repository, contract = tmp_path_factory.mktemp("many"), PixelContract(1, 2, 1)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "rows"], ["digits"]),
+        helper.make_node("MatMul", ["digits", "powers"], ["number"]),
+        helper.make_node("Sub", ["number", "numbers"], ["distances"]),
+        helper.make_node("Abs", ["distances"], ["sizes"]),
+        helper.make_node("Neg", ["sizes"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    constants = {
+        "rows": np.array([-1, 2]),
+        "powers": np.array([[256], [1]], np.float32),
+        "numbers": np.arange(MANY, dtype=np.float32)[np.newaxis],
+    }
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ("batch", MANY)) for n in ("probabilities", "logits")
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "many",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ("batch", 1, 2, 1))],
+        outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    labels = tuple(f"label {number}" for number in range(MANY))
+    publish(repository, "many", seal(onnx_model, Manifest(labels, contract, {})))
+    return repository
+
+
+def show(channel: grpc.Channel, *numbers: int) -> None:
+    """Ask for the label of each number."""
+    infer(channel, np.array([divmod(number, 256) for number in numbers], np.uint8).reshape(-1, 1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"),
+    [
+        (1000, {"label 19999": 2, "label 7": 2, "label 0": 1, "label 300": 1}),
+        (2, {"label 19999": 2, "label 7": 2, "(other)": 2}),
+        (0, {"(other)": 6}),
+    ],
+)
+def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
+    many: Path, limit: int, shown: dict[str, int]
+) -> None:
+    with serving(many, "--allow-uncertified", "--label-metrics", limit) as server:
+        assert len(get(server, "/metrics")[1]) < 30_000
+        with grpc.insecure_channel(server.address) as channel:
+            for numbers in ((19_999,), (7, 7), (0, 19_999), (300,)):
+                show(channel, *numbers)
+        told = scrape(server)("evalmode_predictions_total")
+        assert told == {("many", "1", label): count for label, count in shown.items()}
+
+
+def test_a_label_that_is_no_text_ends_no_page(tmp_path: Path) -> None:
+    publish(tmp_path, "colours", colour_artifact(("\ud800", "green", "blue")))
+    with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        infer(channel, np.full((1, 4, 4, 3), (255, 0, 0), np.uint8))
+        assert scrape(server)("evalmode_predictions_total") == {("colours", "1", "\\ud800"): 1}
+
+
+def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
+    for _ in range(3):
+        host, port = fresh.metrics.split(":")
+        with closing(socket.create_connection((host, int(port)))) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 50)
+    assert get(fresh, "/healthz")[0] == 200
+    assert fresh.stop()[0] == 0
+    assert "Traceback" not in fresh.logged()
+
+
 def test_health_over_http(fresh: Server) -> None:
     assert get(fresh, "/healthz") == (200, "ok\n")
     assert get(fresh, "/livez") == (200, "ok\n")
@@ -177,21 +278,24 @@ def test_metrics_can_be_left_out(colours: Path) -> None:
         assert server.metrics == "127.0.0.1:metrics"  # no port
 
 
+def publish_drawn(repository: Path) -> np.ndarray:
+    """Publish an artifact that knows the moments of pictures, and return these."""
+    chance = np.random.default_rng(0)
+    images = chance.integers(0, 200, (WINDOW, 4, 4, 3)).astype(np.uint8)
+    contract = PixelContract(4, 4, 3)
+    manifest = Manifest(COLOURS, contract, {"moments": {"images": describe_images(images)}})
+    golden = draw_golden(contract, 3)
+    publish(
+        repository, "colours", certify(colour_graph(), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+    )
+    return images
+
+
 class TestDrift:
     @pytest.fixture
     def drawn(self, tmp_path: Path) -> np.ndarray:
         """Pictures of which the artifact in ``tmp_path`` knows the moments."""
-        chance = np.random.default_rng(0)
-        images = chance.integers(0, 200, (WINDOW, 4, 4, 3)).astype(np.uint8)
-        contract = PixelContract(4, 4, 3)
-        manifest = Manifest(COLOURS, contract, {"moments": {"images": describe_images(images)}})
-        golden = draw_golden(contract, 3)
-        publish(
-            tmp_path,
-            "colours",
-            certify(colour_graph(), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0),
-        )
-        return images
+        return publish_drawn(tmp_path)
 
     @pytest.mark.parametrize(("change", "flagged"), [(0, 0), (40, 1)])
     def test_is_told_of_the_last_images(self, tmp_path: Path, drawn: np.ndarray, change: int, flagged: int) -> None:

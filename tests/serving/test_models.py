@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -31,6 +34,9 @@ from tests.hostile import endless_loop
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 GERMAN = ("rot", "grün", "blau")
+MAY_MOUNT = (
+    bool(shutil.which("unshare")) and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
+)
 
 
 @pytest.fixture
@@ -41,6 +47,12 @@ def repository(tmp_path: Path) -> Path:
 
 def told(models: Models) -> list[tuple[str, str, str]]:
     return [(f"{one.name}/{one.version}", one.state, one.reason) for one in models.list_entries()]
+
+
+def put(folder: Path) -> None:
+    """An artifact in a folder that is made for it."""
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(colour_artifact())
 
 
 def loaded(models: Models) -> list[str]:
@@ -66,11 +78,24 @@ class TestOpen:
         with pytest.raises(ArtifactInvalid, match="not an ONNX file"):
             Models.open(tmp_path)
 
-    @pytest.mark.parametrize("prepare", [Path.mkdir, lambda path: None, lambda path: path.write_text("a file")])
-    def test_of_a_repository_that_holds_nothing_says_what_to_do(self, tmp_path: Path, prepare) -> None:
+    @pytest.mark.parametrize(
+        ("prepare", "said"),
+        [
+            (lambda path: None, "models does not exist"),
+            (lambda path: path.write_text(""), "models is a file, not a folder"),
+            (lambda path: path.symlink_to("gone"), "models is a link to gone, which does not exist"),
+            (Path.mkdir, "models holds no <name>/<version>/model.onnx"),
+            (lambda path: put(path / "cats" / "v1"), "models/cats/v1 is not a version: a version is a whole number"),
+        ],
+    )
+    def test_of_a_repository_that_holds_nothing_says_why_and_what_to_do(
+        self, tmp_path: Path, prepare: Callable[[Path], object], said: str
+    ) -> None:
         prepare(tmp_path / "models")
-        with pytest.raises(ArtifactInvalid, match=r"models holds no <name>/<version>/model.onnx: publish one with"):
+        with pytest.raises(ArtifactInvalid) as caught:
             Models.open(tmp_path / "models")
+        assert said in str(caught.value)
+        assert str(caught.value).endswith(": publish a model with 'evalmode export', or correct --repository")
 
     def test_serves_the_pinned_version_and_stays_there(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))
@@ -158,6 +183,24 @@ class TestRefresh:
         assert loaded(models) == ["colours/2", "colours/1"]
         assert told(models)[1] == ("colours/2", "READY", "")
 
+    @pytest.mark.parametrize("change", ["touched", "replaced by its equal", "replaced by another"])
+    def test_a_file_that_changes_while_it_is_served_is_loaded_again(
+        self, repository: Path, change: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        models = Models.open(repository)
+        before, path = models.find("", ""), repository / "colours" / "1" / "model.onnx"
+        if change == "touched":
+            os.utime(path, ns=(0, 0))
+        else:
+            fresh = path.with_name("incoming")
+            fresh.write_bytes(colour_artifact(COLOURS if "equal" in change else GERMAN))
+            fresh.rename(path)
+        models.refresh()
+        assert told(models) == [("colours/1", "READY", "")]
+        assert models.find("", "") is not before
+        assert models.find("", "").manifest.labels == (GERMAN if "another" in change else COLOURS)
+        assert "cannot be followed" not in caplog.text
+
     def test_a_file_that_is_spoilt_while_it_is_served_is_served_on_and_shows(self, repository: Path) -> None:
         models = Models.open(repository)
         (repository / "colours" / "1" / "model.onnx").write_bytes(b"spoilt")
@@ -172,7 +215,10 @@ class TestRefresh:
         models.refresh()
         models.refresh()
         assert told(models) == [("colours/1", "READY", "no longer in the repository")]
-        assert caplog.text.count("no version in the repository any more") == 1
+        assert caplog.text.count("is served on") == 1
+        assert (
+            f"colours has no version in the repository any more, but is served on: {repository} does not" in caplog.text
+        )
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         assert models.find("", "").manifest.labels == GERMAN
@@ -201,9 +247,103 @@ class TestRefresh:
         for entry in ("colours/2", "elsewhere/1"):
             assert "outside the repository" in reasons[entry]
 
-    def test_a_link_inside_the_repository_is_followed(self, repository: Path) -> None:
-        (repository / "stable").symlink_to(repository / "colours")  # as orchestrators mount what may change
+    def test_a_link_out_of_the_repository_is_followed_where_that_is_allowed(
+        self, repository: Path, tmp_path: Path
+    ) -> None:
+        (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
+        assert loaded(Models.open(repository, follow_links=True)) == ["colours/1", "elsewhere/1"]
+
+    @pytest.mark.parametrize("target", ["colours", "../models/colours", "{repository}/colours", "here/here/colours"])
+    def test_a_link_inside_the_repository_is_followed(self, repository: Path, target: str) -> None:
+        (repository / "here").symlink_to(".")
+        (repository / "stable").symlink_to(target.format(repository=repository))
         assert loaded(Models.open(repository)) == ["colours/1", "stable/1"]
+
+    def test_a_repository_that_kubernetes_mounts_is_followed_through_its_links(self, tmp_path: Path) -> None:
+        mount = tmp_path / "models"
+        for number, labels in enumerate((COLOURS, GERMAN)):
+            publish(mount / f"..2026_{number}", "colours", colour_artifact(labels))
+        (mount / "..data").symlink_to("..2026_0")
+        (mount / "colours").symlink_to("..data/colours")
+        models = Models.open(mount)
+        assert models.find("", "").manifest.labels == COLOURS
+        (mount / "..new").symlink_to("..2026_1")
+        (mount / "..new").rename(mount / "..data")
+        models.refresh()
+        assert models.find("", "").manifest.labels == GERMAN
+
+    @pytest.mark.skipif(not MAY_MOUNT, reason="a file system that only another process sees needs the rights to mount")
+    def test_a_repository_is_opened_through_the_root_of_another_process(self, tmp_path: Path) -> None:
+        """As KServe mounts a container of models: a link to /proc/PID/root/models, which resolves to /models."""
+        publish(tmp_path / "made" / "models", "colours", colour_artifact())
+        (tmp_path / "made" / "models" / "stable").symlink_to("colours")
+        (tmp_path / "made" / "models" / "outside").symlink_to("../../made/models/../colours")
+        shutil.copytree(tmp_path / "made" / "models" / "colours", tmp_path / "made" / "colours")
+        (tmp_path / "seen").mkdir()
+        script = "mount -t tmpfs none seen && cp -a made/. seen && echo ready && exec sleep 600"
+        other = subprocess.Popen(["unshare", "-m", "sh", "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
+        with other:
+            try:
+                assert other.stdout is not None
+                assert other.stdout.readline() == b"ready\n"
+                (tmp_path / "mounted").symlink_to(f"/proc/{other.pid}/root{tmp_path}/seen/models")
+                models = Models.open(tmp_path / "mounted")
+                assert loaded(models) == ["colours/1", "stable/1"]
+                assert "outside the repository" in told(models)[1][2]
+            finally:
+                other.kill()
+
+    def test_says_once_what_is_no_version(self, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+        for folder in ("colours/v1", "colours/0001", "colours/latest", "two words/1"):
+            put(repository / folder)
+        (repository / "colours" / "7").mkdir()
+        (repository / "colours" / "7" / "Model.onnx").write_bytes(b"")
+        (repository / "colours" / "8").mkdir()
+        (repository / "colours" / "8" / "model.onnx").symlink_to("gone")
+        (repository / "flat.onnx").write_bytes(b"")
+        (repository / "colours" / "model.onnx").write_bytes(b"")
+        for ordinary in ("README.md", "colours/config.pbtxt", "colours/.withdrawn-3"):
+            (repository / ordinary).write_text("")
+        (repository / "colours" / "notes").mkdir()
+        models = Models.open(repository)
+        models.refresh()
+        said = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
+        number = "is not a version: a version is a whole number from 1 on, up to nine digits, without leading zeros"
+        assert [text for text in said if not text.startswith(("loaded", "colours is served"))] == [
+            f"colours/0001 {number}",
+            "colours/7 holds no model.onnx, but Model.onnx",
+            "colours/8 holds model.onnx as a link to gone, which does not exist",
+            f"colours/latest {number}",
+            "colours/model.onnx is not a version: a version is a folder with model.onnx, such as 1",
+            f"colours/v1 {number}",
+            "flat.onnx is not a model: a model is <name>/<version>/model.onnx",
+            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', no such sign first",
+        ]
+        assert loaded(models) == ["colours/1"]
+
+    @pytest.mark.parametrize("folder", ["", "colours", "colours/1"])
+    def test_a_folder_without_permission_is_named(
+        self, repository: Path, folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        models, closed, list_folder, stat = Models.open(repository), repository / folder, Path.iterdir, Path.stat
+
+        def forbidden(path: Path) -> Iterator[Path]:
+            if path.is_relative_to(closed):
+                raise PermissionError(13, "Permission denied")
+            return list_folder(path)
+
+        def hidden(path: Path, **options: bool) -> os.stat_result:
+            if closed in path.parents:
+                raise PermissionError(13, "Permission denied")
+            return stat(path, **options)
+
+        monkeypatch.setattr(Path, "iterdir", forbidden)
+        monkeypatch.setattr(Path, "stat", hidden)
+        models.refresh()
+        assert f"{closed} cannot be read: Permission denied" in caplog.text
+        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        with pytest.raises(ArtifactInvalid, match=f"{closed} cannot be read: Permission denied"):
+            Models.open(repository)
 
     def test_requests_that_found_a_model_are_answered_by_it(self, repository: Path) -> None:
         models = Models.open(repository, keep=1)
@@ -365,6 +505,14 @@ class TestControl:
         with pytest.raises(ModelNotFound, match="cannot be unloaded"):
             Models.open(repository).unload(name, version)
 
+    def test_loading_what_is_loaded_reads_it_again(self, repository: Path) -> None:
+        models = Models.open(repository)
+        before = models.find("", "")
+        for _ in range(2):
+            models.load("colours")
+            assert told(models) == [("colours/1", "READY", "")]
+        assert models.find("", "") is not before
+
     def test_loading_reads_a_bad_version_again(self, repository: Path) -> None:
         models = Models.open(repository)
         publish(repository, "colours", b"no artifact")
@@ -408,7 +556,8 @@ class TestWithdraw:
         assert (repository / "colours" / ".withdrawn-2" / "model.onnx").read_bytes() == b"two"
 
     @pytest.mark.parametrize(
-        ("name", "text"), [("colours", "has only version 1: there is nothing to go back to"), ("nobody", "no version")]
+        ("name", "text"),
+        [("colours", "has only version 1: there is nothing to go back to"), ("nobody", "nobody does not exist")],
     )
     def test_needs_a_version_to_go_back_to(self, repository: Path, name: str, text: str) -> None:
         with pytest.raises(ArtifactInvalid, match=text):

@@ -266,6 +266,54 @@ class TestParameters:
             assert ("triton_final_response" in reply.parameters) is wanted
             assert reply.parameters["triton_final_response"].bool_param is wanted
 
+    @pytest.mark.parametrize("sent_raw", [True, False])
+    @pytest.mark.parametrize(
+        ("of_all", "of_each", "raw"),
+        [
+            (None, (None, None), None),
+            (True, None, True),
+            (False, None, False),
+            (True, (None, None), True),
+            (None, (True, None), True),
+            (None, (None, False), False),
+            (True, (False, False), False),  # what an output says comes before what is said of all
+            (False, (True,), True),
+        ],
+    )
+    def test_outputs_are_raw_or_typed_as_asked_else_as_the_inputs_came(
+        self,
+        model: Model,
+        sent_raw: bool,
+        of_all: bool | None,
+        of_each: tuple[bool | None, ...] | None,
+        raw: bool | None,
+    ) -> None:
+        request = ask(RED[np.newaxis])
+        if not sent_raw:
+            request.inputs[0].contents.uint_contents.extend(RED.ravel().tolist())
+            del request.raw_input_contents[:]
+        if of_all is not None:
+            request.parameters["binary_data_output"].bool_param = of_all
+        for name, wish in zip((PROBABILITIES, LOGITS), of_each or (), strict=False):
+            output = request.outputs.add(name=name)
+            if wish is not None:
+                output.parameters["binary_data"].bool_param = wish
+        reply = serve(model).ask(request)
+        raw = sent_raw if raw is None else raw
+        assert len(reply.outputs) == len(of_each or (1, 2))
+        assert len(reply.raw_output_contents) == (len(reply.outputs) if raw else 0)
+        assert [bool(output.contents.fp32_contents) for output in reply.outputs] == [not raw] * len(reply.outputs)
+
+    def test_typed_contents_are_refused_for_a_type_that_has_none(self) -> None:
+        inputs = [{"name": name, "datatype": "FP16", "shape": [1, 3]} for name in ("left", "right")]
+        request = wire.ModelInferRequest(
+            inputs=inputs,
+            raw_input_contents=[bytes(6), bytes(6)],
+            parameters={"binary_data_output": {"bool_param": False}},
+        )
+        told, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
+        assert (told, field) == ("output sum has no typed contents: ask for raw ones", "parameters")
+
     def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
         request = ask(RED[np.newaxis])
         request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
@@ -429,8 +477,53 @@ BAD = {
     ),
     "a parameter of an output that nobody knows": (
         ParameterInvalid,
-        {"outputs": [{"name": LOGITS, "parameters": {"binary_data": {"bool_param": True}}}]},
+        {"outputs": [{"name": LOGITS, "parameters": {"binary_data_size": {"int64_param": 12}}}]},
         "outputs[0].parameters",
+    ),
+    "raw contents asked for in words": (
+        ParameterInvalid,
+        {"outputs": [{"name": LOGITS, "parameters": {"binary_data": {"string_param": "true"}}}]},
+        "outputs[0].parameters",
+    ),
+    "raw contents asked for as a number": (
+        ParameterInvalid,
+        {"parameters": {"binary_data_output": {"int64_param": 1}}},
+        "parameters",
+    ),
+    "one output raw and one typed": (
+        ParameterInvalid,
+        {
+            "outputs": [
+                {"name": LOGITS, "parameters": {"binary_data": {"bool_param": True}}},
+                {"name": PROBABILITIES, "parameters": {"binary_data": {"bool_param": False}}},
+            ]
+        },
+        "outputs[1].parameters",
+    ),
+    "one output not as all": (
+        ParameterInvalid,
+        {
+            "parameters": {"binary_data_output": {"bool_param": True}},
+            "outputs": [
+                {"name": LOGITS, "parameters": {"binary_data": {"bool_param": False}}},
+                {"name": PROBABILITIES},
+            ],
+        },
+        "parameters",
+    ),
+    "raw contents of an input": (
+        ParameterInvalid,
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, 4, 4, 3],
+                    "parameters": {"binary_data": {"bool_param": True}},
+                }
+            ]
+        },
+        "inputs[0].parameters",
     ),
     "a timeout in words": (ParameterInvalid, {"parameters": {"timeout": {"string_param": "1 s"}}}, "parameters"),
     "a timeout before now": (ParameterInvalid, {"parameters": {"timeout": {"int64_param": -1}}}, "parameters"),

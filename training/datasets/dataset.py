@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 ROWS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Pixels uint8 (N, H, W, C) with the index of each image's label, int64 (N,)."""
 
@@ -44,7 +44,7 @@ class Split:
         return Split(self.images[: len(rows)], self.targets[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Labelled images in three disjoint splits.
 

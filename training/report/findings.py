@@ -21,7 +21,7 @@ SHIFTED_PIXELS = 2**20  # of all images together
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
     """What a network in eval mode says about N images: the label with the highest probability."""
 

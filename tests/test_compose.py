@@ -1,0 +1,52 @@
+"""What docker/compose.yaml makes of its variables, without a container."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+COMPOSE = (Path(__file__).parents[1] / "docker" / "compose.yaml").read_text()
+# In place of evalmode: writes down how it is called.
+RECORDER = """#!{python}
+import json, sys
+with open({calls!r}, "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+"""
+
+
+def run_training(folder: Path, **variables: str) -> list[list[str]]:
+    """The calls of evalmode that the training service makes."""
+    (block,) = re.findall(r"    command:\n      - \|\n((?:        .*\n)+)", COMPOSE)
+    script = textwrap.dedent(block).replace("$$", "$")
+    passed = dict(re.findall(r"      (\w+): \$\{\w+:-(.*)\}", COMPOSE))
+    assert variables.keys() <= passed.keys()
+    recorder = folder / "evalmode"
+    recorder.write_text(RECORDER.format(python=sys.executable, calls=str(folder / "calls")))
+    recorder.chmod(0o755)
+    environment = {**passed, **variables, "PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-euc", script], cwd=folder, env=environment, check=True, timeout=60)
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", []),
+        ("--image-size 64 --epochs 3", ["--image-size", "64", "--epochs", "3"]),
+        ("--network 'my nets:build' --skip '*'", ["--network", "my nets:build", "--skip", "*"]),
+    ],
+)
+def test_options_go_to_training_and_to_export(tmp_path: Path, options: str, told: list[str]) -> None:
+    train, export = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
+    assert (train[:3], train[4:]) == (["train", "/data", "--out"], told)
+    assert export == ["export", train[3], "--repository", "/models", "--name", "nobody"]
+    (tmp_path / "calls").unlink()
+    _, export = run_training(tmp_path, NAME="nobody", EXPORT_OPTIONS=options)
+    assert export[6:] == told
