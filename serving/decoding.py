@@ -17,7 +17,7 @@ from itertools import count
 from serving.errors import ImageNeedsTooMuchMemory
 from serving.headers import Header
 from serving.memory import choose_decode_bytes
-from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract
+from serving.pixels import STRIP_PIXELS, PixelContract
 from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,6 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     total = BASE_BYTES + header.decoder_bytes + header.row_bytes + SIDE_BYTES * (width + height)
     if header.direct != mode:
         total += pixels * pixel_bytes + STRIP_BYTES * min(pixels, max(STRIP_PIXELS, width))
-    elif header.colours and pixels <= PLAIN_PIXELS:
-        total += pixels * pixel_bytes  # an array first, then a picture to resize
     sides = max(width, height), min(width, height)
     total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the resize's two passes
     total += pixel_bytes * sides[0] * min(contract.height, sides[1])
