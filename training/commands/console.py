@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -27,10 +26,19 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
 
+
+
+def _find_cache() -> Path:
+    import platformdirs  # the bare install has none
+
+    return platformdirs.user_cache_path("evalmode")
+
+
 cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    default=platformdirs.user_cache_path("evalmode"),
+    default=_find_cache,
+    show_default="the user's cache folder for evalmode",
     help="where published data sets are kept, as CACHE/NAME/<files>; what is missing is downloaded there",
 )
 
