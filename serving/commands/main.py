@@ -58,7 +58,7 @@ ADVICE = {  # by the name of an error of the operating system
 }
 
 
-class _Interrupted(Exception):  # noqa: N818  no error
+class _Interrupted(Exception):
     """Ctrl-C: click would print an empty line and exit with 1."""
 
 

@@ -36,8 +36,8 @@ class _Complaints(io.FileIO):
 def open_streams() -> None:
     """Make standard output and standard error take any text, and name themselves in errors.
 
-    A file descriptor that was closed leads to ``/dev/null``: else the next file that is opened would get its number, and
-    what a library prints.
+    A file descriptor that was closed leads to ``/dev/null``: else the next file that is opened would get its number,
+    and what a library prints.
     """
     for number in range(3):
         try:

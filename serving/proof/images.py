@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +35,18 @@ def read_labelled(folder: Path, labels: tuple[str, ...], contract: PixelContract
     Raises:
         UsageError: a folder of another name, no image, or one that cannot be decoded.
     """
-    unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in labels)
+    # In Unicode's normal form C: macOS names folders in form D.
+    folders = {unicodedata.normalize("NFC", path.name): path for path in folder.iterdir() if path.is_dir()}
+    named = [unicodedata.normalize("NFC", label) for label in labels]
+    unknown = sorted(folders.keys() - set(named))
     if unknown:
         raise UsageError(
             f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
         )
     paths, targets, pixels = [], [], []
-    for target, label in enumerate(labels):
-        for path in sorted(p for p in (folder / label).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+    for target, label in enumerate(named):
+        files = folders.get(label, folder / label).glob("*")
+        for path in sorted(p for p in files if p.suffix.lower() in IMAGE_SUFFIXES):
             try:
                 pixels.append(decode_image(path.read_bytes(), contract, Limits()))
             except (ImageError, OSError) as error:

@@ -27,7 +27,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
 
 
-
 def _find_cache() -> Path:
     import platformdirs  # the bare install has none
 
