@@ -207,6 +207,8 @@ def _adopt_images(
     )
     scores = find_scores(network.graph, len(names), network.scores)
     labelled = read_labelled(images, names, contract)
+    for warning in labelled.warnings:
+        click.echo(f"evalmode: {warning}", err=True)
     artifact, quality = adopt(network.graph, (entry, scores), preprocessing, names, labelled, synthetic)
     least, greatest = quality.interval
     if least <= 1 / len(names) and not allow_guessing:

@@ -63,6 +63,8 @@ def compare(old: Path, new: Path, images: Path, max_changed: float | None, page:
     from serving.proof.compare import compare as compare_models
 
     comparison = compare_models(load_model(old), load_model(new), images)
+    for warning in comparison.warnings:
+        click.echo(f"evalmode: {warning}", err=True)
     output.say(_describe(comparison))
     if page:
         from serving.proof.page import write_page

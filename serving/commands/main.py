@@ -53,6 +53,11 @@ ADVICE = {  # by the name of an error of the operating system
     "EROFS": "choose a place that can be written to",
     "EACCES": "choose a place that this user may use, or change its permissions",
     "EPERM": "choose a place that this user may use, or change its permissions",
+    "ENOENT": "check the path",
+    "ENOTDIR": "check the path, what is there is no folder",
+    "EISDIR": "check the path, what is there is a folder",
+    "ENAMETOOLONG": "choose a shorter name",
+    "ELOOP": "its links lead in a circle",
     "EMFILE": "raise the limit on open files",
     "EIO": "is the disk, or what is mounted there, in order?",
 }

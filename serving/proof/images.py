@@ -22,11 +22,13 @@ class Labelled:
         paths: where they lie, N of them.
         pixels: uint8 (N, H, W, C).
         targets: int64 (N,), the labels' positions.
+        warnings: what was not read, a sentence each.
     """
 
     paths: list[Path]
     pixels: Pixels
     targets: Indices
+    warnings: tuple[str, ...] = ()
 
 
 def read_labelled(folder: Path, labels: tuple[str, ...], contract: PixelContract) -> Labelled:

@@ -54,7 +54,8 @@ def load_folder(
 
 def _keep_readable(pixels: Pixels, paths: list[Path], targets: Indices, unreadable: Unreadable) -> Split:
     readable = np.flatnonzero([path not in unreadable for path in paths])
-    return Split(pixels, targets).keep(readable) if unreadable else Split(pixels, targets)
+    split = Split(pixels, targets, tuple(paths))
+    return split.keep(readable) if unreadable else split
 
 
 def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
