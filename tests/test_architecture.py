@@ -28,7 +28,7 @@ ARROWS = {
     "serving.limits": {"serving.errors"},
     "serving.pace": set(),
     "serving.threads": {"serving.errors"},
-    "serving.repository": {"serving.errors"},
+    "serving.repository": {"serving.errors", "serving.files"},
     "serving.cgroups": set(),
     "serving.memory": {"serving.cgroups"},
     "serving.headers": {"serving.errors", "serving.limits"},
@@ -44,7 +44,7 @@ ARROWS = {
     "serving.drift": {"serving.certificate", "serving.pixels"},
     "serving.proof": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
-        *("serving.model", "serving.drift"),
+        *("serving.model", "serving.drift", "serving.files"),
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
     "serving.decoding": {
@@ -73,7 +73,7 @@ ARROWS = {
 # What training may use of serving: the facts that both sides need, and publishing.
 TRAINING_MAY_IMPORT = {
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
-    *("serving.certificate", "serving.proof", "serving.drift"),
+    *("serving.certificate", "serving.proof", "serving.drift", "serving.files", "serving.commands.output"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {

@@ -61,7 +61,7 @@ def predict(
     if file:
         open_predictor = _open_file(file, top_k)
     else:
-        token = token_file.read_text().strip() if token_file else ""
+        token = _read_token(token_file) if token_file else ""
         client = Client(address, timeout, token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
         open_predictor = _open_server(client, model, version, top_k)
     with open_predictor as (predict_one, labels):
@@ -77,6 +77,13 @@ def predict(
         click.echo(f"evalmode: {failure}", err=True)
     if failures:
         raise UsageError(f"{len(failures)} of {len(images)} images were not classified")
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text("ascii").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} holds no token: {error}") from error
 
 
 def _find_images(paths: Iterable[Path]) -> Iterator[Path]:

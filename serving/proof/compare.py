@@ -54,6 +54,7 @@ class Comparison:
         labels: gains and losses of each label's images.
         p: McNemar's: the chance of so uneven gains and losses if both models are equally good.
         latency_ratio: new to old, of one image alone, by medians of interleaved runs.
+        warnings: what of the folder was not read, a sentence each.
     """
 
     images: int
@@ -62,6 +63,7 @@ class Comparison:
     labels: list[LabelChange]
     p: float
     latency_ratio: float
+    warnings: tuple[str, ...]
 
     @property
     def share_changed(self) -> float:
@@ -96,6 +98,7 @@ def compare(old: Model, new: Model, folder: Path) -> Comparison:
         ],
         p=mcnemar(int(gained.sum()), int(lost.sum())),
         latency_ratio=measure_ratio(new, seen[1].pixels[:1], old, seen[0].pixels[:1]),
+        warnings=seen[0].warnings,
     )
 
 

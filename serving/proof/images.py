@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,20 +47,25 @@ def read_labelled(
         UsageError: a folder of another name or that cannot be read, no image, or one that cannot be decoded.
     """
     folders, beside = list_folder(folder)
-    unknown = [path.name for path in folders if path.name not in labels]
+    # In Unicode's normal form C: macOS names folders in form D.
+    targets_of = {unicodedata.normalize("NFC", label): target for target, label in enumerate(labels)}
+    found_targets = [targets_of.get(unicodedata.normalize("NFC", path.name), -1) for path in folders]
+    unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
     if unknown:
         raise UsageError(
             f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
         )
     outside = tell_images(beside)
-    paths, targets, pixels, others = [], [], [], list(outside.others)
-    for path in folders:
+    paths: list[Path] = []
+    targets: list[int] = []
+    others = list(outside.others)
+    for target, path in sorted(zip(found_targets, folders, strict=True)):
         found = find_images(path)
         others += found.others
         paths += found.images
-        targets += [labels.index(path.name)] * len(found.images)
-    order = np.argsort(targets, kind="stable")
-    for path in (paths := [paths[index] for index in order]):
+        targets += [target] * len(found.images)
+    pixels = []
+    for path in paths:
         try:
             pixels.append(decode_image(path.read_bytes(), contract, limits or Limits()))
         except ImageError as error:
@@ -69,4 +75,4 @@ def read_labelled(
     warnings = describe_unread(others, outside.images)
     if not paths:
         raise UsageError("; ".join((f"{folder} holds no <label>/<image> of {', '.join(labels[:5])}, ...", *warnings)))
-    return Labelled(paths, np.stack(pixels), np.array(targets, np.int64)[order], warnings)
+    return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from serving.commands.output import Output
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
@@ -25,12 +26,22 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
+PLAIN = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}  # paths and labels as they are
+console = Console(**PLAIN)  # type: ignore[arg-type]
+alerts = Console(**PLAIN)  # type: ignore[arg-type]  # for warnings, which --quiet does not keep back
+
+
+def _find_cache() -> Path:
+    import platformdirs  # the bare install has none
+
+    return platformdirs.user_cache_path("evalmode")
+
 
 cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    default=platformdirs.user_cache_path("evalmode"),
+    default=_find_cache,
+    show_default="the user's cache folder for evalmode",
     help="where published data sets are kept, as CACHE/NAME/<files>; what is missing is downloaded there",
 )
 
@@ -47,6 +58,24 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
     return int(match[1]), int(match[2])
+
+
+def set_up_consoles(output: Output, speaks: bool = True) -> None:
+    """Lines go to standard output, or to standard error beside ``--json``; ``--quiet`` leaves the warnings.
+
+    Args:
+        output: what the user asked for.
+        speaks: False in all processes of a training but the first.
+    """
+    console.stderr = output.as_json
+    console.quiet = output.quiet or not speaks
+    alerts.stderr = output.as_json or output.quiet
+    alerts.quiet = not speaks
+
+
+def warn(warning: str) -> None:
+    """Say what a user should know of."""
+    alerts.print(f"warning   {warning}", style="yellow")
 
 
 def keep_memory() -> None:
@@ -85,7 +114,7 @@ def load_data(
 
         dataset = load_dataset(source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show)
     for warning in dataset.warnings:
-        console.print(f"warning   {warning}", style="yellow")
+        warn(warning)
     return dataset
 
 
@@ -110,4 +139,4 @@ def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
 def progress() -> Progress:
     """A progress bar that is shown on a terminal and nowhere else."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal or console.quiet)

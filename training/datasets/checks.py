@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,9 @@ def check_dataset(dataset: Dataset) -> Dataset:
     """Leave copies out (test wins over val, val over train; arrays are reused), and warn of what a user should know.
 
     Raises:
-        DataError: a class has no image in a split, maybe because all of them were copies.
+        DataError: a class has no image in a split, maybe because all of them were copies, or a label cannot be one.
     """
+    check_labels(dataset)
     hashes = {name: _hash_images(getattr(dataset, name)) for name in SPLITS}
     dataset = _drop_copies(_find_contradictions(dataset, hashes), hashes)
     counts = {name: np.bincount(getattr(dataset, name).targets, minlength=len(dataset.labels)) for name in SPLITS}
@@ -35,6 +37,24 @@ def check_dataset(dataset: Dataset) -> Dataset:
     figures = [f"{dataset.labels[index]!r} has {counts['train'][index]:,} training images" for index in (most, least)]
     uneven = f"classes are uneven, {' and '.join(figures)}: --balance gives every class the same weight"
     return replace(dataset, warnings=(*dataset.warnings, uneven))
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Labels are answered by the server and stand in the file: they are text, and no two look alike.
+
+    Raises:
+        DataError: one is not UTF-8, or two differ in their code points alone.
+    """
+    seen: dict[str, str] = {}
+    for label in dataset.labels:
+        if any("\ud800" <= letter <= "\udfff" for letter in label):
+            raise DataError(f"{dataset.source}: the label {label!r} is not UTF-8: rename its folder")
+        other = seen.setdefault(unicodedata.normalize("NFC", label), label)
+        if other is not label:
+            raise DataError(
+                f"{dataset.source}: the labels {other!a} and {label!a} look alike, they differ in Unicode's "
+                "normal form alone: put the images into one folder"
+            )
 
 
 def _find_contradictions(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Dataset:

@@ -8,6 +8,7 @@ from os import cpu_count
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
+from unicodedata import normalize
 
 import numpy as np
 
@@ -153,13 +154,16 @@ def _list_classes(folder: Path, unread: Unread) -> list[Path]:
 
 def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files:
     """Every image of a split in a fixed order, with its label's index; every split knows the same labels."""
-    unknown = {path.name for path in _list_classes(folder, unread)} - set(labels)
+    # In Unicode's normal form C: macOS names folders in form D.
+    classes = {normalize("NFC", path.name): path for path in _list_classes(folder, unread)}
+    unknown = classes.keys() - {normalize("NFC", label) for label in labels}
     if unknown:
         raise DataError(f"{folder} holds classes that train/ does not: {', '.join(sorted(unknown))}")
     paths: list[Path] = []
     targets: list[int] = []
     for target, label in enumerate(labels):
-        found = find_images(folder / label) if (folder / label).is_dir() else Found((), ())
+        path = classes.get(normalize("NFC", label))
+        found = find_images(path) if path else Found((), ())
         if not found.images:
             suffixes = ", ".join(IMAGE_SUFFIXES)
             others = "".join(f"; {sentence}" for sentence in describe_unread(found.others))
