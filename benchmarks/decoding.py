@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
+from serving.limits import OWN_IMAGES
 from serving.pixels import PixelContract, decode_image
-from training.datasets.folders import LIMITS
 
 SIDES = {32: 32, 64: 64, 128: 128, 256: 128, 512: 128, 1024: 224}  # of the file -> of the pixels wanted
 ROUNDS, SECONDS = 3, 0.3
@@ -28,7 +28,7 @@ def main() -> None:
     print(f"{'side':>6} {'KiB':>6} {'Pillow':>8} {'one':>8} {os.cpu_count():>8}")
     for side, wanted in SIDES.items():
         image = make_image(side)
-        decode = partial(decode_image, image, PixelContract(wanted, wanted, 3), LIMITS)
+        decode = partial(decode_image, image, PixelContract(wanted, wanted, 3), OWN_IMAGES)
         count = round(SECONDS / time_each(decode, 5, map) * 1e6)
         rounds = []
         for _ in range(ROUNDS):

@@ -79,14 +79,15 @@ def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tup
     """
     sentences = []
     if others:
-        sentences.append(f"{_count(others)} left out that are no {', '.join(IMAGE_SUFFIXES)} files: {_name(others)}")
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        sentences.append(f"left out {_count(others, 'file')} whose suffix is none of {suffixes}: {_name(others)}")
     if outside:
-        sentences.append(f"{_count(outside)} left out that lie in no label's folder: {_name(outside)}")
+        sentences.append(f"left out {_count(outside, 'image')} outside of the labels' folders: {_name(outside)}")
     return tuple(sentences)
 
 
-def _count(paths: Sequence[Path]) -> str:
-    return f"{len(paths)} {'files are' if len(paths) > 1 else 'file is'}"
+def _count(paths: Sequence[Path], what: str) -> str:
+    return f"{len(paths)} {what}{'s' * (len(paths) > 1)}"
 
 
 def _name(paths: Sequence[Path]) -> str:

@@ -74,3 +74,6 @@ class Limits:
             value, low, high = getattr(self, limit.name), limit.metadata["minimum"], limit.metadata["maximum"]
             if not low <= value <= high:
                 raise UsageError(f"--{limit.name.replace('_', '-')} {value} is outside {low}..{high}")
+
+
+OWN_IMAGES = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # files of one's own, not requests

@@ -17,6 +17,7 @@ import safetensors.torch
 from torch import nn
 
 from serving.files import naming, write_atomically
+from serving.limits import OWN_IMAGES, Limits
 from serving.pixels import PixelContract
 from training.datasets import Dataset
 from training.errors import RunError
@@ -38,15 +39,36 @@ class RunConfig:
     labels: tuple[str, ...]
     shape: tuple[int, int, int]  # height, width, channels
     recipe: Recipe
+    max_image_bytes: int = OWN_IMAGES.max_image_bytes
+    max_image_pixels: int = OWN_IMAGES.max_image_pixels
 
     @classmethod
     def of(
-        cls, dataset: Dataset, image_size: tuple[int, int] | None, skip_unreadable: bool, recipe: Recipe
+        cls,
+        dataset: Dataset,
+        image_size: tuple[int, int] | None,
+        skip_unreadable: bool,
+        recipe: Recipe,
+        limits: Limits = OWN_IMAGES,
     ) -> RunConfig:
-        """Record a data set and a recipe."""
+        """Record a data set, how it was read, and a recipe.
+
+        Args:
+            dataset: what is trained on.
+            image_size: (height, width) that images were brought to.
+            skip_unreadable: whether files that cannot be read were left out.
+            recipe: how it is trained.
+            limits: how large an image may be.
+        """
         source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
         shape = dataset.contract.shape
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe)
+        sizes = limits.max_image_bytes, limits.max_image_pixels
+        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
+
+    @property
+    def limits(self) -> Limits:
+        """How large an image of the data may be."""
+        return Limits(self.max_image_bytes, self.max_image_pixels)
 
     def build_network(self) -> nn.Module:
         """The network of this run, freshly initialised."""

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
 from serving.files import check_writable, find_existing
+from serving.limits import Limits
 
 if TYPE_CHECKING:
     import onnx
@@ -73,6 +75,7 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="the model's name there")
+@image_limit_options(Limits())
 @output_options
 def certify(
     file: Path,
@@ -89,6 +92,8 @@ def certify(
     samples: Path | None,
     repository: Path,
     name: str,
+    max_image_bytes: int,
+    max_image_pixels: int,
     output: Output,
 ) -> None:
     """Certify FILE, an ONNX network from any tool, and publish it: it is then served like our own.
@@ -120,9 +125,10 @@ def certify(
             raise click.UsageError(f"{', '.join(missing)} missing, or --samples for a network of other tensors")
         network = Foreign(graph, size, scores)
         wanted = Wanted(scale, mean, std, bgr)
+        limits = Limits(max_image_bytes, max_image_pixels)
         with foreign(file):
             artifact, lines, facts = _adopt_images(
-                network, images, labels, wanted, golden == "synthetic", allow_guessing
+                network, (images, limits), labels, wanted, golden == "synthetic", allow_guessing
             )
     path = publish(repository, name, artifact)
     digest = digest_file(artifact)
@@ -182,9 +188,23 @@ def _show(numbers: tuple[float, ...]) -> str:
 
 
 def _adopt_images(
-    network: Foreign, images: Path, labels: Path, wanted: Wanted, synthetic: bool, allow_guessing: bool
+    network: Foreign,
+    images: tuple[Path, Limits],
+    labels: Path,
+    wanted: Wanted,
+    synthetic: bool,
+    allow_guessing: bool,
 ) -> tuple[bytes, str, dict[str, Any]]:
-    """The artifact of a classifier of images, and what to say of it, in lines and as JSON values."""
+    """The artifact of a classifier of images, and what to say of it, in lines and as JSON values.
+
+    Args:
+        network: as it came.
+        images: the folder, and how large one may be.
+        labels: the file of their names.
+        wanted: what is done to pixels.
+        synthetic: whether golden images are drawn.
+        allow_guessing: whether it may be no better than that.
+    """
     from serving.errors import GoldenMismatch
     from serving.proof.adopt import adopt, read_labels, runs_on, takes_bytes
     from serving.proof.images import read_labelled
@@ -206,7 +226,8 @@ def _adopt_images(
         shift=tuple((low - average) / deviation for average, deviation in pairs),
     )
     scores = find_scores(network.graph, len(names), network.scores)
-    labelled = read_labelled(images, names, contract)
+    folder, limits = images
+    labelled = read_labelled(folder, names, contract, limits)
     for warning in labelled.warnings:
         click.echo(f"evalmode: {warning}", err=True)
     artifact, quality = adopt(network.graph, (entry, scores), preprocessing, names, labelled, synthetic)

@@ -11,8 +11,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
 from serving.files import check_writable
+from serving.limits import Limits
 
 if TYPE_CHECKING:
     from serving.proof.compare import Comparison
@@ -54,15 +56,25 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
 )
 @click.option("--max-changed", type=Share(), help="exit with 1 if more of the labels change, such as 2%")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write, with the pictures")
+@image_limit_options(Limits())
 @output_options
-def compare(old: Path, new: Path, images: Path, max_changed: float | None, page: Path | None, output: Output) -> None:
+def compare(
+    old: Path,
+    new: Path,
+    images: Path,
+    max_changed: float | None,
+    page: Path | None,
+    max_image_bytes: int,
+    max_image_pixels: int,
+    output: Output,
+) -> None:
     """Say what changes for users if NEW replaces OLD: labels, gains and losses, latency."""
     if page:
         check_writable(page.parent)
     from serving.model import load_model
     from serving.proof.compare import compare as compare_models
 
-    comparison = compare_models(load_model(old), load_model(new), images)
+    comparison = compare_models(load_model(old), load_model(new), images, Limits(max_image_bytes, max_image_pixels))
     for warning in comparison.warnings:
         click.echo(f"evalmode: {warning}", err=True)
     output.say(_describe(comparison))

@@ -13,11 +13,11 @@ from serving.limits import Limits
 IMAGE_LIMITS = ("max_image_bytes", "max_image_pixels")
 
 
-def image_limit_options(defaults: Limits) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def image_limit_options(defaults: Limits | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--max-image-bytes`` and ``--max-image-pixels``, from the limits table.
 
     Args:
-        defaults: Of the command.
+        defaults: Of the command; None: it gets None where the user says nothing.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,7 +26,8 @@ def image_limit_options(defaults: Limits) -> Callable[[Callable[..., Any]], Call
             command = click.option(
                 f"--{limit.name.replace('_', '-')}",
                 type=click.IntRange(row["minimum"], row["maximum"]),
-                default=getattr(defaults, limit.name),
+                default=getattr(defaults, limit.name) if defaults else None,
+                show_default=True if defaults else f"{limit.default} with --file",
                 help=f"{row['what']}; a larger one is an error",
             )(command)
         return command

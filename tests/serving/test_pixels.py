@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from benchmarks.damage import DAMAGES, FORMATS, make_damaged
 from serving.errors import (
     ImageEmpty,
     ImageError,
@@ -485,6 +486,13 @@ class TestDamage:
                 decode(bytes(damaged), contract)
         with pytest.raises(ImageUnreadable):
             decode_whole(bytes(damaged), 3, Limits())
+
+    def test_what_the_formats_library_calls_corrupt_is_refused(self) -> None:
+        """The short form of benchmarks/damage.py."""
+        corrupt = [one for one in make_damaged(300, sides=(32, 60, 150)) if one.is_corrupt()]
+        assert {one.format for one in corrupt} == set(FORMATS)
+        assert {one.damage for one in corrupt} == set(DAMAGES)
+        assert [(one.format, one.damage) for one in corrupt if not one.is_refused()] == []
 
     @pytest.mark.parametrize("size", [(48, 48), (1200, 1000)])
     def test_what_is_wrong_in_the_header_alone_is_no_damage(self, size: tuple[int, int]) -> None:

@@ -286,13 +286,13 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "stray.png").write_bytes(b"")
     (tmp_path / "valid" / "stray.jpg").write_bytes(b"")
     others, outside, folders = load_dataset(str(tmp_path)).warnings
-    assert others.startswith("7 files are left out that are no .jpg, .jpeg, ")
+    assert others.startswith("left out 7 files whose suffix is none of .jpg, .jpeg, ")
     assert str(tmp_path / "data.yaml") in others
     assert str(tmp_path / "train" / "cat" / "3.tif") in others
     assert others.endswith(" and 2 more")
     named = f"{tmp_path / 'train/stray.png'}, {tmp_path / 'valid/stray.jpg'}"
-    assert outside == f"2 files are left out that lie in no label's folder: {named}"
-    assert folders == f"folders that are no split are left out: {tmp_path / 'unlabelled'}"
+    assert outside == f"left out 2 images outside of the labels' folders: {named}"
+    assert folders == f"left out folders that are no split: {tmp_path / 'unlabelled'}"
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "VALID", "dev"])

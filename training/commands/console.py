@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from serving.commands.output import Output
 
 if TYPE_CHECKING:
+    from serving.limits import Limits
     from training.datasets import Dataset
     from training.run import Run
 
@@ -97,9 +98,22 @@ def find_own_networks() -> None:
 
 
 def load_data(
-    source: str, image_size: tuple[int, int] | None, seed: int, skip_unreadable: bool, cache: Path
+    source: str,
+    image_size: tuple[int, int] | None,
+    seed: int,
+    skip_unreadable: bool,
+    cache: Path,
+    limits: Limits,
 ) -> Dataset:
     """Load a data set behind a progress bar, and say what it warns of.
+
+    Args:
+        source: a path or a name.
+        image_size: (height, width) to bring images to.
+        seed: decides which images are carved.
+        skip_unreadable: leave out files that cannot be read.
+        cache: where a name's files lie.
+        limits: how large an image may be.
 
     Raises:
         DataError: it cannot be used as it is.
@@ -112,7 +126,9 @@ def load_data(
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        dataset = load_dataset(source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show)
+        dataset = load_dataset(
+            source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show, limits=limits
+        )
     for warning in dataset.warnings:
         warn(warning)
     return dataset
@@ -128,7 +144,9 @@ def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
     from training.errors import RunError
 
     config = run.config
-    dataset = load_data(data or config.data, config.image_size, config.recipe.seed, config.skip_unreadable, cache)
+    dataset = load_data(
+        data or config.data, config.image_size, config.recipe.seed, config.skip_unreadable, cache, config.limits
+    )
     if dataset.digest() != config.data_digest:
         raise RunError(
             f"{dataset.source} is not what {run.folder} was trained on: its digest differs; give --data or train again"

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
+from serving.limits import OWN_IMAGES, Limits
 from training.commands.console import (
     cache_option,
     console,
@@ -84,6 +86,7 @@ BY_NETWORK = "the network's own"  # shown as the default of what each recipe dec
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="where to train")
 @click.option("--report/--no-report", default=True, help="write report.html at the end")
+@image_limit_options(OWN_IMAGES)
 @cache_option
 @output_options
 def train(
@@ -97,6 +100,8 @@ def train(
     seed: int,
     device: str,
     report: bool,
+    max_image_bytes: int,
+    max_image_pixels: int,
     cache: Path,
     output: Output,
     **overrides: float | bool | None,
@@ -123,11 +128,12 @@ def train(
         if ranks.is_first and not resume:
             claim_folder(out)
         find_own_networks()
-        dataset = load_data(data, image_size, seed, skip_unreadable, cache)
+        limits = Limits(max_image_bytes, max_image_pixels)
+        dataset = load_data(data, image_size, seed, skip_unreadable, cache, limits)
         _print_dataset(dataset)
         recipe = choose_recipe(network, dataset, seed=seed, **overrides)
         check_ranks(ranks, recipe, dataset)
-        config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
+        config = RunConfig.of(dataset, image_size, skip_unreadable, recipe, limits)
         torch.manual_seed(seed)  # initial weights
         built = prepare_network(config.build_network(), dataset.train).to(place)
         weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.limits import Limits
+from serving.limits import OWN_IMAGES, Limits
 from training.datasets.checks import check_dataset
 from training.datasets.dataset import Dataset, Progress, Split, available_memory_bytes
 from training.datasets.downloads import SOURCES, find_or_fetch
-from training.datasets.folders import LIMITS, load_folder
+from training.datasets.folders import load_folder
 from training.datasets.published import (
     FASHION_LABELS,
     Published,
@@ -24,7 +24,7 @@ from training.datasets.published import (
 )
 from training.errors import DataError
 
-__all__ = ["DIGITS", "LIMITS", "Dataset", "Progress", "Split", "available_memory_bytes", "load_dataset"]
+__all__ = ["DIGITS", "Dataset", "Progress", "Split", "available_memory_bytes", "load_dataset"]
 
 DIGITS = "digits"
 
@@ -37,7 +37,7 @@ def load_dataset(
     skip_unreadable: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
-    limits: Limits = LIMITS,
+    limits: Limits = OWN_IMAGES,
 ) -> Dataset:
     """Load a data set into memory and check it.
 

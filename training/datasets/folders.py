@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.errors import ImageError
 from serving.folders import Found, describe_unread, find_images, list_folder, tell_images
-from serving.limits import IMAGE_SUFFIXES, Limits
+from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
 from serving.pixels import PixelContract, Pixels, decode_image, decode_whole, probe_image
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
@@ -30,7 +30,6 @@ SPLIT_NAMES = {  # what folders of splits are called, in any case -> the split
     **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
 }
 SMALL_FILE = 10_000  # bytes; measured in docs/performance.md
-LIMITS = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # our own files, not strangers' requests
 
 
 def load_folder(
@@ -39,7 +38,7 @@ def load_folder(
     seed: int,
     skip_unreadable: bool,
     progress: Progress,
-    limits: Limits = LIMITS,
+    limits: Limits = OWN_IMAGES,
 ) -> Dataset:
     """Decode every image of a folder once, into one array; which ones are carved is chosen before, by their names.
 
@@ -107,7 +106,7 @@ def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files], tuple[st
     warnings = describe_unread(*unread)
     left_out = [str(folder) for folder in folders if folder not in splits.values()]
     if splits["train"] != root and left_out:
-        warnings += (f"folders that are no split are left out: {', '.join(left_out)}",)
+        warnings += (f"left out folders that are no split: {', '.join(left_out)}",)
     return labels, listed, warnings
 
 
