@@ -80,9 +80,9 @@ def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tup
     sentences = []
     if others:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        sentences.append(f"left out {_count(others, 'file')} whose suffix is none of {suffixes}: {_name(others)}")
+        sentences.append(f"left out {_count(others, 'file')} whose suffix is none of {suffixes}: {name_some(others)}")
     if outside:
-        sentences.append(f"left out {_count(outside, 'image')} outside of the labels' folders: {_name(outside)}")
+        sentences.append(f"left out {_count(outside, 'image')} outside of the labels' folders: {name_some(outside)}")
     return tuple(sentences)
 
 
@@ -90,7 +90,8 @@ def _count(paths: Sequence[Path], what: str) -> str:
     return f"{len(paths)} {what}{'s' * (len(paths) > 1)}"
 
 
-def _name(paths: Sequence[Path]) -> str:
+def name_some(paths: Sequence[Path]) -> str:
+    """The first five, and how many more there are."""
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return ", ".join(map(str, paths[:NAMED])) + more
 

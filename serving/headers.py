@@ -73,6 +73,7 @@ class Header(NamedTuple):
         direct: the mode, RGB or L, that the decoder gives and that may be all there is to do; "": another, or alpha to
             composite, or an orientation to apply.
         oriented: of a PNG, the chunks that may hold its orientation: the name, and where the content starts and ends.
+        exif_damaged: whether an orientation may have been lost with a damaged EXIF block.
     """
 
     format: str
@@ -86,6 +87,7 @@ class Header(NamedTuple):
     components: int = 0
     direct: str = ""
     oriented: tuple[tuple[bytes, int, int], ...] = ()
+    exif_damaged: bool = False
 
     def cut(self) -> bytes:
         """What the decoder is given."""
@@ -143,6 +145,25 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
     return 1 if found is None else found
+
+
+def is_exif_damaged(exif: bytes) -> bool:
+    """Whether an EXIF block is damaged where it would tell the orientation.
+
+    Args:
+        exif: from its ``Exif`` or from its TIFF header on; may be empty.
+    """
+    tiff = exif[6:] if exif.startswith(_EXIF) else exif
+    if not tiff.strip(b"\0"):
+        return False
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if not order or len(tiff) < 8:
+        return True
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return True
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    return bool(start + 2 + 12 * count > len(tiff))
 
 
 def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
@@ -226,7 +247,8 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
     if frame is None:
         raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")
     check_pixel_count(struct.unpack_from(">xHH", frame[1])[::-1], limits)
-    return _describe_jpeg(image, kept, frame, start + 2, find_orientation(exif, xmp))
+    header = _describe_jpeg(image, kept, frame, start + 2, find_orientation(exif, xmp))
+    return header._replace(exif_damaged=is_exif_damaged(exif))
 
 
 def _describe_jpeg(
@@ -312,7 +334,9 @@ def _read_png(image: bytes, limits: Limits) -> Header:
     direct = "" if transparent or oriented else {0: "L" if depth in (2, 4, 8) else "", 2: "RGB"}.get(colour_type, "")
     parts = ((0, 8), *kept) if dropped else ()
     found = tuple(oriented.values())
-    return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, 0, direct, found)
+    _, start, end = oriented.get(_PNG_EXIF, (b"", 0, 0))
+    damaged = is_exif_damaged(image[start:end])
+    return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, 0, direct, found, damaged)
 
 
 def find_png_orientation(header: Header) -> int:
@@ -424,10 +448,12 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
             pixels=width * height,
             limit_pixels=MAX_WEBP_PIXELS,
         )
-    position, kinds = 12, Counter[bytes]()
+    position, kinds, exif = 12, Counter[bytes](), b""
     while position + 8 <= len(image):
         (length,) = struct.unpack_from("<I", image, position + 4)
         kinds[image[position : position + 4]] += 1
+        if image.startswith(b"EXIF", position):
+            exif = image[position + 8 : position + 8 + length]
         position += 8 + length + (length & 1)
         if kinds.total() > MAX_PIECES:
             raise ImageTooComplex(
@@ -438,7 +464,8 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
     if kinds.keys() & {b"VP8L", b"ALPH", b"ANMF"}:  # lossless: the frame, and its Huffman codes, by blocks of pixels
         codes = min(_WEBP_CODES, -(-width // 4) * -(-height // 4), 8 * len(image) // _WEBP_CODES_BITS)
         decoder_bytes += 4 * width * height + 6144 * codes + min(4096 * codes, 256 * len(image))
-    return Header("WEBP", width, height, 1, image, (), decoder_bytes, 64 * width, 0, direct)
+    damaged = is_exif_damaged(exif)
+    return Header("WEBP", width, height, 1, image, (), decoder_bytes, 64 * width, 0, direct, (), damaged)
 
 
 def _read_bmp(image: bytes, limits: Limits) -> Header:

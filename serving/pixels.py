@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from serving.errors import (
     ImageEmpty,
@@ -42,7 +42,14 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 SIDEWAYS = (5, 6, 7, 8)  # the stored picture's rows are columns of the upright one
 FROM_THE_END = (3, 4, 6, 7)  # the stored picture's first row is the upright one's last row or column
+COPIED_PIXELS = 2**20  # of a JPEG: copying what is decoded is faster than resizing a fourth channel with it
 STRIP_PIXELS = 2**17  # what is converted at a time: a few MiB, and some milliseconds
+OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {  # what Image.open calls, without a limit of its own
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
 BRANDS = {  # of files that begin with an ftyp box. Source: ISO/IEC 23008-12, annex B; AV1 Image File Format
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"},
@@ -130,7 +137,11 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: as ``decode_image``.
     """
-    header = announce_image(image, limits)
+    return decode_announced_whole(announce_image(image, limits), channels)
+
+
+def decode_announced_whole(header: Header, channels: int) -> Pixels:
+    """Decode an image whose header was read, as ``decode_whole``."""
     if _is_plain_jpeg(header, channels):
         return _decompress(header, PLAIN[channels])
     return _to_pixels(_decode(header, channels), channels)
@@ -142,7 +153,11 @@ def probe_image(image: bytes, limits: Limits) -> PixelContract:
     Raises:
         ImageError: as ``decode_image``, as far as the header tells.
     """
-    header = announce_image(image, limits)
+    return probe_announced(announce_image(image, limits))
+
+
+def probe_announced(header: Header) -> PixelContract:
+    """Read the shape of an image whose header was read, as ``probe_image``."""
     if header.components:
         size, orientation, grey = (header.width, header.height), header.orientation, header.components == 1
     else:
@@ -183,7 +198,7 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _opened(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow; whatever it raises on hostile bytes becomes an ImageError."""
     try:
-        with Image.open(io.BytesIO(header.cut()), formats=(header.format,)) as opened:
+        with OPENERS[header.format](io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it announces two sizes", cause="two sizes")
             yield opened
@@ -214,13 +229,15 @@ def _is_plain_jpeg(header: Header, channels: int) -> bool:
 
 
 def _decode_jpeg(header: Header, channels: int) -> Image.Image:
-    """A JPEG as a picture that shares the memory of what was decoded.
+    """A JPEG as a picture, a large one of RGBX, which shares the memory of what was decoded.
 
     TurboJPEG gives the bits of Pillow's decoder, which is the same library, and raises where that only warns.
     """
     size = (header.width, header.height)
     if header.components == 1 and channels == 1:
         return Image.frombuffer("L", size, _decompress(header, "GRAY"), "raw", "L", 0, 1)
+    if header.components != 4 and header.width * header.height <= COPIED_PIXELS:
+        return Image.fromarray(_decompress(header, "RGB"))
     if header.components == 4:
         pixels = _decompress(header, "CMYK")
         np.invert(pixels, out=pixels)  # as Adobe's applications store it, and Pillow reads it

@@ -31,6 +31,7 @@ ARROWS = {
     "serving.repository": {"serving.errors", "serving.files"},
     "serving.cgroups": set(),
     "serving.memory": {"serving.cgroups"},
+    "serving.folders": {"serving.errors", "serving.limits"},
     "serving.headers": {"serving.errors", "serving.limits"},
     "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
@@ -44,7 +45,7 @@ ARROWS = {
     "serving.drift": {"serving.certificate", "serving.pixels"},
     "serving.proof": {
         *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
-        *("serving.model", "serving.drift", "serving.files"),
+        *("serving.model", "serving.drift", "serving.files", "serving.folders"),
     },
     "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
     "serving.decoding": {
@@ -74,6 +75,7 @@ ARROWS = {
 TRAINING_MAY_IMPORT = {
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
     *("serving.certificate", "serving.proof", "serving.drift", "serving.files", "serving.commands.output"),
+    *("serving.commands.image_limits", "serving.folders", "serving.headers"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {

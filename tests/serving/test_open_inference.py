@@ -501,7 +501,7 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
-    with patch("serving.services.tensors.decode_announced", decode), pytest.raises(RequestCancelled):
+    with patch("serving.services.tensors.decode_requested", decode), pytest.raises(RequestCancelled):
         serve(model).ask(request, caller)
     assert decoded == images[:1]
 

@@ -372,6 +372,16 @@ def test_images_over_a_limit_are_named(tmp_path: Path) -> None:
         load_dataset(str(tmp_path), limits=Limits(max_image_bytes=size - 1))
 
 
+@pytest.mark.parametrize("image_size", [None, (8, 8)])
+def test_images_of_damaged_exif_are_named(tmp_path: Path, image_size: tuple[int, int] | None) -> None:
+    write_classes(tmp_path, size=(60, 40), suffix=".jpg")
+    bad = tmp_path / "dog" / "004.jpg"
+    with Image.open(bad) as picture:
+        picture.save(bad, exif=b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24))
+    (warning,) = load_dataset(str(tmp_path), image_size).warnings
+    assert warning == f"1 image has a damaged EXIF block and is taken as upright: {bad}"
+
+
 def test_damaged_jpegs_are_named(tmp_path: Path) -> None:
     write_classes(tmp_path, size=(60, 40), suffix=".jpg")
     bad = tmp_path / "dog" / "004.jpg"

@@ -13,9 +13,17 @@ from unicodedata import normalize
 import numpy as np
 
 from serving.errors import ImageError
-from serving.folders import Found, describe_unread, find_images, list_folder, tell_images
+from serving.folders import Found, describe_unread, find_images, list_folder, name_some, tell_images
+from serving.headers import Header
 from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
-from serving.pixels import PixelContract, Pixels, decode_image, decode_whole, probe_image
+from serving.pixels import (
+    PixelContract,
+    Pixels,
+    announce_image,
+    decode_announced,
+    decode_announced_whole,
+    probe_announced,
+)
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 
@@ -72,19 +80,31 @@ def load_folder(
     )
     if unreadable:
         warnings += (f"{len(unreadable)} unreadable images are left out: {'; '.join(_name_some(unreadable, 3))}",)
+    if damaged := sorted(set(reader.exif_damaged)):
+        images = (
+            "1 image has a damaged EXIF block and is"
+            if len(damaged) == 1
+            else (f"{len(damaged)} images have damaged EXIF blocks and are")
+        )
+        warnings += (f"{images} taken as upright: {name_some(damaged)}",)
     return Dataset(str(root), labels, train, val, test, warnings)
 
 
 class _Reader:
-    """Reads files within limits, and keeps why some cannot be read."""
+    """Reads files within limits, and keeps why some cannot be read, and which may have lost their orientation."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.unreadable: Unreadable = {}
+        self.exif_damaged: list[Path] = []
 
-    def read(self, path: Path, decode: Callable[[bytes], T]) -> T | None:
+    def read(self, path: Path, decode: Callable[[Header], T]) -> T | None:
         try:
-            return decode(path.read_bytes())
+            header = announce_image(path.read_bytes(), self.limits)
+            decoded = decode(header)
+            if header.exif_damaged:
+                self.exif_damaged.append(path)
+            return decoded
         except (ImageError, OSError) as error:
             self.unreadable[path] = str(error)
             return None
@@ -175,7 +195,7 @@ def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files
 
 def _choose_contract(paths: Sequence[Path], image_size: tuple[int, int] | None, reader: _Reader) -> PixelContract:
     """Grey if all images are; the size that was asked for, or that of the first that can be read."""
-    probed = (reader.read(path, lambda image: probe_image(image, reader.limits)) for path in paths)
+    probed = (reader.read(path, probe_announced) for path in paths)
     shapes = filter(None, probed)
     first = next(shapes, None)
     if first is None:
@@ -190,10 +210,8 @@ def _decode_all(
     """Decode every image into one array, uint8 (N, H, W, C); rows of unreadable files hold anything."""
     pixels = np.empty((len(paths), *contract.shape), np.uint8)
 
-    def read(image: bytes) -> Pixels:
-        if resize:
-            return decode_image(image, contract, reader.limits)
-        return decode_whole(image, contract.channels, reader.limits)
+    def read(header: Header) -> Pixels:
+        return decode_announced(header, contract) if resize else decode_announced_whole(header, contract.channels)
 
     def decode(index: int) -> None:
         if paths[index] in reader.unreadable:
