@@ -50,7 +50,7 @@ def check_labels(dataset: Dataset) -> None:
         other = seen.setdefault(unicodedata.normalize("NFC", label), label)
         if other is not label:
             raise DataError(
-                f"{dataset.source}: the labels {ascii(other)} and {ascii(label)} look alike, they differ in Unicode's "
+                f"{dataset.source}: the labels {other!a} and {label!a} look alike, they differ in Unicode's "
                 "normal form alone: put the images into one folder"
             )
 
