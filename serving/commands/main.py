@@ -102,12 +102,12 @@ class _LazyGroup(click.Group):
 
 @contextmanager
 def _no_abort() -> Iterator[None]:
-    """Keep click from what it does about interrupts and closed pipes."""
+    """Keep click from what it does about interrupts and broken pipes."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise _Interrupted from error
-    except BrokenPipeError as error:  # the reader of our output went away, as `head` does
+    except BrokenPipeError as error:
         raise click.exceptions.Exit(0) from error
 
 
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     interrupts = _count_interrupts()
-    open_streams()
+    output = open_streams()
     try:
         code = cli.main(given, prog_name="evalmode", auto_envvar_prefix="EVALMODE", standalone_mode=False)
         sys.stdout.flush()
@@ -140,19 +140,23 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except SystemExit as ended:
         code = ended.code
-    except BrokenPipeError:
-        code = 0
     except _Interrupted as error:
         raise KeyboardInterrupt from error
     except Exception as error:
         if interrupts:  # some libraries turn it into an error of theirs
             raise KeyboardInterrupt from error
-        code = _complain(error, next((name for name in given if name in COMMANDS), ""))
+        if not output.broken:
+            code = _complain(error, next((name for name in given if name in COMMANDS), ""))
     try:
-        sys.stdout.flush()
+        if not output.failed:
+            sys.stdout.flush()
     except OSError as error:
-        code = _complain(error, "") if not isinstance(error, BrokenPipeError) else code
+        if not output.broken:
+            code = _complain(error, "")
+    if output.failed:
         discard_output()
+    if output.broken:  # rich exits with 1 then
+        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -12,14 +12,27 @@ STDOUT = "standard output"
 _ANY_TEXT = "evalmode.any-text"  # a way to encode, by codecs' registry
 
 
-class _Output(io.FileIO):
-    """Says which file could not be written, which the operating system does not."""
+class Output(io.FileIO):
+    """Says which file could not be written, which the operating system does not.
+
+    Attributes:
+        failed: whether something could not be written.
+        broken: whether that is because its reader went away, as ``head`` does.
+    """
+
+    failed = broken = False
 
     def write(self, data: object) -> int:
+        """Write bytes, as many as can be.
+
+        Raises:
+            OSError: they cannot be written; names standard output.
+        """
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:
-            error.filename = STDOUT
+            error.filename, self.failed = STDOUT, True
+            self.broken |= isinstance(error, BrokenPipeError)
             raise
 
 
@@ -33,11 +46,14 @@ class _Complaints(io.FileIO):
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
-def open_streams() -> None:
+def open_streams() -> Output:
     """Make standard output and standard error take any text, and name themselves in errors.
 
     A file descriptor that was closed leads to ``/dev/null``: else the next file that is opened would get its number,
     and what a library prints.
+
+    Returns:
+        Standard output.
     """
     for number in range(3):
         try:
@@ -45,8 +61,9 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
     codecs.register_error(_ANY_TEXT, _encode_any)
-    sys.stdout = _wrap(_Output(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _wrap(_Complaints(2, "w", closefd=False), sys.stderr)
+    output = Output(1, "w", closefd=False)
+    sys.stdout, sys.stderr = _wrap(output, sys.stdout), _wrap(_Complaints(2, "w", closefd=False), sys.stderr)
+    return output
 
 
 def discard_output() -> None:

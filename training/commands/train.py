@@ -285,7 +285,11 @@ def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return nullcontext()
-    return SummaryWriter(folder)
+    try:
+        return SummaryWriter(folder)
+    except UnicodeEncodeError:
+        warn(f"no events for TensorBoard, which takes no folder whose name is not UTF-8: {folder}")
+        return nullcontext()
 
 
 def _write_report(run: Run, dataset: Dataset) -> Path:
