@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-container clean
+.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-slow test-container clean
 
 quickstart: $(READY)
 	rm -rf evalmode-quickstart
@@ -44,6 +44,14 @@ test-protobuf7:
 test-native: $(READY)
 	$(BIN)/python -m pytest -q --transport native tests/conformance \
 	  $(foreach name,access client grpcio limits_on_the_wire metrics native open_inference state,tests/serving/test_$(name).py)
+
+# The wheel as a user would install it, bare and with serve, each in an environment of its own.
+test-installs: $(READY)
+	$(BIN)/python -m pytest -q -m installs tests/installs
+
+# What takes minutes or downloads gigabytes: every other way to install evalmode.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
 
 # Both images, and the whole story in containers. CONTAINER is docker, podman or a wrapper of one.
 test-container:

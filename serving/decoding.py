@@ -17,12 +17,13 @@ from itertools import count
 from serving.errors import ImageNeedsTooMuchMemory
 from serving.headers import Header
 from serving.memory import choose_decode_bytes
-from serving.pixels import PLAIN_PIXELS, STRIP_PIXELS, PixelContract
+from serving.pixels import COPIED_PIXELS, STRIP_PIXELS, PixelContract, Pixels, decode_announced
 from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which anybody may send
 SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
 PACE_BYTES_PER_S = 100 * MIB  # a large image waits so much longer than a small one that comes after it
 
@@ -45,12 +46,40 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     total = BASE_BYTES + header.decoder_bytes + header.row_bytes + SIDE_BYTES * (width + height)
     if header.direct != mode:
         total += pixels * pixel_bytes + STRIP_BYTES * min(pixels, max(STRIP_PIXELS, width))
-    elif header.colours and pixels <= PLAIN_PIXELS:
-        total += pixels * pixel_bytes  # an array first, then a picture to resize
+    if header.components and pixels <= COPIED_PIXELS:
+        total += 3 * pixels  # an array first, then a picture
     sides = max(width, height), min(width, height)
     total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the resize's two passes
     total += pixel_bytes * sides[0] * min(contract.height, sides[1])
     return total + 2 * pixel_bytes * contract.width * contract.height
+
+
+class _ExifLog:
+    """Logs that the orientation of an image may be lost, at most once a minute."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def note(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + EXIF_PAUSE_S
+            log.warning("the EXIF block of an image is damaged: it is taken as upright; logged at most once a minute")
+
+
+_exif_log = _ExifLog()
+
+
+def decode_requested(header: Header, contract: PixelContract) -> Pixels:
+    """Decode an image of a request, as ``decode_announced``; where its EXIF block is damaged, a log record says so.
+
+    Args:
+        header: what it announces.
+        contract: what its pixels become.
+    """
+    if header.exif_damaged:
+        _exif_log.note()
+    return decode_announced(header, contract)
 
 
 @dataclass(order=True)

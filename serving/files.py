@@ -1,8 +1,12 @@
-"""Files that are read again when they change."""
+"""Files: read again when they change, written whole or not at all."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 Signature = tuple[int, ...]
 
@@ -14,3 +18,57 @@ def sign_file(path: Path) -> Signature:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in every ``OSError`` which file it is of: that of a full disk names none, that of a partial file another."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file, whole and on the disk, or not at all.
+
+    Args:
+        path: of the file; where a link leads to, and a device or a pipe, is written to and stays what it is.
+        content: bytes, or text that is written as UTF-8.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
+    """
+    encoded = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    place = Path(os.path.realpath(path))
+    with naming(path):
+        if place.exists() and not place.is_file():
+            place.write_bytes(encoded)
+            return
+        partial = place.with_name(place.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(encoded)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Find out early whether files can be written into a folder: what is to lie there may take long to make.
+
+    Raises:
+        OSError: they cannot, or it is no folder; names the folder.
+    """
+    with naming(folder), TemporaryFile(dir=folder) as file:
+        file.write(b"0")
+        file.flush()
+
+
+def find_existing(folder: Path) -> Path:
+    """A folder, or the first above it that is there: it is where the missing ones would be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -26,7 +26,8 @@ MAX_SEGMENTS = 512  # of a JPEG before its first scan. A colour profile has at m
 MAX_FILL_BYTES = 65_536  # between the segments of a JPEG: Pillow skips them one by one
 MAX_SCAN_PIXELS = 1_000_000_000  # 20 scans of 50 million pixels; progressive JPEGs have about 10
 MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run lengths in Python, one by one
-MAX_TEXT_BYTES = 4 * 2**20  # of a PNG's text once it is unpacked: Pillow's limit is 1 MiB, in up to four copies
+MAX_TEXT_BYTES = 4 * 2**20  # of a PNG's text once it is unpacked: the orientation is looked for in so much
+MAX_PROFILE_DIGITS = 2**18  # of an EXIF block as text: a JPEG's, where it comes from, has at most 2 x 65,533
 MAX_SIDE = 65_535  # JPEG's own; a row is decoded, composited and resized as a whole
 MAX_WEBP_PIXELS = 2**24  # Pillow copies a WebP while it holds the interpreter's lock
 GLANCE_BYTES = 4096  # of a JPEG whose segments and scans need not be counted: even a scan every 10 bytes ...
@@ -37,7 +38,8 @@ JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 _MARKER = re.compile(rb"(?s:(?:[^\xff]++|\xff++\x00)*+\xff++([\x01-\xfe]))")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # what stands before a JPEG's orientation, in EXIF and in XMP
-_MODES = {"YCbCr": "RGB", "Gray": "L"}
+_COMPONENTS = {"YCbCr": 3, "Gray": 1}  # of a JPEG, by simplejpeg's names for its colours
+_MODES = {3: "RGB", 1: "L"}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 0x0112
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's types of whole numbers, and how long they are
@@ -52,7 +54,7 @@ _WEBP_CODES, _WEBP_CODES_BITS = 65_536, 20  # sets of Huffman codes, at most, an
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_PNG_ORIENTED = (b"exif\0", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_PNG_EXIF, _PNG_PROFILE, _PNG_XMP = b"exif\0", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
 _PNG_BYTES = {(8, 2): 4, (16, 2): 4, (8, 4): 4, (16, 4): 4, (8, 6): 4, (16, 6): 4, (16, 0): 2}  # else 1
 
 
@@ -63,14 +65,16 @@ class Header(NamedTuple):
         format: by Pillow's name.
         width: in pixels, before the orientation is applied.
         height: in pixels, likewise.
-        orientation: 1 to 8 of a JPEG; 1 where it is told later.
+        orientation: 1 to 8 of a JPEG; 1 of other formats, see ``oriented``.
         image: all of it.
         kept: where the parts are that the decoder is given; empty: all of it.
         decoder_bytes: memory that the decoder takes for the picture and for its own use.
         row_bytes: memory of one row of its buffers.
-        colours: of a JPEG, by simplejpeg's name; "": of another format, or damaged.
+        components: of a JPEG that libjpeg-turbo decodes by itself: 1 grey, 3 colour, 4 CMYK or YCCK; 0: of any other.
         direct: the mode, RGB or L, that the decoder gives and that may be all there is to do; "": another, or alpha to
             composite, or an orientation to apply.
+        oriented: of a PNG, the chunks that may hold its orientation: the name, and where the content starts and ends.
+        exif_damaged: whether an orientation may have been lost with a damaged EXIF block.
     """
 
     format: str
@@ -81,8 +85,10 @@ class Header(NamedTuple):
     kept: tuple[tuple[int, int], ...]
     decoder_bytes: int
     row_bytes: int = 0
-    colours: str = ""
+    components: int = 0
     direct: str = ""
+    oriented: tuple[tuple[bytes, int, int], ...] = ()
+    exif_damaged: bool = False
 
     def cut(self) -> bytes:
         """What the decoder is given."""
@@ -142,6 +148,25 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
     return 1 if found is None else found
 
 
+def is_exif_damaged(exif: bytes) -> bool:
+    """Whether an EXIF block is damaged where it would tell the orientation.
+
+    Args:
+        exif: from its ``Exif`` or from its TIFF header on; may be empty.
+    """
+    tiff = exif[6:] if exif.startswith(_EXIF) else exif
+    if not tiff.strip(b"\0"):
+        return False
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if not order or len(tiff) < 8:
+        return True
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return True
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    return bool(start + 2 + 12 * count > len(tiff))
+
+
 def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
     """Refuse an image by what its header announces.
 
@@ -173,14 +198,15 @@ def _glance_at_jpeg(image: bytes, limits: Limits) -> Header | None:
     if len(image) > GLANCE_BYTES or ORIENTED[0] in image or ORIENTED[1] in image:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
-    except ValueError:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image, strict=False)
+    except (ValueError, KeyError):  # KeyError: sampling factors without a name
         return None
     padded = (width + 31) * (height + 31)
-    if colours not in _MODES or padded * len(image) > GLANCE_WORK:
+    components = _COMPONENTS.get(colours, 0)
+    if not components or padded * len(image) > GLANCE_WORK:
         return None
     check_pixel_count((width, height), limits)
-    return Header("JPEG", width, height, 1, image, (), 12 * padded, 0, colours, _MODES[colours])
+    return Header("JPEG", width, height, 1, image, (), 12 * padded, 0, components, _MODES[components])
 
 
 def _read_jpeg(image: bytes, limits: Limits) -> Header:
@@ -222,7 +248,8 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
     if frame is None:
         raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")
     check_pixel_count(struct.unpack_from(">xHH", frame[1])[::-1], limits)
-    return _describe_jpeg(image, kept, frame, start + 2, find_orientation(exif, xmp))
+    header = _describe_jpeg(image, kept, frame, start + 2, find_orientation(exif, xmp))
+    return header._replace(exif_damaged=is_exif_damaged(exif))
 
 
 def _describe_jpeg(
@@ -258,30 +285,32 @@ def _describe_jpeg(
             scans=scans,
             limit_scans=MAX_SCAN_PIXELS * scans // work,
         )
+    components = count if count in (1, 3, 4) else 0
     try:
-        *size, colours, _ = simplejpeg.decode_jpeg_header(image)
-    except ValueError:
-        size, colours = [height, width], ""
-    if size != [height, width]:
-        raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
-    direct = _MODES.get(colours, "") if orientation == 1 else ""
+        if simplejpeg.decode_jpeg_header(image, strict=False)[:2] != (height, width):
+            raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
+    except KeyError:  # sampling factors without a name
+        pass
+    except ValueError:  # sampling factors that TurboJPEG does not decode, and Pillow does; or a damaged header
+        components = 0
+    direct = _MODES.get(components, "") if orientation == 1 else ""
     decoder_bytes += len(image)  # the parts that are kept, joined
     return Header(
-        *("JPEG", width, height, orientation, image, tuple(kept), decoder_bytes, 64 * width * count, colours, direct)
+        *("JPEG", width, height, orientation, image, tuple(kept), decoder_bytes, 64 * width * count, components, direct)
     )
 
 
 def _read_png(image: bytes, limits: Limits) -> Header:
-    """Walk the chunks; keep those that decide pixels or their orientation, these first."""
+    """Walk the chunks; keep those that decide pixels, and find those of the orientation: of equals the last counts."""
     (name, start, end), *_ = islice(_walk_png(image), 1)
     if name != b"IHDR":
         raise ImageUnreadable("image is truncated or damaged: a PNG without its header", cause="no header")
     width, height, depth, colour_type = struct.unpack_from(">IIBB", image, start)
     check_pixel_count((width, height), limits)
-    oriented: list[tuple[int, int]] = []
+    oriented: dict[bytes, tuple[bytes, int, int]] = {}
     kept: list[tuple[int, int]] = []
-    whole, decoder_bytes = memoryview(image), 0
-    data = dropped = transparent = texts = False
+    whole = memoryview(image)
+    data = dropped = transparent = False
     for name, start, end in _walk_png(image):
         if name in _PNG_PIXELS:
             kept.append((start - 8, end + 4))
@@ -293,17 +322,65 @@ def _read_png(image: bytes, limits: Limits) -> Header:
             raise ImageUnreadable(
                 f"image is truncated or damaged: the checksum of the chunk at byte {start - 8}", cause="checksum"
             )
-        text = name in _PNG_TEXTS and image.startswith(_PNG_ORIENTED, start)
-        if name == b"eXIf" or text:
-            oriented.append((start - 8, end + 4))
-            decoder_bytes += 4 * (end - start)
-            texts = texts or text
+        if name == b"eXIf":
+            oriented[_PNG_EXIF] = name, start, end
+        elif name == b"tEXt" and image.startswith(_PNG_EXIF, start):  # as Pillow reads it, too
+            oriented[_PNG_EXIF] = name, start + len(_PNG_EXIF), end
+        elif name in _PNG_TEXTS and image.startswith((_PNG_PROFILE, _PNG_XMP), start):
+            oriented[image[start : start + 3]] = name, start, end  # "Raw" or "XML"
+    decoder_bytes = sum(4 * (end - start) + 2 * MAX_TEXT_BYTES for _, start, end in oriented.values())
     bytes_per_pixel = _PNG_BYTES.get((depth, colour_type), 1)
-    decoder_bytes += width * height * bytes_per_pixel + (len(image) if dropped else 0) + texts * MAX_TEXT_BYTES
+    decoder_bytes += width * height * bytes_per_pixel + (len(image) if dropped else 0)
     row_bytes = -(-width * depth * {2: 3, 4: 2, 6: 4}.get(colour_type, 1) // 8)
     direct = "" if transparent or oriented else {0: "L" if depth in (2, 4, 8) else "", 2: "RGB"}.get(colour_type, "")
-    parts = ((0, 8), *kept[:1], *oriented, *kept[1:]) if dropped else ()
-    return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, "", direct)
+    parts = ((0, 8), *kept) if dropped else ()
+    found = tuple(oriented.values())
+    _, start, end = oriented.get(_PNG_EXIF, (b"", 0, 0))
+    damaged = is_exif_damaged(image[start:end])
+    return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, 0, direct, found, damaged)
+
+
+def find_png_orientation(header: Header) -> int:
+    """The orientation of a PNG: in its EXIF chunk, else in an EXIF block as text, else in XMP; 1 where there is none.
+
+    Args:
+        header: What it announces.
+    """
+    exif, profile, xmp = b"", b"", b""
+    for name, start, end in header.oriented:
+        content = header.image[start:end]
+        if content.startswith(_PNG_XMP):
+            xmp = _read_text(name, content)
+        elif content.startswith(_PNG_PROFILE):
+            profile = _read_text(name, content)
+        else:
+            exif = content
+    if not exif and profile:
+        digits = b"".join(profile[: 2 * MAX_PROFILE_DIGITS].split(b"\n")[3:])[:MAX_PROFILE_DIGITS]
+        try:
+            exif = bytes.fromhex(digits.decode("ascii"))
+        except ValueError:
+            exif = b""
+    return find_orientation(exif, xmp)
+
+
+def _read_text(name: bytes, content: bytes) -> bytes:
+    """The text of a PNG's chunk, unpacked as far as it is looked at; empty where it is damaged.
+
+    Args:
+        name: ``tEXt``, ``zTXt`` or ``iTXt``.
+        content: From the keyword on.
+    """
+    _, _, text = content.partition(b"\0")
+    packed = name == b"zTXt" or (name == b"iTXt" and text[:1] != b"\0")
+    if name == b"iTXt":  # the method, the language and the keyword in it
+        text = b"\0".join(text[2:].split(b"\0", 2)[2:])
+    elif name == b"zTXt":
+        text = text[1:]
+    try:
+        return zlib.decompressobj().decompress(text, MAX_TEXT_BYTES) if packed else text
+    except zlib.error:
+        return b""
 
 
 def _walk_png(image: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -328,6 +405,29 @@ def _walk_png(image: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise ImageTooComplex(f"a PNG of more than {MAX_PIECES} chunks: save it again as one", limit_chunks=MAX_PIECES)
 
 
+def check_png(image: bytes) -> None:
+    """Check what Pillow leaves unread: that a PNG is there to its end, and the checksum of every chunk.
+
+    Args:
+        image: All of it.
+
+    Raises:
+        ImageUnreadable: It ends before its last chunk, or a chunk is damaged.
+    """
+    whole = memoryview(image)
+    ended = False
+    for name, start, end in _walk_png(image):
+        if end + 4 > len(image):
+            break
+        ended = name == b"IEND"
+        if zlib.crc32(whole[start - 4 : end]) != struct.unpack_from(">I", image, end)[0]:
+            raise ImageUnreadable(
+                f"image is truncated or damaged: the checksum of the chunk at byte {start - 8}", cause="checksum"
+            )
+    if not ended:
+        raise ImageUnreadable("image is truncated or damaged: a PNG without its end", cause="truncated")
+
+
 def _read_webp(image: bytes, limits: Limits) -> Header:
     """The canvas, of the first chunk, and how many there are."""
     kind, direct = image[12:16], "RGB"
@@ -349,10 +449,12 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
             pixels=width * height,
             limit_pixels=MAX_WEBP_PIXELS,
         )
-    position, kinds = 12, Counter[bytes]()
+    position, kinds, exif = 12, Counter[bytes](), b""
     while position + 8 <= len(image):
         (length,) = struct.unpack_from("<I", image, position + 4)
         kinds[image[position : position + 4]] += 1
+        if image.startswith(b"EXIF", position):
+            exif = image[position + 8 : position + 8 + length]
         position += 8 + length + (length & 1)
         if kinds.total() > MAX_WEBP_PIECES:
             raise ImageTooComplex(
@@ -364,7 +466,8 @@ def _read_webp(image: bytes, limits: Limits) -> Header:
     if kinds.keys() & {b"VP8L", b"ALPH", b"ANMF"}:  # lossless: the frame, and its Huffman codes, by blocks of pixels
         codes = min(_WEBP_CODES, -(-width // 4) * -(-height // 4), 8 * len(image) // _WEBP_CODES_BITS)
         decoder_bytes += 4 * width * height + 6144 * codes + min(4096 * codes, 256 * len(image))
-    return Header("WEBP", width, height, 1, image, (), decoder_bytes, 64 * width, "", direct)
+    damaged = is_exif_damaged(exif)
+    return Header("WEBP", width, height, 1, image, (), decoder_bytes, 64 * width, 0, direct, (), damaged)
 
 
 def _read_bmp(image: bytes, limits: Limits) -> Header:
@@ -388,4 +491,4 @@ def _read_bmp(image: bytes, limits: Limits) -> Header:
             )
         bytes_per_pixel += 4  # the decoder's own copies
     direct = "RGB" if bits in (16, 24) else ""
-    return Header("BMP", width, height, 1, image, (), pixels * bytes_per_pixel, 2 * (width * bits // 8), "", direct)
+    return Header("BMP", width, height, 1, image, (), pixels * bytes_per_pixel, 2 * (width * bits // 8), 0, direct)

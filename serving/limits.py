@@ -11,7 +11,7 @@ LARGEST_BATCH = 64  # every certificate is proven up to here
 
 # The image formats that are decoded, by Pillow's names, and how their files end.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp")
 
 
 def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> int:
@@ -74,3 +74,6 @@ class Limits:
             value, low, high = getattr(self, limit.name), limit.metadata["minimum"], limit.metadata["maximum"]
             if not low <= value <= high:
                 raise UsageError(f"--{limit.name.replace('_', '-')} {value} is outside {low}..{high}")
+
+
+OWN_IMAGES = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # files of one's own, not requests

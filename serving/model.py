@@ -124,8 +124,15 @@ class Model:
         """What ``rank`` finds."""
         return tuple(Score(*ranked) for ranked in self.rank(probabilities, top_k))
 
-    def predict(self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K) -> Prediction:
-        """Classify one image, given as encoded bytes or as a path.
+    def predict(
+        self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+    ) -> Prediction:
+        """Classify one image.
+
+        Args:
+            image: encoded bytes, or a path.
+            top_k: labels, the likeliest first.
+            limits: how large it may be; by default what a server takes.
 
         Raises:
             ImageError: the image cannot be decoded.
@@ -133,7 +140,7 @@ class Model:
         """
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
         started = time.perf_counter()
-        pixels = decode_image(encoded, self.manifest.pixels, Limits())
+        pixels = decode_image(encoded, self.manifest.pixels, limits or Limits())
         decoded = time.perf_counter()
         probabilities, _ = self.classify(pixels[np.newaxis])
         inferred = time.perf_counter()

@@ -6,7 +6,8 @@ Every rule here is a row of the decoding table in docs/architecture.md and a tes
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from serving.errors import (
     ImageEmpty,
@@ -24,7 +25,7 @@ from serving.errors import (
     ImageUnreadable,
     PixelsMismatch,
 )
-from serving.headers import Header, find_orientation, read_header
+from serving.headers import Header, check_png, find_orientation, find_png_orientation, read_header
 from serving.limits import IMAGE_FORMATS, Limits
 
 Pixels = npt.NDArray[np.uint8]
@@ -41,9 +42,29 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
 }
 SIDEWAYS = (5, 6, 7, 8)  # the stored picture's rows are columns of the upright one
 FROM_THE_END = (3, 4, 6, 7)  # the stored picture's first row is the upright one's last row or column
+COPIED_PIXELS = 2**20  # of a JPEG: copying what is decoded is faster than resizing a fourth channel with it
 STRIP_PIXELS = 2**17  # what is converted at a time: a few MiB, and some milliseconds
-PLAIN_PIXELS = 2**20  # of a JPEG that is decoded into an array first
-PLAIN = {("YCbCr", 3): "RGB", ("Gray", 3): "RGB", ("Gray", 1): "GRAY"}  # a JPEG's colours, the channels wanted
+OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {  # what Image.open calls, without a limit of its own
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+}
+BRANDS = {  # of files that begin with an ftyp box. Source: ISO/IEC 23008-12, annex B; AV1 Image File Format
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"},
+}
+FTYP_BYTES = 256  # of an ftyp box that are looked at
+JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a codestream, a container
+PLAIN = {1: "GRAY", 3: "RGB"}  # channels -> simplejpeg's name
+
+# What libjpeg-turbo remarks on in photos whose pixels are whole, and the header as it should be. Source: photos of
+# some editors say JFIF 0.xx; panoramas of Samsung's phones end the spectral selection of a baseline scan at 0, see
+# stb_image.h ("should be 63, but might be 0").
+HARMLESS = (
+    (re.compile(rb"(?<=JFIF\0)\0"), b"\1"),
+    (re.compile(rb"(?s)(?<=\xff\xda\x00)(\x08\x01..|\x0c\x03.{6})\0\0\0"), b"\\1\0\x3f\0"),
+)
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -98,15 +119,13 @@ def announce_image(image: bytes, limits: Limits) -> Header:
 
 def decode_announced(header: Header, contract: PixelContract) -> Pixels:
     """Decode an image whose header was read, as ``decode_image``."""
-    decoded = _decode(header, contract.channels)
-    if isinstance(decoded, np.ndarray):
-        if decoded.shape == contract.shape:
-            return decoded
-        decoded = Image.fromarray(decoded if contract.channels == 3 else decoded[:, :, 0])
     size = (contract.width, contract.height)
+    if (header.width, header.height) == size and _is_plain_jpeg(header, contract.channels):
+        return _decompress(header, PLAIN[contract.channels])
+    decoded = _decode(header, contract.channels)
     if decoded.size != size:
         decoded = ImageOps.fit(decoded, size, Image.Resampling.BILINEAR)
-    return np.asarray(decoded).reshape(contract.shape)
+    return _to_pixels(decoded, contract.channels)
 
 
 def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
@@ -118,10 +137,14 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: as ``decode_image``.
     """
-    decoded = _decode(announce_image(image, limits), channels)
-    if isinstance(decoded, np.ndarray):
-        return decoded
-    return np.asarray(decoded).reshape(decoded.height, decoded.width, channels)
+    return decode_announced_whole(announce_image(image, limits), channels)
+
+
+def decode_announced_whole(header: Header, channels: int) -> Pixels:
+    """Decode an image whose header was read, as ``decode_whole``."""
+    if _is_plain_jpeg(header, channels):
+        return _decompress(header, PLAIN[channels])
+    return _to_pixels(_decode(header, channels), channels)
 
 
 def probe_image(image: bytes, limits: Limits) -> PixelContract:
@@ -130,13 +153,19 @@ def probe_image(image: bytes, limits: Limits) -> PixelContract:
     Raises:
         ImageError: as ``decode_image``, as far as the header tells.
     """
-    header = announce_image(image, limits)
-    with _opened(header) as opened:
-        width, height = opened.size
-        if _orientation(header, opened) in SIDEWAYS:
-            width, height = height, width
-        grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
-        return PixelContract(height, width, 1 if grey else 3)
+    return probe_announced(announce_image(image, limits))
+
+
+def probe_announced(header: Header) -> PixelContract:
+    """Read the shape of an image whose header was read, as ``probe_image``."""
+    if header.components:
+        size, orientation, grey = (header.width, header.height), header.orientation, header.components == 1
+    else:
+        with _opened(header) as opened:
+            size, orientation = opened.size, _orientation(header, opened)
+            grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
+    width, height = size[::-1] if orientation in SIDEWAYS else size
+    return PixelContract(height, width, 1 if grey else 3)
 
 
 def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContract) -> Pixels:
@@ -169,41 +198,101 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _opened(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow; whatever it raises on hostile bytes becomes an ImageError."""
     try:
-        with Image.open(io.BytesIO(header.cut()), formats=(header.format,)) as opened:
+        with OPENERS[header.format](io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it announces two sizes", cause="two sizes")
             yield opened
     except ImageError:
         raise
     except Exception as error:  # decoders raise a dozen types: OSError, SyntaxError, ValueError, struct.error, ...
-        raise ImageUnreadable(f"image is truncated or damaged: {error}", cause=error) from error
+        raise _damaged(error) from error
 
 
-def _decode(header: Header, channels: int) -> Image.Image | Pixels:
-    """An image upright and in the colours wanted, of its own size: a picture, or uint8 (height, width, channels)."""
-    pixels = _decode_plain_jpeg(header, channels)
-    if pixels is not None:
-        return pixels
+def _decode(header: Header, channels: int) -> Image.Image:
+    """An image upright, of its own size and in the colours wanted; RGBX may stand for RGB.
+
+    Raises:
+        ImageUnreadable: It is damaged, as far as the format's decoder knows.
+    """
+    if header.components:
+        return _make_upright(_decode_jpeg(header, channels), header.orientation, channels)
+    if header.format == "PNG":
+        check_png(header.image)
     with _opened(header) as opened:
         opened.load()  # raises where the image is damaged
         return _make_upright(opened, _orientation(header, opened), channels)
 
 
-def _decode_plain_jpeg(header: Header, channels: int) -> Pixels | None:
-    """A JPEG by the library that Pillow calls, too: the same bits, without Pillow's parsing.
+def _is_plain_jpeg(header: Header, channels: int) -> bool:
+    """Whether what libjpeg-turbo decodes are the pixels wanted, if no other size is."""
+    return header.orientation not in TURNS and (header.components, channels) in ((3, 3), (1, 3), (1, 1))
+
+
+def _decode_jpeg(header: Header, channels: int) -> Image.Image:
+    """A JPEG as a picture, a large one of RGBX, which shares the memory of what was decoded.
+
+    TurboJPEG gives the bits of Pillow's decoder, which is the same library, and raises where that only warns.
+    """
+    size = (header.width, header.height)
+    if header.components == 1 and channels == 1:
+        return Image.frombuffer("L", size, _decompress(header, "GRAY"), "raw", "L", 0, 1)
+    if header.components != 4 and header.width * header.height <= COPIED_PIXELS:
+        return Image.fromarray(_decompress(header, "RGB"))
+    if header.components == 4:
+        pixels = _decompress(header, "CMYK")
+        np.invert(pixels, out=pixels)  # as Adobe's applications store it, and Pillow reads it
+        return Image.frombuffer("CMYK", size, pixels, "raw", "CMYK", 0, 1)
+    return Image.frombuffer("RGBX", size, _decompress(header, "RGBX"), "raw", "RGBX", 0, 1)
+
+
+def _decompress(header: Header, colours: str) -> Pixels:
+    """A JPEG by TurboJPEG.
+
+    Args:
+        header: What it announces.
+        colours: simplejpeg's name for those wanted.
 
     Returns:
-        uint8 (height, width, channels); None where Pillow has to look: another format, other colours, damaged or to be
-        turned; or large, because these pixels would have to be copied into a picture.
+        uint8 (height, width, channels).
+
+    Raises:
+        ImageUnreadable: libjpeg-turbo warns of corrupt or missing data.
     """
-    colours = PLAIN.get((header.colours, channels))
-    if colours is None or header.orientation in TURNS or header.width * header.height > PLAIN_PIXELS:
-        return None
+    image = header.image  # all of it: bytes between segments are damage, too
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(header.image, colours)
-    except (ValueError, MemoryError):
-        return None
+        pixels: Pixels = simplejpeg.decode_jpeg(image, colours)
+    except (ValueError, MemoryError) as error:
+        mended = _mend_header(image)
+        if mended == image:
+            raise _damaged(error) from error
+    else:
+        return _check_size(pixels, header)
+    try:
+        return _check_size(simplejpeg.decode_jpeg(mended, colours), header)
+    except (ValueError, MemoryError) as error:
+        raise _damaged(error) from error
+
+
+def _mend_header(image: bytes) -> bytes:
+    for pattern, right in HARMLESS:
+        image = pattern.sub(right, image)
+    return image
+
+
+def _check_size(pixels: Pixels, header: Header) -> Pixels:
+    if pixels.shape[:2] != (header.height, header.width):
+        raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
     return pixels
+
+
+def _to_pixels(picture: Image.Image, channels: int) -> Pixels:
+    """uint8 (height, width, channels)."""
+    pixels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+    return pixels if pixels.shape[2] == channels else np.ascontiguousarray(pixels[:, :, :channels])
+
+
+def _damaged(error: Exception) -> ImageUnreadable:
+    return ImageUnreadable(f"image is truncated or damaged: {error}", cause=error)
 
 
 def _make_upright(picture: Image.Image, orientation: int, channels: int) -> Image.Image:
@@ -213,7 +302,7 @@ def _make_upright(picture: Image.Image, orientation: int, channels: int) -> Imag
     """
     mode = "RGB" if channels == 3 else "L"
     turn = TURNS.get(orientation)
-    if picture.mode == mode and turn is None and not picture.has_transparency_data:
+    if picture.mode in (mode, f"{mode}X") and turn is None and not picture.has_transparency_data:
         return picture
     size = picture.size[::-1] if orientation in SIDEWAYS else picture.size
     upright = Image.new(mode, size, None)
@@ -229,30 +318,42 @@ def _make_upright(picture: Image.Image, orientation: int, channels: int) -> Imag
 
 def _unidentified(image: bytes) -> ImageError:
     """Tell an image of another format from bytes that are no image, by their first bytes alone."""
+    name = _find_brand(image) or _find_format(image)
+    allowed = ", ".join(IMAGE_FORMATS)
+    if not name:
+        return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
+    hint = "; iPhones save JPEGs with Settings, Camera, Formats, Most Compatible" if name == "HEIC" else ""
+    return ImageFormatNotAllowed(
+        f"{name} images are not served: convert it to one of {allowed}{hint}", format=name, allowed=allowed
+    )
+
+
+def _find_brand(image: bytes) -> str:
+    """HEIC or AVIF, by the brands of an ISO base media file; "" for others."""
+    if image[4:8] != b"ftyp":
+        return ""
+    brands = {image[start : start + 4] for start in (8, *range(16, min(int.from_bytes(image[:4]), FTYP_BYTES), 4))}
+    return next((name for name, known in BRANDS.items() if brands & known), "")
+
+
+def _find_format(image: bytes) -> str:
+    """Pillow's name of a format that is not decoded; "" where it knows none."""
     Image.init()
     prefix = image[:16].ljust(16, b"\0")
     known = (
         name for name, (_, accept) in Image.OPEN.items() if name not in IMAGE_FORMATS and accept and accept(prefix)
     )
-    name = next(known, None)
-    allowed = ", ".join(IMAGE_FORMATS)
-    if name is None:
-        return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
-    return ImageFormatNotAllowed(f"{name} images are not served: send one of {allowed}", format=name, allowed=allowed)
+    return next(known, "JPEG XL" if image.startswith(JPEG_XL) else "")
 
 
 def _orientation(header: Header, opened: Image.Image) -> int:
     """The orientation, 1 to 8; 1 where there is none, or a damaged block, on which Pillow's reader would stumble."""
     if header.format == "JPEG":
         return header.orientation
+    if header.format == "PNG":
+        return find_png_orientation(header)
     info: dict[Any, Any] = opened.info
-    exif, xmp = info.get("exif"), info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-    try:
-        if exif is None and (raw := info.get("Raw profile type exif")):
-            exif = bytes.fromhex("".join(raw.split("\n")[3:]))
-        return find_orientation(exif or b"", xmp.encode() if isinstance(xmp, str) else xmp)
-    except Exception:
-        return 1
+    return find_orientation(info.get("exif") or b"", info.get("xmp") or b"")
 
 
 def _to_colours(picture: Image.Image, channels: int) -> Image.Image:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import ArtifactInvalid, NameInvalid
+from serving.files import naming
 
 ARTIFACT_FILE = "model.onnx"
 WITHDRAWN = ".withdrawn-"  # before the number of a version that was taken back
@@ -202,7 +203,7 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     repository.mkdir(parents=True, exist_ok=True)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=repository))
     try:
-        with (incoming / ARTIFACT_FILE).open("wb") as file:
+        with naming(repository), (incoming / ARTIFACT_FILE).open("wb") as file:
             file.write(artifact)
             file.flush()
             os.fsync(file.fileno())

@@ -44,6 +44,27 @@ def pytest_configure(config: pytest.Config) -> None:
     transport = config.getoption("--transport")
 
 
+@pytest.fixture
+def readable_folder() -> Iterator[Path]:
+    """A folder that every user may read, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up root's rights, before which no permission counts."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
     """The colour graph, certified; one that is slow on purpose goes without a certificate."""
     graph = colour_graph(slow_steps)

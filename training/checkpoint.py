@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from serving.files import write_atomically
 from training.errors import NetworkError, RunError
-from training.run import write_atomically
 
 KEPT = 2
 NETWORK = "network."
@@ -100,7 +100,7 @@ def load_checkpoint(
     """
     path = folder / f"checkpoint-{epoch}.safetensors"
     try:
-        told = json.loads(path.with_suffix(".json").read_text())
+        told = json.loads(path.with_suffix(".json").read_text("utf-8"))
         best, backed_off = Epoch(**told["best"]), int(told["backed_off"])
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != told["sha256"]:

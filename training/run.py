@@ -16,6 +16,8 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from serving.files import naming, write_atomically
+from serving.limits import OWN_IMAGES, Limits
 from serving.pixels import PixelContract
 from training.datasets import Dataset
 from training.errors import RunError
@@ -37,15 +39,36 @@ class RunConfig:
     labels: tuple[str, ...]
     shape: tuple[int, int, int]  # height, width, channels
     recipe: Recipe
+    max_image_bytes: int = OWN_IMAGES.max_image_bytes
+    max_image_pixels: int = OWN_IMAGES.max_image_pixels
 
     @classmethod
     def of(
-        cls, dataset: Dataset, image_size: tuple[int, int] | None, skip_unreadable: bool, recipe: Recipe
+        cls,
+        dataset: Dataset,
+        image_size: tuple[int, int] | None,
+        skip_unreadable: bool,
+        recipe: Recipe,
+        limits: Limits = OWN_IMAGES,
     ) -> RunConfig:
-        """Record a data set and a recipe."""
+        """Record a data set, how it was read, and a recipe.
+
+        Args:
+            dataset: what is trained on.
+            image_size: (height, width) that images were brought to.
+            skip_unreadable: whether files that cannot be read were left out.
+            recipe: how it is trained.
+            limits: how large an image may be.
+        """
         source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
         shape = dataset.contract.shape
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe)
+        sizes = limits.max_image_bytes, limits.max_image_pixels
+        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
+
+    @property
+    def limits(self) -> Limits:
+        """How large an image of the data may be."""
+        return Limits(self.max_image_bytes, self.max_image_pixels)
 
     def build_network(self) -> nn.Module:
         """The network of this run, freshly initialised."""
@@ -118,7 +141,7 @@ class Run:
             RunError: no run there, or one of another format.
         """
         try:
-            facts = json.loads((folder / "run.json").read_text())
+            facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:
                 raise RunError(f"{folder} was written by another version of evalmode: train again")
             facts["recipe"] = Recipe(**facts["recipe"])
@@ -146,7 +169,7 @@ class Run:
         """
         path = self._weights(which)
         try:
-            network.load_state_dict(safetensors.torch.load_file(path))
+            network.load_state_dict(safetensors.torch.load(path.read_bytes()))  # it opens no path that is not UTF-8
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
@@ -156,13 +179,14 @@ class Run:
     def keep_metrics(self, epoch: int) -> None:
         """Forget the lines of ``metrics.jsonl`` after an epoch, and what was written of one when a process died."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if epoch and path.exists() else []
+        lines = path.read_text("utf-8").splitlines(keepends=True) if epoch and path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("epoch", epoch + 1) <= epoch]
         write_atomically(path, "".join(kept))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -185,13 +209,3 @@ def claim_folder(folder: Path) -> None:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
         raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume goes on with a run")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file, whole and on the disk, or not at all; text is UTF-8."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

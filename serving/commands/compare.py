@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from serving.commands.image_limits import image_limit_options
+from serving.commands.output import Output, output_options
+from serving.files import check_writable
+from serving.limits import Limits
 
 if TYPE_CHECKING:
     from serving.proof.compare import Comparison
@@ -50,34 +56,66 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
 )
 @click.option("--max-changed", type=Share(), help="exit with 1 if more of the labels change, such as 2%")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write, with the pictures")
-def compare(old: Path, new: Path, images: Path, max_changed: float | None, page: Path | None) -> None:
+@image_limit_options(Limits())
+@output_options
+def compare(
+    old: Path,
+    new: Path,
+    images: Path,
+    max_changed: float | None,
+    page: Path | None,
+    max_image_bytes: int,
+    max_image_pixels: int,
+    output: Output,
+) -> None:
     """Say what changes for users if NEW replaces OLD: labels, gains and losses, latency."""
+    if page:
+        check_writable(page.parent)
     from serving.model import load_model
     from serving.proof.compare import compare as compare_models
 
-    comparison = compare_models(load_model(old), load_model(new), images)
-    _print(comparison)
+    comparison = compare_models(load_model(old), load_model(new), images, Limits(max_image_bytes, max_image_pixels))
+    for warning in comparison.warnings:
+        click.echo(f"evalmode: {warning}", err=True)
+    output.say(_describe(comparison))
     if page:
         from serving.proof.page import write_page
 
         write_page(page, comparison, str(old), str(new))
-        click.echo(f"page      {page}")
-    if max_changed is not None and comparison.share_changed > max_changed:
-        click.echo(f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {max_changed:.2%}")
+        output.say(f"page      {page}")
+    passed = max_changed is None or comparison.share_changed <= max_changed
+    facts = asdict(comparison) | {
+        "changed": [{**asdict(one), "path": str(one.path)} for one in comparison.changed],
+        "share_changed": comparison.share_changed,
+        "page": str(page) if page else None,
+        "passed": passed,
+    }
+    output.finish(facts)
+    if not passed:
+        click.echo(
+            f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {max_changed:.2%}", err=True
+        )
         sys.exit(1)
 
 
-def _print(comparison: Comparison) -> None:
+def _describe(comparison: Comparison) -> str:
     old, new = comparison.accuracies
     gained, lost = (sum(getattr(label, name) for label in comparison.labels) for name in ("gained", "lost"))
-    click.echo(
-        f"labels    {len(comparison.changed)} of {comparison.images} change ({comparison.share_changed:.2%})\n"
-        f"accuracy  {old:.4f} -> {new:.4f}: {gained} images gained, {lost} lost, McNemar's p {comparison.p:.3g}\n"
-        f"latency   {comparison.latency_ratio:.2f} of the old one's, one image alone"
-    )
+    lines = [
+        f"labels    {len(comparison.changed)} of {comparison.images} change ({comparison.share_changed:.2%})",
+        f"accuracy  {old:.4f} -> {new:.4f}: {gained} images gained, {lost} lost, McNemar's p {comparison.p:.3g}",
+        f"latency   {comparison.latency_ratio:.2f} of the old one's, one image alone",
+    ]
     table = Table("label", "images", "gained", "lost", box=None, pad_edge=False)
     uneven = sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost))
     for label in [label for label in uneven if label.gained or label.lost][:MOST_ROWS]:
         table.add_row(label.label, str(label.images), str(label.gained), str(label.lost))
     if table.row_count:
-        Console(highlight=False, markup=False, emoji=False).print(table)
+        console = Console(highlight=False, markup=False, emoji=False)
+        with console.capture() as rows:
+            console.print(table)
+        lines.append(rows.get().rstrip("\n"))
+    surest = [f"{one.path}: {one.label}, {one.old} -> {one.new}" for one in comparison.changed[:MOST_ROWS]]
+    if len(comparison.changed) > len(surest):
+        surest.append(f"... and {len(comparison.changed) - len(surest)} more: --page or --json shows them")
+    return "\n".join([*lines, *surest])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.metadata import requires
+from types import FrameType
 from typing import Any
 
 import click
 
 from serving import __version__
+from serving.commands.streams import discard_output, open_streams
 from serving.errors import EvalmodeError
 
 # Command -> where it is, and the extra it needs. Training is named here by a string, and imported by nobody.
@@ -25,11 +34,41 @@ COMMANDS = {
     "rollback": ("serving.commands.rollback:rollback", ""),
     "bench": ("serving.commands.bench:bench", "serve"),
 }
+PACKAGES = {  # where a package is imported by another name than it is installed
+    "PIL": "pillow",
+    "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "prometheus_client": "prometheus-client",
+    "pygrpc_native": "pygrpc-native",
+    "pythonjsonlogger": "python-json-logger",
+    "sklearn": "scikit-learn",
+}
 NO_THREAD = "can't start new thread"  # in Python's words
+ADVICE = {  # by the name of an error of the operating system
+    "ENOSPC": "free some space or choose another place",
+    "EDQUOT": "free some space or choose another place",
+    "EFBIG": "choose a place that takes larger files",
+    "EROFS": "choose a place that can be written to",
+    "EACCES": "choose a place that this user may use, or change its permissions",
+    "EPERM": "choose a place that this user may use, or change its permissions",
+    "ENOENT": "check the path",
+    "ENOTDIR": "check the path, what is there is no folder",
+    "EISDIR": "check the path, what is there is a folder",
+    "ENAMETOOLONG": "choose a shorter name",
+    "ELOOP": "its links lead in a circle",
+    "EMFILE": "raise the limit on open files",
+    "EIO": "is the disk, or what is mounted there, in order?",
+}
+
+
+class _Interrupted(Exception):
+    """Ctrl-C: click would print an empty line and exit with 1."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when it is asked for, and turns what went wrong into one line and an exit code."""
+    """Imports a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,28 +80,35 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), function)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0].lower(), COMMANDS, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"No such command {args[0]!r}: {meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _no_abort():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _no_abort():
             return super().invoke(ctx)
-        except EvalmodeError as error:
-            click.echo(f"evalmode: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except ModuleNotFoundError as error:
-            command = ctx.invoked_subcommand or ""
-            extra = COMMANDS[command][1]
-            click.echo(
-                f"evalmode: {command} needs the Python package {error.name!r}: pip install 'evalmode[{extra}]'",
-                err=True,
-            )
-            ctx.exit(2)
-        except RuntimeError as error:
-            if str(error) != NO_THREAD:
-                raise
-            click.echo(f"evalmode: {error}: raise the limit on processes or memory", err=True)
-            ctx.exit(2)
-        except BrokenPipeError:  # the reader of our output went away, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            ctx.exit(0)
+
+
+@contextmanager
+def _no_abort() -> Iterator[None]:
+    """Keep click from what it does about interrupts and broken pipes."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise _Interrupted from error
+    except BrokenPipeError as error:
+        raise click.exceptions.Exit(0) from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -75,5 +121,88 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script's entry point; without arguments, the command line's."""
-    cli(arguments, prog_name="evalmode", auto_envvar_prefix="EVALMODE")
+    """Run the command line and exit.
+
+    Args:
+        arguments: of the command line; its own if there are none.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, whatever became of that on the way.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    interrupts = _count_interrupts()
+    output = open_streams()
+    try:
+        code = cli.main(given, prog_name="evalmode", auto_envvar_prefix="EVALMODE", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        code = error.exit_code
+    except SystemExit as ended:
+        code = ended.code
+    except _Interrupted as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        if interrupts:  # some libraries turn it into an error of theirs
+            raise KeyboardInterrupt from error
+        if not output.broken:
+            code = _complain(error, next((name for name in given if name in COMMANDS), ""))
+    try:
+        if not output.failed:
+            sys.stdout.flush()
+    except OSError as error:
+        if not output.broken:
+            code = _complain(error, "")
+    if output.failed:
+        discard_output()
+    if output.broken:  # rich exits with 1 then
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _count_interrupts() -> list[int]:
+    """Interrupts from here on, where they are not ignored, as with nohup."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    return interrupts
+
+
+def _complain(error: Exception, command: str) -> int:
+    """Say what is wrong in one line; the exit code.
+
+    Raises:
+        Exception: the error, where nothing is known that a user could do about it.
+    """
+    code = 2
+    match error:
+        case EvalmodeError():
+            line, code = str(error), error.exit_code
+        case ModuleNotFoundError() if error.name:
+            line = _ask_for(error.name.partition(".")[0], command)
+        case OSError():
+            place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
+            todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
+            line = f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
+        case MemoryError():
+            line = "there is not enough memory"
+        case RuntimeError() if str(error) == NO_THREAD:
+            line = f"{error}: raise the limit on processes or memory"
+        case _:
+            raise error
+    click.echo(f"evalmode: {line}", err=True)
+    return code
+
+
+def _ask_for(package: str, command: str) -> str:
+    """Which package is missing, and how it is installed."""
+    name, extra = PACKAGES.get(package, package), COMMANDS[command][1] if command else ""
+    ours = {re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in requires("evalmode") or ()}
+    if command and name in ours:
+        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'"
+    return f"the Python package {package!r} is missing, which is none that evalmode brings: install it"

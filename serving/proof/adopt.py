@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import struct
+import unicodedata
+import zlib
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +22,12 @@ from serving.model import load_artifact, open_cpu_session
 from serving.proof.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
 from serving.proof.checks import run_all
 from serving.proof.figures import Quality, describe_pixels, measure_quality
+from serving.proof.foreign import describe, find_batch, first_line, free_batch, name_type
 from serving.proof.images import Labelled
 from serving.proof.wrap import Preprocessing, wrap
 
+MAX_COMPARED = 64  # inputs that a network is run on before and after it was freed of its size of batch
+FREED_TOLERANCE = 1e-4  # between them: sums are ordered otherwise
 VERSIONS = ("evalmode", "onnx", "onnxruntime", "numpy", "pillow")
 
 
@@ -48,10 +55,16 @@ def adopt(
     Raises:
         ProofFailed, ArtifactInvalid: see ``certify``.
     """
-    wrapped = strip(wrap(graph, *names, preprocessing, len(labels), probabilities=False))
+    freed = free_batch(graph)
+    wrapped = strip(wrap(freed, *names, preprocessing, len(labels), probabilities=False))
+    if batch := find_batch(graph):
+        original = wrap(graph, *names, preprocessing, len(labels), probabilities=False)
+        _check_freed(original, wrapped, batch, {INPUT: images.pixels})
     scores = run_all(wrapped, images.pixels)
+    if scores.shape != (len(images.pixels), len(labels)):
+        raise UsageError(f"the network gives {scores.shape[1:]} values an image, there are {len(labels)} labels")
     if gives_probabilities(scores):
-        wrapped = strip(wrap(graph, *names, preprocessing, len(labels), probabilities=True))
+        wrapped = strip(wrap(freed, *names, preprocessing, len(labels), probabilities=True))
     logits = run_all(wrapped, images.pixels)
     difference = float(np.abs(logits - run_all(wrapped, images.pixels, optimise=False)).max())
     quality = measure_quality(logits, images.targets, temperature=1.0)
@@ -89,7 +102,9 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     Raises:
         ProofFailed, ArtifactInvalid: see ``certify``.
     """
-    stripped = strip(graph)
+    stripped = strip(free_batch(graph))
+    if batch := find_batch(graph):
+        _check_freed(graph, stripped, batch, samples)
     manifest = Manifest((), None, {"network": "adopted", "versions": {name: version(name) for name in VERSIONS}})
     answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
     unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
@@ -99,29 +114,99 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     return certify(stripped, manifest, samples, ("",) * count, difference)
 
 
+def _check_freed(original: onnx.ModelProto, freed: onnx.ModelProto, batch: int, inputs: Tensors) -> None:
+    """A network that was fixed to a size of batch is the same one without.
+
+    Args:
+        original: fixed to it.
+        freed: takes any.
+        batch: the size.
+        inputs: to run both on, of any number; as many batches of them as there are whole ones, at least one.
+
+    Raises:
+        UsageError: it does not run in other batches, or answers otherwise.
+    """
+    advice = "export it with a batch of any size (torch: dynamic_shapes, Keras: a batch size of None)"
+    count = min(MAX_COMPARED, max(batch, len(next(iter(inputs.values()))) // batch * batch))
+    rows = {name: np.resize(array, (max(count, batch), *array.shape[1:])) for name, array in inputs.items()}
+    try:
+        answers = open_cpu_session(freed.SerializeToString(), optimise=False).run(None, dict(rows))
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise UsageError(
+            f"the network is fixed to batches of {batch}, and does not run in others: {advice}: {first_line(error)}"
+        ) from error
+    session = open_cpu_session(original.SerializeToString(), optimise=False)
+    for start in range(0, len(next(iter(rows.values()))), batch):
+        part = {name: array[start : start + batch] for name, array in rows.items()}
+        for one, other in zip(session.run(None, part), answers, strict=True):
+            close = np.allclose(one, other[start : start + batch], rtol=FREED_TOLERANCE, atol=FREED_TOLERANCE)
+            if len(other) != len(next(iter(rows.values()))) or not close:
+                raise UsageError(
+                    f"the network is fixed to batches of {batch}, and gives other answers in others: {advice}"
+                )
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The labels in a text file, one a line, in Unicode's normal form C.
+
+    Raises:
+        UsageError: it is no text in UTF-8, or UTF-16 with a byte order mark; fewer than two labels; one twice.
+    """
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{path}, line {number}: {content.splitlines()[number - 1][:40]!r} is not {encoding.removesuffix('-sig')}: "
+            "save the file as UTF-8"
+        ) from error
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        label = unicodedata.normalize("NFC", line.strip())
+        if label in lines:
+            raise UsageError(
+                f"{path} names {label!r} on lines {lines[label]} and {number}: each label once, one a line"
+            )
+        if label:
+            lines[label] = number
+    if len(lines) < 2:
+        raise UsageError(f"{path} names {len(lines)} labels, one a line: at least 2 are wanted")
+    return tuple(lines)
+
+
 def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
     """Inputs of a network from an ``.npz``, at most as many as become golden.
 
     Raises:
         UsageError: they are not what the network takes.
     """
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    wanted = {
-        one.name: onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
-        for one in graph.graph.input
-        if one.name not in weights
-    }
+    wanted = {one.name: name_type(one.type.tensor_type.elem_type) for one in graph.graph.input}
     try:
-        archive = np.load(path, allow_pickle=False)
-        samples = {str(name): np.atleast_1d(array) for name, array in archive.items()}
-    except (OSError, ValueError, AttributeError, BadZipFile) as error:
-        raise UsageError(f"{path} is not an .npz of arrays: {error}") from error
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            samples = {str(name): np.atleast_1d(array) for name, array in archive.items()}
+    except (OSError, ValueError, AttributeError, EOFError, KeyError, MemoryError, RuntimeError) as error:
+        raise UsageError(f"{path} is not an .npz of arrays: {first_line(error)}") from error
+    except (BadZipFile, zlib.error, struct.error) as error:
+        raise UsageError(f"{path} is not an .npz of arrays, or a damaged one: {error}") from error
     given = {name: array.dtype.name for name, array in samples.items()}
     if given != wanted:
         raise UsageError(f"{path} holds {_list(given)}; the network takes {_list(wanted)}")
     counts = {len(array) for array in samples.values()}
     if len(counts) != 1 or not min(counts):
         raise UsageError(f"{path} holds {', '.join(map(str, sorted(counts)))} rows: as many of each input are wanted")
+    for value in graph.graph.input:
+        array, kind = samples[value.name], value.type.tensor_type
+        sides = [dim.dim_value for dim in kind.shape.dim]
+        fits = len(sides) == array.ndim and all(
+            side in (0, found) for side, found in zip(sides[1:], array.shape[1:], strict=True)
+        )
+        if kind.HasField("shape") and not fits:
+            raise UsageError(f"{path} holds {value.name} {array.shape}; the network takes {describe(value)}")
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise UsageError(f"{path}: {value.name} holds NaN or infinite values")
     return {name: array[:MOST_GOLDEN] for name, array in samples.items()}
 
 
@@ -132,3 +217,20 @@ def _list(dtypes: dict[str, str]) -> str:
 def gives_probabilities(scores: Floats) -> bool:
     """Whether every row is in 0..1 and sums to 1."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
+
+
+def runs_on(graph: onnx.ModelProto, shape: tuple[int, ...]) -> bool:
+    """Whether a network of one input runs on one input of a shape."""
+    (value,) = graph.graph.input
+    freed = free_batch(graph)
+    zeros = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    try:
+        open_cpu_session(freed.SerializeToString()).run(None, {value.name: zeros})
+    except Exception:  # onnxruntime's own exceptions share no base class
+        return False
+    return True
+
+
+def takes_bytes(graph: onnx.ModelProto) -> bool:
+    """Whether the first input is uint8."""
+    return bool(graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)

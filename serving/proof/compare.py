@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import UsageError
+from serving.limits import Limits
 from serving.model import Model
 from serving.proof.figures import mcnemar
 from serving.proof.images import Labelled, read_labelled
@@ -54,6 +55,7 @@ class Comparison:
         labels: gains and losses of each label's images.
         p: McNemar's: the chance of so uneven gains and losses if both models are equally good.
         latency_ratio: new to old, of one image alone, by medians of interleaved runs.
+        warnings: what of the folder was not read, a sentence each.
     """
 
     images: int
@@ -62,6 +64,7 @@ class Comparison:
     labels: list[LabelChange]
     p: float
     latency_ratio: float
+    warnings: tuple[str, ...]
 
     @property
     def share_changed(self) -> float:
@@ -69,8 +72,14 @@ class Comparison:
         return len(self.changed) / self.images
 
 
-def compare(old: Model, new: Model, folder: Path) -> Comparison:
+def compare(old: Model, new: Model, folder: Path, limits: Limits | None = None) -> Comparison:
     """Ask both models about every image of a folder ``<label>/<image>``, each decoded as its model wants.
+
+    Args:
+        old: in use.
+        new: that may replace it.
+        folder: of the images.
+        limits: how large one may be; by default what a server takes.
 
     Raises:
         UsageError: the models know other labels, or the folder cannot be read.
@@ -79,7 +88,7 @@ def compare(old: Model, new: Model, folder: Path) -> Comparison:
     if set(labels) != set(new.manifest.labels):
         only = sorted(set(labels) ^ set(new.manifest.labels))
         raise UsageError(f"the models know other labels, so their answers cannot be compared: {', '.join(only[:5])}")
-    seen = [read_labelled(folder, labels, model.manifest.pixels) for model in (old, new)]
+    seen = [read_labelled(folder, labels, model.manifest.pixels, limits) for model in (old, new)]
     told = [_tell(model, images) for model, images in zip((old, new), seen, strict=True)]
     own = np.array(labels)[seen[0].targets]
     right = [answers == own for answers in told]
@@ -96,6 +105,7 @@ def compare(old: Model, new: Model, folder: Path) -> Comparison:
         ],
         p=mcnemar(int(gained.sum()), int(lost.sum())),
         latency_ratio=measure_ratio(new, seen[1].pixels[:1], old, seen[0].pixels[:1]),
+        warnings=seen[0].warnings,
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from serving.errors import ImageError, UsageError
-from serving.limits import IMAGE_SUFFIXES, Limits
+from serving.folders import describe_unread, find_images, list_folder, tell_images
+from serving.limits import Limits
 from serving.pixels import PixelContract, Pixels, decode_image
 from serving.proof.figures import Indices
 
@@ -21,33 +23,56 @@ class Labelled:
         paths: where they lie, N of them.
         pixels: uint8 (N, H, W, C).
         targets: int64 (N,), the labels' positions.
+        warnings: what was not read, a sentence each.
     """
 
     paths: list[Path]
     pixels: Pixels
     targets: Indices
+    warnings: tuple[str, ...] = ()
 
 
-def read_labelled(folder: Path, labels: tuple[str, ...], contract: PixelContract) -> Labelled:
+def read_labelled(
+    folder: Path, labels: tuple[str, ...], contract: PixelContract, limits: Limits | None = None
+) -> Labelled:
     """Decode every image of the folders that are named like a label; none may have another name.
 
+    Args:
+        folder: of ``<label>/<image>``, however deep.
+        labels: in the order of the network's outputs.
+        contract: what the pixels become.
+        limits: how large an image may be; by default what a server takes.
+
     Raises:
-        UsageError: a folder of another name, no image, or one that cannot be decoded.
+        UsageError: a folder of another name or that cannot be read, no image, or one that cannot be decoded.
     """
-    unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in labels)
+    folders, beside = list_folder(folder)
+    # In Unicode's normal form C: macOS names folders in form D.
+    targets_of = {unicodedata.normalize("NFC", label): target for target, label in enumerate(labels)}
+    found_targets = [targets_of.get(unicodedata.normalize("NFC", path.name), -1) for path in folders]
+    unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
     if unknown:
         raise UsageError(
             f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
         )
-    paths, targets, pixels = [], [], []
-    for target, label in enumerate(labels):
-        for path in sorted(p for p in (folder / label).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-            try:
-                pixels.append(decode_image(path.read_bytes(), contract, Limits()))
-            except (ImageError, OSError) as error:
-                raise UsageError(f"{path}: {error}") from error
-            paths.append(path)
-            targets.append(target)
+    outside = tell_images(beside)
+    paths: list[Path] = []
+    targets: list[int] = []
+    others = list(outside.others)
+    for target, path in sorted(zip(found_targets, folders, strict=True)):
+        found = find_images(path)
+        others += found.others
+        paths += found.images
+        targets += [target] * len(found.images)
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(decode_image(path.read_bytes(), contract, limits or Limits()))
+        except ImageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    warnings = describe_unread(others, outside.images)
     if not paths:
-        raise UsageError(f"{folder} holds no <label>/<image> of the labels {', '.join(labels[:5])}, ...")
-    return Labelled(paths, np.stack(pixels), np.array(targets, np.int64))
+        raise UsageError("; ".join((f"{folder} holds no <label>/<image> of {', '.join(labels[:5])}, ...", *warnings)))
+    return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps
 
+from serving.files import write_atomically
 from serving.proof.compare import Changed, Comparison
 
 MOST_PICTURES = 200
@@ -16,7 +17,7 @@ SIDE = 128  # pixels of a picture's longer side
 
 
 def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
-    """Write the page; the pictures are in it.
+    """Write the page, whole or not at all; the pictures are in it.
 
     Args:
         path: where to.
@@ -37,7 +38,7 @@ def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
         labels=sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost)),
         pictures=[(changed, _rank(changed), _embed(changed.path)) for changed in shown],
     )
-    path.write_text(page)
+    write_atomically(path, page)
 
 
 def _rank(changed: Changed) -> int:

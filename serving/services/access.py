@@ -115,7 +115,7 @@ def make_control_forbidden() -> ControlForbidden:
 def _read(path: Path) -> Iterator[tuple[bytes, datetime]]:
     """The digest of each token of a file, and until when it holds."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TokensInvalid(f"tokens cannot be read: {error}") from error
     count = 0

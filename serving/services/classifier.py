@@ -11,11 +11,11 @@ import numpy as np
 
 from serving.batch import Call
 from serving.certificate import INPUT, PROBABILITIES
-from serving.decoding import DecodeBudget, count_decode_bytes
+from serving.decoding import DecodeBudget, count_decode_bytes, decode_requested
 from serving.errors import InputMissing, at_field
 from serving.limits import Limits
 from serving.model import Model
-from serving.pixels import RESIZE, announce_image, check_pixels, decode_announced
+from serving.pixels import RESIZE, announce_image, check_pixels
 from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 from serving.wire import classifier_pb2 as wire
@@ -79,7 +79,7 @@ class Classifier:
 
                 def decode() -> Read:
                     with at_field("image"):
-                        return Read({INPUT: decode_announced(header, contract)[np.newaxis]}, write, call)
+                        return Read({INPUT: decode_requested(header, contract)[np.newaxis]}, write, call)
 
                 return Reading(cost_bytes, decode, call)
             if sent == "pixels":

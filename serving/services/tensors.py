@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.batch import Call, check_alive
 from serving.certificate import DTYPES, INPUT, Array, Tensors
-from serving.decoding import DecodeBudget, count_decode_bytes
+from serving.decoding import DecodeBudget, count_decode_bytes, decode_requested
 from serving.errors import (
     BatchTooLarge,
     ContentsMismatch,
@@ -34,7 +34,7 @@ from serving.errors import (
 from serving.headers import Header
 from serving.limits import Limits
 from serving.model import Model, Tensor
-from serving.pixels import PixelContract, announce_image, decode_announced
+from serving.pixels import PixelContract, announce_image
 from serving.wire import open_inference_pb2 as wire
 
 BYTES = "BYTES"
@@ -90,7 +90,7 @@ class Sent:
         for number, header in enumerate(self.images):
             check_alive(call)
             with at_field(f"{self.field}[{number}]"):
-                pixels.append(decode_announced(header, self.contract))
+                pixels.append(decode_requested(header, self.contract))
         return {**self.arrays, INPUT: np.stack(pixels)}
 
 

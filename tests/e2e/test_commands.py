@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.damage import make_damaged
 from serving import __version__
 from serving.commands.main import COMMANDS
 from serving.repository import publish
@@ -187,3 +188,95 @@ def test_a_closed_pipe_is_no_error(colours: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m serving predict {tmp_path} --file {colours}/colours/1/model.onnx --json | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+class TestPredictReads:
+    """What ``predict`` takes for an image, and what it says of the rest."""
+
+    @pytest.fixture
+    def model(self, colours: Path) -> Path:
+        return colours / "colours/1/model.onnx"
+
+    @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+    def test_standard_input(self, model: Path, server: Server, name: str) -> None:
+        for where in (("--file", model), ("--address", server.address)):
+            command = [sys.executable, "-m", "serving", "predict", name, *map(str, where), "--json"]
+            done = subprocess.run(command, input=encode(plain("green")), capture_output=True)
+            answer = json.loads(done.stdout)
+            assert (answer["image"], answer["scores"][0]["label"]) == (name, "green")
+            assert done.returncode == 0
+            done = subprocess.run(command, input=b"", capture_output=True)
+            assert b"image is empty: 0 bytes" in done.stderr
+            assert done.returncode == 2
+
+    def test_a_pipe(self, model: Path, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "red.png").write_bytes(encode(plain("red")))
+        command = f"cat {tmp_path}/red.png > {tmp_path}/pipe & {sys.executable} -m serving predict {tmp_path}/pipe"
+        done = subprocess.run(
+            f"{command} --file {model} --json", shell=True, capture_output=True, text=True, timeout=60
+        )
+        assert json.loads(done.stdout)["scores"][0]["label"] == "red"
+
+    def test_a_pipe_without_an_end_only_up_to_the_limit(self, model: Path, evalmode: Evalmode) -> None:
+        done = evalmode("predict", "/dev/zero", "--file", model, "--max-image-bytes", 5000)
+        assert done.returncode == 2
+        assert "/dev/zero: image is more than 5000 bytes, the limit" in done.stderr
+
+    def test_names_of_any_encoding(self, model: Path, tmp_path: Path) -> None:
+        name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+        Path(os.fsdecode(name)).write_bytes(encode(plain("blue")))
+        for option in ("--json", "--csv", "--top-k=1"):
+            command = [sys.executable, "-m", "serving", "predict", name, "--file", str(model), option]
+            for locale in ("C", "C.UTF-8", "POSIX"):
+                done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": locale})
+                assert done.returncode == 0, done.stderr
+                assert b"blue" in done.stdout
+                assert b"caf" in done.stdout
+
+    def test_images_at_every_depth_and_names_the_rest(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+        images = ("red/a.png", "red/day2/b.png", "green/c.jfif", "green/d.JPE")
+        for name in (*images, "red/._a.png", "red/@eaDir/a.png", "red/.ipynb_checkpoints/a.png", "red/e.tif"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            image_format = "PNG" if name.endswith("png") else "JPEG"
+            (tmp_path / name).write_bytes(encode(plain((0, 255, 0) if "green" in name else "red"), image_format))
+        done = evalmode("predict", tmp_path, "--file", model, "--json")
+        assert done.returncode == 0
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [Path(answer["image"]).relative_to(tmp_path).as_posix() for answer in answers] == sorted(images)
+        suffixes = ".jpg, .jpeg, .jpe, .jfif, .png, .apng, .webp, .bmp"
+        assert f"left out 1 file whose suffix is none of {suffixes}: {tmp_path}/red/e.tif" in done.stderr
+        assert "accuracy 1.0000: 4 of 4" in done.stderr
+
+    def test_no_image_over_its_limits(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+        (tmp_path / "red.png").write_bytes(encode(plain("red", (40, 30))))
+        size = (tmp_path / "red.png").stat().st_size
+        command = ("predict", tmp_path, "--file", model)
+        done = evalmode(*command, "--max-image-pixels", 1199)
+        assert "red.png: image is 40x30 = 1200 pixels, the limit is 1199" in done.stderr
+        done = evalmode(*command, "--max-image-bytes", size - 1)
+        assert f"red.png: image is more than {size - 1} bytes, the limit" in done.stderr
+        assert evalmode(*command, "--max-image-pixels", 1200, "--max-image-bytes", size).returncode == 0
+        done = evalmode("predict", tmp_path, "--max-image-pixels", 5)
+        assert (done.returncode, done.stderr.strip()) == (
+            2,
+            "evalmode: --max-image-pixels is for --file: a server has a limit of its own",
+        )
+
+    def test_no_damaged_image_by_file_or_server(
+        self, model: Path, server: Server, tmp_path: Path, evalmode: Evalmode
+    ) -> None:
+        damaged = [one for one in make_damaged(60) if one.is_corrupt()]
+        for index, one in enumerate(damaged):
+            (tmp_path / f"{index}{one.suffix}").write_bytes(one.image)
+        for where in (("--file", model), ("--address", server.address)):
+            done = evalmode("predict", tmp_path, *where)
+            assert f"{len(damaged)} of {len(damaged)} images were not classified" in done.stderr
+            assert done.returncode == 2
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "certify", "compare", "serve"])
+def test_the_limits_of_an_image_are_options_wherever_images_are_read(command: str, evalmode: Evalmode) -> None:
+    told = evalmode(command, "--help").stdout
+    assert "--max-image-bytes" in told
+    assert "--max-image-pixels" in told

@@ -161,7 +161,7 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     assert {row[0]: row[1:] for row in rows} == {
         label: figures for label, figures in by_label.items() if figures[1:] != ["0", "0"]
     }
-    assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stdout
+    assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stderr
     html = page.read_text()
     assert html.count("<li>") == changed
     assert "http" not in html  # nothing is fetched

@@ -194,7 +194,7 @@ def test_an_image_for_a_model_of_tensors_is_refused_naming_the_field() -> None:
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
     with (
-        patch("serving.services.classifier.decode_announced", side_effect=ZeroDivisionError),
+        patch("serving.services.classifier.decode_requested", side_effect=ZeroDivisionError),
         pytest.raises(ZeroDivisionError),
     ):
         service.ask(wire.PredictRequest(image=RED))

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from serving.decoding import MIB, DecodeBudget, Turn, count_decode_bytes
+from serving.decoding import MIB, DecodeBudget, Turn, _ExifLog, count_decode_bytes, decode_requested
 from serving.errors import ImageNeedsTooMuchMemory
 from serving.limits import Limits
 from serving.pixels import PixelContract, announce_image
@@ -255,3 +255,25 @@ def test_threads_end_when_the_budget_is_closed_and_nothing_waits(decoder: Decode
 def test_the_limit_of_the_server_is_the_budgets() -> None:
     with pytest.raises(ImageNeedsTooMuchMemory):
         make_budget(1, max_bytes=8 * MIB).check(COSTS["larger"])
+
+
+def test_damaged_exif_blocks_cost_one_log_record_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("serving.decoding.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("serving.decoding._exif_log", _ExifLog())
+    contract = PixelContract(8, 8, 3)
+    sound, damaged = (
+        announce_image(encode(plain("red", (8, 8)), "JPEG", exif=exif), Limits())
+        for exif in (b"", b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24))
+    )
+    decode_requested(sound, contract)
+    assert caplog.messages == []
+    for _ in range(3):
+        assert decode_requested(damaged, contract).shape == (8, 8, 3)
+    assert len(caplog.messages) == 1
+    assert "EXIF block of an image is damaged" in caplog.messages[0]
+    now_s += 60
+    decode_requested(damaged, contract)
+    assert len(caplog.messages) == 2

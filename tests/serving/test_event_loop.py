@@ -139,7 +139,7 @@ class TestHealthIsAnswered:
             assert go_on.wait(WAIT_S)
             return decode_announced(*arguments)
 
-        with patch("serving.services.classifier.decode_announced", decode):
+        with patch("serving.services.classifier.decode_requested", decode):
             calls = [here.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
             assert decoding.acquire(timeout=WAIT_S)
             check_often(here)
@@ -329,7 +329,7 @@ def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None
 
     here.held.let_go(3)
     with (
-        patch("serving.services.classifier.decode_announced", watched(decode_announced)),
+        patch("serving.services.classifier.decode_requested", watched(decode_announced)),
         patch.object(here.held, "rank", watched(here.held.rank)),
     ):
         for colour in ("red", "lime", "blue"):

@@ -160,3 +160,21 @@ def test_pillow_gives_the_same_orientation() -> None:
         image = encode(plain("red"), "PNG", exif=block)
         with Image.open(io.BytesIO(image)) as opened:
             assert find_orientation(opened.info["exif"]) == opened.getexif()[0x0112] == value
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("block", "damaged"),
+    [
+        (b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24), True),
+        (b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(24), True),
+        (b"Exif\0\0garbage garbage", True),
+        (b"Exif\0\0II*\0\x08\0\0\0\0\0" + bytes(4), False),
+        (b"Exif\0\0", False),
+        (b"", False),
+    ],
+    ids=["offset", "count", "garbage", "no entries", "empty", "none"],
+)
+def test_a_damaged_exif_block_is_noticed(image_format: str, block: bytes, damaged: bool) -> None:
+    image = encode(plain("red", (16, 16)), image_format, exif=block)
+    assert announce(image).exif_damaged == damaged

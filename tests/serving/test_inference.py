@@ -74,8 +74,8 @@ class Gate:
 def gate() -> Iterator[Gate]:
     gate = Gate()
     with (
-        patch("serving.services.classifier.decode_announced", gate),
-        patch("serving.services.tensors.decode_announced", gate),
+        patch("serving.services.classifier.decode_requested", gate),
+        patch("serving.services.tensors.decode_requested", gate),
     ):
         yield gate
         gate.open.set()

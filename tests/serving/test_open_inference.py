@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks.damage import make_damaged
 from serving import __version__
 from serving.artifact import Manifest, seal
 from serving.certificate import DTYPES, LOGITS, PROBABILITIES
@@ -187,6 +188,12 @@ class TestInfer:
         for image, row in zip(images, told, strict=True):
             scores = {score.index: score.probability for score in model.predict(image).scores}
             assert [scores[index] for index in range(3)] == row.tolist()
+
+    def test_damaged_images_are_refused(self, model: Model) -> None:
+        inputs = [{"name": "image", "datatype": "BYTES", "shape": (1,)}]
+        for one in (one for one in make_damaged(75) if one.is_corrupt()):
+            with pytest.raises(ImageUnreadable):
+                serve(model).ask(wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(one.image)]))
 
     def test_classification_gives_value_index_and_label_of_the_best(self, model: Model) -> None:
         wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
@@ -594,7 +601,7 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
-    with patch("serving.services.tensors.decode_announced", decode), pytest.raises(RequestCancelled):
+    with patch("serving.services.tensors.decode_requested", decode), pytest.raises(RequestCancelled):
         serve(model).ask(request, caller)
     assert decoded == images[:1]
 

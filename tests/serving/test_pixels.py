@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from benchmarks.damage import DAMAGES, FORMATS, make_damaged
 from serving.errors import (
     ImageEmpty,
     ImageError,
@@ -24,8 +25,6 @@ from serving.errors import (
 from serving.limits import Limits
 from serving.pixels import (
     PixelContract,
-    _decode_plain_jpeg,
-    announce_image,
     check_pixels,
     decode_image,
     decode_whole,
@@ -102,7 +101,6 @@ class TestOrientation:
         image = encode(Image.fromarray(NOISE), exif=exif((ORIENTATION, 3, 1, 99)))
         assert np.array_equal(decode(image), NOISE)
 
-    @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, on the way to ignoring it
     @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
     @pytest.mark.parametrize(
         "broken",
@@ -235,44 +233,57 @@ class TestColours:
             assert np.array_equal(decode(image), np.full((4, 4, 3), (255, 0, 0), np.uint8)), image_format
 
 
-class TestPlainJpegs:
-    """JPEGs without an orientation are decoded without Pillow, to Pillow's bits."""
+def decode_by_pillow(image: bytes, contract: PixelContract) -> np.ndarray:
+    """What Pillow alone makes of an image without transparency."""
+    with Image.open(io.BytesIO(image)) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB" if contract.channels == 3 else "L")
+    size = (contract.width, contract.height)
+    picture = picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(contract.shape)
+
+
+class TestJpegs:
+    """JPEGs are decoded by TurboJPEG, to Pillow's bits."""
 
     @pytest.mark.parametrize("progressive", [False, True])
     @pytest.mark.parametrize("subsampling", [0, 1, 2])
-    @pytest.mark.parametrize("quality", [20, 75, 90])
+    @pytest.mark.parametrize("quality", [20, 90])
     @pytest.mark.parametrize("size", [(1, 1), (17, 30), (64, 64), (251, 130)])
-    @pytest.mark.parametrize("mode", ["RGB", "L"])
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     def test_have_pillows_bits(
         self, mode: str, size: tuple[int, int], quality: int, subsampling: int, progressive: bool
     ) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
         options = {"quality": quality, "progressive": progressive, "subsampling": subsampling}
-        image = encode(Image.fromarray(noise).convert(mode), "JPEG", **options)
+        image = encode(noise(*size).convert(mode), "JPEG", **options)
         for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(*size[::-1], 3)):
-            decoded = decode_image(image, contract, Limits())
-            with patch("serving.pixels._decode_plain_jpeg", return_value=None):
-                assert np.array_equal(decoded, decode_image(image, contract, Limits()))
+            assert np.array_equal(decode_image(image, contract, Limits()), decode_by_pillow(image, contract))
 
-    @pytest.mark.parametrize("mode", ["RGB", "L"])
-    @pytest.mark.parametrize("options", [{}, {"exif": Image.Exif().tobytes()}], ids=["bare", "exif"])
-    def test_are_not_opened_by_pillow(self, mode: str, options: dict[str, bytes]) -> None:
-        image = encode(plain("red", (8, 8)).convert(mode), "JPEG", **options)
-        with patch("serving.pixels.Image.open", side_effect=AssertionError):
+    @pytest.mark.parametrize("orientation", STORED)
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    def test_have_pillows_bits_when_turned(self, mode: str, orientation: int) -> None:
+        image = encode(noise(60, 41).convert(mode), "JPEG", exif=exif((ORIENTATION, 3, 1, orientation)))
+        for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(60, 41, 3)):
+            assert np.array_equal(decode_image(image, contract, Limits()), decode_by_pillow(image, contract))
+
+    def test_have_pillows_bits_when_stored_as_rgb(self) -> None:
+        image = encode(noise(60, 41), "JPEG", keep_rgb=True)
+        for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(41, 60, 3)):
+            assert np.array_equal(decode_image(image, contract, Limits()), decode_by_pillow(image, contract))
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    @pytest.mark.parametrize("orientation", [0, 6])
+    def test_are_not_opened_by_pillow(self, mode: str, orientation: int) -> None:
+        options = {"exif": exif((ORIENTATION, 3, 1, orientation))} if orientation else {}
+        image = encode(noise(8, 8).convert(mode), "JPEG", **options)
+        with patch.dict("serving.pixels.OPENERS", clear=True):
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
+            assert probe_image(image, Limits()).channels == (1 if mode == "L" else 3)
 
-    @pytest.mark.parametrize(
-        "image",
-        [
-            encode(plain("red", (8, 8)), "PNG"),
-            encode(plain((9, 9, 9, 9), (8, 8), "CMYK"), "JPEG"),
-            encode(plain("red", (8, 8)), "JPEG", exif=exif((ORIENTATION, 3, 1, 6))),
-            encode(noise(8, 8), "JPEG")[:-30],
-        ],
-        ids=["png", "cmyk", "turned", "truncated"],
-    )
-    def test_others_are_left_to_pillow(self, image: bytes) -> None:
-        assert _decode_plain_jpeg(announce_image(image, Limits()), 3) is None
+    @pytest.mark.parametrize("factors", [0x14, 0x31])
+    def test_of_sampling_factors_that_turbojpeg_does_not_name_are_read(self, factors: int) -> None:
+        image = bytearray(encode(noise(64, 64), "JPEG", subsampling=0))
+        image[image.index(b"\xff\xc0") + 11] = factors
+        assert probe_image(bytes(image), Limits()) == PixelContract(64, 64, 3)
 
 
 class TestSize:
@@ -416,7 +427,7 @@ def test_a_truncated_image_is_refused(image_format: str) -> None:
             decode(image[:length])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's own reading of damaged EXIF
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of Pillow's own reading, below
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_a_damaged_image_yields_pixels_or_an_image_error(image_format: str) -> None:
     chance = random.Random(image_format)
@@ -447,6 +458,162 @@ def test_an_image_without_its_end_is_refused(image_format: str, missing_bytes: i
     image = encode(noise(48, 48), image_format)
     with pytest.raises(ImageUnreadable):
         decode(image[:-missing_bytes], PixelContract(48, 48, 3))
+
+
+class TestDamage:
+    """What a format's decoder can know to be damaged is refused; docs/architecture.md has the table."""
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("side", [64, 1100])
+    def test_zeros_in_the_scan_of_a_jpeg_are_refused(
+        self, mode: str, orientation: int, progressive: bool, side: int
+    ) -> None:
+        whole = encode(
+            noise(side, side).convert(mode),
+            "JPEG",
+            progressive=progressive,
+            exif=exif((ORIENTATION, 3, 1, orientation)),
+        )
+        damaged = bytearray(whole)
+        start = len(whole) // 2
+        damaged[start : start + 400] = bytes(400)
+        for contract in (RGB, GREY, PixelContract(side, side, 3)):
+            assert decode(whole, contract).shape == contract.shape
+            with pytest.raises(ImageUnreadable, match="truncated or damaged: Corrupt JPEG data"):
+                decode(bytes(damaged), contract)
+        with pytest.raises(ImageUnreadable):
+            decode_whole(bytes(damaged), 3, Limits())
+
+    def test_what_the_formats_library_calls_corrupt_is_refused(self) -> None:
+        """The short form of benchmarks/damage.py."""
+        corrupt = [one for one in make_damaged(300, sides=(32, 60, 150)) if one.is_corrupt()]
+        assert {one.format for one in corrupt} == set(FORMATS)
+        assert {one.damage for one in corrupt} == set(DAMAGES)
+        assert [(one.format, one.damage) for one in corrupt if not one.is_refused()] == []
+
+    @pytest.mark.parametrize("size", [(48, 48), (1200, 1000)])
+    def test_what_is_wrong_in_the_header_alone_is_no_damage(self, size: tuple[int, int]) -> None:
+        image = encode(noise(*size), "JPEG")
+        contract = PixelContract(*size[::-1], 3)
+        editors = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)  # JFIF 0.01
+        start = image.index(b"\xff\xda") + 11
+        assert image[start : start + 3] == b"\0\x3f\0"
+        samsungs = image[:start] + bytes(3) + image[start + 3 :]  # a baseline scan of the coefficients 0 to 0
+        both = editors[:start] + bytes(3) + editors[start + 3 :]
+        for known in (editors, samsungs, both, image + b"a trailer"):
+            assert np.array_equal(decode(known, contract), decode(image, contract))
+            with pytest.raises(ImageUnreadable):
+                decode(known[: -len(image) // 2], contract)
+        with pytest.raises(ImageUnreadable, match="4 extraneous bytes before marker"):
+            decode(image[:20] + b"junk" + image[20:], contract)
+
+    @pytest.mark.parametrize("length", [*range(1, 13), 40])
+    def test_a_png_without_its_end_is_refused(self, length: int) -> None:
+        image = encode(noise(48, 48))
+        with pytest.raises(ImageUnreadable, match=r"without its end|chunk at byte"):
+            decode(image[:-length])
+
+    @pytest.mark.parametrize("name", [b"tEXt", b"IEND"])
+    def test_a_checksum_behind_the_pixels_of_a_png_counts(self, name: bytes) -> None:
+        image = encode(noise(48, 48))
+        image = image[:-12] + chunk(b"tEXt", b"Comment\0text") + image[-12:]
+        damaged = bytearray(image)
+        damaged[image.index(name) + len(name) - (name == b"IEND") + 2] ^= 1
+        assert decode(image).shape == (4, 4, 3)
+        with pytest.raises(ImageUnreadable, match="checksum of the chunk"):
+            decode(bytes(damaged))
+
+    @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"exif": exif((ORIENTATION, 3, 1, 6))}])
+    def test_a_webp_without_its_last_bytes_is_refused(self, options: dict) -> None:
+        image = encode(noise(48, 48), "WEBP", **options)
+        for length in (1, 2, 10, len(image) // 2):
+            with pytest.raises(ImageUnreadable):
+                decode(image[:-length])
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+    def test_a_bmp_without_its_last_byte_is_refused(self, mode: str) -> None:
+        image = encode(noise(64, 48).convert(mode), "BMP")
+        with pytest.raises(ImageUnreadable):
+            decode(image[:-1])
+
+
+class TestMetadata:
+    """Metadata of any size are no damage, and tell the orientation."""
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            chunk(b"tEXt", b"Comment\0" + bytes(2**21)),
+            chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21))),
+            chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2**21))),
+            chunk(b"tEXt", b"XML:com.adobe.xmp\0" + bytes(2**21)),
+            chunk(b"tEXt", b"Raw profile type exif\0" + bytes(2**21)),
+            chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**25))),
+            chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2**25))),
+            chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0not deflated"),
+            chunk(b"eXIf", exif((ORIENTATION, 3, 1, 1))[6:] + bytes(2**21)),
+        ],
+        ids=["text", "packed text", "profile", "xmp", "exif as text", "packed exif", "packed xmp", "no xmp", "exif"],
+    )
+    def test_of_megabytes_leave_the_pixels_alone(self, told: bytes) -> None:
+        image = encode(Image.fromarray(NOISE))
+        for marked in (image[:33] + told + image[33:], image[:-12] + told + image[-12:]):
+            assert np.array_equal(decode(marked), NOISE)
+            assert probe_image(marked, Limits()) == RGB
+
+    def test_of_megabytes_tell_the_orientation(self) -> None:
+        image = encode(Image.fromarray(NOISE))
+        xmp = b'<x tiff:Orientation="6"/>' + bytes(2**21)
+        for told in (
+            chunk(b"eXIf", exif((ORIENTATION, 3, 1, 6))[6:] + bytes(2**21)),
+            chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+            chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(xmp)),
+            chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp),
+        ):
+            marked = image[:33] + told + image[33:]
+            assert np.array_equal(decode(marked), np.rot90(NOISE, -1))
+
+
+def ftyp(*brands: bytes) -> bytes:
+    return struct.pack(">I", 12 + 4 * len(brands)) + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:]) + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (ftyp(b"heic", b"mif1", b"heic"), "HEIC"),
+        (ftyp(b"mif1", b"miaf", b"heix"), "HEIC"),
+        (ftyp(b"msf1", b"hevc"), "HEIC"),
+        (ftyp(b"avif", b"mif1", b"miaf"), "AVIF"),
+        (ftyp(b"mif1", b"avif", b"miaf"), "AVIF"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "JPEG XL"),
+        (b"\xff\x0a" + bytes(20), "JPEG XL"),
+    ],
+)
+def test_newer_formats_are_named_with_the_way_out(image: bytes, name: str) -> None:
+    with pytest.raises(
+        ImageFormatNotAllowed, match=f"{name} images are not served: convert it to one of JPEG"
+    ) as caught:
+        decode(image)
+    assert caught.value.facts["format"] == name
+    assert ("Most Compatible" in str(caught.value)) == (name == "HEIC")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "JPEG"])
+def test_the_limit_on_pixels_is_ours_alone(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # beyond it, Pillow warns; beyond twice as many, it refuses
+    for side in (11, 40):
+        image = encode(noise(side, side), image_format)
+        assert decode(image).shape == (4, 4, 3)
+        assert probe_image(image, Limits()).height == side
+
+
+@pytest.mark.parametrize("image", [b"\0\0\0\x18ftypmp42" + bytes(20), b"\0\0\0\x08ftyp", b"\xff\xff\xff\xffftypabcd"])
+def test_a_video_is_no_image(image: bytes) -> None:
+    with pytest.raises(ImageUnreadable, match="not an image"):
+        decode(image)
 
 
 def test_a_png_with_a_wrong_checksum_is_refused() -> None:

@@ -149,7 +149,7 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
         assert go_on.wait(WAIT_S)
         return decode_announced(*arguments)
 
-    with patch.object(tensors, "decode_announced", decode):
+    with patch.object(tensors, "decode_requested", decode):
         yield begun, go_on
 
 

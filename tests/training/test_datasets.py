@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from serving.errors import UsageError
 from serving.limits import Limits
 from serving.pixels import PixelContract, decode_image
+from tests.conftest import as_nobody
 from training.datasets import Dataset, Split, available_memory_bytes, load_dataset
 from training.errors import DataError
 
@@ -243,12 +246,150 @@ def test_hidden_folders_and_other_files_are_left_alone(tmp_path: Path) -> None:
     assert sum(sizes(dataset).values()) == 8
 
 
+def test_images_in_folders_below_a_class_are_of_that_class(tmp_path: Path) -> None:
+    flat, deep = tmp_path / "flat", tmp_path / "deep"
+    for label in ("cat", "dog"):
+        for path in write_images(flat / label, 8):
+            to = deep / label / ("day2/hall" if path.stem > "003" else ".") / path.name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(path.read_bytes())
+    whole, nested = load_dataset(str(flat)), load_dataset(str(deep))
+    assert images_of(nested.train, nested.val, nested.test) == images_of(whole.train, whole.val, whole.test)
+    label_of = {read_pixels(path).tobytes(): path.parent.name for path in flat.glob("*/*")}
+    for name in SPLITS:
+        split = getattr(nested, name)
+        assert [label_of[image.tobytes()] for image in split.images] == [nested.labels[t] for t in split.targets]
+    assert nested.warnings == ()
+
+
+def test_hidden_files_and_what_systems_leave_behind_are_skipped(tmp_path: Path) -> None:
+    write_classes(tmp_path, 4)
+    before = load_dataset(str(tmp_path))
+    for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".git"):
+        for folder in (tmp_path, tmp_path / "cat"):
+            write_images(folder / hidden, 1)
+    for name in ("._000.png", ".hidden.png", "Thumbs.db", "desktop.ini", ".DS_Store"):
+        for folder in (tmp_path, tmp_path / "cat"):
+            (folder / name).write_bytes(b"no image")
+    after = load_dataset(str(tmp_path))
+    assert after.digest() == before.digest()
+    assert after.warnings == ()
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 8)
+    write_classes(tmp_path / "valid", 2)
+    write_images(tmp_path / "unlabelled", 2)
+    for index in range(6):
+        (tmp_path / "train" / "cat" / f"{index}.tif").write_bytes(b"")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]")
+    (tmp_path / "train" / "stray.png").write_bytes(b"")
+    (tmp_path / "valid" / "stray.jpg").write_bytes(b"")
+    others, outside, folders = load_dataset(str(tmp_path)).warnings
+    assert others.startswith("left out 7 files whose suffix is none of .jpg, .jpeg, ")
+    assert str(tmp_path / "data.yaml") in others
+    assert str(tmp_path / "train" / "cat" / "3.tif") in others
+    assert others.endswith(" and 2 more")
+    named = f"{tmp_path / 'train/stray.png'}, {tmp_path / 'valid/stray.jpg'}"
+    assert outside == f"left out 2 images outside of the labels' folders: {named}"
+    assert folders == f"left out folders that are no split: {tmp_path / 'unlabelled'}"
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "VALID", "dev"])
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("test", ["test", "Testing", "TEST"])
+def test_splits_are_found_by_their_usual_names(tmp_path: Path, train: str, val: str, test: str) -> None:
+    for name, count in ((train, 7), (val, 3), (test, 2)):
+        write_classes(tmp_path / name, count)
+    dataset = load_dataset(str(tmp_path))
+    assert sizes(dataset) == {"train": 14, "val": 6, "test": 4}
+    assert dataset.labels == ("cat", "dog")
+    assert dataset.warnings == ()
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "validation"):
+        write_classes(tmp_path / name)
+    with pytest.raises(DataError, match=r"holds val and validation, which are the same split \(val\)"):
+        load_dataset(str(tmp_path))
+
+
+def test_splits_without_a_train_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("valid", "test"):
+        write_classes(tmp_path / name)
+    with pytest.raises(DataError, match="holds test, valid and no train: name the folder of the training images train"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, labels=("bus", "train", "test"))
+    assert load_dataset(str(tmp_path)).labels == ("bus", "test", "train")
+
+
+def test_a_folder_that_a_link_leads_back_to_is_read_once(tmp_path: Path) -> None:
+    write_classes(tmp_path, 8)
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 16
+
+
+def test_a_folder_may_be_a_link(tmp_path: Path) -> None:
+    write_classes(tmp_path / "elsewhere", 8)
+    (tmp_path / "data").mkdir()
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).symlink_to(tmp_path / "elsewhere" / label)
+    assert sum(sizes(load_dataset(str(tmp_path / "data"))).values()) == 16
+
+
+def test_a_pipe_named_like_an_image_is_not_waited_for(tmp_path: Path) -> None:
+    write_classes(tmp_path, 8)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (warning,) = load_dataset(str(tmp_path)).warnings
+    assert "pipe.png" in warning
+
+
 def test_suffixes_count_in_any_case_and_any_format_that_is_served(tmp_path: Path) -> None:
     write_classes(tmp_path, 4)
     write_images(tmp_path / "cat", 2, suffix=".BMP")
     write_images(tmp_path / "cat", 2, suffix=".webp")
     write_images(tmp_path / "cat", 2, suffix=".Jpeg")
-    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 14
+    for suffix, count in ((".jfif", 1), (".JPE", 3)):
+        for path in write_images(tmp_path / "dog", count, suffix=".jpg"):
+            path.rename(path.with_suffix(suffix))
+    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 18
+
+
+def test_images_over_a_limit_are_named(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    (large,) = write_images(tmp_path / "cat" / "large", 1, (50, 40))
+    with pytest.raises(
+        DataError, match=rf"1 of 41 images.*\n  {large}: image is 50x40 = 2000 pixels, the limit is 1999"
+    ):
+        load_dataset(str(tmp_path), limits=Limits(max_image_pixels=1999))
+    size = large.stat().st_size
+    with pytest.raises(
+        DataError, match=rf"1 of 41 images.*\n  {large}: image is {size} bytes, the limit is {size - 1}"
+    ):
+        load_dataset(str(tmp_path), limits=Limits(max_image_bytes=size - 1))
+
+
+@pytest.mark.parametrize("image_size", [None, (8, 8)])
+def test_images_of_damaged_exif_are_named(tmp_path: Path, image_size: tuple[int, int] | None) -> None:
+    write_classes(tmp_path, size=(60, 40), suffix=".jpg")
+    bad = tmp_path / "dog" / "004.jpg"
+    with Image.open(bad) as picture:
+        picture.save(bad, exif=b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24))
+    (warning,) = load_dataset(str(tmp_path), image_size).warnings
+    assert warning == f"1 image has a damaged EXIF block and is taken as upright: {bad}"
+
+
+def test_damaged_jpegs_are_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, size=(60, 40), suffix=".jpg")
+    bad = tmp_path / "dog" / "004.jpg"
+    content = bytearray(bad.read_bytes())
+    content[-400:-200] = bytes(200)
+    bad.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^1 of 40 images.*\n  {bad}: .*Corrupt JPEG data"):
+        load_dataset(str(tmp_path))
 
 
 def test_the_source_is_remembered(tmp_path: Path) -> None:
@@ -502,11 +643,32 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> Non
         load_dataset(str(tmp_path), skip_unreadable=True)
 
 
-def test_the_reason_of_a_file_that_may_not_be_read_is_the_systems(tmp_path: Path) -> None:
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     write_classes(tmp_path)
-    (tmp_path / "cat" / "0.png").mkdir()
-    with pytest.raises(DataError, match=r"cat/0\.png: .*Is a directory"):
-        load_dataset(str(tmp_path))
+    write_images(tmp_path / "cat" / "0.png", 2)
+    dataset = load_dataset(str(tmp_path))
+    assert sum(sizes(dataset).values()) == 42
+    assert dataset.warnings == ()
+
+
+def test_an_image_that_may_not_be_read_is_named_with_the_systems_reason(readable_folder: Path) -> None:
+    write_classes(readable_folder)
+    (readable_folder / "cat" / "003.png").chmod(0)
+    with (
+        as_nobody(),
+        pytest.raises(DataError, match=r"^1 of 40 images cannot be read.*\n  .*003\.png: .*Permission denied"),
+    ):
+        load_dataset(str(readable_folder))
+
+
+@pytest.mark.parametrize("forbidden", ["cat", "cat/deep", ""])
+def test_a_folder_that_may_not_be_read_is_refused_with_its_path(readable_folder: Path, forbidden: str) -> None:
+    write_classes(readable_folder)
+    write_images(readable_folder / "cat" / "deep", 1)
+    (readable_folder / forbidden).chmod(0)
+    with as_nobody(), pytest.raises(UsageError, match=rf"{forbidden} cannot be read: Permission denied"):
+        load_dataset(str(readable_folder))
+    (readable_folder / forbidden).chmod(0o755)
 
 
 def test_more_pixels_than_memory_are_refused_with_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

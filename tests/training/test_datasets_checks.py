@@ -57,8 +57,18 @@ def test_copies_with_another_label_are_counted() -> None:
     checked = check_dataset(make_dataset(train=((1, 2, 3), (0, 1, 0)), test=((1, 2, 3), (1, 1, 1))))
     assert len(checked.train) == 2
     assert checked.warnings == (
+        "2 images have several labels: train image 2 (cat) and test image 2 (dog); "
+        "train image 4 (cat) and test image 4 (dog)",
         "3 of 5 train images are copies of test images and left out, 2 of them with another label",
     )
+
+
+def test_three_images_of_several_labels_are_named_and_the_rest_counted() -> None:
+    checked = check_dataset(make_dataset(train=((1, 2, 3, 4, 5, 1), (0,) * 6), val=((1, 2, 3, 4, 5), (1,) * 5)))
+    named, *_ = checked.warnings
+    assert named.startswith("5 images have several labels: train image 2 (cat) and val image 2 (dog); ")
+    assert named.count(" and val image ") == 3
+    assert named.endswith("; and 2 more")
 
 
 def test_a_copy_in_all_three_splits_stays_in_test_alone() -> None:
@@ -74,8 +84,8 @@ def test_images_that_differ_in_one_value_are_no_copies() -> None:
 
 
 def test_copies_within_a_split_stay() -> None:
-    checked = check_dataset(make_dataset(train=((1, 1), (0, 1)), test=((2, 2), (0, 1))))
-    assert len(checked.train) == len(checked.test) == 4
+    checked = check_dataset(make_dataset(train=((1, 1, 3), (0, 0, 1)), test=((2, 2), (1, 1))))
+    assert (len(checked.train), len(checked.test)) == (5, 4)
     assert checked.warnings == ()
 
 
@@ -139,8 +149,24 @@ def test_a_folders_copies_are_found_by_their_pixels(tmp_path: Path) -> None:
     dataset = load_dataset(str(tmp_path))
     assert [len(getattr(dataset, name)) for name in SPLITS] == [4, 4, 4]
     assert dataset.warnings == (
+        f"1 image has several labels: {tmp_path / 'train/dog/copy.bmp'} and {tmp_path / 'test/cat/0.png'}",
         "1 of 5 train images are copies of test images and left out, 1 of them with another label",
     )
+
+
+def test_one_image_in_two_class_folders_is_named_with_both_files(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for index in range(8):
+            rng = np.random.default_rng([ord(label[0]), index])
+            Image.fromarray(rng.integers(0, 256, (5, 4), np.uint8)).save(tmp_path / label / f"{index}.png")
+    (tmp_path / "dog" / "same.png").write_bytes((tmp_path / "cat" / "3.png").read_bytes())
+    named = load_dataset(str(tmp_path)).warnings[0]
+    assert named.startswith("1 image has several labels: ")
+    assert str(tmp_path / "dog" / "same.png") in named
+    assert str(tmp_path / "cat" / "3.png") in named
 
 
 def test_sixty_thousand_images_are_checked_in_about_a_second() -> None:

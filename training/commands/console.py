@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from serving.commands.output import Output
+
 if TYPE_CHECKING:
+    from serving.limits import Limits
     from training.datasets import Dataset
     from training.run import Run
 
@@ -25,12 +27,22 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)  # paths and labels as they are
+PLAIN = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}  # paths and labels as they are
+console = Console(**PLAIN)  # type: ignore[arg-type]
+alerts = Console(**PLAIN)  # type: ignore[arg-type]  # for warnings, which --quiet does not keep back
+
+
+def _find_cache() -> Path:
+    import platformdirs  # the bare install has none
+
+    return platformdirs.user_cache_path("evalmode")
+
 
 cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    default=platformdirs.user_cache_path("evalmode"),
+    default=_find_cache,
+    show_default="the user's cache folder for evalmode",
     help="where published data sets are kept, as CACHE/NAME/<files>; what is missing is downloaded there",
 )
 
@@ -47,6 +59,24 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
     return int(match[1]), int(match[2])
+
+
+def set_up_consoles(output: Output, speaks: bool = True) -> None:
+    """Lines go to standard output, or to standard error beside ``--json``; ``--quiet`` leaves the warnings.
+
+    Args:
+        output: what the user asked for.
+        speaks: False in all processes of a training but the first.
+    """
+    console.stderr = output.as_json
+    console.quiet = output.quiet or not speaks
+    alerts.stderr = output.as_json or output.quiet
+    alerts.quiet = not speaks
+
+
+def warn(warning: str) -> None:
+    """Say what a user should know of."""
+    alerts.print(f"warning   {warning}", style="yellow")
 
 
 def keep_memory() -> None:
@@ -68,9 +98,22 @@ def find_own_networks() -> None:
 
 
 def load_data(
-    source: str, image_size: tuple[int, int] | None, seed: int, skip_unreadable: bool, cache: Path
+    source: str,
+    image_size: tuple[int, int] | None,
+    seed: int,
+    skip_unreadable: bool,
+    cache: Path,
+    limits: Limits,
 ) -> Dataset:
     """Load a data set behind a progress bar, and say what it warns of.
+
+    Args:
+        source: a path or a name.
+        image_size: (height, width) to bring images to.
+        seed: decides which images are carved.
+        skip_unreadable: leave out files that cannot be read.
+        cache: where a name's files lie.
+        limits: how large an image may be.
 
     Raises:
         DataError: it cannot be used as it is.
@@ -83,9 +126,11 @@ def load_data(
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        dataset = load_dataset(source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show)
+        dataset = load_dataset(
+            source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show, limits=limits
+        )
     for warning in dataset.warnings:
-        console.print(f"warning   {warning}", style="yellow")
+        warn(warning)
     return dataset
 
 
@@ -99,7 +144,9 @@ def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
     from training.errors import RunError
 
     config = run.config
-    dataset = load_data(data or config.data, config.image_size, config.recipe.seed, config.skip_unreadable, cache)
+    dataset = load_data(
+        data or config.data, config.image_size, config.recipe.seed, config.skip_unreadable, cache, config.limits
+    )
     if dataset.digest() != config.data_digest:
         raise RunError(
             f"{dataset.source} is not what {run.folder} was trained on: its digest differs; give --data or train again"
@@ -110,4 +157,4 @@ def reload_data(run: Run, data: str | None, cache: Path) -> Dataset:
 def progress() -> Progress:
     """A progress bar that is shown on a terminal and nowhere else."""
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal or console.quiet)

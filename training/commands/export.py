@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from training.commands.console import cache_option, console, find_own_networks, reload_data
+from serving.commands.output import Output, output_options
+from serving.files import check_writable, find_existing
+from training.commands.console import cache_option, console, find_own_networks, reload_data, set_up_consoles
 
 
 @click.command()
@@ -23,6 +26,7 @@ from training.commands.console import cache_option, console, find_own_networks, 
 @click.option("--quantize", type=click.Choice(["int8"]), help="also publish NAME-int8, if it is faster and as accurate")
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
+@output_options
 def export(
     run: Path,
     repository: Path,
@@ -32,6 +36,7 @@ def export(
     quantize: str | None,
     data: str | None,
     cache: Path,
+    output: Output,
 ) -> None:
     """Export RUN in eval mode and publish it as repository/NAME/<next version>/model.onnx.
 
@@ -42,7 +47,9 @@ def export(
     from training.export import export_run, quantize_artifact
     from training.run import Run
 
+    set_up_consoles(output)
     check_name(name)
+    check_writable(find_existing(repository))
     find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)
@@ -58,9 +65,20 @@ def export(
         f"published {path} ({len(artifact):,} bytes)\n"
         f"digest    {digest_file(artifact)}"
     )
+    facts = {**_describe(path, artifact), "agreement": asdict(agreement), "quality": asdict(quality)}
     if quantize:
         variant, told = quantize_artifact(artifact, dataset)
         path = publish(repository, f"{name}-{quantize}", variant)
         console.print(
             f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)\ndigest    {digest_file(variant)}"
         )
+        facts["quantized"] = _describe(path, variant)
+    output.finish(facts)
+
+
+def _describe(path: Path, artifact: bytes) -> dict[str, object]:
+    """What was published, as JSON values."""
+    from serving.artifact import digest_file
+
+    name, version = path.parts[-3:-1]
+    return {"name": name, "version": version, "path": str(path), "digest": digest_file(artifact)}

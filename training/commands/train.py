@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.image_limits import image_limit_options
+from serving.commands.output import Output, output_options
+from serving.limits import OWN_IMAGES, Limits
 from training.commands.console import (
     cache_option,
     console,
@@ -21,6 +24,8 @@ from training.commands.console import (
     parse_size,
     progress,
     reload_data,
+    set_up_consoles,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +86,9 @@ BY_NETWORK = "the network's own"  # shown as the default of what each recipe dec
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="where to train")
 @click.option("--report/--no-report", default=True, help="write report.html at the end")
+@image_limit_options(OWN_IMAGES)
 @cache_option
+@output_options
 def train(
     data: str,
     out: Path,
@@ -93,7 +100,10 @@ def train(
     seed: int,
     device: str,
     report: bool,
+    max_image_bytes: int,
+    max_image_pixels: int,
     cache: Path,
+    output: Output,
     **overrides: float | bool | None,
 ) -> None:
     """Train a classifier on DATA.
@@ -114,15 +124,16 @@ def train(
     place = choose_device(device)
     keep_memory()
     with join_ranks(place) as ranks:
-        console.quiet = not ranks.is_first
+        set_up_consoles(output, speaks=ranks.is_first)
         if ranks.is_first and not resume:
             claim_folder(out)
         find_own_networks()
-        dataset = load_data(data, image_size, seed, skip_unreadable, cache)
+        limits = Limits(max_image_bytes, max_image_pixels)
+        dataset = load_data(data, image_size, seed, skip_unreadable, cache, limits)
         _print_dataset(dataset)
         recipe = choose_recipe(network, dataset, seed=seed, **overrides)
         check_ranks(ranks, recipe, dataset)
-        config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
+        config = RunConfig.of(dataset, image_size, skip_unreadable, recipe, limits)
         torch.manual_seed(seed)  # initial weights
         built = prepare_network(config.build_network(), dataset.train).to(place)
         weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
@@ -130,27 +141,30 @@ def train(
         console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {where}")
         run = _open_run(out, config, resume, ranks)
         try:
-            _train(run, built, dataset, on_nonfinite == "backoff", ranks)
+            result = _train(run, built, dataset, on_nonfinite == "backoff", ranks)
         except KeyboardInterrupt:
             console.print(
                 f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume goes on"
             )
             sys.exit(130)
-        if report and ranks.is_first:
-            _write_report(run, dataset)
+        page = _write_report(run, dataset) if report and ranks.is_first else None
+        if ranks.is_first:
+            output.finish(_describe(run, dataset, result, page))
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
-def report(run: Path, data: str | None, cache: Path) -> None:
+@output_options
+def report(run: Path, data: str | None, cache: Path, output: Output) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
     from training.run import Run
 
+    set_up_consoles(output)
     find_own_networks()
     opened = Run.open(run)
-    _write_report(opened, reload_data(opened, data, cache))
+    output.finish({"report": str(_write_report(opened, reload_data(opened, data, cache)))})
 
 
 def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
@@ -167,7 +181,12 @@ def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     return run
 
 
-def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool, ranks: Ranks) -> None:
+def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool, ranks: Ranks) -> dict[str, Any]:
+    """Train, and give the network its exact statistics.
+
+    Returns:
+        What came of it, as the last line of ``metrics.jsonl`` has it.
+    """
     from training.run import EXACT
     from training.statistics import recompute_statistics
     from training.train import evaluate
@@ -188,7 +207,7 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
 
         def show_warning(warning: str) -> None:
-            bar.console.print(f"warning   {warning}", style="yellow")
+            warn(warning)
 
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
@@ -204,15 +223,36 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
     corrections = recompute_statistics(network, dataset.train, ranks)
     val_accuracy, _ = evaluate(network, dataset.val, ranks)
     test_accuracy, _ = evaluate(network, dataset.test, ranks)
+    exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
+    result = {"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy}
     if ranks.is_first:
         run.save_weights(network, EXACT)
-        exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
-        run.append_metrics({"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy})
+        run.append_metrics(result)
     console.print(
         f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
     )
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
+    return result
+
+
+def _describe(run: Run, dataset: Dataset, result: dict[str, Any], page: Path | None) -> dict[str, Any]:
+    """A training as JSON values."""
+    config = run.config
+    return {
+        "run": str(run.folder),
+        "data": {
+            "source": dataset.source,
+            "digest": config.data_digest,
+            "images": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
+            "labels": list(config.labels),
+            "pixels": list(config.shape),
+            "warnings": list(dataset.warnings),
+        },
+        "recipe": asdict(config.recipe),
+        **result,
+        "report": str(page) if page else None,
+    }
 
 
 @contextmanager
@@ -245,16 +285,22 @@ def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return nullcontext()
-    return SummaryWriter(folder)
+    try:
+        return SummaryWriter(folder)
+    except UnicodeEncodeError:
+        warn(f"no events for TensorBoard, which takes no folder whose name is not UTF-8: {folder}")
+        return nullcontext()
 
 
-def _write_report(run: Run, dataset: Dataset) -> None:
+def _write_report(run: Run, dataset: Dataset) -> Path:
     from training.report.page import write_report
     from training.run import BEST, EXACT
 
     network = run.config.build_network()  # anew: how the trained one lies in memory would show in the last digits
     run.load_weights(network, EXACT if run.has_weights(EXACT) else BEST)
-    console.print(f"report    {write_report(run, network, dataset)}")
+    path = write_report(run, network, dataset)
+    console.print(f"report    {path}")
+    return path
 
 
 def _print_dataset(dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.limits import OWN_IMAGES, Limits
 from training.datasets.checks import check_dataset
 from training.datasets.dataset import Dataset, Progress, Split, available_memory_bytes
 from training.datasets.downloads import SOURCES, find_or_fetch
@@ -36,6 +37,7 @@ def load_dataset(
     skip_unreadable: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
+    limits: Limits = OWN_IMAGES,
 ) -> Dataset:
     """Load a data set into memory and check it.
 
@@ -47,6 +49,7 @@ def load_dataset(
         skip_unreadable: leave unreadable files of a folder out, with a warning, instead of refusing them.
         cache: where a name's files lie, in a folder of that name, or are downloaded to; ``digits`` need none.
         progress: told what is done ("downloading" bytes, "decoding" images), how many, and of how many.
+        limits: how large an image of a folder may be; by default what Pillow would take.
 
     Raises:
         DataError: no such data, or they cannot be used as they are; it says why and what to do.
@@ -54,7 +57,7 @@ def load_dataset(
     path, progress = Path(source), progress or (lambda what, done, total: None)
     try:
         if path.is_dir() and not any(path.glob("train-images-idx3-ubyte*")):
-            return check_dataset(load_folder(path, image_size, seed, skip_unreadable, progress))
+            return check_dataset(load_folder(path, image_size, seed, skip_unreadable, progress, limits))
         published = _read_published(source, cache, progress)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error

@@ -28,10 +28,17 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Pixels uint8 (N, H, W, C) with the index of each image's label, int64 (N,)."""
+    """Labelled images.
+
+    Attributes:
+        images: uint8 (N, H, W, C).
+        targets: the index of each image's label, int64 (N,).
+        paths: where each image lies, N of them; none where images come from an archive.
+    """
 
     images: Pixels
     targets: Indices
+    paths: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -41,7 +48,8 @@ class Split:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
             self.images[start : start + len(part)] = self.images[part]  # never overwrites what is still to be moved
-        return Split(self.images[: len(rows)], self.targets[rows])
+        paths = tuple(self.paths[row] for row in rows) if self.paths else ()
+        return Split(self.images[: len(rows)], self.targets[rows], paths)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Image folders: ``train/<class>/*`` with optional ``val/`` and ``test/``, or ``<class>/*``."""
+"""Image folders: ``train/<class>/*`` with optional ``val/`` and ``test/``, by their usual names, or ``<class>/*``."""
 
 from __future__ import annotations
 
@@ -8,115 +8,217 @@ from os import cpu_count
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
+from unicodedata import normalize
 
 import numpy as np
 
 from serving.errors import ImageError
-from serving.limits import IMAGE_SUFFIXES, Limits
-from serving.pixels import PixelContract, Pixels, decode_image, decode_whole, probe_image
+from serving.folders import Found, describe_unread, find_images, list_folder, name_some, tell_images
+from serving.headers import Header
+from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
+from serving.pixels import (
+    PixelContract,
+    Pixels,
+    announce_image,
+    decode_announced,
+    decode_announced_whole,
+    probe_announced,
+)
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 
 Files = tuple[list[Path], Indices]  # images with the index of each one's label
+Unread = tuple[list[Path], list[Path]]  # files that are no images, and images in no class's folder
 Unreadable = dict[Path, str]  # files with the reason
 T = TypeVar("T")
 
+SPLIT_NAMES = {  # what folders of splits are called, in any case -> the split
+    **dict.fromkeys(("train", "training", "trainset", "train_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "val_set", "validation_set"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
+}
 SMALL_FILE = 10_000  # bytes; measured in docs/performance.md
-LIMITS = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # our own files, not strangers' requests
 
 
 def load_folder(
-    root: Path, image_size: tuple[int, int] | None, seed: int, skip_unreadable: bool, progress: Progress
+    root: Path,
+    image_size: tuple[int, int] | None,
+    seed: int,
+    skip_unreadable: bool,
+    progress: Progress,
+    limits: Limits = OWN_IMAGES,
 ) -> Dataset:
     """Decode every image of a folder once, into one array; which ones are carved is chosen before, by their names.
 
+    Args:
+        root: the folder.
+        image_size: (height, width) to bring the images to; None: they all have one.
+        seed: decides which are carved.
+        skip_unreadable: leave out files that cannot be read.
+        progress: told what is done.
+        limits: how large an image may be.
+
     Raises:
         DataError: too few classes or images, unreadable files, several sizes, or more pixels than memory.
+        UsageError: a folder cannot be read.
     """
-    labels, files = _list_files(root)
+    labels, files, warnings = _list_files(root)
     paths, targets = files["train"]
     for name, rows in carve_missing(targets, files, labels, seed).items():
         files[name] = [paths[row] for row in rows], targets[rows]
     everything = [path for name in SPLITS for path in files[name][0]]
-    unreadable: Unreadable = {}
-    contract = _choose_contract(everything, image_size, unreadable)
+    reader = _Reader(limits)
+    contract = _choose_contract(everything, image_size, reader)
     check_memory((len(everything), *contract.shape))
-    pixels = _decode_all(everything, contract, image_size is not None, unreadable, progress)
+    pixels = _decode_all(everything, contract, image_size is not None, reader, progress)
+    unreadable = reader.unreadable
     if unreadable and not skip_unreadable:
         raise _refuse(unreadable, len(everything))
     parts = np.split(pixels, np.cumsum([len(files[name][0]) for name in SPLITS])[:-1])  # views, not copies
     train, val, test = (
         _keep_readable(part, *files[name], unreadable) for name, part in zip(SPLITS, parts, strict=True)
     )
-    warning = f"{len(unreadable)} unreadable images are left out: {'; '.join(_name_some(unreadable, 3))}"
-    return Dataset(str(root), labels, train, val, test, (warning,) if unreadable else ())
+    if unreadable:
+        warnings += (f"{len(unreadable)} unreadable images are left out: {'; '.join(_name_some(unreadable, 3))}",)
+    if damaged := sorted(set(reader.exif_damaged)):
+        images = (
+            "1 image has a damaged EXIF block and is"
+            if len(damaged) == 1
+            else (f"{len(damaged)} images have damaged EXIF blocks and are")
+        )
+        warnings += (f"{images} taken as upright: {name_some(damaged)}",)
+    return Dataset(str(root), labels, train, val, test, warnings)
+
+
+class _Reader:
+    """Reads files within limits, and keeps why some cannot be read, and which may have lost their orientation."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.unreadable: Unreadable = {}
+        self.exif_damaged: list[Path] = []
+
+    def read(self, path: Path, decode: Callable[[Header], T]) -> T | None:
+        try:
+            header = announce_image(path.read_bytes(), self.limits)
+            decoded = decode(header)
+            if header.exif_damaged:
+                self.exif_damaged.append(path)
+            return decoded
+        except (ImageError, OSError) as error:
+            self.unreadable[path] = str(error)
+            return None
 
 
 def _keep_readable(pixels: Pixels, paths: list[Path], targets: Indices, unreadable: Unreadable) -> Split:
-    readable = np.flatnonzero([path not in unreadable for path in paths])
-    return Split(pixels, targets).keep(readable) if unreadable else Split(pixels, targets)
+    split = Split(pixels, targets, tuple(paths))
+    return split.keep(np.flatnonzero([path not in unreadable for path in paths])) if unreadable else split
 
 
-def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
-    folders = {name: root / name for name in SPLITS if (root / name).is_dir()}
-    if "train" not in folders:
-        folders = {"train": root}
-    labels = _list_classes(folders["train"])
-    return labels, {name: _list_images(folder, labels) for name, folder in folders.items()}
+def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files], tuple[str, ...]]:
+    """Labels, the files of every split that is there, and warnings of what is not read."""
+    folders, files = list_folder(root)
+    splits = _find_splits(root, folders)
+    beside = tell_images([] if splits["train"] == root else files)
+    unread = list(beside.others), list(beside.images)
+    labels = tuple(path.name for path in _list_classes(splits["train"], unread))
+    listed = {name: _list_images(folder, labels, unread) for name, folder in splits.items()}
+    warnings = describe_unread(*unread)
+    left_out = [str(folder) for folder in folders if folder not in splits.values()]
+    if splits["train"] != root and left_out:
+        warnings += (f"left out folders that are no split: {', '.join(left_out)}",)
+    return labels, listed, warnings
 
 
-def _list_classes(folder: Path) -> tuple[str, ...]:
-    labels = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if len(labels) < 2:
-        raise DataError(f"{folder} holds {len(labels)} class folders, at least 2 are needed: <class>/<image>")
-    return labels
+def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
+    """The folder of every split that is there; ``train`` is the root where its folders are those of classes.
+
+    A folder that is named like a split is a class of that name where it holds no folders and others are no splits.
+    """
+    named: dict[str, list[Path]] = {}
+    for folder in folders:
+        if split := SPLIT_NAMES.get(folder.name.casefold()):
+            named.setdefault(split, []).append(folder)
+    if not named:
+        return {"train": root}
+    nested = {folder for same in named.values() for folder in same if list_folder(folder)[0]}
+    only_splits = len(folders) == sum(map(len, named.values()))
+    if not nested.intersection(named.get("train", ())) and not only_splits:
+        return {"train": root}
+    if "train" not in named:
+        if not nested:
+            return {"train": root}
+        there = ", ".join(folder.name for folder in folders)
+        raise DataError(f"{root} holds {there} and no train: name the folder of the training images train")
+    splits = {}
+    for name, same in named.items():
+        candidates = [folder for folder in same if folder in nested] or same
+        if len(candidates) > 1:
+            there = " and ".join(folder.name for folder in candidates)
+            raise DataError(f"{root} holds {there}, which are the same split ({name}): put their images into one")
+        splits[name] = candidates[0]
+    return splits
 
 
-def _list_images(folder: Path, labels: tuple[str, ...]) -> Files:
+def _list_classes(folder: Path, unread: Unread) -> list[Path]:
+    """The folders of classes, two at least; what lies beside them is noted."""
+    folders, files = list_folder(folder)
+    if len(folders) < 2:
+        raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>")
+    beside = tell_images(files)
+    for noted, paths in zip(unread, (beside.others, beside.images), strict=True):
+        noted += [path for path in paths if path not in noted]
+    return folders
+
+
+def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files:
     """Every image of a split in a fixed order, with its label's index; every split knows the same labels."""
-    unknown = set(_list_classes(folder)) - set(labels)
+    # In Unicode's normal form C: macOS names folders in form D.
+    classes = {normalize("NFC", path.name): path for path in _list_classes(folder, unread)}
+    unknown = classes.keys() - {normalize("NFC", label) for label in labels}
     if unknown:
         raise DataError(f"{folder} holds classes that train/ does not: {', '.join(sorted(unknown))}")
     paths: list[Path] = []
     targets: list[int] = []
     for target, label in enumerate(labels):
-        found = sorted(p for p in (folder / label).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
+        path = classes.get(normalize("NFC", label))
+        found = find_images(path) if path else Found((), ())
+        if not found.images:
             suffixes = ", ".join(IMAGE_SUFFIXES)
-            raise DataError(f"{folder / label} holds no image ({suffixes}): add some or remove the class")
-        paths += found
-        targets += [target] * len(found)
+            others = "".join(f"; {sentence}" for sentence in describe_unread(found.others))
+            raise DataError(f"{folder / label} holds no image ({suffixes}): add some or remove the class{others}")
+        unread[0].extend(found.others)
+        paths += found.images
+        targets += [target] * len(found.images)
     return paths, np.array(targets, np.int64)
 
 
-def _choose_contract(
-    paths: Sequence[Path], image_size: tuple[int, int] | None, unreadable: Unreadable
-) -> PixelContract:
+def _choose_contract(paths: Sequence[Path], image_size: tuple[int, int] | None, reader: _Reader) -> PixelContract:
     """Grey if all images are; the size that was asked for, or that of the first that can be read."""
-    probed = (_read_image(path, lambda image: probe_image(image, LIMITS), unreadable) for path in paths)
+    probed = (reader.read(path, probe_announced) for path in paths)
     shapes = filter(None, probed)
     first = next(shapes, None)
     if first is None:
-        raise _refuse(unreadable, len(paths))
+        raise _refuse(reader.unreadable, len(paths))
     channels = 3 if first.channels == 3 or any(shape.channels == 3 for shape in shapes) else 1
     return PixelContract(*(image_size or (first.height, first.width)), channels)
 
 
 def _decode_all(
-    paths: Sequence[Path], contract: PixelContract, resize: bool, unreadable: Unreadable, progress: Progress
+    paths: Sequence[Path], contract: PixelContract, resize: bool, reader: _Reader, progress: Progress
 ) -> Pixels:
     """Decode every image into one array, uint8 (N, H, W, C); rows of unreadable files hold anything."""
     pixels = np.empty((len(paths), *contract.shape), np.uint8)
 
-    def read(image: bytes) -> Pixels:
-        return decode_image(image, contract, LIMITS) if resize else decode_whole(image, contract.channels, LIMITS)
+    def read(header: Header) -> Pixels:
+        return decode_announced(header, contract) if resize else decode_announced_whole(header, contract.channels)
 
     def decode(index: int) -> None:
-        if paths[index] in unreadable:
+        if paths[index] in reader.unreadable:
             return
-        decoded = _read_image(paths[index], read, unreadable)
+        decoded = reader.read(paths[index], read)
         if decoded is not None and decoded.shape != contract.shape:
-            first = next(path for path in paths if path not in unreadable)
+            first = next(path for path in paths if path not in reader.unreadable)
             raise DataError(
                 f"images differ in size ({first} is {contract.height}x{contract.width}, {paths[index]} "
                 f"{decoded.shape[0]}x{decoded.shape[1]}, height x width): choose one with --image-size HxW"
@@ -134,14 +236,6 @@ def _are_small(paths: Sequence[Path]) -> bool:
     """Whether one thread decodes these files faster than several, which would wait for Python's lock."""
     sample = paths[:: -(-len(paths) // 100)]
     return median([path.stat().st_size for path in sample if path.is_file()] or [0]) < SMALL_FILE
-
-
-def _read_image(path: Path, read: Callable[[bytes], T], unreadable: Unreadable) -> T | None:
-    try:
-        return read(path.read_bytes())
-    except (ImageError, OSError) as error:
-        unreadable[path] = str(error)
-        return None
 
 
 def _name_some(unreadable: Unreadable, count: int) -> list[str]:

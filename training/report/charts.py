@@ -22,7 +22,7 @@ from training.datasets.dataset import Indices
 from training.report.findings import Floats
 
 FOLDER = Path(__file__).parent
-COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", (FOLDER / "page.css").read_text().partition("}")[0]))
+COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", (FOLDER / "page.css").read_text("utf-8").partition("}")[0]))
 DEPTHS = tuple(name for name in COLOURS if name.startswith("depth"))
 REPLACED = {colour: name for name, colour in COLOURS.items()} | {"#000000": "muted", "#b0b0b0": "rule"}
 MANY_LABELS = 20  # more have no numbers in the cells, and a name only at some rows

@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
+from serving.files import write_atomically
 from serving.proof.figures import wilson_interval
 from training.datasets import Dataset
 from training.networks.compact import Compact
 from training.report import charts, findings, pictures
-from training.run import Run, write_atomically
+from training.run import Run
 
 SHOWN_MISTAKES = 12
 WORST, BEST = 20, 5  # labels in the table, where there are more
@@ -34,7 +35,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
         network: with the best weights; left in eval mode.
         dataset: what it was trained on; the test images are asked about again.
     """
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     facts = {"run": run, "dataset": dataset, "warnings": dataset.warnings}
     facts |= _tell_training(rows, network) | _tell_layers(rows) | _tell_answers(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
@@ -113,7 +114,8 @@ def _tell_answers(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, A
     def show(index: int) -> dict[str, Any]:
         true, told = labels[targets[index]], labels[answers.told[index]]
         picture = pictures.embed_image(dataset.test.images[index])
-        return {"picture": picture, "true": true, "told": told, "probability": answers.confidence[index]}
+        path = dataset.test.paths[index] if dataset.test.paths else Path(f"test image {index}")
+        return {"picture": picture, "true": true, "told": told, "probability": answers.confidence[index], "path": path}
 
     sample = int(order[-1])  # the surest right answer, if there is one
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])

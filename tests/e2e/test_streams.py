@@ -1,0 +1,189 @@
+"""Standard output that is full, closed or read no further; names and labels in any encoding, on any locale; Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.repository import publish
+from tests.conftest import colour_artifact, encode, plain
+
+LABELS = ("rød", "水", "blau")  # red, green, blue
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # as if there were no letters but English ones
+UNICODE = {"LC_ALL": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions of a model, images in folders of its labels, one of a name that is not UTF-8, and a label file."""
+    root = tmp_path_factory.mktemp("named") / os.fsdecode(b"caf\xe9")
+    for _ in range(2):
+        publish(root / "models", "colours", colour_artifact(LABELS))
+    for label, pixel in zip(LABELS, [(255, 0, 0), (0, 255, 0), (0, 0, 255)], strict=True):
+        (root / "images" / label).mkdir(parents=True)
+        (root / "images" / label / os.fsdecode(b"\xfcber.png")).write_bytes(encode(plain(pixel)))
+    return root
+
+
+def commands(place: Path) -> dict[str, tuple[object, ...]]:
+    artifact, other = (place / "models" / "colours" / version / "model.onnx" for version in "12")
+    return {
+        "help": ("--help",),
+        "train help": ("train", "--help"),
+        "check": ("check", artifact),
+        "check json": ("check", artifact, "--json"),
+        "predict": ("predict", place / "images", "--file", artifact),
+        "predict json": ("predict", place / "images", "--file", artifact, "--json"),
+        "predict csv": ("predict", place / "images", "--file", artifact, "--csv"),
+        "compare": ("compare", artifact, other, "--images", place / "images", "--page", place / "page.html"),
+        "compare json": ("compare", artifact, other, "--images", place / "images", "--json"),
+    }
+
+
+COMMANDS = list(commands(Path()))
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "serving", *map(os.fspath, map(_as_text, arguments))]  # type: ignore[arg-type]
+    return subprocess.run(command, timeout=120, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})  # type: ignore[call-overload]
+
+
+def _as_text(argument: object) -> object:
+    return argument if isinstance(argument, Path) else str(argument)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_standard_output_is_one_line_and_exit_code_2(name: str, place: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run(*commands(place)[name], stdout=full)
+        assert run(*commands(place)[name], stdout=full, stderr=full).returncode == 2
+    told = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("evalmode: ")]
+    assert told == ["evalmode: standard output: No space left on device: free some space or choose another place"]
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_that_nobody_reads_is_no_error(name: str, place: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = run(*commands(place)[name], stdout=pipe)
+    assert (done.returncode, b"Traceback" in done.stderr, b"evalmode: " in done.stderr) == (0, False, False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_closed_output_reaches_no_file(name: str, place: Path) -> None:
+    """The first file that is opened would get its number, and what is printed would be written into it."""
+    whole = (place / "models/colours/1/model.onnx").read_bytes()
+    done = run(*commands(place)[name], stdout=None, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert (place / "models/colours/1/model.onnx").read_bytes() == whole
+
+
+@pytest.mark.parametrize("locale", [ASCII, UNICODE], ids=["ASCII", "UTF-8"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_names_and_labels_of_any_encoding_on_any_locale(name: str, locale: dict[str, str], place: Path) -> None:
+    done = run(*commands(place)[name], env={**os.environ, **locale})
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    if name in ("predict", "predict csv"):
+        assert b"caf\xe9/images" in done.stdout  # the bytes that its name is
+        assert "水".encode() in done.stdout
+    if name.endswith("json") and name.startswith("predict"):
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {row["scores"][0]["label"] for row in rows} == set(LABELS)
+        assert {Path(row["image"]).parent.name == row["scores"][0]["label"] for row in rows} == {True}
+
+
+@pytest.mark.parametrize("locale", [ASCII, UNICODE], ids=["ASCII", "UTF-8"])
+@pytest.mark.parametrize("path", ["no-such", os.fsdecode(b"no-such-\xe9"), "no-such-水"])
+def test_a_name_in_an_error_is_one_line(path: str, locale: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / path).write_text("no artifact")
+    for arguments in (("rollback", path, "--repository", path), ("predict", path, "--file", path)):
+        done = run(*arguments, cwd=tmp_path, env={**os.environ, **locale})
+        assert (done.returncode, done.stdout) == (2, b""), done.stderr
+        assert done.stderr.startswith(b"evalmode: "), done.stderr
+        assert done.stderr.count(b"\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("trian", "train"), ("Export", "export"), ("rolback", "rollback"), ("certfy", "certify")]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+    done = run(typed)
+    assert done.returncode == 2
+    assert f"No such command '{typed}': did you mean '{meant}'?" in done.stderr.decode()
+
+
+# Ctrl-C: the process sends itself SIGINT at the Nth event that Python reports to an audit hook: imports, files, ...
+
+INTERRUPTING = """
+import os, signal, sys
+count, last = 0, int(sys.argv.pop(1))
+
+def on_event(event, arguments):
+    global count
+    if os.getpid() == {parent} or event.startswith(("sys._getframe", "object.")):
+        return
+    count += 1
+    if count == last:
+        os.kill(os.getpid(), signal.SIGINT)
+
+from serving.__main__ import main
+sys.addaudithook(on_event)
+try:
+    main()
+finally:
+    print(count, file=open(os.environ["COUNT"], "w"))
+"""
+
+
+@pytest.mark.parametrize("name", ["check", "predict", "compare", "certify"])
+def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
+    name: str, place: Path, tmp_path: Path
+) -> None:
+    arguments = _interrupted(name, place, tmp_path)
+    environment = {**os.environ, "COUNT": str(tmp_path / "count")}
+    code = INTERRUPTING.replace("{parent}", str(os.getpid()))
+
+    def interrupt(event: int) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-c", code, str(event), *map(os.fspath, map(_as_text, arguments))]  # type: ignore[arg-type]
+        return subprocess.run(command, capture_output=True, timeout=120, env=environment)
+
+    whole = interrupt(-1)
+    assert whole.returncode == 0, whole.stderr
+    events = int((tmp_path / "count").read_text())
+    assert events > 100
+    for published in tmp_path.glob("models/*/*"):
+        (published / "model.onnx").unlink()
+        published.rmdir()
+    for event in [1, *range(events // MOMENTS, events, events // MOMENTS)]:
+        done = interrupt(event)
+        told = done.stderr.decode(errors="replace")
+        assert done.returncode in (130, 0), (event, told)  # 0: the work was done when it came
+        if done.returncode == 130:
+            assert told.splitlines()[-1:] == ["evalmode: interrupted"], (event, told)
+        assert "Traceback" not in told, (event, told)
+        assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
+
+
+MOMENTS = 12
+
+
+def _interrupted(name: str, place: Path, folder: Path) -> tuple[object, ...]:
+    if name == "certify":
+        root = Path(__file__).parents[1] / "foreign"
+        (folder / "images").mkdir()
+        for digit in range(10):
+            (folder / "images" / str(digit)).mkdir()
+            (folder / "images" / str(digit) / "1.png").write_bytes(encode(plain(digit * 20, (8, 8), "L")))
+        (folder / "labels.txt").write_text("\n".join(map(str, range(10))))
+        adopt = ("--images", folder / "images", "--labels", folder / "labels.txt", "--scale", "0,1", "--allow-guessing")
+        return ("certify", root / "keras.onnx", *adopt, "--repository", folder / "models", "--name", "keras")
+    arguments = commands(place)[name]
+    return (*arguments[:-1], folder / "page.html") if "--page" in arguments else arguments
