@@ -251,10 +251,10 @@ def _check_addresses(transport: str, host: str, port: int, metrics: tuple[str, i
     """
     if host.startswith(UNIX) and transport == "native":
         raise UsageError("--transport native takes no unix:PATH: use --transport grpcio, or --host 127.0.0.1")
+    if metrics and port and port == metrics[1] and not host.startswith(UNIX):
+        raise UsageError(f"--port and --metrics-port are both {port}: take two")
     check_address(host, port)
     if metrics:
-        if port and port == metrics[1] and not host.startswith(UNIX):
-            raise UsageError(f"--port and --metrics-port are both {port}: take two")
         check_address(*metrics, METRICS_PORT)
 
 
