@@ -72,6 +72,17 @@ echo "$said"
 [ "$code" = 2 ] || fail "exit code $code"
 [[ $said == *"/models holds no "* ]] || fail "it does not say what is missing"
 
+step "the serving image: every command has help, and those that need torch name the extra"
+job "${hardened[@]}" --entrypoint sh "$serving" -euc '
+  evalmode --help
+  for command in quickstart train export report check certify compare serve predict rollback bench; do
+    evalmode $command --help
+  done' >/dev/null || fail "a command has no help"
+code=0
+said=$(job "${hardened[@]}" "$serving" train digits --out /tmp/run 2>&1) || code=$?
+[ "$code" = 2 ] || fail "train: exit code $code: $said"
+[[ $said == "evalmode: train needs the Python package "*"'evalmode[serve,train]'" ]] || fail "train: $said"
+
 step "write JPEG files of three colours as a folder of images"
 job -i "${hardened[@]}" -v "$name-data:/models" --entrypoint python "$serving" - <<'PYTHON'
 from pathlib import Path

@@ -30,6 +30,7 @@ from serving.prediction import DEFAULT_TOP_K, Prediction, Score
 
 log = logging.getLogger(__name__)
 
+ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
 LARGEST_ARTIFACT = 2**31 - 1  # bytes: protobuf's own limit, known before any is read
 TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
 SIZES = {  # of the batches replayed at load

@@ -22,7 +22,7 @@ from torch.nn import functional
 from serving.artifact import Manifest, open_artifact
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats
 from serving.drift import describe_images
-from serving.model import load_artifact, open_cpu_session
+from serving.model import ORT_VERSION, load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
 from serving.proof.checks import run_all
@@ -40,7 +40,7 @@ from training.train import predict_logits, split_evaluation
 LOGIT_TOLERANCE = 1e-4
 OPSET = 20
 TEMPERATURES = 0.05, 20.0  # where the best one is looked for
-VERSIONS = ("evalmode", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+DISTRIBUTIONS = ("evalmode", "torch", "onnx", "onnxscript", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,11 @@ def export_run(
             "images": describe_images(dataset.train.images),
             "layers": [norm.to_json() for norm in norms],
         },
-        "versions": {**{name: version(name) for name in VERSIONS}, "commit": _find_commit()},
+        "versions": {
+            **{name: version(name) for name in DISTRIBUTIONS},
+            "onnxruntime": ORT_VERSION,
+            "commit": _find_commit(),
+        },
     }
     manifest = Manifest(run.config.labels, dataset.contract, properties)
     if synthetic:

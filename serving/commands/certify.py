@@ -102,13 +102,14 @@ def certify(
     (x / 255 * (high - low) + low - mean) / std.
     """
     from serving.artifact import digest_file
-    from serving.proof.adopt import adopt_tensors, read_samples
+    from serving.proof.adopt import adopt_tensors, check_loads, read_samples
     from serving.proof.foreign import foreign, read_network
     from serving.repository import check_name, publish
 
     check_name(name)
     check_writable(find_existing(repository))
     graph = read_network(file)
+    check_loads(graph, file)
     if samples:
         if images or labels or scale:
             raise click.UsageError("--samples is for other networks than --images, --labels and --scale: choose")

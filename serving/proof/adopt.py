@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import struct
 import unicodedata
 import zlib
@@ -18,7 +19,7 @@ from serving.artifact import Manifest, seal
 from serving.certificate import INPUT, Floats, Tensors, largest_value
 from serving.drift import describe_images
 from serving.errors import UsageError
-from serving.model import load_artifact, open_cpu_session
+from serving.model import ORT_VERSION, load_artifact, open_cpu_session
 from serving.proof.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
 from serving.proof.checks import run_all
 from serving.proof.figures import Quality, describe_pixels, measure_quality
@@ -28,7 +29,7 @@ from serving.proof.wrap import Preprocessing, wrap
 
 MAX_COMPARED = 64  # inputs that a network is run on before and after it was freed of its size of batch
 FREED_TOLERANCE = 1e-4  # between them: sums are ordered otherwise
-VERSIONS = ("evalmode", "onnx", "onnxruntime", "numpy", "pillow")
+DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
 
 
 def adopt(
@@ -77,7 +78,7 @@ def adopt(
             "images": describe_images(images.pixels),
             "layers": [],
         },
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": _list_versions(),
     }
     if synthetic:
         golden, targets = draw_golden(preprocessing.contract, len(labels)), None
@@ -105,7 +106,7 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     stripped = strip(free_batch(graph))
     if batch := find_batch(graph):
         _check_freed(graph, stripped, batch, samples)
-    manifest = Manifest((), None, {"network": "adopted", "versions": {name: version(name) for name in VERSIONS}})
+    manifest = Manifest((), None, {"network": "adopted", "versions": _list_versions()})
     answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
     unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
     pairs = zip(answers.values(), unoptimised, strict=True)
@@ -214,9 +215,30 @@ def _list(dtypes: dict[str, str]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in sorted(dtypes.items())) or "nothing"
 
 
+def _list_versions() -> dict[str, str]:
+    return {**{name: version(name) for name in DISTRIBUTIONS}, "onnxruntime": ORT_VERSION}
+
+
 def gives_probabilities(scores: Floats) -> bool:
     """Whether every row is in 0..1 and sums to 1."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
+
+
+def check_loads(graph: onnx.ModelProto, path: Path) -> None:
+    """A network can be loaded by the onnxruntime that is installed.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        open_cpu_session(graph.SerializeToString())
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        if newest := re.search(r"till opset (\d+)", str(error)):
+            raise UsageError(
+                f"{path} needs a later opset than the {newest[1]} that onnxruntime {ORT_VERSION} runs: export it with "
+                "opset 20, or install a newer onnxruntime"
+            ) from error
+        raise UsageError(f"{path} cannot be loaded by onnxruntime: {first_line(error)}") from error
 
 
 def runs_on(graph: onnx.ModelProto, shape: tuple[int, ...]) -> bool:

@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from benchmarks.damage import make_damaged
 from serving import __version__
@@ -19,6 +22,7 @@ from serving.repository import publish
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "sklearn", "PIL")
 
 
@@ -280,3 +284,50 @@ def test_the_limits_of_an_image_are_options_wherever_images_are_read(command: st
     told = evalmode(command, "--help").stdout
     assert "--max-image-bytes" in told
     assert "--max-image-pixels" in told
+
+
+def test_what_is_made_is_said_as_json_and_nothing_else(tmp_path: Path, evalmode: Evalmode) -> None:
+    """Each object has the keys of docs/commands.md."""
+
+    def ask(*arguments: object) -> dict[str, object]:
+        loud = evalmode(*arguments, "--json", cwd=tmp_path)
+        assert loud.returncode == 0, loud.stderr
+        answer: dict[str, object] = json.loads(loud.stdout)
+        rows = re.findall(rf"^\| `{arguments[0]}` \| (.*) \|$", (ROOT / "docs/commands.md").read_text(), re.M)
+        assert [key for key in answer if f"`{key}`" not in rows[0]] == []
+        return answer
+
+    trained = ask("train", "digits", "--out", "run", "--epochs", 1, "--quiet")
+    assert trained["run"] == "run"
+    assert (tmp_path / str(trained["report"])).is_file()
+    assert ask("report", "run", "--quiet")["report"] == trained["report"]
+    first = ask("export", "run", "--repository", "models", "--name", "digits")
+    second = ask("export", "run", "--repository", "models", "--name", "digits")
+    assert (first["version"], second["version"], second["path"]) == ("1", "2", "models/digits/2/model.onnx")
+    assert first["digest"] == second["digest"]
+    pixels, targets = load_digits(return_X_y=True)
+    for index in range(0, 400):
+        folder = tmp_path / "images" / str(targets[index])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.round(pixels[index].reshape(8, 8) / 16 * 255).astype(np.uint8)).save(folder / f"{index}.png")
+    compared = ask("compare", first["path"], second["path"], "--images", "images", "--max-changed", "0%")
+    assert (compared["images"], compared["changed"], compared["passed"]) == (400, [], True)
+    assert ask("rollback", "digits", "--repository", "models") == {"name": "digits", "withdrawn": "2", "newest": "1"}
+
+
+def test_quiet_says_nothing(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    publish(tmp_path, "colours", colour_artifact())
+    publish(tmp_path, "colours", colour_artifact())
+    done = evalmode("rollback", "colours", "--repository", tmp_path, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    refused = evalmode("rollback", "colours", "--repository", tmp_path, "--quiet", "--json")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "has only version 1: there is nothing to go back to" in refused.stderr
+
+
+def test_what_was_answered_before_an_error_is_not_lost(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    (tmp_path / "a.png").write_bytes(encode(plain("red")))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    done = evalmode("predict", tmp_path, "--file", colours / "colours/1/model.onnx", "--csv", "--top-k", 1)
+    assert done.returncode == 2
+    assert [line.split(",")[2] for line in done.stdout.splitlines()] == ["label", "red"]

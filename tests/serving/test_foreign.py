@@ -150,6 +150,12 @@ REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
     "other labels": ({"scores_shape": ("N", 5)}, (), "scores float32 (N, 5); none has a float value for each of 2"),
     "strings": ({"more_nodes": (IDS,), "scores_shape": ("N", 2)}, ("--output", "names"), "has no output names"),
     "opset too new": ({"opset": 99}, (), "needs opset 99, onnx "),
+    "opset too new for onnxruntime": ({"opset": onnx.defs.onnx_opset_version()}, (), "needs a later opset than the "),
+    "an operator that is not there": (
+        {"more_nodes": (helper.make_node("NoSuchOperator", ["scores"], ["other"]),)},
+        (),
+        "cannot be loaded by onnxruntime: ",
+    ),
     "IR too new": ({"ir_version": 99}, (), "is of IR version 99, onnx "),
     "a batch that cannot be freed": (
         {**FIXED, "more_nodes": (helper.make_node("Concat", ["scores", "scores"], ["both"], axis=0),)},
@@ -237,14 +243,15 @@ def test_weights_beside_the_file_travel_in_the_artifact(images: Path, tmp_path: 
 
 def test_outputs_that_are_no_tensors_are_named(images: Path, tmp_path: Path) -> None:
     """As skl2onnx writes a classifier with ZipMap."""
-    network = build(scores_shape=("N", 2))
-    network.graph.output[0].CopyFrom(
-        helper.make_value_info(
-            "scores", helper.make_sequence_type_proto(helper.make_map_type_proto(7, onnx.TypeProto()))
-        )
+    network = build()
+    network.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    network.graph.node.append(
+        helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", classlabels_strings=["left", "right"])
     )
+    of_floats = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    network.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(of_floats)))
     onnx.save(network, tmp_path / "network.onnx")
-    with pytest.raises(UsageError, match=r"gives scores, a sequence; none has .*: export it without ZipMap"):
+    with pytest.raises(UsageError, match=r"gives maps, a sequence; none has .*: export it without ZipMap"):
         certify(images, tmp_path / "network.onnx")
 
 

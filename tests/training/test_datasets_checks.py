@@ -176,3 +176,17 @@ def test_sixty_thousand_images_are_checked_in_about_a_second() -> None:
     started = process_time()
     check_dataset(Dataset("made", tuple("0123456789"), *parts))
     assert process_time() - started < 3  # 0.6 s on the slow machine it was written on
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("caf\udce9", "tea"), "is not UTF-8: rename its folder"),
+        (("caf\u00e9", "cafe\u0301"), r"'caf\\xe9' and 'cafe\\u0301' look alike"),
+    ],
+)
+def test_labels_that_cannot_be_answered_or_told_apart_are_refused(labels: tuple[str, str], said: str) -> None:
+    images, targets = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1], np.int64)
+    split = Split(images, targets)
+    with pytest.raises(DataError, match=said):
+        check_dataset(Dataset("images", labels, split, split, split))

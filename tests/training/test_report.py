@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -339,3 +340,20 @@ class TestCharts:
     def test_say_in_words_what_they_show(self) -> None:
         chart = draw_lines("A & <b>", [1, 2], [("train", "blue", [0.5, 0.25], "-")])
         assert 'aria-label="A &amp; &lt;b&gt; by epoch, at the last: train 0.25"' in chart.svg
+
+
+def test_mistakes_carry_the_names_of_their_files(
+    trained: tuple[Run, nn.Module, Path], digits: Dataset, answers: Answers, page: Page
+) -> None:
+    """Whatever bytes a name is; data that come without files are counted."""
+    run, network, path = trained
+    before = path.read_bytes()
+    test = digits.test
+    names = tuple(Path("images") / f"photo-{index}\udce9.png" for index in range(len(test)))
+    write_report(run, network, replace(digits, test=Split(test.images, test.targets, names)))
+    named = set(map(int, re.findall(r"photo-(\d+)", Page(path.read_text("utf-8")).words("mistakes"))))
+    path.write_bytes(before)
+    wrong = set(np.flatnonzero(~answers.right).tolist())
+    assert len(named) == min(12, len(wrong)) > 0
+    assert named <= wrong
+    assert set(map(int, re.findall(r"test image (\d+)", page.words("mistakes")))) == named

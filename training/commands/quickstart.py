@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -43,10 +44,20 @@ def quickstart(out: Path, epochs: int, seed: int) -> None:
 def _command(*arguments: object, into: Path | None = None) -> None:
     """Run one of our own commands as a user would, showing it first."""
     _show_command(arguments, f" > {into}" if into else "")
-    with into.open("w") if into else nullcontext() as output:
+    with into.open("w") if into else nullcontext() as output, _interrupts_left_to_others():
         code = subprocess.run(_argv(arguments), stdout=output).returncode
     if code:
         sys.exit(code)
+
+
+@contextmanager
+def _interrupts_left_to_others() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: the command that runs says so, and ends with its exit code."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""Files are written whole or not at all, and an error says which."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.files import check_writable, find_existing, write_atomically
+
+
+def test_a_file_is_replaced_and_keeps_its_old_content_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_atomically(path, "old")
+    write_atomically(path, "new ü")
+    assert path.read_bytes() == "new ü".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+    """Files of this process may not grow beyond 100 bytes, as on a disk that is full."""
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*page\.html'") as refused:
+            write_atomically(path, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (refused.value.errno, refused.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_is_interrupted_leaves_nothing_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "page.html", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    write_atomically(tmp_path / "pipe", "through")
+    assert reader.communicate()[0] == "through"
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_name_that_is_not_utf8_can_stand_in_a_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "page.html", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "page.html").read_text("utf-8") == "caf\\udce9"
+
+
+def test_a_place_is_tried_before_the_work_is_done(tmp_path: Path) -> None:
+    check_writable(find_existing(tmp_path / "not" / "there"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        check_writable(find_existing(tmp_path / "file" / "models"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        check_writable(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_another_package_that_is_missing_is_none_of_ours() -> None:
+    """No advice to install an extra of evalmode, which would not bring it."""
+    code = (
+        "import sys; from serving.commands import check\n"
+        "def fail(*_, **__): import no_such_package\n"
+        "check.check.callback = fail\n"
+        "from serving.commands.main import main\n"
+        f"main(['check', {sys.executable!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "evalmode: the Python package 'no_such_package' is missing, which is none that evalmode brings: install it\n"
+    )
