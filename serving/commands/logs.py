@@ -72,7 +72,8 @@ def shut_down_log() -> None:
     """Write what was logged, as far as standard error takes it in time."""
     while _captured:
         _captured.pop().end()
-    logging.shutdown()
+    for handler in logging.getLogger().handlers:  # logging.shutdown would also wait for standard error itself
+        handler.flush()
 
 
 def _log_warning(
