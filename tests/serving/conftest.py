@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             for marker in item.iter_markers("native_lacks"):
                 item.add_marker(pytest.mark.skip(reason=NATIVE_LACKS[marker.args[0]]))
-    if config.option.markexpr:
+    if "gpu" in config.option.markexpr:
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
