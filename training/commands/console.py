@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -62,6 +63,32 @@ def keep_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
 
 
+def import_torch() -> ModuleType:
+    """Import torch, which may be there and not work.
+
+    Raises:
+        TorchUnusable: importing it fails.
+        ModuleNotFoundError: it, or what it needs, is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # a missing library, another build, another Python: each raises something else
+        from training.errors import TorchUnusable
+
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TorchUnusable(
+            f"torch is installed and cannot be imported: {said}. Install it again: pip install --force-reinstall torch"
+        ) from error
+    return torch
+
+
+def show_warning(warning: str) -> None:
+    """Print what may be wrong and does not stop anything."""
+    console.print(f"warning   {warning}", style="yellow")
+
+
 def find_own_networks() -> None:
     """Let ``--network package.module:function`` name a module in the working directory, as ``python -m`` would."""
     sys.path.insert(0, str(Path.cwd()))
@@ -85,7 +112,7 @@ def load_data(
 
         dataset = load_dataset(source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show)
     for warning in dataset.warnings:
-        console.print(f"warning   {warning}", style="yellow")
+        show_warning(warning)
     return dataset
 
 

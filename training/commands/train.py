@@ -16,11 +16,13 @@ from training.commands.console import (
     cache_option,
     console,
     find_own_networks,
+    import_torch,
     keep_memory,
     load_data,
     parse_size,
     progress,
     reload_data,
+    show_warning,
 )
 
 if TYPE_CHECKING:
@@ -103,9 +105,9 @@ def train(
 
     In several processes: torchrun --nproc-per-node N -m training DATA ..., with the same options.
     """
-    import torch
+    torch = import_torch()
 
-    from training.networks import count_multiply_adds
+    from training.networks import NETWORKS, count_multiply_adds
     from training.ranks import join_ranks
     from training.recipe import choose_recipe
     from training.run import RunConfig, claim_folder
@@ -124,7 +126,12 @@ def train(
         check_ranks(ranks, recipe, dataset)
         config = RunConfig.of(dataset, image_size, skip_unreadable, recipe)
         torch.manual_seed(seed)  # initial weights
-        built = prepare_network(config.build_network(), dataset.train).to(place)
+        built = prepare_network(config.build_network(), dataset.train)
+        if ranks.is_first and network not in NETWORKS:
+            from training.trial import try_network  # what it imports for the export takes seconds
+
+            try_network(network, built, config.shape, len(config.labels), show_warning, ranks.count > 1)
+        built = built.to(place)
         weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
         where = place.type if ranks.count == 1 else f"{place.type} in {ranks.count} processes"
         console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {where}")
@@ -146,6 +153,7 @@ def train(
 @cache_option
 def report(run: Path, data: str | None, cache: Path) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
+    import_torch()
     from training.run import Run
 
     find_own_networks()
@@ -168,9 +176,10 @@ def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
 
 
 def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool, ranks: Ranks) -> None:
-    from training.run import EXACT
-    from training.statistics import recompute_statistics
-    from training.train import evaluate
+    from serving.proof.figures import wilson_interval
+    from training.evaluation import evaluate
+    from training.run import BEST, EXACT, INITIAL
+    from training.statistics import list_moved, list_norms, recompute_statistics
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
@@ -187,9 +196,6 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
                 for name in EVENTS:
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
 
-        def show_warning(warning: str) -> None:
-            bar.console.print(f"warning   {warning}", style="yellow")
-
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
             check_interrupt()
@@ -201,16 +207,31 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
     if ranks.is_first:
         run.load_weights(network)
     ranks.copy_first(network)
-    corrections = recompute_statistics(network, dataset.train, ranks)
+    moved = ranks.ask_first(
+        list_moved(run.read_statistics(INITIAL), run.read_statistics(BEST)) if ranks.is_first else []
+    )
+    corrections = recompute_statistics(network, dataset.train, ranks, moved)
     val_accuracy, _ = evaluate(network, dataset.val, ranks)
     test_accuracy, _ = evaluate(network, dataset.test, ranks)
     if ranks.is_first:
         run.save_weights(network, EXACT)
         exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
         run.append_metrics({"best_epoch": best.epoch, **exact, "test_accuracy": test_accuracy})
-    console.print(
-        f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
-    )
+    norms = list_norms(network).keys()
+    for count, why in (
+        (len(norms - set(moved)), "training did not move them"),
+        (len(norms & set(moved)) - len(corrections), "the network runs them more than once, or they share them"),
+    ):
+        if count:
+            console.print(f"kept      the moving statistics of {count} of {len(norms)} batch norm layers: {why}")
+    exactly = f", with exact statistics {val_accuracy:.4f}" if corrections else ""
+    console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}{exactly}")
+    least, greatest = wilson_interval(round(best.val_accuracy * len(dataset.val)), len(dataset.val))
+    if not least <= val_accuracy <= greatest:
+        show_warning(
+            f"the epoch was chosen by {best.val_accuracy:.4f} on validation images, which is {least:.4f} to "
+            f"{greatest:.4f} with 95% confidence; the weights that are exported reach {val_accuracy:.4f}"
+        )
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 
