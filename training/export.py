@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -332,11 +333,12 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Keep out of the log what the exporter says of itself: torchvision is not needed, and errors are raised."""
+    """Keep back what the exporter logs and prints: torchvision is not needed, and errors are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -145,7 +145,7 @@ class Run:
             RunError: there are none, or they are damaged.
         """
         try:
-            network.load_state_dict(self._read(which))
+            network.load_state_dict(self.read_weights(which))
         except RuntimeError as error:
             raise RunError(f"{self._weights(which)} cannot be loaded: {error}") from error
 
@@ -155,9 +155,14 @@ class Run:
         Raises:
             RunError: there are none, or they are damaged.
         """
-        return {name: tensor for name, tensor in self._read(which).items() if name.endswith((MEAN, VARIANCE))}
+        return {name: tensor for name, tensor in self.read_weights(which).items() if name.endswith((MEAN, VARIANCE))}
 
-    def _read(self, which: str) -> dict[str, Tensor]:
+    def read_weights(self, which: str) -> dict[str, Tensor]:
+        """The best, the initial or the exact weights and statistics, by name.
+
+        Raises:
+            RunError: there are none, or they are damaged.
+        """
         path = self._weights(which)
         try:
             return safetensors.torch.load_file(path)

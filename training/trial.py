@@ -96,7 +96,7 @@ def _explained(what: str) -> Iterator[None]:
     except NetworkError:
         raise
     except EvalmodeError as error:
-        raise NetworkError(f"{what}: {error}") from error
+        raise NetworkError(f"{what}: {' '.join(str(error).split())}") from error
     except Exception as error:
         raise NetworkError(f"{what}: {explain(error)}") from error
 
@@ -121,8 +121,8 @@ def _try_step(name: str, network: nn.Module, x: Tensor, classes: int, shared: bo
     if len(missed) == len(learned) or (shared and missed):
         named = ", ".join(missed[:NAMED]) + (", ..." if len(missed) > NAMED else "")
         raise NetworkError(
-            f"no gradient reaches {named} of {name}: is it unused, detached, or run under no_grad? "
-            + ("Several processes train only what all images reach: set its requires_grad to False" if shared else "")
+            f"no gradient reaches {named} of {name}: is it unused, detached, or run under no_grad?"
+            + (" Several processes train only what all images reach: set its requires_grad to False" if shared else "")
         )
 
 

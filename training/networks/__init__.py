@@ -85,7 +85,7 @@ def _call_function(name: str, function: Callable[..., object], arguments: tuple[
         return function(*arguments)
     except NetworkError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise NetworkError(f"--network {name} fails when it builds the network: {explain(error)}") from error
 
 
