@@ -165,7 +165,9 @@ def test_statistics_are_put_back_where_validation_fails(few: Split) -> None:
     assert equal(state_of(network), before)
 
 
-def test_a_frozen_backbone_is_exported_as_it_was_trained(few: Split, digits: Dataset, tmp_path: Path) -> None:
+def test_a_frozen_backbone_is_exported_as_it_was_trained(
+    few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By the command's own function: what is published has the backbone's statistics."""
     recipe = Recipe("tests.training.own_networks:frozen", epochs=1, dropout=0.0)
     dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
@@ -173,6 +175,8 @@ def test_a_frozen_backbone_is_exported_as_it_was_trained(few: Split, digits: Dat
     network = run.config.build_network()
     before = state_of(network)
     _train(run, network, dataset, False, ALONE)
+    said = capsys.readouterr().out
+    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not move them\n" in said
     exact = run.read_weights(EXACT)
     assert torch.equal(exact["norm.running_var"], before["norm.running_var"])
     assert not torch.equal(exact["head.running_var"], run.read_weights("best")["head.running_var"])
@@ -182,3 +186,17 @@ def test_a_frozen_backbone_is_exported_as_it_was_trained(few: Split, digits: Dat
         layers = {layer["name"].removeprefix("network."): layer for layer in manifest.properties["moments"]["layers"]}
         assert layers["norm"]["variance"] == pytest.approx(before["norm.running_var"].tolist())
         assert layers["head"]["variance"] == pytest.approx(exact["head.running_var"].tolist(), rel=1e-3) or mirrored
+
+
+def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
+    few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
+    run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(epochs=1)))
+    torch.manual_seed(0)
+    network = run.config.build_network()
+    monkeypatch.setattr("training.evaluation.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
+    _train(run, network, dataset, False, ALONE)
+    said = capsys.readouterr().out
+    assert "with 95% confidence; the weights that are exported reach 0.1250\n" in said
+    assert "kept " not in said
