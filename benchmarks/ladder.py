@@ -31,12 +31,13 @@ from torch import Tensor, nn
 
 import training.train
 from training.datasets import Dataset, Split, load_dataset
+from training.evaluation import evaluate
 from training.export import Mirrored
 from training.networks import compact
 from training.networks.compact import Block, Compact
 from training.recipe import Recipe, choose_recipe
 from training.run import Run, RunConfig, write_atomically
-from training.train import evaluate, prepare_network, train
+from training.train import prepare_network, train
 
 TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]

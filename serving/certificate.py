@@ -30,8 +30,10 @@ DTYPES = (
 )
 MAX_UNPACKED_BYTES = 128 * MIB  # all golden tensors of a certificate and the largest of its images together
 MAX_DIMENSIONS = 32
-LARGEST_TOLERANCE = 1e-2  # of logits; of other outputs as a share of their largest value
+# Of logits of the order of 1 to 10, see `scale_tolerance`; of other outputs as a share of their largest value.
+LARGEST_TOLERANCE = 1e-2
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
+FLOAT32_STEP = 2.0**-23  # from one float32 to the next, as a share of its size
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Certificate:
         targets: their labels' names, N of them; "" where they have none.
         answers: of a classifier: the names of the labels that it told, N of them; else none.
         outputs: what each was answered, run alone; of a classifier ``probabilities`` and ``logits``, float32 (N, K).
-        tolerance: the largest difference of an output that is not a mismatch; of a network that is no classifier, as a
-            share of the output's largest value.
+        tolerance: the largest difference of a logit that is not a mismatch; of a network that is no classifier, of an
+            output as a share of its largest value.
         temperature: of a classifier: probabilities are softmax(logits / temperature); else None.
         batch_invariant: whether an input gets the same bits alone and at any place in any batch, on the CPU.
         encoded: images as files, to prove the decoder.
@@ -102,14 +104,9 @@ class Certificate:
         count = len(facts["targets"])
         if len(facts["answers"]) not in (0, count):
             raise ValueError(f"{len(facts['answers'])} answers for {count} golden inputs")
-        if not (count and 0 < facts["tolerance"] <= LARGEST_TOLERANCE and isinstance(facts["batch_invariant"], bool)):
-            raise ValueError(
-                f"{count} golden inputs, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
-                f"at least 1, at most {LARGEST_TOLERANCE} and true or false are wanted"
-            )
         encoded = tuple(Encoded(_to_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"])
         _check_size([*facts["inputs"].values(), *facts["outputs"].values()], encoded, count)
-        return cls(
+        certificate = cls(
             inputs={str(name): _unpack(packed, count) for name, packed in facts["inputs"].items()},
             targets=tuple(map(str, facts["targets"])),
             answers=tuple(map(str, facts["answers"])),
@@ -119,6 +116,20 @@ class Certificate:
             batch_invariant=facts["batch_invariant"],
             encoded=encoded,
         )
+        largest = max(LARGEST_TOLERANCE, certificate.largest_tolerance)  # the first is what older files were held to
+        if not (count and 0 < certificate.tolerance <= largest and isinstance(facts["batch_invariant"], bool)):
+            raise ValueError(
+                f"{count} golden inputs, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
+                f"at least 1, at most {largest:g} and true or false are wanted"
+            )
+        return certificate
+
+    @property
+    def largest_tolerance(self) -> float:
+        """The largest tolerance that still vouches for something."""
+        if self.temperature is None:
+            return LARGEST_TOLERANCE
+        return scale_tolerance(LARGEST_TOLERANCE, self.outputs[LOGITS])
 
     def told(self, labels: tuple[str, ...]) -> list[str]:
         """The label that the expected logits give each golden image."""
@@ -188,19 +199,23 @@ class Certificate:
                 shape = "no output" if answer is None else f"shape {answer.shape}"
                 raise ReplayMismatch(f"golden inputs {how} give {shape} for {name}, the certificate {expected.shape}")
             differences = np.abs(answer.astype(np.float64) - expected).reshape(len(order), -1).max(axis=1)
+            allowed = tolerance
             if self.temperature is None:
                 differences /= largest_value(golden)
+            elif name == PROBABILITIES:  # a probability moves by less than half of what its logit / temperature does
+                allowed = tolerance / min(self.temperature, 1.0)
             worst = int(np.argmax(np.where(np.isfinite(differences), differences, np.inf)))
-            if not differences[worst] <= tolerance:  # written so that NaN is a mismatch, too
+            if not differences[worst] <= allowed:  # written so that NaN is a mismatch, too
                 raise ReplayMismatch(
                     f"golden input {order[worst]} {how} gives {name} that differ by {differences[worst]:.2e} from the "
-                    f"certificate's, the tolerance is {tolerance:.0e}: not the network that was certified",
+                    f"certificate's, the tolerance is {allowed:.0e}: not the network that was certified",
                     difference=differences[worst],
-                    tolerance=tolerance,
+                    tolerance=allowed,
                 )
         if self.temperature is not None:
-            told = softmax(actual[LOGITS] / self.temperature)
-            if not np.abs(actual[PROBABILITIES] - told).max() <= PROBABILITY_TOLERANCE:
+            scaled = actual[LOGITS] / self.temperature
+            allowed = PROBABILITY_TOLERANCE + FLOAT32_STEP * float(np.abs(scaled).max())  # of the division in float32
+            if not np.abs(actual[PROBABILITIES] - softmax(scaled)).max() <= allowed:
                 raise ReplayMismatch(
                     f"golden inputs {how} give probabilities that are not softmax(logits / {self.temperature:g})"
                 )
@@ -209,6 +224,20 @@ class Certificate:
 def largest_value(output: Array) -> float:
     """What differences of an output that is no classifier's are a share of; 1 where all values are 0."""
     return float(np.abs(output.astype(np.float64)).max()) or 1.0
+
+
+def scale_tolerance(tolerance: float, logits: Array) -> float:
+    """A tolerance for differences of logits, by their size: float32 rounds in proportion to it.
+
+    As it is where the largest logit is between 1 and 10, a tenth of it times the largest above, it times the largest
+    below. So 1e-4 is never less than 84 float32 steps of the largest logit, and never more than a ten-thousandth of it.
+
+    Args:
+        tolerance: for logits of the order of 1 to 10.
+        logits: float (N, K), of all inputs that are compared.
+    """
+    size = largest_value(logits)
+    return tolerance * max(min(size, 1.0), size / 10)
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from serving.files import write_atomically
 from training.errors import NetworkError, RunError
+from training.run import save_tensors
 
 KEPT = 2
 NETWORK = "network."
@@ -33,8 +34,9 @@ class Epoch:
         epoch: from 1.
         loss: mean loss over the pass, in train mode, on images as augmented.
         train_accuracy: share right over the pass, in train mode, on images as augmented.
-        val_accuracy: share right of the validation images, in eval mode.
-        val_loss: mean cross-entropy of the validation images, in eval mode.
+        val_accuracy: share right of the validation images, in eval mode, with batch norm's statistics about as they
+            will be exported.
+        val_loss: mean cross-entropy of the validation images, likewise.
         learning_rate: at the last step.
         seconds: wall clock, validation included.
         warnings: of what goes wrong while numbers are numbers, as ``find_warnings`` tells.
@@ -69,7 +71,7 @@ def save_checkpoint(
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{number}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    content = safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+    content = save_tensors(tensors)
     path = folder / f"checkpoint-{epoch}.safetensors"
     write_atomically(path, content)
     told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best), "backed_off": backed_off}

@@ -6,6 +6,7 @@
     ├── DataError            the labelled images cannot be used as they are: exit 2
     ├── RunError             a run folder cannot be used: exit 2
     ├── NetworkError         no such network, or not for this data: exit 2
+    ├── TorchUnusable        torch is installed and does not work: exit 2
     ├── TrainingDiverged     the loss is no number any more: exit 1
     └── ExportRefused        a gate did not pass, nothing was published: exit 1
 """
@@ -25,6 +26,10 @@ class RunError(EvalmodeError):
 
 class NetworkError(EvalmodeError):
     """No such network, or it cannot be built for this data, or not on this device."""
+
+
+class TorchUnusable(EvalmodeError):
+    """torch is installed and cannot be imported."""
 
 
 class TrainingDiverged(EvalmodeError):

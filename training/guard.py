@@ -15,6 +15,7 @@ from torch import Tensor, nn
 EXPLODED = 10.0  # times the norm that the network's weights had when it was last good
 NAMED_IMAGES = 5
 FLEETING = "every layer gives numbers when it is run again"
+UNCOPIED = "where is not known, since this network cannot be copied to look at it"
 
 Judge = Callable[[Tensor], Tensor]
 Culprit = tuple[str, str]  # a layer, if any, and what is said of it
@@ -61,7 +62,9 @@ class Guard:
             inputs: the batch as the network takes it, float32 (N, C, H, W).
             images: the index of each among the training images, (N,).
         """
-        twin = copy.deepcopy(self._network).train()
+        if not (twin := _copy(self._network)):
+            return f"{UNCOPIED}. {self._guess('', UNCOPIED)}"
+        twin.train()
         layer, what = (
             _find_bad("weight", twin.named_parameters())
             or _find_image(inputs, images)
@@ -86,7 +89,9 @@ class Guard:
         Args:
             batches: all that is evaluated, each as the network takes it, float32 (N, C, H, W).
         """
-        twin = copy.deepcopy(self._network).eval()
+        if not (twin := _copy(self._network)):
+            return f"{UNCOPIED}. {self._guess('', UNCOPIED)}"
+        twin.eval()
         layer, what = (
             _find_bad("weight", twin.named_parameters())
             or _find_bad("statistic", twin.named_buffers())
@@ -113,6 +118,14 @@ class Guard:
 def choose_reason(reasons: list[str]) -> str:
     """Of what several processes found, each in its share of a batch, the first that found something."""
     return next((reason for reason in reasons if not reason.startswith(FLEETING)), reasons[0])
+
+
+def _copy(network: nn.Module) -> nn.Module | None:
+    """A copy to run with hooks; None of a network that cannot be copied, such as one that keeps its activations."""
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError):
+        return None
 
 
 def _measure_norm(tensors: Iterable[Tensor]) -> float:

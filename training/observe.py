@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from serving.pixels import Pixels
 from training.datasets import Split
 from training.networks import scale_pixels
+from training.untouched import untouched
 
 OBSERVED_IMAGES = 256
 OBSERVED_PIXELS = 2**18  # of all images together: 256 of 32x32 or 16 of 128x128, so that both cost about the same
@@ -48,7 +48,7 @@ def sample_images(split: Split) -> Pixels:
 def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatistics]:
     """Pass images through in train mode and look at the input of every batch norm that keeps moving statistics.
 
-    The network stays as it is, bit for bit: a copy is observed, and torch's random numbers are put back.
+    The network stays as it is, bit for bit, and so do torch's random numbers.
 
     Args:
         network: on any device, in any mode.
@@ -58,25 +58,38 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
         One for each layer, in the order of the forward pass.
     """
     observed: dict[str, LayerStatistics] = {}
-    twin = copy.deepcopy(network).train()
     layers = {
         name: layer
-        for name, layer in twin.named_modules()
+        for name, layer in network.named_modules()
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None
     }
     if not layers:
         return []
-    for name, layer in layers.items():
-        layer.register_forward_pre_hook(partial(_observe, observed, name))
-    device = next(twin.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)  # dropout above a batch norm draws the same each time
-        twin(scale_pixels(torch.from_numpy(images_nhwc).to(device)))
+    device = next(network.parameters()).device
+    hooks = [
+        layer.register_forward_pre_hook(partial(_observe, observed, name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        with untouched(network), torch.no_grad():
+            torch.manual_seed(0)  # dropout above a batch norm draws the same each time
+            network.train()
+            network(scale_pixels(torch.from_numpy(images_nhwc).to(device)))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return list(observed.values())
 
 
-def _observe(observed: dict[str, LayerStatistics], name: str, layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-    x, moving_mean, moving_variance = inputs[0], layer.running_mean, layer.running_var
+def _observe(
+    observed: dict[str, LayerStatistics],
+    name: str,
+    layer: _BatchNorm,
+    inputs: tuple[Tensor, ...],
+    named: dict[str, Tensor],
+) -> None:
+    x = inputs[0] if inputs else next(iter(named.values()))
+    moving_mean, moving_variance = layer.running_mean, layer.running_var
     assert moving_mean is not None
     assert moving_variance is not None
     # The variance is unbiased, as torch averages it; eps as in the layer, so that a channel of zeros has no gap.

@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from serving.files import naming, write_atomically
 from serving.limits import OWN_IMAGES, Limits
@@ -25,6 +25,7 @@ from training.networks import build_network
 from training.recipe import Recipe
 
 FORMAT_VERSION = 2
+MEAN, VARIANCE = ".running_mean", ".running_var"  # what batch norm's statistics are called in a network's state
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best with batch norm statistics recomputed
 
 
@@ -154,8 +155,7 @@ class Run:
 
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
         """Replace the best, the initial or the exact weights, whole or not at all."""
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-        write_atomically(self._weights(which), safetensors.torch.save(tensors))
+        write_atomically(self._weights(which), save_tensors(network.state_dict()))
 
     def has_weights(self, which: str = BEST) -> bool:
         """True once these weights were saved."""
@@ -167,9 +167,28 @@ class Run:
         Raises:
             RunError: there are none, or they are damaged.
         """
+        try:
+            network.load_state_dict(self.read_weights(which))
+        except RuntimeError as error:
+            raise RunError(f"{self._weights(which)} cannot be loaded: {error}") from error
+
+    def read_statistics(self, which: str) -> dict[str, Tensor]:
+        """Batch norm's moving means and variances among the best, the initial or the exact weights, by name.
+
+        Raises:
+            RunError: there are none, or they are damaged.
+        """
+        return {name: tensor for name, tensor in self.read_weights(which).items() if name.endswith((MEAN, VARIANCE))}
+
+    def read_weights(self, which: str) -> dict[str, Tensor]:
+        """The best, the initial or the exact weights and statistics, by name.
+
+        Raises:
+            RunError: there are none, or they are damaged.
+        """
         path = self._weights(which)
         try:
-            network.load_state_dict(safetensors.torch.load(path.read_bytes()))  # it opens no path that is not UTF-8
+            return safetensors.torch.load(path.read_bytes())  # load_file takes no path that is not UTF-8
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
@@ -209,3 +228,15 @@ def claim_folder(folder: Path) -> None:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
         raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume goes on with a run")
+
+
+def save_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors by name as the bytes of a safetensors file; what shares memory is written once for each name."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous().cpu()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in places else own
+        places.add(place)
+    return safetensors.torch.save(apart)

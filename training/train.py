@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serving.pixels import Pixels
 from training.augment import augment, choose_mirrored, draw_offsets
 from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, RunError, TrainingDiverged
+from training.evaluation import evaluate, scale_batches
 from training.guard import Guard, are_finite, choose_reason
 from training.muon import Muon
 from training.networks import scale_pixels
@@ -26,6 +26,7 @@ from training.observe import observe_layers, sample_images
 from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.run import INITIAL, Run
+from training.statistics import list_moved, list_norms, sample_statistics
 from training.warn import find_warnings
 
 ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
@@ -33,7 +34,6 @@ SGD_RATE = 4.0  # of SGD's learning rate to Muon's
 MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
 MOST_BACK_OFFS = 3  # halvings of the learning rate after which it is not the learning rate
 WARM_UP = 0.1  # share of the steps until the learning rate peaks
-EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
 WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
 
 
@@ -86,6 +86,8 @@ def train(
 ) -> Epoch:
     """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
 
+    They validate as they will be exported: with batch norm's statistics computed from training images.
+
     Args:
         run: its recipe says how; its folder keeps initial and best weights and a line an epoch. Where it holds a
             checkpoint, training goes on from there.
@@ -121,6 +123,7 @@ def train(
     if ranks.is_first and not done:
         run.save_weights(network, INITIAL)
         run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in layers]})
+    initial = ranks.ask_first(run.read_statistics(INITIAL) if ranks.is_first else {})
     try:
         while done < recipe.epochs:
             epoch, started = done + 1, time.perf_counter()
@@ -129,11 +132,8 @@ def train(
                     forward, optimizers, guard, train_split, recipe, epoch, on_step, ranks
                 )
                 ranks.average_buffers(network)
-                val_accuracy, val_loss = evaluate(network, val_split, ranks)
-                if not (math.isfinite(val_loss) and are_finite(network.state_dict().values())):
-                    bad = "a weight or statistic is no number" if math.isfinite(val_loss) else f"the loss is {val_loss}"
-                    why = guard.explain_evaluation(_scale_batches(network, ranks.take_share(val_split)))
-                    raise TrainingDiverged(f"{bad} at epoch {epoch}, in validation: {choose_reason(ranks.gather(why))}")
+                moved = list_moved(initial, network.state_dict())
+                val_accuracy, val_loss = _validate(network, train_split, val_split, moved, epoch, guard, ranks)
             except TrainingDiverged as error:
                 if not back_off or backed_off == MOST_BACK_OFFS:
                     guard.restore()
@@ -145,7 +145,8 @@ def train(
             guard.mark()
             before, layers = layers if done else [], observe_layers(network, observed)  # the first epoch moves all
             told = [asdict(layer) for layer in layers]
-            warnings = find_warnings(loss, len(run.config.labels), layers, before)
+            still = list_norms(network).keys() - set(moved)
+            warnings = find_warnings(loss, len(run.config.labels), layers, before, still)
             rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
             figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, warnings, told)
             if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
@@ -255,6 +256,31 @@ def _train_epoch(
     return loss_sum / len(split), right / len(split)
 
 
+def _validate(
+    network: nn.Module,
+    train_split: Split,
+    val_split: Split,
+    moved: Collection[str],
+    epoch: int,
+    guard: Guard,
+    ranks: Ranks,
+) -> tuple[float, float]:
+    """Accuracy and mean loss of the validation images, with batch norm's statistics about as they will be exported.
+
+    Raises:
+        TrainingDiverged: a weight, a statistic or the loss is NaN or infinite.
+    """
+    bad = "a weight or statistic is no number"
+    if are_finite(network.state_dict().values()):
+        with sample_statistics(network, train_split, moved, ranks):
+            accuracy, loss = evaluate(network, val_split, ranks)
+        if math.isfinite(loss):
+            return accuracy, loss
+        bad = f"the loss is {loss}"
+    why = guard.explain_evaluation(scale_batches(network, ranks.take_share(val_split)))
+    raise TrainingDiverged(f"{bad} at epoch {epoch}, in validation: {choose_reason(ranks.gather(why))}")
+
+
 def _take_step(optimizers: list[torch.optim.Optimizer], share: float) -> None:
     """Follow the gradients at a share of the peak learning rates."""
     for optimizer in optimizers:
@@ -306,34 +332,6 @@ def split_batches(order: np.ndarray, batch_size: int, least: int = 2) -> list[np
     if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
-
-
-def predict_logits(network: nn.Module, split: Split) -> Tensor:
-    """Logits of every image in eval mode, float32 (N, K) on the CPU."""
-    network.eval()
-    with torch.inference_mode():
-        return torch.cat([network(images).cpu() for images in _scale_batches(network, split)])
-
-
-def _scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
-    """All images as a network takes them, where it is, in batches to evaluate."""
-    device = next(network.parameters()).device
-    return (scale_pixels(torch.from_numpy(images).to(device)) for images in split_evaluation(split.images))
-
-
-def split_evaluation(images: Pixels) -> list[Pixels]:
-    """Cut images into batches that bound the memory of their feature maps."""
-    size = max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
-    return [images[start : start + size] for start in range(0, len(images), size)]
-
-
-def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of a split in eval mode, each process asking about its share."""
-    own = ranks.take_share(split)
-    logits, targets = predict_logits(network, own), torch.from_numpy(own.targets)
-    loss = functional.cross_entropy(logits, targets).double() * len(own)
-    right, loss_sum = ranks.sum(torch.stack([(logits.argmax(1) == targets).sum(), loss])).tolist()
-    return right / len(split), loss_sum / len(split)
 
 
 def _seed(seed: int, epoch: int, step: int) -> int:

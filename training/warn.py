@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from training.observe import LayerStatistics
 
@@ -12,7 +13,13 @@ MUCH_GAP = 0.5  # standard deviations, or the logarithm of their ratio
 MUCH_DRIFT = 3.0  # standard deviations
 
 
-def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], before: list[LayerStatistics]) -> list[str]:
+def find_warnings(
+    loss: float,
+    classes: int,
+    layers: list[LayerStatistics],
+    before: list[LayerStatistics],
+    still: Collection[str] = (),
+) -> list[str]:
     """What to tell the user after an epoch, of each kind the worst.
 
     Args:
@@ -20,6 +27,7 @@ def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], befo
         classes: labels.
         layers: what batch norm saw after the epoch.
         before: the same after the epoch before; nothing after the first, which moves all.
+        still: the names of layers whose statistics training does not move: those do not lag.
     """
     warnings = []
     if loss > MUCH_LOSS * math.log(classes):
@@ -27,11 +35,11 @@ def find_warnings(loss: float, classes: int, layers: list[LayerStatistics], befo
             f"the loss is {loss:.3g}, guessing would have {math.log(classes):.3g}: weights have exploded, try a lower "
             "--learning-rate"
         )
-    gaps = [(_choose_worst(layer.mean_gap, layer.std_gap), layer.layer) for layer in layers]
+    gaps = [(_choose_worst(one.mean_gap, one.std_gap), one.layer) for one in layers if one.layer not in still]
     if gaps and max(gaps)[0] > MUCH_GAP:
         warnings.append(
             f"{max(gaps)[1]}: moving statistics are {max(gaps)[0]:.2f} standard deviations off (more than "
-            f"{MUCH_GAP:g}): eval mode lags behind train mode, validation says little yet"
+            f"{MUCH_GAP:g}): eval mode lags behind train mode by them; validation and export recompute them"
         )
     drifts = [(_measure_drift(now, then), now.layer) for now, then in zip(layers, before, strict=False)]
     if drifts and max(drifts)[0] > MUCH_DRIFT:

@@ -14,7 +14,16 @@ import onnx
 from PIL import Image
 
 from serving.artifact import Manifest, check_operators, seal
-from serving.certificate import INPUT, LARGEST_TOLERANCE, LOGITS, MAX_UNPACKED_BYTES, Certificate, Encoded, Tensors
+from serving.certificate import (
+    INPUT,
+    LARGEST_TOLERANCE,
+    LOGITS,
+    MAX_UNPACKED_BYTES,
+    Certificate,
+    Encoded,
+    Tensors,
+    scale_tolerance,
+)
 from serving.model import load_artifact
 from serving.pixels import PixelContract, Pixels
 from serving.proof.checks import (
@@ -29,7 +38,8 @@ from serving.proof.checks import (
 from serving.proof.figures import Indices
 
 FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
-TOLERANCE = 1e-4, LARGEST_TOLERANCE  # least and greatest, of logits; of other outputs as a share of their largest value
+# Least and greatest, of logits as `scale_tolerance` takes them, of other outputs as a share of their largest value.
+TOLERANCE = 1e-4, LARGEST_TOLERANCE
 FACTOR = 10.0  # of the largest difference measured, for processors that were not at hand
 FILES = 4  # golden images kept as JPEG and as PNG, every other one larger than the network wants
 
@@ -65,14 +75,14 @@ def certify(
     check_repeats(runs[0], golden)
     answers = [runs[0]({name: array[row : row + 1] for name, array in golden.items()}) for row in range(len(targets))]
     expected = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-    # Logits are of the order of 1; other outputs are of any, and each of its own.
     same, largest = check_batches(runs, golden, TOLERANCE[1], relative=not manifest.image)
+    least, most = (scale_tolerance(bound, expected[LOGITS]) if manifest.image else bound for bound in TOLERANCE)
     certificate = Certificate(
         inputs=golden,
         targets=targets,
         answers=tuple(manifest.labels[index] for index in expected[LOGITS].argmax(axis=1)) if manifest.image else (),
         outputs=expected,
-        tolerance=float(np.clip(FACTOR * max(difference, largest), *TOLERANCE)),
+        tolerance=float(np.clip(FACTOR * max(difference, largest), least, most)),
         temperature=float(manifest.properties.get("temperature", 1.0)) if manifest.image else None,
         batch_invariant=same,
         encoded=encode_some(golden[INPUT], manifest.image) if manifest.image else (),

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from serving.artifact import walk
-from serving.certificate import INPUT, LOGITS, Array, Certificate, Floats, Run, Tensors, largest_value
+from serving.certificate import INPUT, LOGITS, Array, Certificate, Floats, Run, Tensors, largest_value, scale_tolerance
 from serving.errors import (
     ArtifactInvalid,
     BatchMismatch,
@@ -208,8 +208,8 @@ def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float, relati
     Args:
         runs: the network, on one thread and on two.
         inputs: to run it on.
-        tolerance: the largest difference allowed.
-        relative: differences are a share of the output's largest value.
+        tolerance: the largest difference allowed: of logits as `scale_tolerance` takes it.
+        relative: differences are a share of the output's largest value, whatever that is.
 
     Returns:
         Whether all bits were equal, and the largest difference.
@@ -221,6 +221,7 @@ def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float, relati
     rows = [runs[0]({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
     alone = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     sizes = {name: largest_value(output) if relative else 1.0 for name, output in alone.items()}
+    limits = {name: tolerance if relative else scale_tolerance(tolerance, output) for name, output in alone.items()}
     same, largest = True, 0.0
     for threads, run in zip(THREADS, runs, strict=False):
         for size in range(1, LARGEST_BATCH + 1):
@@ -230,9 +231,9 @@ def check_batches(runs: Sequence[Run], inputs: Tensors, tolerance: float, relati
                 difference = float(np.abs(answer.astype(np.float64) - expected).max()) / sizes[name]
                 same &= answer.tobytes() == expected.tobytes()
                 largest = max(largest, difference)
-                if not difference <= tolerance:
+                if not difference <= limits[name]:
                     raise BatchMismatch(
                         f"in a batch of {size} on {threads} threads {name} differ from those alone by "
-                        f"{difference:.1e} (limit {tolerance:.0e}): inputs of a batch influence each other"
+                        f"{difference:.1e} (limit {limits[name]:.0e}): inputs of a batch influence each other"
                     )
     return same, largest

@@ -67,6 +67,8 @@ def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
     readers.update(output.name for output in folded.graph.output)
     norms = []
     for node in [node for node in folded.graph.node if node.op_type == "BatchNormalization"]:
+        if not all(name in values for name in node.input[1:5]):
+            continue  # computed, as by a parametrization
         before = makers.get(node.input[0])
         fits = (
             before is not None

@@ -19,11 +19,12 @@ from serving.pixels import decode_image
 from serving.repository import publish
 from tests.conftest import Server, serving
 from training.datasets import Dataset, Split, load_dataset
+from training.evaluation import predict_logits
 from training.export import export_run, fit_temperature
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
-from training.train import predict_logits, train
+from training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from serving.artifact import Manifest, check_digest, open_artifact, seal
-from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, softmax
+from serving.certificate import INPUT, LOGITS, PROBABILITIES, Certificate, Floats, Tensors, scale_tolerance, softmax
 from serving.errors import (
     ArtifactInvalid,
     BatchMismatch,
@@ -338,12 +339,12 @@ def test_every_output_is_held_to_its_own_size() -> None:
 def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
     def run(inputs: Tensors) -> Tensors:
         numbers = inputs["numbers"]
-        return {"large": numbers * 1e6 + 5 * (len(numbers) > 1), "small": numbers * 1e-3}
+        return {"large": numbers * 1e6 + 2e3 * (len(numbers) > 1), "small": numbers * 1e-3}
 
     golden = {"numbers": np.linspace(-1, 1, 16).reshape(16, 1)}
     same, largest = check_batches([run], golden, 1e-2, relative=True)
-    assert (same, largest) == (False, pytest.approx(5e-6, rel=0.1))
-    with pytest.raises(BatchMismatch, match="large differ"):
+    assert (same, largest) == (False, pytest.approx(2e-3, rel=0.1))
+    with pytest.raises(BatchMismatch, match=r"large differ from those alone by 2\.0e\+03 \(limit 1e\+03\)"):
         check_batches([run], golden, 1e-2, relative=False)
 
 
@@ -400,6 +401,59 @@ def test_drawn_images_are_always_the_same_and_differ_from_each_other() -> None:
     assert drawn.shape == (16, 4, 4, 3)
     assert np.array_equal(drawn, draw_golden(CONTRACT, 10))
     assert len({image.tobytes() for image in drawn}) == 16
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [(1e-3, 1e-3), (0.5, 0.5), (1.0, 1.0), (10.0, 1.0), (30.0, 3.0), (5000.0, 500.0)]
+)
+def test_a_tolerance_of_logits_fits_their_size(size: float, factor: float) -> None:
+    logits = np.array([[size, -size / 3], [0, size / 2]], np.float32)
+    assert scale_tolerance(1e-4, logits) == pytest.approx(1e-4 * factor)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_a_replay_passes_rounding_and_catches_a_fault_at_any_size_of_the_logits(factor: float) -> None:
+    """Certified, sealed, loaded on the CPU and by CUDA's rule; then a hundredth of a per cent, and one per cent."""
+    graph = colour_graph()
+    for node in graph.graph.node:
+        if "logits" in node.output:
+            node.output[0] = "raw"
+    place = next(i for i, node in enumerate(graph.graph.node) if node.op_type == "Softmax")
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+    graph.graph.node.insert(place, helper.make_node("Mul", ["raw", "factor"], ["logits"]))
+    golden = draw_golden(CONTRACT, 3)
+    sealed = certify(graph, Manifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, 0.0)
+    model, certificate = load_artifact(sealed), open_artifact(sealed)[1].certificate
+    assert certificate is not None
+    size = np.abs(certificate.outputs[LOGITS]).max()
+    assert certificate.tolerance <= 1e-4 * max(size, 1e-30)
+    assert certificate.tolerance >= 8 * np.spacing(np.float32(size))
+
+    def run_otherwise(share: float) -> Callable[[Tensors], Tensors]:
+        def run(inputs: Tensors) -> Tensors:
+            logits = model.run(inputs)[LOGITS] + np.float32(share * size)
+            return {LOGITS: logits, PROBABILITIES: softmax(logits).astype(np.float32)}
+
+        return run
+
+    certificate.replay(run_otherwise(2e-7), certificate.tolerance, [64])
+    for tolerance in (certificate.tolerance, certificate.largest_tolerance):
+        with pytest.raises(ReplayMismatch):
+            certificate.replay(run_otherwise(1e-1), tolerance, [64])
+    with pytest.raises(ReplayMismatch):
+        certificate.replay(run_otherwise(1e-3), certificate.tolerance, [64])
+
+
+def test_a_certificate_of_before_may_have_any_tolerance_up_to_a_hundredth() -> None:
+    graph, manifest = open_artifact(colour_artifact())
+    assert manifest.certificate is not None
+    for tolerance, message in ((1e-2, ""), (1e6, "is damaged")):
+        sealed = seal(graph, replace(manifest, certificate=replace(manifest.certificate, tolerance=tolerance)))
+        if not message:
+            load_artifact(sealed)
+        else:
+            with pytest.raises(ArtifactInvalid, match=message):
+                load_artifact(sealed)
 
 
 def test_the_tolerance_is_ten_times_what_was_measured_within_bounds() -> None:

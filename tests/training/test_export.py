@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,12 +28,24 @@ from serving.model import Model, load_model
 from serving.pixels import PixelContract
 from serving.proof.checks import run_all
 from training.datasets import Dataset, Split
-from training.errors import ExportRefused, ModuleInTrainMode, RunError
-from training.export import Agreement, Deployed, _load_network, export_graph, export_run, measure_agreement
+from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
+from training.evaluation import evaluate, predict_logits
+from training.export import (
+    Agreement,
+    Deployed,
+    Expected,
+    _load_network,
+    check_fold,
+    choose_temperature,
+    expect_answers,
+    export_graph,
+    export_run,
+    measure_agreement,
+)
 from training.networks import scale_pixels
 from training.recipe import choose_recipe
 from training.run import Run, RunConfig
-from training.train import evaluate, predict_logits, prepare_network, train
+from training.train import prepare_network, train
 
 CHECKOUT = Path(training.__file__).parents[1]
 
@@ -160,7 +173,8 @@ Path("again.onnx").write_bytes(export_run(Run.open(Path(sys.argv[1])), load_data
 
 def agree(network: nn.Module, graph: onnx.ModelProto, split: Split) -> Agreement:
     """The agreement of a network and a graph on a split."""
-    return measure_agreement(network, split, run_all(graph, split.images), {}, graph)
+    expected = expect_answers(network.eval(), split)
+    return measure_agreement(network, split, expected, run_all(graph, split.images), {}, graph)
 
 
 def test_agreement_is_measured_on_the_whole_test_set(exported, digits: Dataset) -> None:
@@ -191,7 +205,7 @@ def test_other_weights_than_the_artifacts_are_refused(exported, graph: onnx.Mode
     network = exported.load_network()
     with torch.no_grad():
         network.classifier[-1].bias[3] += 2e-4
-    with pytest.raises(ExportRefused, match=r"logits differ by 2\.0\de-04 \(limit 0\.0001\).* nothing was published"):
+    with pytest.raises(ExportRefused, match=r"logits differ by 2\.0\de-04 \(limit 0\.00012\).* nothing was published"):
         agree(network, graph, digits.test)
 
 
@@ -208,6 +222,98 @@ def test_one_image_that_disagrees_is_enough_to_refuse(exported, graph: onnx.Mode
 
     with pytest.raises(ExportRefused, match=r"logits differ by 1\.00e\+00"):
         agree(Strange(), graph, digits.test)
+
+
+# Tolerances in units that fit the logits
+
+
+def rescale(graph: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    """The same network with logits a factor as large, for which there is one more node."""
+    scaled = onnx.ModelProto()
+    scaled.CopyFrom(graph)
+    for node in scaled.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["raw" if name == "logits" else name for name in names]
+    scaled.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+    scaled.graph.node.append(helper.make_node("Mul", ["raw", "factor"], ["logits"]))
+    return scaled
+
+
+class Rescaled(nn.Module):
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x) * self.factor
+        return logits
+
+
+def use_other_eps(network: nn.Module) -> None:
+    network.features[1].eps = 2e-3
+
+
+def change_one_weight(network: nn.Module) -> None:
+    with torch.no_grad():
+        network.classifier[-1].weight[3, 0] += 0.01
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    network.features[4].training = True
+
+
+def keep_dropout(network: nn.Module) -> None:
+    network.classifier[4].training = True
+
+
+def swap_filters(network: nn.Module) -> None:
+    with torch.no_grad():
+        network.features[0].weight.copy_(network.features[0].weight.flip(0))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    "fault", [None, use_other_eps, change_one_weight, use_batch_statistics, keep_dropout, swap_filters]
+)
+def test_logits_of_any_size_agree_and_a_fault_is_caught_at_any_size(
+    exported, graph: onnx.ModelProto, digits: Dataset, factor: float, fault: Callable[[nn.Module], None] | None
+) -> None:
+    honest, other = (Rescaled(exported.load_network(), factor).eval() for _ in range(2))
+    scaled, expected = rescale(graph, factor), expect_answers(honest, digits.test)
+    measure_agreement(honest, digits.test, expected, run_all(scaled, digits.test.images), {}, scaled)
+    assert expected.tolerance < 2e-5 * np.abs(expected.logits).max() or factor < 1
+    if fault:
+        fault(other.network)
+        with torch.no_grad():
+            wrong = other(scale_pixels(torch.from_numpy(digits.test.images))).numpy()
+        with pytest.raises(ExportRefused, match="logits differ by"):
+            measure_agreement(honest, digits.test, expected, wrong, {}, scaled)
+        with pytest.raises(FoldMismatch):
+            check_fold(wrong, expected.logits, expected.tolerance)
+
+
+def test_what_float32_rounds_away_is_allowed_for(exported, digits: Dataset) -> None:
+    """An ill-conditioned network: large values that cancel, as many layers or black and white images have them."""
+
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.large = exported.load_network(), 1e4
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.network(x) / 3 + self.large - self.large) * 3
+
+    well = expect_answers(exported.load_network().eval(), digits.test)
+    ill = expect_answers(Cancelling().eval(), digits.test)
+    rounded = np.abs(well.logits - ill.logits).max()
+    assert well.tolerance < rounded < ill.tolerance < 1e-2 * np.abs(ill.logits).max()
+
+
+def test_random_answers_are_no_rounding(exported, digits: Dataset) -> None:
+    network = exported.load_network().eval()
+    network.classifier[4].train()
+    expected = expect_answers(network, digits.test)
+    assert expected.tolerance <= 1e-3 * np.abs(expected.logits).max()
 
 
 # Ties and NaN, with networks whose logits are constants
@@ -374,3 +480,17 @@ def test_a_mirrored_artifact_answers_an_image_and_its_mirror_image_with_the_same
 def test_an_artifact_says_whether_it_is_mirrored(mirrored: tuple[Run, Model], exported) -> None:
     assert mirrored[1].manifest.properties["mirrored"] is True
     assert exported.model.manifest.properties["mirrored"] is False
+
+
+# Temperature
+
+
+def test_a_temperature_is_kept_only_if_it_helps_on_images_it_was_not_fitted_on() -> None:
+    """Of 100 images 73 are right, which is what logits of 0 and 1 say."""
+    logits = np.tile(np.array([0, 1], np.float32), (100, 1))
+    split = Split(np.zeros((100, 1, 1, 1), np.uint8), np.repeat([1, 0], [73, 27]))
+    assert choose_temperature(2.0, Expected(logits, 1e-4), split) == 1.0
+    assert choose_temperature(0.5, Expected(logits, 1e-4), split) == 1.0
+    overconfident = Expected(logits * 2, 1e-4)
+    assert choose_temperature(2.0, overconfident, split) == 2.0
+    assert choose_temperature(2.0, Expected(logits * np.float32(math.nan), 1e-4), split) == 1.0

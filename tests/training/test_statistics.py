@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from serving.artifact import open_artifact
+from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers
+from tests.training.states import equal, state_of
+from training.commands.train import _train
 from training.datasets import Dataset, Split
+from training.export import export_run
 from training.networks import build_network, scale_pixels
-from training.statistics import recompute_statistics
+from training.ranks import ALONE
+from training.recipe import Recipe
+from training.run import EXACT, Run, RunConfig
+from training.statistics import list_moved, recompute_statistics, sample_statistics
 from training.train import prepare_network
 
 
@@ -84,3 +93,110 @@ def test_a_network_without_batch_norm_needs_none(digits: Dataset) -> None:
 def test_a_layer_that_keeps_no_statistics_is_left_alone(digits: Dataset) -> None:
     network = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10))
     assert recompute_statistics(network, digits.train) == []
+
+
+# Only what training moved
+
+
+def step(network: nn.Module, split: Split) -> None:
+    """A forward pass in train mode, which moves what can be moved."""
+    network.train()
+    network(scale_pixels(torch.from_numpy(split.images[:32])))
+
+
+def test_statistics_that_training_did_not_move_stay(few: Split) -> None:
+    torch.manual_seed(0)
+    network = Frozen(1, 10)
+    before = state_of(network)
+    step(network, few)
+    moved = list_moved(before, network.state_dict())
+    assert moved == ["head"]
+    corrections = recompute_statistics(network, few, moved=moved)
+    assert [one.layer for one in corrections] == ["head"]
+    for name in ("norm.running_mean", "norm.running_var"):
+        assert torch.equal(network.state_dict()[name], before[name])
+    head = see(network, scale_pixels(torch.from_numpy(few.images)))["head"]
+    torch.testing.assert_close(network.head.running_mean, head.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_not_learned_do_not_keep_statistics_from_moving(few: Split) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    network[0].requires_grad_(False)
+    before = state_of(network)
+    step(network, few)
+    assert list_moved(before, network.state_dict()) == ["0"]
+
+
+@pytest.mark.parametrize("kind", [Shared, SharedBuffers])
+def test_statistics_of_no_one_input_stay_as_training_moved_them(kind: type[nn.Module], few: Split) -> None:
+    torch.manual_seed(0)
+    network = kind(1, 10)  # type: ignore[call-arg]
+    step(network, few)
+    before = state_of(network)
+    assert recompute_statistics(network, few) == []
+    assert equal(state_of(network), before)
+
+
+def test_a_layer_that_is_called_by_name_is_seen(few: Split) -> None:
+    network = Keeps(1, 10)
+    assert [one.layer for one in recompute_statistics(network, few)] == ["norm"]
+
+
+def test_sampled_statistics_are_about_the_exact_ones_and_are_put_back(digits: Dataset) -> None:
+    network = trained_a_little("compact", digits.train)
+    before, moved = state_of(network), [name for name, layer in network.named_modules() if "norm" in name]
+    exact = copy.deepcopy(network)
+    recompute_statistics(exact, digits.train)
+    with sample_statistics(network, digits.train, moved):
+        sampled = state_of(network)
+    assert equal(state_of(network), before)
+    for name, tensor in sampled.items():
+        if "running" in name:
+            std = exact.state_dict()[name.replace("mean", "var")].sqrt() if name.endswith("mean") else tensor
+            assert ((tensor - exact.state_dict()[name]).abs() / (std + 1e-3)).median() < 0.2, name
+            assert not torch.equal(tensor, before[name])
+
+
+def test_statistics_are_put_back_where_validation_fails(few: Split) -> None:
+    network = trained_a_little("reference", few)
+    before = state_of(network)
+    with pytest.raises(KeyboardInterrupt), sample_statistics(network, few, ["features.1"]):
+        raise KeyboardInterrupt
+    assert equal(state_of(network), before)
+
+
+def test_a_frozen_backbone_is_exported_as_it_was_trained(
+    few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command's own function: what is published has the backbone's statistics."""
+    recipe = Recipe("tests.training.own_networks:frozen", epochs=1, dropout=0.0)
+    dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
+    run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, recipe))
+    network = run.config.build_network()
+    before = state_of(network)
+    _train(run, network, dataset, False, ALONE)
+    said = capsys.readouterr().out
+    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not move them\n" in said
+    exact = run.read_weights(EXACT)
+    assert torch.equal(exact["norm.running_var"], before["norm.running_var"])
+    assert not torch.equal(exact["head.running_var"], run.read_weights("best")["head.running_var"])
+    (run.folder / f"{EXACT}.safetensors").unlink()
+    for mirrored in (False, True):  # recomputed by the export, as before
+        _, manifest = open_artifact(export_run(run, dataset, mirrored)[0])
+        layers = {layer["name"].removeprefix("network."): layer for layer in manifest.properties["moments"]["layers"]}
+        assert layers["norm"]["variance"] == pytest.approx(before["norm.running_var"].tolist())
+        assert layers["head"]["variance"] == pytest.approx(exact["head.running_var"].tolist(), rel=1e-3) or mirrored
+
+
+def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
+    few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
+    run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(epochs=1)))
+    torch.manual_seed(0)
+    network = run.config.build_network()
+    monkeypatch.setattr("training.evaluation.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
+    _train(run, network, dataset, False, ALONE)
+    said = capsys.readouterr().out
+    assert "with 95% confidence; the weights that are exported reach 0.1250\n" in said
+    assert "kept " not in said

@@ -41,6 +41,20 @@ def test_an_eval_mode_that_lags_behind_is_said_of_the_worst_layer(gap: dict[str,
     assert told.startswith("other: moving statistics are 0.51 standard deviations off (more than 0.5): eval mode lags")
 
 
+def test_statistics_that_training_does_not_move_do_not_lag() -> None:
+    lagging = replace(OTHER, mean_gap=5.0)
+    assert find_warnings(2.3, 10, [HEALTHY, lagging], [], still={"other"}) == []
+    assert len(find_warnings(2.3, 10, [HEALTHY, lagging], [], still={"norm"})) == 1
+
+
+def test_a_training_of_a_frozen_backbone_is_not_warned_about_it(start_run: StartRun, digits: Dataset) -> None:
+    run, network = start_run(network="tests.training.own_networks:frozen", epochs=1)
+    network.norm.running_mean += 50
+    told: list[str] = []
+    train(run, network, digits.train, digits.val, lambda *_: None, lambda epoch: told.extend(epoch.warnings))
+    assert not [warning for warning in told if warning.startswith("norm: moving statistics")]
+
+
 def test_a_gap_that_is_no_number_is_said() -> None:
     [told] = find_warnings(2.3, 10, [replace(HEALTHY, mean_gap=math.nan), replace(OTHER, std_gap=9.0)], [])
     assert told.startswith("norm: moving statistics are inf standard deviations off")

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import click
@@ -90,6 +91,27 @@ def keep_memory() -> None:
         return
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_MMAP_MAX, 0)
+
+
+def import_torch() -> ModuleType:
+    """Import torch, which may be there and not work.
+
+    Raises:
+        TorchUnusable: importing it fails.
+        ModuleNotFoundError: it, or what it needs, is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # a missing library, another build, another Python: each raises something else
+        from training.errors import TorchUnusable
+
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TorchUnusable(
+            f"torch is installed and cannot be imported: {said}. Install it again: pip install --force-reinstall torch"
+        ) from error
+    return torch
 
 
 def find_own_networks() -> None:

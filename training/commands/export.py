@@ -9,7 +9,14 @@ import click
 
 from serving.commands.output import Output, output_options
 from serving.files import check_writable, find_existing
-from training.commands.console import cache_option, console, find_own_networks, reload_data, set_up_consoles
+from training.commands.console import (
+    cache_option,
+    console,
+    find_own_networks,
+    import_torch,
+    reload_data,
+    set_up_consoles,
+)
 
 
 @click.command()
@@ -42,6 +49,7 @@ def export(
 
     Refused unless ONNX Runtime agrees with torch on the whole test set.
     """
+    import_torch()
     from serving.artifact import digest_file
     from serving.repository import check_name, publish
     from training.export import export_run, quantize_artifact
@@ -57,11 +65,16 @@ def export(
     path = publish(repository, name, artifact)
     (least, greatest), (before, after) = quality.interval, quality.calibration_error
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
+    calibrated = f"calibration error {before:.4f} on test images, "
+    if quality.temperature == 1.0:
+        calibrated += "which the temperature fitted on validation images does not lower: left out"
+    else:
+        calibrated += f"{after:.4f} with the temperature fitted on validation images, {quality.temperature:.3f}"
     console.print(
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
-        f"{agreement.max_logit_difference:.1e}, {near_ties}\n"
+        f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}\n"
         f"accuracy  {quality.accuracy:.4f} ({least:.4f} to {greatest:.4f} with 95% confidence)\n"
-        f"calibrated calibration error {before:.4f}, at temperature {quality.temperature:.3f} {after:.4f}\n"
+        f"{calibrated}\n"
         f"published {path} ({len(artifact):,} bytes)\n"
         f"digest    {digest_file(artifact)}"
     )

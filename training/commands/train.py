@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from training.commands.console import (
     cache_option,
     console,
     find_own_networks,
+    import_torch,
     keep_memory,
     load_data,
     parse_size,
@@ -113,9 +114,9 @@ def train(
 
     In several processes: torchrun --nproc-per-node N -m training DATA ..., with the same options.
     """
-    import torch
+    torch = import_torch()
 
-    from training.networks import count_multiply_adds
+    from training.networks import NETWORKS, count_multiply_adds
     from training.ranks import join_ranks
     from training.recipe import choose_recipe
     from training.run import RunConfig, claim_folder
@@ -135,7 +136,12 @@ def train(
         check_ranks(ranks, recipe, dataset)
         config = RunConfig.of(dataset, image_size, skip_unreadable, recipe, limits)
         torch.manual_seed(seed)  # initial weights
-        built = prepare_network(config.build_network(), dataset.train).to(place)
+        built = prepare_network(config.build_network(), dataset.train)
+        if ranks.is_first and network not in NETWORKS:
+            from training.trial import try_network  # what it imports for the export takes seconds
+
+            try_network(network, built, config.shape, len(config.labels), warn, ranks.count > 1)
+        built = built.to(place)
         weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
         where = place.type if ranks.count == 1 else f"{place.type} in {ranks.count} processes"
         console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {where}")
@@ -159,6 +165,7 @@ def train(
 @output_options
 def report(run: Path, data: str | None, cache: Path, output: Output) -> None:
     """Write RUN/report.html: what the network learned, where it errs, and what its layers see."""
+    import_torch()
     from training.run import Run
 
     set_up_consoles(output)
@@ -187,9 +194,9 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
     Returns:
         What came of it, as the last line of ``metrics.jsonl`` has it.
     """
-    from training.run import EXACT
-    from training.statistics import recompute_statistics
-    from training.train import evaluate
+    from training.evaluation import evaluate
+    from training.run import BEST, EXACT, INITIAL
+    from training.statistics import list_moved, list_norms, recompute_statistics
     from training.train import train as train_network
 
     console.print("epoch      loss  train acc  val acc  seconds", style="bold")
@@ -201,26 +208,24 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
             figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
             bar.console.print(f"{epoch.epoch:5d} {figures}")
             for warning in epoch.warnings:
-                show_warning(warning)
+                warn(warning)
             if events:
                 for name in EVENTS:
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
-
-        def show_warning(warning: str) -> None:
-            warn(warning)
 
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"loss {loss:.4f}")
             check_interrupt()
 
-        best = train_network(
-            run, network, dataset.train, dataset.val, show_step, show_epoch, show_warning, back_off, ranks
-        )
+        best = train_network(run, network, dataset.train, dataset.val, show_step, show_epoch, warn, back_off, ranks)
     network.cpu()  # where float32 is float32: CUDA may round to TF32
     if ranks.is_first:
         run.load_weights(network)
     ranks.copy_first(network)
-    corrections = recompute_statistics(network, dataset.train, ranks)
+    moved = ranks.ask_first(
+        list_moved(run.read_statistics(INITIAL), run.read_statistics(BEST)) if ranks.is_first else []
+    )
+    corrections = recompute_statistics(network, dataset.train, ranks, moved)
     val_accuracy, _ = evaluate(network, dataset.val, ranks)
     test_accuracy, _ = evaluate(network, dataset.test, ranks)
     exact = {"exact_val_accuracy": val_accuracy, "corrections": [asdict(one) for one in corrections]}
@@ -228,12 +233,48 @@ def _train(run: Run, network: torch.nn.Module, dataset: Dataset, back_off: bool,
     if ranks.is_first:
         run.save_weights(network, EXACT)
         run.append_metrics(result)
-    console.print(
-        f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}, with exact statistics {val_accuracy:.4f}"
-    )
+    _show_kept(list_norms(network).keys(), set(moved), len(corrections))
+    exactly = f", with exact statistics {val_accuracy:.4f}" if corrections else ""
+    console.print(f"best      epoch {best.epoch}, val {best.val_accuracy:.4f}{exactly}")
+    _warn_of_choice(best.val_accuracy, val_accuracy, len(dataset.val))
     console.print(f"test      {test_accuracy:.4f} ({len(dataset.test)} images, read once)")
     console.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
     return result
+
+
+def _show_kept(norms: Collection[str], moved: set[str], recomputed: int) -> None:
+    """Say how many batch norm layers keep their moving statistics, and why.
+
+    Args:
+        norms: The names of all batch norm layers.
+        moved: Those whose statistics changed in training.
+        recomputed: How many have exact statistics now.
+    """
+    still = sum(name not in moved for name in norms)
+    for count, why in (
+        (still, "training did not move them"),
+        (len(norms) - still - recomputed, "the network runs them more than once, or they share them"),
+    ):
+        if count:
+            console.print(f"kept      the moving statistics of {count} of {len(norms)} batch norm layers: {why}")
+
+
+def _warn_of_choice(chosen_by: float, exact: float, images: int) -> None:
+    """Warn where the weights that are exported validate otherwise than those that the epoch was chosen by.
+
+    Args:
+        chosen_by: Accuracy on validation images, by sampled statistics.
+        exact: The same, by exact statistics.
+        images: How many there are.
+    """
+    from serving.proof.figures import wilson_interval
+
+    least, greatest = wilson_interval(round(chosen_by * images), images)
+    if not least <= exact <= greatest:
+        warn(
+            f"the epoch was chosen by {chosen_by:.4f} on validation images, which is {least:.4f} to {greatest:.4f} with "
+            f"95% confidence; the weights that are exported reach {exact:.4f}"
+        )
 
 
 def _describe(run: Run, dataset: Dataset, result: dict[str, Any], page: Path | None) -> dict[str, Any]:

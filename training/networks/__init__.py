@@ -6,7 +6,14 @@ Shapes: N images, C channels, H height, W width, K classes. Pixels are (N, H, W,
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from socket import gaierror
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -44,42 +51,119 @@ def build_network(name: str, shape: tuple[int, int, int], classes: int, factor: 
         return NETWORKS[name](channels, height, width, classes, factor, dropout)
     if ":" not in name:
         raise NetworkError(f"no network {name!r}: choose {', '.join(NETWORKS)} or your own as package.module:function")
-    network = _import_function(name)(channels, height, width, classes)
+    network = _call_function(name, _import_function(name), (channels, height, width, classes))
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
-    _check_logits(name, network, (2, channels, height, width), classes)
+    _check_answer(name, network, (2, channels, height, width), classes)
+    if not list(network.parameters()):
+        raise NetworkError(f"{name} returned a network without parameters: there is nothing to learn")
     return network
 
 
-def _import_function(name: str) -> Callable[[int, int, int, int], object]:
+def _import_function(name: str) -> Callable[..., object]:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise NetworkError(f"--network {name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise NetworkError(f"--network {name} cannot be imported: {explain(error)}") from error
     if not callable(found):
         raise NetworkError(f"--network {name} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]
 
 
-def _check_logits(name: str, network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
-    """Ask a user's network once, so that a wrong shape is said before an epoch is spent on it."""
+def _call_function(name: str, function: Callable[..., object], arguments: tuple[int, int, int, int]) -> object:
+    with suppress(ValueError, TypeError):  # builtins have no signature
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise NetworkError(
+                f"--network {name} takes {signature}: it is called as function(channels, height, width, classes), "
+                f"here with {arguments}"
+            ) from error
+    try:
+        return function(*arguments)
+    except NetworkError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise NetworkError(f"--network {name} fails when it builds the network: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong in code that is not ours, in one line, with what to do where that is known."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, SystemExit):
+        return f"it ends Python with {error.code!r}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"No module named {error.name!r}: install it, or look for a typing error"
+    if any(isinstance(cause, URLError | ConnectionError | TimeoutError | gaierror) for cause in list_causes(error)):
+        return (
+            f"something cannot be downloaded ({said or type(error).__name__}): where there is no network, put the "
+            f"weights into {torch.hub.get_dir()}/checkpoints first"
+        )
+    if "torchvision" in said and "does not exist" in said:
+        return f"{said}: this torchvision was built for another torch than {torch.__version__}, install one that fits"
+    where = _find_line(error)
+    return f"{type(error).__name__}{f': {said}' if said else ''}{f' ({where})' if where else ''}"
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def _find_line(error: BaseException) -> str:
+    """The file and line of the user's code in which an error was raised; "" if none was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
+    package = str(Path(__file__).parents[1])
+    own = [frame for frame in frames if not frame.filename.startswith((*installed, package, "<"))]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+
+
+def _check_answer(name: str, network: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    """Ask a user's network once in eval mode, so that a wrong shape is said before an epoch is spent on it."""
     was_training = network.training
     try:
         with torch.no_grad():
-            logits = network.eval()(torch.zeros(shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise NetworkError(f"{name} fails on images of shape {shape}: {error}") from error
+            network.eval()  # which returns nothing where train() was overridden to
+            logits = network(torch.zeros(shape))
+    except Exception as error:  # whatever the user's code raises
+        raise NetworkError(f"{name} fails on images of shape {shape}: {explain(error)}") from error
     finally:
         network.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (shape[0], classes) or logits.dtype != torch.float32:
-        answer = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise NetworkError(f"{name} returns {answer} for images of shape {shape}, not float32 {(shape[0], classes)}")
+    check_logits(name, logits, shape, classes, "")
+
+
+def check_logits(name: str, logits: object, shape: tuple[int, ...], classes: int, mode: str) -> None:
+    """Refuse what cannot be trained on.
+
+    Args:
+        name: of the network.
+        logits: what it returned.
+        shape: of the images that it was given, (N, C, H, W).
+        classes: labels.
+        mode: in which it is, in words to put before "returns"; "" for eval mode.
+
+    Raises:
+        NetworkError: it is no float32 tensor (N, classes).
+    """
+    wanted = f"for images of shape {shape}, not float32 {(shape[0], classes)}"
+    if not isinstance(logits, Tensor):
+        hint = "; auxiliary outputs are not trained on: return the logits alone" if mode else ""
+        raise NetworkError(f"{name} {mode}returns {type(logits).__name__} {wanted}{hint}")
+    if logits.shape != (shape[0], classes) or logits.dtype != torch.float32:
+        raise NetworkError(f"{name} {mode}returns {logits.dtype} {tuple(logits.shape)} {wanted}")
 
 
 def count_multiply_adds(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Multiplications with an addition that one image of a shape (height, width, channels) costs."""
     height, width, channels = shape
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros((1, channels, height, width), device=next(network.parameters()).device))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()
+        network(torch.zeros((1, channels, height, width), device=next(network.parameters()).device))
     return int(counter.get_total_flops()) // 2

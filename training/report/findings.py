@@ -14,7 +14,7 @@ from torch import nn
 from serving.proof.figures import BINS
 from training.datasets import Split
 from training.datasets.dataset import Indices
-from training.train import predict_logits
+from training.evaluation import predict_logits
 
 SHIFTED_IMAGES = 200, 1000  # fewer large ones than small ones, as each is asked about 17 times
 SHIFTED_PIXELS = 2**20  # of all images together

@@ -1,0 +1,104 @@
+"""What it costs to choose the best epoch by the statistics that are exported, and what it gains.
+
+    python benchmarks/choosing.py DATA --out FILE [--image-size HxW] [--network NAME] [--epochs N] [--train-images N]
+
+Trains once. Of each epoch: the processor's time for its sample of statistics, and for all of it; validation by the
+moving averages, by the sample, and by the exact statistics of all training images, which are those that are exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import training.train
+from training.checkpoint import Epoch
+from training.datasets import Dataset, Split, load_dataset
+from training.evaluation import evaluate
+from training.recipe import choose_recipe
+from training.run import Run, RunConfig
+from training.statistics import recompute_statistics, sample_statistics
+
+
+def main() -> None:
+    """Train, measure, write figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--image-size")
+    parser.add_argument("--network", default="compact")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--train-images", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    size = arguments.image_size and tuple(map(int, arguments.image_size.split("x")))
+    dataset = load_dataset(arguments.data, size, arguments.seed)
+    if arguments.train_images:
+        dataset = replace(dataset, train=take(dataset.train, arguments.train_images))
+    recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)
+    told = measure(dataset, RunConfig.of(dataset, size or None, False, recipe))
+    print(json.dumps(told["chosen"], indent=1))
+    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def take(split: Split, count: int) -> Split:
+    """Some images, evenly."""
+    step = max(1, len(split) // count)
+    return Split(split.images[::step][:count], split.targets[::step][:count])
+
+
+def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
+    """Train once; figures of each epoch, and of the one that each way of choosing would take."""
+    sampling: list[float] = []
+    epochs: list[dict[str, float]] = []
+    begun: list[float] = []
+
+    @contextmanager
+    def timed(*arguments: Any) -> Iterator[None]:
+        started = time.process_time()
+        with sample_statistics(*arguments):
+            sampling.append(time.process_time() - started)
+            yield
+
+    torch.manual_seed(config.recipe.seed)
+    network = training.train.prepare_network(config.build_network(), dataset.train)
+
+    def look(epoch: Epoch) -> None:
+        seconds = time.process_time() - begun[-1]
+        exact = copy.deepcopy(network)
+        recompute_statistics(exact, dataset.train)
+        moving, exactly = evaluate(copy.deepcopy(network), dataset.val)[0], evaluate(exact, dataset.val)[0]
+        figures = {"moving": moving, "sampled": epoch.val_accuracy, "exact": exactly}
+        epochs.append({"epoch": epoch.epoch, "seconds": seconds, "sampling_s": sampling[-1], **figures})
+        print(epochs[-1], flush=True)
+        begun.append(time.process_time())
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(training.train, "sample_statistics", timed):
+        run = Run.create(Path(folder) / "run", config)
+        begun.append(time.process_time())
+        training.train.train(run, network, dataset.train, dataset.val, lambda *_: None, look)
+    by = {way: max(epochs, key=lambda epoch: epoch[way]) for way in ("moving", "sampled", "exact")}
+    return {
+        "images": {"train": len(dataset.train), "val": len(dataset.val), "shape": config.shape},
+        "network": config.recipe.network,
+        "epochs": epochs,
+        "chosen": {
+            "share_of_time": sum(sampling) / sum(epoch["seconds"] for epoch in epochs),
+            **{f"exact_if_by_{way}": epoch["exact"] for way, epoch in by.items()},
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

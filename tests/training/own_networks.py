@@ -1,0 +1,339 @@
+"""Networks that users bring: some train and export, some cannot, and each of those for a reason of its own."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+
+class Plain(nn.Module):
+    """A convolution and a dense layer; the others differ from it in one thing."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.dense = nn.Linear(8, classes)
+
+    def see(self, x: Tensor) -> Tensor:
+        return functional.relu(self.norm(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.dense(self.see(x).mean((2, 3)))
+        return logits
+
+
+def plain(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Plain(channels, classes)
+
+
+# These train and export
+
+
+def weight_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    parametrizations.weight_norm(network.stem)
+    return network
+
+
+def spectral_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    parametrizations.spectral_norm(network.stem)
+    return network
+
+
+def old_weight_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """By hooks and attributes: such a network cannot be copied."""
+    network = Plain(channels, classes)
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        nn.utils.weight_norm(network.stem)  # type: ignore[no-untyped-call]
+    return network
+
+
+class Shared(Plain):
+    """One convolution and one batch norm, each under two names and called twice."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.again = self.middle
+
+    def see(self, x: Tensor) -> Tensor:
+        x = self.middle(super().see(x))
+        return functional.relu(self.norm(self.again(functional.relu(self.norm(x)))))
+
+
+def shared_modules(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Shared(channels, classes)
+
+
+class SharedBuffers(Plain):
+    """Two batch norms with the same statistics."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.second = nn.BatchNorm2d(8)
+        self.second.running_mean, self.second.running_var = self.norm.running_mean, self.norm.running_var
+
+    def see(self, x: Tensor) -> Tensor:
+        return functional.relu(self.second(super().see(x)))
+
+
+def shared_buffers(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return SharedBuffers(channels, classes)
+
+
+class Keeps(Plain):
+    """Keeps its last activation, counts its calls, and names what it gives its batch norm."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.calls = 0
+
+    def see(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen = functional.relu(self.norm(input=self.stem(x)))
+        return self.seen
+
+
+def keeps_activations(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Keeps(channels, classes)
+
+
+class NoReturn(Plain):
+    """train() returns nothing."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def train_returns_nothing(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return NoReturn(channels, classes)
+
+
+class Frozen(Plain):
+    """A backbone whose batch norm stays in eval mode, with statistics of its own, as fine-tuning has it."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.head = nn.BatchNorm1d(8)
+        self.norm.requires_grad_(False)
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean += 0.3
+        self.norm.running_var *= 0.2
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.dense(self.head(self.see(x).amax((2, 3))))
+        return logits
+
+
+def frozen(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Frozen(channels, classes)
+
+
+class Scaled(Plain):
+    """Logits of some hundreds, or of some thousandths."""
+
+    def __init__(self, channels: int, classes: int, factor: float) -> None:
+        super().__init__(channels, classes)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * super().forward(x)
+
+
+def large_logits(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Scaled(channels, classes, 3000.0)
+
+
+def small_logits(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Scaled(channels, classes, 1e-3)
+
+
+def ends_in_softmax(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return nn.Sequential(Plain(channels, classes), nn.Softmax(1))
+
+
+# These cannot be trained, or not exported
+
+
+def wrong_signature(num_classes: int = 10) -> nn.Module:
+    return nn.Linear(1, num_classes)
+
+
+def missing_import(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    import not_installed_at_all  # type: ignore[import-not-found]
+
+    return not_installed_at_all.Network()  # type: ignore[no-any-return]
+
+
+def downloads(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.load_state_dict(torch.hub.load_state_dict_from_url("http://127.0.0.1:9/weights.pth", progress=False))
+    return network
+
+
+def fails(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    raise KeyError("layers\nof which there are none")
+
+
+def exits(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    raise SystemExit(3)
+
+
+class NoParameters(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10]
+
+
+def no_parameters(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return NoParameters()
+
+
+def all_frozen(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Plain(channels, classes).requires_grad_(False)
+
+
+class Auxiliary(Plain):
+    """In train mode two tensors of logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits  # type: ignore[return-value]
+
+
+def auxiliary(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Auxiliary(channels, classes)
+
+
+class WantsSize(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[-1] == 224, f"expected 224, got {x.shape[-1]}")
+        return super().forward(x)
+
+
+def wants_size(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return WantsSize(channels, classes)
+
+
+class FailsInTraining(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise LookupError("no mask")
+        return super().forward(x)
+
+
+def fails_in_training(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return FailsInTraining(channels, classes)
+
+
+class Dropping(Plain):
+    """Dropout that eval() does not switch off."""
+
+    def see(self, x: Tensor) -> Tensor:
+        return functional.dropout(super().see(x), 0.5)
+
+
+def functional_dropout(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Dropping(channels, classes)
+
+
+class Drawing(Plain):
+    """Draws from every generator there is."""
+
+    def see(self, x: Tensor) -> Tensor:
+        return super().see(x) * (random.random() + float(np.random.rand()) + torch.rand(1))
+
+
+def draws(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Drawing(channels, classes)
+
+
+class Detached(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def detached(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Detached(channels, classes)
+
+
+class Untracked(Plain):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.norm = nn.BatchNorm2d(8, track_running_stats=False)
+
+
+def untracked(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Untracked(channels, classes)
+
+
+class Mixing(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits - logits.mean(0, keepdim=True)
+
+
+def mixes(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Mixing(channels, classes)
+
+
+class Branching(Plain):
+    def see(self, x: Tensor) -> Tensor:
+        x = super().see(x)
+        return x * 2 if x.mean() > -1 else x
+
+
+def branches(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Branching(channels, classes)
+
+
+class AdaptiveMax(Plain):
+    def see(self, x: Tensor) -> Tensor:
+        return functional.adaptive_max_pool2d(super().see(x), 3)
+
+
+def adaptive_max(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return AdaptiveMax(channels, classes)
+
+
+class Stuck(Plain):
+    """eval() has no effect."""
+
+    def train(self, mode: bool = True) -> Stuck:
+        return super().train()
+
+
+def stuck(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Stuck(channels, classes)
+    network.norm = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def scripted(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes)))  # type: ignore[no-any-return]
+
+
+class Extra(Plain):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def extra_state(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Extra(channels, classes)

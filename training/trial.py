@@ -1,0 +1,180 @@
+"""Try a user's network before the first epoch: what would stop it later, at the export even, is said within seconds."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.onnx import OnnxExporterError
+
+from serving.certificate import scale_tolerance
+from serving.errors import EvalmodeError
+from serving.pixels import Pixels
+from serving.proof.adopt import gives_probabilities
+from serving.proof.certify import check_graph, strip
+from serving.proof.checks import run_all
+from serving.proof.fold import fold_norms
+from training.errors import NetworkError
+from training.export import MOST_LOGIT_TOLERANCE, Deployed, export_graph
+from training.networks import check_logits, explain, list_causes, scale_pixels
+from training.run import save_tensors
+from training.untouched import untouched
+
+IMAGES = 4
+NAMED = 3  # layers or weights that a message names
+
+
+def try_network(
+    name: str,
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    classes: int,
+    on_warning: Callable[[str], None],
+    shared: bool = False,
+) -> None:
+    """Run a network forward, backward, in eval mode and as an ONNX graph, on a few images of noise.
+
+    The network stays as it is, bit for bit, and so do all random numbers.
+
+    Args:
+        name: of the network, for messages.
+        network: on the CPU.
+        shape: height, width and channels of the images.
+        classes: labels.
+        on_warning: told of what may be meant so and hardly is.
+        shared: whether several processes train it together.
+
+    Raises:
+        NetworkError: it cannot be trained or exported.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise NetworkError(f"{name} is a torch.jit script, which cannot be exported to ONNX: return the module itself")
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
+    x = scale_pixels(torch.from_numpy(images))
+    with _keep_draws(), untouched(network):
+        with _explained(f"{name} fails in training on images of shape {tuple(x.shape)}"):
+            _try_step(name, network, x, classes, shared)
+        with _explained(f"{name} fails in eval mode on images of shape {tuple(x.shape)}"):
+            logits = _try_evaluation(name, network, x, classes)
+        if gives_probabilities(logits.numpy()):
+            on_warning(
+                f"{name} returns probabilities (a softmax at its end?): the loss takes logits, with probabilities it "
+                "learns slowly and badly; leave the softmax out, the export adds its own"
+            )
+        with _explained(f"the weights of {name} cannot be saved"):
+            save_tensors(network.state_dict())
+        with _explained(f"{name} cannot be exported to ONNX"):
+            _try_export(name, network, images, logits)
+
+
+@contextmanager
+def _keep_draws() -> Iterator[None]:
+    """Put back the random numbers of Python and numpy, from which a network may draw."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever a network's own code, or the exporter, raises into one line."""
+    try:
+        yield
+    except NetworkError:
+        raise
+    except EvalmodeError as error:
+        raise NetworkError(f"{what}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        raise NetworkError(f"{what}: {explain(error)}") from error
+
+
+def _try_step(name: str, network: nn.Module, x: Tensor, classes: int, shared: bool) -> None:
+    """Forward and backward in train mode."""
+    learned = {name: weights for name, weights in network.named_parameters() if weights.requires_grad}
+    if not learned:
+        count = sum(weights.numel() for weights in network.parameters())
+        raise NetworkError(
+            f"all {count:,} weights of {name} are frozen (requires_grad is False): there is nothing to learn; leave at "
+            "least its last layer free"
+        )
+    network.train()
+    for weights in learned.values():
+        weights.grad = None
+    logits = network(x)
+    check_logits(name, logits, tuple(x.shape), classes, "in train mode ")
+    if logits.requires_grad:
+        functional.cross_entropy(logits, torch.arange(len(x)) % classes).backward()  # type: ignore[no-untyped-call]
+    missed = [name for name, weights in learned.items() if weights.grad is None]
+    if len(missed) == len(learned) or (shared and missed):
+        named = ", ".join(missed[:NAMED]) + (", ..." if len(missed) > NAMED else "")
+        raise NetworkError(
+            f"no gradient reaches {named} of {name}: is it unused, detached, or run under no_grad?"
+            + (" Several processes train only what all images reach: set its requires_grad to False" if shared else "")
+        )
+
+
+@torch.no_grad()
+def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """Logits in eval mode, the same again, and the same of an image alone."""
+    network.eval()
+    logits: Tensor = network(x)
+    check_logits(name, logits, tuple(x.shape), classes, "")
+    again, alone = network(x), network(x[:1])
+    limit = scale_tolerance(MOST_LOGIT_TOLERANCE, logits.numpy())
+    if float((again - logits).nan_to_num().abs().max()) > limit:
+        raise NetworkError(
+            f"{name} gives other answers to the same images the second time, in eval mode: it draws random numbers. "
+            "functional.dropout drops in any mode: use nn.Dropout, or pass training=self.training"
+        )
+    if float((alone - logits[:1]).nan_to_num().abs().max()) > limit:
+        layers = [layer for layer, m in network.named_modules() if isinstance(m, BatchNorm) and m.running_mean is None]
+        why = "it mixes the images of a batch"
+        if layers:
+            named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
+            why = f"{named} keeps no moving statistics (track_running_stats=False)"
+        raise NetworkError(f"{name} answers otherwise about an image alone than in a batch, in eval mode: {why}")
+    return logits
+
+
+def _explain_export(error: OnnxExporterError) -> str:
+    """What the exporter does not say in one line: the operator, or the place in the network's code."""
+    cause = list(list_causes(error))[-1]
+    if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+        return f"its operator {found[1]} has no counterpart there; replace the layer that calls it"
+    places = re.findall(r'File "([^"]+)", line (\d+), in', str(cause))
+    if isinstance(cause, GuardOnDataDependentSymNode):
+        where = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
+        return f"its code branches on the values of a tensor{where}; a graph has no branches, use torch.where"
+    return explain(cause)
+
+
+def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -> None:
+    """The way of ``export_run``, but for what needs trained weights."""
+    try:
+        unfolded, _ = export_graph(Deployed(network), images.shape[1:])
+    except OnnxExporterError as error:
+        raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
+    check_graph(unfolded)
+    graph = strip(onnxscript.optimizer.optimize(fold_norms(unfolded)[0]))
+    check_graph(graph)
+    limit = scale_tolerance(MOST_LOGIT_TOLERANCE, logits.numpy())
+    for count in (len(images), 1):
+        difference = float(np.abs(run_all(graph, images[:count]) - logits[:count].numpy()).max())
+        if difference > limit:
+            raise NetworkError(
+                f"{name} answers otherwise in onnxruntime than in torch: logits differ by {difference:.2e} (limit "
+                f"{limit:.2g}); does its code depend on the values it is given?"
+            )
