@@ -56,6 +56,7 @@ class _Seen:
         sent: What the transport had sent when the first of the loose ones came.
         loose: Those since the last look that found a call.
         asked: Whether they were loose already when the server was last asked to come round.
+        confirmed: Whether it has come round since, and they were still loose.
     """
 
     received: int
@@ -63,6 +64,7 @@ class _Seen:
     sent: int
     loose: int = 0
     asked: bool = False
+    confirmed: bool = False
 
 
 class Connections:
@@ -195,22 +197,24 @@ class Connections:
                 before = self._seen.get(name, _Seen(0, 0, 0))
                 finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
                 unfinished = before.unfinished + received - before.received - finished
-                loose, asked, sent_before = 0, False, sent
+                loose, asked, confirmed, sent_before = 0, False, False, sent
                 if waiting is not None and not behind:  # beyond that, grpc throws away a message that is too large
                     unfinished = min(unfinished, waiting.get(name, 0))
                 calls = bool(finished or name in busy_before or name in busy or name in excused)
                 if waiting is not None and not calls:
                     loose = max(0, before.loose + received - before.received - CALL_BYTES)
                     if before.loose:
-                        asked, sent_before = before.asked, before.sent
+                        asked, confirmed, sent_before = before.asked, before.confirmed, before.sent
                 # grpc answers calls that died before anybody knew of them, and headers that never end not at all.
                 if (sent - sent_before) * LOOSE_FOR_EACH_SENT > loose:
-                    loose, asked, sent_before = 0, False, sent
-                if loose > SURELY_LOOSE_BYTES or (loose > LOOSE_BYTES and asked and came_round):
+                    loose, asked, confirmed, sent_before = 0, False, False, sent
+                # What answers them may be on its way to the wire when the server has come round: one more look.
+                if loose > SURELY_LOOSE_BYTES or (loose > LOOSE_BYTES and confirmed):
                     self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
                     continue
+                confirmed = confirmed or (asked and came_round)
                 asked = asked and self._asked is not None
-                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked)
+                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked, confirmed)
             self._ask_about([one for one in seen.values() if one.loose > LOOSE_BYTES])
             self._seen = seen
             total = sum(one.unfinished for one in seen.values())

@@ -272,8 +272,8 @@ def _warn_of_choice(chosen_by: float, exact: float, images: int) -> None:
     least, greatest = wilson_interval(round(chosen_by * images), images)
     if not least <= exact <= greatest:
         warn(
-            f"the epoch was chosen by {chosen_by:.4f} on validation images, which is {least:.4f} to {greatest:.4f} with "
-            f"95% confidence; the weights that are exported reach {exact:.4f}"
+            f"the epoch was chosen by {chosen_by:.4f} on validation images, which is {least:.4f} to {greatest:.4f} "
+            f"with 95% confidence; the weights that are exported reach {exact:.4f}"
         )
 
 
