@@ -256,7 +256,7 @@ def choose_temperature(fitted: float, expected: Expected, test: Split) -> float:
     return fitted if error < without else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expected:
     """What torch answers, and how far from it another honest float32 calculation may be.
 
