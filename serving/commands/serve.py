@@ -73,6 +73,7 @@ class _Serve(click.Command):
             return super().invoke(ctx)
         except EvalmodeError as error:
             if ctx.params["log_format"] != "json":
+                shut_down_log()  # so that the error is the last line
                 raise
             log.critical("%s", error)
             ctx.exit(error.exit_code)
