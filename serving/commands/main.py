@@ -59,6 +59,7 @@ ADVICE = {  # by the name of an error of the operating system
     "ENAMETOOLONG": "choose a shorter name",
     "ELOOP": "its links lead in a circle",
     "EMFILE": "raise the limit on open files",
+    "EPIPE": "what should read it has ended",
     "EIO": "is the disk, or what is mounted there, in order?",
 }
 
@@ -102,13 +103,13 @@ class _LazyGroup(click.Group):
 
 @contextmanager
 def _no_abort() -> Iterator[None]:
-    """Keep click from what it does about interrupts and broken pipes."""
+    """Keep click from what it does about interrupts and broken pipes: it would exit with 1 and say nothing."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise _Interrupted from error
     except BrokenPipeError as error:
-        raise click.exceptions.Exit(0) from error
+        raise EvalmodeError(_describe(error)) from error  # of another pipe than standard output
 
 
 @click.group(cls=_LazyGroup, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -145,18 +146,14 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if interrupts:  # some libraries turn it into an error of theirs
             raise KeyboardInterrupt from error
-        if not output.broken:
-            code = _complain(error, next((name for name in given if name in COMMANDS), ""))
+        code = _complain(error, next((name for name in given if name in COMMANDS), ""))
     try:
         if not output.failed:
             sys.stdout.flush()
     except OSError as error:
-        if not output.broken:
-            code = _complain(error, "")
+        code = _complain(error, "")
     if output.failed:
         discard_output()
-    if output.broken:  # rich exits with 1 then
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -186,9 +183,7 @@ def _complain(error: Exception, command: str) -> int:
         case ModuleNotFoundError() if error.name:
             line = _ask_for(error.name.partition(".")[0], command)
         case OSError():
-            place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
-            todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
-            line = f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
+            line = _describe(error)
         case MemoryError():
             line = "there is not enough memory"
         case RuntimeError() if str(error) == NO_THREAD:
@@ -197,6 +192,13 @@ def _complain(error: Exception, command: str) -> int:
             raise error
     click.echo(f"evalmode: {line}", err=True)
     return code
+
+
+def _describe(error: OSError) -> str:
+    """Which file it is of, what is wrong, and what to do."""
+    place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
+    todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
+    return f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
 
 
 def _ask_for(package: str, command: str) -> str:
