@@ -184,6 +184,22 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str)
     assert f"No such command '{typed}': did you mean '{meant}'?" in done.stderr.decode()
 
 
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        *(("serving", options) for options in [("-X", "utf8=0"), ("-X", "utf8=0", "-E"), ("-E",), ()]),
+        ("training", ("-X", "utf8=0")),
+    ],
+)
+def test_the_command_starts_again_in_utf8_mode_once(package: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever keeps Python from the mode: it would start again for ever."""
+    label = os.fsdecode("no-such-ü".encode())
+    command = [sys.executable, *options, "-m", package, label, *("--out", tmp_path / "run")]
+    done = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, timeout=30)
+    said = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
+    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
+
+
 TORCH = ("train", "export")
 MOMENTS = 12  # at which each command is interrupted
 
@@ -238,6 +254,18 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
             assert stopped or told.splitlines()[-1:] == ["evalmode: interrupted"], (event, told)
         assert "Traceback" not in told, (event, told)
         assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
+
+
+def test_an_interrupt_of_python_m_training_is_one_line() -> None:
+    code = (
+        "import runpy, sys\n"
+        "from serving.commands import main\n"
+        "def interrupt(*_): raise KeyboardInterrupt\n"
+        "main.main = interrupt\n"
+        "runpy.run_module('training', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "evalmode: interrupted\n")
 
 
 def _interrupted(name: str, place: Path, folder: Path) -> tuple[object, ...]:
