@@ -7,10 +7,11 @@ import importlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from types import FrameType
 from typing import Any
 
@@ -45,6 +46,7 @@ PACKAGES = {  # where a package is imported by another name than it is installed
     "pythonjsonlogger": "python-json-logger",
     "sklearn": "scikit-learn",
 }
+OWN = ("__main__", "serving", "training")
 NO_THREAD = "can't start new thread"  # in Python's words
 ADVICE = {  # by the name of an error of the operating system
     "ENOSPC": "free some space or choose another place",
@@ -180,6 +182,8 @@ def _complain(error: Exception, command: str) -> int:
     match error:
         case EvalmodeError():
             line, code = str(error), error.exit_code
+        case _ if broken := _find_broken(error):
+            line = _say_broken(broken, error)
         case ModuleNotFoundError() if error.name:
             line = _ask_for(error.name.partition(".")[0], command)
         case OSError():
@@ -203,8 +207,43 @@ def _describe(error: OSError) -> str:
 
 def _ask_for(package: str, command: str) -> str:
     """Which package is missing, and how it is installed."""
-    name, extra = PACKAGES.get(package, package), COMMANDS[command][1] if command else ""
+    if command and _is_dependency(package):
+        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{COMMANDS[command][1]}]'"
+    return f"the Python package {package!r} is not installed; it is not a dependency of evalmode: install it"
+
+
+def _find_broken(error: Exception) -> str:
+    """The package that is installed and cannot be imported; "" where the error is another.
+
+    A library that it links to is missing, or it was built for another Python or numpy: each raises something else.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    package = next((name for name in reversed(names) if name not in OWN), "")
+    if not isinstance(error, ImportError):
+        return package if _is_dependency(package) else ""
+    named = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError):
+        return package if package == named else ""  # it lacks a part of itself, not another package
+    return package or (named if named not in OWN else "")
+
+
+def _say_broken(package: str, error: Exception) -> str:
+    """Why a package cannot be imported, by the first of its errors, and what to do."""
+    first: BaseException = error
+    while isinstance(cause := first.__cause__ or first.__context__, ImportError):
+        first = cause
+    said = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
+    line = f"the Python package {package!r} is installed and cannot be imported: {said}"
+    if not _is_dependency(package):
+        return line
+    name = PACKAGES.get(package) or packages_distributions().get(package, [package])[0]  # onnxruntime-gpu, perhaps
+    return f"{line}. Install it again: pip install --force-reinstall {name}"
+
+
+def _is_dependency(package: str) -> bool:
+    """Whether evalmode brings a package, with some of its extras."""
     ours = {re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in requires("evalmode") or ()}
-    if command and name in ours:
-        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'"
-    return f"the Python package {package!r} is missing, which is none that evalmode brings: install it"
+    return PACKAGES.get(package, package) in ours

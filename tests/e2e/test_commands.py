@@ -80,6 +80,60 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
     assert done.stderr == f"evalmode: {command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'\n"
 
 
+BROKEN = {  # how packages fail that are installed: a missing library, another numpy, a part that is gone
+    "onnxruntime": ("raise ImportError('libx.so.1: cannot open shared object file')", "libx.so.1: cannot open"),
+    "numpy": (
+        "try:\n    from numpy import _core\n"
+        "except ImportError as error:\n    raise ImportError('\\n\\nREAD THIS\\n\\n') from error",
+        "cannot import name '_core'",
+    ),
+    "simplejpeg": ("raise ValueError('numpy.dtype size changed')", "numpy.dtype size changed"),
+    "onnx": ("import onnx.onnx_cpp2py_export", "No module named 'onnx.onnx_cpp2py_export'"),
+}
+
+
+@pytest.mark.parametrize("package", BROKEN)
+@pytest.mark.parametrize("command", ["check", "compare", "certify", "predict", "serve", "bench"])
+def test_a_package_that_cannot_be_imported_is_one_line(
+    command: str, package: str, colours: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    code, said = BROKEN[package]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(code)
+    artifact = colours / "colours/1/model.onnx"
+    arguments = {
+        "check": [artifact],
+        "compare": [artifact, artifact, "--images", tmp_path],
+        "certify": [artifact, "--repository", tmp_path, "--name", "x"],
+        "predict": [artifact, "--file", artifact],
+        "serve": ["--repository", colours, "--port", 0, "--no-metrics"],
+        "bench": ["127.0.0.1:1"],
+    }
+    done = evalmode(command, *arguments[command], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"evalmode: the Python package {package!r} is installed and cannot be imported: {said}"
+    )
+    assert done.stderr.endswith(f". Install it again: pip install --force-reinstall {package}\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_package_of_the_users_own_that_cannot_be_imported_is_not_to_be_installed_again() -> None:
+    code = (
+        "import sys; from serving.commands import check\n"
+        "def fail(*_, **__): from wave import no_such_name\n"
+        "check.check.callback = fail\n"
+        "from serving.commands.main import main\n"
+        f"main(['check', {sys.executable!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "evalmode: the Python package 'wave' is installed and cannot be imported: cannot import"
+    )
+    assert "pip" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -90,5 +90,6 @@ def test_another_package_that_is_missing_is_none_of_ours() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "evalmode: the Python package 'no_such_package' is missing, which is none that evalmode brings: install it\n"
+        "evalmode: the Python package 'no_such_package' is not installed; it is not a dependency of evalmode: "
+        "install it\n"
     )
