@@ -5,7 +5,10 @@ Each network scores an image by the means of its halves: left of the middle, rig
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +31,10 @@ Build = Callable[..., onnx.ModelProto]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 images of noise, of which one half is brighter, in folders that say which."""
+    """72 images of noise, of which one half is brighter, in folders that say which."""
     root = tmp_path_factory.mktemp("halves") / "images"
     rng = np.random.default_rng(0)
-    for index in range(24):
+    for index in range(72):
         pixels = rng.integers(0, 128, (SIDE, SIDE, 3))
         side = ("left", "right")[index % 2]
         pixels[:, (slice(0, SIDE // 2), slice(SIDE // 2, SIDE))[index % 2]] += 100
@@ -95,6 +98,7 @@ CERTIFIED: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "a batch of 1, reshaped to (1, -1)": (FIXED, ()),
     "a batch of 1, reshaped to (1, 192)": ({**FIXED, "rows": (1, 3 * SIDE * SIDE)}, ()),
     "a batch of 4": ({"shape": (4, 3, SIDE, SIDE), "rows": (4, -1), "scores_shape": (4, 2)}, ()),
+    "a batch of 10": ({"shape": (10, 3, SIDE, SIDE), "rows": (10, -1), "scores_shape": (10, 2)}, ()),
     "channels open": ({"shape": ("N", "channels", SIDE, SIDE)}, ()),
     "every size open": ({"shape": ("N", "C", "H", "W")}, (*SIZE[:1], f"{SIDE}x{SIDE}x3")),
     "float16": ({"kind": TensorProto.FLOAT16}, ()),
@@ -189,6 +193,38 @@ def test_a_network_whose_answers_depend_on_the_batch_stays_fixed_to_it(images: P
     onnx.save(network, tmp_path / "network.onnx")
     with pytest.raises(UsageError, match="fixed to batches of 4, and gives other answers in others: export it with"):
         certify(images, tmp_path / "network.onnx")
+
+
+@pytest.mark.parametrize(
+    ("factors", "step", "same"),
+    [
+        ((1e-4, 1e-4), 1e-6, False),  # of scores up to 5e-5
+        ((600.0, 1e-4), 5e-5, True),  # float32 rounds scores of hundreds so
+        ((600.0, 1e-4), 5e-3, False),
+    ],
+)
+def test_how_far_a_freed_network_may_differ_follows_the_size_of_its_scores(
+    factors: tuple[float, float], step: float, same: bool, images: Path, tmp_path: Path
+) -> None:
+    """The batch's size times a step is added to all scores."""
+    network = build((4, 3, SIDE, SIDE), rows=(4, -1), scores_shape=(4, 2))
+    network.graph.node[-1].output[0] = "raw"
+    for name, value in {"factors": factors, "step": step, "first": [0]}.items():
+        dtype = np.int64 if name == "first" else np.float32
+        network.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+    network.graph.node.extend(
+        [
+            helper.make_node("Shape", ["raw"], ["sides"]),
+            helper.make_node("Gather", ["sides", "first"], ["size"]),
+            helper.make_node("Cast", ["size"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["number", "step"], ["offset"]),
+            helper.make_node("Mul", ["raw", "factors"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "offset"], ["scores"]),
+        ]
+    )
+    onnx.save(network, tmp_path / "network.onnx")
+    with nullcontext() if same else pytest.raises(UsageError, match="gives other answers in others"):
+        certify(images, tmp_path / "network.onnx", "--allow-guessing")
 
 
 def test_a_batch_that_is_fixed_where_it_cannot_be_freed(images: Path, tmp_path: Path) -> None:
@@ -300,6 +336,37 @@ def test_folders_that_macos_named_belong_to_their_labels(tmp_path: Path) -> None
 def damage(content: bytes) -> bytes:
     middle = len(content) // 3
     return content[:middle] + b"\xff" * 40 + content[middle + 40 :]
+
+
+def npz(shape: str, data: bytes = b"", cut: int = 0) -> bytes:
+    """An .npz whose only array's header states a shape, and is cut short by so many bytes."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header[: len(header) - cut] + "\n"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        npy = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + data
+        zipped.writestr("data.npy", npy)
+    return archive.getvalue()
+
+
+HEADERS = {
+    "a cut header": npz("(8, 3)", cut=9),
+    "a header that is no Python": npz("(8, 3)", cut=20),
+    "a shape of 2**70": npz(f"({2**70},)"),
+    "a shape of 2**45": npz(f"({2**45},)"),
+    "a negative shape": npz("(-1, 3)"),
+    "a shape of text": npz("'8'"),
+    "fewer bytes than the shape": npz("(8, 3)", bytes(5)),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_samples_of_a_damaged_header_are_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    path.write_bytes(HEADERS[name])
+    with pytest.raises(UsageError, match=f"{path} is not an .npz of arrays, or a damaged one: ") as refused:
+        read_samples(path, build())
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "truncated", "damaged", "an .npy", "pickled", "wrong width", "NaN"])
