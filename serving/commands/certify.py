@@ -176,11 +176,12 @@ class Wanted:
 
         for option, numbers in (("--mean", self.mean), ("--std", self.std)):
             if numbers is not None and len(numbers) not in (1, channels):
-                raise UsageError(f"{option} has {len(numbers)} numbers: 1 or {channels} are wanted")
+                expected = "1" if channels == 1 else f"1 or {channels}"
+                raise UsageError(f"{option} has {len(numbers)} numbers: expected {expected}")
         if self.bgr and channels == 1:
             raise UsageError("--bgr: the network takes grey images, which have no order of colours")
         if self.std is not None and min(self.std) <= 0:
-            raise UsageError(f"--std {_show(self.std)}: numbers above 0 are wanted")
+            raise UsageError(f"--std {_show(self.std)}: expected numbers above 0")
         if takes_bytes and (self.scale != (0, 255) or self.mean or self.std):
             raise UsageError("the network takes uint8, pixels as they are: --scale 0,255 without --mean and --std")
 

@@ -180,7 +180,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         if label:
             lines[label] = number
     if len(lines) < 2:
-        raise UsageError(f"{path} names {len(lines)} labels, one a line: at least 2 are wanted")
+        raise UsageError(f"{path} names {len(lines)} labels: expected at least 2, one a line")
     return tuple(lines)
 
 
@@ -202,7 +202,9 @@ def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
         raise UsageError(f"{path} holds {_list(given)}; the network takes {_list(wanted)}")
     counts = {len(array) for array in samples.values()}
     if len(counts) != 1 or not min(counts):
-        raise UsageError(f"{path} holds {', '.join(map(str, sorted(counts)))} rows: as many of each input are wanted")
+        raise UsageError(
+            f"{path} holds {', '.join(map(str, sorted(counts)))} rows: expected as many of each input, at least 1"
+        )
     for value in graph.graph.input:
         array, kind = samples[value.name], value.type.tensor_type
         sides = [dim.dim_value for dim in kind.shape.dim]

@@ -142,13 +142,25 @@ TWICE = {
 }
 IDS = helper.make_node("Cast", ["scores"], ["names"], to=TensorProto.STRING)
 REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
-    "int32": ({"kind": TensorProto.INT32}, (), "takes data int32 (N, 3, 8, 8): images of float32, float16"),
+    "int32": ({"kind": TensorProto.INT32}, (), "takes data int32 (N, 3, 8, 8): expected images of float32, float16"),
     "uint8 scaled": ({"kind": TensorProto.UINT8}, (), "--scale 0,255 without --mean and --std"),
-    "five channels": ({"shape": ("N", 5, 8, 8)}, (), "data float32 (N, 5, 8, 8), 5 channels: 1 (grey) or 3 (colour)"),
-    "three axes": ({"shape": ("N", 8, 24)}, (), "data float32 (N, 8, 24): 4 dimensions (a batch of images) or 2"),
+    "five channels": (
+        {"shape": ("N", 5, 8, 8)},
+        (),
+        "data float32 (N, 5, 8, 8), 5 channels: expected 1 (grey) or 3 (colour)",
+    ),
+    "three axes": (
+        {"shape": ("N", 8, 24)},
+        (),
+        "data float32 (N, 8, 24): expected 4 dimensions (a batch of images) or 2",
+    ),
     "size open": ({"shape": ("N", 3, "H", "W")}, (), "data float32 (N, 3, H, W), images of any size: choose one"),
-    "all open, a wrong size": ({"shape": ("N", "C", "H", "W")}, ("--size", "9x9"), "runs on none"),
-    "two inputs": ({"more_inputs": (value("mask"),)}, (), "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): one"),
+    "all open, a wrong size": ({"shape": ("N", "C", "H", "W")}, ("--size", "9x9"), "not run on images of 9x9 with 1"),
+    "two inputs": (
+        {"more_inputs": (value("mask"),)},
+        (),
+        "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): expected one",
+    ),
     "two outputs": (TWICE, (), "scores, again have a value for each of 2 labels: choose one with --output NAME"),
     "no such output": (TWICE, ("--output", "logits"), "no output logits, it gives scores float32 (N, 2); again"),
     "other labels": ({"scores_shape": ("N", 5)}, (), "scores float32 (N, 5); none has a float value for each of 2"),
@@ -273,7 +285,7 @@ def test_weights_beside_the_file_travel_in_the_artifact(images: Path, tmp_path: 
     artifact = certify(images, tmp_path / "network.onnx")
     (tmp_path / "network.data").unlink()
     load_model(artifact)
-    with pytest.raises(UsageError, match=r"its weights are in network\.data, which is not beside it: copy it there"):
+    with pytest.raises(UsageError, match=r"its weights are in network\.data, missing from .*: copy it there"):
         certify(images, tmp_path / "network.onnx")
 
 
@@ -315,8 +327,8 @@ def test_labels_are_read_whichever_editor_wrote_them(encoding: str, newline: str
         ("tea\ncafé\n".encode("latin-1"), r"line 2: b'caf\\xe9' is not utf-8: save the file as UTF-8"),
         (b"cat\ndog\n\ncat\n", r"names 'cat' on lines 1 and 4: each label once"),
         ("café\ncafe\u0301\n".encode(), r"names 'café' on lines 1 and 2"),
-        (b"", r"names 0 labels, one a line: at least 2"),
-        (b"cat,dog", r"names 1 labels, one a line: at least 2"),
+        (b"", r"names 0 labels: expected at least 2, one a line"),
+        (b"cat,dog", r"names 1 labels: expected at least 2, one a line"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(content: bytes, said: str, tmp_path: Path) -> None:
