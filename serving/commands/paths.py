@@ -11,7 +11,7 @@ import click
 MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
-class ExistingPath(click.Path):  # type: ignore[type-arg]  # generic to the type checker only
+class ExistingPath(click.Path):
     """What is there; where looking is not allowed, that is said, not that nothing is there."""
 
     def __init__(self, **options: Any) -> None:
