@@ -180,7 +180,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         if label:
             lines[label] = number
     if len(lines) < 2:
-        raise UsageError(f"{path} names {len(lines)} labels: expected at least 2, one a line")
+        raise UsageError(f"{path} names {len(lines)} labels, one a line: at least 2 are wanted")
     return tuple(lines)
 
 

@@ -327,8 +327,8 @@ def test_labels_are_read_whichever_editor_wrote_them(encoding: str, newline: str
         ("tea\ncafé\n".encode("latin-1"), r"line 2: b'caf\\xe9' is not utf-8: save the file as UTF-8"),
         (b"cat\ndog\n\ncat\n", r"names 'cat' on lines 1 and 4: each label once"),
         ("café\ncafe\u0301\n".encode(), r"names 'café' on lines 1 and 2"),
-        (b"", r"names 0 labels: expected at least 2, one a line"),
-        (b"cat,dog", r"names 1 labels: expected at least 2, one a line"),
+        (b"", r"names 0 labels, one a line: at least 2"),
+        (b"cat,dog", r"names 1 labels, one a line: at least 2"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(content: bytes, said: str, tmp_path: Path) -> None:
