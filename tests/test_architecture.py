@@ -74,9 +74,10 @@ ARROWS = {
 }
 # What training may use of serving: the facts that both sides need, and publishing.
 TRAINING_MAY_IMPORT = {
+    "serving.commands.paths",
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
     *("serving.certificate", "serving.proof", "serving.drift", "serving.files", "serving.commands.output"),
-    *("serving.commands.image_limits", "serving.commands.paths", "serving.folders", "serving.headers"),
+    *("serving.commands.image_limits", "serving.folders", "serving.headers"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {
