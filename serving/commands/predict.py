@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,15 +18,14 @@ from rich.table import Column, Table
 
 from serving.client import DEFAULT_ADDRESS, CallFailed, Client
 from serving.commands.image_limits import image_limit_options
+from serving.commands.paths import ExistingPath
 from serving.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from serving.folders import describe_unread, find_images
-from serving.limits import IMAGE_SUFFIXES, Limits
+from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
 from serving.prediction import DEFAULT_TOP_K, Prediction
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_PATH = click.Path(exists=True, allow_dash=True)
+_FILE = ExistingPath(dir_okay=False, path_type=Path)
 STDIN = Path("-")
-LARGEST_IMAGE = 2**31 - 1  # bytes; a server decides by its own limit
 Predict = Callable[[bytes], Prediction]
 
 
@@ -42,10 +42,12 @@ class Source:
     root: Path
 
     def find_label(self, labels: tuple[str, ...]) -> str | None:
-        """The innermost folder, up to the root, that is named like a label."""
+        """The label that the innermost folder is named like, up to the root."""
+        # In Unicode's normal form C: macOS names folders in form D.
+        known = {unicodedata.normalize("NFC", label): label for label in labels}
         for folder in self.path.parents:
-            if folder.name in labels:
-                return folder.name
+            if label := known.get(unicodedata.normalize("NFC", folder.name)):
+                return label
             if folder == self.root:
                 break
         return None
@@ -55,9 +57,7 @@ Answer = tuple[Source, Prediction]
 
 
 @click.command()
-@click.argument(
-    "paths", metavar="IMAGE|DIR|-...", type=click.Path(exists=True, allow_dash=True), nargs=-1, required=True
-)
+@click.argument("paths", metavar="IMAGE|DIR|-...", type=ExistingPath(allow_dash=True), nargs=-1, required=True)
 @click.option("--address", default=DEFAULT_ADDRESS, help="HOST:PORT of a server")
 @click.option("--file", type=_FILE, help="a model.onnx: no server")
 @click.option("--model", default="", help="the model's name, where the server holds several")
@@ -104,7 +104,7 @@ def predict(
         client = Client(address, timeout, token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
         open_predictor = _open_server(client, model, version, top_k)
     with open_predictor as (predict_one, labels):
-        answers, failures = _predict_all(images, predict_one, max_image_bytes or LARGEST_IMAGE)
+        answers, failures = _predict_all(images, predict_one, max_image_bytes or OWN_IMAGES.max_image_bytes)
     if as_json:
         _print_json(answers)
     elif as_csv:
@@ -150,7 +150,8 @@ def _read_image(path: Path, max_bytes: int) -> bytes:
         ImageTooLarge: there is more than so many bytes.
         OSError: it cannot be read.
     """
-    with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+    # Standard input by its number: Python has no sys.stdin where it was closed at the start.
+    with open(0, "rb", closefd=False) if path == STDIN else path.open("rb") as file:
         image = file.read(max_bytes + 1)
     if len(image) > max_bytes:
         raise ImageTooLarge(
