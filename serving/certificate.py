@@ -120,7 +120,7 @@ class Certificate:
         if not (count and 0 < certificate.tolerance <= largest and isinstance(facts["batch_invariant"], bool)):
             raise ValueError(
                 f"{count} golden inputs, tolerance {facts['tolerance']}, batch_invariant {facts['batch_invariant']!r}: "
-                f"at least 1, at most {largest:g} and true or false are wanted"
+                f"expected at least 1, at most {largest:g}, and true or false"
             )
         return certificate
 

@@ -7,7 +7,7 @@
     ├── RunError             a run folder cannot be used: exit 2
     ├── NetworkError         no such network, or not for this data: exit 2
     ├── TorchUnusable        torch is installed and does not work: exit 2
-    ├── TrainingDiverged     the loss is no number any more: exit 1
+    ├── TrainingDiverged     the loss is NaN or infinite: exit 1
     └── ExportRefused        a gate did not pass, nothing was published: exit 1
 """
 
@@ -57,4 +57,4 @@ class FoldMismatch(ExportRefused):
 
 
 class NetworksDisagree(ExportRefused):
-    """onnxruntime answers otherwise than torch."""
+    """onnxruntime and torch give different results."""

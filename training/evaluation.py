@@ -31,8 +31,13 @@ def scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
 
 def split_evaluation(images: Pixels) -> list[Pixels]:
     """Cut images into batches that bound the memory of their feature maps."""
-    size = max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
+    size = count_batch(images)
     return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def count_batch(images: Pixels) -> int:
+    """How many images such a batch holds: of large ones only one."""
+    return max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
 
 
 def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[float, float]:

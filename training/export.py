@@ -7,12 +7,11 @@ import io
 import logging
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +28,7 @@ from serving.model import ORT_VERSION, load_artifact, open_cpu_session
 from serving.pixels import Pixels
 from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
 from serving.proof.checks import run_all
-from serving.proof.figures import Quality, calibration_error, describe_pixels, measure_quality
+from serving.proof.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
 from serving.proof.fold import fold_norms
 from serving.proof.moments import check_moments
 from serving.proof.quantize import check_gain, measure_gain, quantize
@@ -40,11 +39,12 @@ from training.networks import scale_pixels
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 
-LOGIT_TOLERANCE, MOST_LOGIT_TOLERANCE = 1e-4, 1e-2  # of logits of the order of 1 to 10: see `scale_tolerance`
+LOGIT_TOLERANCE, MAX_LOGIT_TOLERANCE = 1e-4, 1e-2  # of logits of the order of 1 to 10: see `scale_tolerance`
 ROUNDING = 8.0  # times what torch itself rounds away: of a few images, while all test images are compared
 DOUBLE_IMAGES, DOUBLE_PIXELS = 1_024, 2**21  # at most, that are run in float64: it takes several times as long
 OPSET = 20
 TEMPERATURES = 0.05, 20.0  # where the best one is looked for
+FOLDS = 5  # of the validation images, each judged by the temperature that is fitted on the others
 DISTRIBUTIONS = ("evalmode", "torch", "onnx", "onnxscript", "numpy", "pillow")
 
 
@@ -95,7 +95,11 @@ class Mirrored(nn.Module):
 
 
 def export_run(
-    run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bool = False
+    run: Run,
+    dataset: Dataset,
+    mirrored: bool = False,
+    synthetic: bool = False,
+    on_temperature: Callable[[str], None] = lambda why: None,
 ) -> tuple[bytes, Agreement, Quality]:
     """Export a run's best weights, and prove the result on the whole test set.
 
@@ -104,6 +108,7 @@ def export_run(
         dataset: what it was trained on.
         mirrored: answer with the mean over an image and its mirror image.
         synthetic: draw golden images, so that no validation image travels in the file.
+        on_temperature: told where the temperature comes from, or why there is none.
 
     Returns:
         The artifact's bytes, how well it agrees with torch, and how good it is.
@@ -115,13 +120,12 @@ def export_run(
     if run.config.labels != dataset.labels:
         raise LabelsReordered(
             f"the run was trained on the labels {', '.join(run.config.labels)}, the data has "
-            f"{', '.join(dataset.labels)}: the same, in the same order, are wanted"
+            f"{', '.join(dataset.labels)}: expected the same, in the same order"
         )
     network = _load_network(run, dataset, mirrored)
     expected = expect_answers(network, dataset.test)
-    temperature = choose_temperature(
-        fit_temperature(predict_logits(network, dataset.val), dataset.val.targets), expected, dataset.test
-    )
+    temperature, why = choose_temperature(predict_logits(network, dataset.val), dataset.val.targets)
+    on_temperature(why)
     unfolded, outputs = export_graph(Deployed(network, temperature), run.config.shape)
     check_graph(unfolded)
     folded, norms = fold_norms(unfolded)
@@ -224,7 +228,7 @@ def _list_recomputed(run: Run, network: nn.Module, dataset: Dataset, mirrored: b
     return set(choose_layers(network, dataset.train, _list_moved(run, mirrored)))
 
 
-def fit_temperature(logits: Tensor, targets: np.ndarray[Any, Any]) -> float:
+def fit_temperature(logits: Tensor, targets: Indices) -> float:
     """The temperature at which softmax(logits / temperature) is likeliest to give the targets.
 
     Where every answer is right, the smallest would be, and every image would be told to be certain: 1 instead.
@@ -240,20 +244,35 @@ def fit_temperature(logits: Tensor, targets: np.ndarray[Any, Any]) -> float:
     return float(np.float32(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x)))
 
 
-def choose_temperature(fitted: float, expected: Expected, test: Split) -> float:
-    """A temperature that was fitted on validation images, if it helps on test images, too; else 1.
+def choose_temperature(logits: Tensor, targets: Indices) -> tuple[float, str]:
+    """The temperature that is fitted on validation images, if such a one lowers the error of images it has not seen.
+
+    The images are dealt out to folds, and each fold is judged by the temperature that is fitted on the others. If that
+    lowers the calibration error of all of them, the temperature is fitted on all. Test images have no part in it.
 
     Args:
-        fitted: the temperature.
-        expected: what the network answers to the test images.
-        test: their labels.
+        logits: of the validation images, float32 (N, K).
+        targets: their labels.
+
+    Returns:
+        The temperature, 1 if there is none to use, and where it comes from in words.
     """
-    if not np.isfinite(expected.logits).all():
-        return 1.0  # a gate refuses it
-    error, without = (
-        calibration_error(softmax(expected.logits / one), test.targets) for one in (np.float32(fitted), 1.0)
+    if not logits.isfinite().all():
+        return 1.0, "no temperature is fitted: logits of validation images are NaN or infinite"  # a gate refuses it
+    if bool((logits.argmax(1) == torch.from_numpy(targets)).all()):
+        return 1.0, "no temperature is fitted, since every validation image is classified right"
+    temperatures = np.ones((len(targets), 1), np.float32)
+    folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS  # drawn: images come sorted by label
+    for fold in range(FOLDS):
+        if (others := folds != fold).any():
+            temperatures[~others] = fit_temperature(logits[torch.from_numpy(others)], targets[others])
+    without, error = (
+        calibration_error(softmax(logits.numpy() / one), targets) for one in (np.float32(1), temperatures)
     )
-    return fitted if error < without else 1.0
+    figures = f"{without:.4f} without, {error:.4f} with it, on validation images it was not fitted on"
+    if not error < without:
+        return 1.0, f"no temperature is used, since none lowers the calibration error: {figures}"
+    return fit_temperature(logits, targets), f"a temperature lowers the calibration error: {figures}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +299,7 @@ def expect_answers(network: nn.Module, split: Split) -> Expected:
         split: the images.
     """
     logits = predict_logits(network, split).numpy()
-    least, most = (scale_tolerance(bound, logits) for bound in (LOGIT_TOLERANCE, MOST_LOGIT_TOLERANCE))
+    least, most = (scale_tolerance(bound, logits) for bound in (LOGIT_TOLERANCE, MAX_LOGIT_TOLERANCE))
     return Expected(logits, min(max(least, ROUNDING * _measure_rounding(network, split, logits)), most))
 
 

@@ -1,4 +1,4 @@
-"""When numbers are none: where they begin, why, and back to what was good."""
+"""When values are NaN or infinite: where they begin, why, and back to what was good."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 EXPLODED = 10.0  # times the norm that the network's weights had when it was last good
 NAMED_IMAGES = 5
-FLEETING = "every layer gives numbers when it is run again"
+FLEETING = "the output of every layer is finite when it is run again"
 UNCOPIED = "where is not known, since this network cannot be copied to look at it"
 
 Judge = Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ class Guard:
         return float(self._memories[0]["param_groups"][0]["peak_lr"])
 
     def explain(self, judge: Judge, inputs: Tensor, images: np.ndarray) -> str:
-        """Run a batch again, and say where numbers that are none begin, how large things were, and why probably.
+        """Run a batch again, and say where NaN or infinity begins, how large things were, and why probably.
 
         Args:
             judge: the loss of logits.
@@ -84,7 +84,7 @@ class Guard:
         return layer, FLEETING + (f", yet the {what}" if what else "")
 
     def explain_evaluation(self, batches: Iterable[Tensor]) -> str:
-        """Say where in eval mode numbers that are none begin, and why probably.
+        """Say where in eval mode NaN or infinity begins, and why probably.
 
         Args:
             batches: all that is evaluated, each as the network takes it, float32 (N, C, H, W).
@@ -129,26 +129,26 @@ def _copy(network: nn.Module) -> nn.Module | None:
 
 
 def _measure_norm(tensors: Iterable[Tensor]) -> float:
-    """The norm of all values that are numbers."""
+    """The norm of all values that are finite."""
     every = (tensor.detach().double().nan_to_num(0, 0, 0) for tensor in tensors)
     return math.sqrt(sum(tensor.square().sum().item() for tensor in every))
 
 
 def _find_bad(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> Culprit | None:
-    """The layer of the first tensor that is no number, and what is said of it."""
+    """The layer of the first tensor with NaN or infinity in it, and what is said of it."""
     for name, tensor in tensors:
         if count := _count_bad(tensor):
-            return name.rpartition(".")[0], f"{kind} {name} is no number in {count} of {tensor.numel()} values"
+            return name.rpartition(".")[0], f"{kind} {name} is NaN or infinite in {count} of {tensor.numel()} values"
     return None
 
 
 def _find_image(inputs: Tensor, images: np.ndarray) -> Culprit | None:
     named = _name_images(inputs, images)
-    return ("", f"{named} of the training images holds values that are no numbers") if named else None
+    return ("", f"{named} of the training images holds values that are NaN or infinite") if named else None
 
 
 def _name_images(values: Tensor, images: np.ndarray) -> str:
-    """Of which images a batch's values are no numbers, if any."""
+    """Of which images a batch's values are NaN or infinite, if any."""
     bad = images[(~values.isfinite()).flatten(1).any(1).cpu().numpy()]
     named = ", ".join(map(str, bad[:NAMED_IMAGES])) + (", ..." if len(bad) > NAMED_IMAGES else "")
     return f"image {named}" if len(bad) else ""
@@ -159,7 +159,7 @@ def _list_gradients(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.ndarray) -> Culprit | None:
-    """The first layer, forward and then backward, that makes of numbers what is none.
+    """The first layer, forward and then backward, that makes NaN or infinity of finite values.
 
     Backward, of a network that branches, it may be the layer beside.
     """
@@ -168,22 +168,22 @@ def _find_layer(network: nn.Module, judge: Judge, inputs: Tensor, images: np.nda
     if found:
         return found[0]
     if _count_bad(logits):
-        return "", "the logits are no numbers although every layer gives numbers"
+        return "", "the logits are NaN or infinite although the output of every layer is finite"
     loss = judge(logits)
     if not loss.isfinite():
-        return "", f"the loss is {loss.item()} although every layer gives numbers: the logits are too large"
+        return "", f"the loss is {loss.item()} although the output of every layer is finite: the logits are too large"
     network.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     before = ""
     for name, bad in passed:
         if bad:
-            return before, f"gradient through {before or 'the loss'} is no number"
+            return before, f"gradient through {before or 'the loss'} is NaN or infinite"
         before = name
     return _find_bad("gradient of", _list_gradients(network))
 
 
 def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> Culprit:
-    """The first layer that makes of numbers what is none, in the first batch in which one does."""
+    """The first layer that makes NaN or infinity of finite values, in the first batch in which one does."""
     found, _ = _look_at_layers(network)
     with torch.no_grad():
         for inputs in batches:
@@ -194,7 +194,7 @@ def _find_layer_in_evaluation(network: nn.Module, batches: Iterable[Tensor]) -> 
 
 
 def _look_at_layers(network: nn.Module, images: np.ndarray | None = None) -> tuple[list[Culprit], list[Passed]]:
-    """Have each layer noted that gives what is no number, in the order of calls, and what gradients reach layers later.
+    """Have each layer noted that gives NaN or infinity, in the order of calls, and what gradients reach layers later.
 
     Returns:
         Two lists that fill when the network runs: the first layer that was found, and whether the gradient that
@@ -220,15 +220,16 @@ def _look_at_layers(network: nn.Module, images: np.ndarray | None = None) -> tup
 
 
 def _describe(name: str, layer: nn.Module, inputs: Any, output: Tensor, images: np.ndarray | None) -> str:
-    """What is said of a layer whose output is no number."""
+    """What is said of a layer whose output is NaN or infinite."""
     tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
     kind = type(layer).__name__
     if any(map(_count_bad, tensors)):
-        return f"what {name} ({kind}) is given is no number, though every layer before gives numbers"
+        return f"what {name} ({kind}) is given is NaN or infinite, though the output of every layer before is finite"
     largest = max((tensor.detach().abs().max().item() for tensor in tensors), default=0.0)
     count = _count_bad(output)
     told = (
-        f"output of {name} ({kind}) is no number in {count} of {output.numel()} values, of inputs up to {largest:.3g}"
+        f"output of {name} ({kind}) is NaN or infinite in {count} of {output.numel()} values, "
+        f"of inputs up to {largest:.3g}"
     )
     if images is not None and len(output) == len(images) and bool(output.isfinite().flatten(1).all(1).any()):
         told += f", for {_name_images(output, images)} of the training images"
@@ -241,7 +242,7 @@ def _count_bad(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all values are numbers: their sum is, and costs least to know; the many small ones are joined first."""
+    """Whether all values are finite: their sum is, and costs least to know; the many small ones are joined first."""
     parts = [
         tensor.sum().reshape(1) if tensor.ndim > 1 else tensor.reshape(-1) for tensor in tensors if tensor is not None
     ]

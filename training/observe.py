@@ -8,11 +8,12 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from serving.pixels import Pixels
 from training.datasets import Split
 from training.networks import scale_pixels
+from training.statistics import list_norms
 from training.untouched import untouched
 
 OBSERVED_IMAGES = 256
@@ -58,11 +59,7 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
         One for each layer, in the order of the forward pass.
     """
     observed: dict[str, LayerStatistics] = {}
-    layers = {
-        name: layer
-        for name, layer in network.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
-    }
+    layers = list_norms(network)
     if not layers:
         return []
     device = next(network.parameters()).device
@@ -84,7 +81,7 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
 def _observe(
     observed: dict[str, LayerStatistics],
     name: str,
-    layer: _BatchNorm,
+    layer: BatchNorm,
     inputs: tuple[Tensor, ...],
     named: dict[str, Tensor],
 ) -> None:

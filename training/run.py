@@ -170,7 +170,7 @@ class Run:
         try:
             network.load_state_dict(self.read_weights(which))
         except RuntimeError as error:
-            raise RunError(f"{self._weights(which)} cannot be loaded: {error}") from error
+            raise RunError(f"{self._weights(which)} cannot be loaded: {' '.join(str(error).split())}") from error
 
     def read_statistics(self, which: str) -> dict[str, Tensor]:
         """Batch norm's moving means and variances among the best, the initial or the exact weights, by name.

@@ -22,14 +22,14 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from serving.pixels import Pixels
 from training.datasets import Split
-from training.evaluation import split_evaluation
+from training.evaluation import count_batch, split_evaluation
 from training.networks import scale_pixels
 from training.ranks import ALONE, Ranks
 from training.run import MEAN, VARIANCE
 
-MOST_IMAGES = 8_192  # a mean over as many is off by about a hundredth of a standard deviation
+MAX_IMAGES = 8_192  # a mean over as many is off by about a hundredth of a standard deviation
 # Images to choose an epoch by: a forward pass over an eighth of the training images is a twenty-fourth of an epoch.
-SAMPLED_SHARE, LEAST_SAMPLED, MOST_SAMPLED = 1 / 8, 32, 1_024
+SAMPLED_SHARE, MIN_SAMPLED, MAX_SAMPLED = 1 / 8, 32, 1_024
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class Correction:
     std: float
 
 
-def choose_images(split: Split, most: int = MOST_IMAGES) -> Pixels:
+def choose_images(split: Split, most: int = MAX_IMAGES) -> Pixels:
     """The training images that statistics are computed from, taken evenly, uint8 (N, H, W, C)."""
     return split.images[:: -(-len(split) // most)]
 
 
 def list_norms(network: nn.Module) -> dict[str, BatchNorm]:
-    """The batch norms that keep moving statistics, by name; each once."""
+    """The batch norms that keep a moving mean and a moving variance, by name; each once."""
     layers = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, BatchNorm))
-    return {name: layer for name, layer in layers if layer.running_mean is not None}
+    return {n: layer for n, layer in layers if layer.running_mean is not None and layer.running_var is not None}
 
 
 def list_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -65,12 +65,12 @@ def list_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> lis
         before: a network's state, or the statistics in it, before the first step.
         after: likewise, later.
     """
-    names = [name.removesuffix(MEAN) for name in before if name.endswith(MEAN)]
-    return [
-        name
-        for name in names
-        if any(not torch.equal(before[name + kind].cpu(), after[name + kind].cpu()) for kind in (MEAN, VARIANCE))
+    changed = [
+        name.rpartition(".")[0]
+        for name in before  # some layers keep the mean alone
+        if name.endswith((MEAN, VARIANCE)) and not torch.equal(before[name].cpu(), after[name].cpu())
     ]
+    return list(dict.fromkeys(changed))
 
 
 class _Seen(Exception):
@@ -88,7 +88,7 @@ def recompute_statistics(
 
     Args:
         network: on any device.
-        split: the training images, as they are: not augmented. Of more than ``MOST_IMAGES`` some are taken, evenly.
+        split: the training images, as they are: not augmented. Of more than ``MAX_IMAGES`` some are taken, evenly.
         ranks: the processes that share the images; all end with the same bits.
         moved: the names of the layers to recompute; all unless given.
 
@@ -114,16 +114,20 @@ def recompute_statistics(
 
 
 @contextmanager
-def sample_statistics(network: nn.Module, split: Split, moved: Collection[str], ranks: Ranks = ALONE) -> Iterator[None]:
+def sample_statistics(
+    network: nn.Module, split: Split, moved: Collection[str], batch_size: int, ranks: Ranks = ALONE
+) -> Iterator[None]:
     """Inside, batch norms normalise nearly as they will when they are exported; afterwards as before, bit for bit.
 
-    One pass over at most ``MOST_SAMPLED`` images, in which each layer normalises by the moments of its batch:
-    ``recompute_statistics`` takes a pass for each layer.
+    One pass over at most ``MAX_SAMPLED`` images, in which each layer normalises by the moments of its batch:
+    ``recompute_statistics`` takes a pass for each layer. Large images come in batches of a training step: a batch of
+    one has no variance of its own, and a forward pass holds less than the step did, which kept every activation.
 
     Args:
         network: on any device; put into eval mode.
         split: the training images.
         moved: the names of the layers that training moves.
+        batch_size: images of a training step, of all processes together.
         ranks: the processes that share the images.
     """
     network.eval()
@@ -133,8 +137,8 @@ def sample_statistics(network: nn.Module, split: Split, moved: Collection[str], 
         for layer in layers.values():
             layer.running_mean, layer.running_var = map(_copy, (layer.running_mean, layer.running_var))
         if layers:
-            count = min(MOST_SAMPLED, max(LEAST_SAMPLED, round(SAMPLED_SHARE * len(split))))
-            _normalise_by_batches(network, list(layers.values()), choose_images(split, count), ranks)
+            count = min(MAX_SAMPLED, max(MIN_SAMPLED, round(SAMPLED_SHARE * len(split))))
+            _normalise_by_batches(network, list(layers.values()), choose_images(split, count), batch_size, ranks)
         yield
     finally:
         for name, (mean, variance) in kept.items():
@@ -204,7 +208,9 @@ def _put(layer: BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 @torch.no_grad()
-def _normalise_by_batches(network: nn.Module, layers: list[BatchNorm], images_nhwc: Pixels, ranks: Ranks) -> None:
+def _normalise_by_batches(
+    network: nn.Module, layers: list[BatchNorm], images_nhwc: Pixels, batch_size: int, ranks: Ranks
+) -> None:
     """Give layers the moments of what each sees while those above it normalise by the moments of the batch."""
     device = next(network.parameters()).device
     sums = {layer: torch.zeros(3, layer.num_features, dtype=torch.float64, device=device) for layer in layers}
@@ -217,8 +223,9 @@ def _normalise_by_batches(network: nn.Module, layers: list[BatchNorm], images_nh
 
     hooks = [layer.register_forward_pre_hook(normalise, with_kwargs=True) for layer in layers]
     own = images_nhwc[ranks.share]
+    size = max(count_batch(own), batch_size // ranks.count)
     try:
-        for images in np.array_split(own, len(split_evaluation(own))):  # even: a batch of one has no variance
+        for images in np.array_split(own, -(-len(own) // size)):  # even: a batch of one has no variance
             network(scale_pixels(torch.from_numpy(images).to(device)))
     finally:
         for hook in hooks:

@@ -20,7 +20,7 @@ from training.errors import NetworkError, RunError, TrainingDiverged
 from training.evaluation import evaluate, scale_batches
 from training.guard import Guard, are_finite, choose_reason
 from training.muon import Muon
-from training.networks import scale_pixels
+from training.networks import lay_out, scale_pixels
 from training.networks.compact import Compact
 from training.observe import observe_layers, sample_images
 from training.ranks import ALONE, Ranks
@@ -96,8 +96,9 @@ def train(
         val_split: what chooses the best epoch; never the test images.
         on_step: told the step, the steps of an epoch, and the loss.
         on_epoch: told each epoch's figures.
-        on_warning: told of a checkpoint that is passed over, and of what was no number where training goes on.
-        back_off: where numbers are none, go on from the last good epoch at half the learning rate, at most three times.
+        on_warning: told of a checkpoint that is passed over, and of what was NaN or infinite where training goes on.
+        back_off: where values are NaN or infinite, go on from the last good epoch at half the learning rate, at most
+            three times.
         ranks: the processes that train together, each called alike. A batch's images are dealt out to them; the first
             writes the run.
 
@@ -111,7 +112,7 @@ def train(
         KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
     """
     recipe = run.config.recipe
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth of the time saved: docs/performance.md
+    lay_out(network)
     optimizers = make_optimizers(network, recipe)
     observed = sample_images(train_split)
     done, best, backed_off = _resume(run, network, optimizers, on_warning, ranks)
@@ -133,7 +134,9 @@ def train(
                 )
                 ranks.average_buffers(network)
                 moved = list_moved(initial, network.state_dict())
-                val_accuracy, val_loss = _validate(network, train_split, val_split, moved, epoch, guard, ranks)
+                val_accuracy, val_loss = _validate(
+                    network, train_split, val_split, moved, recipe.batch_size, epoch, guard, ranks
+                )
             except TrainingDiverged as error:
                 if not back_off or backed_off == MOST_BACK_OFFS:
                     guard.restore()
@@ -244,7 +247,7 @@ def _train_epoch(
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not (math.isfinite(value) and are_finite(one.grad for one in learned)):
-            what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is no number"
+            what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is NaN or infinite"
             torch.manual_seed(seed)  # the same batch again
             why = choose_reason(ranks.gather(guard.explain(judge, inputs, own)))
             raise TrainingDiverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}: {why}")
@@ -261,6 +264,7 @@ def _validate(
     train_split: Split,
     val_split: Split,
     moved: Collection[str],
+    batch_size: int,
     epoch: int,
     guard: Guard,
     ranks: Ranks,
@@ -270,9 +274,9 @@ def _validate(
     Raises:
         TrainingDiverged: a weight, a statistic or the loss is NaN or infinite.
     """
-    bad = "a weight or statistic is no number"
+    bad = "a weight or statistic is NaN or infinite"
     if are_finite(network.state_dict().values()):
-        with sample_statistics(network, train_split, moved, ranks):
+        with sample_statistics(network, train_split, moved, batch_size, ranks):
             accuracy, loss = evaluate(network, val_split, ranks)
         if math.isfinite(loss):
             return accuracy, loss

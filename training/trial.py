@@ -15,19 +15,24 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.onnx import OnnxExporterError
 
 from serving.certificate import scale_tolerance
-from serving.errors import EvalmodeError
+from serving.errors import EvalmodeError, TrainMode
 from serving.pixels import Pixels
 from serving.proof.adopt import gives_probabilities
 from serving.proof.certify import check_graph, strip
 from serving.proof.checks import run_all
 from serving.proof.fold import fold_norms
+from training.datasets import Split
 from training.errors import NetworkError
-from training.export import MOST_LOGIT_TOLERANCE, Deployed, export_graph
-from training.networks import check_logits, explain, list_causes, scale_pixels
+from training.evaluation import evaluate
+from training.export import MAX_LOGIT_TOLERANCE, Deployed, export_graph
+from training.networks import check_logits, explain, lay_out, list_causes, scale_pixels
+from training.observe import observe_layers
 from training.run import save_tensors
+from training.statistics import list_moved, recompute_statistics, sample_statistics
 from training.untouched import untouched
 
 IMAGES = 4
@@ -42,9 +47,9 @@ def try_network(
     on_warning: Callable[[str], None],
     shared: bool = False,
 ) -> None:
-    """Run a network forward, backward, in eval mode and as an ONNX graph, on a few images of noise.
+    """Run a network forward, backward, through the end of an epoch and as an ONNX graph, on a few images of noise.
 
-    The network stays as it is, bit for bit, and so do all random numbers.
+    All values of the network stay as they are, bit for bit, and so do all random numbers.
 
     Args:
         name: of the network, for messages.
@@ -61,20 +66,29 @@ def try_network(
         raise NetworkError(f"{name} is a torch.jit script, which cannot be exported to ONNX: return the module itself")
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
     x = scale_pixels(torch.from_numpy(images))
+    lay_out(network)  # as in training
     with _keep_draws(), untouched(network):
+        with _explained(f"the weights of {name} cannot be saved"):
+            save_tensors(network.state_dict())
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         with _explained(f"{name} fails in training on images of shape {tuple(x.shape)}"):
             _try_step(name, network, x, classes, shared)
         with _explained(f"{name} fails in eval mode on images of shape {tuple(x.shape)}"):
             logits = _try_evaluation(name, network, x, classes)
+        with _explained(f"{name} fails at the end of an epoch on images of shape {tuple(x.shape)}"):
+            _try_epoch_end(name, network, Split(images, np.arange(len(images)) % classes), before)
         if gives_probabilities(logits.numpy()):
             on_warning(
                 f"{name} returns probabilities (a softmax at its end?): the loss takes logits, with probabilities it "
                 "learns slowly and badly; leave the softmax out, the export adds its own"
             )
-        with _explained(f"the weights of {name} cannot be saved"):
-            save_tensors(network.state_dict())
         with _explained(f"{name} cannot be exported to ONNX"):
             _try_export(name, network, images, logits)
+
+
+def _name_some(names: list[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 @contextmanager
@@ -119,9 +133,8 @@ def _try_step(name: str, network: nn.Module, x: Tensor, classes: int, shared: bo
         functional.cross_entropy(logits, torch.arange(len(x)) % classes).backward()  # type: ignore[no-untyped-call]
     missed = [name for name, weights in learned.items() if weights.grad is None]
     if len(missed) == len(learned) or (shared and missed):
-        named = ", ".join(missed[:NAMED]) + (", ..." if len(missed) > NAMED else "")
         raise NetworkError(
-            f"no gradient reaches {named} of {name}: is it unused, detached, or run under no_grad?"
+            f"no gradient reaches {_name_some(missed)} of {name}: is it unused, detached, or run under no_grad?"
             + (" Several processes train only what all images reach: set its requires_grad to False" if shared else "")
         )
 
@@ -133,7 +146,7 @@ def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> T
     logits: Tensor = network(x)
     check_logits(name, logits, tuple(x.shape), classes, "")
     again, alone = network(x), network(x[:1])
-    limit = scale_tolerance(MOST_LOGIT_TOLERANCE, logits.numpy())
+    limit = scale_tolerance(MAX_LOGIT_TOLERANCE, logits.numpy())
     if float((again - logits).nan_to_num().abs().max()) > limit:
         raise NetworkError(
             f"{name} gives other answers to the same images the second time, in eval mode: it draws random numbers. "
@@ -143,10 +156,33 @@ def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> T
         layers = [layer for layer, m in network.named_modules() if isinstance(m, BatchNorm) and m.running_mean is None]
         why = "it mixes the images of a batch"
         if layers:
-            named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
-            why = f"{named} keeps no moving statistics (track_running_stats=False)"
-        raise NetworkError(f"{name} answers otherwise about an image alone than in a batch, in eval mode: {why}")
+            why = f"{_name_some(layers)} keeps no moving statistics (track_running_stats=False)"
+        raise NetworkError(f"{name} gives different results for an image alone and in a batch, in eval mode: {why}")
     return logits
+
+
+def _try_epoch_end(name: str, network: nn.Module, split: Split, before: dict[str, Tensor]) -> None:
+    """What follows the steps of an epoch, and the last epoch: the way of ``train``, but for files.
+
+    Args:
+        name: of the network.
+        network: after a step.
+        split: its images.
+        before: its state before the step.
+    """
+    state = network.state_dict()
+    if others := [one for one in (*before, *state) if one not in before or one not in state]:
+        raise NetworkError(
+            f"{name} has other weights or buffers after a step than before it: {_name_some(others)}; register them in "
+            "__init__"
+        )
+    observe_layers(network, split.images)
+    moved = list_moved(before, state)
+    after = {name: tensor.clone() for name, tensor in state.items()}
+    with sample_statistics(network, split, moved, len(split)):
+        evaluate(network, split)
+    recompute_statistics(network, split, moved=moved)
+    network.load_state_dict(after)
 
 
 def _explain_export(error: OnnxExporterError) -> str:
@@ -167,14 +203,27 @@ def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -
         unfolded, _ = export_graph(Deployed(network), images.shape[1:])
     except OnnxExporterError as error:
         raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
-    check_graph(unfolded)
+    try:
+        check_graph(unfolded)
+    except TrainMode as error:
+        layers = [
+            f"{layer} ({type(module).__name__})"
+            for layer, module in network.named_modules()
+            if isinstance(module, InstanceNorm) and module.running_mean is not None
+        ]
+        if not layers:
+            raise
+        raise NetworkError(
+            f"{name} cannot be exported to ONNX: it has no counterpart of {_name_some(layers)} with moving statistics; "
+            "set track_running_stats=False"
+        ) from error
     graph = strip(onnxscript.optimizer.optimize(fold_norms(unfolded)[0]))
     check_graph(graph)
-    limit = scale_tolerance(MOST_LOGIT_TOLERANCE, logits.numpy())
+    limit = scale_tolerance(MAX_LOGIT_TOLERANCE, logits.numpy())
     for count in (len(images), 1):
         difference = float(np.abs(run_all(graph, images[:count]) - logits[:count].numpy()).max())
         if difference > limit:
             raise NetworkError(
-                f"{name} answers otherwise in onnxruntime than in torch: logits differ by {difference:.2e} (limit "
+                f"{name} gives different results in onnxruntime and in torch: logits differ by {difference:.2e} (limit "
                 f"{limit:.2g}); does its code depend on the values it is given?"
             )

@@ -1,4 +1,4 @@
-"""Signs that a training goes wrong while its numbers are still numbers."""
+"""Signs that a training goes wrong while its numbers are still finite."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def _measure_drift(now: LayerStatistics, then: LayerStatistics) -> float:
 
 
 def _choose_worst(*values: float) -> float:
-    """The largest; what is no number is worse than any."""
+    """The largest; NaN or infinity is worse than any."""
     return max(values) if all(map(math.isfinite, values)) else math.inf

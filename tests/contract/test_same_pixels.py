@@ -20,7 +20,7 @@ from serving.repository import publish
 from tests.conftest import Server, serving
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import predict_logits
-from training.export import export_run, fit_temperature
+from training.export import choose_temperature, export_run
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
@@ -80,7 +80,7 @@ def test_the_server_answers_as_torch_does_on_the_pixels_of_training(
     network = run.config.build_network()
     run.load_weights(network)
     recompute_statistics(network, dataset.train)
-    temperature = fit_temperature(predict_logits(network, dataset.val), dataset.val.targets)
+    temperature, _ = choose_temperature(predict_logits(network, dataset.val), dataset.val.targets)
     paths = sorted(pictures.rglob("*.*g"))
     contract = dataset.contract
     pixels = np.stack([decode_image(path.read_bytes(), contract, Limits()) for path in paths])

@@ -96,6 +96,8 @@ def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp
     for options in ((), ("--mirrored",)):
         done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", *options)
         assert done.returncode == 0, done.stderr
+        why = "no temperature is fitted, since every validation image is classified right"
+        assert f" on test images; {why}\n" in done.stdout
     versions = [load_metadata(tmp_path / "colours" / version / "model.onnx") for version in ("1", "2")]
     assert [metadata["mirrored"] for metadata in versions] == [False, True]
 

@@ -337,3 +337,106 @@ class Extra(Plain):
 
 def extra_state(channels: int, height: int, width: int, classes: int) -> nn.Module:
     return Extra(channels, classes)
+
+
+# These have layers of their own, or of other kinds
+
+
+class MeanOnly(nn.Module):
+    """Batch norm that subtracts the mean alone (Salimans and Kingma, 1602.07868)."""
+
+    running_mean: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((0, 2, 3)) if self.training else self.running_mean
+        if self.training:
+            self.running_mean += 0.1 * (mean.detach() - self.running_mean)
+        return x - mean[:, None, None]
+
+
+class MeanOnlyBatchNorm(nn.BatchNorm2d):
+    """The same, derived from torch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.running_var = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        mean = x.mean((0, 2, 3)) if self.training else self.running_mean
+        if self.training:
+            self.running_mean += 0.1 * (mean.detach() - self.running_mean)
+        return x - mean[:, None, None]
+
+
+def mean_only(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.stem = nn.Sequential(network.stem, MeanOnly(8))  # type: ignore[assignment]
+    return network
+
+
+def mean_only_batch_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.stem = nn.Sequential(network.stem, MeanOnlyBatchNorm(8))  # type: ignore[assignment]
+    return network
+
+
+class Volume(Plain):
+    """Weights of five dimensions, which have no channels_last layout."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(channels, classes)
+        self.deep = nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
+
+    def see(self, x: Tensor) -> Tensor:
+        return self.deep(super().see(x).unsqueeze(2)).squeeze(2)  # type: ignore[no-any-return]
+
+
+def volume(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Volume(channels, classes)
+
+
+class Growing(Plain):
+    """Has a buffer more once it was trained."""
+
+    def see(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.register_buffer("seen", x.detach().mean())
+        return super().see(x)
+
+
+def grows(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Growing(channels, classes)
+
+
+def instance_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)  # type: ignore[assignment]
+    return network
+
+
+def instance_norm_untracked(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.norm = nn.InstanceNorm2d(8, affine=True)  # type: ignore[assignment]
+    return network
+
+
+def no_image_network(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return nn.Linear(17, classes)
+
+
+def one_label_more(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Plain(channels, classes + 1)
+
+
+class Doubles(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).double()
+
+
+def doubles(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    return Doubles(channels, classes)

@@ -1,6 +1,6 @@
 """For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process leaves what it ended with.
 
-RECIPE is JSON. With "spoil": N, training image N holds a value that is no number, whichever process gets it.
+RECIPE is JSON. With "spoil": N, training image N holds a value that is NaN, whichever process gets it.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import math
 import os
@@ -24,22 +25,24 @@ from torch import Tensor, nn
 
 import training
 from serving.artifact import DIGEST, Manifest, seal
+from serving.certificate import softmax
 from serving.model import Model, load_model
 from serving.pixels import PixelContract
 from serving.proof.checks import run_all
+from serving.proof.figures import calibration_error
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
 from training.evaluation import evaluate, predict_logits
 from training.export import (
     Agreement,
     Deployed,
-    Expected,
     _load_network,
     check_fold,
     choose_temperature,
     expect_answers,
     export_graph,
     export_run,
+    fit_temperature,
     measure_agreement,
 )
 from training.networks import scale_pixels
@@ -485,12 +488,47 @@ def test_an_artifact_says_whether_it_is_mirrored(mirrored: tuple[Run, Model], ex
 # Temperature
 
 
-def test_a_temperature_is_kept_only_if_it_helps_on_images_it_was_not_fitted_on() -> None:
-    """Of 100 images 73 are right, which is what logits of 0 and 1 say."""
-    logits = np.tile(np.array([0, 1], np.float32), (100, 1))
-    split = Split(np.zeros((100, 1, 1, 1), np.uint8), np.repeat([1, 0], [73, 27]))
-    assert choose_temperature(2.0, Expected(logits, 1e-4), split) == 1.0
-    assert choose_temperature(0.5, Expected(logits, 1e-4), split) == 1.0
-    overconfident = Expected(logits * 2, 1e-4)
-    assert choose_temperature(2.0, overconfident, split) == 2.0
-    assert choose_temperature(2.0, Expected(logits * np.float32(math.nan), 1e-4), split) == 1.0
+def draw_answers(count: int, right: float, logit: float) -> tuple[Tensor, np.ndarray]:
+    """Of two labels' logits 0 and ``logit``, the share that is right; wrong ones anywhere."""
+    logits = torch.tensor([0.0, logit]).repeat(count, 1)
+    return logits, (np.random.default_rng(0).random(count) < right).astype(np.int64)
+
+
+def test_a_temperature_is_fitted_where_it_lowers_the_error_of_images_it_was_not_fitted_on() -> None:
+    temperature, why = choose_temperature(*draw_answers(1000, 0.73, 3.0))  # 1 / (1 + exp(-1)) is 0.73
+    assert temperature == pytest.approx(3.0, rel=0.2)
+    assert why.startswith("a temperature lowers the calibration error: ")
+
+
+def test_a_temperature_that_helps_only_on_images_it_was_fitted_on_is_not_used() -> None:
+    logits, targets = draw_answers(25, 0.731, 1.0)
+    fitted = fit_temperature(logits, targets)
+    errors = [calibration_error(softmax(logits.numpy() / np.float32(one)), targets) for one in (fitted, 1.0)]
+    assert errors[0] < errors[1]
+    temperature, why = choose_temperature(logits, targets)
+    assert temperature == 1.0
+    assert re.fullmatch(
+        r"no temperature is used, since none lowers the calibration error: 0\.\d+ without, 0\.\d+ with it, on "
+        "validation images it was not fitted on",
+        why,
+    )
+
+
+def test_where_nothing_is_fitted_that_is_said() -> None:
+    logits, targets = draw_answers(50, 1.0, 1.0)
+    assert choose_temperature(logits, targets) == (
+        1.0,
+        "no temperature is fitted, since every validation image is classified right",
+    )
+    temperature, why = choose_temperature(logits * math.nan, targets)
+    assert (temperature, why.partition(":")[0]) == (1.0, "no temperature is fitted")
+
+
+def test_test_images_have_no_part_in_the_temperature(exported, digits: Dataset) -> None:
+    said: list[str] = []
+    wrong = Split(digits.test.images, np.roll(digits.test.targets, 1))  # calibration there is another
+    _, _, quality = export_run(
+        exported.run, dataclasses.replace(digits, test=wrong), synthetic=True, on_temperature=said.append
+    )
+    assert quality.temperature == exported.quality.temperature != 1.0
+    assert len(said) == 1

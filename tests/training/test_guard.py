@@ -54,7 +54,7 @@ def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on
 
 @pytest.mark.parametrize(("network_name", "weight"), WEIGHTS, ids=str)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_weight_that_is_no_number_is_named(
+def test_a_weight_that_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str, value: float
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
@@ -66,7 +66,7 @@ def test_a_weight_that_is_no_number_is_named(
             dict(network.named_parameters())[weight].data[(0,) * dict(network.named_parameters())[weight].ndim] = value
 
     told = run_to_fault(run, network, few, digits, spoil)
-    assert f": weight {weight} is no number in " in told  # where no image reaches it, once a step has spread it
+    assert f": weight {weight} is NaN or infinite in " in told  # where no image reaches it, once a step has spread it
     assert "at epoch 2, " in told
     assert "this one was set or loaded so" in told
     assert equal(state_of(network), good[0])  # weights and statistics, as they were after the last good epoch
@@ -77,7 +77,7 @@ def test_a_weight_that_is_no_number_is_named(
     [(network, name) for network, built in NETWORKS.items() for name, _ in built.named_buffers() if "running" in name],
     ids=str,
 )
-def test_a_moving_statistic_that_is_no_number_is_named(
+def test_a_moving_statistic_that_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, statistic: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
@@ -88,13 +88,13 @@ def test_a_moving_statistic_that_is_no_number_is_named(
         network.get_buffer(statistic)[0] = math.inf
 
     told = run_to_fault(run, network, few, digits, spoil)
-    assert f"at epoch 2, in validation: statistic {statistic} is no number in 1 of " in told
+    assert f"at epoch 2, in validation: statistic {statistic} is NaN or infinite in 1 of " in told
     assert "The run keeps the weights of epoch 1" in told
     assert equal(state_of(network), good[0])
 
 
 @pytest.mark.parametrize(("network_name", "layer"), LAYERS, ids=str)
-def test_a_layer_whose_output_is_no_number_is_named(
+def test_a_layer_whose_output_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, layer: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
@@ -147,7 +147,7 @@ def test_what_depends_on_dropout_is_found_again(start_run: StartRun, few: Split,
         lambda module, inputs, output: output * (math.nan if output.flatten()[0] == 0 != inputs[0].flatten()[0] else 1)
     )
     told = run_to_fault(run, network, few, digits)
-    assert f"output of {dropout} (Dropout) is no number" in told
+    assert f"output of {dropout} (Dropout) is NaN or infinite" in told
 
 
 def test_a_fault_of_eval_mode_alone_is_named(start_run: StartRun, few: Split, digits: Dataset) -> None:
@@ -160,26 +160,26 @@ def test_a_fault_of_eval_mode_alone_is_named(start_run: StartRun, few: Split, di
     assert f"the loss is nan at epoch 1, in validation: output of {layer} (" in told
 
 
-def test_what_is_no_number_between_layers_is_named_by_the_next(
+def test_what_is_nan_or_infinite_between_layers_is_named_by_the_next(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(**RECIPES["reference"])
     last = LAYERS[-1][1]
     network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: (inputs[0] - math.inf,))
     told = run_to_fault(run, network, few, digits)
-    assert f"what {last} (Linear) is given is no number" in told
+    assert f"what {last} (Linear) is given is NaN or infinite" in told
 
 
 @pytest.mark.parametrize(("network_name", "weight"), LEARNED, ids=str)
-def test_a_gradient_that_is_no_number_is_seen_in_its_step(
+def test_a_gradient_that_is_nan_or_infinite_is_seen_in_its_step(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
     initial, learned = state_of(network), dict(network.named_parameters())[weight]
     learned.register_hook(lambda gradient: gradient * math.nan)
     told = run_to_fault(run, network, few, digits)
-    assert "a gradient is no number at epoch 1, step 1 of 3: " in told
-    assert f"yet the gradient of {weight} is no number" in told
+    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: " in told
+    assert f"yet the gradient of {weight} is NaN or infinite" in told
     assert equal(state_of(network), initial)
 
 
@@ -198,15 +198,15 @@ class Spoil(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("network_name", "layer"), [(one, layer) for one, layer in LAYERS if layer != "whitening"], ids="-".join
 )
-def test_a_layer_whose_gradient_is_no_number_is_named(
+def test_a_layer_whose_gradient_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, layer: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
     initial = state_of(network)
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: Spoil.apply(output))
     told = run_to_fault(run, network, few, digits)
-    assert "a gradient is no number at epoch 1, step 1 of 3: gradient " in told
-    assert re.search(rf": gradient (through {layer} is|of {layer}\.weight is) no number", told)
+    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: gradient " in told
+    assert re.search(rf": gradient (through {layer} is|of {layer}\.weight is) NaN or infinite", told)
     assert equal(state_of(network), initial)
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_image_is_named(start_run: StartRun, few: Split, digits: Datas
     images[7, 3, 3] = math.nan
     run, network = start_run(**RECIPES[network_name])
     told = run_to_fault(run, network, Split(images, few.targets), digits)  # type: ignore[arg-type]
-    assert "image 7 of the training images holds values that are no numbers" in told
+    assert "image 7 of the training images holds values that are NaN or infinite" in told
     assert "The data are damaged, not the network" in told
 
 

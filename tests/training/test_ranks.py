@@ -116,14 +116,14 @@ def test_no_process_gets_a_batch_of_one_image(train_in: TrainIn) -> None:
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_what_is_no_number_in_one_process_stops_all_and_is_named(
+def test_what_is_nan_or_infinite_in_one_process_stops_all_and_is_named(
     train_in: TrainIn, tmp_path: Path, process: int
 ) -> None:
     image = int(np.random.default_rng([0, 1]).permutation(201)[process])  # the first that it is dealt
     states = train_in(2, {**COMPACT, "spoil": image})
     told = [(tmp_path / "run" / f"told-{number}.txt").read_text() for number in (0, 1)]
     assert told[0] == told[1]
-    assert f"image {image} of the training images holds values that are no numbers" in told[0]
+    assert f"image {image} of the training images holds values that are NaN or infinite" in told[0]
     assert all(tensor.isfinite().all() for state in states for tensor in state.values())
 
 

@@ -108,8 +108,8 @@ def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Answers:
     with torch.no_grad():
         logits = trained[1].eval()(scale_pixels(torch.from_numpy(digits.test.images))).double().numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    told = probabilities.argmax(1)
-    return Answers(told, probabilities.max(1), told == digits.test.targets)
+    predicted = probabilities.argmax(1)
+    return Answers(predicted, probabilities.max(1), predicted == digits.test.targets)
 
 
 WriteUntrained = Callable[[nn.Module, Dataset], Page]
@@ -178,9 +178,9 @@ class TestPage:
     def test_shows_the_surest_mistakes_first(self, page: Page, answers: Answers, digits: Dataset) -> None:
         wrong = np.flatnonzero(~answers.right)
         worst = wrong[answers.confidence[wrong].argmax()]
-        true, told = digits.labels[digits.test.targets[worst]], digits.labels[answers.told[worst]]
+        true, predicted = digits.labels[digits.test.targets[worst]], digits.labels[answers.predicted[worst]]
         shown = page.words("mistakes").split("in common. ")[1]
-        assert shown.startswith(f"{true} told {told} {100 * answers.confidence[worst]:.1f}%")
+        assert shown.startswith(f"{true} predicted {predicted} {100 * answers.confidence[worst]:.1f}%")
         assert page.tags["mistakes"].count("img") == min(12, len(wrong))
 
     def test_is_the_same_again(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
@@ -207,7 +207,7 @@ class TestOtherNetworksAndData:
     def test_a_name_is_only_a_name(self, write_untrained: WriteUntrained, label: str) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
         nn.init.zeros_(network[1].weight)
-        network[1].bias.data = torch.tensor([5.0, 0.0])  # everything is told as this label
+        network[1].bias.data = torch.tensor([5.0, 0.0])  # everything is predicted as this label
         page = write_untrained(network, make_dataset((label, "b"), 4, 1))
         assert "script" not in page.tags[""]
         for section in ("confusion", "classes", "mistakes"):
@@ -256,8 +256,8 @@ class TestFindings:
         assert error == pytest.approx(0.4 * 0.035 + 0.6 * 0.26)
 
     def test_calibration_of_a_network_that_is_always_right(self) -> None:
-        told = np.zeros(4, np.int64)
-        assert calibrate(Answers(told, np.full(4, 0.75), np.full(4, True)))[3] == pytest.approx(0.25)
+        predicted = np.zeros(4, np.int64)
+        assert calibrate(Answers(predicted, np.full(4, 0.75), np.full(4, True)))[3] == pytest.approx(0.25)
 
     def test_confusions_come_in_order(self) -> None:
         matrix = np.array([[5, 1, 0], [3, 5, 2], [0, 0, 9]])
@@ -281,9 +281,9 @@ class TestFindings:
                 still = network.eval()(scale_pixels(torch.from_numpy(split.images))).argmax(1).numpy()
                 for down, aside in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)):
                     moved = split.images[:, np.clip(rows - down, 0, 7)][:, :, np.clip(rows - aside, 0, 7)]
-                    told = network(scale_pixels(torch.from_numpy(moved))).argmax(1).numpy()
-                    right.append(told == split.targets)
-                    same.append(told == still)
+                    predicted = network(scale_pixels(torch.from_numpy(moved))).argmax(1).numpy()
+                    right.append(predicted == split.targets)
+                    same.append(predicted == still)
                 assert (accuracy, unchanged) == pytest.approx((np.mean(right), np.mean(same)))
         assert pixels == 4
 

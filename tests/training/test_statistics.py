@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from serving.artifact import open_artifact
-from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers
+from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
 from training.commands.train import _train
 from training.datasets import Dataset, Split
 from training.export import export_run
 from training.networks import build_network, scale_pixels
+from training.observe import observe_layers
 from training.ranks import ALONE
 from training.recipe import Recipe
 from training.run import EXACT, Run, RunConfig
@@ -119,6 +121,21 @@ def test_statistics_that_training_did_not_move_stay(few: Split) -> None:
     torch.testing.assert_close(network.head.running_mean, head.mean(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("build", [mean_only, mean_only_batch_norm])
+def test_a_layer_that_keeps_the_mean_alone_is_left_alone(
+    few: Split, build: Callable[[int, int, int, int], nn.Module]
+) -> None:
+    network = build(1, 8, 8, 10)
+    before = state_of(network)
+    step(network, few)
+    moved = list_moved(before, network.state_dict())
+    assert moved == ["stem.1", "norm"]
+    kept = state_of(network)["stem.1.running_mean"]
+    assert [one.layer for one in observe_layers(network, few.images)] == ["norm"]
+    assert [one.layer for one in recompute_statistics(network, few, moved=moved)] == ["norm"]
+    assert torch.equal(network.state_dict()["stem.1.running_mean"], kept)
+
+
 def test_weights_that_are_not_learned_do_not_keep_statistics_from_moving(few: Split) -> None:
     network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
     network[0].requires_grad_(False)
@@ -147,7 +164,7 @@ def test_sampled_statistics_are_about_the_exact_ones_and_are_put_back(digits: Da
     before, moved = state_of(network), [name for name, layer in network.named_modules() if "norm" in name]
     exact = copy.deepcopy(network)
     recompute_statistics(exact, digits.train)
-    with sample_statistics(network, digits.train, moved):
+    with sample_statistics(network, digits.train, moved, 32):
         sampled = state_of(network)
     assert equal(state_of(network), before)
     for name, tensor in sampled.items():
@@ -157,10 +174,39 @@ def test_sampled_statistics_are_about_the_exact_ones_and_are_put_back(digits: Da
             assert not torch.equal(tensor, before[name])
 
 
+def test_large_images_are_sampled_in_batches_of_a_training_step(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images as large as a whole batch of others: alone, each would be its layers' whole distribution."""
+    network = trained_a_little("reference", digits.train)
+    exact, sizes = copy.deepcopy(network), set[int]()
+    recompute_statistics(exact, digits.train)
+    moved = list(see(exact, scale_pixels(torch.from_numpy(digits.train.images[:2]))))
+    monkeypatch.setattr("training.evaluation.EVALUATION_PIXELS", 8 * 8)
+    hook = network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    with sample_statistics(network, digits.train, moved, 32):
+        hook.remove()
+        sampled = state_of(network)
+    assert sizes <= {2, *range(24, 33)}  # two to see the order of the layers
+    last = f"{moved[-1]}.running_var"  # one value an image: none of one image varies
+    assert ((sampled[last] + 1e-6) / (exact.state_dict()[last] + 1e-6)).log().abs().median() < 0.5
+
+
+def test_exact_statistics_are_the_same_in_batches_of_one(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Split(digits.train.images[:64], digits.train.targets[:64])
+    network = trained_a_little("reference", digits.train)
+    alone = copy.deepcopy(network)
+    recompute_statistics(network, split)
+    monkeypatch.setattr("training.evaluation.EVALUATION_PIXELS", 8 * 8)
+    recompute_statistics(alone, split)
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(tensor, network.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
 def test_statistics_are_put_back_where_validation_fails(few: Split) -> None:
     network = trained_a_little("reference", few)
     before = state_of(network)
-    with pytest.raises(KeyboardInterrupt), sample_statistics(network, few, ["features.1"]):
+    with pytest.raises(KeyboardInterrupt), sample_statistics(network, few, ["features.1"], 32):
         raise KeyboardInterrupt
     assert equal(state_of(network), before)
 

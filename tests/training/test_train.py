@@ -479,7 +479,7 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_weights_so_far(start_run: StartRun
     assert equal(saved_state(run), state_of(network))
 
 
-def test_ctrl_c_leaves_no_weights_that_are_no_numbers(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_ctrl_c_leaves_no_weights_that_are_nan_or_infinite(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=2)
     initial = state_of(network)
 

@@ -55,7 +55,7 @@ def test_a_training_of_a_frozen_backbone_is_not_warned_about_it(start_run: Start
     assert not [warning for warning in told if warning.startswith("norm: moving statistics")]
 
 
-def test_a_gap_that_is_no_number_is_said() -> None:
+def test_a_gap_that_is_nan_or_infinite_is_said() -> None:
     [told] = find_warnings(2.3, 10, [replace(HEALTHY, mean_gap=math.nan), replace(OTHER, std_gap=9.0)], [])
     assert told.startswith("norm: moving statistics are inf standard deviations off")
 

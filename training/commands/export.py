@@ -63,15 +63,16 @@ def export(
     find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)
-    artifact, agreement, quality = export_run(opened, dataset, mirrored, golden == "synthetic")
+    said: list[str] = []
+    artifact, agreement, quality = export_run(opened, dataset, mirrored, golden == "synthetic", said.append)
     path = publish(repository, name, artifact)
     (least, greatest), (before, after) = quality.interval, quality.calibration_error
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
-    calibrated = f"calibration error {before:.4f} on test images, "
+    calibrated = f"calibration error {before:.4f} on test images"
     if quality.temperature == 1.0:
-        calibrated += "which the temperature fitted on validation images does not lower: left out"
+        calibrated += f"; {said[0]}"
     else:
-        calibrated += f"{after:.4f} with the temperature fitted on validation images, {quality.temperature:.3f}"
+        calibrated += f", {after:.4f} with the temperature fitted on validation images, {quality.temperature:.3f}"
     console.print(
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
         f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}\n"

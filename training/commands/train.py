@@ -82,7 +82,7 @@ BY_NETWORK = "the network's own"  # shown as the default of what each recipe dec
     "--on-nonfinite",
     type=click.Choice(["stop", "backoff"]),
     default="stop",
-    help="where a loss or gradient is no number: stop, or halve the learning rate, at most three times",
+    help="where a loss or gradient is NaN or infinite: stop, or halve the learning rate, at most three times",
 )
 @click.option("--resume", is_flag=True, help="go on with the run in --out after its last whole epoch")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="decides every random draw")

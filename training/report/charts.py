@@ -90,7 +90,7 @@ def draw_lines(
 
 
 def draw_confusion(matrix: Indices, labels: tuple[str, ...]) -> Chart:
-    """Rows are true labels, columns told ones; a cell is the darker, the larger its share of the row."""
+    """Rows are true labels, columns predicted ones; a cell is the darker, the larger its share of the row."""
     many, side = len(labels) > MANY_LABELS, min(620, 130 + 40 * len(labels))
     figure = _start(side, side)
     (axes,) = figure.axes
@@ -103,17 +103,18 @@ def draw_confusion(matrix: Indices, labels: tuple[str, ...]) -> Chart:
     names = [label if len(label) < 15 else label[:13] + "…" for label in labels[:: ticks.step]]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="told", ylabel="true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.grid(visible=False)
-    for true, told in [] if many else np.argwhere(matrix):
-        colour = "#fefefe" if alpha[true, told] > 0.7 else COLOURS["ink"]  # cells are the same by night, paper is not
-        axes.text(told, true, f"{matrix[true, told]}", ha="center", va="center", color=colour)
+    for true, predicted in [] if many else np.argwhere(matrix):
+        # Cells are the same by night, paper is not.
+        colour = "#fefefe" if alpha[true, predicted] > 0.7 else COLOURS["ink"]
+        axes.text(predicted, true, f"{matrix[true, predicted]}", ha="center", va="center", color=colour)
     words = f"Confusion matrix of {len(labels)} labels: {matrix.trace()} of {matrix.sum()} answers on the diagonal"
-    return _finish(figure, "True label by told label", words, (("blue", "right"), ("orange", "wrong")))
+    return _finish(figure, "True label by predicted label", words, (("blue", "right"), ("orange", "wrong")))
 
 
 def draw_calibration(confidence: Floats, right: Floats, images: Indices) -> Chart:
-    """Share right by told probability, with the interval that the images of each bin allow."""
+    """Share right by predicted probability, with the interval that the images of each bin allow."""
     figure = _start(400, 340)
     (axes,) = figure.axes
     axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (3, 4)))
@@ -123,6 +124,6 @@ def draw_calibration(confidence: Floats, right: Floats, images: Indices) -> Char
     axes.scatter(confidence, right, 20 + 200 * images / images.sum(), color=COLOURS["blue"], zorder=3)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set(xlabel="told probability", xlim=(0, 1.05), ylim=(0, 1.05))
+    axes.set(xlabel="predicted probability", xlim=(0, 1.05), ylim=(0, 1.05))
     words = "Reliability: " + ", ".join(f"{y:.2f} right at {x:.2f}" for x, y in zip(confidence, right, strict=True))
-    return _finish(figure, "Share right by told probability", words, [("blue", "larger dots: more images")])
+    return _finish(figure, "Share right by predicted probability", words, [("blue", "larger dots: more images")])

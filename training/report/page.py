@@ -104,18 +104,24 @@ def _read(rows: Rows, field: str) -> list[Any]:
 def _tell_answers(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, Any]:
     targets, labels = dataset.test.targets, dataset.labels
     answers = findings.answer(network, dataset.test)
-    matrix = confusion_matrix(targets, answers.told, labels=range(len(labels)))
-    classes = findings.score_classes(targets, answers.told, labels)
+    matrix = confusion_matrix(targets, answers.predicted, labels=range(len(labels)))
+    classes = findings.score_classes(targets, answers.predicted, labels)
     confidence, right, images, error = findings.calibrate(answers)
     pixels, accuracy, unchanged = zip(*findings.try_shifts(network, dataset.test), strict=True)
     lines = [("right", "blue", accuracy, "-"), ("same label as unshifted", "orange", unchanged, "--")]
     order = np.argsort(np.where(answers.right, -1, 1) * -answers.confidence, kind="stable")  # surest mistakes first
 
     def show(index: int) -> dict[str, Any]:
-        true, told = labels[targets[index]], labels[answers.told[index]]
+        true, predicted = labels[targets[index]], labels[answers.predicted[index]]
         picture = pictures.embed_image(dataset.test.images[index])
         path = dataset.test.paths[index] if dataset.test.paths else Path(f"test image {index}")
-        return {"picture": picture, "true": true, "told": told, "probability": answers.confidence[index], "path": path}
+        return {
+            "picture": picture,
+            "true": true,
+            "predicted": predicted,
+            "probability": answers.confidence[index],
+            "path": path,
+        }
 
     sample = int(order[-1])  # the surest right answer, if there is one
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])
