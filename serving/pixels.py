@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, PngImagePlugin, WebPImagePlugin
 
 from serving.errors import (
     ImageEmpty,
@@ -25,7 +25,7 @@ from serving.errors import (
     ImageUnreadable,
     PixelsMismatch,
 )
-from serving.headers import Header, check_png, find_orientation, find_png_orientation, read_header
+from serving.headers import Header, check_png, find_orientation, find_png_orientation, is_progressive, read_header
 from serving.limits import IMAGE_FORMATS, Limits
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,7 +45,6 @@ FROM_THE_END = (3, 4, 6, 7)  # the stored picture's first row is the upright one
 COPIED_PIXELS = 2**20  # of a JPEG: copying what is decoded is faster than resizing a fourth channel with it
 STRIP_PIXELS = 2**17  # what is converted at a time: a few MiB, and some milliseconds
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {  # what Image.open calls, without a limit of its own
-    "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -58,13 +57,11 @@ FTYP_BYTES = 256  # of an ftyp box that are looked at
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a codestream, a container
 PLAIN = {1: "GRAY", 3: "RGB"}  # channels -> simplejpeg's name
 
-# What libjpeg-turbo remarks on in photos whose pixels are whole, and the header as it should be. Source: photos of
-# some editors say JFIF 0.xx; panoramas of Samsung's phones end the spectral selection of a baseline scan at 0, see
-# stb_image.h ("should be 63, but might be 0").
-HARMLESS = (
-    (re.compile(rb"(?<=JFIF\0)\0"), b"\1"),
-    (re.compile(rb"(?s)(?<=\xff\xda\x00)(\x08\x01..|\x0c\x03.{6})\0\0\0"), b"\\1\0\x3f\0"),
-)
+# What libjpeg-turbo warns of in photos whose pixels are whole. Source: photos of some editors say JFIF 0.xx; panoramas
+# of Samsung's phones end the spectral selection of a baseline scan at 0, see stb_image.h ("should be 63, but might be
+# 0").
+OLD_JFIF = re.compile(rb"(?<=JFIF\0)\0")
+EMPTY_SCAN = re.compile(rb"(?s)(?<=\xff\xda\x00)(\x08\x01..|\x0c\x03.{6})\0\0\0")
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -274,9 +271,9 @@ def _decompress(header: Header, colours: str) -> Pixels:
 
 
 def _mend_header(image: bytes) -> bytes:
-    for pattern, right in HARMLESS:
-        image = pattern.sub(right, image)
-    return image
+    """An image without what is harmless; the scans of a progressive JPEG may well hold the coefficients 0 to 0."""
+    image = OLD_JFIF.sub(b"\1", image)
+    return image if is_progressive(image) else EMPTY_SCAN.sub(b"\\1\0\x3f\0", image)
 
 
 def _check_size(pixels: Pixels, header: Header) -> Pixels:
@@ -324,7 +321,7 @@ def _unidentified(image: bytes) -> ImageError:
         return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
     hint = "; iPhones save JPEGs with Settings, Camera, Formats, Most Compatible" if name == "HEIC" else ""
     return ImageFormatNotAllowed(
-        f"{name} images are not served: convert it to one of {allowed}{hint}", format=name, allowed=allowed
+        f"{name} images are not supported: convert the image to one of {allowed}{hint}", format=name, allowed=allowed
     )
 
 
@@ -348,8 +345,6 @@ def _find_format(image: bytes) -> str:
 
 def _orientation(header: Header, opened: Image.Image) -> int:
     """The orientation, 1 to 8; 1 where there is none, or a damaged block, on which Pillow's reader would stumble."""
-    if header.format == "JPEG":
-        return header.orientation
     if header.format == "PNG":
         return find_png_orientation(header)
     info: dict[Any, Any] = opened.info

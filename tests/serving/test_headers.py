@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -81,7 +82,9 @@ def test_a_thumbnail_is_not_walked_where_no_work_could_hide(monkeypatch: pytest.
 
 
 def test_a_thumbnail_of_many_scans_is_walked() -> None:
-    assert announce(empty_scans(1000, 200)).kept != ()
+    with patch.object(headers, "_read_jpeg", wraps=headers._read_jpeg) as walk:
+        announce(empty_scans(1000, 200))
+    walk.assert_called_once()
 
 
 @pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
@@ -99,8 +102,6 @@ def test_the_decoder_gets_nothing_that_decides_no_pixel() -> None:
     text = chunk(b"tEXt", b"Comment\0text")
     image = after_header(encode(plain("red")), text + chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(9))))
     assert announce(image).cut() == encode(plain("red"))
-    jpeg = encode(plain("red"), "JPEG")
-    assert announce(after_header(jpeg, segment(0xE1, bytes(9)) + segment(0xFE, bytes(4000)))).cut() == jpeg
 
 
 def test_what_tells_the_orientation_stays_wherever_it_stands() -> None:
