@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import click
 from rich.console import Console
@@ -42,13 +43,11 @@ class Source:
     root: Path
 
     def find_label(self, labels: tuple[str, ...]) -> str | None:
-        """The innermost folder, up to the root, that is named like a label."""
-        for folder in self.path.parents:
-            if folder.name in labels:
-                return folder.name
-            if folder == self.root:
-                break
-        return None
+        """The outermost folder in the root that is named like a label, as for training; else the root itself."""
+        known = {normalize("NFC", label): label for label in labels}
+        below = self.path.parent.relative_to(self.root).parts
+        names = (normalize("NFC", name) for name in (*below, self.root.name))
+        return next((known[name] for name in names if name in known), None)
 
 
 Answer = tuple[Source, Prediction]
@@ -129,7 +128,7 @@ def _find_images(paths: Iterable[str]) -> Iterator[Source]:
     for name in paths:
         path = Path(name)
         if name == "-":
-            yield Source(STDIN, STDIN)
+            yield Source(STDIN, STDIN.parent)
         elif not path.is_dir():  # a pipe may be
             path = path if path != STDIN else path.absolute()
             yield Source(path, path.parent)
