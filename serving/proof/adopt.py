@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import struct
-import unicodedata
 import zlib
 from dataclasses import asdict
 from importlib.metadata import version
@@ -145,36 +143,6 @@ def _check_freed(original: onnx.ModelProto, freed: onnx.ModelProto, batch: int, 
                 raise UsageError(
                     f"the network is fixed to batches of {batch}, and gives other answers in others: {advice}"
                 )
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels in a text file, one a line, in Unicode's normal form C.
-
-    Raises:
-        UsageError: it is no text in UTF-8, or UTF-16 with a byte order mark; fewer than two labels; one twice.
-    """
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"{path}, line {number}: {content.splitlines()[number - 1][:40]!r} is not {encoding.removesuffix('-sig')}: "
-            "save the file as UTF-8"
-        ) from error
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        label = unicodedata.normalize("NFC", line.strip())
-        if label in lines:
-            raise UsageError(
-                f"{path} names {label!r} on lines {lines[label]} and {number}: each label once, one a line"
-            )
-        if label:
-            lines[label] = number
-    if len(lines) < 2:
-        raise UsageError(f"{path} names {len(lines)} labels, one a line: at least 2 are wanted")
-    return tuple(lines)
 
 
 def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
