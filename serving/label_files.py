@@ -36,9 +36,9 @@ def parse_labels(content: bytes, source: str) -> tuple[str, ...]:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        line = content.splitlines()[number - 1][:40]
+        quoted = content.splitlines()[number - 1][:40]
         raise UsageError(
-            f"{source}, line {number}: {line!r} is not {encoding.removesuffix('-sig')}: save the file as UTF-8"
+            f"{source}, line {number}: {quoted!r} is not {encoding.removesuffix('-sig')}: save the file as UTF-8"
         ) from error
     lines: dict[str, int] = {}
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
