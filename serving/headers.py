@@ -48,6 +48,8 @@ _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _SCAN = 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xC6, 0xCA, 0xCE}, {*range(0xC9, 0xD0)}
+_NO_PIXELS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP13, APP15, COM. APP0 and APP14 say what the colours are
+_PILLOWS_CMYK = [[luma, (1, 1), (1, 1), (1, 1)] for luma in ((2, 1), (1, 2), (2, 2))]  # factors of subsampled CMYK
 
 _WEBP_MORE = 0x1C  # flags of alpha, EXIF and XMP
 _WEBP_CODES, _WEBP_CODES_BITS = 65_536, 20  # sets of Huffman codes, at most, and the bits that the shortest takes
@@ -70,7 +72,7 @@ class Header(NamedTuple):
         kept: where the parts are that the decoder is given; empty: all of it.
         decoder_bytes: memory that the decoder takes for the picture and for its own use.
         row_bytes: memory of one row of its buffers.
-        components: of a JPEG: 1 grey, 3 colour, 4 CMYK or YCCK; 0: of any other format.
+        components: of a JPEG that TurboJPEG decodes: 1 grey, 3 colour, 4 CMYK or YCCK; 0: of any other image.
         direct: the mode, RGB or L, that the decoder gives and that may be all there is to do; "": another, or alpha to
             composite, or an orientation to apply.
         oriented: of a PNG, the chunks that may hold its orientation: the name, and where the content starts and ends.
@@ -211,9 +213,11 @@ def _glance_at_jpeg(image: bytes, limits: Limits) -> Header | None:
 
 def _read_jpeg(image: bytes, limits: Limits) -> Header:
     """Walk the segments up to the first scan, and count the scans."""
-    exif, xmp, frame, scan = b"", b"", None, 0
+    kept, exif, xmp, frame, scan = [(0, 2)], b"", b"", None, 0
     for marker, start, end in _walk_jpeg(image):
         scan = start
+        if marker not in _NO_PIXELS:
+            kept.append((start - 4, len(image) if marker == _SCAN else end))
         if marker in _FRAMES and frame is None:
             frame = marker, image[start:end]
         elif marker == 0xE1 and not exif and image.startswith(_EXIF, start):
@@ -223,7 +227,7 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
     if frame is None:
         raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")
     check_pixel_count(struct.unpack_from(">xHH", frame[1])[::-1], limits)
-    header = _describe_jpeg(image, frame, scan, find_orientation(exif, xmp))
+    header = _describe_jpeg(image, kept, frame, scan, find_orientation(exif, xmp))
     return header._replace(exif_damaged=is_exif_damaged(exif))
 
 
@@ -261,11 +265,14 @@ def is_progressive(image: bytes) -> bool:
     return next(frames, 0) in _PROGRESSIVE
 
 
-def _describe_jpeg(image: bytes, frame: tuple[int, bytes], scan: int, orientation: int) -> Header:
+def _describe_jpeg(
+    image: bytes, kept: list[tuple[int, int]], frame: tuple[int, bytes], scan: int, orientation: int
+) -> Header:
     """What the frame and the scans of a JPEG announce.
 
     Args:
         image: all of it.
+        kept: where the parts are that the decoder needs.
         frame: its marker and what it holds.
         scan: where the first scan's header starts.
         orientation: 1 to 8.
@@ -291,17 +298,22 @@ def _describe_jpeg(image: bytes, frame: tuple[int, bytes], scan: int, orientatio
             scans=scans,
             limit_scans=MAX_SCAN_PIXELS * scans // work,
         )
-    _check_turbojpeg(image, (height, width), factors)
-    direct = _MODES.get(count, "") if orientation == 1 else ""
-    decoder_bytes += len(image)  # a copy with a mended header
-    return Header("JPEG", width, height, orientation, image, (), decoder_bytes, 64 * width * count, count, direct)
+    components = 0 if factors in _PILLOWS_CMYK else count
+    if components:
+        _check_turbojpeg(image, (height, width), factors)
+    direct = _MODES.get(components, "") if orientation == 1 else ""
+    decoder_bytes += len(image)  # the parts that are kept, joined; or a copy with a mended header
+    return Header(
+        *("JPEG", width, height, orientation, image, tuple(kept), decoder_bytes, 64 * width * count, components, direct)
+    )
 
 
 def _check_turbojpeg(image: bytes, size: tuple[int, int], factors: list[tuple[int, int]]) -> None:
     """Check that TurboJPEG reads the same header.
 
     Pillow decodes sampling factors that TurboJPEG refuses, but does not tell whether libjpeg-turbo warned of damage
-    meanwhile: an image of such factors, which no common encoder writes, cannot be known to be whole.
+    meanwhile: an image of such factors cannot be known to be whole, and most are damaged, as encoders do not write
+    them. Those of CMYK that Pillow itself writes are decoded all the same; no single flipped bit leads to them.
 
     Args:
         image: all of it.

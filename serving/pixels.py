@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import BmpImagePlugin, Image, ImageOps, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from serving.errors import (
     ImageEmpty,
@@ -45,6 +45,7 @@ FROM_THE_END = (3, 4, 6, 7)  # the stored picture's first row is the upright one
 COPIED_PIXELS = 2**20  # of a JPEG: copying what is decoded is faster than resizing a fourth channel with it
 STRIP_PIXELS = 2**17  # what is converted at a time: a few MiB, and some milliseconds
 OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {  # what Image.open calls, without a limit of its own
+    "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -345,6 +346,8 @@ def _find_format(image: bytes) -> str:
 
 def _orientation(header: Header, opened: Image.Image) -> int:
     """The orientation, 1 to 8; 1 where there is none, or a damaged block, on which Pillow's reader would stumble."""
+    if header.format == "JPEG":
+        return header.orientation
     if header.format == "PNG":
         return find_png_orientation(header)
     info: dict[Any, Any] = opened.info

@@ -102,6 +102,8 @@ def test_the_decoder_gets_nothing_that_decides_no_pixel() -> None:
     text = chunk(b"tEXt", b"Comment\0text")
     image = after_header(encode(plain("red")), text + chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(9))))
     assert announce(image).cut() == encode(plain("red"))
+    jpeg = encode(plain("red"), "JPEG")
+    assert announce(after_header(jpeg, segment(0xE1, bytes(9)) + segment(0xFE, bytes(4000)))).cut() == jpeg
 
 
 def test_what_tells_the_orientation_stays_wherever_it_stands() -> None:
