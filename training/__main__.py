@@ -1,7 +1,6 @@
 """``python -m training``: ``evalmode train``, as torchrun starts it: ``torchrun --nproc-per-node 2 -m training``."""
 
-import sys
+from serving.__main__ import main
 
-from serving.commands.main import main
-
-main(["train", *sys.argv[1:]])
+if __name__ == "__main__":
+    main("train")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving.client import DEFAULT_ADDRESS
+from serving.commands.paths import ExistingPath
 
 if TYPE_CHECKING:
     from serving.bench.load import Measured
@@ -34,7 +35,7 @@ def parse_counts(ctx: click.Context, param: click.Parameter, value: str) -> tupl
 @click.option("--model", default="", help="the model's name, where the server holds several")
 @click.option(
     "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="send this encoded image; by default raw pixels of the model's size",
 )
 @click.option("--in-flight", callback=parse_counts, default="1,8,32", help="closed loop: so many callers at a time")
@@ -43,7 +44,7 @@ def parse_counts(ctx: click.Context, param: click.Parameter, value: str) -> tupl
 @click.option("--timeout", type=click.FloatRange(0.001), default=10.0, help="deadline of one call, seconds")
 @click.option(
     "--file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="the model.onnx that is served: also measures ONNX Runtime alone on these cores",
 )
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")

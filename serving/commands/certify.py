@@ -12,6 +12,7 @@ import click
 
 from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
+from serving.commands.paths import ExistingPath
 from serving.files import check_writable, find_existing
 from serving.limits import Limits
 
@@ -40,15 +41,15 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=ExistingPath(dir_okay=False, path_type=Path))
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=ExistingPath(file_okay=False, path_type=Path),
     help="folder of <label>/<image> to measure accuracy by; some of them become golden images",
 )
 @click.option(
     "--labels",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="text file, a label a line in the order of the network's output",
 )
 @click.option("--scale", callback=parse_numbers, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
@@ -70,7 +71,7 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option("--allow-guessing", is_flag=True, help="publish a network that is no better than guessing")
 @click.option(
     "--samples",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingPath(dir_okay=False, path_type=Path),
     help="instead of all of these, for a network that is no classifier of images: .npz of its inputs by name",
 )
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
@@ -106,8 +107,8 @@ def certify(
     from serving.proof.foreign import foreign, read_network
     from serving.repository import check_name, publish
 
-    check_name(name)
-    check_writable(find_existing(repository))
+    for place in (repository, repository / check_name(name)):
+        check_writable(find_existing(place))
     graph = read_network(file)
     check_loads(graph, file)
     if samples:
@@ -175,11 +176,12 @@ class Wanted:
 
         for option, numbers in (("--mean", self.mean), ("--std", self.std)):
             if numbers is not None and len(numbers) not in (1, channels):
-                raise UsageError(f"{option} has {len(numbers)} numbers: 1 or {channels} are wanted")
+                expected = "1" if channels == 1 else f"1 or {channels}"
+                raise UsageError(f"{option} has {len(numbers)} numbers: expected {expected}")
         if self.bgr and channels == 1:
             raise UsageError("--bgr: the network takes grey images, which have no order of colours")
         if self.std is not None and min(self.std) <= 0:
-            raise UsageError(f"--std {_show(self.std)}: numbers above 0 are wanted")
+            raise UsageError(f"--std {_show(self.std)}: expected numbers above 0")
         if takes_bytes and (self.scale != (0, 255) or self.mean or self.std):
             raise UsageError("the network takes uint8, pixels as they are: --scale 0,255 without --mean and --std")
 

@@ -11,11 +11,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from serving.commands.paths import ExistingPath
+
 MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]unknown[/]"}
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=ExistingPath(dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")
 def check(file: Path, as_json: bool) -> None:
     """Verify FILE, an artifact or any other ONNX image classifier. Exit code 1: a check did not pass."""

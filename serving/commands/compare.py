@@ -13,7 +13,8 @@ from rich.table import Table
 
 from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
-from serving.files import check_writable
+from serving.commands.paths import ExistingPath
+from serving.files import check_replaceable
 from serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -46,16 +47,20 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
 
 
 @click.command()
-@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("old", type=ExistingPath(dir_okay=False, path_type=Path))
+@click.argument("new", type=ExistingPath(dir_okay=False, path_type=Path))
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=ExistingPath(file_okay=False, path_type=Path),
     required=True,
     help="folder of <label>/<image>",
 )
 @click.option("--max-changed", type=Share(), help="exit with 1 if more of the labels change, such as 2%")
-@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write, with the pictures")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    help="HTML file to write, with the pictures",
+)
 @image_limit_options(Limits())
 @output_options
 def compare(
@@ -70,7 +75,7 @@ def compare(
 ) -> None:
     """Say what changes for users if NEW replaces OLD: labels, gains and losses, latency."""
     if page:
-        check_writable(page.parent)
+        check_replaceable(page)
     from serving.model import load_model
     from serving.proof.compare import compare as compare_models
 

@@ -7,10 +7,11 @@ import importlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from types import FrameType
 from typing import Any
 
@@ -45,6 +46,7 @@ PACKAGES = {  # where a package is imported by another name than it is installed
     "pythonjsonlogger": "python-json-logger",
     "sklearn": "scikit-learn",
 }
+OWN = ("__main__", "serving", "training")
 NO_THREAD = "can't start new thread"  # in Python's words
 ADVICE = {  # by the name of an error of the operating system
     "ENOSPC": "free some space or choose another place",
@@ -59,6 +61,7 @@ ADVICE = {  # by the name of an error of the operating system
     "ENAMETOOLONG": "choose a shorter name",
     "ELOOP": "its links lead in a circle",
     "EMFILE": "raise the limit on open files",
+    "EPIPE": "what should read it has ended",
     "EIO": "is the disk, or what is mounted there, in order?",
 }
 
@@ -102,13 +105,13 @@ class _LazyGroup(click.Group):
 
 @contextmanager
 def _no_abort() -> Iterator[None]:
-    """Keep click from what it does about interrupts and broken pipes."""
+    """Keep click from what it does about interrupts and broken pipes: it would exit with 1 and say nothing."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise _Interrupted from error
     except BrokenPipeError as error:
-        raise click.exceptions.Exit(0) from error
+        raise EvalmodeError(_describe(error)) from error  # of another pipe than standard output
 
 
 @click.group(cls=_LazyGroup, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -145,18 +148,14 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if interrupts:  # some libraries turn it into an error of theirs
             raise KeyboardInterrupt from error
-        if not output.broken:
-            code = _complain(error, next((name for name in given if name in COMMANDS), ""))
+        code = _complain(error, next((name for name in given if name in COMMANDS), ""))
     try:
         if not output.failed:
             sys.stdout.flush()
     except OSError as error:
-        if not output.broken:
-            code = _complain(error, "")
+        code = _complain(error, "")
     if output.failed:
         discard_output()
-    if output.broken:  # rich exits with 1 then
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -183,12 +182,12 @@ def _complain(error: Exception, command: str) -> int:
     match error:
         case EvalmodeError():
             line, code = str(error), error.exit_code
+        case _ if broken := _find_broken(error):
+            line = _say_broken(broken, error)
         case ModuleNotFoundError() if error.name:
             line = _ask_for(error.name.partition(".")[0], command)
         case OSError():
-            place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
-            todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
-            line = f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
+            line = _describe(error)
         case MemoryError():
             line = "there is not enough memory"
         case RuntimeError() if str(error) == NO_THREAD:
@@ -199,10 +198,52 @@ def _complain(error: Exception, command: str) -> int:
     return code
 
 
+def _describe(error: OSError) -> str:
+    """Which file it is of, what is wrong, and what to do."""
+    place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
+    todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
+    return f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
+
+
 def _ask_for(package: str, command: str) -> str:
     """Which package is missing, and how it is installed."""
-    name, extra = PACKAGES.get(package, package), COMMANDS[command][1] if command else ""
+    if command and _is_dependency(package):
+        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{COMMANDS[command][1]}]'"
+    return f"the Python package {package!r} is not installed; it is not a dependency of evalmode: install it"
+
+
+def _find_broken(error: Exception) -> str:
+    """The package that is installed and cannot be imported; "" where the error is another.
+
+    A library that it links to is missing, or it was built for another Python or numpy: each raises something else.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    package = next((name for name in reversed(names) if name not in OWN), "")
+    if not isinstance(error, ImportError):
+        return package if _is_dependency(package) else ""
+    named = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError):
+        return package if package == named else ""  # it lacks a part of itself, not another package
+    return package or (named if named not in OWN else "")
+
+
+def _say_broken(package: str, error: Exception) -> str:
+    """Why a package cannot be imported, by the first of its errors, and what to do."""
+    first: BaseException = error
+    while isinstance(cause := first.__cause__ or first.__context__, ImportError):
+        first = cause
+    said = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
+    line = f"the Python package {package!r} is installed and cannot be imported: {said}"
+    if not _is_dependency(package):
+        return line
+    name = PACKAGES.get(package) or packages_distributions().get(package, [package])[0]  # onnxruntime-gpu, perhaps
+    return f"{line}. Install it again: pip install --force-reinstall {name}"
+
+
+def _is_dependency(package: str) -> bool:
+    """Whether evalmode brings a package, with some of its extras."""
     ours = {re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in requires("evalmode") or ()}
-    if command and name in ours:
-        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'"
-    return f"the Python package {package!r} is missing, which is none that evalmode brings: install it"
+    return PACKAGES.get(package, package) in ours

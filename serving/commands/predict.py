@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from unicodedata import normalize
@@ -18,15 +18,14 @@ from rich.table import Column, Table
 
 from serving.client import DEFAULT_ADDRESS, CallFailed, Client
 from serving.commands.image_limits import image_limit_options
+from serving.commands.paths import ExistingPath
 from serving.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from serving.folders import describe_unread, find_images
-from serving.limits import IMAGE_SUFFIXES, Limits
+from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
 from serving.prediction import DEFAULT_TOP_K, Prediction
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_PATH = click.Path(exists=True, allow_dash=True)
+_FILE = ExistingPath(dir_okay=False, path_type=Path)
 STDIN = Path("-")
-LARGEST_IMAGE = 2**31 - 1  # bytes; a server decides by its own limit
 Predict = Callable[[bytes], Prediction]
 
 
@@ -54,9 +53,7 @@ Answer = tuple[Source, Prediction]
 
 
 @click.command()
-@click.argument(
-    "paths", metavar="IMAGE|DIR|-...", type=click.Path(exists=True, allow_dash=True), nargs=-1, required=True
-)
+@click.argument("paths", metavar="IMAGE|DIR|-...", type=ExistingPath(allow_dash=True), nargs=-1, required=True)
 @click.option("--address", default=DEFAULT_ADDRESS, help="HOST:PORT of a server")
 @click.option("--file", type=_FILE, help="a model.onnx: no server")
 @click.option("--model", default="", help="the model's name, where the server holds several")
@@ -103,7 +100,7 @@ def predict(
         client = Client(address, timeout, token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
         open_predictor = _open_server(client, model, version, top_k)
     with open_predictor as (predict_one, labels):
-        answers, failures = _predict_all(images, predict_one, max_image_bytes or LARGEST_IMAGE)
+        answers, failures = _predict_all(images, predict_one, max_image_bytes or OWN_IMAGES.max_image_bytes)
     if as_json:
         _print_json(answers)
     elif as_csv:
@@ -149,7 +146,8 @@ def _read_image(path: Path, max_bytes: int) -> bytes:
         ImageTooLarge: there is more than so many bytes.
         OSError: it cannot be read.
     """
-    with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+    # Standard input by its number: Python has no sys.stdin where it was closed at the start.
+    with open(0, "rb", closefd=False) if path == STDIN else path.open("rb") as file:
         image = file.read(max_bytes + 1)
     if len(image) > max_bytes:
         raise ImageTooLarge(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from serving.commands.logs import set_up_log, shut_down_log
+from serving.commands.paths import ExistingPath
 from serving.errors import EvalmodeError, UsageError
 from serving.limits import Limits
 from serving.memory import choose_request_bytes, return_large_blocks
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("serving")
 
 READ = time.perf_counter()
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = ExistingPath(dir_okay=False, path_type=Path)
 END_S = 0.9  # after the grace: for clients to close their connections
 
 
@@ -73,6 +74,7 @@ class _Serve(click.Command):
             return super().invoke(ctx)
         except EvalmodeError as error:
             if ctx.params["log_format"] != "json":
+                shut_down_log()  # so that the error is the last line
                 raise
             log.critical("%s", error)
             ctx.exit(error.exit_code)

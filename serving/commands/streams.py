@@ -15,12 +15,14 @@ _ANY_TEXT = "evalmode.any-text"  # a way to encode, by codecs' registry
 class Output(io.FileIO):
     """Says which file could not be written, which the operating system does not.
 
+    Once the reader went away, as ``head`` does, what is written goes nowhere: the work and its exit code do not depend
+    on who reads.
+
     Attributes:
         failed: whether something could not be written.
-        broken: whether that is because its reader went away, as ``head`` does.
     """
 
-    failed = broken = False
+    failed = False
 
     def write(self, data: object) -> int:
         """Write bytes, as many as can be.
@@ -30,9 +32,11 @@ class Output(io.FileIO):
         """
         try:
             return super().write(data)  # type: ignore[arg-type]
+        except (BrokenPipeError, ConnectionResetError):  # of a pipe, of a socket
+            discard_output()
+            return memoryview(data).nbytes  # type: ignore[arg-type]
         except OSError as error:
             error.filename, self.failed = STDOUT, True
-            self.broken |= isinstance(error, BrokenPipeError)
             raise
 
 
@@ -68,7 +72,9 @@ def open_streams() -> Output:
 
 def discard_output() -> None:
     """Send what is still to be written to standard output nowhere: it cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _wrap(raw: io.FileIO, old: TextIO | None) -> TextIO:

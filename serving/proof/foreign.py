@@ -66,7 +66,9 @@ def _read_weights(network: onnx.ModelProto, path: Path) -> None:
     places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
     missing = sorted(place for place in places if not (path.parent / place).is_file())
     if missing:
-        raise UsageError(f"{path}: its weights are in {', '.join(missing[:3])}, which is not beside it: copy it there")
+        raise UsageError(
+            f"{path}: its weights are in {', '.join(missing[:3])}, missing from {path.parent}: copy it there"
+        )
     size = sum((path.parent / place).stat().st_size for place in places)
     if size > MAX_BYTES:
         raise UsageError(f"{path}: {size:,} bytes of weights, one ONNX file holds at most {MAX_BYTES:,}")

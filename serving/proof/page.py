@@ -7,9 +7,11 @@ import io
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from serving.files import write_atomically
+from serving.limits import OWN_IMAGES
+from serving.pixels import decode_whole
 from serving.proof.compare import Changed, Comparison
 
 MOST_PICTURES = 200
@@ -47,9 +49,8 @@ def _rank(changed: Changed) -> int:
 
 
 def _embed(path: Path) -> str:
-    """A picture as a data URI, no larger than it is shown."""
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    """A picture as a data URI, decoded as it was for the models, no larger than it is shown."""
+    picture = Image.fromarray(decode_whole(path.read_bytes(), 3, OWN_IMAGES))  # which passed the user's own limits
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

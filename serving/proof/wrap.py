@@ -61,12 +61,12 @@ def read_input(
     told = "; ".join(map(describe, inputs)) or "nothing"
     if len(inputs) != 1:
         raise UsageError(
-            f"the network takes {told}: one input of images is wanted; other networks are certified with --samples"
+            f"the network takes {told}: expected one input of images; other networks are certified with --samples"
         )
     name, kind = inputs[0].name, inputs[0].type.tensor_type
     if kind.elem_type not in CASTS:
         wanted = ", ".join(map(name_type, CASTS))
-        raise UsageError(f"the network takes {told}: images of {wanted} are wanted; other networks: --samples")
+        raise UsageError(f"the network takes {told}: expected images of {wanted}; other networks: --samples")
     sides = [dim.dim_value for dim in kind.shape.dim][1:]
     if not kind.HasField("shape"):
         sides = [0, 0, 0]
@@ -80,7 +80,7 @@ def read_input(
         _check_channels(channels, told)
         return name, PixelContract(size[0], size[1], channels), "flat"
     if len(sides) != 3:
-        raise UsageError(f"the network takes {told}: 4 dimensions (a batch of images) or 2 are wanted")
+        raise UsageError(f"the network takes {told}: expected 4 dimensions (a batch of images) or 2")
     found = [
         (layout, height, width, channels)
         for layout, (height, width, channels) in _list_layouts(sides)
@@ -107,8 +107,12 @@ def read_input(
     if len({contract for contract, _ in candidates}) != 1:  # of two layouts the first: accuracy shows if it is wrong
         these = " and ".join(f"{layout} with {contract.channels} channels" for contract, layout in candidates)
         raise UsageError(
-            f"the network takes {told}, which leaves open what is a channel, and runs on {these or 'none'}: "
-            + ("say how many channels with --size HxWxC" if these else "does --size fit, and has it 1 or 3 channels?")
+            f"the network takes {told}: this does not say how many channels images have. "
+            + (
+                f"It runs on {these}: choose with --size HxWxC"
+                if these
+                else f"It does not run on images of {height}x{width} with 1 or 3 channels: check --size"
+            )
         )
     return name, *candidates[0]
 
@@ -137,7 +141,7 @@ def order_axes(contract: PixelContract, layout: str) -> tuple[int, ...]:
 
 def _check_channels(channels: int, told: str) -> None:
     if channels not in (1, 3):
-        raise UsageError(f"the network takes {told}, {channels} channels: 1 (grey) or 3 (colour) are wanted")
+        raise UsageError(f"the network takes {told}, {channels} channels: expected 1 (grey) or 3 (colour)")
 
 
 def find_scores(graph: onnx.ModelProto, labels: int, name: str | None) -> str:

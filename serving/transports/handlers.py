@@ -337,12 +337,11 @@ class Handlers:
 
     async def _read(self, call: OpenCall, context: Context) -> bytes | None:
         """The next message; None: there is none any more."""
-        if pause_s := self._pacing.take_turn((call.connection, call.path)):
-            try:
-                await asyncio.sleep(pause_s)
-            except asyncio.CancelledError:
-                self._connections.count_refusal(call.connection)
-                raise
+        try:
+            await self._pacing.wait((call.connection, call.path))
+        except asyncio.CancelledError:
+            self._connections.count_refusal(call.connection)
+            raise
         message = await self._finish(context.read(), partial(self._note_read, call))
         return None if message is grpc.aio.EOF else message
 

@@ -235,7 +235,7 @@ class NativeServer:
                 self._run(calls, waited)
             except Exception as error:  # of ours: the slot goes on, and so do its other callers
                 for call in calls:
-                    if call.id in self._calls:
+                    if call.id in self._calls and not call.aside:
                         self._end([call])
                         self._fail(call, error)
 

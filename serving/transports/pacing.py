@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 LARGE_BYTES = 2**20  # copied in a millisecond
@@ -19,7 +21,8 @@ class Pacing:
     """Spreads the messages of connections that send large ones. For the thread of the event loop alone.
 
     The size of a message is known once it is copied, so the one before it on the same connection, for the same method,
-    tells what to expect: health checks do not wait behind large images.
+    tells what to expect: health checks do not wait behind large images. A message that proves to be small lets go all
+    that wait on its connection.
 
     Args:
         clock: The time in seconds.
@@ -28,7 +31,18 @@ class Pacing:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._sizes: OrderedDict[Sender, int] = OrderedDict()  # of those whose last message was large
+        self._let_go: dict[Sender, asyncio.Event] = {}  # of those whose messages wait
         self._next = 0.0  # when the next of these may be read
+
+    async def wait(self, sender: Sender) -> None:
+        """Wait before a message is read, if it may be large."""
+        if not (pause_s := self.take_turn(sender)):
+            return
+        cost_s = self._sizes[sender] / BYTES_PER_S
+        let_go = self._let_go.setdefault(sender, asyncio.Event())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(let_go.wait(), pause_s)
+            self._next -= cost_s  # it took no turn
 
     def take_turn(self, sender: Sender) -> float:
         """How many seconds the next message of a sender has to wait."""
@@ -45,4 +59,11 @@ class Pacing:
         if size_bytes >= LARGE_BYTES:
             self._sizes[sender] = size_bytes
             if len(self._sizes) > MAX_SENDERS:
-                self._sizes.popitem(last=False)
+                self._forget(self._sizes.popitem(last=False)[0])
+        else:
+            self._forget(sender)
+
+    def _forget(self, sender: Sender) -> None:
+        """Let go what waits of a sender."""
+        if let_go := self._let_go.pop(sender, None):
+            let_go.set()

@@ -80,6 +80,60 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
     assert done.stderr == f"evalmode: {command} needs the Python package {package!r}: pip install 'evalmode[{extra}]'\n"
 
 
+BROKEN = {  # how packages fail that are installed: a missing library, another numpy, a part that is gone
+    "onnxruntime": ("raise ImportError('libx.so.1: cannot open shared object file')", "libx.so.1: cannot open"),
+    "numpy": (
+        "try:\n    from numpy import _core\n"
+        "except ImportError as error:\n    raise ImportError('\\n\\nREAD THIS\\n\\n') from error",
+        "cannot import name '_core'",
+    ),
+    "simplejpeg": ("raise ValueError('numpy.dtype size changed')", "numpy.dtype size changed"),
+    "onnx": ("import onnx.onnx_cpp2py_export", "No module named 'onnx.onnx_cpp2py_export'"),
+}
+
+
+@pytest.mark.parametrize("package", BROKEN)
+@pytest.mark.parametrize("command", ["check", "compare", "certify", "predict", "serve", "bench"])
+def test_a_package_that_cannot_be_imported_is_one_line(
+    command: str, package: str, colours: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    code, said = BROKEN[package]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(code)
+    artifact = colours / "colours/1/model.onnx"
+    arguments = {
+        "check": [artifact],
+        "compare": [artifact, artifact, "--images", tmp_path],
+        "certify": [artifact, "--repository", tmp_path, "--name", "x"],
+        "predict": [artifact, "--file", artifact],
+        "serve": ["--repository", colours, "--port", 0, "--no-metrics"],
+        "bench": ["127.0.0.1:1"],
+    }
+    done = evalmode(command, *arguments[command], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"evalmode: the Python package {package!r} is installed and cannot be imported: {said}"
+    )
+    assert done.stderr.endswith(f". Install it again: pip install --force-reinstall {package}\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_package_of_the_users_own_that_cannot_be_imported_is_not_to_be_installed_again() -> None:
+    code = (
+        "import sys; from serving.commands import check\n"
+        "def fail(*_, **__): from wave import no_such_name\n"
+        "check.check.callback = fail\n"
+        "from serving.commands.main import main\n"
+        f"main(['check', {sys.executable!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "evalmode: the Python package 'wave' is installed and cannot be imported: cannot import"
+    )
+    assert "pip" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -277,6 +331,70 @@ class TestPredictReads:
             done = evalmode("predict", tmp_path, *where)
             assert f"{len(damaged)} of {len(damaged)} images were not classified" in done.stderr
             assert done.returncode == 2
+
+    def test_standard_input_that_is_closed(self, model: Path) -> None:
+        command = [sys.executable, "-m", "serving", "predict", "-", "--file", str(model)]
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(0))
+        told = ["evalmode: -: image is empty: 0 bytes", "evalmode: 1 of 1 images were not classified"]
+        assert (done.returncode, done.stderr.splitlines()) == (2, told)
+
+    def test_folders_that_macos_named_for_labels(self, tmp_path: Path, evalmode: Evalmode) -> None:
+        model = publish(tmp_path / "models", "colours", colour_artifact(("ros\u00e9", "green", "blue")))
+        (tmp_path / "images" / "rose\u0301").mkdir(parents=True)
+        (tmp_path / "images" / "rose\u0301" / "1.png").write_bytes(encode(plain("red")))
+        done = evalmode("predict", tmp_path / "images", "--file", model)
+        assert "accuracy 1.0000: 1 of 1" in done.stderr
+
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root, and permissions hold for it, too
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "hidden/x"),
+        ("predict", "hidden/x"),
+        ("predict", "x", "--file", "hidden/x"),
+        ("bench", "--image", "hidden/x"),
+        ("serve", "--repository", ".", "--tokens", "hidden/x"),
+        ("compare", "hidden/x", "x", "--images", "."),
+        ("certify", "x", "--samples", "hidden/x", "--repository", ".", "--name", "x"),
+        ("export", "hidden/x", "--repository", ".", "--name", "x"),
+        ("report", "hidden/x"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_may_not_be_looked_at_is_not_said_to_be_missing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "hidden").mkdir()
+    for place in (tmp_path, tmp_path / "hidden"):
+        (place / "x").write_text("")
+    (tmp_path / "hidden").chmod(0)
+    command = [*UNPRIVILEGED, sys.executable, "-m", "serving", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    (tmp_path / "hidden").chmod(0o700)
+    assert done.returncode == 2
+    assert "'hidden/x': Permission denied" in done.stderr
+    assert "does not exist" not in done.stderr
+
+
+def test_a_model_that_cannot_be_published_is_refused_before_it_is_read(tmp_path: Path, evalmode: Evalmode) -> None:
+    """The repository can be written to, the model's folder in it cannot."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x").write_text("no folder")
+    (tmp_path / "network.onnx").write_text("no network")
+    done = evalmode("certify", "network.onnx", "--repository", "models", "--name", "x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("evalmode: models/x: ") or done.stderr.startswith(f"evalmode: {tmp_path}/models/x: ")
+
+
+def test_a_run_that_cannot_be_published_is_refused_before_it_is_read(tmp_path: Path, evalmode: Evalmode) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x-int8").write_text("no folder")
+    (tmp_path / "run").mkdir()
+    done = evalmode("export", "run", "--repository", "models", "--name", "x", "--quantize", "int8", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "models/x-int8: Not a directory" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "predict", "certify", "compare", "serve"])

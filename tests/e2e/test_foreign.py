@@ -175,8 +175,8 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     ("options", "told"),
     [
         (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
-        (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: 1 or 1 are wanted"),
-        (("--scale", "0,1", "--std", "0"), "--std 0: numbers above 0 are wanted"),
+        (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: expected 1"),
+        (("--scale", "0,1", "--std", "0"), "--std 0: expected numbers above 0"),
         (("--scale", "0,1", "--bgr"), "--bgr: the network takes grey images, which have no order of colours"),
         (("--scale", "0,1", "--size", "9x9"), "the network takes images of 8x8, --size says 9x9"),
         (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),

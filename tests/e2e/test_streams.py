@@ -7,10 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from serving.client import Client
 from serving.repository import publish
 from tests.conftest import colour_artifact, encode, plain
 
@@ -71,11 +76,69 @@ def test_a_full_standard_output_is_one_line_and_exit_code_2(name: str, place: Pa
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_output_that_nobody_reads_is_no_error(name: str, place: Path) -> None:
+    with unread() as pipe:
+        done = run(*commands(place)[name], stdout=pipe)
+    assert (done.returncode, b"Traceback" in done.stderr, b"evalmode: " in done.stderr) == (0, False, False)
+
+
+@contextmanager
+def unread() -> Iterator[IO[bytes]]:
+    """A pipe whose reader has gone."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
-        done = run(*commands(place)[name], stdout=pipe)
-    assert (done.returncode, b"Traceback" in done.stderr, b"evalmode: " in done.stderr) == (0, False, False)
+        yield pipe
+
+
+def test_what_fails_fails_whether_its_output_is_read_or_not(place: Path, tmp_path: Path) -> None:
+    """A gate such as ``check FILE | head -1`` with pipefail."""
+    (tmp_path / "network.onnx").write_text("none")
+    other = publish(tmp_path / "models", "colours", colour_artifact((LABELS[1], LABELS[0], LABELS[2])))
+    images = ("--images", place / "images", "--max-changed", "2%")
+    failing = [
+        ("check", tmp_path / "network.onnx"),
+        ("check", tmp_path / "network.onnx", "--json"),
+        ("compare", place / "models/colours/1/model.onnx", other, *images),
+        ("compare", place / "models/colours/1/model.onnx", other, *images, "--json"),
+    ]
+    for arguments in failing:
+        with unread() as pipe:
+            assert run(*arguments, stdout=pipe).returncode == 1, arguments
+
+
+def test_training_goes_on_when_its_output_is_read_no_further(tmp_path: Path) -> None:
+    with unread() as pipe:
+        done = run("train", "digits", "--out", tmp_path / "run", "--epochs", 1, "--no-report", stdout=pipe)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "exact.safetensors").is_file()
+
+
+def test_a_server_goes_on_when_its_output_is_read_no_further(place: Path, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/socket"
+    command = [sys.executable, "-m", "serving", "serve", "--repository", place / "models", "--host", address]
+    with unread() as pipe:
+        server = subprocess.Popen([*command, "--no-metrics", "--lame-duck", "0"], stdout=pipe)
+    try:
+        while not (tmp_path / "socket").exists() and server.poll() is None:
+            time.sleep(0.05)
+        with Client(address) as client:
+            assert tuple(client.get_model().labels) == LABELS
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+
+
+def test_a_pipe_of_something_else_that_breaks_is_an_error() -> None:
+    code = (
+        "from serving.commands import rollback\n"
+        "def fail(*_, **__): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "rollback.rollback.callback = fail\n"
+        "from serving.commands.main import main\n"
+        "main(['rollback', 'x', '--repository', '.'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "evalmode: Broken pipe: what should read it has ended\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -119,6 +182,22 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str)
     done = run(typed)
     assert done.returncode == 2
     assert f"No such command '{typed}': did you mean '{meant}'?" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        *(("serving", options) for options in [("-X", "utf8=0"), ("-X", "utf8=0", "-E"), ("-E",), ()]),
+        ("training", ("-X", "utf8=0")),
+    ],
+)
+def test_the_command_starts_again_in_utf8_mode_once(package: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever keeps Python from the mode: it would start again for ever."""
+    label = os.fsdecode("no-such-ü".encode())
+    command = [sys.executable, *options, "-m", package, label, *("--out", tmp_path / "run")]
+    done = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, timeout=30)
+    said = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
+    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
 
 
 TORCH = ("train", "export")
@@ -175,6 +254,18 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
             assert stopped or told.splitlines()[-1:] == ["evalmode: interrupted"], (event, told)
         assert "Traceback" not in told, (event, told)
         assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
+
+
+def test_an_interrupt_of_python_m_training_is_one_line() -> None:
+    code = (
+        "import runpy, sys\n"
+        "from serving.commands import main\n"
+        "def interrupt(*_): raise KeyboardInterrupt\n"
+        "main.main = interrupt\n"
+        "runpy.run_module('training', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "evalmode: interrupted\n")
 
 
 def _interrupted(name: str, place: Path, folder: Path) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.files import check_writable, find_existing, write_atomically
+from serving.files import check_replaceable, check_writable, find_existing, write_atomically
 
 
 def test_a_file_is_replaced_and_keeps_its_old_content_until_then(tmp_path: Path) -> None:
@@ -63,6 +63,45 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
+WRITING = (
+    "import sys; from pathlib import Path; from serving.files import check_replaceable, write_atomically\n"
+    "path = Path(sys.argv[1]); check_replaceable(path)\n"
+    "print('before'); print('before', file=sys.stderr); write_atomically(path, 'page\\n')\n"
+    "print('after'); print('after', file=sys.stderr)"
+)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr", "/dev/fd/1"])
+def test_standard_output_and_error_are_written_where_they_are_be_they_pipes_or_files(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITING, name]
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        subprocess.run(command, stdout=out, stderr=err, check=True)
+    piped = subprocess.run(command, capture_output=True, check=True)
+    for found in ((piped.stdout, piped.stderr), ((tmp_path / "out").read_bytes(), (tmp_path / "err").read_bytes())):
+        pages = (b"", b"page\n") if name == "/dev/stderr" else (b"page\n", b"")
+        assert found == tuple(b"before\n" + page + b"after\n" for page in pages)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "out"]
+
+
+@pytest.mark.parametrize(("reader", "read"), [("cat", "page\n"), ("true", "")])
+def test_a_pipe_of_the_shell_is_written_to_even_if_its_reader_leaves(reader: str, read: str) -> None:
+    """``--page >(cat)``."""
+    writing = WRITING.replace("path = ", "import time; time.sleep(0.2); path = ")
+    command = f'exec 3>&1; "$0" -c "$1" >({reader} >&3) >/dev/null'
+    done = subprocess.run(["bash", "-c", command, sys.executable, writing], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, read, "before\nafter\n")
+
+
+def test_a_place_for_one_file_is_tried_before_the_work_is_done(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "page.html")
+    os.mkfifo(tmp_path / "pipe")
+    check_replaceable(tmp_path / "pipe")  # without waiting for a reader
+    (tmp_path / "link").symlink_to(tmp_path / "missing" / "page.html")
+    for path in (tmp_path / "missing" / "page.html", tmp_path / "link"):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            check_replaceable(path)
+
+
 def test_a_name_that_is_not_utf8_can_stand_in_a_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "page.html", os.fsdecode(b"caf\xe9"))
     assert (tmp_path / "page.html").read_text("utf-8") == "caf\\udce9"
@@ -90,5 +129,6 @@ def test_another_package_that_is_missing_is_none_of_ours() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "evalmode: the Python package 'no_such_package' is missing, which is none that evalmode brings: install it\n"
+        "evalmode: the Python package 'no_such_package' is not installed; it is not a dependency of evalmode: "
+        "install it\n"
     )

@@ -5,7 +5,10 @@ Each network scores an image by the means of its halves: left of the middle, rig
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +32,10 @@ Build = Callable[..., onnx.ModelProto]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 images of noise, of which one half is brighter, in folders that say which."""
+    """72 images of noise, of which one half is brighter, in folders that say which."""
     root = tmp_path_factory.mktemp("halves") / "images"
     rng = np.random.default_rng(0)
-    for index in range(24):
+    for index in range(72):
         pixels = rng.integers(0, 128, (SIDE, SIDE, 3))
         side = ("left", "right")[index % 2]
         pixels[:, (slice(0, SIDE // 2), slice(SIDE // 2, SIDE))[index % 2]] += 100
@@ -96,6 +99,7 @@ CERTIFIED: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "a batch of 1, reshaped to (1, -1)": (FIXED, ()),
     "a batch of 1, reshaped to (1, 192)": ({**FIXED, "rows": (1, 3 * SIDE * SIDE)}, ()),
     "a batch of 4": ({"shape": (4, 3, SIDE, SIDE), "rows": (4, -1), "scores_shape": (4, 2)}, ()),
+    "a batch of 10": ({"shape": (10, 3, SIDE, SIDE), "rows": (10, -1), "scores_shape": (10, 2)}, ()),
     "channels open": ({"shape": ("N", "channels", SIDE, SIDE)}, ()),
     "every size open": ({"shape": ("N", "C", "H", "W")}, (*SIZE[:1], f"{SIDE}x{SIDE}x3")),
     "float16": ({"kind": TensorProto.FLOAT16}, ()),
@@ -139,13 +143,25 @@ TWICE = {
 }
 IDS = helper.make_node("Cast", ["scores"], ["names"], to=TensorProto.STRING)
 REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
-    "int32": ({"kind": TensorProto.INT32}, (), "takes data int32 (N, 3, 8, 8): images of float32, float16"),
+    "int32": ({"kind": TensorProto.INT32}, (), "takes data int32 (N, 3, 8, 8): expected images of float32, float16"),
     "uint8 scaled": ({"kind": TensorProto.UINT8}, (), "--scale 0,255 without --mean and --std"),
-    "five channels": ({"shape": ("N", 5, 8, 8)}, (), "data float32 (N, 5, 8, 8), 5 channels: 1 (grey) or 3 (colour)"),
-    "three axes": ({"shape": ("N", 8, 24)}, (), "data float32 (N, 8, 24): 4 dimensions (a batch of images) or 2"),
+    "five channels": (
+        {"shape": ("N", 5, 8, 8)},
+        (),
+        "data float32 (N, 5, 8, 8), 5 channels: expected 1 (grey) or 3 (colour)",
+    ),
+    "three axes": (
+        {"shape": ("N", 8, 24)},
+        (),
+        "data float32 (N, 8, 24): expected 4 dimensions (a batch of images) or 2",
+    ),
     "size open": ({"shape": ("N", 3, "H", "W")}, (), "data float32 (N, 3, H, W), images of any size: choose one"),
-    "all open, a wrong size": ({"shape": ("N", "C", "H", "W")}, ("--size", "9x9"), "runs on none"),
-    "two inputs": ({"more_inputs": (value("mask"),)}, (), "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): one"),
+    "all open, a wrong size": ({"shape": ("N", "C", "H", "W")}, ("--size", "9x9"), "not run on images of 9x9 with 1"),
+    "two inputs": (
+        {"more_inputs": (value("mask"),)},
+        (),
+        "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): expected one",
+    ),
     "two outputs": (TWICE, (), "scores, again have a value for each of 2 labels: choose one with --output NAME"),
     "no such output": (TWICE, ("--output", "logits"), "no output logits, it gives scores float32 (N, 2); again"),
     "other labels": ({"scores_shape": ("N", 5)}, (), "scores float32 (N, 5); none has a float value for each of 2"),
@@ -190,6 +206,38 @@ def test_a_network_whose_answers_depend_on_the_batch_stays_fixed_to_it(images: P
     onnx.save(network, tmp_path / "network.onnx")
     with pytest.raises(UsageError, match="fixed to batches of 4, and gives other answers in others: export it with"):
         certify(images, tmp_path / "network.onnx")
+
+
+@pytest.mark.parametrize(
+    ("factors", "step", "same"),
+    [
+        ((1e-4, 1e-4), 1e-6, False),  # of scores up to 5e-5
+        ((600.0, 1e-4), 5e-5, True),  # float32 rounds scores of hundreds so
+        ((600.0, 1e-4), 5e-3, False),
+    ],
+)
+def test_how_far_a_freed_network_may_differ_follows_the_size_of_its_scores(
+    factors: tuple[float, float], step: float, same: bool, images: Path, tmp_path: Path
+) -> None:
+    """The batch's size times a step is added to all scores."""
+    network = build((4, 3, SIDE, SIDE), rows=(4, -1), scores_shape=(4, 2))
+    network.graph.node[-1].output[0] = "raw"
+    for name, value in {"factors": factors, "step": step, "first": [0]}.items():
+        dtype = np.int64 if name == "first" else np.float32
+        network.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+    network.graph.node.extend(
+        [
+            helper.make_node("Shape", ["raw"], ["sides"]),
+            helper.make_node("Gather", ["sides", "first"], ["size"]),
+            helper.make_node("Cast", ["size"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["number", "step"], ["offset"]),
+            helper.make_node("Mul", ["raw", "factors"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "offset"], ["scores"]),
+        ]
+    )
+    onnx.save(network, tmp_path / "network.onnx")
+    with nullcontext() if same else pytest.raises(UsageError, match="gives other answers in others"):
+        certify(images, tmp_path / "network.onnx", "--allow-guessing")
 
 
 def test_a_batch_that_is_fixed_where_it_cannot_be_freed(images: Path, tmp_path: Path) -> None:
@@ -238,7 +286,7 @@ def test_weights_beside_the_file_travel_in_the_artifact(images: Path, tmp_path: 
     artifact = certify(images, tmp_path / "network.onnx")
     (tmp_path / "network.data").unlink()
     load_model(artifact)
-    with pytest.raises(UsageError, match=r"its weights are in network\.data, which is not beside it: copy it there"):
+    with pytest.raises(UsageError, match=r"its weights are in network\.data, missing from .*: copy it there"):
         certify(images, tmp_path / "network.onnx")
 
 
@@ -301,6 +349,37 @@ def test_folders_that_macos_named_belong_to_their_labels(tmp_path: Path) -> None
 def damage(content: bytes) -> bytes:
     middle = len(content) // 3
     return content[:middle] + b"\xff" * 40 + content[middle + 40 :]
+
+
+def npz(shape: str, data: bytes = b"", cut: int = 0) -> bytes:
+    """An .npz whose only array's header states a shape, and is cut short by so many bytes."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header[: len(header) - cut] + "\n"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        npy = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + data
+        zipped.writestr("data.npy", npy)
+    return archive.getvalue()
+
+
+HEADERS = {
+    "a cut header": npz("(8, 3)", cut=9),
+    "a header that is no Python": npz("(8, 3)", cut=20),
+    "a shape of 2**70": npz(f"({2**70},)"),
+    "a shape of 2**45": npz(f"({2**45},)"),
+    "a negative shape": npz("(-1, 3)"),
+    "a shape of text": npz("'8'"),
+    "fewer bytes than the shape": npz("(8, 3)", bytes(5)),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_samples_of_a_damaged_header_are_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    path.write_bytes(HEADERS[name])
+    with pytest.raises(UsageError, match=f"{path} is not an .npz of arrays, or a damaged one: ") as refused:
+        read_samples(path, build())
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "truncated", "damaged", "an .npy", "pickled", "wrong width", "NaN"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from serving.transports.pacing import BYTES_PER_S, LARGE_BYTES, MAX_SENDERS, MAX_WAIT_S, Pacing
@@ -66,3 +68,22 @@ def test_other_methods_of_the_connection_do_not_wait(paced: Pacing) -> None:
     paced.take_turn(A)
     assert paced.take_turn((A[0], CHECK)) == 0
     assert paced.take_turn(A) > 0
+
+
+def test_a_small_message_lets_go_those_that_wait_on_its_connection() -> None:
+    async def run() -> None:
+        paced, other = Pacing(lambda: 100.0), ("ipv4:10.0.0.8:51200", INFER)
+        for sender in (A, other):
+            paced.note(sender, BYTES_PER_S)
+        paced.take_turn(A)
+        mine = [asyncio.create_task(paced.wait(A)) for _ in range(2)]
+        its = asyncio.create_task(paced.wait(other))
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in (*mine, its))
+        paced.note(A, 1)
+        await asyncio.gather(*mine)
+        assert not its.done()
+        its.cancel()
+        assert paced.take_turn(other) == 2  # those that were let go took no turn
+
+    asyncio.run(run())

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from serving.commands.output import Output, output_options
+from serving.commands.paths import ExistingPath
 from serving.files import check_writable, find_existing
 from training.commands.console import (
     cache_option,
@@ -20,7 +21,7 @@ from training.commands.console import (
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=ExistingPath(file_okay=False, path_type=Path))
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="the model's name there")
 @click.option("--mirrored", is_flag=True, help="answer the mean over the image and its mirror image: twice the cost")
@@ -56,8 +57,9 @@ def export(
     from training.run import Run
 
     set_up_consoles(output)
-    check_name(name)
-    check_writable(find_existing(repository))
+    for one in (name, f"{name}-{quantize}") if quantize else (name,):
+        for place in (repository, repository / check_name(one)):
+            check_writable(find_existing(place))
     find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)

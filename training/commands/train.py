@@ -14,6 +14,7 @@ import click
 
 from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
+from serving.commands.paths import ExistingPath
 from serving.limits import OWN_IMAGES, Limits
 from training.commands.console import (
     cache_option,
@@ -159,7 +160,7 @@ def train(
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=ExistingPath(file_okay=False, path_type=Path))
 @click.option("--data", help="where the run's data lies now, if it moved")
 @cache_option
 @output_options
