@@ -1,12 +1,13 @@
 """Damaged images: which of them the library of their format calls corrupt, and whether evalmode refuses these.
 
-    python benchmarks/damage.py [--count 1000] [--seed 0]
-    python benchmarks/damage.py --intact ARCHIVE.tar.gz ... [--digests FILE]
+    python benchmarks/damage.py [--count 1000] [--seed 0] [--out FILE]
+    python benchmarks/damage.py --intact ARCHIVE.tar.gz ... [--digests FILE] [--out FILE]
 
 The first makes damaged images of every format and prints a row for each; exit 1 where one that the library calls
 corrupt is answered. The second decodes every image of archives, which are intact: exit 1 where one is refused. With
 ``--digests`` it writes a digest of the pixels of each to FILE, or, where FILE is there, compares: run it on the commit
-before a change and on the one after it.
+before a change and on the one after it. Results are committed as benchmarks/results/DATE-damage.json: both runs may
+write to one FILE.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Damaged:
         if self.suffix == ".jpg":
             try:
                 simplejpeg.decode_jpeg(self.image, "CMYK" if "CMYK" in self.format else "RGB")
+            except KeyError:  # sampling factors that simplejpeg does not name: header and pixels contradict each other
+                return True
             except ValueError as error:
                 return not str(error).startswith(WHOLE_HEADERS)
             return False
@@ -162,7 +165,32 @@ def _splice(image: bytearray, chance: random.Random, other: bytes) -> None:
         image[start:start] = other[start // 2 : start // 2 + chance.choice((3, 100, 2000))]
 
 
-DAMAGES = {"zeroed": _zero, "dropped": _drop, "flipped": _flip, "truncated": _truncate, "spliced": _splice}
+def _find_header_end(image: bytes) -> int:
+    """Where the pixels of a JPEG's first scan begin; of other formats, a place behind their header."""
+    start = image.find(b"\xff\xda")
+    return start + 2 + int.from_bytes(image[start + 2 : start + 4]) if image.startswith(b"\xff\xd8") else 64
+
+
+def _flip_header(image: bytearray, chance: random.Random, other: bytes) -> None:
+    end = _find_header_end(bytes(image))
+    frames = [place for marker in (b"\xff\xc0", b"\xff\xc2") if 0 < (place := image.find(marker)) < end]
+    if frames and chance.random() < 0.5:  # size, components and sampling factors: few of the bytes, most of the harm
+        image[frames[0] + chance.randrange(4, 2 + image[frames[0] + 3])] ^= 1 << chance.randrange(8)
+    else:
+        image[chance.randrange(end)] ^= 1 << chance.randrange(8)
+    if chance.random() < 0.5:
+        start = chance.randrange(end, max(end + 1, len(image) - 400))
+        image[start : start + 400] = bytes(len(image[start : start + 400]))
+
+
+DAMAGES = {
+    "zeroed": _zero,
+    "dropped": _drop,
+    "flipped": _flip,
+    "truncated": _truncate,
+    "spliced": _splice,
+    "header flipped": _flip_header,
+}
 
 
 def make_damaged(count: int, seed: int = 0, sides: tuple[int, ...] = SIDES[:4]) -> Iterator[Damaged]:
@@ -190,8 +218,8 @@ def make_damaged(count: int, seed: int = 0, sides: tuple[int, ...] = SIDES[:4]) 
         yield Damaged(name, damage, suffix, bytes(image))
 
 
-def judge(count: int, seed: int) -> int:
-    """Print a row for each format and damage; how many are corrupt and answered."""
+def judge(count: int, seed: int) -> dict[str, object]:
+    """Print a row for each format and damage; ``wrong`` are those that are corrupt and answered."""
     made, corrupt, refused, missed = Counter[str](), Counter[str](), Counter[str](), 0
     for number, one in enumerate(make_damaged(count, seed, SIDES)):
         says, refuses = one.is_corrupt(), one.is_refused()
@@ -206,7 +234,11 @@ def judge(count: int, seed: int) -> int:
     for key in (*FORMATS, *DAMAGES, "all"):
         print(f"{key:34} {made[key]:8} {corrupt[key]:8} {refused[key]:8}")
     print(f"{missed} answered of {corrupt['all']} that their library calls corrupt")
-    return missed
+    rows = {
+        key: {"damaged": made[key], "corrupt": corrupt[key], "refused": refused[key]}
+        for key in (*FORMATS, *DAMAGES, "all")
+    }
+    return {"count": count, "seed": seed, "rows": rows, "wrong": missed}
 
 
 def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -218,9 +250,9 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, file.read()
 
 
-def check_intact(archives: list[Path], digests: Path | None) -> int:
-    """Decode every image, at its own size and at another; how many are refused or have other pixels than before."""
-    found, wrong = {}, 0
+def check_intact(archives: list[Path], digests: Path | None) -> dict[str, object]:
+    """Decode every image, at its own size and at another; ``wrong`` are refused or have other pixels than before."""
+    found, wrong, compared = {}, 0, 0
     for archive in archives:
         for name, image in read_archive(archive):
             try:
@@ -235,10 +267,11 @@ def check_intact(archives: list[Path], digests: Path | None) -> int:
         before = json.loads(digests.read_text())
         differ = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
         print(f"{len(differ)} of {len(before)} have other pixels than those of {digests}")
-        wrong += len(differ)
+        wrong, compared = wrong + len(differ), len(before)
     elif digests:
         digests.write_text(json.dumps(found))
-    return wrong
+    names = [archive.name for archive in archives]
+    return {"archives": names, "decoded": len(found), "compared": compared, "wrong": wrong}
 
 
 def main() -> None:
@@ -248,9 +281,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--intact", type=Path, nargs="+", metavar="ARCHIVE")
     parser.add_argument("--digests", type=Path)
+    parser.add_argument("--out", type=Path, help="a JSON file that the figures are added to")
     options = parser.parse_args()
-    wrong = check_intact(options.intact, options.digests) if options.intact else judge(options.count, options.seed)
-    sys.exit(bool(wrong))
+    done = check_intact(options.intact, options.digests) if options.intact else judge(options.count, options.seed)
+    if options.out:
+        whole = json.loads(options.out.read_text()) if options.out.exists() else {}
+        whole["intact" if options.intact else "damaged"] = done
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    sys.exit(bool(done["wrong"]))
 
 
 if __name__ == "__main__":

@@ -80,14 +80,31 @@ def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tup
     sentences = []
     if others:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        sentences.append(f"left out {_count(others, 'file')} whose suffix is none of {suffixes}: {name_some(others)}")
+        what = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
+        sentences.append(f"left out {what} (images end in {suffixes}): {name_some(others)}")
     if outside:
-        sentences.append(f"left out {_count(outside, 'image')} outside of the labels' folders: {name_some(outside)}")
+        images = f"{len(outside)} image{'s' * (len(outside) > 1)}"
+        sentences.append(f"left out {images} outside of the labels' folders: {name_some(outside)}")
     return tuple(sentences)
 
 
-def _count(paths: Sequence[Path], what: str) -> str:
-    return f"{len(paths)} {what}{'s' * (len(paths) > 1)}"
+def describe_nested(images: Sequence[Path], label_folders: Sequence[Path]) -> tuple[str, ...]:
+    """A sentence that counts and names the folders in the folders of labels; none where there are none.
+
+    Args:
+        images: All that are read, with a label each.
+        label_folders: The folders of the labels; an image that lies deeper has the label of its outermost folder.
+    """
+    direct = set(label_folders)
+    nested = [image for image in images if image.parent not in direct]
+    if not nested:
+        return ()
+    lie = "1 image lies" if len(nested) == 1 else f"{len(nested)} images lie"
+    folders = sorted({image.parent for image in nested})
+    return (
+        f"{lie} in folders inside a label's folder, and {'has' if len(nested) == 1 else 'have'} that label: "
+        f"{name_some(folders)}",
+    )
 
 
 def name_some(paths: Sequence[Path]) -> str:

@@ -45,9 +45,11 @@ _ORIENTATION = 0x0112
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's types of whole numbers, and how long they are
 
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
+_SCAN = 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xC6, 0xCA, 0xCE}, {*range(0xC9, 0xD0)}
 _NO_PIXELS = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # APP1 to APP13, APP15, COM. APP0 and APP14 say what the colours are
+_PILLOWS_CMYK = [[luma, (1, 1), (1, 1), (1, 1)] for luma in ((2, 1), (1, 2), (2, 2))]  # factors of subsampled CMYK
 
 _WEBP_MORE = 0x1C  # flags of alpha, EXIF and XMP
 _WEBP_CODES, _WEBP_CODES_BITS = 65_536, 20  # sets of Huffman codes, at most, and the bits that the shortest takes
@@ -70,7 +72,7 @@ class Header(NamedTuple):
         kept: where the parts are that the decoder is given; empty: all of it.
         decoder_bytes: memory that the decoder takes for the picture and for its own use.
         row_bytes: memory of one row of its buffers.
-        components: of a JPEG that libjpeg-turbo decodes by itself: 1 grey, 3 colour, 4 CMYK or YCCK; 0: of any other.
+        components: of a JPEG that TurboJPEG decodes: 1 grey, 3 colour, 4 CMYK or YCCK; 0: of any other image.
         direct: the mode, RGB or L, that the decoder gives and that may be all there is to do; "": another, or alpha to
             composite, or an orientation to apply.
         oriented: of a PNG, the chunks that may hold its orientation: the name, and where the content starts and ends.
@@ -211,7 +213,26 @@ def _glance_at_jpeg(image: bytes, limits: Limits) -> Header | None:
 
 def _read_jpeg(image: bytes, limits: Limits) -> Header:
     """Walk the segments up to the first scan, and count the scans."""
-    kept, exif, xmp, frame = [(0, 2)], b"", b"", None
+    kept, exif, xmp, frame, scan = [(0, 2)], b"", b"", None, 0
+    for marker, start, end in _walk_jpeg(image):
+        scan = start
+        if marker not in _NO_PIXELS:
+            kept.append((start - 4, len(image) if marker == _SCAN else end))
+        if marker in _FRAMES and frame is None:
+            frame = marker, image[start:end]
+        elif marker == 0xE1 and not exif and image.startswith(_EXIF, start):
+            exif = image[start:end]
+        elif marker == 0xE1 and image.startswith(_XMP, start):
+            xmp = image[start:end]
+    if frame is None:
+        raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")
+    check_pixel_count(struct.unpack_from(">xHH", frame[1])[::-1], limits)
+    header = _describe_jpeg(image, kept, frame, scan, find_orientation(exif, xmp))
+    return header._replace(exif_damaged=is_exif_damaged(exif))
+
+
+def _walk_jpeg(image: bytes) -> Iterator[tuple[int, int, int]]:
+    """Each segment's marker, and where what it holds starts and ends; the last is the first scan's header."""
     position, fill_bytes = 2, 0
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.match(image, position)
@@ -229,27 +250,19 @@ def _read_jpeg(image: bytes, limits: Limits) -> Header:
             continue
         (length,) = struct.unpack_from(">H", image, start)
         position = start + max(length, 2)
-        if marker == 0xDA:
-            kept.append((start - 2, len(image)))
-            break
-        if marker not in _NO_PIXELS:
-            kept.append((start - 2, position))
-        if marker in _FRAMES and frame is None:
-            frame = marker, image[start + 2 : position]
-        elif marker == 0xE1 and not exif and image.startswith(_EXIF, start + 2):
-            exif = image[start + 2 : position]
-        elif marker == 0xE1 and image.startswith(_XMP, start + 2):
-            xmp = image[start + 2 : position]
-    else:
-        raise ImageTooComplex(
-            f"a JPEG of more than {MAX_SEGMENTS} segments before its pixels: save it again without its metadata",
-            limit_segments=MAX_SEGMENTS,
-        )
-    if frame is None:
-        raise ImageUnreadable("image is truncated or damaged: a JPEG without a frame", cause="no frame")
-    check_pixel_count(struct.unpack_from(">xHH", frame[1])[::-1], limits)
-    header = _describe_jpeg(image, kept, frame, start + 2, find_orientation(exif, xmp))
-    return header._replace(exif_damaged=is_exif_damaged(exif))
+        yield marker, start + 2, position
+        if marker == _SCAN:
+            return
+    raise ImageTooComplex(
+        f"a JPEG of more than {MAX_SEGMENTS} segments before its pixels: save it again without its metadata",
+        limit_segments=MAX_SEGMENTS,
+    )
+
+
+def is_progressive(image: bytes) -> bool:
+    """Whether the frame of a JPEG, whose header was read, is a progressive one."""
+    frames = (marker for marker, _, _ in _walk_jpeg(image) if marker in _FRAMES)
+    return next(frames, 0) in _PROGRESSIVE
 
 
 def _describe_jpeg(
@@ -285,19 +298,49 @@ def _describe_jpeg(
             scans=scans,
             limit_scans=MAX_SCAN_PIXELS * scans // work,
         )
-    components = count if count in (1, 3, 4) else 0
-    try:
-        if simplejpeg.decode_jpeg_header(image, strict=False)[:2] != (height, width):
-            raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
-    except KeyError:  # sampling factors without a name
-        pass
-    except ValueError:  # sampling factors that TurboJPEG does not decode, and Pillow does; or a damaged header
-        components = 0
+    components = 0 if factors in _PILLOWS_CMYK else count
+    if components:
+        _check_turbojpeg(image, (height, width), factors)
     direct = _MODES.get(components, "") if orientation == 1 else ""
-    decoder_bytes += len(image)  # the parts that are kept, joined
+    decoder_bytes += len(image)  # the parts that are kept, joined; or a copy with a mended header
     return Header(
         *("JPEG", width, height, orientation, image, tuple(kept), decoder_bytes, 64 * width * count, components, direct)
     )
+
+
+def _check_turbojpeg(image: bytes, size: tuple[int, int], factors: list[tuple[int, int]]) -> None:
+    """Check that TurboJPEG reads the same header.
+
+    Pillow decodes sampling factors that TurboJPEG refuses, but does not tell whether libjpeg-turbo warned of damage
+    meanwhile: an image of such factors cannot be known to be whole, and most are damaged, as encoders do not write
+    them. Those of CMYK that Pillow itself writes are decoded all the same; no single flipped bit leads to them.
+
+    Args:
+        image: all of it.
+        size: (height, width) that its frame announces.
+        factors: (horizontal, vertical) of every component.
+
+    Raises:
+        ImageUnreadable: TurboJPEG reads another size, or nothing.
+    """
+    if len(factors) not in (1, 3, 4):
+        raise ImageUnreadable(
+            f"image is truncated or damaged: a JPEG of {len(factors)} components, 1, 3 or 4 are decoded",
+            cause="components",
+        )
+    try:
+        found = simplejpeg.decode_jpeg_header(image, strict=False)[:2]
+    except KeyError:  # sampling factors without a name
+        return
+    except ValueError as error:
+        named = ", ".join(f"{x}x{y}" for x, y in factors)
+        why = f"a JPEG of sampling factors {named}, which are not decoded" if "subsampling" in str(error) else error
+        raise ImageUnreadable(
+            f"image is truncated or damaged: {why}; if other programs show it whole, save it again as a baseline JPEG",
+            cause=error,
+        ) from error
+    if found != size:
+        raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
 
 
 def _read_png(image: bytes, limits: Limits) -> Header:

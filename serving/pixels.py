@@ -25,7 +25,7 @@ from serving.errors import (
     ImageUnreadable,
     PixelsMismatch,
 )
-from serving.headers import Header, check_png, find_orientation, find_png_orientation, read_header
+from serving.headers import Header, check_png, find_orientation, find_png_orientation, is_progressive, read_header
 from serving.limits import IMAGE_FORMATS, Limits
 
 Pixels = npt.NDArray[np.uint8]
@@ -58,13 +58,11 @@ FTYP_BYTES = 256  # of an ftyp box that are looked at
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # a codestream, a container
 PLAIN = {1: "GRAY", 3: "RGB"}  # channels -> simplejpeg's name
 
-# What libjpeg-turbo remarks on in photos whose pixels are whole, and the header as it should be. Source: photos of
-# some editors say JFIF 0.xx; panoramas of Samsung's phones end the spectral selection of a baseline scan at 0, see
-# stb_image.h ("should be 63, but might be 0").
-HARMLESS = (
-    (re.compile(rb"(?<=JFIF\0)\0"), b"\1"),
-    (re.compile(rb"(?s)(?<=\xff\xda\x00)(\x08\x01..|\x0c\x03.{6})\0\0\0"), b"\\1\0\x3f\0"),
-)
+# What libjpeg-turbo warns of in photos whose pixels are whole. Source: photos of some editors say JFIF 0.xx; panoramas
+# of Samsung's phones end the spectral selection of a baseline scan at 0, see stb_image.h ("should be 63, but might be
+# 0").
+OLD_JFIF = re.compile(rb"(?<=JFIF\0)\0")
+EMPTY_SCAN = re.compile(rb"(?s)(?<=\xff\xda\x00)(\x08\x01..|\x0c\x03.{6})\0\0\0")
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -274,9 +272,9 @@ def _decompress(header: Header, colours: str) -> Pixels:
 
 
 def _mend_header(image: bytes) -> bytes:
-    for pattern, right in HARMLESS:
-        image = pattern.sub(right, image)
-    return image
+    """An image without what is harmless; the scans of a progressive JPEG may well hold the coefficients 0 to 0."""
+    image = OLD_JFIF.sub(b"\1", image)
+    return image if is_progressive(image) else EMPTY_SCAN.sub(b"\\1\0\x3f\0", image)
 
 
 def _check_size(pixels: Pixels, header: Header) -> Pixels:
@@ -324,7 +322,7 @@ def _unidentified(image: bytes) -> ImageError:
         return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
     hint = "; iPhones save JPEGs with Settings, Camera, Formats, Most Compatible" if name == "HEIC" else ""
     return ImageFormatNotAllowed(
-        f"{name} images are not served: convert it to one of {allowed}{hint}", format=name, allowed=allowed
+        f"{name} images are not supported: convert the image to one of {allowed}{hint}", format=name, allowed=allowed
     )
 
 

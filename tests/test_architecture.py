@@ -33,6 +33,7 @@ ARROWS = {
     "serving.cgroups": set(),
     "serving.memory": {"serving.cgroups"},
     "serving.folders": {"serving.errors", "serving.limits"},
+    "serving.label_files": {"serving.errors"},
     "serving.headers": {"serving.errors", "serving.limits"},
     "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
     "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
@@ -77,7 +78,7 @@ TRAINING_MAY_IMPORT = {
     "serving.commands.paths",
     *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
     *("serving.certificate", "serving.proof", "serving.drift", "serving.files", "serving.commands.output"),
-    *("serving.commands.image_limits", "serving.folders", "serving.headers"),
+    *("serving.commands.image_limits", "serving.folders", "serving.headers", "serving.label_files"),
 }
 # Third-party package -> the only modules of serving that may import it.
 ONLY_IN = {

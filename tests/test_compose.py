@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from training.commands.train import train
+
 COMPOSE = (Path(__file__).parents[1] / "docker" / "compose.yaml").read_text()
 # In place of evalmode: writes down how it is called.
 RECORDER = """#!{python}
@@ -19,6 +21,9 @@ import json, sys
 with open({calls!r}, "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 """
+
+
+TRAIN_OPTIONS = re.findall(r'TRAIN_OPTIONS="(.*?)"', COMPOSE)  # those that its comment shows
 
 
 def run_training(folder: Path, **variables: str) -> list[list[str]]:
@@ -39,14 +44,26 @@ def run_training(folder: Path, **variables: str) -> list[list[str]]:
     ("options", "told"),
     [
         ("", []),
-        ("--image-size 64 --epochs 3", ["--image-size", "64", "--epochs", "3"]),
+        ("--image-size 64x64 --epochs 3", ["--image-size", "64x64", "--epochs", "3"]),
         ("--network 'my nets:build' --skip '*'", ["--network", "my nets:build", "--skip", "*"]),
     ],
 )
 def test_options_go_to_training_and_to_export(tmp_path: Path, options: str, told: list[str]) -> None:
-    train, export = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
-    assert (train[:3], train[4:]) == (["train", "/data", "--out"], told)
-    assert export == ["export", train[3], "--repository", "/models", "--name", "nobody"]
+    trained, export = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
+    assert (trained[:3], trained[4:]) == (["train", "/data", "--out"], told)
+    assert export == ["export", trained[3], "--repository", "/models", "--name", "nobody"]
     (tmp_path / "calls").unlink()
     _, export = run_training(tmp_path, NAME="nobody", EXPORT_OPTIONS=options)
     assert export[6:] == told
+
+
+@pytest.mark.parametrize("options", TRAIN_OPTIONS)
+def test_the_options_that_it_shows_are_those_of_the_command(tmp_path: Path, options: str) -> None:
+    trained, _ = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
+    context = train.make_context("train", trained[1:])
+    assert context.params["image_size"] == (64, 64)
+    assert context.params["epochs"] == 30
+
+
+def test_it_shows_options() -> None:
+    assert TRAIN_OPTIONS

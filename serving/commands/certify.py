@@ -209,7 +209,8 @@ def _adopt_images(
         allow_guessing: whether it may be no better than that.
     """
     from serving.errors import GoldenMismatch
-    from serving.proof.adopt import adopt, read_labels, runs_on, takes_bytes
+    from serving.label_files import read_labels
+    from serving.proof.adopt import adopt, runs_on, takes_bytes
     from serving.proof.images import read_labelled
     from serving.proof.wrap import Preprocessing, find_scores, read_input
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import click
 from rich.console import Console
@@ -42,15 +42,11 @@ class Source:
     root: Path
 
     def find_label(self, labels: tuple[str, ...]) -> str | None:
-        """The label that the innermost folder is named like, up to the root."""
-        # In Unicode's normal form C: macOS names folders in form D.
-        known = {unicodedata.normalize("NFC", label): label for label in labels}
-        for folder in self.path.parents:
-            if label := known.get(unicodedata.normalize("NFC", folder.name)):
-                return label
-            if folder == self.root:
-                break
-        return None
+        """The outermost folder in the root that is named like a label, as for training; else the root itself."""
+        known = {normalize("NFC", label): label for label in labels}
+        below = self.path.parent.relative_to(self.root).parts
+        names = (normalize("NFC", name) for name in (*below, self.root.name))
+        return next((known[name] for name in names if name in known), None)
 
 
 Answer = tuple[Source, Prediction]
@@ -129,7 +125,7 @@ def _find_images(paths: Iterable[str]) -> Iterator[Source]:
     for name in paths:
         path = Path(name)
         if name == "-":
-            yield Source(STDIN, STDIN)
+            yield Source(STDIN, STDIN.parent)
         elif not path.is_dir():  # a pipe may be
             path = path if path != STDIN else path.absolute()
             yield Source(path, path.parent)

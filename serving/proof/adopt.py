@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import re
-import unicodedata
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -152,36 +150,6 @@ def _agree(one: Array, other: Array) -> bool:
         return np.array_equal(one, other)
     difference = float(np.abs(one.astype(np.float64) - other).max())
     return difference <= scale_tolerance(FREED_TOLERANCE, one)
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels in a text file, one a line, in Unicode's normal form C.
-
-    Raises:
-        UsageError: it is no text in UTF-8, or UTF-16 with a byte order mark; fewer than two labels; one twice.
-    """
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"{path}, line {number}: {content.splitlines()[number - 1][:40]!r} is not {encoding.removesuffix('-sig')}: "
-            "save the file as UTF-8"
-        ) from error
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        label = unicodedata.normalize("NFC", line.strip())
-        if label in lines:
-            raise UsageError(
-                f"{path} names {label!r} on lines {lines[label]} and {number}: each label once, one a line"
-            )
-        if label:
-            lines[label] = number
-    if len(lines) < 2:
-        raise UsageError(f"{path} names {len(lines)} labels, one a line: at least 2 are wanted")
-    return tuple(lines)
 
 
 def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:

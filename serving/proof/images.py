@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import ImageError, UsageError
-from serving.folders import describe_unread, find_images, list_folder, tell_images
+from serving.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
 from serving.limits import Limits
 from serving.pixels import PixelContract, Pixels, decode_image
 from serving.proof.figures import Indices
@@ -75,4 +75,5 @@ def read_labelled(
     warnings = describe_unread(others, outside.images)
     if not paths:
         raise UsageError("; ".join((f"{folder} holds no <label>/<image> of {', '.join(labels[:5])}, ...", *warnings)))
+    warnings += describe_nested(paths, folders)
     return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)

@@ -303,7 +303,7 @@ class TestPredictReads:
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert [Path(answer["image"]).relative_to(tmp_path).as_posix() for answer in answers] == sorted(images)
         suffixes = ".jpg, .jpeg, .jpe, .jfif, .png, .apng, .webp, .bmp"
-        assert f"left out 1 file whose suffix is none of {suffixes}: {tmp_path}/red/e.tif" in done.stderr
+        assert f"left out 1 file that is not an image (images end in {suffixes}): {tmp_path}/red/e.tif" in done.stderr
         assert "accuracy 1.0000: 4 of 4" in done.stderr
 
     def test_no_image_over_its_limits(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:

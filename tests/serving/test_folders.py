@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.commands.predict import Source
 from serving.errors import UsageError
-from serving.folders import describe_unread, find_images, is_hidden, list_folder
+from serving.folders import describe_nested, describe_unread, find_images, is_hidden, list_folder
 from serving.limits import IMAGE_SUFFIXES, Limits
 from serving.pixels import PixelContract
 from serving.proof.images import read_labelled
@@ -111,10 +112,35 @@ def test_a_name_with_a_dot_within_is_not_hidden() -> None:
 def test_what_is_not_read_is_counted_and_five_are_named() -> None:
     others = [Path(f"{index}.tif") for index in range(7)]
     (sentence,) = describe_unread(others)
-    assert sentence.startswith("left out 7 files whose suffix is none of .jpg, ")
-    assert sentence.endswith(".bmp: 0.tif, 1.tif, 2.tif, 3.tif, 4.tif and 2 more")
+    assert sentence.startswith("left out 7 files that are not images (images end in .jpg, ")
+    assert sentence.endswith(".bmp): 0.tif, 1.tif, 2.tif, 3.tif, 4.tif and 2 more")
     assert describe_unread([], [Path("a.png")]) == ("left out 1 image outside of the labels' folders: a.png",)
     assert describe_unread([]) == ()
+
+
+def test_folders_inside_those_of_labels_are_counted_and_named() -> None:
+    labels = [Path("a"), Path("b")]
+    deep = [Path(f"a/{index}/x.png") for index in range(7)]
+    assert describe_nested([*deep, Path("b/y.png")], labels) == (
+        "7 images lie in folders inside a label's folder, and have that label: a/0, a/1, a/2, a/3, a/4 and 2 more",
+    )
+    assert describe_nested([Path("a/x.png"), Path("b/y.png")], labels) == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "label"),
+    [
+        ("images/cat/dog/x.png", "images", "cat"),
+        ("images/cat/dog/x.png", "images/cat", "dog"),
+        ("images/cat/old/x.png", "images/cat", "cat"),
+        ("images/cafe\u0301/x.png", "images", "caf\u00e9"),
+        ("images/x.png", "images", None),
+        ("cat/images/x.png", "cat/images", None),
+        ("-", ".", None),
+    ],
+)
+def test_the_outermost_folder_is_the_label(path: str, root: str, label: str | None) -> None:
+    assert Source(Path(path), Path(root)).find_label(("cat", "dog", "caf\u00e9")) == label
 
 
 class TestReadLabelled:
@@ -128,9 +154,11 @@ class TestReadLabelled:
         assert names(tmp_path, tuple(labelled.paths)) == ["green/c.png", "red/a.jfif", "red/deep/b.JPE"]
         assert labelled.targets.tolist() == [0, 1, 1]
         assert labelled.pixels.shape == (3, 4, 4, 3)
-        others, outside = labelled.warnings
+        others, outside, nested = labelled.warnings
         assert others.endswith(f": {tmp_path / 'labels.txt'}, {tmp_path / 'green/d.gif'}")
         assert outside.endswith(f": {tmp_path / 'stray.png'}")
+        assert nested.startswith("1 image lies in folders inside a label's folder, ")
+        assert nested.endswith(f": {tmp_path / 'red/deep'}")
 
     def test_orders_by_label_whatever_the_labels_order(self, tmp_path: Path) -> None:
         for label in ("b", "a"):

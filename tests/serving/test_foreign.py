@@ -20,9 +20,10 @@ from PIL import Image
 from serving.certificate import LOGITS
 from serving.commands.main import cli
 from serving.errors import EvalmodeError, UsageError
+from serving.label_files import read_labels
 from serving.model import load_model
 from serving.pixels import PixelContract
-from serving.proof.adopt import read_labels, read_samples
+from serving.proof.adopt import read_samples
 from serving.proof.images import read_labelled
 
 SIDE = 8

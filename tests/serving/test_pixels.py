@@ -279,10 +279,9 @@ class TestJpegs:
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
             assert probe_image(image, Limits()).channels == (1 if mode == "L" else 3)
 
-    @pytest.mark.parametrize("factors", [0x14, 0x31])
-    def test_of_sampling_factors_that_turbojpeg_does_not_name_are_read(self, factors: int) -> None:
+    def test_of_sampling_factors_that_simplejpeg_does_not_name_are_read(self) -> None:
         image = bytearray(encode(noise(64, 64), "JPEG", subsampling=0))
-        image[image.index(b"\xff\xc0") + 11] = factors
+        image[image.index(b"\xff\xc0") + 11] = 0x14
         assert probe_image(bytes(image), Limits()) == PixelContract(64, 64, 3)
 
 
@@ -509,6 +508,43 @@ class TestDamage:
         with pytest.raises(ImageUnreadable, match="4 extraneous bytes before marker"):
             decode(image[:20] + b"junk" + image[20:], contract)
 
+    @pytest.mark.parametrize("size", [(48, 48), (1200, 1000)])
+    def test_an_old_progressive_photo_keeps_its_scans(self, size: tuple[int, int]) -> None:
+        """The first holds the coefficients 0 to 0, by some encoders with all of their bits."""
+        image = encode(noise(*size), "JPEG", progressive=True)
+        scan = image.index(b"\xff\xda")
+        assert image[scan + 11 : scan + 14] == b"\0\0\1"
+        image = image[: scan + 13] + b"\0" + image[scan + 14 : image.index(b"\xff\xc4", scan)] + b"\xff\xd9"
+        contract = PixelContract(*size[::-1], 3)
+        editors = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)
+        assert np.array_equal(decode(editors, contract), decode(image, contract))
+
+    @pytest.mark.parametrize("subsampling", [0, 1, 2])
+    @pytest.mark.parametrize("component", [0, 1, 2])
+    @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+    @pytest.mark.parametrize("zeroed", [0, 400])
+    def test_a_flipped_bit_of_a_jpegs_sampling_factors_is_refused(
+        self, mode: str, component: int, subsampling: int, zeroed: int
+    ) -> None:
+        """Pillow decodes 3x2 and the like and does not tell that libjpeg-turbo warned."""
+        whole = encode(noise(96, 96).convert(mode), "JPEG", subsampling=subsampling)
+        damaged = bytearray(whole)
+        damaged[len(whole) // 2 : len(whole) // 2 + zeroed] = bytes(zeroed)
+        place = whole.index(b"\xff\xc0") + 11 + 3 * component
+        for bit in range(8):
+            damaged[place] = whole[place] ^ 1 << bit
+            for contract in (RGB, GREY, PixelContract(96, 96, 3)):
+                with pytest.raises(ImageUnreadable):
+                    decode(bytes(damaged), contract)
+
+    @pytest.mark.parametrize("factors", [0x32, 0x23, 0x31, 0x13, 0x42, 0x24])
+    def test_sampling_factors_that_are_not_decoded_are_named(self, factors: int) -> None:
+        image = bytearray(encode(noise(64, 64), "JPEG"))
+        image[image.index(b"\xff\xc0") + 11] = factors
+        named = f"{factors >> 4}x{factors & 15}, 1x1, 1x1, which are not decoded; if .* save it again"
+        with pytest.raises(ImageUnreadable, match=named):
+            decode(bytes(image))
+
     @pytest.mark.parametrize("length", [*range(1, 13), 40])
     def test_a_png_without_its_end_is_refused(self, length: int) -> None:
         image = encode(noise(48, 48))
@@ -594,7 +630,7 @@ def ftyp(*brands: bytes) -> bytes:
 )
 def test_newer_formats_are_named_with_the_way_out(image: bytes, name: str) -> None:
     with pytest.raises(
-        ImageFormatNotAllowed, match=f"{name} images are not served: convert it to one of JPEG"
+        ImageFormatNotAllowed, match=f"{name} images are not supported: convert the image to one of JPEG"
     ) as caught:
         decode(image)
     assert caught.value.facts["format"] == name

@@ -259,7 +259,74 @@ def test_images_in_folders_below_a_class_are_of_that_class(tmp_path: Path) -> No
     for name in SPLITS:
         split = getattr(nested, name)
         assert [label_of[image.tobytes()] for image in split.images] == [nested.labels[t] for t in split.targets]
-    assert nested.warnings == ()
+    assert nested.warnings == (
+        "8 images lie in folders inside a label's folder, and have that label: "
+        f"{deep / 'cat/day2/hall'}, {deep / 'dog/day2/hall'}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("parents", "words"),
+    [
+        (("train_images", "valid", "test"), "holds test and train_images and valid, and in each .*cat, dog"),
+        (("seg_train", "seg_test"), "holds seg_test and seg_train, and in each lie folders of images .*cat, dog"),
+        (("seg_train/seg_train", "seg_test/seg_test"), "holds seg_test and seg_train"),
+        (("fold1", "fold2", "fold3"), "holds fold1 and fold2 and fold3"),
+        (("part1/Train", "part2/Train"), "holds part1 and part2"),
+        (("data/train", "data/test", "more"), "data would be a label and holds splits .test, train.: give the folder"),
+        (("cat/train", "cat/val", "dog/train", "dog/val"), "cat would be a label and holds splits .train, val."),
+        (("train/a", "train/b"), "holds a and b, and in each lie folders of images"),
+    ],
+)
+def test_splits_do_not_become_labels(tmp_path: Path, parents: Sequence[str], words: str) -> None:
+    for parent in parents:
+        write_classes(tmp_path / parent, 3)
+    with pytest.raises(DataError, match=words) as refused:
+        load_dataset(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_split_of_labels_beside_unlabelled_images_does_not_become_a_label(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train_images", 3)
+    write_images(tmp_path / "test_images", 3)
+    with pytest.raises(DataError, match=r"holds train_images, and in each lie folders .*: name the folders of splits"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_root_one_level_too_high_is_refused_with_the_folder(tmp_path: Path) -> None:
+    write_classes(tmp_path / "data" / "train", 3)
+    with pytest.raises(DataError, match=f"must lie directly in it, and not in {tmp_path / 'data'}"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("cat/day1", "cat/day2", "dog/day1"),
+        ("cat/left", "cat/right", "cat", "dog/left", "dog/right", "dog"),
+        ("cat/siamese", "cat/persian", "dog/beagle", "dog/poodle"),
+        ("cat/train", "dog"),
+    ],
+)
+def test_folders_inside_labels_that_are_no_splits_are_read_and_named(tmp_path: Path, folders: Sequence[str]) -> None:
+    for folder in folders:
+        write_images(tmp_path / folder, 4)
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.labels == ("cat", "dog")
+    nested = [folder for folder in folders if "/" in folder]
+    warning = next(one for one in dataset.warnings if "inside a label's folder" in one)
+    assert warning.startswith(f"{4 * len(nested)} images lie in folders inside a label's folder, and have that label: ")
+    assert warning.endswith(", ".join(str(tmp_path / folder) for folder in sorted(nested)))
+
+
+def test_one_image_inside_a_folder_of_a_label_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 4)
+    write_classes(tmp_path / "val", 4)
+    write_images(tmp_path / "val" / "dog" / "old", 1)
+    (warning,) = load_dataset(str(tmp_path)).warnings
+    assert warning == (
+        f"1 image lies in folders inside a label's folder, and has that label: {tmp_path / 'val/dog/old'}"
+    )
 
 
 def test_hidden_files_and_what_systems_leave_behind_are_skipped(tmp_path: Path) -> None:
@@ -286,7 +353,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "stray.png").write_bytes(b"")
     (tmp_path / "valid" / "stray.jpg").write_bytes(b"")
     others, outside, folders = load_dataset(str(tmp_path)).warnings
-    assert others.startswith("left out 7 files whose suffix is none of .jpg, .jpeg, ")
+    assert others.startswith("left out 7 files that are not images (images end in .jpg, .jpeg, ")
     assert str(tmp_path / "data.yaml") in others
     assert str(tmp_path / "train" / "cat" / "3.tif") in others
     assert others.endswith(" and 2 more")
@@ -648,7 +715,7 @@ def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "cat" / "0.png", 2)
     dataset = load_dataset(str(tmp_path))
     assert sum(sizes(dataset).values()) == 42
-    assert dataset.warnings == ()
+    assert [warning.split()[:3] for warning in dataset.warnings] == [["2", "images", "lie"]]
 
 
 def test_an_image_that_may_not_be_read_is_named_with_the_systems_reason(readable_folder: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -102,14 +103,17 @@ def test_labels_beside_idx_files_are_their_names(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / "labels.txt").write_text("Ameise\nBär\n\n Kuh \n")
     assert load_dataset(str(tmp_path)).labels == ("Ameise", "Bär", "Kuh")
+    (tmp_path / "labels.txt").write_text("Ameise\r\nBär\r\nKuh", "utf-8-sig")
+    assert load_dataset(str(tmp_path)).labels == ("Ameise", "Bär", "Kuh")
 
 
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
         (b"ant\nbee\n", "targets up to 2 need 3 distinct labels, and they are ant, bee"),
-        (b"ant\nbee\nbee\n", "need 3 distinct labels, and they are ant, bee, bee"),
-        (b"ant\nb\xff\ncow", r"cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (b"ant\nbee\nbee\n", r"labels\.txt names 'bee' on lines 2 and 3: each label once"),
+        (b"ant\nb\xff\ncow", r"labels\.txt, line 2: b'b\\xff' is not utf-8: save the file as UTF-8"),
+        (b"", r"labels\.txt names 0 labels"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: bytes, words: str) -> None:
@@ -344,7 +348,8 @@ def test_the_real_archive_has_ten_thousand_images_a_batch(tmp_path: Path) -> Non
         ({"data_batch_3.bin": None}, r"lacks data_batch_3\.bin"),
         ({"batches.meta.txt": None, "test_batch.bin": None}, r"lacks batches\.meta\.txt, test_batch\.bin"),
         ({"batches.meta.txt": b"cat\ndog\n"}, "targets up to 9 need 10 distinct labels, and they are cat, dog"),
-        ({"batches.meta.txt": b"\xff\xfe"}, r"c\.tar\.gz cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        ({"batches.meta.txt": b"cat\n\xe9\n"}, r"c\.tar\.gz: batches\.meta\.txt, line 2: b'\\xe9' is not utf-8"),
+        ({"batches.meta.txt": b"a\nb\na\n"}, r"c\.tar\.gz: batches\.meta\.txt names 'a' on lines 1 and 3"),
         ({"batches.meta.txt": b"a\n" * 40_000}, r"batches\.meta\.txt has 80,000 bytes, at most 65,536 are expected"),
         ({"test_batch.bin": bytes([10]) * 30_730}, "targets up to 10 need 11 distinct labels, and they are airplane"),
     ],
@@ -463,6 +468,7 @@ def test_an_npz_may_name_its_labels(tmp_path: Path, kind: str) -> None:
         ({"y_train": np.full(40, 40)}, "targets up to 40 need 41 distinct labels, and there are 40 training images"),
         ({"labels": np.array(["a", "b", "c"])}, "targets up to 3 need 4 distinct labels, and they are a, b, c"),
         ({"labels": np.array(["a", "b", "c", "d", "e"])}, "class 'e' has 0 training images"),
+        ({"labels": np.array(["a", "b", "c", "b"])}, r"a\.npz: the label 'b' is there twice"),
         ({"x_train": np.array([b"x", {}], object)}, "cannot be read as .npz: Object arrays cannot be loaded"),
         ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "class '3' has no test image"),
     ],
@@ -491,6 +497,52 @@ def test_an_npz_whose_array_says_it_is_larger_than_any_memory_is_refused(tmp_pat
         archive.writestr("y_train.npy", b"")
     with pytest.raises(DataError, match=r"a\.npz cannot be read as \.npz"):
         load_dataset(str(path))
+
+
+@pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "labels"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda npy: npy.replace(b"}", b" "),  # tokenize.TokenError
+        lambda npy: npy[:40],
+        lambda npy: npy[:8] + b"\xff\xff" + npy[10:],
+        lambda npy: make_header(2**70),  # OverflowError
+        lambda npy: make_header(-1),
+        lambda npy: make_header(10**4301),
+        lambda npy: npy[:10] + b"\n" * (len(npy) - 10),
+        lambda npy: npy.replace(b"'descr'", b"'descs'"),
+        lambda npy: b"",
+    ],
+)
+def test_whatever_numpy_raises_is_one_line(tmp_path: Path, name: str, spoil) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, array in make_arrays(labels=np.array(["ant", "bee", "cow", "dog"])).items():
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f"{key}.npy", spoil(file.getvalue()) if key == name else file.getvalue())
+    with pytest.raises(DataError, match=r"a\.npz") as refused:
+        load_dataset(str(path))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300 + len(str(path))
+
+
+def make_header(length: int) -> bytes:
+    """Of an array of so many bytes, without them."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({hex(length)},), }}\n".encode()
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text
+
+
+def test_images_of_several_labels_are_named_by_their_rows_in_the_archive(tmp_path: Path) -> None:
+    arrays = make_arrays(x_test=None, y_test=None)
+    images, targets = arrays["x_train"], arrays["y_train"]
+    for first, second in ((2, 31), (7, 12), (20, 33)):
+        images[second] = images[first]
+        assert targets[first] != targets[second]
+    dataset = load_dataset(str(write_npz(tmp_path / "a.npz", arrays)))
+    named = re.findall(r"train image (\d+) \((\d)\) and train image (\d+) \((\d)\)", dataset.warnings[0])
+    pairs = {tuple(sorted(((int(a), b), (int(c), d)))) for a, b, c, d in named}
+    assert pairs == {((2, "2"), (31, "3")), ((7, "3"), (12, "0")), ((20, "0"), (33, "1"))}
 
 
 def test_an_archive_of_other_files_is_no_npz(tmp_path: Path) -> None:

@@ -77,11 +77,12 @@ def _find_contradictions(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Da
 
 
 def _place(dataset: Dataset, name: str, row: int) -> str:
-    """The file of an image; of an archive, which image of a split it is, from 0, and its label."""
+    """The file of an image; of an archive, which image of a split of the archive it is, from 0, and its label."""
     split: Split = getattr(dataset, name)
     if split.paths:
         return str(split.paths[row])
-    return f"{name} image {row} ({dataset.labels[split.targets[row]]})"
+    source, place = (name, row) if split.rows is None else ("train", split.rows[row])
+    return f"{source} image {place} ({dataset.labels[split.targets[row]]})"
 
 
 def _drop_copies(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Dataset:

@@ -34,11 +34,14 @@ class Split:
         images: uint8 (N, H, W, C).
         targets: the index of each image's label, int64 (N,).
         paths: where each image lies, N of them; none where images come from an archive.
+        rows: which image of the archive's training images each one is, from 0, int64 (N,); None where they are all
+            images of a split of the archive, in its order.
     """
 
     images: Pixels
     targets: Indices
     paths: tuple[Path, ...] = ()
+    rows: Indices | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,7 +52,8 @@ class Split:
             part = rows[start : start + ROWS_AT_ONCE]
             self.images[start : start + len(part)] = self.images[part]  # never overwrites what is still to be moved
         paths = tuple(self.paths[row] for row in rows) if self.paths else ()
-        return Split(self.images[: len(rows)], self.targets[rows], paths)
+        kept = None if self.rows is None else self.rows[rows]
+        return Split(self.images[: len(rows)], self.targets[rows], paths, kept)
 
 
 @dataclass(frozen=True, eq=False)

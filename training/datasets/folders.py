@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -13,7 +14,15 @@ from unicodedata import normalize
 import numpy as np
 
 from serving.errors import ImageError
-from serving.folders import Found, describe_unread, find_images, list_folder, name_some, tell_images
+from serving.folders import (
+    Found,
+    describe_nested,
+    describe_unread,
+    find_images,
+    list_folder,
+    name_some,
+    tell_images,
+)
 from serving.headers import Header
 from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
 from serving.pixels import (
@@ -121,9 +130,13 @@ def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files], tuple[st
     splits = _find_splits(root, folders)
     beside = tell_images([] if splits["train"] == root else files)
     unread = list(beside.others), list(beside.images)
-    labels = tuple(path.name for path in _list_classes(splits["train"], unread))
+    classes = _list_classes(splits["train"], unread)
+    labels = tuple(path.name for path in classes)
     listed = {name: _list_images(folder, labels, unread) for name, folder in splits.items()}
-    warnings = describe_unread(*unread)
+    _check_layout(classes, *listed["train"])
+    label_folders = [below for folder in splits.values() for below in list_folder(folder)[0]]
+    nested = describe_nested([path for paths, _ in listed.values() for path in paths], label_folders)
+    warnings = (*describe_unread(*unread), *nested)
     left_out = [str(folder) for folder in folders if folder not in splits.values()]
     if splits["train"] != root and left_out:
         warnings += (f"left out folders that are no split: {', '.join(left_out)}",)
@@ -160,11 +173,55 @@ def _find_splits(root: Path, folders: list[Path]) -> dict[str, Path]:
     return splits
 
 
+def _check_layout(classes: Sequence[Path], paths: Sequence[Path], targets: Indices) -> None:
+    """Refuse folders of classes that hold further classes or splits: they are splits, or the root is a wrong one.
+
+    Args:
+        classes: the folders.
+        paths: the images in them.
+        targets: the index of each one's class.
+
+    Raises:
+        DataError: a folder holds splits; several hold the same two folders, or one that is named like a split holds
+            two, where all of their images lie.
+    """
+    inside: dict[Path, set[Path]] = {folder: set() for folder in classes}  # where its images lie
+    for path, target in zip(paths, targets.tolist(), strict=True):
+        inside[classes[target]].add(path.parent.relative_to(classes[target]))
+    deeper: dict[Path, dict[str, str]] = {}  # the names in normal form and any case -> as they are
+    for folder, places in inside.items():
+        found = {SPLIT_NAMES[part.casefold()] for place in places for part in place.parts if _is_split(part)}
+        if "train" in found and len(found) > 1:
+            raise DataError(
+                f"{folder} would be a label and holds splits ({', '.join(sorted(found))}): give the folder that "
+                "holds train, or put the splits above the labels, train/<label>/<image>"
+            )
+        if Path() not in places:
+            deeper[folder] = {normalize("NFC", place.name).casefold(): place.name for place in places}
+    for folder, names in deeper.items():
+        like = [other for other in deeper if len(names.keys() & deeper[other].keys()) > 1]
+        words = re.split("[^a-z]+", folder.name.casefold())
+        if len(like) > 1 or (like and any(map(_is_split, words))):
+            same = name_some([Path(names[key]) for key in sorted(names)])
+            some = " and ".join(other.name for other in like[:3])
+            raise DataError(
+                f"{folder.parent} holds {some}, and in each lie folders of images ({same}), which look like "
+                "the labels: name the folders of splits train, val and test; else put the images of each label into "
+                "one folder, <label>/<image>"
+            )
+
+
+def _is_split(name: str) -> bool:
+    return name.casefold() in SPLIT_NAMES
+
+
 def _list_classes(folder: Path, unread: Unread) -> list[Path]:
     """The folders of classes, two at least; what lies beside them is noted."""
     folders, files = list_folder(folder)
     if len(folders) < 2:
-        raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>")
+        above = [only for only in folders if list_folder(only)[0]]
+        hint = "".join(f"; the labels or splits must lie directly in it, and not in {only}" for only in above)
+        raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>{hint}")
     beside = tell_images(files)
     for noted, paths in zip(unread, (beside.others, beside.images), strict=True):
         noted += [path for path in paths if path not in noted]

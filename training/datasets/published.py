@@ -10,15 +10,20 @@ import gzip
 import math
 import struct
 import tarfile
+import textwrap
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 
+from serving.errors import UsageError
+from serving.label_files import parse_labels
 from serving.pixels import Pixels
 from training.datasets.dataset import HELD_OUT, SPLITS, Dataset, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
@@ -36,6 +41,7 @@ CIFAR_BATCH_IMAGES = 10_000
 DIGITS_TEST_SHARE = 0.2  # of 1,797
 NPZ_KEYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels")  # as Keras publishes, as MedMNIST does
 MAX_TEXT_BYTES = 1 << 16
+MAX_REASON = 200  # characters of what numpy says
 DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, ValueError)
 
 
@@ -47,7 +53,12 @@ def split_published(source: str, published: Published, image_size: tuple[int, in
     if image_size not in (None, (height, width)):
         raise DataError(f"the images of {source} are {height}x{width}: leave --image-size out")
     rows = carve_missing(train.targets, splits, labels, seed, DIGITS_TEST_SHARE if source == "digits" else HELD_OUT)
-    carved = {name: Split(train.images[part], train.targets[part]) for name, part in rows.items() if name != "train"}
+    train = replace(train, rows=np.arange(len(train)))
+    carved = {
+        name: Split(train.images[part], train.targets[part], rows=part)
+        for name, part in rows.items()
+        if name != "train"
+    }
     splits = splits | carved | {"train": train.keep(rows["train"])}
     return Dataset(source, labels, splits["train"], splits["val"], splits["test"])
 
@@ -70,7 +81,7 @@ def read_idx(folder: Path, labels: tuple[str, ...] = ()) -> Published:
         targets = _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte", 1).astype(np.int64)
         splits[name] = Split(images, targets)
     if not labels and (folder / "labels.txt").exists():
-        labels = _read_labels((folder / "labels.txt").read_bytes())
+        labels = _parse_labels((folder / "labels.txt").read_bytes(), str(folder / "labels.txt"))
     return _check(folder, labels, splits)
 
 
@@ -110,7 +121,7 @@ def read_cifar(path: Path, progress: Progress) -> Published:
     for name, content in _read_members(path):
         found.add(name)
         if name == CIFAR_LABELS:
-            labels = _read_labels(content)
+            labels = _parse_labels(content, f"{path}: {name}")
             continue
         records = np.frombuffer(content, np.uint8).reshape(count, CIFAR_RECORD_BYTES)
         place = slice(CIFAR_BATCHES.index(name) * count, (CIFAR_BATCHES.index(name) + 1) * count)
@@ -153,9 +164,17 @@ def read_npz(path: Path) -> Published:
             given = [name for name in SPLITS if name == "train" or images.format(name) in archive]
             splits = {name: _read_pair(archive, images.format(name), targets.format(name), path) for name in given}
             labels = tuple(archive["labels"].ravel().astype(str).tolist()) if "labels" in archive else ()
-    except (*DAMAGE, KeyError, MemoryError, RuntimeError) as error:  # zipfile's words for what it cannot do, too
-        raise DataError(f"{path} cannot be read as .npz: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen types: ValueError, TokenError, OverflowError, ...
+        raise DataError(f"{path} cannot be read as .npz: {_describe(error)}") from error
     return _check(path, labels, splits)
+
+
+def _describe(error: Exception) -> str:
+    """An error's first line, which may quote all of a damaged header; its type's name where it says nothing."""
+    first, *_ = (*str(error).splitlines(), "")
+    return textwrap.shorten(first, MAX_REASON) if first.strip() else type(error).__name__
 
 
 def _read_pair(archive: Any, images_key: str, targets_key: str, path: Path) -> Split:
@@ -175,9 +194,11 @@ def _read_pair(archive: Any, images_key: str, targets_key: str, path: Path) -> S
     return Split(images if images.ndim == 4 else images[..., np.newaxis], targets.reshape(-1).astype(np.int64))
 
 
-def _read_labels(content: bytes) -> tuple[str, ...]:
-    """Class names, one a line."""
-    return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+def _parse_labels(content: bytes, source: str) -> tuple[str, ...]:
+    try:
+        return parse_labels(content, source)
+    except UsageError as error:
+        raise DataError(str(error)) from error
 
 
 def _check(path: Path, labels: tuple[str, ...], splits: dict[str, Split]) -> Published:
@@ -192,7 +213,9 @@ def _check(path: Path, labels: tuple[str, ...], splits: dict[str, Split]) -> Pub
             raise DataError(f"{path}: {name} images are {shapes}: one size and one number of channels is needed")
     largest = max(int(part.targets.max()) for part in splits.values())
     classes = len(labels) or len(splits["train"])  # more classes than images cannot be
-    if largest >= classes or len(set(labels)) < len(labels):
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        raise DataError(f"{path}: the label {twice[0]!r} is there twice: each label once")
+    if largest >= classes:
         given = f"they are {', '.join(labels)}" if labels else f"there are {classes} training images"
         raise DataError(f"{path}: targets up to {largest} need {largest + 1} distinct labels, and {given}")
     return labels or tuple(map(str, range(largest + 1))), splits
