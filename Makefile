@@ -14,7 +14,7 @@ quickstart: $(READY)
 	$(BIN)/evalmode quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY) check-protos
 	$(BIN)/ruff check
@@ -38,7 +38,7 @@ check-protos: $(READY)
 # The serving half again in an environment of its own, with the next protobuf and without torch.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
-	.venv-protobuf7/bin/python -m pytest tests/serving
+	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/serving
 
 # What goes over the wire, once more on the other transport.
 test-native: $(READY)
