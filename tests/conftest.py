@@ -29,6 +29,9 @@ COLOURS = ("red", "green", "blue")
 
 transport = "grpcio"
 
+# A shell lets commands in its background ignore Ctrl-C, and so would the servers that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the conformance suite; pytest only knows those of the outermost folder."""
