@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import ArtifactInvalid, NameInvalid
-from serving.files import naming
+from serving.files import check_writable, find_existing, naming
 
 ARTIFACT_FILE = "model.onnx"
 WITHDRAWN = ".withdrawn-"  # before the number of a version that was taken back
@@ -186,6 +186,21 @@ def _explain_stray(path: Path) -> str:
         return f"holds {ARTIFACT_FILE} as a link to {artifact.readlink()}, which does not exist"
     others = ", ".join(sorted(one.name for one in _list(path))[:SHOWN])
     return f"holds no {ARTIFACT_FILE}" + (f", but {others}" if others else "")
+
+
+def check_publishable(repository: Path, name: str) -> None:
+    """Find out early whether ``publish`` could write: what is to be published may take long to make.
+
+    Args:
+        repository: It may be missing.
+        name: The model's.
+
+    Raises:
+        NameInvalid: see ``check_name``.
+        OSError: a folder cannot be written into; names it.
+    """
+    for place in (repository, repository / check_name(name)):
+        check_writable(find_existing(place))
 
 
 def publish(repository: Path, name: str, artifact: bytes) -> Path:

@@ -13,7 +13,6 @@ import click
 from serving.commands.image_limits import image_limit_options
 from serving.commands.output import Output, output_options
 from serving.commands.paths import ExistingPath
-from serving.files import check_writable, find_existing
 from serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -105,10 +104,9 @@ def certify(
     from serving.artifact import digest_file
     from serving.proof.adopt import adopt_tensors, check_loads, read_samples
     from serving.proof.foreign import foreign, read_network
-    from serving.repository import check_name, publish
+    from serving.repository import check_publishable, publish
 
-    for place in (repository, repository / check_name(name)):
-        check_writable(find_existing(place))
+    check_publishable(repository, name)
     graph = read_network(file)
     check_loads(graph, file)
     if samples:

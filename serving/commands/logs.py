@@ -32,7 +32,11 @@ MAX_LINE_BYTES = 64 * 1024  # of standard error; what is longer is more than one
 # What abseil (grpc) and onnxruntime begin their lines with.
 _LEVEL = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d|.*?\[([VIWEF]):onnxruntime")
 _LEVELS = {
-    **{"V": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL},
+    "V": logging.DEBUG,
+    "I": logging.INFO,
+    "W": logging.WARNING,
+    "E": logging.ERROR,
+    "F": logging.CRITICAL,
 }
 _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 # grpcio logs metadata that is not UTF-8 whole, tokens included, on the thread that must not wait for a log.

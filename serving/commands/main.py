@@ -137,7 +137,6 @@ def main(arguments: list[str] | None = None) -> None:
     output = open_streams()
     try:
         code = cli.main(given, prog_name="evalmode", auto_envvar_prefix="EVALMODE", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show(sys.stderr)
         code = error.exit_code

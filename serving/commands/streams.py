@@ -12,7 +12,7 @@ STDOUT = "standard output"
 _ANY_TEXT = "evalmode.any-text"  # a way to encode, by codecs' registry
 
 
-class Output(io.FileIO):
+class StandardOutput(io.FileIO):
     """Says which file could not be written, which the operating system does not.
 
     Once the reader went away, as ``head`` does, what is written goes nowhere: the work and its exit code do not depend
@@ -50,7 +50,7 @@ class _Complaints(io.FileIO):
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
-def open_streams() -> Output:
+def open_streams() -> StandardOutput:
     """Make standard output and standard error take any text, and name themselves in errors.
 
     A file descriptor that was closed leads to ``/dev/null``: else the next file that is opened would get its number,
@@ -65,7 +65,7 @@ def open_streams() -> Output:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
     codecs.register_error(_ANY_TEXT, _encode_any)
-    output = Output(1, "w", closefd=False)
+    output = StandardOutput(1, "w", closefd=False)
     sys.stdout, sys.stderr = _wrap(output, sys.stdout), _wrap(_Complaints(2, "w", closefd=False), sys.stderr)
     return output
 

@@ -9,7 +9,6 @@ import click
 
 from serving.commands.output import Output, output_options
 from serving.commands.paths import ExistingPath
-from serving.files import check_writable, find_existing
 from training.commands.console import (
     cache_option,
     console,
@@ -51,21 +50,20 @@ def export(
     Refused unless ONNX Runtime agrees with torch on the whole test set.
     """
     import_torch()
-    from serving.artifact import digest_file
-    from serving.repository import check_name, publish
+    from serving.repository import check_publishable, publish
     from training.export import export_run, quantize_artifact
     from training.run import Run
 
     set_up_consoles(output)
     for one in (name, f"{name}-{quantize}") if quantize else (name,):
-        for place in (repository, repository / check_name(one)):
-            check_writable(find_existing(place))
+        check_publishable(repository, one)
     find_own_networks()
     opened = Run.open(run)
     dataset = reload_data(opened, data, cache)
     said: list[str] = []
     artifact, agreement, quality = export_run(opened, dataset, mirrored, golden == "synthetic", said.append)
     path = publish(repository, name, artifact)
+    published = _describe(path, artifact)
     (least, greatest), (before, after) = quality.interval, quality.calibration_error
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     calibrated = f"calibration error {before:.4f} on test images"
@@ -79,16 +77,16 @@ def export(
         f"accuracy  {quality.accuracy:.4f} ({least:.4f} to {greatest:.4f} with 95% confidence)\n"
         f"{calibrated}\n"
         f"published {path} ({len(artifact):,} bytes)\n"
-        f"digest    {digest_file(artifact)}"
+        f"digest    {published['digest']}"
     )
-    facts = {**_describe(path, artifact), "agreement": asdict(agreement), "quality": asdict(quality)}
+    facts = {**published, "agreement": asdict(agreement), "quality": asdict(quality)}
     if quantize:
         variant, told = quantize_artifact(artifact, dataset)
         path = publish(repository, f"{name}-{quantize}", variant)
+        facts["quantized"] = published = _describe(path, variant)
         console.print(
-            f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)\ndigest    {digest_file(variant)}"
+            f"{quantize}      {told}\npublished {path} ({len(variant):,} bytes)\ndigest    {published['digest']}"
         )
-        facts["quantized"] = _describe(path, variant)
     output.finish(facts)
 
 
