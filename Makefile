@@ -27,12 +27,12 @@ format: $(READY)
 	$(BIN)/ruff format
 
 protos: $(READY)
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/serving/wire/*.proto
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/evalmode/wire/*.proto
 
 # The committed stubs are what the contracts generate.
 check-protos: $(READY)
 	out=$$(mktemp -d) && trap "rm -rf $$out" EXIT && \
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/serving/wire/*.proto && \
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/evalmode/wire/*.proto && \
 	for stub in $$(cd $$out && find . -type f); do diff $$out/$$stub $$stub; done
 
 # The serving half again in an environment of its own, with the next protobuf and without torch.

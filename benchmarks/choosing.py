@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 
-import training.train
+import training.loop
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import evaluate
@@ -72,7 +72,7 @@ def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
             yield
 
     torch.manual_seed(config.recipe.seed)
-    network = training.train.prepare_network(config.build_network(), dataset.train)
+    network = training.loop.prepare_network(config.build_network(), dataset.train)
 
     def look(epoch: Epoch) -> None:
         seconds = time.process_time() - begun[-1]
@@ -84,10 +84,10 @@ def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
         print(epochs[-1], flush=True)
         begun.append(time.process_time())
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(training.train, "sample_statistics", timed):
+    with tempfile.TemporaryDirectory() as folder, patch.object(training.loop, "sample_statistics", timed):
         run = Run.create(Path(folder) / "run", config)
         begun.append(time.process_time())
-        training.train.train(run, network, dataset.train, dataset.val, lambda *_: None, look)
+        training.loop.train(run, network, dataset.train, dataset.val, lambda *_: None, look)
     by = {way: max(epochs, key=lambda epoch: epoch[way]) for way in ("moving", "sampled", "exact")}
     return {
         "images": {"train": len(dataset.train), "val": len(dataset.val), "shape": config.shape},

@@ -31,9 +31,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the packages, run as a script
 
-from serving.errors import ImageError
-from serving.limits import Limits
-from serving.pixels import PixelContract, decode_image, decode_whole
+from evalmode.errors import ImageError
+from evalmode.images.pixels import PixelContract, decode_image, decode_whole
+from evalmode.limits import Limits
 
 SIDES = (32, 60, 150, 400, 1100)  # the last is above a million pixels
 CONTRACT = PixelContract(32, 32, 3)

@@ -1,4 +1,4 @@
-"""The memory that decoding takes, by kind of image, beside what `serving/decoding.py` counts for it.
+"""The memory that decoding takes, by kind of image, beside what `serving/engine/decoding.py` counts for it.
 
     python benchmarks/decode_cost.py
 
@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for its neighbours, run as
 
 from benchmarks.decoded_apart import measure_apart
 from benchmarks.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
-from serving.decoding import count_decode_bytes
-from serving.limits import Limits
-from serving.memory import return_large_blocks
-from serving.pixels import PixelContract, announce_image, decode_image
+from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.limits import Limits
+from serving.engine.decoding import count_decode_bytes
+from serving.engine.memory import return_large_blocks
 
 SIDES = (1500, 3000)
 CONTRACT, LIMITS = PixelContract(224, 224, 3), Limits()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.memory import return_large_blocks
+from serving.engine.memory import return_large_blocks
 
 BEAT_S = 0.001
 

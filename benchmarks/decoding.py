@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
-from serving.limits import OWN_IMAGES
-from serving.pixels import PixelContract, decode_image
+from evalmode.images.pixels import PixelContract, decode_image
+from evalmode.limits import OWN_IMAGES
 
 SIDES = {32: 32, 64: 64, 128: 128, 256: 128, 512: 128, 1024: 224}  # of the file -> of the pixels wanted
 ROUNDS, SECONDS = 3, 0.3

@@ -26,8 +26,8 @@ from honest import make_infer_request, make_request, write_figures
 from servers import Server, make_artifact, serving
 from strangers import SERVER_OPTIONS, find_wrong_end, stop
 
-from serving.repository import publish
-from serving.wire import open_inference_pb2 as wire
+from evalmode.artifact.repository import publish
+from evalmode.wire import open_inference_pb2 as wire
 
 CALLERS, STREAMS, CHANNELS = 64, 8, 8
 LOADED_S = 1.5

@@ -21,11 +21,12 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import CONTRACT, make_artifact, serving  # beside this file
 
-from serving.client import Client
-from serving.drift import LIMIT, MOST_IMAGES, WINDOW, describe_images
-from serving.limits import Limits
-from serving.pixels import Pixels, decode_image
-from serving.repository import publish
+from evalmode.artifact.image_statistics import MOST_IMAGES, describe_images
+from evalmode.artifact.repository import publish
+from evalmode.client import Client
+from evalmode.images.pixels import Pixels, decode_image
+from evalmode.limits import Limits
+from serving.services.drift import LIMIT, WINDOW
 
 
 def main() -> None:

@@ -28,20 +28,20 @@ import numpy as np
 import torch
 
 import training.export
-from serving.artifact import open_artifact
-from serving.model import load_artifact
-from serving.proof.verdicts import examine
+from evalmode.artifact.manifest import open_artifact
+from evalmode.certification.verdicts import examine
+from evalmode.runtime.model import load_artifact
 from training.datasets import Dataset, Split
 from training.export import export_run, quantize_artifact
+from training.loop import prepare_network, train
 from training.recipe import choose_recipe
 from training.run import Run, RunConfig, write_atomically
-from training.train import prepare_network, train
 
 COUNT, EMULATED = 50, 5
 REPLAY = """
 import json, sys
 import numpy as np
-from serving.model import load_model
+from evalmode.runtime.model import load_model
 model = load_model(sys.argv[1])
 certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()

@@ -29,7 +29,7 @@ import psutil
 from grpc_health.v1 import health_pb2
 from lecture import processor
 
-from serving.wire import classifier_pb2, open_inference_pb2
+from evalmode.wire import classifier_pb2, open_inference_pb2
 
 SIDE = 32
 PREDICTS_PER_S, CHECKS_PER_S, CONNECTS_PER_S = 50.0, 20.0, 2.0

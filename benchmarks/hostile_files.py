@@ -25,9 +25,9 @@ import grpc
 import psutil
 from servers import serving  # beside this file
 
-from serving.repository import publish
-from serving.wire import open_inference_pb2 as wire
-from serving.wire import open_inference_pb2_grpc as wire_grpc
+from evalmode.artifact.repository import publish
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import colour_artifact
 from tests.hostile import FILES, endless_loop
 
@@ -38,7 +38,7 @@ END_S = 2  # interpreter and sockets; the trial itself would take --load-seconds
 MUTATE = """
 import sys, os
 import numpy as np
-from serving.model import load_artifact, open_cpu_session
+from evalmode.runtime.model import load_artifact, open_cpu_session
 from tests.hostile import mutate
 
 rng, loaded = np.random.default_rng(1), 0

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from serve import SIDE, draw_jpeg, make_networks  # beside this file
 
-from serving.batch import Batch, Request, run_together
-from serving.decoding import DecodeBudget
-from serving.limits import Limits
+from evalmode.limits import Limits
+from evalmode.wire import classifier_pb2 as wire
+from serving.engine.batch import Batch, Request, run_together
+from serving.engine.decoding import DecodeBudget
 from serving.services.classifier import Classifier
 from serving.services.inference import Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
-from serving.wire import classifier_pb2 as wire
 
 
 class Patient:

@@ -24,8 +24,8 @@ import numpy as np
 import psutil
 from servers import SIDE, make_artifact, serving  # beside this file
 
-from serving.client import AsyncClient, CallFailed
-from serving.repository import list_versions, publish
+from evalmode.artifact.repository import list_versions, publish
+from evalmode.client import AsyncClient, CallFailed
 
 NAME = "network"
 LABELS = [tuple(f"{word}{number}" for number in range(10)) for word in ("even", "odd")]

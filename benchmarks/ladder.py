@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import training.train
+import training.loop
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import evaluate
 from training.export import Mirrored
+from training.loop import prepare_network, train
 from training.networks import compact
 from training.networks.compact import Block, Compact
 from training.recipe import Recipe, choose_recipe
 from training.run import Run, RunConfig, write_atomically
-from training.train import prepare_network, train
 
 TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]
@@ -52,7 +52,7 @@ def use_sgd() -> AbstractContextManager[Any]:
         sgd.param_groups[0]["peak_lr"] = 0.4
         return [sgd]
 
-    return patch.object(training.train, "make_optimizers", make)
+    return patch.object(training.loop, "make_optimizers", make)
 
 
 def learn_first_layer() -> AbstractContextManager[Any]:
@@ -66,12 +66,12 @@ def draw_mirrored() -> AbstractContextManager[Any]:
     def draw(count: int, epoch: int, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
 
-    return patch.object(training.train, "choose_mirrored", draw)
+    return patch.object(training.loop, "choose_mirrored", draw)
 
 
 def use_lookahead() -> AbstractContextManager[Any]:
     """Every 5 steps the weights fall back on their moving average, ever more of it (Lookahead, as in airbench)."""
-    make = training.train.make_optimizers
+    make = training.loop.make_optimizers
 
     class Lookahead:
         param_groups: tuple[dict[str, Any], ...] = ()
@@ -96,7 +96,7 @@ def use_lookahead() -> AbstractContextManager[Any]:
         steps = recipe.epochs * -(-TRAIN_IMAGES // recipe.batch_size)
         return [*make(network, recipe), Lookahead(network, steps)]
 
-    return patch.object(training.train, "make_optimizers", make_with_lookahead)
+    return patch.object(training.loop, "make_optimizers", make_with_lookahead)
 
 
 def use_blocks(filters: tuple[int, int, int], convolutions: tuple[int, int, int]) -> Change:
@@ -137,7 +137,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "ReLU for GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
     "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
     "lookahead": ({}, use_lookahead),
-    "twice the rate for biases and dense layer": ({}, lambda: patch.object(training.train, "SGD_RATE", 8.0)),
+    "twice the rate for biases and dense layer": ({}, lambda: patch.object(training.loop, "SGD_RATE", 8.0)),
     "no mirroring": ({"mirror": False}, nullcontext),
     "mirroring drawn each time": ({}, draw_mirrored),
     "no shifts": ({"shift": 0}, nullcontext),

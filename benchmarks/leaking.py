@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
-from serving.commands.main import main
+from evalmode.cli.main import main
 from serving.services.statistics import Statistics
 
 LEAKED_BYTES = 1000

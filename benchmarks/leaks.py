@@ -26,8 +26,8 @@ from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode
 from PIL import Image
 from servers import make_artifact, serving
 
-from serving.repository import publish
-from serving.wire import classifier_pb2
+from evalmode.artifact.repository import publish
+from evalmode.wire import classifier_pb2
 
 CONNECTIONS, IN_FLIGHT = 8, 8  # on each
 WARM, SAMPLES = 20_000, 28

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-EVALMODE = [sys.executable, "-m", "serving"]
+EVALMODE = [sys.executable, "-m", "evalmode"]
 
 
 def main() -> None:

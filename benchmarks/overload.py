@@ -28,12 +28,12 @@ from honest import Asking, write_figures
 from PIL import Image
 from servers import Server, serving
 
-from serving.artifact import Manifest
-from serving.certificate import INPUT
-from serving.pixels import PixelContract
-from serving.proof.certify import certify, draw_golden, strip
-from serving.repository import publish
-from serving.wire import classifier_pb2
+from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.repository import publish
+from evalmode.certification.certify import certify, draw_golden, strip
+from evalmode.images.pixels import PixelContract
+from evalmode.wire import classifier_pb2
 
 CALLERS = 64
 WARM_S, CAPACITY_S, ALONE_S, SETTLE_S = 2.0, 8.0, 2.0, 2.0

@@ -28,8 +28,8 @@ from training.run import BEST, EXACT, Run
 from training.statistics import recompute_statistics
 
 TRAIN = {
-    1: [sys.executable, "-m", "training"],
-    2: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training"],
+    1: [sys.executable, "-m", "evalmode", "train"],
+    2: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "evalmode", "train"],
 }
 
 

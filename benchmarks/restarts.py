@@ -25,9 +25,9 @@ import grpc
 import numpy as np
 from servers import SIDE, Server, make_artifact, serving  # beside this file
 
-from serving.repository import publish
-from serving.wire import classifier_pb2 as wire
-from serving.wire import classifier_pb2_grpc as wire_grpc
+from evalmode.artifact.repository import publish
+from evalmode.wire import classifier_pb2 as wire
+from evalmode.wire import classifier_pb2_grpc as wire_grpc
 
 CALLERS = 8
 CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}

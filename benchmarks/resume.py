@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-COMMAND = (sys.executable, "-m", "serving")
+COMMAND = (sys.executable, "-m", "evalmode")
 
 
 def main() -> None:

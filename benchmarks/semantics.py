@@ -23,7 +23,7 @@ import platformdirs
 import torch
 from torch import nn
 
-import training.train
+import training.loop
 from training.datasets import load_dataset
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
@@ -83,7 +83,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
     values: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         kept = Run.create(Path(folder), config)
-        best = training.train.train(
+        best = training.loop.train(
             kept,
             network,
             dataset.train,
@@ -96,7 +96,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
         "variant": variant,
         "seed": seed,
         "best_epoch": best.epoch,
-        "test_accuracy": round(training.train.evaluate(network, dataset.test)[0], 4),
+        "test_accuracy": round(training.loop.evaluate(network, dataset.test)[0], 4),
         "val_accuracy": best.val_accuracy,
         "first_epoch_val_accuracy": values[0],
     }
@@ -106,7 +106,7 @@ def take_default(network: nn.Module, default: str) -> None:
     """Put one of torch's defaults in Keras' place."""
     assert isinstance(network, Reference)
     if default == "epsilon":
-        training.train.ADAM_EPS = 1e-8
+        training.loop.ADAM_EPS = 1e-8
     for index, module in enumerate(network.features):
         if default == "padding" and isinstance(module, SameConv2d):
             filters, channels = module.weight.shape[:2]

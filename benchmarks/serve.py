@@ -45,19 +45,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from serving.artifact import Manifest
-from serving.batching import count_cpus
-from serving.bench.raw import measure_raw
-from serving.bench.usage import cpu_seconds
-from serving.certificate import INPUT, PROBABILITIES
-from serving.limits import Limits
-from serving.model import open_cpu_session
-from serving.pixels import PixelContract, decode_image
-from serving.proof.certify import certify, draw_golden, strip
-from serving.proof.quantize import quantize
-from serving.repository import publish
-from serving.wire import classifier_pb2
-from serving.wire import open_inference_pb2 as wire
+from evalmode.artifact.certificate import INPUT, PROBABILITIES
+from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.repository import publish
+from evalmode.bench.raw import measure_raw
+from evalmode.bench.usage import cpu_seconds
+from evalmode.certification.certify import certify, draw_golden, strip
+from evalmode.certification.quantize import quantize
+from evalmode.images.pixels import PixelContract, decode_image
+from evalmode.limits import Limits
+from evalmode.runtime.cpus import count_cpus
+from evalmode.runtime.model import open_cpu_session
+from evalmode.wire import classifier_pb2
+from evalmode.wire import open_inference_pb2 as wire
 
 SIDE, LABELS = 32, 10
 LOADS = (1, 8, 32)  # requests in flight

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from serving.artifact import Manifest
-from serving.certificate import INPUT
-from serving.pixels import PixelContract
-from serving.proof.certify import certify, draw_golden, strip
+from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.manifest import Manifest
+from evalmode.certification.certify import certify, draw_golden, strip
+from evalmode.images.pixels import PixelContract
 
 SIDE = 32
-EVALMODE = ("-m", "serving")
+EVALMODE = ("-m", "evalmode")
 LONGEST_STOP_S = 40.0  # the default of --grace, and some
 CONTRACT = PixelContract(SIDE, SIDE, 3)
 

@@ -27,8 +27,8 @@ from honest import write_figures
 from PIL import Image
 from servers import SIDE, make_artifact
 
-from serving.repository import publish
-from serving.wire import classifier_pb2
+from evalmode.artifact.repository import publish
+from evalmode.wire import classifier_pb2
 
 CALLERS = 32
 WARM_S = 2.0
@@ -86,7 +86,7 @@ def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
 @contextmanager
 def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server of a checkout: its address and its process."""
-    command = [sys.executable, "-P", "-c", "from serving.commands.main import main; main()", "serve"]
+    command = [sys.executable, "-P", "-c", "from evalmode.cli.main import main; main()", "serve"]
     options = ["--repository", repository, "--port", 0, "--no-metrics", "--lame-duck", 0, "--transport", transport]
     process = subprocess.Popen(
         [*command, *map(str, (*options, "--log-level", "error"))],

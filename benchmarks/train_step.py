@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training.commands.console import keep_memory
+from evalmode.cli.console import keep_memory
 from training.datasets import Dataset, Split
 from training.guard import are_finite
+from training.loop import make_optimizers
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe, choose_recipe
-from training.train import make_optimizers
 
 STEPS, ROUNDS = 5, 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

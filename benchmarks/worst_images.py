@@ -28,12 +28,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apart, run as a script
 
 from benchmarks.decoded_apart import measure_apart
-from serving.decoding import count_decode_bytes
-from serving.errors import ImageError
-from serving.limits import Limits
-from serving.memory import return_large_blocks
-from serving.pixels import PixelContract, announce_image, decode_image
-from serving.wire import classifier_pb2, classifier_pb2_grpc
+from evalmode.errors import ImageError
+from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.limits import Limits
+from evalmode.wire import classifier_pb2, classifier_pb2_grpc
+from serving.engine.decoding import count_decode_bytes
+from serving.engine.memory import return_large_blocks
 
 SIDE = 7071  # squared: 49,999,041, below the limit of 50 million
 MAX_LOCK_S, MAX_HEALTH_S = 0.05, 0.1

@@ -35,6 +35,6 @@ COPY --from=build /opt/evalmode /opt/evalmode
 # whichever of the two is run first. The imports leave the standard library's bytecode, which the base image comes
 # without: a start takes half the time then, a health check a quarter.
 RUN install -d -o 65532 -g 65532 /models \
- && python -c 'import serving.commands.serve, serving.model, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
+ && python -c 'import evalmode.cli.serve, evalmode.runtime.model, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
 # A number, because Kubernetes' runAsNonRoot cannot tell whether a name is root.
 USER 65532:65532

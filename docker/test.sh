@@ -114,7 +114,7 @@ accuracy=$(awk '$1 == "accuracy" {print $2}' <<<"$exported")
 step "train in two processes"
 together=$(
   job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" --entrypoint torchrun "$training" \
-    --nproc-per-node 2 -m training /data --out /tmp/run --epochs 1
+    --nproc-per-node 2 -m evalmode train /data --out /tmp/run --epochs 1
 )
 [[ $together == *"on cpu in 2 processes"*"run       /tmp/run"* ]] || fail "two processes: $together"
 

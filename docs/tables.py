@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from serving import errors
-from serving.errors import RequestError
-from serving.limits import Limits
-from serving.memory import MAX_DEFAULT_BYTES
+from evalmode import errors
+from evalmode.errors import RequestError
+from evalmode.limits import Limits
+from serving.engine.memory import MAX_DEFAULT_BYTES
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from serving.errors import ThreadsUnavailable
+from evalmode.errors import ThreadsUnavailable
 
 log = logging.getLogger(__name__)
 

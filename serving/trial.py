@@ -11,8 +11,8 @@ import socket
 import time
 from pathlib import Path
 
-from serving.errors import ArtifactInvalid, LoadLimitExceeded
-from serving.model import load_artifact
+from evalmode.errors import ArtifactInvalid, LoadLimitExceeded
+from evalmode.runtime.model import load_artifact
 from serving.trials import ORDER
 
 FILE_FACTOR = 4  # an artifact is in memory about as often: as bytes, as messages, as weights, as weights packed

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving import errors
-from serving.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
-from serving.limits import Limits
+from evalmode import errors
+from evalmode.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
+from evalmode.limits import Limits
 
 # The same serving as this one, and nothing else from the folder that it lies in nor from the current one.
 _START = (

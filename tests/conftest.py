@@ -19,11 +19,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from serving.artifact import Manifest, seal
-from serving.certificate import INPUT
-from serving.pixels import PixelContract
-from serving.proof.certify import certify, draw_golden
-from serving.repository import publish
+from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.repository import publish
+from evalmode.certification.certify import certify, draw_golden
+from evalmode.images.pixels import PixelContract
+from evalmode.runtime.model import Model, load_model
 
 COLOURS = ("red", "green", "blue")
 
@@ -45,6 +46,45 @@ def pytest_configure(config: pytest.Config) -> None:
     """Servers are started by functions, too, which see no fixtures."""
     global transport
     transport = config.getoption("--transport")
+
+
+# What pygrpc-native 0.5.0 cannot do, by the words of the marker ``native_lacks``.
+NATIVE_LACKS = {
+    "Unix sockets": "pygrpc-native listens on a TCP port",
+    "early refusal": "pygrpc-native holds a whole message before it can be refused",
+    "inflation": "pygrpc-native inflates messages itself, whole",
+    "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",
+    "pauses": "pygrpc-native copies no message while it holds the lock of the interpreter",
+    "connections": "pygrpc-native hands what it does not serve itself on over one connection",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what a transport cannot do; leave out what needs a GPU, unless it was asked for (``-m gpu``)."""
+    if transport == "native":
+        for item in items:
+            for marker in item.iter_markers("native_lacks"):
+                item.add_marker(pytest.mark.skip(reason=NATIVE_LACKS[marker.args[0]]))
+    if "gpu" in config.option.markexpr:
+        return
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
+@pytest.fixture(scope="session")
+def colour_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The colour artifact as a file outside any repository."""
+    path = tmp_path_factory.mktemp("artifact") / "colours.onnx"
+    path.write_bytes(colour_artifact())
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(colour_file: Path) -> Model:
+    """The colour artifact, loaded as colours/1."""
+    return load_model(colour_file, name="colours", version="1")
 
 
 @pytest.fixture
@@ -174,7 +214,7 @@ class Server:
 @contextmanager
 def serving(repository: Path, *options: object) -> Iterator[Server]:
     """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
-    command = [sys.executable, "-m", "serving", "serve", "--repository", str(repository), "--port", "0"]
+    command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(repository), "--port", "0"]
     with tempfile.NamedTemporaryFile("w") as log:
         process = subprocess.Popen(
             [*command, "--lame-duck", "0", "--metrics-port", "0", "--transport", transport, *map(str, options)],
@@ -208,7 +248,7 @@ def evalmode() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command as a user would: ``evalmode("train", "digits", ...)``."""
 
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "serving", *map(str, arguments)]
+        command = [sys.executable, "-m", "evalmode", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
 
     return run

@@ -19,9 +19,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from serving import artifact
-from serving.artifact import Manifest, open_artifact, seal
-from serving.certificate import Certificate
+from evalmode.artifact import manifest as manifest_module
+from evalmode.artifact.certificate import Certificate
+from evalmode.artifact.manifest import Manifest, open_artifact, seal
 from tests.conftest import colour_artifact
 
 GB = 10**9
@@ -255,10 +255,10 @@ def _seal_bytes(before: bytes, graph: onnx.ModelProto, manifest: Manifest) -> by
     """Seal a file of other fields and then the graph's, as ``seal`` does."""
     sealed = onnx.ModelProto()
     sealed.CopyFrom(graph)
-    helper.set_model_props(sealed, {**manifest.to_metadata(), artifact.DIGEST: artifact.BLANK.decode()})
+    helper.set_model_props(sealed, {**manifest.to_metadata(), manifest_module.DIGEST: manifest_module.BLANK.decode()})
     blank = before + sealed.SerializeToString(deterministic=True)
-    entry = artifact._ENTRY
-    return blank.replace(entry + artifact.BLANK, entry + hashlib.sha256(blank).hexdigest().encode())
+    entry = manifest_module._ENTRY
+    return blank.replace(entry + manifest_module.BLANK, entry + hashlib.sha256(blank).hexdigest().encode())
 
 
 def _varint(value: int) -> bytes:

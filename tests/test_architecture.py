@@ -7,93 +7,33 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = tomllib.loads((ROOT / "docs" / "packages.toml").read_text())  # name -> what it is for, what it may import
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("serving", "training")
+    for package in ("evalmode", "serving", "training")
     for path in sorted((ROOT / package).rglob("*.py"))
     if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
 }
-
-# Module -> the modules of serving that it may import. Transports -> services -> the rest -> errors.
-ARROWS = {
-    "serving": {"serving.model"},
-    "serving.__main__": {"serving.commands"},
-    "serving.errors": set(),
-    "serving.prediction": set(),
-    "serving.files": set(),
-    "serving.limits": {"serving.errors"},
-    "serving.pace": set(),
-    "serving.threads": {"serving.errors"},
-    "serving.repository": {"serving.errors", "serving.files"},
-    "serving.cgroups": set(),
-    "serving.memory": {"serving.cgroups"},
-    "serving.folders": {"serving.errors", "serving.limits"},
-    "serving.label_files": {"serving.errors"},
-    "serving.headers": {"serving.errors", "serving.limits"},
-    "serving.pixels": {"serving.errors", "serving.limits", "serving.headers"},
-    "serving.certificate": {"serving.errors", "serving.limits", "serving.pixels"},
-    "serving.artifact": {"serving.errors", "serving.limits", "serving.pixels", "serving.certificate"},
-    "serving.model": {
-        *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
-        "serving.prediction",
-    },
-    "serving.trials": {"serving.errors", "serving.limits"},
-    "serving.trial": {"serving.errors", "serving.model", "serving.trials"},
-    "serving.drift": {"serving.certificate", "serving.pixels"},
-    "serving.proof": {
-        *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.certificate"),
-        *("serving.model", "serving.drift", "serving.files", "serving.folders"),
-    },
-    "serving.batch": {"serving.errors", "serving.certificate", "serving.model"},
-    "serving.decoding": {
-        *("serving.errors", "serving.headers", "serving.memory", "serving.pixels", "serving.threads"),
-    },
-    "serving.batching": {
-        *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        *("serving.batch", "serving.cgroups", "serving.pace", "serving.threads"),
-    },
-    "serving.client": {"serving.errors", "serving.prediction", "serving.wire"},
-    "serving.wire": set(),
-    "serving.services": {
-        *("serving.errors", "serving.limits", "serving.pixels", "serving.certificate", "serving.model"),
-        *("serving.batch", "serving.batching", "serving.drift", "serving.repository", "serving.wire"),
-        *("serving.files", "serving.trials", "serving.decoding", "serving.headers"),
-    },
-    "serving.transports": {
-        *("serving.errors", "serving.limits", "serving.batch", "serving.batching", "serving.services", "serving.wire"),
-        *("serving.model", "serving.files", "serving.threads"),
-    },
-    "serving.bench": {
-        *("serving.client", "serving.wire", "serving.certificate", "serving.model", "serving.pixels"),
-    },
-    "serving.commands": {"serving"},
-}
-# What training may use of serving: the facts that both sides need, and publishing.
-TRAINING_MAY_IMPORT = {
-    "serving.commands.paths",
-    *("serving.errors", "serving.limits", "serving.pixels", "serving.artifact", "serving.model", "serving.repository"),
-    *("serving.certificate", "serving.proof", "serving.drift", "serving.files", "serving.commands.output"),
-    *("serving.commands.image_limits", "serving.folders", "serving.headers", "serving.label_files"),
-}
-# Third-party package -> the only modules of serving that may import it.
+# Third-party package -> the only modules that may import it.
 ONLY_IN = {
-    "torch": (),
-    "onnx": ("serving.artifact", "serving.proof", "serving.commands.certify"),
-    "onnxruntime": ("serving.model", "serving.proof.quantize"),
-    "PIL": ("serving.pixels", "serving.proof"),
-    "grpc": ("serving.transports", "serving.client", "serving.bench"),
+    "torch": ("training", "evalmode.cli.console", "evalmode.cli.train"),
+    "onnx": ("evalmode.artifact", "evalmode.certification", "evalmode.cli.certify", "training"),
+    "onnxruntime": ("evalmode.runtime", "evalmode.certification.quantize"),
+    "PIL": ("evalmode.images", "evalmode.certification", "training"),
+    "grpc": ("serving.transports", "evalmode.client", "evalmode.bench"),
     "pygrpc_native": ("serving.transports.native",),
     "uvloop": ("serving.transports.loop",),
     "grpc_health": ("serving.transports",),
     "grpc_reflection": ("serving.transports",),
     "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
-    "click": ("serving.commands",),
-    "rich": ("serving.commands",),
+    "click": ("evalmode.cli",),
+    "rich": ("evalmode.cli",),
 }
 
 
@@ -115,32 +55,33 @@ def is_in(module: str, packages: object) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def rule_for(module: str) -> set[str]:
-    """The arrows of a module, or of the folder it lies in."""
-    while module not in ARROWS:
+def package_of(module: str) -> str:
+    """The innermost package of the table that a module is in."""
+    while module not in PACKAGES:
         module = module.rpartition(".")[0]
-    return ARROWS[module]
+    return module
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if is_in(name, ["serving"])])
-def test_serving_imports_along_the_arrows(module: str) -> None:
-    wanted = {name for name in imports_of(MODULES[module]) if is_in(name, ["serving", "training"])}
-    wanted.discard("serving")  # holds the version, and imports nothing
-    folder = module.rpartition(".")[0]
-    siblings = {folder} if folder != "serving" else set()
-    assert {name for name in wanted if not is_in(name, rule_for(module) | siblings)} == set()
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_along_the_arrows(module: str) -> None:
+    package = package_of(module)
+    allowed = PACKAGES[package]["imports"]
+    imported = {
+        package_of(name) for name in imports_of(MODULES[module]) if is_in(name, ["evalmode", "serving", "training"])
+    }
+    # `evalmode` itself holds the version; a package may import what lies in it, and its siblings in training.
+    assert "*" in allowed or imported - {package, "evalmode", *allowed, *inside(package)} == set()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if is_in(name, ["training"])])
-def test_training_uses_only_the_shared_modules_of_serving(module: str) -> None:
-    used = {name for name in imports_of(MODULES[module]) if is_in(name, ["serving"])}
-    command = {"serving.__main__"} if module == "training.__main__" else set()
-    assert {name for name in used if not is_in(name, TRAINING_MAY_IMPORT)} == command
+def inside(package: str) -> set[str]:
+    """The packages of the table that lie in a package, or beside it in training, whose parts know each other."""
+    outer = "training" if package.startswith("training") else package
+    return {name for name in PACKAGES if is_in(name, [outer])}
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
-def test_a_library_of_serving_is_imported_in_one_place(package: str) -> None:
-    users = {name for name, path in MODULES.items() if is_in(name, ["serving"]) and is_in_imports(package, path)}
+def test_a_library_is_imported_in_one_place(package: str) -> None:
+    users = {name for name, path in MODULES.items() if is_in_imports(package, path)}
     assert {name for name in users if not is_in(name, ONLY_IN[package])} == set()
 
 
@@ -194,10 +135,10 @@ def test_no_module_is_a_dumping_ground() -> None:
 
 def test_only_commands_read_the_environment() -> None:
     readers = {name for name, path in MODULES.items() if "environ" in path.read_text() or "getenv" in path.read_text()}
-    commands = ["serving.commands", "training.commands"]
+    commands = ["evalmode.cli", "evalmode.cli"]
     assert {name for name in readers if not is_in(name, commands)} == {
-        "serving.model",  # switches telemetry off
-        "serving.__main__",  # the command's entry point
+        "evalmode.runtime.model",  # switches telemetry off
+        "evalmode.__main__",  # the command's entry point
     }
 
 
@@ -217,12 +158,12 @@ def test_importing_does_nothing() -> None:
 def test_nothing_is_reported_to_the_vendor_of_a_library_unless_the_user_wants_it(wish: str | None, answer: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     code = (
-        "import sys, serving.model\n"
+        "import sys, evalmode.runtime.model\n"
         "import ctypes; c = ctypes.CDLL(None); c.getenv.restype = ctypes.c_char_p\n"
         "print(c.getenv(b'ORT_DISABLE_TELEMETRY').decode())"  # what the library itself reads
     )
     environment |= {"ORT_DISABLE_TELEMETRY": wish} if wish else {}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout == answer + "\n", done.stderr
-    lines = MODULES["serving.model"].read_text().splitlines()
+    lines = MODULES["evalmode.runtime.model"].read_text().splitlines()
     assert lines.index("import onnxruntime as ort") > lines.index('os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from training.commands.train import train
+from evalmode.cli.train import train
 
 COMPOSE = (Path(__file__).parents[1] / "docker" / "compose.yaml").read_text()
 # In place of evalmode: writes down how it is called.

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from serving.pixels import Pixels
+from evalmode.images.pixels import Pixels
 from training.datasets.dataset import Indices
 
 Mask = npt.NDArray[np.bool_]

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from serving.files import write_atomically
+from evalmode.files import write_atomically
 from training.errors import NetworkError, RunError
 from training.run import save_tensors
 

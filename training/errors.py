@@ -2,7 +2,7 @@
 
 ::
 
-    EvalmodeError (serving.errors)
+    EvalmodeError (evalmode.errors)
     ├── DataError            the labelled images cannot be used as they are: exit 2
     ├── RunError             a run folder cannot be used: exit 2
     ├── NetworkError         no such network, or not for this data: exit 2
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from serving.errors import EvalmodeError
+from evalmode.errors import EvalmodeError
 
 
 class DataError(EvalmodeError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serving.pixels import Pixels
+from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.networks import scale_pixels
 from training.ranks import ALONE, Ranks

@@ -21,17 +21,17 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from serving.artifact import Manifest, open_artifact
-from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
-from serving.drift import describe_images
-from serving.model import ORT_VERSION, load_artifact, open_cpu_session
-from serving.pixels import Pixels
-from serving.proof.certify import certify, check_graph, choose_golden, draw_golden, strip
-from serving.proof.checks import run_all
-from serving.proof.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
-from serving.proof.fold import fold_norms
-from serving.proof.moments import check_moments
-from serving.proof.quantize import check_gain, measure_gain, quantize
+from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
+from evalmode.artifact.image_statistics import describe_images
+from evalmode.artifact.manifest import Manifest, open_artifact
+from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
+from evalmode.certification.checks import run_all
+from evalmode.certification.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
+from evalmode.certification.fold import fold_norms
+from evalmode.certification.moments import check_moments
+from evalmode.certification.quantize import check_gain, measure_gain, quantize
+from evalmode.images.pixels import Pixels
+from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
 from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.evaluation import predict_logits, split_evaluation

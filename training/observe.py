@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from serving.pixels import Pixels
+from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.networks import scale_pixels
 from training.statistics import list_norms

@@ -16,9 +16,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from serving.files import naming, write_atomically
-from serving.limits import OWN_IMAGES, Limits
-from serving.pixels import PixelContract
+from evalmode.files import naming, write_atomically
+from evalmode.images.pixels import PixelContract
+from evalmode.limits import OWN_IMAGES, Limits
 from training.datasets import Dataset
 from training.errors import RunError
 from training.networks import build_network

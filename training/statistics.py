@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from serving.pixels import Pixels
+from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.evaluation import count_batch, split_evaluation
 from training.networks import scale_pixels

@@ -18,13 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.onnx import OnnxExporterError
 
-from serving.certificate import scale_tolerance
-from serving.errors import EvalmodeError, TrainMode
-from serving.pixels import Pixels
-from serving.proof.adopt import gives_probabilities
-from serving.proof.certify import check_graph, strip
-from serving.proof.checks import run_all
-from serving.proof.fold import fold_norms
+from evalmode.artifact.certificate import scale_tolerance
+from evalmode.certification.adopt import gives_probabilities
+from evalmode.certification.certify import check_graph, strip
+from evalmode.certification.checks import run_all
+from evalmode.certification.fold import fold_norms
+from evalmode.errors import EvalmodeError, TrainMode
+from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.errors import NetworkError
 from training.evaluation import evaluate

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serving.errors import ControlForbidden, TokenInvalid, TokensInvalid
-from serving.files import sign_file
+from evalmode.errors import ControlForbidden, TokenInvalid, TokensInvalid
+from evalmode.files import sign_file
 
 log = logging.getLogger(__name__)
 

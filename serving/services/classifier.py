@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from serving.batch import Call
-from serving.certificate import INPUT, PROBABILITIES
-from serving.decoding import DecodeBudget, count_decode_bytes, decode_requested
-from serving.errors import InputMissing, at_field
-from serving.limits import Limits
-from serving.model import Model
-from serving.pixels import RESIZE, announce_image, check_pixels
+from evalmode.artifact.certificate import INPUT, PROBABILITIES
+from evalmode.errors import InputMissing, at_field
+from evalmode.images.pixels import RESIZE, announce_image, check_pixels
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model
+from evalmode.wire import classifier_pb2 as wire
+from serving.engine.batch import Call
+from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_requested
 from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
-from serving.wire import classifier_pb2 as wire
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Classifier"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from serving.batch import Call, check_alive
-from serving.batching import Answer, Batcher, Job
-from serving.certificate import Tensors
-from serving.decoding import DecodeBudget, Turn
-from serving.errors import DeadlineExpired, RequestCancelled
-from serving.model import Model
+from evalmode.artifact.certificate import Tensors
+from evalmode.errors import DeadlineExpired, RequestCancelled
+from evalmode.runtime.model import Model
+from serving.engine.batch import Call, check_alive
+from serving.engine.batching import Answer, Batcher, Job
+from serving.engine.decoding import DecodeBudget, Turn
 from serving.services.statistics import Statistics
 
 QUICK_BYTES = 64 * 1024  # a message up to this size is parsed in less time than another thread takes to begin

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-import serving
-from serving.batching import Load
-from serving.drift import LIMIT, WINDOW, drifts, measure_drift
+import evalmode
+from serving.engine.batching import Load
+from serving.services.drift import LIMIT, WINDOW, drifts, measure_drift
 from serving.services.models import Models
 from serving.services.statistics import BOUNDS_US, Counts, Durations, Statistics
 from serving.services.status import INTERNAL_REASON
@@ -107,7 +107,7 @@ class Metrics:
             name: FAMILIES[one.kind](name, f"{one.says[0].upper()}{one.says[1:]}.", labels=one.labels)
             for name, one in METRICS.items()
         }
-        families["evalmode_info"].add_metric((serving.__version__,), 1)
+        families["evalmode_info"].add_metric((evalmode.__version__,), 1)
         load = self._load()
         for name, value in zip(("slots", "slots_busy", "requests_waiting", "requests_in_flight"), load, strict=True):
             families[f"evalmode_{name}"].add_metric((), value)

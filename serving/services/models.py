@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.errors import (
+from evalmode.artifact.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
+from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
     ModelInvalid,
@@ -20,10 +21,9 @@ from serving.errors import (
     TrialUnavailable,
     UsageError,
 )
-from serving.files import Signature, sign_file
-from serving.limits import Limits
-from serving.model import Model, load_model
-from serving.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
+from evalmode.files import Signature, sign_file
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model, load_model
 from serving.trials import Trials
 
 log = logging.getLogger(__name__)

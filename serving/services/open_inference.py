@@ -8,19 +8,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import serving
-from serving.batch import Call
-from serving.decoding import DecodeBudget
-from serving.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
-from serving.limits import Limits
-from serving.model import Model, Tensor
+import evalmode
+from evalmode.errors import ControlDisabled, NotServed, ParameterInvalid, TensorDuplicate, TensorUnknown
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model, Tensor
+from evalmode.wire import model_config_pb2 as config
+from evalmode.wire import open_inference_pb2 as wire
+from serving.engine.batch import Call
+from serving.engine.decoding import DecodeBudget
 from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from serving.services.status import explain
 from serving.services.tensors import BYTES, DATATYPES, TYPED, check_parameters, read_inputs, write_outputs
-from serving.wire import model_config_pb2 as config
-from serving.wire import open_inference_pb2 as wire
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PLATFORM = "onnx_onnxv1"
@@ -161,7 +161,7 @@ class OpenInference:
 
     def server_metadata(self, request: wire.ServerMetadataRequest, call: Call) -> wire.ServerMetadataResponse:
         """Who answers, and what of the protocol's extensions."""
-        return wire.ServerMetadataResponse(name="evalmode", version=serving.__version__, extensions=EXTENSIONS)
+        return wire.ServerMetadataResponse(name="evalmode", version=evalmode.__version__, extensions=EXTENSIONS)
 
     def model_metadata(self, request: wire.ModelMetadataRequest, call: Call) -> wire.ModelMetadataResponse:
         """A model's inputs and outputs, and what its artifact says about itself."""

@@ -10,14 +10,15 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from serving.batch import count_rows
-from serving.certificate import INPUT, PROBABILITIES, Tensors
-from serving.drift import WINDOW, cut_middle
-from serving.errors import RequestError
-from serving.model import Model
-from serving.pixels import Pixels
+from evalmode.artifact.certificate import INPUT, PROBABILITIES, Tensors
+from evalmode.artifact.image_statistics import cut_middle
+from evalmode.errors import RequestError
+from evalmode.images.pixels import Pixels
+from evalmode.runtime.model import Model
+from evalmode.wire import open_inference_pb2 as wire
+from serving.engine.batch import count_rows
+from serving.services.drift import WINDOW
 from serving.services.status import explain
-from serving.wire import open_inference_pb2 as wire
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from serving import errors
-from serving.errors import RequestError
+from evalmode import errors
+from evalmode.errors import RequestError
 
 DOMAIN = "evalmode"
 

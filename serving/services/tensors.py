@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.batch import Call, check_alive
-from serving.certificate import DTYPES, INPUT, Array, Tensors
-from serving.decoding import DecodeBudget, count_decode_bytes, decode_requested
-from serving.errors import (
+from evalmode.artifact.certificate import DTYPES, INPUT, Array, Tensors
+from evalmode.errors import (
     BatchTooLarge,
     ContentsMismatch,
     ContentsMixed,
@@ -31,11 +29,13 @@ from serving.errors import (
     TensorUnknown,
     at_field,
 )
-from serving.headers import Header
-from serving.limits import Limits
-from serving.model import Model, Tensor
-from serving.pixels import PixelContract, announce_image
-from serving.wire import open_inference_pb2 as wire
+from evalmode.images.headers import Header
+from evalmode.images.pixels import PixelContract, announce_image
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model, Tensor
+from evalmode.wire import open_inference_pb2 as wire
+from serving.engine.batch import Call, check_alive
+from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_requested
 
 BYTES = "BYTES"
 DATATYPES = {np.dtype(name): name.upper().replace("FLOAT", "FP") for name in DTYPES}  # numpy's -> the protocol's

@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from serving.errors import AddressUnavailable
+from evalmode.errors import AddressUnavailable
 
 UNIX = "unix:"
 PORT, METRICS_PORT = "--port", "--metrics-port"

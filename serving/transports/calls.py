@@ -11,7 +11,7 @@ from functools import partial
 
 import grpc.aio
 
-from serving.errors import MessageLate, RequestError
+from evalmode.errors import MessageLate, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ RECEIVING, RUNNING, SENDING, IDLE = "receiving", "running", "sending", "idle"
 
 
 class OpenCall:
-    """A call as the services see it (``serving.batch.Call``), and what the transport knows of it.
+    """A call as the services see it (``serving.engine.batch.Call``), and what the transport knows of it.
 
     Attributes:
         path: Of its method.
@@ -58,15 +58,15 @@ class OpenCall:
                 self._task.cancel()
 
     def time_remaining_s(self) -> float:
-        """See ``serving.batch.Call``."""
+        """See ``serving.engine.batch.Call``."""
         return min(self._until - time.monotonic(), threading.TIMEOUT_MAX)
 
     def waited_s(self) -> float:
-        """See ``serving.batch.Call``."""
+        """See ``serving.engine.batch.Call``."""
         return 0.0
 
     def cancelled(self) -> bool:
-        """See ``serving.batch.Call``."""
+        """See ``serving.engine.batch.Call``."""
         return self.over
 
 

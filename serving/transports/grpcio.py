@@ -19,9 +19,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.batching import Load
-from serving.errors import AddressUnavailable
-from serving.limits import Limits
+from evalmode.errors import AddressUnavailable
+from evalmode.limits import Limits
+from serving.engine.batching import Load
 from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.inference import Inference

@@ -21,8 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from serving.batch import Call
-from serving.errors import (
+from evalmode.errors import (
     CallsFull,
     MessageInvalid,
     MessageTooLarge,
@@ -31,7 +30,8 @@ from serving.errors import (
     StreamsFull,
     WatchesFull,
 )
-from serving.limits import Limits
+from evalmode.limits import Limits
+from serving.engine.batch import Call
 from serving.services.access import Access
 from serving.services.inference import QUICK_BYTES, Inference, Service, Work
 from serving.services.open_inference import OpenInference

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from grpc_health.v1 import health_pb2
 
-from serving.errors import ServiceUnknown
+from evalmode.errors import ServiceUnknown
 
 Response: TypeAlias = health_pb2.HealthCheckResponse
 Wake = Callable[[], object]

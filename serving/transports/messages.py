@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.errors import MessageInvalid, MessagesFull, MessageTooLarge
+from evalmode.errors import MessageInvalid, MessagesFull, MessageTooLarge
 
 NO_INFLATION = ("grpc.per_message_decompression", 0)  # an option of grpc's core
 HELD_MESSAGES, MIN_HELD_BYTES = 4, 16 * 2**20  # so many of the largest size may be in memory

@@ -24,10 +24,10 @@ from typing import Any
 from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from serving.batch import Batch, Request, check_alive, reason_dead, run_together
-from serving.batching import Load, queue_too_long
-from serving.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
-from serving.limits import Limits
+from evalmode.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
+from evalmode.limits import Limits
+from serving.engine.batch import Batch, Request, check_alive, reason_dead, run_together
+from serving.engine.batching import Load, queue_too_long
 from serving.services import classifier, open_inference
 from serving.services.access import Access
 from serving.services.inference import Inference, Service, Timed, Work

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from serving.errors import RequestError
+from evalmode.errors import RequestError
 from serving.transports.calls import OpenCall
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from serving.errors import RequestError
+from evalmode.errors import RequestError
 from serving.services.status import DOMAIN, RETRY_AFTER_S, explain
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import grpc
 
-from serving.errors import CertificatesInvalid
-from serving.files import sign_file
+from evalmode.errors import CertificatesInvalid
+from evalmode.files import sign_file
 from serving.threads import start_threads
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
-from serving.wire import open_inference_pb2 as wire
-from serving.wire import open_inference_pb2_grpc as wire_grpc
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conformance.conftest import MANY, WAIT_S, Target, code_of, read_outputs
 from tests.conformance.specification import NUMPY
 from tests.conftest import Server, encode, plain

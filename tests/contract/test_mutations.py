@@ -18,9 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
-from serving.artifact import Manifest, check_digest, open_artifact, seal
-from serving.certificate import INPUT, LOGITS
-from serving.errors import (
+from evalmode.artifact.certificate import INPUT, LOGITS
+from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
+from evalmode.certification import fold, quantize
+from evalmode.certification.certify import certify, least_recalls
+from evalmode.certification.checks import check_golden
+from evalmode.certification.verdicts import examine
+from evalmode.errors import (
     ArtifactInvalid,
     DigestMismatch,
     EvalmodeError,
@@ -33,18 +37,14 @@ from serving.errors import (
     TrainMode,
     WeightsNotFinite,
 )
-from serving.model import load_artifact, open_cpu_session
-from serving.pixels import PixelContract
-from serving.proof import fold, quantize
-from serving.proof.certify import certify, least_recalls
-from serving.proof.checks import check_golden
-from serving.proof.verdicts import examine
+from evalmode.images.pixels import PixelContract
+from evalmode.runtime.model import load_artifact, open_cpu_session
 from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
+from training.loop import prepare_network, train
 from training.recipe import choose_recipe
 from training.run import EXACT, Run, RunConfig
-from training.train import prepare_network, train
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")

@@ -12,19 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from serving.client import Client
-from serving.limits import Limits
-from serving.model import load_model
-from serving.pixels import decode_image
-from serving.repository import publish
+from evalmode.artifact.repository import publish
+from evalmode.client import Client
+from evalmode.images.pixels import decode_image
+from evalmode.limits import Limits
+from evalmode.runtime.model import load_model
 from tests.conftest import Server, serving
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import predict_logits
 from training.export import choose_temperature, export_run
+from training.loop import train
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
-from training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.bench.load import Measured, _Asking, describe
-from serving.bench.usage import find_server
-from serving.repository import publish
-from serving.wire import classifier_pb2 as wire
+from evalmode.artifact.repository import publish
+from evalmode.bench.load import Measured, _Asking, describe
+from evalmode.bench.usage import find_server
+from evalmode.wire import classifier_pb2 as wire
 from tests.conftest import colour_artifact, encode, plain, serving
 
 
@@ -27,7 +27,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def bench(*options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "serving", "bench", *map(str, options), "--seconds", "0.5"]
+    command = [sys.executable, "-m", "evalmode", "bench", *map(str, options), "--seconds", "0.5"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 

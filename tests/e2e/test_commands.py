@@ -16,9 +16,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from benchmarks.damage import make_damaged
-from serving import __version__
-from serving.commands.main import COMMANDS
-from serving.repository import publish
+from evalmode import __version__
+from evalmode.artifact.repository import publish
+from evalmode.cli.main import COMMANDS
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,7 +36,7 @@ def test_the_console_script_is_installed() -> None:
 def test_help_loads_no_heavy_library(command: str) -> None:
     code = (
         "import sys\n"
-        "from serving.commands.main import cli\n"
+        "from evalmode.cli.main import cli\n"
         f"cli([{command!r}, '--help'], standalone_mode=False)\n"
         f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules])"
     )
@@ -48,7 +48,7 @@ def test_serve_never_loads_torch(colours: Path) -> None:
     """Building the whole server, models and all."""
     code = (
         "import sys\n"
-        "from serving.commands import serve\n"
+        "from evalmode.cli import serve\n"
         "serve._run = lambda *_: print([name for name in ('torch', 'training') if name in sys.modules])\n"
         f"serve.serve(['--repository', {str(colours)!r}, '--port', '0'])"
     )
@@ -72,7 +72,7 @@ def test_a_missing_extra_is_named(command: str, package: str, extra: str, tmp_pa
     arguments = {"train": ["digits", "--out", str(tmp_path / "run")], "serve": ["--repository", str(colours)]}[command]
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from serving.commands.main import main\n"
+        "from evalmode.cli.main import main\n"
         f"sys.argv = ['evalmode', {command!r}, *{arguments!r}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -120,10 +120,10 @@ def test_a_package_that_cannot_be_imported_is_one_line(
 
 def test_a_package_of_the_users_own_that_cannot_be_imported_is_not_to_be_installed_again() -> None:
     code = (
-        "import sys; from serving.commands import check\n"
+        "import sys; from evalmode.cli import check\n"
         "def fail(*_, **__): from wave import no_such_name\n"
         "check.check.callback = fail\n"
-        "from serving.commands.main import main\n"
+        "from evalmode.cli.main import main\n"
         f"main(['check', {sys.executable!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -243,7 +243,7 @@ def test_predict_shows_a_table(server: Server, tmp_path: Path, evalmode: Evalmod
 def test_a_closed_pipe_is_no_error(colours: Path, tmp_path: Path) -> None:
     for index in range(300):
         (tmp_path / f"{index}.png").write_bytes(encode(plain("red")))
-    command = f"{sys.executable} -m serving predict {tmp_path} --file {colours}/colours/1/model.onnx --json | head -1"
+    command = f"{sys.executable} -m evalmode predict {tmp_path} --file {colours}/colours/1/model.onnx --json | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
 
@@ -258,7 +258,7 @@ class TestPredictReads:
     @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
     def test_standard_input(self, model: Path, server: Server, name: str) -> None:
         for where in (("--file", model), ("--address", server.address)):
-            command = [sys.executable, "-m", "serving", "predict", name, *map(str, where), "--json"]
+            command = [sys.executable, "-m", "evalmode", "predict", name, *map(str, where), "--json"]
             done = subprocess.run(command, input=encode(plain("green")), capture_output=True)
             answer = json.loads(done.stdout)
             assert (answer["image"], answer["scores"][0]["label"]) == (name, "green")
@@ -270,7 +270,7 @@ class TestPredictReads:
     def test_a_pipe(self, model: Path, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "red.png").write_bytes(encode(plain("red")))
-        command = f"cat {tmp_path}/red.png > {tmp_path}/pipe & {sys.executable} -m serving predict {tmp_path}/pipe"
+        command = f"cat {tmp_path}/red.png > {tmp_path}/pipe & {sys.executable} -m evalmode predict {tmp_path}/pipe"
         done = subprocess.run(
             f"{command} --file {model} --json", shell=True, capture_output=True, text=True, timeout=60
         )
@@ -285,7 +285,7 @@ class TestPredictReads:
         name = os.fsencode(tmp_path) + b"/caf\xe9.png"
         Path(os.fsdecode(name)).write_bytes(encode(plain("blue")))
         for option in ("--json", "--csv", "--top-k=1"):
-            command = [sys.executable, "-m", "serving", "predict", name, "--file", str(model), option]
+            command = [sys.executable, "-m", "evalmode", "predict", name, "--file", str(model), option]
             for locale in ("C", "C.UTF-8", "POSIX"):
                 done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": locale})
                 assert done.returncode == 0, done.stderr
@@ -333,7 +333,7 @@ class TestPredictReads:
             assert done.returncode == 2
 
     def test_standard_input_that_is_closed(self, model: Path) -> None:
-        command = [sys.executable, "-m", "serving", "predict", "-", "--file", str(model)]
+        command = [sys.executable, "-m", "evalmode", "predict", "-", "--file", str(model)]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(0))
         told = ["evalmode: -: image is empty: 0 bytes", "evalmode: 1 of 1 images were not classified"]
         assert (done.returncode, done.stderr.splitlines()) == (2, told)
@@ -369,7 +369,7 @@ def test_a_path_that_may_not_be_looked_at_is_not_said_to_be_missing(arguments: t
     for place in (tmp_path, tmp_path / "hidden"):
         (place / "x").write_text("")
     (tmp_path / "hidden").chmod(0)
-    command = [*UNPRIVILEGED, sys.executable, "-m", "serving", *arguments]
+    command = [*UNPRIVILEGED, sys.executable, "-m", "evalmode", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     (tmp_path / "hidden").chmod(0o700)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.commands.main import COMMANDS
+from evalmode.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ def complete(shell: str, *words: str) -> list[str]:
     """What a shell is offered after these words, of which the last is not complete."""
     place = str(len(words) - 1) if shell != "fish" else words[-1]
     environment = {"COMP_WORDS": " ".join(words), "COMP_CWORD": place, "_EVALMODE_COMPLETE": f"{shell}_complete"}
-    command = [sys.executable, "-c", "from serving.commands.main import main; main()"]
+    command = [sys.executable, "-c", "from evalmode.cli.main import main; main()"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
     )
@@ -49,6 +49,6 @@ def test_the_documented_line_is_a_script_of_that_shell(shell: str) -> None:
     assert re.search(rf"_EVALMODE_COMPLETE={shell}_source evalmode", text)
     if shell == "bash" and shutil.which("bash"):
         environment = {**os.environ, "_EVALMODE_COMPLETE": "bash_source"}
-        command = [sys.executable, "-c", "from serving.commands.main import main; main()"]
+        command = [sys.executable, "-c", "from evalmode.cli.main import main; main()"]
         script = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
         subprocess.run(["bash", "-euc", f"{script}\ncomplete -p evalmode"], check=True, capture_output=True)

@@ -17,10 +17,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.client import CallFailed, Client
-from serving.repository import publish
-from serving.wire import open_inference_pb2 as wire
-from serving.wire import open_inference_pb2_grpc as wire_grpc
+from evalmode.artifact.repository import publish
+from evalmode.client import CallFailed, Client
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import COLOURS, Server, colour_artifact, encode, plain, serving
 
 GERMAN = ("rot", "grün", "blau")
@@ -31,7 +31,7 @@ WAIT_S = 60
 KILLED_PUBLISHERS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from serving.repository import list_versions, publish
+from evalmode.artifact.repository import list_versions, publish
 repository, artifact, chance = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), random.Random(int(sys.argv[3]))
 for _ in range(int(sys.argv[4])):
     child = os.fork()

@@ -20,11 +20,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from serving.certificate import INPUT
-from serving.client import Client
-from serving.model import load_model
-from serving.wire import open_inference_pb2 as wire
-from serving.wire import open_inference_pb2_grpc as wire_grpc
+from evalmode.artifact.certificate import INPUT
+from evalmode.client import Client
+from evalmode.runtime.model import load_model
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]

@@ -32,7 +32,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     assert installed.returncode == 0, installed.stderr[-2000:]
 
     def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = ["node", "predict.mjs", *map(str, arguments), str(ROOT / "protos/serving/wire/classifier.proto")]
+        command = ["node", "predict.mjs", *map(str, arguments), str(ROOT / "protos/evalmode/wire/classifier.proto")]
         return subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
         )

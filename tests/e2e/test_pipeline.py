@@ -24,10 +24,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.tensorboard import SummaryWriter
 
-import serving as package
-from serving.client import Client
+import evalmode as package
+from evalmode.cli.train import train
+from evalmode.client import Client
 from tests.conftest import serving
-from training.commands.train import train
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 TRAIN, TEST = 60, 20  # images of a class in the slice
@@ -82,7 +82,7 @@ def story(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export", "run", "--repository", "models", "--name", "pets"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "serving", *map(str, command)], cwd=folder, capture_output=True, text=True
+            [sys.executable, "-m", "evalmode", *map(str, command)], cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         (folder / f"{command[0]}.txt").write_text(done.stdout)
@@ -149,7 +149,7 @@ def test_an_export_is_refused_when_the_data_changed(
 
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
-    command = [sys.executable, "-m", "serving", "train", "digits", "--out", "run", "--epochs", "1000"]
+    command = [sys.executable, "-m", "evalmode", "train", "digits", "--out", "run", "--epochs", "1000"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.commands.main import COMMANDS
-from serving.repository import publish
+from evalmode.artifact.repository import publish
+from evalmode.cli.main import COMMANDS
 from tests.conftest import colour_artifact, encode, plain
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def _evalmode(
     arguments: tuple[str, ...], folder: Path, before: tuple[object, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
-    command = [*map(os.fspath, before), sys.executable, "-m", "serving", *arguments]  # type: ignore[arg-type]
+    command = [*map(os.fspath, before), sys.executable, "-m", "evalmode", *arguments]  # type: ignore[arg-type]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", timeout=120
     )

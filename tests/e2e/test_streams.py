@@ -15,8 +15,8 @@ from typing import IO
 
 import pytest
 
-from serving.client import Client
-from serving.repository import publish
+from evalmode.artifact.repository import publish
+from evalmode.client import Client
 from tests.conftest import colour_artifact, encode, plain
 
 LABELS = ("rød", "水", "blau")  # red, green, blue
@@ -55,7 +55,7 @@ COMMANDS = list(commands(Path()))
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "serving", *map(os.fspath, map(_as_text, arguments))]  # type: ignore[arg-type]
+    command = [sys.executable, "-m", "evalmode", *map(os.fspath, map(_as_text, arguments))]  # type: ignore[arg-type]
     return subprocess.run(command, timeout=120, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})  # type: ignore[call-overload]
 
 
@@ -115,7 +115,7 @@ def test_training_goes_on_when_its_output_is_read_no_further(tmp_path: Path) -> 
 
 def test_a_server_goes_on_when_its_output_is_read_no_further(place: Path, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/socket"
-    command = [sys.executable, "-m", "serving", "serve", "--repository", place / "models", "--host", address]
+    command = [sys.executable, "-m", "evalmode", "serve", "--repository", place / "models", "--host", address]
     with unread() as pipe:
         server = subprocess.Popen([*command, "--no-metrics", "--lame-duck", "0"], stdout=pipe)
     try:
@@ -131,10 +131,10 @@ def test_a_server_goes_on_when_its_output_is_read_no_further(place: Path, tmp_pa
 
 def test_a_pipe_of_something_else_that_breaks_is_an_error() -> None:
     code = (
-        "from serving.commands import rollback\n"
+        "from evalmode.cli import rollback\n"
         "def fail(*_, **__): raise BrokenPipeError(32, 'Broken pipe')\n"
         "rollback.rollback.callback = fail\n"
-        "from serving.commands.main import main\n"
+        "from evalmode.cli.main import main\n"
         "main(['rollback', 'x', '--repository', '.'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -217,7 +217,7 @@ def on_event(event, arguments):
     if count == last:
         os.kill(os.getpid(), signal.SIGINT)
 
-from serving.__main__ import main
+from evalmode.__main__ import main
 sys.addaudithook(on_event)
 try:
     main()
@@ -259,7 +259,7 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
 def test_an_interrupt_of_python_m_training_is_one_line() -> None:
     code = (
         "import runpy, sys\n"
-        "from serving.commands import main\n"
+        "from evalmode.cli import main\n"
         "def interrupt(*_): raise KeyboardInterrupt\n"
         "main.main = interrupt\n"
         "runpy.run_module('training', run_name='__main__')"

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from serving.artifact import DIGEST
-from serving.model import load_model
+from evalmode.artifact.manifest import DIGEST
+from evalmode.runtime.model import load_model
 from tests.conftest import encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -170,7 +170,7 @@ def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Pat
 )
 def test_waiting_threads_spin_briefly_unless_the_user_decides(set_by_user: dict[str, str], spins: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
-    code = "import os, training.commands.console; print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = "import os, evalmode.cli.console; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment | set_by_user, capture_output=True, text=True, check=True
     )
@@ -181,7 +181,7 @@ def test_training_keeps_the_memory_that_it_frees() -> None:
     """Two rounds of 64 MiB: the second finds the pages of the first, which would else be faults, 4 KiB each."""
     code = """
 import ctypes, resource
-from training.commands.console import keep_memory
+from evalmode.cli.console import keep_memory
 
 keep_memory()
 libc = ctypes.CDLL(None)

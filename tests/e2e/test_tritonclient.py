@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor
 
-from serving.client import Client
-from serving.wire import model_config_pb2, open_inference_pb2
+from evalmode.client import Client
+from evalmode.wire import model_config_pb2, open_inference_pb2
 from tests.conftest import encode, plain, serving
 
 CLIENTS = Path(__file__).parents[1] / "clients"
@@ -51,7 +51,7 @@ def test_it_works_beside_our_client_in_one_process(python: Path, colours: Path, 
     code = """
 import sys
 import tritonclient.grpc as triton
-from serving.client import Client
+from evalmode.client import Client
 with Client(sys.argv[1]) as ours, triton.InferenceServerClient(sys.argv[1]) as theirs:
     print(ours.predict(sys.argv[2]).label, theirs.is_model_ready("colours"))
 """

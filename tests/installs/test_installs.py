@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.commands.main import COMMANDS
-from serving.repository import publish
+from evalmode.artifact.repository import publish
+from evalmode.cli.main import COMMANDS
 from tests.conftest import Server, colour_artifact, encode, plain
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_the_native_transport_starts_where_it_is_installed(installed: Installed)
 
 def test_the_client_is_in_every_installation(installed: Installed, server: Server) -> None:
     code = (
-        "import sys; from serving.client import Client\n"
+        "import sys; from evalmode.client import Client\n"
         f"with Client({server.address!r}) as client: print(client.predict('colours/red/1.png').label)\n"
         "print([name for name in ('numpy', 'onnxruntime', 'torch') if name in sys.modules])"
     )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import tests.conftest
-from serving.batching import Batcher
-from serving.certificate import INPUT, Tensors
-from serving.decoding import DecodeBudget
-from serving.limits import Limits
-from serving.model import Model, load_model
+from evalmode.artifact.certificate import INPUT, Tensors
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model
+from serving.engine.batching import Batcher
+from serving.engine.decoding import DecodeBudget
 from serving.services.access import Access
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference, Work
@@ -26,51 +26,11 @@ from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
-from tests.conftest import colour_artifact
 
 if TYPE_CHECKING:
     from serving.transports.native import NativeServer
 
 WAIT_S = 30  # no test takes this long: where it passes, something hangs
-
-
-# What pygrpc-native 0.5.0 cannot do, by the words of the marker ``native_lacks``.
-NATIVE_LACKS = {
-    "Unix sockets": "pygrpc-native listens on a TCP port",
-    "early refusal": "pygrpc-native holds a whole message before it can be refused",
-    "inflation": "pygrpc-native inflates messages itself, whole",
-    "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",
-    "pauses": "pygrpc-native copies no message while it holds the lock of the interpreter",
-    "connections": "pygrpc-native hands what it does not serve itself on over one connection",
-}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what a transport cannot do; leave out what needs a GPU, unless it was asked for (``-m gpu``)."""
-    if tests.conftest.transport == "native":
-        for item in items:
-            for marker in item.iter_markers("native_lacks"):
-                item.add_marker(pytest.mark.skip(reason=NATIVE_LACKS[marker.args[0]]))
-    if "gpu" in config.option.markexpr:
-        return
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu:
-        config.hook.pytest_deselected(items=gpu)
-        items[:] = [item for item in items if item not in gpu]
-
-
-@pytest.fixture(scope="session")
-def colour_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The colour artifact as a file outside any repository."""
-    path = tmp_path_factory.mktemp("artifact") / "colours.onnx"
-    path.write_bytes(colour_artifact())
-    return path
-
-
-@pytest.fixture(scope="session")
-def model(colour_file: Path) -> Model:
-    """The colour artifact, loaded as colours/1."""
-    return load_model(colour_file, name="colours", version="1")
 
 
 def spawn(function: Callable[..., Any], *arguments: object) -> Future[Any]:

@@ -26,9 +26,9 @@ from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
 import tests.conftest
-from serving.client import CallFailed, Client
-from serving.commands.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape, make_harmless
-from serving.wire import classifier_pb2 as wire
+from evalmode.client import CallFailed, Client
+from evalmode.wire import classifier_pb2 as wire
+from serving.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape, make_harmless
 from tests.conftest import encode, plain, serving
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
@@ -248,8 +248,8 @@ class _Broken(threading.Event):
 def test_the_last_lines_arrive(form: str) -> None:
     code = (
         "import logging\n"
-        "from serving.commands.logs import set_up_log\n"
-        "from serving.commands.serve import _exit_now\n"
+        "from serving.logs import set_up_log\n"
+        "from evalmode.cli.serve import _exit_now\n"
         f"set_up_log('info', {form!r})\n"
         "for number in range(5000): logging.info('line %s', number)\n"
         "_exit_now(0)"
@@ -264,7 +264,7 @@ def test_the_last_lines_arrive(form: str) -> None:
 def test_a_traceback_is_a_field_of_json() -> None:
     code = (
         "import logging\n"
-        "from serving.commands.logs import set_up_log\n"
+        "from serving.logs import set_up_log\n"
         "set_up_log('info', 'json')\n"
         "try: 1 / 0\n"
         "except ZeroDivisionError: logging.exception('failed', extra={'model': 'cats'})"
@@ -282,7 +282,7 @@ def test_a_traceback_is_a_field_of_json() -> None:
 @pytest.mark.parametrize("is_read_later", [True, False])
 def test_a_server_whose_stderr_nobody_reads_answers_and_ends(colours: Path, is_read_later: bool) -> None:
     """A pipe takes 64 KiB: some 500 lines."""
-    command = [sys.executable, "-m", "serving", "serve", "--repository", str(colours), "--port", "0", "--no-metrics"]
+    command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(colours), "--port", "0", "--no-metrics"]
     options = ["--transport", tests.conftest.transport, "--log-level", "debug", "--lame-duck", "0"]
     block, garbage, outcomes = encode_call(PREDICT), message(b"\xff"), Counter[str]()
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
@@ -309,7 +309,7 @@ def void(_: object) -> None:
 
 STRANGE = """
 import os, sys, threading, warnings
-from serving.commands.logs import set_up_log
+from serving.logs import set_up_log
 set_up_log('info', {form!r})
 warnings.warn('careful\\nnow', RuntimeWarning)
 thread = threading.Thread(target=lambda: 1 / 0, name='worker')
@@ -333,8 +333,8 @@ def test_json_holds_json_only_whoever_writes() -> None:
     told = [json.loads(line) for line in done.stderr.splitlines()]
     assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in told} == {
         ("WARNING", "py.warnings", "RuntimeWarning: careful\\nnow"),
-        ("CRITICAL", "serving.commands.logs", "uncaught in thread worker: ZeroDivisionError('division by zero')"),
-        ("CRITICAL", "serving.commands.logs", "uncaught in the server: KeyError('uncaught')"),
+        ("CRITICAL", "serving.logs", "uncaught in thread worker: ZeroDivisionError('division by zero')"),
+        ("CRITICAL", "serving.logs", "uncaught in the server: KeyError('uncaught')"),
         *{(one["level"], one["logger"], one["message"]) for one in told if "Broken.__del__" in one["message"]},
         ("WARNING", "stderr", "printed"),
         ("ERROR", "stderr", r"E0000 00:00:1732600000.123456   12345 chttp2_server.cc:1046] \xff failed"),

@@ -13,8 +13,8 @@ from unittest.mock import patch
 import pytest
 
 from docs.tables import count_threads
-from serving.batching import count_cpus
-from serving.errors import ThreadsUnavailable
+from evalmode.errors import ThreadsUnavailable
+from evalmode.runtime.cpus import count_cpus
 from serving.threads import Threads, start_threads
 from tests.serving.conftest import WAIT_S, wait_until
 
@@ -97,7 +97,7 @@ def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours
         '    if left[0] < 0: raise RuntimeError("can\'t start new thread")\n'
         "    return start(*arguments)\n"
         "threading._start_new_thread = limited\n"
-        "from serving.commands.main import main\n"
+        "from evalmode.cli.main import main\n"
         f"sys.argv = ['evalmode', 'serve', '--repository', {str(colours)!r}, '--port', '0', '--metrics-port', '0']\n"
         "main()"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import ArtifactInvalid, EvalmodeError, LoadLimitExceeded, OperatorNotAllowed, TrialUnavailable
-from serving.limits import MIB, Limits
+from evalmode.errors import ArtifactInvalid, EvalmodeError, LoadLimitExceeded, OperatorNotAllowed, TrialUnavailable
+from evalmode.limits import MIB, Limits
 from serving.trials import Trials
 from tests.conftest import colour_artifact
 from tests.hostile import FILES, endless_loop
@@ -113,7 +113,7 @@ def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
     """onnxruntime quotes names of the file: a hostile one must not write lines of its own into the log."""
     import onnx
 
-    from serving.artifact import Manifest
+    from evalmode.artifact.manifest import Manifest
     from tests.hostile import seal_unchecked
 
     node = onnx.helper.make_node("No\nSuch" + "x" * 10_000, ["x"], ["y"])

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from serving.model import Model, load_model
-from serving.proof.figures import Quality
+from evalmode.certification.figures import Quality
+from evalmode.runtime.model import Model, load_model
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Agreement, export_run
+from training.loop import train
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
-from training.train import train
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 

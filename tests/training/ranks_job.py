@@ -14,11 +14,11 @@ from torch import nn
 
 from training.datasets import Split, load_dataset
 from training.errors import EvalmodeError
+from training.loop import check_ranks, train
 from training.ranks import join_ranks
 from training.recipe import Recipe
 from training.run import Run, RunConfig
 from training.statistics import recompute_statistics
-from training.train import check_ranks, train
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
 stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None

@@ -21,8 +21,8 @@ from torch import nn
 from training.checkpoint import KEPT, Epoch, list_checkpoints
 from training.datasets import Dataset, Split
 from training.errors import NetworkError
+from training.loop import train
 from training.run import Run
-from training.train import train
 
 RECIPES: dict[str, dict[str, Any]] = {
     "muon": {"network": "compact", "epochs": 4, "optimizer": "muon", "learning_rate": 0.1, "shift": 1},
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
 class TestCommand:
     def command(self, tmp_path: Path, *options: object) -> list[str]:
         given = ("train", "digits", "--out", tmp_path / "run", "--epochs", 2, "--no-report", *options)
-        return [sys.executable, "-m", "serving", *map(str, given)]
+        return [sys.executable, "-m", "evalmode", *map(str, given)]
 
     def run(self, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(tmp_path, *options), capture_output=True, text=True, timeout=300)

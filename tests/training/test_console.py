@@ -27,7 +27,7 @@ def test_a_torch_that_cannot_be_imported_is_said_in_one_line(
     (tmp_path / "torch" / "__init__.py").write_text(broken)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(
-        [sys.executable, "-m", "serving", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "evalmode", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving.errors import UsageError
-from serving.limits import Limits
-from serving.pixels import PixelContract, decode_image
+from evalmode.errors import UsageError
+from evalmode.images.pixels import PixelContract, decode_image
+from evalmode.limits import Limits
 from tests.conftest import as_nobody
 from training.datasets import Dataset, Split, available_memory_bytes, load_dataset
 from training.errors import DataError

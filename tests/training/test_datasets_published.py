@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.pixels import PixelContract
+from evalmode.images.pixels import PixelContract
 from training.datasets import Dataset, Split, load_dataset, published
 from training.datasets.downloads import FILES
 from training.errors import DataError

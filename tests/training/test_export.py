@@ -24,12 +24,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training
-from serving.artifact import DIGEST, Manifest, seal
-from serving.certificate import softmax
-from serving.model import Model, load_model
-from serving.pixels import PixelContract
-from serving.proof.checks import run_all
-from serving.proof.figures import calibration_error
+from evalmode.artifact.certificate import softmax
+from evalmode.artifact.manifest import DIGEST, Manifest, seal
+from evalmode.certification.checks import run_all
+from evalmode.certification.figures import calibration_error
+from evalmode.images.pixels import PixelContract
+from evalmode.runtime.model import Model, load_model
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
 from training.evaluation import evaluate, predict_logits
@@ -45,10 +45,10 @@ from training.export import (
     fit_temperature,
     measure_agreement,
 )
+from training.loop import prepare_network, train
 from training.networks import scale_pixels
 from training.recipe import choose_recipe
 from training.run import Run, RunConfig
-from training.train import prepare_network, train
 
 CHECKOUT = Path(training.__file__).parents[1]
 

@@ -17,9 +17,9 @@ from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import TrainingDiverged
 from training.guard import Guard
+from training.loop import MOST_BACK_OFFS, make_optimizers, schedule, train
 from training.networks import build_network, scale_pixels
 from training.run import Run
-from training.train import MOST_BACK_OFFS, make_optimizers, schedule, train
 
 RECIPES: dict[str, dict[str, Any]] = {
     "compact": {"network": "compact", "epochs": 2, "batch_size": 32, "optimizer": "muon", "learning_rate": 0.1},

@@ -135,7 +135,7 @@ def test_too_many_processes_are_refused(train_in: TrainIn, tmp_path: Path) -> No
 
 def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Evalmode) -> None:
     run = tmp_path / "run"
-    told = torchrun(2, "-m", "training", "digits", "--out", run, "--epochs", 3)
+    told = torchrun(2, "-m", "evalmode", "train", "digits", "--out", run, "--epochs", 3)
     assert told.returncode == 0, told.stderr
     assert "on cpu in 2 processes" in told.stdout
     assert told.stdout.count("\nbest ") == 1
@@ -159,7 +159,7 @@ def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> Non
 
     def start(machine: int) -> subprocess.CompletedProcess[str]:
         meet = ("--nnodes", 2, "--node-rank", machine, "--master-addr", "127.0.0.1", "--master-port", port)
-        return torchrun(1, *meet, "-m", "training", "digits", "--out", tmp_path / str(machine), "--epochs", 2)
+        return torchrun(1, *meet, "-m", "evalmode", "train", "digits", "--out", tmp_path / str(machine), "--epochs", 2)
 
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(start, (0, 1))
@@ -172,7 +172,7 @@ def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> Non
 
 
 def test_processes_that_were_given_other_options_do_not_train_together(tmp_path: Path) -> None:
-    command = f'exec {sys.executable} -m training digits --out {tmp_path / "run"} --epochs 3 --seed "$RANK"'
+    command = f'exec {sys.executable} -m evalmode train digits --out {tmp_path / "run"} --epochs 3 --seed "$RANK"'
     told = torchrun(2, "--no-python", "sh", "-c", command)
     assert told.returncode != 0
     assert "seed 0, process 1 1" in told.stderr

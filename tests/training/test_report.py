@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from serving.proof.figures import wilson_interval
+from evalmode.certification.figures import wilson_interval
 from training.datasets import Dataset, Split
+from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.report.charts import COLOURS, FOLDER, draw_lines
@@ -23,7 +24,6 @@ from training.report.findings import Answers, calibrate, find_confusions, score_
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
 from training.run import Run, RunConfig
-from training.train import train
 
 SECTIONS = {
     "learning": "Learning curves",

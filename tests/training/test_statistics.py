@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serving.artifact import open_artifact
+from evalmode.artifact.manifest import open_artifact
+from evalmode.cli.train import _train
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
-from training.commands.train import _train
 from training.datasets import Dataset, Split
 from training.export import export_run
+from training.loop import prepare_network
 from training.networks import build_network, scale_pixels
 from training.observe import observe_layers
 from training.ranks import ALONE
 from training.recipe import Recipe
 from training.run import EXACT, Run, RunConfig
 from training.statistics import list_moved, recompute_statistics, sample_statistics
-from training.train import prepare_network
 
 
 def trained_a_little(name: str, split: Split) -> nn.Module:

@@ -18,11 +18,7 @@ from tests.training.states import State, equal, state_of
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
 from training.evaluation import evaluate, predict_logits, split_evaluation
-from training.networks import build_network, scale_pixels
-from training.recipe import Recipe
-from training.run import Run
-from training.statistics import recompute_statistics
-from training.train import (
+from training.loop import (
     Epoch,
     balance_labels,
     choose_device,
@@ -32,6 +28,10 @@ from training.train import (
     split_batches,
     train,
 )
+from training.networks import build_network, scale_pixels
+from training.recipe import Recipe
+from training.run import Run
+from training.statistics import recompute_statistics
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 

@@ -15,9 +15,9 @@ from tests.training.states import equal, state_of
 from training.datasets import Dataset, Split
 from training.errors import NetworkError
 from training.export import export_run
+from training.loop import train
 from training.networks import build_network
 from training.run import Run
-from training.train import train
 from training.trial import try_network
 
 SHAPE = 8, 8, 1

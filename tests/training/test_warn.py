@@ -12,9 +12,9 @@ import pytest
 from torch import nn
 
 from training.datasets import Dataset
+from training.loop import train
 from training.observe import LayerStatistics
 from training.run import Run
-from training.train import train
 from training.warn import find_warnings
 
 StartRun = Callable[..., tuple[Run, nn.Module]]

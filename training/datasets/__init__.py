@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.limits import OWN_IMAGES, Limits
+from evalmode.limits import OWN_IMAGES, Limits
 from training.datasets.checks import check_dataset
 from training.datasets.dataset import Dataset, Progress, Split, available_memory_bytes
 from training.datasets.downloads import SOURCES, find_or_fetch

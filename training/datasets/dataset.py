@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from serving.pixels import PixelContract, Pixels
+from evalmode.images.pixels import PixelContract, Pixels
 from training.errors import DataError
 
 Indices = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from serving.errors import ImageError
-from serving.folders import (
+from evalmode.errors import ImageError
+from evalmode.images.folders import (
     Found,
     describe_nested,
     describe_unread,
@@ -23,9 +23,8 @@ from serving.folders import (
     name_some,
     tell_images,
 )
-from serving.headers import Header
-from serving.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
-from serving.pixels import (
+from evalmode.images.headers import Header
+from evalmode.images.pixels import (
     PixelContract,
     Pixels,
     announce_image,
@@ -33,6 +32,7 @@ from serving.pixels import (
     decode_announced_whole,
     probe_announced,
 )
+from evalmode.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from serving.errors import UsageError
-from serving.label_files import parse_labels
-from serving.pixels import Pixels
+from evalmode.errors import UsageError
+from evalmode.images.label_files import parse_labels
+from evalmode.images.pixels import Pixels
 from training.datasets.dataset import HELD_OUT, SPLITS, Dataset, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 

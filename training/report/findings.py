@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from serving.proof.figures import BINS
+from evalmode.certification.figures import BINS
 from training.datasets import Split
 from training.datasets.dataset import Indices
 from training.evaluation import predict_logits

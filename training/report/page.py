@@ -14,8 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from serving.files import write_atomically
-from serving.proof.figures import wilson_interval
+from evalmode.certification.figures import wilson_interval
+from evalmode.files import write_atomically
 from training.datasets import Dataset
 from training.networks.compact import Compact
 from training.report import charts, findings, pictures

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
-from serving.pixels import Pixels
+from evalmode.images.pixels import Pixels
 from training.networks import scale_pixels
 from training.report.charts import COLOURS
 

@@ -1,0 +1,1 @@
+"""The file: manifest, certificate, image statistics, and the model repository in which files are published."""

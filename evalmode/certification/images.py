@@ -1,0 +1,79 @@
+"""Labelled images from a folder ``<label>/<image>``, decoded as the server decodes them."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evalmode.certification.figures import Indices
+from evalmode.errors import ImageError, UsageError
+from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
+from evalmode.images.pixels import PixelContract, Pixels, decode_image
+from evalmode.limits import Limits
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images of known labels.
+
+    Attributes:
+        paths: where they lie, N of them.
+        pixels: uint8 (N, H, W, C).
+        targets: int64 (N,), the labels' positions.
+        warnings: what was not read, a sentence each.
+    """
+
+    paths: list[Path]
+    pixels: Pixels
+    targets: Indices
+    warnings: tuple[str, ...] = ()
+
+
+def read_labelled(
+    folder: Path, labels: tuple[str, ...], contract: PixelContract, limits: Limits | None = None
+) -> Labelled:
+    """Decode every image of the folders that are named like a label; none may have another name.
+
+    Args:
+        folder: of ``<label>/<image>``, however deep.
+        labels: in the order of the network's outputs.
+        contract: what the pixels become.
+        limits: how large an image may be; by default what a server takes.
+
+    Raises:
+        UsageError: a folder of another name or that cannot be read, no image, or one that cannot be decoded.
+    """
+    folders, beside = list_folder(folder)
+    # In Unicode's normal form C: macOS names folders in form D.
+    targets_of = {unicodedata.normalize("NFC", label): target for target, label in enumerate(labels)}
+    found_targets = [targets_of.get(unicodedata.normalize("NFC", path.name), -1) for path in folders]
+    unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
+    if unknown:
+        raise UsageError(
+            f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
+        )
+    outside = tell_images(beside)
+    paths: list[Path] = []
+    targets: list[int] = []
+    others = list(outside.others)
+    for target, path in sorted(zip(found_targets, folders, strict=True)):
+        found = find_images(path)
+        others += found.others
+        paths += found.images
+        targets += [target] * len(found.images)
+    pixels = []
+    for path in paths:
+        try:
+            pixels.append(decode_image(path.read_bytes(), contract, limits or Limits()))
+        except ImageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    warnings = describe_unread(others, outside.images)
+    if not paths:
+        raise UsageError("; ".join((f"{folder} holds no <label>/<image> of {', '.join(labels[:5])}, ...", *warnings)))
+    warnings += describe_nested(paths, folders)
+    return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)

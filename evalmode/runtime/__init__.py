@@ -1,0 +1,1 @@
+"""The file in an ONNX Runtime session, and the CPUs that it may use."""

@@ -1,0 +1,1 @@
+"""When what runs together: queue, batches, slots, the budget for decoding images."""

@@ -1,0 +1,408 @@
+"""Networks in the forms that other tools write them in: certified, or one line that says what is there and what to do.
+
+Each network scores an image by the means of its halves: left of the middle, right of it.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from evalmode.artifact.certificate import LOGITS
+from evalmode.certification.adopt import read_samples
+from evalmode.certification.images import read_labelled
+from evalmode.cli.main import cli
+from evalmode.errors import EvalmodeError, UsageError
+from evalmode.images.label_files import read_labels
+from evalmode.images.pixels import PixelContract
+from evalmode.runtime.model import load_model
+
+SIDE = 8
+Build = Callable[..., onnx.ModelProto]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 images of noise, of which one half is brighter, in folders that say which."""
+    root = tmp_path_factory.mktemp("halves") / "images"
+    rng = np.random.default_rng(0)
+    for index in range(72):
+        pixels = rng.integers(0, 128, (SIDE, SIDE, 3))
+        side = ("left", "right")[index % 2]
+        pixels[:, (slice(0, SIDE // 2), slice(SIDE // 2, SIDE))[index % 2]] += 100
+        (root / side).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / side / f"{index}.png")
+    (root.parent / "labels.txt").write_text("left\nright\n")
+    return root
+
+
+def build(
+    shape: tuple[object, ...] | None = ("N", 3, SIDE, SIDE),
+    *,
+    kind: int = TensorProto.FLOAT,
+    opset: int = 13,
+    ir_version: int = 8,
+    weights_are_inputs: bool = False,
+    rows: tuple[int, ...] = (-1, 3 * SIDE * SIDE),
+    scores_shape: tuple[object, ...] | None = ("N", 2),
+    scores_kind: int | None = None,
+    more_nodes: tuple[onnx.NodeProto, ...] = (),
+    more_inputs: tuple[onnx.ValueInfoProto, ...] = (),
+    more_outputs: tuple[onnx.ValueInfoProto, ...] = (),
+) -> onnx.ModelProto:
+    """Pixels (N, 3, H, W) -> Reshape -> dense layer -> scores."""
+    halves = np.zeros((3, SIDE, SIDE, 2), np.float32)
+    halves[:, :, : SIDE // 2, 0] = halves[:, :, SIDE // 2 :, 1] = 1 / (3 * SIDE * SIDE / 2)
+    inner = kind if kind in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) else TensorProto.FLOAT
+    weights = [
+        numpy_helper.from_array(halves.reshape(-1, 2).astype(helper.tensor_dtype_to_np_dtype(inner)), "weights"),
+        numpy_helper.from_array(np.array(rows, np.int64), "rows"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["data"], ["numbers"], to=inner),
+        helper.make_node("Reshape", ["numbers", "rows"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
+        *more_nodes,
+    ]
+    inputs = [helper.make_tensor_value_info("data", kind, shape), *more_inputs]
+    if weights_are_inputs:
+        inputs += [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in weights]
+    outputs = [helper.make_tensor_value_info("scores", scores_kind or inner, scores_shape), *more_outputs]
+    graph = helper.make_graph(nodes, "halves", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def certify(images: Path, file: Path, *options: object) -> Path:
+    """Run the command in this process; where it published to."""
+    repository = file.parent / "models"
+    given = ("--images", images, "--labels", images.parent / "labels.txt", "--repository", repository, "--name", "x")
+    scale = () if "--scale" in options else ("--scale", "0,1")
+    cli.main([str(one) for one in ("certify", file, *given, *scale, *options)], "evalmode", standalone_mode=False)
+    return repository / "x" / "1" / "model.onnx"
+
+
+SIZE = ("--size", f"{SIDE}x{SIDE}")
+FIXED = {"shape": (1, 3, SIDE, SIDE), "rows": (1, -1), "scores_shape": (1, 2)}
+CERTIFIED: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "as it should be": ({}, ()),
+    "IR 3, opset 7, weights among the inputs": ({"ir_version": 3, "opset": 7, "weights_are_inputs": True}, ()),
+    "opset 9": ({"opset": 9, "ir_version": 4}, ()),
+    "a batch of 1, reshaped to (1, -1)": (FIXED, ()),
+    "a batch of 1, reshaped to (1, 192)": ({**FIXED, "rows": (1, 3 * SIDE * SIDE)}, ()),
+    "a batch of 4": ({"shape": (4, 3, SIDE, SIDE), "rows": (4, -1), "scores_shape": (4, 2)}, ()),
+    "a batch of 10": ({"shape": (10, 3, SIDE, SIDE), "rows": (10, -1), "scores_shape": (10, 2)}, ()),
+    "channels open": ({"shape": ("N", "channels", SIDE, SIDE)}, ()),
+    "every size open": ({"shape": ("N", "C", "H", "W")}, (*SIZE[:1], f"{SIDE}x{SIDE}x3")),
+    "float16": ({"kind": TensorProto.FLOAT16}, ()),
+    "float64": ({"kind": TensorProto.DOUBLE}, ()),
+    "uint8": ({"kind": TensorProto.UINT8}, ("--scale", "0,255")),
+    "scores (N, 2, 1, 1)": (
+        {
+            "scores_shape": ("N", 2),
+            "more_nodes": (helper.make_node("Unsqueeze", ["scores", "axes"], ["wide"]),),
+            "more_outputs": (helper.make_tensor_value_info("wide", TensorProto.FLOAT, ("N", 2, 1, 1)),),
+        },
+        ("--output", "wide"),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", CERTIFIED)
+def test_every_form_of_a_network_is_certified_and_answers_as_before(form: str, images: Path, tmp_path: Path) -> None:
+    options, arguments = CERTIFIED[form]
+    network = build(**options)  # type: ignore[arg-type]
+    if "--output" in arguments:
+        network.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), "axes"))
+    onnx.save(network, tmp_path / "network.onnx")
+    model = load_model(certify(images, tmp_path / "network.onnx", *arguments))
+    assert model.manifest.certificate is not None
+    pixels = model.manifest.certificate.inputs["image"]
+    values = pixels.astype(np.float64) / (1 if "uint8" in form else 255)
+    means = values.reshape(len(pixels), SIDE, 2, SIDE // 2, 3).mean(axis=(1, 3, 4))
+    found = model.run({"image": pixels})[LOGITS]
+    np.testing.assert_allclose(found, means, rtol=2e-3 if "float16" in form else 1e-5)
+    assert {model.predict(path).label == path.parent.name for path in images.glob("*/*.png")} == {True}
+
+
+def value(name: str, kind: int = TensorProto.FLOAT, shape: tuple[object, ...] = ("N", 2)) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+TWICE = {
+    "more_nodes": (helper.make_node("Identity", ["scores"], ["again"]),),
+    "more_outputs": (value("again"),),
+}
+IDS = helper.make_node("Cast", ["scores"], ["names"], to=TensorProto.STRING)
+REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
+    "int32": ({"kind": TensorProto.INT32}, (), "takes data int32 (N, 3, 8, 8): expected images of float32, float16"),
+    "uint8 scaled": ({"kind": TensorProto.UINT8}, (), "--scale 0,255 without --mean and --std"),
+    "five channels": (
+        {"shape": ("N", 5, 8, 8)},
+        (),
+        "data float32 (N, 5, 8, 8), 5 channels: expected 1 (grey) or 3 (colour)",
+    ),
+    "three axes": (
+        {"shape": ("N", 8, 24)},
+        (),
+        "data float32 (N, 8, 24): expected 4 dimensions (a batch of images) or 2",
+    ),
+    "size open": ({"shape": ("N", 3, "H", "W")}, (), "data float32 (N, 3, H, W), images of any size: choose one"),
+    "all open, a wrong size": ({"shape": ("N", "C", "H", "W")}, ("--size", "9x9"), "not run on images of 9x9 with 1"),
+    "two inputs": (
+        {"more_inputs": (value("mask"),)},
+        (),
+        "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): expected one",
+    ),
+    "two outputs": (TWICE, (), "scores, again have a value for each of 2 labels: choose one with --output NAME"),
+    "no such output": (TWICE, ("--output", "logits"), "no output logits, it gives scores float32 (N, 2); again"),
+    "other labels": ({"scores_shape": ("N", 5)}, (), "scores float32 (N, 5); none has a float value for each of 2"),
+    "strings": ({"more_nodes": (IDS,), "scores_shape": ("N", 2)}, ("--output", "names"), "has no output names"),
+    "opset too new": ({"opset": 99}, (), "needs opset 99, onnx "),
+    "opset too new for onnxruntime": ({"opset": onnx.defs.onnx_opset_version()}, (), "needs a later opset than the "),
+    "an operator that is not there": (
+        {"more_nodes": (helper.make_node("NoSuchOperator", ["scores"], ["other"]),)},
+        (),
+        "cannot be loaded by onnxruntime: ",
+    ),
+    "IR too new": ({"ir_version": 99}, (), "is of IR version 99, onnx "),
+    "a batch that cannot be freed": (
+        {**FIXED, "more_nodes": (helper.make_node("Concat", ["scores", "scores"], ["both"], axis=0),)},
+        ("--output", "both"),
+        "has no output both",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_what_cannot_be_certified_is_said_with_what_to_do(form: str, images: Path, tmp_path: Path) -> None:
+    options, arguments, said = REFUSED[form]
+    onnx.save(build(**options), tmp_path / "network.onnx")  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as refused:
+        certify(images, tmp_path / "network.onnx", *arguments)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_network_whose_answers_depend_on_the_batch_stays_fixed_to_it(images: Path, tmp_path: Path) -> None:
+    """Centred over the batch: with a batch of 4 it is another network than with 64."""
+    network = build((4, 3, SIDE, SIDE), rows=(4, -1), scores_shape=(4, 2))
+    network.graph.node[-1].output[0] = "raw"
+    network.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["raw"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["raw", "mean"], ["scores"]),
+        ]
+    )
+    onnx.save(network, tmp_path / "network.onnx")
+    with pytest.raises(UsageError, match="fixed to batches of 4, and gives other answers in others: export it with"):
+        certify(images, tmp_path / "network.onnx")
+
+
+@pytest.mark.parametrize(
+    ("factors", "step", "same"),
+    [
+        ((1e-4, 1e-4), 1e-6, False),  # of scores up to 5e-5
+        ((600.0, 1e-4), 5e-5, True),  # float32 rounds scores of hundreds so
+        ((600.0, 1e-4), 5e-3, False),
+    ],
+)
+def test_how_far_a_freed_network_may_differ_follows_the_size_of_its_scores(
+    factors: tuple[float, float], step: float, same: bool, images: Path, tmp_path: Path
+) -> None:
+    """The batch's size times a step is added to all scores."""
+    network = build((4, 3, SIDE, SIDE), rows=(4, -1), scores_shape=(4, 2))
+    network.graph.node[-1].output[0] = "raw"
+    for name, value in {"factors": factors, "step": step, "first": [0]}.items():
+        dtype = np.int64 if name == "first" else np.float32
+        network.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+    network.graph.node.extend(
+        [
+            helper.make_node("Shape", ["raw"], ["sides"]),
+            helper.make_node("Gather", ["sides", "first"], ["size"]),
+            helper.make_node("Cast", ["size"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["number", "step"], ["offset"]),
+            helper.make_node("Mul", ["raw", "factors"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "offset"], ["scores"]),
+        ]
+    )
+    onnx.save(network, tmp_path / "network.onnx")
+    with nullcontext() if same else pytest.raises(UsageError, match="gives other answers in others"):
+        certify(images, tmp_path / "network.onnx", "--allow-guessing")
+
+
+def test_a_batch_that_is_fixed_where_it_cannot_be_freed(images: Path, tmp_path: Path) -> None:
+    network = build((1, 3, SIDE, SIDE), rows=(1, -1), scores_shape=(1, 2))
+    network.graph.node[-1].output[0] = "raw"
+    network.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 2), np.float32), "halves"))
+    network.graph.initializer.append(numpy_helper.from_array(np.array([1, 2], np.int64), "twice"))
+    network.graph.node.extend(
+        [
+            helper.make_node("Concat", ["raw", "raw"], ["pair"], axis=0),
+            helper.make_node("Add", ["pair", "halves"], ["pairs"]),
+            helper.make_node("ReduceMean", ["pairs"], ["mean"], axes=[0], keepdims=0),
+            helper.make_node("Reshape", ["mean", "twice"], ["scores"]),
+        ]
+    )
+    onnx.save(network, tmp_path / "network.onnx")
+    with pytest.raises(UsageError, match="fixed to batches of 1, and does not run in others: export it with a batch"):
+        certify(images, tmp_path / "network.onnx")
+
+
+FILES = {
+    "empty": (b"", "is empty"),
+    "text": (b"no network at all\n", "is not a whole ONNX file"),
+    "torch": (b"PK\x03\x04...", "a zip archive, such as torch.save writes: export the network to ONNX"),
+    "pickle": (b"\x80\x02}q\x00.", "a Python pickle"),
+    "keras": (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes: convert it with tf2onnx"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "page": (b"<!doctype html>", "was the download refused?"),
+    "truncated": (build().SerializeToString()[:-20], "is not a whole ONNX file"),
+    "without a graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "without a network in it"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_network_is_named_for_what_it_is(name: str, images: Path, tmp_path: Path) -> None:
+    content, said = FILES[name]
+    (tmp_path / "network.onnx").write_bytes(content)
+    with pytest.raises(EvalmodeError) as refused:
+        certify(images, tmp_path / "network.onnx")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_beside_the_file_travel_in_the_artifact(images: Path, tmp_path: Path) -> None:
+    onnx.save(build(), tmp_path / "network.onnx", save_as_external_data=True, location="network.data", size_threshold=0)
+    artifact = certify(images, tmp_path / "network.onnx")
+    (tmp_path / "network.data").unlink()
+    load_model(artifact)
+    with pytest.raises(UsageError, match=r"its weights are in network\.data, missing from .*: copy it there"):
+        certify(images, tmp_path / "network.onnx")
+
+
+def test_outputs_that_are_no_tensors_are_named(images: Path, tmp_path: Path) -> None:
+    """As skl2onnx writes a classifier with ZipMap."""
+    network = build()
+    network.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    network.graph.node.append(
+        helper.make_node("ZipMap", ["scores"], ["maps"], domain="ai.onnx.ml", classlabels_strings=["left", "right"])
+    )
+    of_floats = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    network.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(of_floats)))
+    onnx.save(network, tmp_path / "network.onnx")
+    with pytest.raises(UsageError, match=r"gives maps, a sequence; none has .*: export it without ZipMap"):
+        certify(images, tmp_path / "network.onnx")
+
+
+def test_no_outputs(images: Path, tmp_path: Path) -> None:
+    network = build()
+    del network.graph.output[:]
+    onnx.save(network, tmp_path / "network.onnx")
+    with pytest.raises(UsageError, match="the network gives nothing; none has a float value"):
+        certify(images, tmp_path / "network.onnx")
+
+
+# Label files and .npz files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_labels_are_read_whichever_editor_wrote_them(encoding: str, newline: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(newline.join(["cafe\u0301", " tea ", "", "水"]).encode(encoding))
+    assert read_labels(tmp_path / "labels.txt") == ("café", "tea", "水")  # é as one sign
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("tea\ncafé\n".encode("latin-1"), r"line 2: b'caf\\xe9' is not utf-8: save the file as UTF-8"),
+        (b"cat\ndog\n\ncat\n", r"names 'cat' on lines 1 and 4: each label once"),
+        ("café\ncafe\u0301\n".encode(), r"names 'café' on lines 1 and 2"),
+        (b"", r"names 0 labels, one a line: at least 2"),
+        (b"cat,dog", r"names 1 labels, one a line: at least 2"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        read_labels(tmp_path / "labels.txt")
+
+
+def test_folders_that_macos_named_belong_to_their_labels(tmp_path: Path) -> None:
+    for folder in ("cafe\u0301", "tea"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / folder / "1.png")
+    found = read_labelled(tmp_path, ("tea", "caf\u00e9"), PixelContract(SIDE, SIDE, 3))
+    assert found.targets.tolist() == [0, 1]
+
+
+def damage(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + b"\xff" * 40 + content[middle + 40 :]
+
+
+def npz(shape: str, data: bytes = b"", cut: int = 0) -> bytes:
+    """An .npz whose only array's header states a shape, and is cut short by so many bytes."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    header = header[: len(header) - cut] + "\n"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as zipped:
+        npy = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + data
+        zipped.writestr("data.npy", npy)
+    return archive.getvalue()
+
+
+HEADERS = {
+    "a cut header": npz("(8, 3)", cut=9),
+    "a header that is no Python": npz("(8, 3)", cut=20),
+    "a shape of 2**70": npz(f"({2**70},)"),
+    "a shape of 2**45": npz(f"({2**45},)"),
+    "a negative shape": npz("(-1, 3)"),
+    "a shape of text": npz("'8'"),
+    "fewer bytes than the shape": npz("(8, 3)", bytes(5)),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_samples_of_a_damaged_header_are_one_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    path.write_bytes(HEADERS[name])
+    with pytest.raises(UsageError, match=f"{path} is not an .npz of arrays, or a damaged one: ") as refused:
+        read_samples(path, build())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "truncated", "damaged", "an .npy", "pickled", "wrong width", "NaN"])
+def test_samples_that_cannot_be_read_are_one_line(name: str, tmp_path: Path) -> None:
+    path, rng = tmp_path / "samples.npz", np.random.default_rng(0)
+    whole = rng.normal(size=(8, 3, SIDE, SIDE)).astype(np.float32)
+    np.savez_compressed(path, data=whole)
+    content = path.read_bytes()
+    match name:
+        case "empty" | "text" | "truncated" | "damaged":
+            path.write_bytes(
+                {"empty": b"", "text": b"no", "truncated": content[:-99], "damaged": damage(content)}[name]
+            )
+        case "an .npy":
+            with path.open("wb") as file:
+                np.save(file, whole)
+        case "pickled":
+            np.savez(path, data=np.array([{}, {}]))
+        case "wrong width":
+            np.savez(path, data=whole[..., 1:])
+        case "NaN":
+            whole[3] = np.nan
+            np.savez(path, data=whole)
+    with pytest.raises(UsageError, match=str(path)) as refused:
+        read_samples(path, build())
+    assert "\n" not in str(refused.value)

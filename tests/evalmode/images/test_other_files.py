@@ -1,0 +1,120 @@
+"""A model file makes nobody open another file, wherever in it one is named, and is one network whoever reads it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from evalmode.artifact.certificate import INPUT, PROBABILITIES
+from evalmode.artifact.manifest import check_operators, open_artifact
+from evalmode.certification.verdicts import examine
+from evalmode.errors import OperatorNotAllowed
+from evalmode.runtime.model import load_artifact, open_cpu_session
+from tests.conftest import colour_artifact, colour_graph
+from tests.hostile import PLACES, external_data, mutate, two_networks
+
+MUTATIONS = 250
+REFUSE_ALL = """
+import sys
+import numpy as np
+from evalmode.errors import ArtifactInvalid
+from evalmode.runtime.model import load_artifact, open_cpu_session
+from tests.hostile import mutate
+
+def on_event(event, arguments):
+    if event == "open" and "outside.bin" in str(arguments[0]):
+        print("opened", arguments, flush=True)
+
+sys.addaudithook(on_event)
+rng = np.random.default_rng(0)
+for number in range(int(sys.argv[1])):
+    path, artifact = mutate(rng, "outside.bin")
+    print(">".join(path))
+    try:
+        load_artifact(artifact)
+        print("loaded")
+    except ArtifactInvalid:
+        pass
+"""
+
+
+def test_no_mutation_opens_a_file(tmp_path: Path) -> None:
+    (tmp_path / "outside.bin").write_bytes(b"\0" * 16)
+    command = [sys.executable, "-c", REFUSE_ALL, str(MUTATIONS)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == MUTATIONS, [line for line in told if line.startswith(("opened", "loaded"))]
+    ends = {tuple(line.split(">")[-1:]) for line in told}
+    assert ends == {(field,) for _, field in PLACES}  # a place that onnx adds is drawn, too
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_check_refuses_it_too_and_runs_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalmode.certification.verdicts.open_runs", None)
+    verdicts = examine(mutate(np.random.default_rng(seed), "secret")[1])
+    assert [verdict.passed for verdict in verdicts if verdict.check == "operators"] == [False]
+
+
+@pytest.mark.parametrize("how", ["secret", "./secret", "absolute"])
+def test_onnxruntime_finds_no_file_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """What our check overlooked would still have nowhere to read from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_bytes(b"1234")
+    artifact = external_data(str(tmp_path / "secret") if how == "absolute" else how)
+    with pytest.raises(Exception, match="xternal"):
+        open_cpu_session(artifact)
+
+
+def test_a_place_among_weights_that_are_here_is_refused() -> None:
+    graph = onnx.load_model_from_string(colour_artifact())
+    graph.graph.initializer[0].external_data.add(key="location", value="secret")  # and data_location says nothing
+    with pytest.raises(OperatorNotAllowed, match="weights outside the file are not read: "):
+        check_operators(graph)
+
+
+def test_a_field_that_our_onnx_does_not_know_is_refused() -> None:
+    """onnxruntime may be newer, and know it."""
+    graph = onnx.ModelProto.FromString(colour_graph().SerializeToString() + b"\xba\x3e\x01x")  # field 999
+    with pytest.raises(OperatorNotAllowed, match=r"ModelProto has field 999, which onnx [\d.]+ does not know"):
+        check_operators(graph)
+
+
+def test_a_file_that_is_two_networks_is_the_one_that_was_checked() -> None:
+    other = colour_graph()
+    (scale,) = (weights for weights in other.graph.initializer if weights.name == "scale")
+    scale.CopyFrom(numpy_helper.from_array(np.array(-1, np.float32), "scale"))
+    artifact = two_networks(other)
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[..., 0] = 255
+    plain = onnxruntime.InferenceSession(artifact, providers=["CPUExecutionProvider"])
+    assert plain.run([PROBABILITIES], {INPUT: image})[0].argmin() == 0  # this is what the entry is for
+    open_artifact(artifact)
+    assert load_artifact(artifact).run({INPUT: image})[PROBABILITIES].argmax() == 0
+
+
+def test_onnxruntimes_own_format_is_refused(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "network.ort")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(colour_graph().SerializeToString(), options, providers=["CPUExecutionProvider"])
+    ort = (tmp_path / "network.ort").read_bytes()
+    onnxruntime.InferenceSession(ort, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        open_cpu_session(ort)
+
+
+def test_a_tensor_is_found_inside_sub_graphs() -> None:
+    inner = onnx.helper.make_graph([], "inner", [], [], [TensorProto(name="deep", data_location=TensorProto.EXTERNAL)])
+    graph = colour_graph()
+    graph.graph.node[0].attribute.append(onnx.helper.make_attribute("body", inner))
+    with pytest.raises(OperatorNotAllowed, match="deep"):
+        check_operators(graph)

@@ -1,0 +1,73 @@
+"""The limits table: its defaults, its ranges, and a flag for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from evalmode.errors import UsageError
+from evalmode.limits import IMAGE_FORMATS, Limits
+
+NAMES = [limit.name for limit in fields(Limits)]
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def test_defaults_are_those_of_the_table() -> None:
+    assert asdict(Limits()) == {
+        "max_image_bytes": 10 * 1024 * 1024,
+        "max_image_pixels": 50_000_000,
+        "max_decode_bytes": 0,
+        "max_request_bytes": 32 * 1024 * 1024,
+        "max_batch": 64,
+        "max_queue": 512,
+        "max_streams": 128,
+        "max_watches": 256,
+        "max_connections": 1024,
+        "message_timeout": 20,
+        "grace": 30,
+        "lame_duck": 5,
+        "load_seconds": 50,
+        "load_bytes": 640 * 1024 * 1024,
+    }
+    assert IMAGE_FORMATS == ("JPEG", "PNG", "WEBP", "BMP")
+
+
+@pytest.mark.parametrize("limit", fields(Limits), ids=lambda limit: limit.name)
+def test_out_of_range_names_the_flag(limit) -> None:
+    low, high = limit.metadata["minimum"], limit.metadata["maximum"]
+    for value in (low - 1, high + 1):
+        with pytest.raises(UsageError, match=f"{flag_of(limit.name)} {value} is outside {low}..{high}"):
+            Limits(**{limit.name: value})
+    for value in (low, high):
+        assert asdict(Limits(**{limit.name: value}))[limit.name] == value
+
+
+def test_no_limit_exceeds_what_enforces_it() -> None:
+    with pytest.raises(UsageError):
+        Limits(max_image_pixels=178_956_971)  # Pillow refuses to open more
+    with pytest.raises(UsageError):
+        Limits(max_request_bytes=2**31)  # gRPC's option is a signed 32-bit integer
+
+
+def test_every_limit_is_a_flag_with_its_default(evalmode: Callable) -> None:
+    shown = evalmode("serve", "--help")
+    assert shown.returncode == 0, shown.stderr
+    words = " ".join(shown.stdout.split())
+    for limit in fields(Limits):
+        text = words.partition(f"{flag_of(limit.name)} INTEGER RANGE")[2]
+        assert text, f"{flag_of(limit.name)} is no flag"
+        assert f"[default: {limit.default};" in text.partition(" --")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flag_out_of_range_is_a_usage_error(evalmode: Callable, tmp_path: Path, name: str) -> None:
+    refused = evalmode("serve", "--repository", tmp_path, flag_of(name), -1)
+    assert refused.returncode == 2
+    assert flag_of(name) in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,734 @@
+"""Batching without waiting, and without ever losing a slot, mixing answers or running for a caller that went away."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evalmode.artifact.certificate import INPUT, PROBABILITIES, Tensors
+from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
+from evalmode.limits import Limits
+from evalmode.runtime.cpus import count_cpus
+from evalmode.runtime.model import Model
+from serving.engine.batch import BATCH_S
+from serving.engine.batching import Answer, Batcher, Job, count_slots
+from tests.serving.conftest import WAIT_S, Caller, Held, make_batcher, spawn, wait_until
+
+
+def pixels_of(value: int) -> np.ndarray:
+    """An image that no other value has: red of ``value``."""
+    return np.full((4, 4, 3), (value, 0, 0), np.uint8)
+
+
+def inputs_of(value: int) -> Tensors:
+    """That image as a request's inputs."""
+    return {INPUT: pixels_of(value)[np.newaxis]}
+
+
+def values_in(batch: np.ndarray) -> list[int]:
+    """Which images a batch is made of."""
+    return batch[:, 0, 0, 0].tolist()
+
+
+def next_batches(held: Held, count: int) -> list[list[int]]:
+    """Let a run go, see what the next one is made of, and so on."""
+    batches = []
+    for _ in range(count):
+        held.let_go()
+        batches.append(values_in(held.next_batch()))
+    return batches
+
+
+@pytest.fixture
+def held(model: Model) -> Held:
+    return Held(model)
+
+
+class Run(Future[Any]):
+    """A job's outcome. Where its call is cancelled while it waits, it is withdrawn.
+
+    Attributes:
+        job: The job.
+        ends: How often it has ended.
+    """
+
+    def __init__(self, batcher: Batcher, model: object, inputs: Tensors, call: Caller) -> None:
+        super().__init__()
+        self.ends = 0
+        self.job = Job(model, inputs, call, time.perf_counter(), lambda answer: answer, self.end)
+        self._batcher = batcher
+        call.works.append(self)
+
+    def end(self, outcome: Answer | Exception) -> None:
+        self.ends += 1
+        (self.set_exception if isinstance(outcome, Exception) else self.set_result)(outcome)
+
+    def withdraw(self) -> None:
+        if self._batcher.withdraw(self.job):
+            self.end(RequestCancelled("withdrawn"))
+
+
+def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Run:
+    """Submit a job, which stands in the queue then; not so without ``waits``."""
+    run = Run(batcher, model, inputs_of(value), call or Caller())
+    batcher.submit(run.job)
+    assert run.job.waits or not waits
+    return run
+
+
+def expect_free(batcher: Batcher, model: Model) -> None:
+    """Every slot runs at the same time as every other, and one request more has to wait."""
+    held = Held(model)
+    runs = [ask(batcher, held, value, waits=False) for value in range(batcher.slots)]
+    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == list(range(batcher.slots))
+    runs.append(ask(batcher, held, batcher.slots))
+    held.let_go(batcher.slots + 1)
+    for run in runs:
+        run.result(WAIT_S)
+
+
+def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held) -> None:
+    batcher = make_batcher(3)
+    runs = [ask(batcher, held, value, waits=False) for value in (1, 2, 3)]
+    assert sorted(values_in(held.next_batch()) for _ in runs) == [[1], [2], [3]]
+    held.let_go(3)
+    for value, run in zip((1, 2, 3), runs, strict=True):
+        answer = run.result(WAIT_S)
+        assert np.array_equal(answer.outputs[PROBABILITIES][0], model.classify(pixels_of(value)[np.newaxis])[0][0])
+        assert answer.wait_us >= 0
+        assert answer.inference_us > 0
+
+
+def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held) -> None:
+    batcher = make_batcher()
+    runs = [ask(batcher, held, 100, waits=False)]
+    assert values_in(held.next_batch()) == [100]
+    runs += [ask(batcher, held, value) for value in (20, 50, 80, 10)]
+    held.let_go()
+    assert values_in(held.next_batch()) == [20, 50, 80, 10]
+    held.let_go()
+    for value, run in zip((100, 20, 50, 80, 10), runs, strict=True):
+        alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+        assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone), value
+    waited = [run.result().wait_us for run in runs[1:]]
+    assert waited == sorted(waited, reverse=True)  # the first in line waited longest
+    assert waited[-1] > 0
+    assert len({run.result().inference_us for run in runs[1:]}) == 1
+    expect_free(batcher, model)
+
+
+def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
+    batcher = make_batcher(1, Limits(max_batch=3))
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in range(1, 9)]
+    batches = next_batches(held, 3)
+    held.let_go()
+    assert batches == [[1, 2, 3], [4, 5, 6], [7, 8]]
+    for value, run in enumerate(runs):
+        alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+        assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
+    expect_free(batcher, model)
+
+
+def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, held: Held) -> None:
+    held.row_s = BATCH_S / 2.5
+    batcher = make_batcher()
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in range(1, 6)]
+    batches = next_batches(held, 2)
+    held.row_s = 10 * BATCH_S
+    batches += next_batches(held, 1)
+    held.let_go()
+    assert batches == [[1, 2], [3, 4], [5]]
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> None:
+    held.row_s = BATCH_S / 10
+    batcher = make_batcher()
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    remaining = {1: 3600.0, 2: 2.5 * held.row_s, 3: 3600.0, 4: 3600.0}
+    callers = {value: Caller() for value in remaining}
+    runs += [ask(batcher, held, value, callers[value]) for value in remaining]
+    for value, caller in callers.items():
+        caller.remaining_s = remaining[value]
+    batches = next_batches(held, 2)
+    held.let_go()
+    assert batches == [[1, 2], [3, 4]]
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -> None:
+    held.row_s = 0.5
+    batcher = make_batcher()
+    first = ask(batcher, held, 0, Caller(0.1), waits=False)  # a free slot has nothing better to do, and may be quicker
+    assert values_in(held.next_batch()) == [0]
+    late, early = Caller(), Caller()
+    runs = {caller: ask(batcher, held, value, caller) for value, caller in ((1, late), (2, early))}
+    late.remaining_s, early.remaining_s = 0.4, 0.6
+    held.let_go()
+    assert values_in(held.next_batch()) == [2]
+    with pytest.raises(DeadlineExpired, match="passes in 400 ms, and it takes 500 ms: the network did not run"):
+        runs[late].result(WAIT_S)
+    held.let_go()
+    assert first.result(WAIT_S)
+    assert runs[early].result(WAIT_S)
+    expect_free(batcher, model)
+
+
+@pytest.mark.parametrize(
+    ("gone", "remaining_s", "error"), [(True, 3600, RequestCancelled), (False, 0, DeadlineExpired)]
+)
+def test_nobody_joins_a_batch_whose_answer_nobody_reads(
+    model: Model, held: Held, gone: bool, remaining_s: float, error: type[Exception]
+) -> None:
+    batcher = make_batcher()
+    callers = [Caller() for _ in range(3)]
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 1)]
+    callers[1].gone, callers[1].remaining_s = gone, remaining_s  # and nobody withdraws it
+    held.let_go()
+    assert values_in(held.next_batch()) == [1, 3]
+    held.let_go()
+    with pytest.raises(error):
+        runs[2].result(WAIT_S)
+    assert all(runs[index].result(WAIT_S) for index in (0, 1, 3))
+    expect_free(batcher, model)
+
+
+def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
+    held.max_batch = 1
+    batcher = make_batcher()
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, held, value) for value in (1, 2)]
+    for value in (1, 2):
+        held.let_go()
+        assert values_in(held.next_batch()) == [value]
+    held.let_go()
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
+    batcher = make_batcher(2, Limits(max_batch=2))
+    runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
+    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == [1, 2]
+    runs += [ask(batcher, held, value) for value in (3, 4, 5)]
+    held.let_go(2)
+    assert sorted(values_in(held.next_batch()) for _ in range(2)) == [[3, 4], [5]]
+    held.let_go(2)
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+def test_different_models_never_mix(model: Model, held: Held) -> None:
+    batcher = make_batcher()
+    other = Held(model)
+    runs = [ask(batcher, held, 0, waits=False)]
+    held.next_batch()
+    runs += [ask(batcher, which, value) for which, value in ((other, 1), (held, 2), (other, 3), (held, 4))]
+    held.let_go()
+    assert values_in(other.next_batch()) == [1, 3]
+    assert held.entered.empty()
+    other.let_go()
+    assert values_in(held.next_batch()) == [2, 4]
+    held.let_go()
+    assert all(run.result(WAIT_S) for run in runs)
+    expect_free(batcher, model)
+
+
+class TestAdmission:
+    def test_ends_where_slots_and_queue_are_full(self) -> None:
+        batcher = make_batcher(2, Limits(max_queue=1))
+        assert [batcher.admit() for _ in range(3)] == [0, 1, 2]
+        for refused in (batcher.admit, lambda: batcher.check(3600)):
+            with pytest.raises(QueueFull, match="3 requests are in flight") as caught:
+                refused()
+            assert caught.value.facts == {"limit_requests": "3"}
+        batcher.give_back()
+        assert batcher.admit() == 2  # a place that was left is free again
+        assert batcher.load().in_flight == 3
+
+    def test_without_a_queue_is_one_a_slot(self) -> None:
+        batcher = make_batcher(limits=Limits(max_queue=0))
+        assert not batcher.is_busy()
+        batcher.admit()
+        assert batcher.is_busy()
+        with pytest.raises(QueueFull):
+            batcher.admit()
+        batcher.give_back()
+        assert batcher.admit() == 0
+
+    def test_of_what_would_be_answered_too_late_is_refused(self) -> None:
+        batcher = make_batcher()
+        batcher.pace.note(1.0, ahead=0)
+        assert batcher.admit(remaining_s=0.1) == 0  # a free slot may be quicker
+        for refused in (batcher.admit, batcher.check):
+            with pytest.raises(QueueFull, match="longer than this one may wait"):
+                refused(1.5)
+        assert batcher.admit(remaining_s=10) == 1
+
+
+class TestDeadline:
+    def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        late, patient = Caller(), Caller()
+        runs = [ask(batcher, held, 2, late), ask(batcher, held, 3, patient)]
+        late.remaining_s = 0
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        with pytest.raises(DeadlineExpired):
+            runs[0].result(WAIT_S)
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert runs[1].result(WAIT_S)
+        expect_free(batcher, model)
+
+    def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        for remaining_s in (0, -1):
+            with pytest.raises(DeadlineExpired):
+                ask(batcher, held, 1, Caller(remaining_s), waits=False).result(WAIT_S)
+        assert held.entered.empty()
+        expect_free(batcher, model)
+
+    def test_of_never_is_waited_for(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs.append(ask(batcher, held, 2, Caller(remaining_s=float("inf"))))
+        held.let_go(2)
+        assert all(run.result(WAIT_S) for run in runs)
+
+
+class TestCancellation:
+    def test_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        caller = Caller()
+        waiting, other = ask(batcher, held, 2, caller), ask(batcher, held, 3)
+        caller.cancel()
+        with pytest.raises(RequestCancelled):
+            waiting.result(WAIT_S)  # while the slot is still busy
+        assert not running.done()
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert other.result(WAIT_S)
+        expect_free(batcher, model)
+
+    def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        callers = [Caller(), Caller()]
+        runs = [ask(batcher, held, 2, callers[0]), ask(batcher, held, 3, callers[1])]
+        for caller in callers:
+            caller.gone = True  # nobody withdraws it: the slot finds out first
+        held.let_go()
+        for run in runs:
+            with pytest.raises(RequestCancelled):
+                run.result(WAIT_S)
+        assert running.result(WAIT_S)
+        assert held.entered.empty()
+        expect_free(batcher, model)
+
+    def test_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        caller = Caller()
+        caller.cancel()
+        with pytest.raises(RequestCancelled):
+            ask(batcher, held, 1, caller, waits=False).result(WAIT_S)
+        assert held.entered.empty()
+        expect_free(batcher, model)
+
+    def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        callers = [Caller() for _ in range(3)]
+        runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 2)]
+        held.let_go()
+        assert values_in(held.next_batch()) == [2, 3, 4]
+        for caller in callers:
+            caller.cancel()
+        held.let_go()
+        for value, run in enumerate(runs, 1):
+            alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+            assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
+        expect_free(batcher, model)
+
+
+class Failing(Held):
+    """A model whose runs raise when they are let go, where they hold one of some values."""
+
+    def __init__(self, model: Model, *bad: int) -> None:
+        super().__init__(model)
+        self._bad = set(bad)
+
+    def run(self, inputs: Tensors) -> Tensors:
+        answer = super().run(inputs)
+        if self._bad & set(values_in(inputs[INPUT])):
+            raise ValueError(f"no answer for {values_in(inputs[INPUT])}")
+        return answer
+
+
+class TestFailure:
+    def test_in_a_batch_is_that_of_whose_values_failed_alone(self, model: Model) -> None:
+        counted = []
+        batcher = make_batcher(count_run=lambda model, inputs, us: counted.append(inputs))
+        failing = Failing(model, 3)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        runs += [ask(batcher, failing, value) for value in (2, 3, 4)]
+        failing.let_go(5)
+        assert [values_in(failing.next_batch()) for _ in range(4)] == [[2, 3, 4], [2], [3], [4]]
+        with pytest.raises(ValueError, match=r"no answer for \[3\]"):
+            runs.pop(2).result(WAIT_S)
+        for value, run in zip((1, 2, 4), runs, strict=True):
+            alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+            assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
+        assert counted == [1, 1, 1]  # what failed is no run
+        expect_free(batcher, model)
+
+    def test_of_a_batch_runs_nobody_again_who_went_away(self, model: Model) -> None:
+        batcher = make_batcher()
+        failing = Failing(model, 2)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        callers = [Caller(), Caller(), Caller()]
+        runs += [ask(batcher, failing, value, caller) for value, caller in zip((2, 3, 4), callers, strict=True)]
+        failing.let_go()
+        assert values_in(failing.next_batch()) == [2, 3, 4]
+        callers[1].cancel()
+        callers[2].remaining_s = 0
+        failing.let_go(2)
+        for run, error in zip(runs[1:], (ValueError, RequestCancelled, DeadlineExpired), strict=True):
+            with pytest.raises(error):
+                run.result(WAIT_S)
+        assert values_in(failing.next_batch()) == [2]
+        assert failing.entered.empty()
+        expect_free(batcher, model)
+
+    def test_of_every_run_frees_the_slot(self, model: Model) -> None:
+        batcher = make_batcher()
+        failing = Failing(model, 1, 2, 3)
+        runs = [ask(batcher, failing, 1, waits=False)]
+        failing.next_batch()
+        runs += [ask(batcher, failing, value) for value in (2, 3)]
+        failing.let_go(4)
+        for run in runs:
+            with pytest.raises(ValueError, match="no answer"):
+                run.result(WAIT_S)
+        expect_free(batcher, model)
+
+
+class TestHandingOut:
+    def test_a_reply_that_cannot_be_made_is_that_of_one_alone(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3, 4)]
+
+        def fail(answer: Answer) -> None:
+            raise ZeroDivisionError
+
+        runs[2].job.reply = fail
+        held.let_go(2)
+        with pytest.raises(ZeroDivisionError):
+            runs.pop(2).result(WAIT_S)
+        assert all(run.result(WAIT_S) for run in runs)
+        expect_free(batcher, model)
+
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_that_fails_is_logged_and_costs_neither_the_others_nor_the_slot(
+        self, model: Model, held: Held, gone: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3)]
+
+        def fail(outcome: object) -> None:
+            raise ValueError("of the transport")
+
+        for run in runs[:2]:
+            run.job.done = fail
+            run.job.call.gone = gone
+        held.let_go(2)
+        with caplog.at_level(logging.ERROR):
+            assert runs[2].result(WAIT_S)
+        assert [str(record.exc_info[1]) for record in caplog.records] == ["of the transport"] * 2
+        expect_free(batcher, model)
+
+
+class TestWithdrawal:
+    def test_of_a_job_that_waits_is_its_end(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        running = ask(batcher, held, 1, waits=False)
+        held.next_batch()
+        runs = [ask(batcher, held, value) for value in (2, 3)]
+        assert batcher.load().waiting == 2
+        assert batcher.withdraw(runs[0].job)
+        assert not batcher.withdraw(runs[0].job)  # once
+        assert batcher.load().waiting == 1
+        held.let_go()
+        assert values_in(held.next_batch()) == [3]
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert runs[1].result(WAIT_S)
+        expect_free(batcher, model)
+        assert runs[0].ends == 0  # who withdraws it ends it
+
+    def test_of_a_job_that_has_been_taken_does_nothing(self, model: Model, held: Held) -> None:
+        batcher = make_batcher()
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs.append(ask(batcher, held, 2))
+        assert not batcher.withdraw(runs[0].job)
+        held.let_go()
+        assert values_in(held.next_batch()) == [2]
+        assert not batcher.withdraw(runs[1].job)
+        held.let_go()
+        assert all(run.result(WAIT_S) for run in runs)
+        assert not any(batcher.withdraw(run.job) for run in runs)
+        expect_free(batcher, model)
+
+    def test_of_a_job_that_was_left_for_the_next_batch_is_its_end(self, model: Model, held: Held) -> None:
+        batcher = make_batcher(limits=Limits(max_batch=1))
+        runs = [ask(batcher, held, 1, waits=False)]
+        held.next_batch()
+        runs += [ask(batcher, held, value) for value in (2, 3)]
+        assert next_batches(held, 1) == [[2]]
+        runs.pop().withdraw()
+        held.let_go()
+        assert all(run.result(WAIT_S) for run in runs)
+        expect_free(batcher, model)
+        assert held.entered.empty()
+
+
+def test_slots_end_when_the_batcher_is_closed() -> None:
+    before = set(threading.enumerate())
+    batcher = make_batcher(3)
+    slots = set(threading.enumerate()) - before
+    assert sorted(thread.name for thread in slots) == ["slot-0", "slot-1", "slot-2"]
+    batcher.close()
+    wait_until(lambda: not any(thread.is_alive() for thread in slots))
+
+
+class Echo:
+    """A network whose sides are open: answers with what it was given."""
+
+    max_batch = 64
+
+    def __init__(self, held: Held) -> None:
+        self._held, self.expect_s = held, held.expect_s
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self._held.entered.put(inputs[INPUT])
+        return dict(inputs)
+
+
+def test_inputs_of_different_sides_are_never_mixed(model: Model, held: Held) -> None:
+    batcher = make_batcher()
+    running = ask(batcher, held, 1, waits=False)
+    held.next_batch()
+    echo, callers = Echo(held), [Caller() for _ in range(4)]
+    sent = [np.full((1, side), side, np.float32) for side in (3, 5, 3, 5)]
+    runs = []
+    for array, caller in zip(sent, callers, strict=True):
+        runs.append(Run(batcher, echo, {INPUT: array}, caller))
+        batcher.submit(runs[-1].job)
+    held.let_go()
+    assert running.result(WAIT_S)
+    for array, run in zip(sent, runs, strict=True):
+        assert np.array_equal(run.result(WAIT_S).outputs[INPUT], array)
+    assert [batch.shape for batch in (held.next_batch(), held.next_batch())] == [(2, 3), (2, 5)]
+    expect_free(batcher, model)
+
+
+def test_stress_with_callers_that_go_away(model: Model) -> None:
+    slots, threads, requests = 2, 32, 50
+    batcher = make_batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
+    expected = [model.classify(pixels_of(value)[np.newaxis])[0][0] for value in range(256)]
+    largest = 0
+
+    class Counting:
+        """Sees the batches; its lock would be missed if two runs shared memory."""
+
+        max_batch, expect_s = 64, model.expect_s
+
+        def run(self, inputs: Tensors) -> Tensors:
+            nonlocal largest
+            largest = max(largest, len(inputs[INPUT]))
+            return model.run(inputs)
+
+    counting = Counting()
+    start = threading.Barrier(threads)
+
+    def client(seed: int) -> tuple[int, int]:
+        chance = random.Random(seed)
+        answered = cancelled = 0
+        start.wait(WAIT_S)
+        for _ in range(requests):
+            caller, value = Caller(), chance.randrange(256)
+            if chance.random() < 0.3:
+                # Goes away at a random moment: before, while waiting, while running or after.
+                timer = threading.Timer(chance.uniform(0, 0.004), caller.cancel)
+                timer.start()
+            else:
+                timer = None
+            batcher.admit()
+            run = ask(batcher, counting, value, caller, waits=False)
+            try:
+                answer = run.result(WAIT_S)
+            except RequestCancelled:
+                assert caller.gone
+                cancelled += 1
+            else:
+                assert np.array_equal(answer.outputs[PROBABILITIES][0], expected[value])
+                answered += 1
+            batcher.give_back()
+            if timer is not None:
+                timer.join()
+            assert run.ends == 1
+        return answered, cancelled
+
+    clients = [spawn(client, seed) for seed in range(threads)]
+    counts = [client.result(WAIT_S) for client in clients]
+    assert sum(map(sum, counts)) == threads * requests
+    assert sum(answered for answered, _ in counts) >= threads * requests * 0.7
+    assert 1 <= largest <= 5
+    expect_free(batcher, model)
+    assert batcher.load()._replace(slots_busy=0) == (slots, 0, 0, 0)
+    assert [batcher.admit() for _ in range(threads)] == list(range(threads))
+    with pytest.raises(QueueFull):
+        batcher.admit()
+
+
+def write_files(root: Path, texts: dict[str, str]) -> None:
+    for path, text in texts.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+class TestCountCpus:
+    @pytest.fixture(autouse=True)
+    def eight_cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+    @pytest.mark.parametrize(
+        ("limit", "cpus"),
+        [
+            ("50000 100000\n", 1),
+            ("100000 100000\n", 1),
+            ("150000 100000\n", 2),
+            ("400000 100000\n", 4),
+            ("1600000 100000\n", 8),
+            ("max 100000\n", 8),
+            ("garbage\n", 8),
+            ("", 8),
+        ],
+    )
+    def test_is_cut_to_the_quota_of_version_2(self, tmp_path: Path, limit: str, cpus: int) -> None:
+        write_files(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize(("quota", "cpus"), [("50000", 1), ("250000", 3), ("-1", 8), ("900000", 8)])
+    def test_is_cut_to_the_quota_of_version_1(self, tmp_path: Path, quota: str, cpus: int) -> None:
+        folder = "sys/fs/cgroup/cpu"
+        write_files(tmp_path, {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000\n"})
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize(
+        ("quotas", "cpus"),
+        [
+            ({"a/b": "200000 100000"}, 2),
+            ({"a": "200000 100000"}, 2),
+            ({"": "300000 100000", "a": "200000 100000", "a/b": "max 100000"}, 2),
+            ({"": "300000 100000", "a": "max 100000", "a/b": "500000 100000"}, 3),
+            ({"other": "100000 100000"}, 8),
+        ],
+    )
+    def test_is_cut_to_the_least_quota_on_the_way_up(self, tmp_path: Path, quotas: dict[str, str], cpus: int) -> None:
+        files = {f"sys/fs/cgroup/{path}/cpu.max": quota for path, quota in quotas.items()}
+        write_files(tmp_path, {"proc/self/cgroup": "0::/a/b\n", **files})
+        assert count_cpus(tmp_path) == cpus
+
+    @pytest.mark.parametrize("folder", ["a/b", "a", ""])  # the last: a container that is told the host's path
+    def test_is_cut_to_the_quota_of_version_1_on_the_way_up(self, tmp_path: Path, folder: str) -> None:
+        told = "5:memory:/x\n4:cpu,cpuacct:/a/b\n2:cpuset:/\n0::/a\n"
+        files = {f"sys/fs/cgroup/cpu/{folder}/cpu.cfs_{name}_us": us for name, us in (("quota", "2"), ("period", "1"))}
+        write_files(tmp_path, {"proc/self/cgroup": told, **files})
+        assert count_cpus(tmp_path) == 2
+
+    def test_is_the_affinity_without_a_cgroup(self, tmp_path: Path) -> None:
+        assert count_cpus(tmp_path) == 8
+
+
+def test_cpus_of_this_process_are_at_least_one() -> None:
+    assert 1 <= count_cpus() <= os.cpu_count()
+
+
+def test_a_gpu_has_one_slot(model: Model) -> None:
+    assert count_slots([model]) == count_slots([]) == count_cpus()
+    assert count_slots([model, replace(model, provider="CUDA")]) == 1
+
+
+def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None:
+    """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
+    batcher, passing = make_batcher(), replace(model)
+    gone = weakref.ref(passing)
+    gc.disable()
+    try:
+        run = ask(batcher, passing, 1, waits=False)
+        run.result(WAIT_S)
+        run.job = None  # the test's own
+        del passing, run
+        wait_until(lambda: gone() is None)
+    finally:
+        gc.enable()
+
+
+def test_requests_that_hold_up_nobody_are_no_reason_to_refuse_others() -> None:
+    batcher = make_batcher(1, Limits(max_queue=3))
+    batcher.pace.note(1.0, 0)
+    for _ in range(3):
+        batcher.admit()
+    with pytest.raises(QueueFull, match="longer"):
+        batcher.check(2.0)
+    for _ in range(3):
+        batcher.set_aside()
+    assert not batcher.is_busy()
+    batcher.check(2.0)
+    assert batcher.admit(2.0) == 0  # nobody is ahead
+    with pytest.raises(QueueFull, match="4 requests are in flight"):
+        batcher.admit()
+    for _ in range(3):
+        batcher.give_back(aside=True)
+    batcher.give_back()
+    assert batcher.load().in_flight == 0
+    assert batcher.admit() == 0

@@ -1,0 +1,69 @@
+"""How much memory decoding may take, by default: cgroups of both versions, and the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.engine.memory import MAX_DEFAULT_BYTES, MIB, choose_decode_bytes, choose_request_bytes, read_memory_limit
+
+
+def lay_out(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{256 * MIB}\n"},
+        {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": f"{256 * MIB}\n"},
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/memory.max": f"{512 * MIB}\n",
+            "sys/fs/cgroup/a/b/memory.max": f"{256 * MIB}\n",
+        },
+        {"proc/self/cgroup": "5:memory:/x\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{256 * MIB}\n"},
+        {"sys/fs/cgroup/memory.max": f"{256 * MIB}\n"},
+    ],
+    ids=["v2", "v2, around", "v2, the least", "v1, of the host's path", "no list"],
+)
+def test_the_default_is_a_quarter_of_the_cgroups_limit(tmp_path: Path, files: dict[str, str]) -> None:
+    chosen = choose_decode_bytes(0, lay_out(tmp_path, files))
+    assert chosen.limit_bytes == 64 * MIB
+    assert chosen.source == "a quarter of the cgroup's limit, 256 MiB"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"},
+        {"proc/self/cgroup": "5:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"},
+    ],
+    ids=["no cgroup", "v2", "v1"],
+)
+def test_without_a_limit_the_machine_counts(tmp_path: Path, files: dict[str, str]) -> None:
+    assert read_memory_limit(lay_out(tmp_path, files)).source == "the machine's memory"
+
+
+def test_the_default_is_at_most_2_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.engine.memory.os.sysconf", lambda name: 2**20)
+    chosen = choose_decode_bytes(0, tmp_path)
+    assert chosen.limit_bytes == MAX_DEFAULT_BYTES
+    assert "at most 2 GiB of the machine's memory" in chosen.source
+
+
+def test_what_is_wanted_is_taken(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{256 * MIB}\n"}
+    assert choose_decode_bytes(7 * MIB, lay_out(tmp_path, files)) == (7 * MIB, "--max-decode-bytes")
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(128, 4), (256, 4), (512, 8), (2048, 32), (65536, 32)])
+def test_requests_are_limited_to_what_fits(tmp_path: Path, there: int, chosen: int) -> None:
+    root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{there * MIB}\n"})
+    assert choose_request_bytes(32 * MIB, root).limit_bytes == chosen * MIB

@@ -1,0 +1,45 @@
+"""What docs/operating.md says a server needs is what it takes."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from docs.tables import count_threads
+from evalmode.errors import MessagesFull
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model
+from serving.services.classifier import Classifier
+from serving.services.models import Models
+from serving.services.statistics import Statistics
+from serving.transports.messages import MIN_HELD_BYTES, Messages
+from tests.serving.conftest import Direct, listen, make_batcher, make_budget
+
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+
+
+def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
+    slots, cpus, before = 2, 3, set(threading.enumerate())
+    batcher, budget = make_batcher(slots), make_budget(cpus)
+    served, statistics = Models({model.name: (model,)}, Path()), Statistics()
+    direct = Direct(Classifier(served, Limits(), budget), batcher, budget, statistics)
+    server = listen(direct)
+    names = [thread.name for thread in threading.enumerate() if thread not in before]
+    server.drain(0)
+    wanted = count_threads(slots, cpus)
+    started = Counter(name if name in wanted else name.rpartition("-")[0] for name in names)
+    assert {name: started[name] for name in wanted} == wanted
+
+
+def test_as_many_of_the_largest_messages_are_held_as_the_table_says() -> None:
+    (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
+    largest = bytes(MIN_HELD_BYTES)
+    messages = Messages(len(largest))
+    for _ in range(int(count)):
+        messages.hold(largest)
+    with pytest.raises(MessagesFull):
+        messages.hold(b"\0")

@@ -1,0 +1,214 @@
+"""The Classifier service without a transport: a parsed request and its caller go in, a reply or an error comes out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.serving.test_open_inference import tensor_artifact
+
+from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
+from evalmode.errors import (
+    DeadlineExpired,
+    ImagesNotTaken,
+    ImageTooLarge,
+    ImageTooManyPixels,
+    ImageUnreadable,
+    InputMissing,
+    ModelNotFound,
+    ModelUnspecified,
+    PixelsMismatch,
+    QueueFull,
+    RequestCancelled,
+)
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model, load_artifact, load_model
+from evalmode.wire import classifier_pb2 as wire
+from serving.engine.batching import Batcher
+from tests.conftest import COLOURS, colour_artifact, encode, plain
+from tests.serving.conftest import Caller, Direct, Held, classify_by, make_batcher
+
+RED = encode(plain("red"))
+
+
+def serve(*models: Model, batcher: Batcher | None = None, **limits: int) -> Direct:
+    return classify_by(*models, batcher=batcher, limits=Limits(**limits))
+
+
+def labels(reply: wire.PredictResponse) -> list[str]:
+    return [score.label for score in reply.scores]
+
+
+@pytest.fixture
+def others(model: Model) -> tuple[Model, Model]:
+    """Two models with other names and other labels."""
+    manifest = replace(model.manifest, labels=("uno", "due", "tre"))
+    return tuple(replace(model, name=name, version="7", manifest=manifest) for name in ("first", "second"))
+
+
+class TestPredict:
+    def test_of_an_image(self, model: Model) -> None:
+        reply = serve(model).ask(wire.PredictRequest(image=RED))
+        assert labels(reply) == ["red", "green", "blue"]
+        assert [score.index for score in reply.scores] == [0, 1, 2]
+        assert (reply.model, reply.version, reply.digest) == ("colours", "1", model.digest)
+        assert reply.decode_us > 0
+        assert reply.wait_us >= 0
+        assert reply.inference_us > 0
+
+    def test_of_pixels(self, model: Model) -> None:
+        blue = np.full((4, 4, 3), (0, 0, 255), np.uint8)
+        pixels = wire.Pixels(data=blue.tobytes(), height=4, width=4, channels=3)
+        assert labels(serve(model).ask(wire.PredictRequest(pixels=pixels)))[0] == "blue"
+
+    def test_has_the_bits_of_the_model_in_this_process(self, model: Model) -> None:
+        service = serve(model)
+        for seed in range(5):
+            noise = np.random.default_rng(seed).integers(0, 256, (31, 17, 3), np.uint8)
+            image = encode(Image.fromarray(noise), "JPEG")
+            reply = service.ask(wire.PredictRequest(image=image))
+            ours = [(score.label, score.probability, score.index) for score in reply.scores]
+            assert ours == [(score.label, score.probability, score.index) for score in model.predict(image).scores]
+
+    @pytest.mark.parametrize(("top_k", "answered"), [(0, 3), (1, 1), (2, 2), (3, 3), (99, 3), (2**32 - 1, 3)])
+    def test_answers_as_many_labels_as_asked(self, model: Model, top_k: int, answered: int) -> None:
+        reply = serve(model).ask(wire.PredictRequest(image=RED, top_k=top_k))
+        assert labels(reply) == list(COLOURS)[:answered]
+
+    def test_answers_five_labels_where_nothing_is_asked(self, model: Model) -> None:
+        many = replace(model, manifest=replace(model.manifest, labels=tuple("abcdefgh")))
+
+        class Eight(Held):
+            def run(self, inputs: Tensors) -> Tensors:
+                rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(inputs[INPUT]), 1))
+                return {PROBABILITIES: rows, LOGITS: rows}
+
+        reply = serve(Eight(many)).ask(wire.PredictRequest(image=RED))
+        assert "".join(labels(reply)) == "hgfed"
+
+    def test_of_nothing(self, model: Model) -> None:
+        with pytest.raises(InputMissing, match="no input: set 'image'"):
+            serve(model).ask(wire.PredictRequest())
+
+    def test_of_what_is_no_image(self, model: Model) -> None:
+        with pytest.raises(ImageUnreadable):
+            serve(model).ask(wire.PredictRequest(image=b"no image at all"))
+
+    def test_keeps_to_the_limits_it_was_given(self, model: Model) -> None:
+        with pytest.raises(ImageTooLarge, match=f"limit is {len(RED) - 1}"):
+            serve(model, max_image_bytes=len(RED) - 1).ask(wire.PredictRequest(image=RED))
+        with pytest.raises(ImageTooManyPixels, match="limit is 15"):
+            serve(model, max_image_pixels=15).ask(wire.PredictRequest(image=RED))
+
+    def test_of_pixels_of_another_shape(self, model: Model) -> None:
+        for size in ((3, 4, 4), (2**32 - 1,) * 3, (0, 0, 0)):
+            pixels = wire.Pixels(data=bytes(48), height=size[0], width=size[1], channels=size[2])
+            with pytest.raises(PixelsMismatch):
+                serve(model).ask(wire.PredictRequest(pixels=pixels))
+
+    def test_of_a_caller_that_went_away_does_not_run(self, model: Model) -> None:
+        held = Held(model)
+        service, gone = serve(held), Caller()
+        gone.cancel()
+        with pytest.raises(RequestCancelled):
+            service.ask(wire.PredictRequest(image=RED), gone)
+        with pytest.raises(DeadlineExpired):
+            service.ask(wire.PredictRequest(image=RED), Caller(remaining_s=0))
+        assert held.entered.empty()
+
+    def test_beyond_the_queue_is_refused_before_it_is_decoded(self, model: Model) -> None:
+        batcher = make_batcher(limits=Limits(max_queue=0))
+        service = serve(model, batcher=batcher)
+        batcher.admit()
+        with pytest.raises(QueueFull):
+            service.ask(wire.PredictRequest(image=b"no image: decoding it would fail otherwise"))
+        batcher.give_back()
+        assert labels(service.ask(wire.PredictRequest(image=RED)))[0] == "red"
+
+    def test_leaves_its_place_however_it_ends(self, model: Model) -> None:
+        service = serve(model, max_queue=0)
+        for _ in range(3):
+            with pytest.raises(InputMissing):
+                service.ask(wire.PredictRequest())
+            with pytest.raises(ImageUnreadable):
+                service.ask(wire.PredictRequest(image=b"no image"))
+        assert labels(service.ask(wire.PredictRequest(image=RED)))[0] == "red"
+
+
+class TestModelChoice:
+    @pytest.mark.parametrize(("name", "version"), [("", ""), ("", "1"), ("colours", ""), ("colours", "1")])
+    def test_of_the_only_model(self, model: Model, name: str, version: str) -> None:
+        request = wire.GetModelRequest(model=name, version=version)
+        assert serve(model).service.get_model(request, Caller()).model == "colours"
+        predict = wire.PredictRequest(image=RED, model=name, version=version)
+        assert serve(model).ask(predict).model == "colours"
+
+    @pytest.mark.parametrize(
+        ("name", "version", "wanted"),
+        [
+            ("cats", "", "cats"),
+            ("cats", "1", "cats/1"),
+            ("colours", "2", "colours/2"),
+            ("", "2", "colours/2"),
+            ("colours", "01", "colours/01"),
+            ("COLOURS", "", "COLOURS"),
+        ],
+    )
+    def test_of_what_is_not_served(self, model: Model, name: str, version: str, wanted: str) -> None:
+        service = serve(model)
+        with pytest.raises(
+            ModelNotFound, match=f"^Request for unknown model: '{wanted}' is not found, served: colours/1"
+        ) as caught:
+            service.ask(wire.PredictRequest(image=RED, model=name, version=version))
+        assert caught.value.facts == {"model": wanted, "served": "colours/1"}
+        with pytest.raises(ModelNotFound):
+            service.service.get_model(wire.GetModelRequest(model=name, version=version), Caller())
+
+    def test_of_several_needs_a_name(self, model: Model, others: tuple[Model, Model]) -> None:
+        service = serve(model, *others)
+        served = "colours/1, first/7, second/7"
+        with pytest.raises(ModelUnspecified, match=f"several models are served, name one of {served}") as caught:
+            service.ask(wire.PredictRequest(image=RED))
+        assert caught.value.facts == {"served": served}
+        with pytest.raises(ModelUnspecified):
+            service.ask(wire.PredictRequest(image=RED, version="7"))
+        with pytest.raises(ModelNotFound, match=f"served: {served}"):
+            service.ask(wire.PredictRequest(image=RED, model="third"))
+        reply = service.ask(wire.PredictRequest(image=RED, model="second", version="7"))
+        assert (reply.model, reply.version, labels(reply)[0]) == ("second", "7", "uno")
+        assert labels(service.ask(wire.PredictRequest(image=RED, model="colours")))[0] == "red"
+
+
+def test_an_image_for_a_model_of_tensors_is_refused_naming_the_field() -> None:
+    model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
+    with pytest.raises(ImagesNotTaken) as caught:
+        serve(model).ask(wire.PredictRequest(image=RED))
+    assert caught.value.field == "image"
+
+
+def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+    service = serve(model)
+    with (
+        patch("serving.services.classifier.decode_requested", side_effect=ZeroDivisionError),
+        pytest.raises(ZeroDivisionError),
+    ):
+        service.ask(wire.PredictRequest(image=RED))
+    assert service.inference.statistics.tell(model).inference_stats.fail.count == 1
+
+
+def test_get_model_says_what_it_expects_and_how_it_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "colours.onnx"
+    path.write_bytes(colour_artifact(("a", "b", "c")))
+    model = load_model(path, name="letters", version="12")
+    reply = serve(model, max_queue=3, grace=9).service.get_model(wire.GetModelRequest(), Caller())
+    assert (reply.model, reply.version, reply.digest, reply.provider) == ("letters", "12", model.digest, "CPU")
+    assert list(reply.labels) == ["a", "b", "c"]
+    assert (reply.pixels.height, reply.pixels.width, reply.pixels.channels) == (4, 4, 3)
+    assert reply.pixels.resize == "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
+    assert dict(reply.limits) == asdict(Limits(max_queue=3, grace=9))
+    assert {name: json.loads(value) for name, value in reply.properties.items()} == {"network": "colours"}

@@ -1,0 +1,348 @@
+"""What Prometheus reads after a known load, exactly, of a real server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import struct
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from prometheus_client.parser import text_string_to_metric_families
+
+from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.image_statistics import MOMENTS, describe_images
+from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.repository import publish
+from evalmode.certification.certify import certify, draw_golden
+from evalmode.client import CallFailed, Client
+from evalmode.images.pixels import PixelContract
+from evalmode.wire import classifier_pb2, classifier_pb2_grpc
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
+from serving.services.drift import LIMIT, WINDOW
+from serving.services.metrics import LEAST_IMAGES, METRICS
+from tests.conftest import COLOURS, Server, colour_artifact, colour_graph, encode, plain, serving
+
+RED, GREEN = encode(plain("red")), encode(plain((0, 255, 0)))
+PIXELS = np.full((3, 4, 4, 3), (0, 0, 255), np.uint8)
+WAIT_S = 30
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+def fresh(colours: Path) -> Iterator[Server]:
+    """A server that nobody has asked yet."""
+    with serving(colours) as running:
+        yield running
+
+
+def get(server: Server, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{server.metrics}{path}", timeout=WAIT_S) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def scrape(server: Server) -> Callable[[str], Samples]:
+    """A reading: its samples by name, each by the values of its labels, in the order in which they are documented."""
+    status, text = get(server, "/metrics")
+    assert status == 200
+    found: dict[str, Samples] = {}
+    for family in text_string_to_metric_families(text):
+        known = METRICS.get(family.name) or METRICS.get(f"{family.name}_total")
+        for sample in family.samples:
+            names = (*known.labels, "le") if known else ()
+            labels = tuple(sample.labels[name] for name in names if name in sample.labels)
+            found.setdefault(sample.name, {})[labels] = sample.value
+    return lambda name: found.get(name, {})
+
+
+def infer(channel: grpc.Channel, batch: np.ndarray, model: str = "") -> wire.ModelInferResponse:
+    tensor = wire.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=batch.shape)
+    request = wire.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[batch.tobytes()])
+    return wire_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=WAIT_S)
+
+
+def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
+    with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(client.predict, [RED] * 7 + [GREEN] * 5))
+        infer(channel, PIXELS)
+        for _ in range(2):
+            with pytest.raises(CallFailed, match="not an image"):
+                client.predict(b"not an image")
+        with pytest.raises(CallFailed):
+            client.predict(RED, model="nobody")
+        with pytest.raises(grpc.RpcError):
+            infer(channel, PIXELS[:, :2])
+        stream = wire_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
+            iter([wire.ModelInferRequest(model_name="colours")])
+        )
+        assert next(stream).error_message
+    told = scrape(fresh)
+    one = ("colours", "1")
+    assert told("evalmode_requests_total") == {
+        (*one, "OK", ""): 13,
+        (*one, "INVALID_ARGUMENT", "IMAGE_UNREADABLE"): 2,
+        (*one, "INVALID_ARGUMENT", "SHAPE_MISMATCH"): 1,
+        (*one, "INVALID_ARGUMENT", "TENSOR_MISSING"): 1,
+        (*one, "INTERNAL", "INTERNAL"): 0,  # counted before there is one: else Prometheus would not see the first
+        ("", "", "INTERNAL", "INTERNAL"): 0,
+        ("", "", "NOT_FOUND", "MODEL_NOT_FOUND"): 1,
+    }
+    assert told("evalmode_inputs_total") == {one: 15}
+    assert told("evalmode_predictions_total") == {(*one, "red"): 7, (*one, "green"): 5, (*one, "blue"): 3}
+    for name in ("decode", "wait", "inference", "request"):
+        assert told(f"evalmode_{name}_seconds_count") == {one: 13}
+        buckets = [count for (*_, _bound), count in told(f"evalmode_{name}_seconds_bucket").items()]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == 13
+    spent = {name: told(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
+    assert spent["request"] == pytest.approx(spent["decode"] + spent["wait"] + spent["inference"])
+    assert told("evalmode_batch_size_sum") == {one: 15}
+    assert told("evalmode_model_ready") == {one: 1}
+    [info] = told("evalmode_model_info")
+    assert info[:2] + info[3:] == ("colours", "1", "CPU", "true", "true")
+    assert info[2].startswith("sha256:")
+    for name in ("slots_busy", "requests_waiting", "requests_in_flight"):
+        assert told(f"evalmode_{name}") == {(): 0}
+    assert told("evalmode_slots")[()] >= 1
+    assert told("process_resident_memory_bytes")[()] > 1e6
+
+
+def test_what_is_told_is_what_is_documented(fresh: Server) -> None:
+    _, text = get(fresh, "/metrics")
+    families = {family.name: family.type for family in text_string_to_metric_families(text)}
+    ours = {name: kind for name, kind in families.items() if name.startswith("evalmode_")}
+    assert ours == {name.removesuffix("_total"): one.kind for name, one in METRICS.items()}
+
+
+def test_what_is_in_flight_shows(tmp_path: Path) -> None:
+    publish(tmp_path, "slow", colour_artifact(slow_steps=1500))
+    with serving(tmp_path, "--allow-uncertified") as server, grpc.insecure_channel(server.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierStub(channel)
+        calls = [stub.Predict.future(classifier_pb2.PredictRequest(image=RED), timeout=60) for _ in range(12)]
+        until = time.monotonic() + WAIT_S
+        while True:
+            told = scrape(server)
+            slots, busy, waiting, flying = (
+                told(f"evalmode_{name}")[()]
+                for name in ("slots", "slots_busy", "requests_waiting", "requests_in_flight")
+            )
+            if busy == slots and waiting and flying == 12:
+                break
+            assert time.monotonic() < until, (slots, busy, waiting, flying)
+        for call in calls:
+            call.cancel()
+
+
+def test_the_repository_shows(tmp_path: Path) -> None:
+    publish(tmp_path, "colours", colour_artifact())
+    with serving(tmp_path, "--poll", "0.05") as server:
+        publish(tmp_path, "colours", b"no artifact")
+        until = time.monotonic() + WAIT_S
+        while scrape(server)("evalmode_model_ready") != {("colours", "1"): 1, ("colours", "2"): 0}:
+            assert time.monotonic() < until
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
+def test_head_says_what_get_says_without_a_body(fresh: Server, path: str) -> None:
+    told = {}
+    for method in ("GET", "HEAD"):
+        with closing(http.client.HTTPConnection(fresh.metrics, timeout=WAIT_S)) as connection:
+            connection.request(method, path)
+            reply = connection.getresponse()
+            told[method] = (reply.status, reply.headers["Content-Type"])
+            body, length = reply.read(), int(reply.headers["Content-Length"])
+            assert length > 0
+            assert len(body) == (length if method == "GET" else 0)
+    assert told["HEAD"] == told["GET"]
+
+
+MANY = 20_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a classifier of 20,000 labels: the label of an image is the number that its pixels are."""
+    repository, contract = tmp_path_factory.mktemp("many"), PixelContract(1, 2, 1)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "rows"], ["digits"]),
+        helper.make_node("MatMul", ["digits", "powers"], ["number"]),
+        helper.make_node("Sub", ["number", "numbers"], ["distances"]),
+        helper.make_node("Abs", ["distances"], ["sizes"]),
+        helper.make_node("Neg", ["sizes"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    constants = {
+        "rows": np.array([-1, 2]),
+        "powers": np.array([[256], [1]], np.float32),
+        "numbers": np.arange(MANY, dtype=np.float32)[np.newaxis],
+    }
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ("batch", MANY)) for n in ("probabilities", "logits")
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "many",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ("batch", 1, 2, 1))],
+        outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    labels = tuple(f"label {number}" for number in range(MANY))
+    publish(repository, "many", seal(onnx_model, Manifest(labels, contract, {})))
+    return repository
+
+
+def show(channel: grpc.Channel, *numbers: int) -> None:
+    """Ask for the label of each number."""
+    infer(channel, np.array([divmod(number, 256) for number in numbers], np.uint8).reshape(-1, 1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "shown"),
+    [
+        (1000, {"label 19999": 2, "label 7": 2, "label 0": 1, "label 300": 1}),
+        (2, {"label 19999": 2, "label 7": 2, "(other)": 2}),
+        (0, {"(other)": 6}),
+    ],
+)
+def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
+    many: Path, limit: int, shown: dict[str, int]
+) -> None:
+    with serving(many, "--allow-uncertified", "--label-metrics", limit) as server:
+        assert len(get(server, "/metrics")[1]) < 30_000
+        with grpc.insecure_channel(server.address) as channel:
+            for numbers in ((19_999,), (7, 7), (0, 19_999), (300,)):
+                show(channel, *numbers)
+        told = scrape(server)("evalmode_predictions_total")
+        assert told == {("many", "1", label): count for label, count in shown.items()}
+
+
+def test_a_label_that_is_no_text_ends_no_page(tmp_path: Path) -> None:
+    publish(tmp_path, "colours", colour_artifact(("\ud800", "green", "blue")))
+    with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+        infer(channel, np.full((1, 4, 4, 3), (255, 0, 0), np.uint8))
+        assert scrape(server)("evalmode_predictions_total") == {("colours", "1", "\\ud800"): 1}
+
+
+def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
+    for _ in range(3):
+        host, port = fresh.metrics.split(":")
+        with closing(socket.create_connection((host, int(port)))) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 50)
+    assert get(fresh, "/healthz")[0] == 200
+    assert fresh.stop()[0] == 0
+    assert "Traceback" not in fresh.logged()
+
+
+def test_health_over_http(fresh: Server) -> None:
+    assert get(fresh, "/healthz") == (200, "ok\n")
+    assert get(fresh, "/livez") == (200, "ok\n")
+    assert get(fresh, "/") == (404, "here are /metrics, /healthz and /livez\n")
+
+
+def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
+    with serving(colours, "--lame-duck", "20") as server:
+        server.process.terminate()
+        until = time.monotonic() + WAIT_S
+        while get(server, "/healthz") != (503, "not ready\n"):
+            assert time.monotonic() < until
+        assert get(server, "/livez") == (200, "ok\n")
+
+
+def test_a_metrics_port_in_use_is_named(colours: Path, fresh: Server, evalmode) -> None:
+    port = fresh.metrics.rpartition(":")[2]
+    refused = evalmode("serve", "--repository", colours, "--port", 0, "--metrics-port", port)
+    assert refused.returncode == 2
+    assert f"metrics cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+
+
+def test_metrics_can_be_left_out(colours: Path) -> None:
+    with serving(colours, "--no-metrics") as server:
+        assert server.metrics == "127.0.0.1:metrics"  # no port
+
+
+def publish_drawn(repository: Path) -> np.ndarray:
+    """Publish an artifact that knows the moments of pictures, and return these."""
+    chance = np.random.default_rng(0)
+    images = chance.integers(0, 200, (WINDOW, 4, 4, 3)).astype(np.uint8)
+    contract = PixelContract(4, 4, 3)
+    manifest = Manifest(COLOURS, contract, {"moments": {"images": describe_images(images)}})
+    golden = draw_golden(contract, 3)
+    publish(
+        repository, "colours", certify(colour_graph(), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+    )
+    return images
+
+
+class TestDrift:
+    @pytest.fixture
+    def drawn(self, tmp_path: Path) -> np.ndarray:
+        """Pictures of which the artifact in ``tmp_path`` knows the moments."""
+        return publish_drawn(tmp_path)
+
+    @pytest.mark.parametrize(("change", "flagged"), [(0, 0), (40, 1)])
+    def test_is_told_of_the_last_images(self, tmp_path: Path, drawn: np.ndarray, change: int, flagged: int) -> None:
+        with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+            infer(channel, drawn[: LEAST_IMAGES - 1][:64])
+            infer(channel, drawn[64 : LEAST_IMAGES - 1])
+            assert scrape(server)("evalmode_input_drifted") == {}
+            changed = (drawn + change).astype(np.uint8)
+            with Client(server.address) as client:
+                for image in changed:  # those before are forgotten
+                    client.predict_pixels(image)
+            told = scrape(server)
+        assert told("evalmode_input_drifted") == {("colours", "1"): flagged}
+        drift = told("evalmode_input_drift")
+        assert set(drift) == {("colours", "1", moment, str(channel)) for moment in MOMENTS for channel in range(3)}
+        assert (max(map(abs, drift.values())) > LIMIT) == bool(flagged)
+
+    def test_is_not_told_where_nobody_knows_the_training_images(self, fresh: Server) -> None:
+        with grpc.insecure_channel(fresh.address) as channel:
+            for _ in range(4):
+                infer(channel, np.zeros((64, 4, 4, 3), np.uint8))
+        assert scrape(fresh)("evalmode_input_drift") == {}
+
+
+class TestLog:
+    @pytest.mark.parametrize("form", ["text", "json"])
+    def test_has_a_line_for_every_request_at_debug(self, colours: Path, form: str) -> None:
+        with serving(colours, "--log-level", "debug", "--log-format", form) as server, Client(server.address) as client:
+            client.predict(RED)
+            with pytest.raises(CallFailed) as caught:
+                client.predict(b"secret bytes")
+            assert caught.value.id
+            _, logged = server.stop()
+        assert "secret bytes" not in logged
+        lines = logged.splitlines()
+        if form == "text":
+            assert sum("DEBUG answered model=colours version=1 inputs=1 decode_us=" in line for line in lines) == 1
+            assert sum(f"refused {caught.value.id}, INVALID_ARGUMENT IMAGE_UNREADABLE" in line for line in lines) == 1
+        else:
+            records = [json.loads(line) for line in lines]
+            [answered] = [one for one in records if one["message"].startswith("answered")]
+            assert {"time", "level", "logger", "model", "version", "inputs", "wait_us"} <= set(answered)
+            [refused] = [one for one in records if one.get("id") == caught.value.id]
+            assert (refused["code"], refused["reason"]) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
+
+    def test_of_a_fault_is_one_json_object(self, colours: Path) -> None:
+        with serving(colours, "--log-format", "json") as server:
+            _, logged = server.stop()
+        assert all(json.loads(line)["level"] for line in logged.splitlines())

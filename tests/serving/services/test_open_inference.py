@@ -1,0 +1,903 @@
+"""The Open Inference Protocol without a transport: every rule of its data section, and what each call answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from benchmarks.damage import make_damaged
+from evalmode import __version__
+from evalmode.artifact.certificate import DTYPES, LOGITS, PROBABILITIES
+from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.repository import publish
+from evalmode.certification.certify import certify
+from evalmode.errors import (
+    BatchTooLarge,
+    ContentsMismatch,
+    ContentsMixed,
+    ControlDisabled,
+    DatatypeMismatch,
+    DeadlineExpired,
+    ImageUnreadable,
+    ModelInvalid,
+    ModelNotFound,
+    ModelUnspecified,
+    NotFinite,
+    NotServed,
+    ParameterInvalid,
+    ProviderUnavailable,
+    QueueFull,
+    RequestCancelled,
+    RequestError,
+    ShapeMismatch,
+    TensorDuplicate,
+    TensorMissing,
+    TensorUnknown,
+)
+from evalmode.images.headers import Header
+from evalmode.images.pixels import PixelContract
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model, load_artifact
+from evalmode.wire import open_inference_pb2 as wire
+from serving.services import tensors
+from serving.services.models import Models
+from serving.services.open_inference import OpenInference
+from serving.services.statistics import Statistics
+from serving.transports.refusals import refuse
+from tests.conformance.specification import NUMPY, TYPED
+from tests.conftest import COLOURS, colour_artifact, encode, plain
+from tests.serving.conftest import WAIT_S, Caller, Direct, Held, make_batcher, make_budget
+
+RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+
+
+def serve(*models: Model, **options: object) -> Direct:
+    limits = options.pop("limits", Limits())
+    statistics, budget = Statistics(), make_budget()
+    batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
+    served = Models({model.name: (model,) for model in models}, options.pop("repository", Path()))
+    service = OpenInference(served, batcher.slots, limits, statistics, budget, **options)
+    return Direct(service, batcher, budget, statistics)
+
+
+def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
+    """A request with raw pixels, (N, 4, 4, 3)."""
+    inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
+    return wire.ModelInferRequest(**{"inputs": inputs, "raw_input_contents": [pixels.tobytes()], **fields})
+
+
+def ask_streamed(service: Direct, request: wire.ModelInferRequest) -> wire.ModelStreamInferResponse:
+    """What a stream replies to a request."""
+    run = service.begin(request)
+    return service.service.make_stream_reply(request, run.exception(WAIT_S) or run.result(), refuse)
+
+
+def read(reply: wire.ModelInferResponse, name: str) -> np.ndarray:
+    """A raw output of float32."""
+    place = [output.name for output in reply.outputs].index(name)
+    assert reply.outputs[place].datatype == "FP32"
+    return np.frombuffer(reply.raw_output_contents[place], "<f4").reshape(reply.outputs[place].shape)
+
+
+def elements(raw: bytes) -> list[bytes]:
+    """What a raw BYTES tensor holds."""
+    found = []
+    while raw:
+        (size,) = struct.unpack_from("<I", raw)
+        found.append(raw[4 : 4 + size])
+        raw = raw[4 + size :]
+    return found
+
+
+def pack(*parts: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(part)) + part for part in parts)
+
+
+def refusal(service: Direct, request: wire.ModelInferRequest, kind: type[RequestError]) -> tuple[str, str]:
+    """What is said of a request that is refused, and of which field."""
+    with pytest.raises(kind) as caught:
+        service.ask(request)
+    return str(caught.value), caught.value.field
+
+
+def tensor_artifact(dtype: str) -> bytes:
+    """A certified network that is no classifier of images: adds and multiplies its two inputs, (N, 3) of one type."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum", "product")]
+    if dtype == "bool":
+        nodes = [helper.make_node("Or", ["left", "right"], ["sum"])]
+        nodes.append(helper.make_node("And", ["left", "right"], ["product"]))
+    else:  # onnxruntime adds fewer types than there are
+        wide = TensorProto.DOUBLE if dtype.startswith("float") else TensorProto.INT64
+        nodes = [
+            helper.make_node("Cast", ["left"], ["a"], to=wide),
+            helper.make_node("Cast", ["right"], ["b"], to=wide),
+            helper.make_node("Add", ["a", "b"], ["c"]),
+            helper.make_node("Mul", ["a", "b"], ["d"]),
+            helper.make_node("Cast", ["c"], ["sum"], to=kind),
+            helper.make_node("Cast", ["d"], ["product"], to=kind),
+        ]
+    graph = helper.make_graph(nodes, "sum", values[:2], values[2:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(proto)
+    golden = {name: (np.arange(12).reshape(4, 3) % 2).astype(dtype) for name in ("left", "right")}
+    return certify(proto, Manifest((), None), golden, ("",) * 4, difference=0.0)
+
+
+def open_model(open_sides: int) -> Model:
+    """A network that answers with its input, float32 (N, any, any, ...)."""
+    sides = ("batch", *(f"side{number}" for number in range(open_sides)))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("numbers", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["numbers"], ["same"])], "open", values[:1], values[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return load_artifact(seal(proto, Manifest((), None)), name="open", version="1", allow_uncertified=True)
+
+
+# Inference
+
+
+class TestInfer:
+    def test_answers_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: Model) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+        reply = serve(model).ask(ask(pixels, id="seven", model_name="colours"))
+        probabilities, logits = model.classify(pixels)
+        assert (reply.model_name, reply.model_version, reply.id) == ("colours", "1", "seven")
+        assert [output.name for output in reply.outputs] == [PROBABILITIES, LOGITS]
+        assert read(reply, PROBABILITIES).tobytes() == probabilities.tobytes()
+        assert read(reply, LOGITS).tobytes() == logits.tobytes()
+        assert not any(output.HasField("contents") for output in reply.outputs)
+
+    def test_answers_the_outputs_wanted_in_their_order(self, model: Model) -> None:
+        wanted = [{"name": LOGITS}, {"name": PROBABILITIES}]
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
+        assert [output.name for output in reply.outputs] == [LOGITS, PROBABILITIES]
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted[:1]))
+        assert [output.name for output in reply.outputs] == [LOGITS]
+        assert len(reply.raw_output_contents) == 1
+
+    def test_typed_contents_are_answered_by_typed_ones_of_the_same_values(self, model: Model) -> None:
+        pixels = np.stack([RED, BLUE])
+        raw = serve(model).ask(ask(pixels))
+        request = ask(pixels, raw_input_contents=[])
+        request.inputs[0].contents.uint_contents.extend(pixels.ravel().tolist())
+        typed = serve(model).ask(request)
+        assert not typed.raw_output_contents
+        for output in typed.outputs:
+            assert np.array_equal(np.float32(output.contents.fp32_contents), read(raw, output.name).ravel())
+
+    @pytest.mark.parametrize("shape", [(2,), (2, 1)])
+    @pytest.mark.parametrize("raw", [True, False])
+    def test_images_are_decoded_as_predict_decodes_them(self, model: Model, shape: tuple[int, ...], raw: bool) -> None:
+        images = [encode(plain("red", (9, 7)), "JPEG"), encode(plain("blue"))]
+        inputs = [{"name": "image", "datatype": "BYTES", "shape": shape}]
+        request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)] if raw else [])
+        if not raw:
+            request.inputs[0].contents.bytes_contents.extend(images)
+        reply = serve(model).ask(request)
+        rows = [list(output.contents.fp32_contents) for output in reply.outputs if output.name == PROBABILITIES]
+        told = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
+        for image, row in zip(images, told, strict=True):
+            scores = {score.index: score.probability for score in model.predict(image).scores}
+            assert [scores[index] for index in range(3)] == row.tolist()
+
+    def test_damaged_images_are_refused(self, model: Model) -> None:
+        inputs = [{"name": "image", "datatype": "BYTES", "shape": (1,)}]
+        for one in (one for one in make_damaged(75) if one.is_corrupt()):
+            with pytest.raises(ImageUnreadable):
+                serve(model).ask(wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(one.image)]))
+
+    def test_classification_gives_value_index_and_label_of_the_best(self, model: Model) -> None:
+        wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
+        reply = serve(model).ask(ask(np.stack([RED, BLUE]), outputs=wanted))
+        assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
+        told = [text.decode().split(":") for text in elements(reply.raw_output_contents[0])]
+        assert [(index, label) for _, index, label in told] == [
+            ("0", "red"),
+            ("1", "green"),
+            ("2", "blue"),
+            ("0", "red"),
+        ]
+        assert float(told[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
+
+    def test_classification_answers_no_more_labels_than_there_are(self, model: Model) -> None:
+        wanted = [{"name": LOGITS, "parameters": {"classification": {"int64_param": 99}}}]
+        reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
+        assert list(reply.outputs[0].shape) == [1, 3]
+
+    def test_images_of_a_request_run_as_one_batch_and_those_that_wait_join_it(self, model: Model) -> None:
+        held = Held(model)
+        service = serve(held)
+        running = service.begin(ask(RED[np.newaxis]))
+        held.next_batch()
+        waiting = [service.begin(ask(np.stack([BLUE] * count))) for count in (2, 3)]
+        assert service.inference.batcher.load().waiting == 2
+        held.let_go(2)
+        assert len(held.next_batch()) == 5
+        assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
+
+    def test_a_model_that_runs_alone_runs_a_batch_one_by_one(self, model: Model) -> None:
+        held = Held(replace(model, max_batch=1))
+        held.let_go(3)
+        service = serve(held)
+        reply = service.ask(ask(np.stack([RED, BLUE, RED])))
+        assert [len(held.next_batch()) for _ in range(3)] == [1, 1, 1]
+        assert read(reply, LOGITS).argmax(1).tolist() == [0, 2, 0]
+        [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        assert (told.inference_count, told.execution_count) == (3, 3)
+        assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 3)]
+
+    def test_beyond_the_queue_is_refused_before_it_is_read(self, model: Model) -> None:
+        batcher = make_batcher(limits=Limits(max_queue=0))
+        batcher.admit()
+        with pytest.raises(QueueFull):
+            serve(model, batcher=batcher).ask(ask(RED[np.newaxis], raw_input_contents=[b"short"]))
+
+
+class TestParameters:
+    def test_a_timeout_ends_the_wait_and_the_network_never_runs(self, model: Model) -> None:
+        held = Held(model)
+        service = serve(held)
+        running = service.begin(ask(RED[np.newaxis]))
+        held.next_batch()
+        waiting = ask(BLUE[np.newaxis], parameters={"timeout": {"int64_param": 50_000}})
+        with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
+            service.ask(waiting)  # while the slot is busy
+        assert not running.done()
+        held.let_go()
+        assert running.result(WAIT_S)
+        assert held.entered.empty()
+
+    def test_a_timeout_beyond_the_callers_deadline_changes_nothing(self, model: Model) -> None:
+        request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
+        with pytest.raises(DeadlineExpired):
+            serve(model).ask(request, Caller(remaining_s=0))
+
+    @pytest.mark.parametrize("timeout_us", [0, 60_000_000])
+    def test_a_request_in_time_is_answered(self, model: Model, timeout_us: int) -> None:
+        request = ask(RED[np.newaxis], parameters={"timeout": {"int64_param": timeout_us}})
+        assert read(serve(model).ask(request), LOGITS).argmax() == 0
+
+    def test_the_last_answer_is_marked_where_that_is_asked(self, model: Model) -> None:
+        for wanted in (True, False):
+            request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
+            reply = ask_streamed(serve(model), request).infer_response
+            assert ("triton_final_response" in reply.parameters) is wanted
+            assert reply.parameters["triton_final_response"].bool_param is wanted
+
+    @pytest.mark.parametrize("sent_raw", [True, False])
+    @pytest.mark.parametrize(
+        ("of_all", "of_each", "raw"),
+        [
+            (None, (None, None), None),
+            (True, None, True),
+            (False, None, False),
+            (True, (None, None), True),
+            (None, (True, None), True),
+            (None, (None, False), False),
+            (True, (False, False), False),  # what an output says comes before what is said of all
+            (False, (True,), True),
+        ],
+    )
+    def test_outputs_are_raw_or_typed_as_asked_else_as_the_inputs_came(
+        self,
+        model: Model,
+        sent_raw: bool,
+        of_all: bool | None,
+        of_each: tuple[bool | None, ...] | None,
+        raw: bool | None,
+    ) -> None:
+        request = ask(RED[np.newaxis])
+        if not sent_raw:
+            request.inputs[0].contents.uint_contents.extend(RED.ravel().tolist())
+            del request.raw_input_contents[:]
+        if of_all is not None:
+            request.parameters["binary_data_output"].bool_param = of_all
+        for name, wish in zip((PROBABILITIES, LOGITS), of_each or (), strict=False):
+            output = request.outputs.add(name=name)
+            if wish is not None:
+                output.parameters["binary_data"].bool_param = wish
+        reply = serve(model).ask(request)
+        raw = sent_raw if raw is None else raw
+        assert len(reply.outputs) == len(of_each or (1, 2))
+        assert len(reply.raw_output_contents) == (len(reply.outputs) if raw else 0)
+        assert [bool(output.contents.fp32_contents) for output in reply.outputs] == [not raw] * len(reply.outputs)
+
+    def test_typed_contents_are_refused_for_a_type_that_has_none(self) -> None:
+        inputs = [{"name": name, "datatype": "FP16", "shape": [1, 3]} for name in ("left", "right")]
+        request = wire.ModelInferRequest(
+            inputs=inputs,
+            raw_input_contents=[bytes(6), bytes(6)],
+            parameters={"binary_data_output": {"bool_param": False}},
+        )
+        told, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
+        assert (told, field) == ("output sum has no typed contents: ask for raw ones", "parameters")
+
+    def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
+        request = ask(RED[np.newaxis])
+        request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
+        assert serve(model).ask(request)
+
+
+class TestTensors:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("raw", [True, False])
+    def test_of_every_type_go_in_and_come_out(self, dtype: str, raw: bool) -> None:
+        [datatype] = [name for name, numpy_name in NUMPY.items() if numpy_name == dtype]
+        left, right = (np.array(rows, dtype) for rows in ([[1, 0, 0], [1, 1, 0]], [[0, 0, 1], [0, 1, 1]]))
+        request = wire.ModelInferRequest()
+        for name, array in (("right", right), ("left", left)):
+            sent = request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            if raw or not TYPED[datatype]:
+                request.raw_input_contents.append(array.tobytes())
+            else:
+                getattr(sent.contents, TYPED[datatype]).extend(array.ravel().tolist())
+        reply = serve(load_artifact(tensor_artifact(dtype), name="sum", version="1")).ask(request)
+        assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == (datatype, [2, 3])
+        if reply.raw_output_contents:
+            told = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
+        else:
+            told = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
+        assert bool(reply.raw_output_contents) == (raw or datatype == "FP16")
+        assert np.array_equal(told, left + right)
+        assert [output.name for output in reply.outputs] == ["sum", "product"]
+
+    def test_with_nan_or_infinity_are_refused_unless_let_through(self) -> None:
+        model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
+        for bad in (np.nan, np.inf, -np.inf):
+            inputs = [{"name": name, "datatype": "FP32", "shape": [1, 3]} for name in ("left", "right")]
+            contents = [np.float32([1, bad, 2]).tobytes(), np.float32([1, 1, 1]).tobytes()]
+            request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=contents)
+            assert refusal(serve(model), request, NotFinite)[0].startswith("left holds NaN or infinity")
+            reply = serve(model, allow_nonfinite=True).ask(request)
+            assert not np.isfinite(np.frombuffer(reply.raw_output_contents[0], "<f4")).all()
+
+    def test_of_different_batches_are_refused(self) -> None:
+        model = load_artifact(tensor_artifact("int8"), name="sum", version="1")
+        inputs = [{"name": n, "datatype": "INT8", "shape": [c, 3]} for n, c in (("left", 1), ("right", 2))]
+        request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(3), bytes(6)])
+        assert refusal(serve(model), request, ShapeMismatch) == ("inputs of different batches: [1, 2]", "inputs")
+
+    @pytest.mark.parametrize(("dtype", "value"), [("int8", 128), ("int8", -129), ("uint8", 256), ("uint16", 2**16)])
+    def test_with_typed_values_that_do_not_fit_are_refused(self, dtype: str, value: int) -> None:
+        model = load_artifact(tensor_artifact(dtype), name="sum", version="1")
+        request = wire.ModelInferRequest()
+        for name in ("left", "right"):
+            sent = request.inputs.add(name=name, datatype=dtype.upper(), shape=[1, 3])
+            getattr(sent.contents, TYPED[dtype.upper()]).extend([0, 0, value])
+        assert refusal(serve(model), request, ContentsMismatch)[1] == "inputs[0].contents"
+
+
+BAD = {
+    "no input": (TensorMissing, {"inputs": [], "raw_input_contents": []}, "inputs"),
+    "an input nobody knows": (
+        TensorUnknown,
+        {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3]}]},
+        "inputs[0].name",
+    ),
+    "an input twice": (
+        TensorDuplicate,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 4, 4, 3]}] * 2},
+        "inputs[1].name",
+    ),
+    "an output nobody knows": (TensorUnknown, {"outputs": [{"name": "scores"}]}, "outputs[0].name"),
+    "an output twice": (TensorDuplicate, {"outputs": [{"name": LOGITS}, {"name": LOGITS}]}, "outputs[1].name"),
+    "raw contents too short": (ContentsMismatch, {"raw_input_contents": [bytes(47)]}, "raw_input_contents"),
+    "raw contents too long": (ContentsMismatch, {"raw_input_contents": [bytes(49)]}, "raw_input_contents"),
+    "one raw content too many": (ContentsMismatch, {"raw_input_contents": [bytes(48)] * 2}, "raw_input_contents"),
+    "no contents at all": (ContentsMismatch, {"raw_input_contents": []}, "inputs[0].contents"),
+    "a shape of other sides": (
+        ShapeMismatch,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 4, 12, 1]}]},
+        "inputs[0].shape",
+    ),
+    "a shape without the batch": (
+        ShapeMismatch,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [4, 4, 3]}]},
+        "inputs[0].shape",
+    ),
+    "no shape": (ShapeMismatch, {"inputs": [{"name": "image", "datatype": "UINT8"}]}, "inputs[0].shape"),
+    "a negative side": (
+        ShapeMismatch,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, -4, -4, 3]}]},
+        "inputs[0].shape",
+    ),
+    "an empty batch": (
+        ShapeMismatch,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [0, 4, 4, 3]}], "raw_input_contents": [b""]},
+        "inputs[0].shape",
+    ),
+    "sides whose product is beyond 64 bits": (
+        BatchTooLarge,
+        {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62, 4, 4, 3]}]},
+        "inputs[0].shape",
+    ),
+    "another datatype": (
+        DatatypeMismatch,
+        {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 4, 4, 3]}]},
+        "inputs[0].datatype",
+    ),
+    "no datatype": (
+        DatatypeMismatch,
+        {"inputs": [{"name": "image", "shape": [1, 4, 4, 3]}]},
+        "inputs[0].datatype",
+    ),
+    "images in three axes": (
+        ShapeMismatch,
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1, 1]}], "raw_input_contents": [pack(b"x")]},
+        "inputs[0].shape",
+    ),
+    "images that claim more bytes than there are": (
+        ContentsMismatch,
+        {
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+            "raw_input_contents": [struct.pack("<I", 2**32 - 1) + b"x"],
+        },
+        "raw_input_contents",
+    ),
+    "images with bytes left over": (
+        ContentsMismatch,
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [pack(b"x") + b"yz"]},
+        "raw_input_contents",
+    ),
+    "fewer images than the shape says": (
+        ContentsMismatch,
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2]}], "raw_input_contents": [pack(b"x")]},
+        "raw_input_contents",
+    ),
+    "an image that is none": (
+        ImageUnreadable,
+        {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [pack(b"none")]},
+        "inputs[0][0]",
+    ),
+    "more images than the shape says": (
+        ContentsMismatch,
+        {
+            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+            "raw_input_contents": [pack(b"x", b"y") + b"z"],
+        },
+        "raw_input_contents",
+    ),
+    "a sequence": (ParameterInvalid, {"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters"),
+    "a priority": (ParameterInvalid, {"parameters": {"priority": {"uint64_param": 1}}}, "parameters"),
+    "a parameter of an input that nobody knows": (
+        ParameterInvalid,
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, 4, 4, 3],
+                    "parameters": {"content_type": {"string_param": "np"}},
+                }
+            ]
+        },
+        "inputs[0].parameters",
+    ),
+    "a parameter of an output that nobody knows": (
+        ParameterInvalid,
+        {"outputs": [{"name": LOGITS, "parameters": {"binary_data_size": {"int64_param": 12}}}]},
+        "outputs[0].parameters",
+    ),
+    "raw contents asked for in words": (
+        ParameterInvalid,
+        {"outputs": [{"name": LOGITS, "parameters": {"binary_data": {"string_param": "true"}}}]},
+        "outputs[0].parameters",
+    ),
+    "raw contents asked for as a number": (
+        ParameterInvalid,
+        {"parameters": {"binary_data_output": {"int64_param": 1}}},
+        "parameters",
+    ),
+    "one output raw and one typed": (
+        ParameterInvalid,
+        {
+            "outputs": [
+                {"name": LOGITS, "parameters": {"binary_data": {"bool_param": True}}},
+                {"name": PROBABILITIES, "parameters": {"binary_data": {"bool_param": False}}},
+            ]
+        },
+        "outputs[1].parameters",
+    ),
+    "one output not as all": (
+        ParameterInvalid,
+        {
+            "parameters": {"binary_data_output": {"bool_param": True}},
+            "outputs": [
+                {"name": LOGITS, "parameters": {"binary_data": {"bool_param": False}}},
+                {"name": PROBABILITIES},
+            ],
+        },
+        "parameters",
+    ),
+    "raw contents of an input": (
+        ParameterInvalid,
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, 4, 4, 3],
+                    "parameters": {"binary_data": {"bool_param": True}},
+                }
+            ]
+        },
+        "inputs[0].parameters",
+    ),
+    "a timeout in words": (ParameterInvalid, {"parameters": {"timeout": {"string_param": "1 s"}}}, "parameters"),
+    "a timeout before now": (ParameterInvalid, {"parameters": {"timeout": {"int64_param": -1}}}, "parameters"),
+    "a classification of no labels": (
+        ParameterInvalid,
+        {"outputs": [{"name": LOGITS, "parameters": {"classification": {"int64_param": 0}}}]},
+        "outputs[0].parameters",
+    ),
+    "an input in shared memory": (
+        NotServed,
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "datatype": "UINT8",
+                    "shape": [1, 4, 4, 3],
+                    "parameters": {"shared_memory_region": {"string_param": "x"}},
+                }
+            ]
+        },
+        "inputs[0].parameters",
+    ),
+    "an output in shared memory": (
+        NotServed,
+        {"outputs": [{"name": LOGITS, "parameters": {"shared_memory_region": {"string_param": "x"}}}]},
+        "outputs[0].parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_breaks_a_rule_is_refused_naming_the_field(model: Model, what: str) -> None:
+    kind, fields, field = BAD[what]
+    told, where = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
+    assert where == field
+    assert told
+
+
+def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -> None:
+    model = open_model(2)
+    for sides in ([2**62, 0], [0, 2**31], [2**31 - 1, 2**31 - 1]):
+        request = wire.ModelInferRequest(
+            inputs=[{"name": "numbers", "datatype": "FP32", "shape": [1, *sides]}], raw_input_contents=[b""]
+        )
+        assert refusal(serve(model), request, ShapeMismatch)[1] == "inputs[0].shape"
+
+
+def test_of_more_images_than_the_shape_says_no_more_is_read(model: Model) -> None:
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
+    assert refusal(serve(model), request, ContentsMismatch)[0] == "image of 1 has 1 elements, got more"
+
+
+def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
+    images = [encode(plain("red")), encode(plain("blue")), b"none"]
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
+    assert refusal(serve(model), request, ImageUnreadable)[1] == "inputs[0][2]"
+
+
+def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -> None:
+    caller, decoded, images = Caller(), [], [encode(plain(colour)) for colour in ("red", "green", "blue")]
+
+    def decode(header: Header, contract: PixelContract) -> np.ndarray:
+        decoded.append(header.image)
+        caller.cancel()
+        return RED
+
+    inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
+    request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
+    with patch("serving.services.tensors.decode_requested", decode), pytest.raises(RequestCancelled):
+        serve(model).ask(request, caller)
+    assert decoded == images[:1]
+
+
+def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None:
+    request = ask(RED[np.newaxis])
+    request.inputs[0].contents.uint_contents.extend([0] * 48)
+    assert refusal(serve(model), request, ContentsMixed)[1] == "inputs[0].contents"
+
+
+def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
+    request = ask(RED[np.newaxis], raw_input_contents=[])
+    request.inputs[0].contents.int_contents.extend([0] * 48)
+    told, _ = refusal(serve(model), request, ContentsMixed)
+    assert told == "image is UINT8, which goes into uint_contents; got int_contents"
+
+
+def test_half_precision_has_no_typed_contents() -> None:
+    model = load_artifact(tensor_artifact("float16"), name="sum", version="1")
+    request = wire.ModelInferRequest()
+    for name in ("left", "right"):
+        sent = request.inputs.add(name=name, datatype="FP16", shape=[1, 3])
+        sent.contents.fp32_contents.extend([1, 2, 3])
+    assert refusal(serve(model), request, ContentsMixed)[0] == "FP16 has no typed contents: send raw ones"
+
+
+def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> None:
+    service = serve(model, limits=Limits(max_batch=2))
+    with pytest.raises(BatchTooLarge) as caught:
+        service.ask(ask(np.stack([RED] * 3)))
+    assert caught.value.facts == {"size_inputs": "3", "limit_inputs": "2"}
+    assert len(read(service.ask(ask(np.stack([RED] * 2))), LOGITS)) == 2
+
+
+# Metadata
+
+
+def test_server_metadata_names_the_server_and_what_it_can(model: Model) -> None:
+    told = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
+    assert (told.name, told.version) == ("evalmode", __version__)
+    assert {"classification", "model_configuration", "model_repository", "statistics"} == set(told.extensions)
+
+
+def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -> None:
+    told = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
+    assert (told.name, list(told.versions), told.platform) == ("colours", ["1"], "onnx_onnxv1")
+    tensors = {one.name: (one.datatype, list(one.shape)) for one in (*told.inputs, *told.outputs)}
+    assert tensors == {"image": ("UINT8", [-1, 4, 4, 3]), PROBABILITIES: ("FP32", [-1, 3]), LOGITS: ("FP32", [-1, 3])}
+    facts = {name: json.loads(value) for name, value in told.properties.items()}
+    assert facts["labels"] == list(COLOURS)
+    assert facts["digest"] == model.digest
+    assert facts["certificate"] == {"golden": 16, "tolerance": 1e-4}
+    assert (facts["batch_invariant"], facts["provider"], facts["network"]) == (True, "CPU", "colours")
+
+
+def test_golden_images_never_leave(model: Model) -> None:
+    assert model.manifest.certificate is not None
+    service = serve(model)
+    told = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
+    told += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
+    packed = json.dumps(model.manifest.certificate.to_json())
+    assert len(told) < 3_000 < len(packed)
+
+
+def test_model_config_tells_batch_types_and_labels(model: Model) -> None:
+    told = (
+        serve(model, limits=Limits(max_batch=32))
+        .service.model_config(wire.ModelConfigRequest(name="colours"), Caller())
+        .config
+    )
+    assert (told.name, told.platform, told.backend, told.max_batch_size) == (
+        "colours",
+        "onnx_onnxv1",
+        "onnxruntime",
+        32,
+    )
+    [image] = told.input
+    assert (image.name, image.data_type, list(image.dims), image.format) == ("image", 2, [4, 4, 3], 1)
+    assert [(one.name, one.data_type, list(one.dims)) for one in told.output] == [
+        (PROBABILITIES, 11, [3]),
+        (LOGITS, 11, [3]),
+    ]
+    assert json.loads(told.parameters["labels"].string_value) == list(COLOURS)
+
+
+def test_a_model_is_ready_if_it_is_served(model: Model) -> None:
+    service = serve(model)
+    wanted = {("colours", ""): True, ("colours", "1"): True, ("colours", "2"): False, ("other", ""): False}
+    for (name, version), ready in wanted.items():
+        told = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
+        assert told.ready is ready
+
+
+@pytest.mark.parametrize("call", ["model_metadata", "model_config", "model_statistics"])
+def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> None:
+    service = serve(model)
+    request = {"model_metadata": wire.ModelMetadataRequest, "model_config": wire.ModelConfigRequest}.get(
+        call, wire.ModelStatisticsRequest
+    )
+    with pytest.raises(ModelNotFound):
+        getattr(service.service, call)(request(name="other"), Caller())
+    with pytest.raises(ModelNotFound):
+        service.ask(ask(RED[np.newaxis], model_name="other"))
+    with pytest.raises(ModelNotFound):
+        service.ask(ask(RED[np.newaxis], model_version="2"))
+
+
+def test_of_several_models_one_must_be_named(model: Model) -> None:
+    with pytest.raises(ModelUnspecified):
+        serve(model, replace(model, name="other")).ask(ask(RED[np.newaxis]))
+
+
+@pytest.mark.parametrize(
+    ("call", "request_", "field"),
+    [
+        ("find", wire.ModelInferRequest(), "model_name"),
+        ("model_metadata", wire.ModelMetadataRequest(), "name"),
+        ("model_config", wire.ModelConfigRequest(), "name"),
+    ],
+)
+def test_the_field_is_named_that_the_model_is_missing_from(
+    model: Model, call: str, request_: object, field: str
+) -> None:
+    with pytest.raises(ModelUnspecified) as caught:
+        getattr(serve(model, replace(model, name="other")).service, call)(
+            request_, *([] if call == "find" else [Caller()])
+        )
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SystemSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "TraceSetting",
+        "LogSettings",
+    ],
+)
+def test_what_is_not_served_says_so(model: Model, name: str) -> None:
+    with pytest.raises(NotServed, match="shared memory, tracing or log settings"):
+        serve(model).service.handlers[name](None, Caller())
+
+
+# Statistics
+
+
+def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
+    service = serve(model)
+    for count in (1, 3, 3):
+        service.ask(ask(np.stack([RED] * count)))
+    for _ in range(2):
+        with pytest.raises(ContentsMismatch):
+            service.ask(ask(RED[np.newaxis], raw_input_contents=[b""]))
+    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert (told.name, told.version, told.inference_count, told.execution_count) == ("colours", "1", 7, 3)
+    assert told.last_inference > 1_700_000_000_000
+    spent = told.inference_stats
+    assert [one.count for one in (spent.success, spent.queue, spent.compute_input, spent.compute_infer)] == [3] * 4
+    assert spent.fail.count == 2
+    assert spent.success.ns == spent.queue.ns + spent.compute_input.ns + spent.compute_infer.ns > 0
+    assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 1), (3, 2)]
+
+
+def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
+    service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
+    told = ask_streamed(service, request)
+    assert told.error_message.startswith("Request for unknown model: 'nobody'")
+    assert told.infer_response.id == "seven"
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
+    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        told = ask_streamed(service, ask(RED[np.newaxis]))
+    assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
+    error_id = told.infer_response.parameters["evalmode_id"].string_param
+    assert told.error_message == f"internal error {error_id}: the server's log has the cause under this id"
+
+
+def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+    service = serve(model)
+    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+        service.ask(ask(RED[np.newaxis]))
+    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert told.inference_stats.fail.count == 1
+
+
+def test_after_the_announcement_nothing_is_ready_and_all_is_answered(model: Model) -> None:
+    service = serve(model)
+    service.service.announce_shutdown()
+    assert not service.service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    assert service.service.handlers["ServerLive"](wire.ServerLiveRequest(), Caller()).live
+    assert service.ask(ask(RED[np.newaxis]))
+
+
+# The repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish(tmp_path, "colours", colour_artifact())
+    publish(tmp_path, "colours", colour_artifact(("rot", "grün", "blau")))
+    publish(tmp_path, "other", colour_artifact())
+    return tmp_path
+
+
+def controlled(repository: Path) -> Direct:
+    models, statistics, batcher, budget = Models.open(repository), Statistics(), make_batcher(), make_budget()
+    service = OpenInference(models, 1, Limits(), statistics, budget, enable_control=True)
+    return Direct(service, batcher, budget, statistics)
+
+
+def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:
+    told = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
+    return [(one.name, one.version, one.state, one.reason) for one in told]
+
+
+def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Path) -> None:
+    service = controlled(repository)
+    assert index(service) == [
+        ("colours", "1", "UNAVAILABLE", "version 2 is served"),
+        ("colours", "2", "READY", ""),
+        ("other", "1", "READY", ""),
+    ]
+    assert index(service, ready=True) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
+
+
+def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: Path) -> None:
+    service = controlled(repository)
+    shutil.rmtree(repository / "colours" / "2")
+    assert ("colours", "2", "READY", "") in index(service)
+    shutil.rmtree(repository)
+    assert index(service) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
+
+
+def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
+    service = controlled(repository)
+    service.service.unload(wire.RepositoryModelUnloadRequest(model_name="colours"), Caller())
+    assert ("colours", "2", "UNAVAILABLE", "unloaded by a call") in index(service)
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    with pytest.raises(ModelNotFound):
+        service.ask(ask(RED[np.newaxis], model_name="colours"))
+    assert service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller()).ByteSize() == 0
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
+
+
+def test_loading_takes_the_newest_version(repository: Path) -> None:
+    service = controlled(repository)
+    publish(repository, "colours", colour_artifact())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
+    service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "3"
+
+
+def test_clients_that_number_the_name_1_are_understood(repository: Path) -> None:
+    service = controlled(repository)
+    theirs = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
+    service.service.unload(theirs, Caller())
+    assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+    service.service.load(wire.RepositoryModelLoadRequest.FromString(b"\n\x07colours"), Caller())
+    assert service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: Path) -> None:
+    service = controlled(repository)
+    publish(repository, "colours", b"no artifact")
+    with pytest.raises(ModelInvalid, match="colours/3 cannot be loaded"):
+        service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
+
+
+def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving(repository: Path) -> None:
+    service = controlled(repository)
+    with (
+        patch("serving.services.models.load_model", side_effect=ProviderUnavailable("no CUDA")),
+        pytest.raises(ModelInvalid, match="colours/2 cannot be loaded: no CUDA"),
+    ):
+        service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
+    assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
+
+
+@pytest.mark.parametrize("name", ["", "nobody", "..", "../models", "/etc", ".incoming-x"])
+def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, name: str) -> None:
+    for call, kind in (("load", wire.RepositoryModelLoadRequest), ("unload", wire.RepositoryModelUnloadRequest)):
+        with pytest.raises(ModelNotFound):
+            getattr(controlled(repository).service, call)(kind(model_name=name), Caller())
+
+
+def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
+    request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
+    with pytest.raises(ParameterInvalid, match="parameters config are not served; here: unload_dependents"):
+        controlled(repository).service.load(request, Caller())
+
+
+def test_without_control_nothing_is_loaded_or_unloaded(model: Model) -> None:
+    service = serve(model)
+    for name in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        with pytest.raises(ControlDisabled, match="--enable-control"):
+            service.service.handlers[name](wire.RepositoryModelLoadRequest(model_name="colours"), Caller())

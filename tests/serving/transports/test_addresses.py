@@ -1,0 +1,151 @@
+"""Where a server listens: each form of ``--host`` works, or one line says why not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.serving.test_metrics import get
+
+from evalmode.client import Client
+from evalmode.errors import AddressUnavailable
+from serving.transports.addresses import check_address, find_local, is_loopback, join_address
+from tests.conftest import encode, plain, serving
+
+RED = encode(plain("red"))
+
+
+def has_ipv6() -> bool:
+    with closing(socket.socket(socket.AF_INET6)) as one:
+        try:
+            one.bind(("::1", 0))
+        except OSError:
+            return False
+        return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+def answers(address: str) -> str:
+    with Client(address) as client:
+        return client.predict(RED).label
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("::", ("[::1]", "127.0.0.1")), ("[::]", ("[::1]",)), ("::1", ("[::1]",)), ("[::1]", ("[::1]",))],
+)
+def test_an_ipv6_address_is_listened_on(colours: Path, host: str, reached: tuple[str, ...]) -> None:
+    with serving(colours, "--host", host, "--allow-unbounded-messages") as server:
+        port = server.address.rpartition(":")[2]
+        assert [answers(f"{one}:{port}") for one in reached] == ["red"] * len(reached)
+        server.metrics = f"{reached[0]}:{server.metrics.rpartition(':')[2]}"
+        assert get(server, "/livez") == (200, "ok\n")
+        assert server.stop()[0] == 0
+
+
+def test_a_name_is_listened_on(colours: Path) -> None:
+    with serving(colours, "--host", "localhost") as server:
+        assert answers(f"localhost:{server.address.rpartition(':')[2]}") == "red"
+
+
+@pytest.mark.native_lacks("Unix sockets")
+@pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
+def test_a_unix_socket_is_listened_on_again_and_again(colours: Path, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "socket"
+    for _ in range(2):  # the second finds what the first left behind
+        with serving(colours, "--host", form.format(path)) as server:
+            assert server.address.endswith(f":unix:{path}")
+            assert answers(f"unix:{path}") == "red"
+            assert get(server, "/livez") == (200, "ok\n")
+            assert "without TLS" not in server.logged()
+            server.process.kill()
+
+
+@pytest.mark.native_lacks("Unix sockets")
+def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: Path, evalmode: Callable) -> None:
+    path = tmp_path / "socket"
+    with serving(colours, "--host", f"unix:{path}"):
+        refused = evalmode("serve", "--repository", colours, "--host", f"unix:{path}", "--no-metrics")
+        assert (
+            refused.stderr
+            == f"evalmode: --host unix:{path}: another server listens there; stop it, or take another path\n"
+        )
+        assert answers(f"unix:{path}") == "red"
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("host.invalid", "--host host.invalid is not known here: "),
+        ("a..b", "--host a..b is not known here: "),
+        ("192.0.2.1", "cannot listen on 192.0.2.1:8001: this machine has no such address: use one of its own"),
+        (
+            "127.0.0.1:8001",
+            "--host '127.0.0.1:8001' is not an address: use an IPv4 or IPv6 address, a name or unix:PATH",
+        ),
+        ("", "--host '' is not an address"),
+        ("vsock:1", "--host 'vsock:1' is not an address"),
+        ("unix:", "a path of 1 to 107 bytes is wanted"),
+        ("unix:/" + "x" * 107, "a path of 1 to 107 bytes is wanted"),
+        ("unix:/no/where/socket", "/no/where is not a folder; make it"),
+        (f"unix:{__file__}", "there is a file that is no socket"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, host: str, said: str) -> None:
+    refused = evalmode("serve", "--repository", "nowhere", "--host", host)
+    assert refused.returncode == 2
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("evalmode: ")
+    assert said in line
+
+
+def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
+    refused = evalmode("serve", "--repository", "nowhere", "--port", 8002)
+    assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: take two\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "this user may not: take a --port from 1024 on or give the process CAP_NET_BIND_SERVICE"),
+        (errno.EAFNOSUPPORT, "this machine has no IPv6: use 0.0.0.0"),
+        (errno.EIO, "take another --host"),
+    ],
+)
+def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+    def refuse(one: socket.socket, address: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(AddressUnavailable) as caught:
+        check_address("127.0.0.1", 80)
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:80: {said} ({os.strerror(number)})"
+    with pytest.raises(AddressUnavailable, match="metrics cannot listen"):
+        check_address("127.0.0.1", 80, "--metrics-port")
+
+
+@pytest.mark.parametrize(
+    ("host", "joined", "local", "loopback"),
+    [
+        ("127.0.0.1", "127.0.0.1:1", "127.0.0.1:2", True),
+        ("127.9.9.9", "127.9.9.9:1", "127.9.9.9:2", True),
+        ("0.0.0.0", "0.0.0.0:1", "127.0.0.1:2", False),
+        ("10.0.0.7", "10.0.0.7:1", "10.0.0.7:2", False),
+        ("::", "[::]:1", "127.0.0.1:2", False),
+        ("[::1]", "[::1]:1", "[::1]:2", True),
+        ("fe80::1%eth0", "[fe80::1%eth0]:1", "[fe80::1%eth0]:2", False),
+        ("localhost", "localhost:1", "localhost:2", True),
+        ("unix:/a", "unix:/a", "unix:/a", True),
+        ("unix:///a", "unix:/a", "unix:/a", True),
+    ],
+)
+def test_an_address_is_as_grpc_takes_it(host: str, joined: str, local: str, loopback: bool) -> None:
+    assert (join_address(host, 1), find_local(joined, 2), is_loopback(host)) == (joined, local, loopback)

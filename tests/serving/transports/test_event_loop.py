@@ -1,0 +1,552 @@
+"""All calls share one event loop: whatever waits, reads a file or computes for long does so in another thread.
+
+What may take long is held in these tests, for as long as they like, and health is asked for meanwhile. In one test the
+loop's own thread is watched: calls of the system, what it waits for, records of the log.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import gzip
+import logging
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import BuiltinFunctionType, FrameType
+from typing import Any
+from unittest.mock import patch
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
+from tests.serving.test_grpcio import (
+    AUTHORIZED,
+    RED,
+    SERVING,
+    TOKEN,
+    Here,
+    check_health,
+    fallback,
+    refused,
+    slow_handlers,
+    watch_health,
+)
+
+import tests.conftest
+from evalmode.images.pixels import decode_announced
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model
+from evalmode.wire import classifier_pb2 as wire
+from evalmode.wire import open_inference_pb2 as inference
+from serving.services.access import Access, Tokens
+from serving.services.inference import QUICK_BYTES
+from serving.transports.connections import Connections
+from serving.transports.grpcio import CONTROL_THREADS
+from serving.transports.loop import Loop
+from serving.transports.messages import Messages
+from serving.transports.pacing import LARGE_BYTES
+from tests.conftest import encode, plain
+from tests.serving.conftest import WAIT_S, Held, spawn, wait_until
+
+GET_MODEL = "/evalmode.v1.Classifier/GetModel"
+STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes(48), height=4, width=4, channels=3))
+
+
+@pytest.fixture
+def here(model: Model) -> Iterator[Here]:
+    with Here(Held(model)) as running:
+        yield running
+
+
+def check_often(here: Here) -> None:
+    """Health is answered, by a connection that was there and by a new one."""
+    for _ in range(5):
+        assert check_health(here.channel, "") == SERVING
+    with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        assert check_health(channel, "") == SERVING
+
+
+class TestHealthIsAnswered:
+    def test_while_the_lock_of_the_statistics_is_held(self, model: Model) -> None:
+        with Here(Held(model), limits=Limits(max_queue=0)) as here:
+            watch = watch_health(here.channel, "new")
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            with here.statistics.lock:
+                here.held.let_go()
+                counted = here.occupy()
+                told = here.channel.unary_unary(STATISTICS).future(b"", timeout=WAIT_S)
+                if tests.conftest.transport == "grpcio":  # natively, a refusal is counted by the thread of a slot
+                    refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+                    assert refusal.info.reason == "QUEUE_FULL"
+                check_often(here)
+                fallback(here.server)._health.set({"new": True})
+                assert next(watch).status == SERVING
+                assert not counted.done()
+                assert not told.done()
+            assert counted.result().scores[0].label == "red"
+            assert told.result()
+            watch.cancel()
+
+    def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: Model, tmp_path: Path) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text(TOKEN)
+        access = Access(Tokens(tokens), None)
+        tokens.unlink()
+        os.mkfifo(tokens)  # whoever reads it waits
+        with patch("serving.services.access.RENEW_S", 0.01), Here(Held(model), access=access) as here:
+            here.held.let_go(2)
+            access.follow()
+            writers: list[int] = []
+
+            def is_read() -> bool:
+                with suppress(OSError):  # nobody reads
+                    writers.append(os.open(tokens, os.O_WRONLY | os.O_NONBLOCK))
+                return bool(writers)
+
+            wait_until(is_read)
+            check_often(here)
+            assert here.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED).scores[0].label == "red"
+            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED).model == "colours"
+            assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
+            os.write(writers[0], TOKEN.encode())
+            os.close(writers[0])
+
+    def test_while_every_thread_of_other_calls_is_busy(self, here: Here) -> None:
+        with slow_handlers(here) as slow:
+            calls = [here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
+            wait_until(lambda: slow.running == CONTROL_THREADS)
+            check_often(here)
+            here.held.let_go()
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert not any(call.done() for call in calls)
+            slow.go_on.set()
+            assert {call.result().model for call in calls} == {"colours"}
+
+    def test_while_every_thread_decodes(self, here: Here) -> None:
+        decoding, go_on = threading.Semaphore(0), threading.Event()
+
+        def decode(*arguments: Any) -> np.ndarray:
+            decoding.release()
+            assert go_on.wait(WAIT_S)
+            return decode_announced(*arguments)
+
+        with patch("serving.services.classifier.decode_requested", decode):
+            calls = [here.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
+            assert decoding.acquire(timeout=WAIT_S)
+            check_often(here)
+            here.held.let_go(20)
+            if tests.conftest.transport == "grpcio":  # natively, slots decode
+                assert here.stub.Predict(PIXELS, timeout=WAIT_S).scores
+            assert not any(call.done() for call in calls)
+            go_on.set()
+            assert {call.result().scores[0].label for call in calls} == {"red"}
+
+    def test_while_slots_run_and_the_queue_is_full(self, model: Model) -> None:
+        with Here(Held(model), limits=Limits(max_queue=2)) as here:
+            calls = [here.occupy(), here.enqueue(), here.enqueue()]
+            check_often(here)
+            here.held.let_go(3)
+            assert {call.result().scores[0].label for call in calls} == {"red"}
+
+    def test_while_calls_wait_for_their_messages(self, here: Here) -> None:
+        send = threading.Event()
+
+        def nothing_yet() -> Iterator[bytes]:
+            send.wait(WAIT_S)
+            return
+            yield
+
+        calls = [here.channel.stream_unary(CHECK).future(nothing_yet(), timeout=WAIT_S) for _ in range(50)]
+        wait_until(lambda: fallback(here.server)._calls.count("receiving") == 50)
+        check_often(here)
+        send.set()
+        assert {call.code().name for call in calls} == {"INVALID_ARGUMENT"}
+
+    @pytest.mark.native_lacks("message timeout")
+    def test_while_connections_are_closed(self, model: Model) -> None:
+        closing: list[str] = []
+        go_on, close = threading.Event(), Connections.close
+
+        def close_slowly(connections: Connections, reasons: Mapping[str, str]) -> None:
+            closing.append(threading.current_thread().name)
+            assert go_on.wait(WAIT_S)
+            close(connections, reasons)
+
+        with (
+            Here(Held(model), limits=Limits(message_timeout=1)) as here,
+            patch.object(Connections, "close", close_slowly),
+            Connection(here.address, window=0) as slow,
+        ):
+            here.held.let_go(2)
+
+            def is_closed() -> bool:
+                slow.flush()
+                slow.receive()
+                return not slow.alive
+
+            slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
+            wait_until(lambda: is_closed() or closing)
+            assert "event-loop-0" not in closing
+            check_often(here)
+            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert not is_closed()
+            assert len(closing) == 1  # the next look waits for it
+            go_on.set()
+            wait_until(is_closed)
+
+    def test_while_watches_come_and_go(self, here: Here) -> None:
+        handlers, stop = fallback(here.server)._handlers, threading.Event()
+
+        def come_and_go() -> int:
+            opened = 0
+            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                while not stop.is_set():
+                    watches = [watch_health(channel) for _ in range(40)]
+                    for watch in watches:
+                        with suppress(grpc.RpcError):  # one too many
+                            assert next(watch).status == SERVING
+                        watch.cancel()
+                    opened += len(watches)
+            return opened
+
+        clients = [spawn(come_and_go) for _ in range(4)]
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            check_often(here)
+            here.server.show([])
+        stop.set()
+        assert sum(client.result(WAIT_S) for client in clients) > 300
+        wait_until(lambda: not handlers._watches.taken)
+        wait_until(lambda: not fallback(here.server)._health._wakes)
+
+
+def test_of_too_many_watches_one_is_refused_and_the_others_go_on(model: Model) -> None:
+    with Here(Held(model), limits=Limits(max_watches=3)) as here:
+        watches = [watch_health(here.channel, "new") for _ in range(3)]
+        assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVICE_UNKNOWN}
+        refusal = refused(lambda: next(watch_health(here.channel)))
+        assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL")
+        assert dict(refusal.info.metadata) == {"limit_watches": "3"}
+        check_often(here)
+        fallback(here.server)._health.set({"new": True})
+        assert {next(watch).status for watch in watches} == {SERVING}
+        for watch in watches:
+            watch.cancel()
+
+
+def stream_infer(message: bytes) -> Callable[[grpc.Channel], object]:
+    return lambda channel: list(channel.stream_stream(STREAM_INFER)(iter([message]), timeout=WAIT_S))
+
+
+def call(path: str, message: bytes, compression: grpc.Compression | None = None) -> Callable[[grpc.Channel], object]:
+    return lambda channel: channel.unary_unary(path)(message, timeout=WAIT_S, compression=compression)
+
+
+LARGE = wire.PredictRequest(pixels=wire.Pixels(data=bytes(2 * QUICK_BYTES), height=4, width=4, channels=3))
+UNKNOWN = inference.ModelInferRequest(model_name="unknown", id="x" * 2 * QUICK_BYTES)
+
+
+class TestMessages:
+    @pytest.mark.native_lacks("inflation")
+    @pytest.mark.parametrize(
+        ("ask", "thread"),
+        [
+            (call(PREDICT, PIXELS.SerializeToString()), "event-loop-0"),
+            (call(PREDICT, LARGE.SerializeToString()), "small-decode"),
+            (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "large-decode"),
+            (call(INFER, UNKNOWN.SerializeToString()), "small-decode"),
+            (stream_infer(UNKNOWN.SerializeToString()), "small-decode"),
+            (call(GET_MODEL, b""), "control"),
+        ],
+        ids=["small", "large", "compressed", "ModelInfer", "stream", "GetModel"],
+    )
+    def test_that_may_take_long_are_parsed_beside_the_loop(
+        self, here: Here, ask: Callable[[grpc.Channel], object], thread: str
+    ) -> None:
+        threads: list[str] = []
+        parse = Messages.parse
+
+        def watched(*arguments: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return parse(*arguments)
+
+        here.held.let_go()
+        with patch.object(Messages, "parse", watched), suppress(grpc.RpcError):
+            ask(here.channel)
+        assert len(threads) == 1
+        assert threads[0].startswith(thread)
+
+    @pytest.mark.native_lacks("inflation")
+    @pytest.mark.parametrize("path", [CHECK, WATCH, REFLECT])
+    @pytest.mark.parametrize("compressed", [False, True])
+    def test_that_are_read_in_the_loop_are_small(self, here: Here, path: str, compressed: bool) -> None:
+        message = health_pb2.HealthCheckRequest(service="x" * QUICK_BYTES).SerializeToString()
+        compression = grpc.Compression.Gzip if compressed else None
+        method = here.channel.stream_stream(path)
+        refusal = refused(lambda: next(method(iter([message]), timeout=WAIT_S, compression=compression)))
+        assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+        assert dict(refusal.info.metadata) == {"limit_bytes": str(QUICK_BYTES)}
+
+    @pytest.mark.native_lacks("pauses")
+    def test_that_are_large_leave_time_for_others(self, here: Here) -> None:
+        large = inference.ModelInferRequest(model_name="unknown", id="x" * LARGE_BYTES)
+        with patch.multiple("serving.transports.pacing", BYTES_PER_S=1, MAX_WAIT_S=WAIT_S):
+            for _ in range(2):  # the second waits for none, and the third for the second
+                with pytest.raises(grpc.RpcError):
+                    here.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
+            third = here.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
+            check_often(here)
+            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                assert refused(lambda: call(INFER, UNKNOWN.SerializeToString())(channel)).info.reason
+            assert not third.done()
+            third.cancel()
+
+    def test_of_others_leave_room_for_health_checks(self, here: Here) -> None:
+        messages = fallback(here.server)._handlers._messages
+        messages.hold(bytes(messages._limit_bytes))
+        assert refused(lambda: check_health(here.channel, "unknown")).info.reason == "SERVICE_UNKNOWN"
+        assert check_health(here.channel, "evalmode.v1.Classifier") == SERVING
+
+
+def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None:
+    threads: dict[str, set[str]] = defaultdict(set)
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            threads[function.__name__].add(threading.current_thread().name)
+            return function(*arguments)
+
+        return call
+
+    here.held.let_go(3)
+    with (
+        patch("serving.services.classifier.decode_requested", watched(decode_announced)),
+        patch.object(here.held, "rank", watched(here.held.rank)),
+    ):
+        for colour in ("red", "lime", "blue"):
+            assert here.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
+    assert set(threads) == {"decode_announced", "rank"}
+    assert not any(name == "event-loop-0" for names in threads.values() for name in names)
+
+
+class TestLoop:
+    @pytest.fixture
+    def loop(self) -> Iterator[Loop]:
+        made = Loop()
+        yield made
+        if not made.asyncio.is_closed():
+            made.close()
+
+    def test_calls_what_is_posted_by_any_thread_and_in_its_order(self, loop: Loop) -> None:
+        called: dict[int, list[int]] = defaultdict(list)
+        threads = set()
+
+        def note(poster: int, number: int) -> None:
+            threads.add(threading.current_thread().name)
+            called[poster].append(number)
+
+        def post(poster: int) -> None:
+            for number in range(2000):
+                loop.post(lambda number=number: note(poster, number))
+
+        for future in [spawn(post, poster) for poster in range(4)]:
+            future.result(WAIT_S)
+        wait_until(lambda: sum(map(len, called.values())) == 8000)
+        assert dict(called) == {poster: list(range(2000)) for poster in range(4)}
+        assert threads == {"event-loop-0"}
+
+    def test_calls_later_what_is_to_be_called_later(self, loop: Loop) -> None:
+        called: list[float] = []
+        started = time.monotonic()
+        loop.later(0.1, lambda: called.append(time.monotonic()))
+        wait_until(lambda: called)
+        assert called[0] - started > 0.09
+
+    def test_is_behind_while_something_holds_it(self, loop: Loop) -> None:
+        wait_until(lambda: not loop.is_behind())
+        holding, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            holding.set()
+            go_on.wait(WAIT_S)
+
+        loop.post(hold)
+        assert holding.wait(WAIT_S)
+        loop.is_behind()
+        assert [loop.is_behind() for _ in range(3)] == [True] * 3
+        go_on.set()
+        wait_until(lambda: not loop.is_behind())
+
+    def test_takes_posts_after_its_end_for_nobody(self, loop: Loop) -> None:
+        loop.close()
+        for _ in range(2):
+            loop.post(lambda: pytest.fail("called"))
+        loop.later(0, lambda: pytest.fail("called"))
+
+
+GRPC = str(Path(grpc.__file__).parent) + "/"
+SYSTEM = {"posix", "io", "_io", "_socket", "select", "time"}
+PYTHONS = {threading.__file__, concurrent.futures._base.__file__, __file__}
+HARMLESS = {"urandom", "time", "monotonic", "perf_counter", "time_ns", "fspath"}  # of those: they wait for nothing
+WAITS = {"acquire", "acquire_lock", "get", "wait", "join"}  # builtin methods of locks and queues
+
+
+class Watch:
+    """What the thread of a server's event loop did."""
+
+    def __init__(self) -> None:
+        self.forbidden: set[str] = set()
+        self.functions: set[str] = set()
+
+    def profile(self, frame: FrameType, event: str, what: Any) -> None:
+        """For ``threading.setprofile``: leaves every thread but the loop's alone."""
+        if threading.current_thread().name != "event-loop-0":
+            sys.setprofile(None)
+        elif event == "call":
+            self.see_call(frame)
+        elif event == "c_call":
+            self.see_builtin(frame, what)
+
+    def see_call(self, frame: FrameType) -> None:
+        name = frame.f_code.co_qualname
+        if "/serving/" in frame.f_code.co_filename:
+            self.functions.add(name)
+        if frame.f_code.co_filename == logging.__file__ and name not in ("Logger.isEnabledFor", "Logger.debug"):
+            self.note(frame.f_back, f"logging {name}")
+
+    def see_builtin(self, frame: FrameType, function: BuiltinFunctionType) -> None:
+        owner = getattr(function, "__module__", None) or type(getattr(function, "__self__", None)).__module__
+        name = function.__name__
+        kind = type(getattr(function, "__self__", None)).__name__
+        waits = name in WAITS and kind in ("lock", "RLock", "SimpleQueue")
+        if waits or (owner in SYSTEM and name not in HARMLESS):
+            self.note(frame, f"{owner}.{kind}.{name}")
+
+    def note(self, frame: FrameType | None, what: str) -> None:
+        """Unless it is grpcio that does it, through Python's own code or not."""
+        while frame is not None and frame.f_code.co_filename in PYTHONS:
+            frame = frame.f_back
+        if frame is None or not frame.f_code.co_filename.startswith(GRPC):
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_qualname}" if frame else "?"
+            self.forbidden.add(f"{what} in {where}")
+
+
+@contextmanager
+def watched_loop(model: Model, tokens: Path, limits: Limits) -> Iterator[tuple[Watch, Here]]:
+    """A server that asks for tokens, and what its event loop does."""
+    tokens.write_text(TOKEN)
+    watch = Watch()
+    threading.setprofile(watch.profile)
+    try:
+        with Here(Held(model), limits=limits, access=Access(Tokens(tokens), None)) as here:
+            threading.setprofile(None)  # the loop has its own
+            yield watch, here
+    finally:
+        threading.setprofile(None)
+
+
+def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path) -> None:
+    with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (watch, here):
+
+        def ask(path: str, message: bytes = b"", metadata: Any = AUTHORIZED, timeout: float = WAIT_S) -> grpc.Future:
+            return here.channel.unary_unary(path).future(message, metadata=metadata, timeout=timeout)
+
+        red = RED.SerializeToString()
+        # answered, of an unknown method, without a token, of no model, damaged, and health without a token
+        here.held.let_go()
+        assert ask(PREDICT, red).result(WAIT_S)
+        here.held.next_batch()
+        assert ask(GET_MODEL).result(WAIT_S)
+        assert ask("/evalmode.v1.Classifier/Guess").code().name == "UNIMPLEMENTED"
+        assert ask(PREDICT, red, ()).code().name == "UNAUTHENTICATED"
+        assert ask(INFER, UNKNOWN.SerializeToString()).code().name == "NOT_FOUND"
+        assert ask(PREDICT, gzip.compress(red)[:-9]).code().name == "INVALID_ARGUMENT"
+        assert ask(CHECK, b"", ()).result(WAIT_S)
+        # watches that come and go, of which one is too many
+        stub = health_pb2_grpc.HealthStub(here.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        assert {next(one).status for one in watches} == {1}
+        with pytest.raises(grpc.RpcError, match="health watches are open"):
+            next(stub.Watch(health_pb2.HealthCheckRequest()))
+        here.server.show([])
+        for one in watches:
+            one.cancel()
+        # a stream that is cancelled, a call that is cancelled while it waits, a full queue, and too short a deadline
+        ended = threading.Event()
+
+        def requests() -> Iterator[bytes]:
+            yield b""
+            ended.wait(WAIT_S)
+
+        stream = here.channel.stream_stream(STREAM_INFER)(requests(), metadata=AUTHORIZED)
+        assert next(stream)
+        stream.cancel()
+        ended.set()
+        running = ask(PREDICT, red)
+        here.held.next_batch()
+        waiting = ask(PREDICT, red)
+        wait_until(here.count_queued)
+        if tests.conftest.transport == "grpcio":
+            assert ask(PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
+        waiting.cancel()
+        wait_until(lambda: not here.count_queued())
+        here.batcher.pace.note(60.0, 0)
+        if tests.conftest.transport == "grpcio":
+            assert ask(PREDICT, red, timeout=5).code().name == "RESOURCE_EXHAUSTED"
+        here.held.let_go(10)
+        assert running.result(WAIT_S)
+        # and while it leaves
+        here.server.announce_shutdown()
+        fallback(here.server)._handlers.leaving = True
+        assert ask(GET_MODEL).code().name == "UNAVAILABLE"
+        here.channel.close()
+        here.drain(0)
+    assert watch.forbidden == set()
+    assert watch.functions >= {
+        "Access.check",
+        "Places.enter",
+        "Calls.open",
+        "Health.check",
+        "refuse",
+        "Loop._call_posted",
+    }
+    if tests.conftest.transport == "grpcio":
+        assert watch.functions >= {"Work.withdraw", "Batcher.check", "Handlers._refuse_excess"}
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda path: path.stat(),
+        lambda path: path.read_text(),
+        lambda path: time.sleep(0.001),
+        lambda path: logging.getLogger("serving").info("a call"),
+        lambda path: threading.Event().wait(0.001),
+        lambda path: concurrent.futures.Future().result(0.001),
+    ],
+    ids=["stat", "read", "sleep", "log", "wait", "future"],
+)
+def test_what_it_must_not_do_is_seen(model: Model, tmp_path: Path, forbidden: Callable[[Path], object]) -> None:
+    """The test above could not fail if this were not so."""
+    check = Access.check
+
+    def careless(access: Access, path: str, authorization: str) -> None:
+        with suppress(TimeoutError):
+            forbidden(tmp_path / "tokens")
+        check(access, path, authorization)
+
+    with (
+        patch.object(Access, "check", careless),
+        watched_loop(model, tmp_path / "tokens", Limits()) as (watch, here),
+    ):
+        assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED)
+    assert watch.forbidden

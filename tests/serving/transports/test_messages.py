@@ -1,0 +1,168 @@
+"""Messages become requests within bounds, whatever they are: compressed, damaged, of another kind, too many."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from attackers import make_bomb
+
+from evalmode.errors import MessageInvalid, MessagesFull, MessageTooLarge
+from evalmode.wire import classifier_pb2 as wire
+from serving.transports.messages import HELD_MESSAGES, Messages, inflate
+
+MAX_BYTES = 1000
+PACK = {"gzip": gzip.compress, "zlib": zlib.compress}
+
+
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    """Let the limit of one message decide how much all may hold, however small it is."""
+    with patch("serving.transports.messages.MIN_HELD_BYTES", 0):
+        yield
+
+
+@contextmanager
+def opened(messages: Messages, message: bytes, parse: Callable[[bytes], Any]) -> Iterator[Any]:
+    """A request, for as long as the block runs."""
+    held = messages.hold(message)
+    try:
+        yield messages.parse(parse, message, held)
+    finally:
+        messages.free(held)
+
+
+def read(message: bytes, messages: Messages | None = None) -> bytes:
+    with opened(messages or Messages(MAX_BYTES), message, bytes) as request:
+        return request
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_a_compressed_message_is_inflated_to_the_limit_and_not_beyond(kind: str) -> None:
+    whole = bytes(range(250)) * 4
+    assert read(PACK[kind](whole)) == whole
+    with pytest.raises(MessageTooLarge, match=r"larger than max \(1000 bytes\), inflated") as caught:
+        read(PACK[kind](whole + b"x"))
+    assert caught.value.facts == {"limit_bytes": "1000"}
+
+
+def test_a_bomb_costs_no_more_than_the_limit() -> None:
+    bomb, limit = make_bomb(256 * 2**20), 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageTooLarge):
+            read(bomb, Messages(limit))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * limit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:2], lambda whole: whole[:-9], lambda whole: whole[:12] + b"\xff" * 9 + whole[21:]],
+    ids=["only its beginning", "without its end", "in the middle"],
+)
+def test_damaged_gzip_is_no_message(damage) -> None:
+    with pytest.raises(MessageInvalid, match="bytes of gzip, is damaged"):
+        read(damage(gzip.compress(bytes(range(200)))))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"x\x9c\x01", b"x", b"x\x01abc", b"xylophone", b"x\x9c" + zlib.compress(bytes(range(200)))[2:-40], b"", b"\n\x00"],
+)
+def test_a_message_that_is_not_compressed_stays_as_it_is_whatever_it_begins_with(message: bytes) -> None:
+    assert read(message) == message
+
+
+def test_a_field_of_an_unknown_number_that_looks_like_zlib_is_read() -> None:
+    with opened(Messages(MAX_BYTES), b"x\x9c\x01\n\x03red", wire.PredictRequest.FromString) as request:
+        assert request.image == b"red"
+
+
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff")])
+def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them(message: bytes) -> None:
+    messages = Messages(MAX_BYTES)
+    with (
+        pytest.raises(MessageInvalid, match="the message, 3 bytes, cannot be parsed"),
+        opened(messages, message, wire.PredictRequest.FromString),
+    ):
+        raise AssertionError("parsed")
+    assert messages._held_bytes == 0
+
+
+def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
+    messages = Messages(MAX_BYTES)
+    with ExitStack() as held:
+        for _ in range(HELD_MESSAGES):
+            held.enter_context(opened(messages, bytes(MAX_BYTES), bytes))
+        with pytest.raises(MessagesFull, match="hold 4000 bytes, the limit is 4000: retry later") as caught:
+            read(b"one more", messages)
+        assert caught.value.facts == {"limit_bytes": "4000"}
+    assert read(b"one more", messages) == b"one more"
+
+
+def test_where_one_message_is_small_all_may_hold_more_than_a_few_of_them() -> None:
+    with patch("serving.transports.messages.MIN_HELD_BYTES", 9 * MAX_BYTES):
+        messages = Messages(MAX_BYTES)
+    with ExitStack() as held:
+        for _ in range(9):
+            held.enter_context(opened(messages, bytes(MAX_BYTES), bytes))
+        with pytest.raises(MessagesFull, match="the limit is 9000"):
+            read(b"one more", messages)
+
+
+def test_a_compressed_message_counts_as_it_came_and_as_it_is_inflated() -> None:
+    messages, whole = Messages(MAX_BYTES), bytes(MAX_BYTES)
+    packed = gzip.compress(whole)
+    with opened(messages, packed, bytes):
+        assert messages._held_bytes == len(packed) + MAX_BYTES
+    with opened(messages, bytes(3 * MAX_BYTES), bytes):
+        with pytest.raises(MessagesFull):
+            read(packed, messages)
+        assert messages._held_bytes == 3 * MAX_BYTES
+        assert read(gzip.compress(b"small"), messages) == b"small"
+    assert messages._held_bytes == 0
+
+
+def test_a_message_is_always_taken_where_there_is_no_other() -> None:
+    messages = Messages(100)
+    assert read(bytes(4000), messages) == bytes(4000)
+    assert messages._held_bytes == 0
+
+
+def test_a_message_whose_call_has_ended_holds_nothing_when_it_is_inflated_later() -> None:
+    messages, packed = Messages(MAX_BYTES), gzip.compress(bytes(MAX_BYTES))
+    held = messages.hold(packed)
+    messages.free(held)
+    assert messages.parse(bytes, packed, held) == bytes(MAX_BYTES)
+    messages.free(held)
+    assert messages._held_bytes == 0
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_parsing_a_compressed_message_may_take_as_much_as_the_limit_and_another_its_size(kind: str) -> None:
+    messages = Messages(MAX_BYTES)
+    assert messages.count_bytes(PACK[kind](b"small")) == MAX_BYTES
+    assert messages.count_bytes(bytes(77)) == 77
+    assert messages.count_bytes(b"") == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**14, 2**18 - 1, 2**18, 2**18 + 1, 3 * 2**18, 3 * 2**18 + 7])
+@pytest.mark.parametrize("form", [31, 15], ids=["gzip", "zlib"])
+def test_is_inflated_whole_whatever_its_size(size: int, form: int) -> None:
+    for content in (bytes(size), random.Random(size).randbytes(size)):
+        packer = zlib.compressobj(9, zlib.DEFLATED, form)
+        packed = packer.compress(content) + packer.flush()
+        assert inflate(packed, size) == content
+        assert inflate(packed, size - 1) is None or size == 0
+        with pytest.raises(zlib.error, match="its end is missing"):
+            inflate(packed[:-1], size)

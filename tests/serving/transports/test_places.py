@@ -1,0 +1,83 @@
+"""Places are bounded in all, and the connection with the most gives one to a connection with less."""
+
+from __future__ import annotations
+
+import pytest
+
+from evalmode.errors import RequestError, StreamsFull
+from serving.transports.places import Places
+
+
+class Stream:
+    """A call that notes why it was ended."""
+
+    def __init__(self, connection: str) -> None:
+        self.connection = connection
+        self.errors: list[RequestError] = []
+
+    def end(self, error: RequestError) -> None:
+        self.errors.append(error)
+
+
+def make(limit: int) -> Places:
+    return Places(limit, lambda: StreamsFull("full"))
+
+
+def enter(places: Places, connections: str) -> list[Stream]:
+    streams = [Stream(connection) for connection in connections]
+    for stream in streams:
+        places.enter(stream)  # type: ignore[arg-type]
+    return streams
+
+
+def test_the_greediest_connection_gives_back_its_oldest() -> None:
+    places = make(4)
+    one, two, three, four = enter(places, "baaa")
+    [new] = enter(places, "c")
+    assert [type(error) for error in two.errors] == [StreamsFull]
+    assert not any(stream.errors for stream in (one, three, four, new))
+    assert places.list_calls() == [one, three, four, new]
+    assert places.taken == 4
+
+
+@pytest.mark.parametrize(("held", "connection"), [("aab", "b"), ("ab", "c"), ("aaa", "a"), ("aabb", "b")])
+def test_a_call_is_refused_where_no_connection_has_two_more(held: str, connection: str) -> None:
+    places = make(len(held))
+    streams = enter(places, held)
+    with pytest.raises(StreamsFull):
+        enter(places, connection)
+    assert sorted(places.list_calls(), key=id) == sorted(streams, key=id)
+    assert not any(stream.errors for stream in streams)
+    assert places.taken == len(held)
+
+
+def test_a_place_is_free_again_once_its_call_has_ended() -> None:
+    places = make(1)
+    for _ in range(3):
+        [stream] = enter(places, "a")
+        assert places.taken == 1
+        places.leave(stream)  # type: ignore[arg-type]
+        assert (places.taken, places.list_calls()) == (0, [])
+    assert not places._held  # nothing is kept of a connection without calls
+
+
+def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
+    places = make(2)
+    first, second = enter(places, "aa")
+    [held] = enter(places, "b")
+    for stream in (first, second, second):
+        places.leave(stream)  # type: ignore[arg-type]
+    assert places.list_calls() == [held]
+    assert places.taken == 1
+    enter(places, "c")
+    assert places.taken == 2
+
+
+def test_a_call_that_was_refused_gives_no_place_back() -> None:
+    places = make(1)
+    enter(places, "a")
+    refused = Stream("b")
+    with pytest.raises(StreamsFull):
+        places.enter(refused)  # type: ignore[arg-type]
+    places.leave(refused)  # type: ignore[arg-type]
+    assert places.taken == 1

@@ -1,0 +1,384 @@
+"""Nothing is left behind: every count of the server returns to zero, however a call or a stream ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+import tests.conftest
+from evalmode.images.pixels import decode_announced
+from evalmode.limits import Limits
+from evalmode.runtime.model import Model
+from evalmode.wire import classifier_pb2, classifier_pb2_grpc
+from evalmode.wire import open_inference_pb2 as wire
+from evalmode.wire import open_inference_pb2_grpc as wire_grpc
+from serving.services import tensors
+from serving.transports.calls import RECEIVING, RUNNING, SENDING
+from tests.conftest import encode, plain
+from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
+
+IMAGE = encode(plain("red"))
+RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
+
+
+@dataclass
+class Here:
+    """A server in this process on a real socket, whose model runs when it is let go."""
+
+    model: Model
+    limits: Limits = field(default_factory=Limits)
+
+    def __enter__(self) -> Here:
+        self.held = Held(self.model)
+        self.batcher = make_batcher(1, self.limits)
+        self.server = listen(classify_by(self.held, batcher=self.batcher, limits=self.limits), self.limits)
+        self.grpcio = getattr(self.server, "_others", self.server)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
+        self.stub = wire_grpc.GRPCInferenceServiceStub(self.channel)
+        self._drained = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.let_go(1000)
+        self.channel.close()
+        if not self._drained:
+            self.drain(0)
+
+    def drain(self, grace_s: float) -> int:
+        """See the server's; it is drained once."""
+        self._drained = True
+        return self.server.drain(grace_s)
+
+    def counts(self) -> tuple[int, ...]:
+        """Calls and streams, requests admitted, waiting and running, and what is held on the way to there."""
+        batcher, budget = self.batcher, self.grpcio._inference.budget
+        running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
+        if tests.conftest.transport == "native":  # which has its own, but for streams
+            server = self.server
+            own = (len(server._calls), len(server._waiting), 1 - server._free_slots)
+            running = [sum(both) for both in zip(running, own, strict=True)]
+        handlers = self.grpcio._handlers
+        lanes = (budget._small, budget._large)
+        return (
+            self.grpcio._calls.count(RECEIVING, RUNNING, SENDING),
+            handlers.streams.taken,
+            *running,
+            sum(count_turns(lane) for lane in lanes),
+            sum(lane.max_bytes - lane._free_bytes for lane in lanes),
+            handlers._messages._held_bytes,
+            handlers._receiving.taken,
+            handlers._controlling,
+        )
+
+    def expect_nothing_left(self) -> None:
+        until = time.monotonic() + WAIT_S
+        while any(self.counts()) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert self.counts() == (0,) * len(self.counts())
+
+    def wait_until_cancelled(self) -> None:
+        """Until the server knows that its only call is cancelled."""
+        if tests.conftest.transport == "native" and self.server._calls:
+            wait_until(lambda: all(call.gone for call in self.server._calls.values()))
+        else:
+            wait_until(lambda: not self.counts()[0])
+
+
+@dataclass
+class Asked:
+    """A call, or a stream with one request on it."""
+
+    call: grpc.Call
+    read: Callable[[], wire.ModelInferResponse]
+
+    def outcome(self) -> str:
+        try:
+            return self.read().model_name
+        except grpc.RpcError as error:
+            return error.code().name
+
+
+def ask(here: Here, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S) -> Asked:
+    if not streamed:
+        future = here.stub.ModelInfer.future(request, timeout=timeout_s)
+        return Asked(future, future.result)
+    more = threading.Event()
+
+    def requests() -> Iterator[wire.ModelInferRequest]:
+        yield request
+        more.wait(WAIT_S)
+
+    stream = here.stub.ModelStreamInfer(requests(), timeout=timeout_s)
+
+    def read() -> wire.ModelInferResponse:
+        answer = next(stream)
+        more.set()
+        assert list(stream) == []
+        return answer.infer_response
+
+    return Asked(stream, read)
+
+
+def of_pixels(request_id: str = "") -> wire.ModelInferRequest:
+    sent = {"name": "image", "datatype": "UINT8", "shape": RED.shape}
+    return wire.ModelInferRequest(id=request_id, inputs=[sent], raw_input_contents=[RED.tobytes()])
+
+
+def of_an_image() -> wire.ModelInferRequest:
+    sent = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    return wire.ModelInferRequest(inputs=[sent], raw_input_contents=[len(IMAGE).to_bytes(4, "little") + IMAGE])
+
+
+@contextmanager
+def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Decoding shows that it has begun, and waits to go on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def decode(*arguments: object) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return decode_announced(*arguments)
+
+    with patch.object(tensors, "decode_requested", decode):
+        yield begun, go_on
+
+
+@pytest.fixture
+def here(model: Model) -> Iterator[Here]:
+    with Here(model) as running:
+        yield running
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["call", "stream"])
+class TestNothingIsLeft:
+    def test_after_an_answer(self, here: Here, streamed: bool) -> None:
+        here.held.let_go()
+        assert ask(here, streamed, of_pixels()).outcome() == "colours"
+        here.expect_nothing_left()
+
+    def test_after_a_refusal(self, here: Here, streamed: bool) -> None:
+        asked = ask(here, streamed, wire.ModelInferRequest(model_name="nobody"))
+        assert asked.outcome() == ("nobody" if streamed else "NOT_FOUND")
+        here.expect_nothing_left()
+
+    def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
+        with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+            asked = ask(here, streamed, of_pixels())
+            assert asked.outcome() == ("" if streamed else "INTERNAL")
+        here.expect_nothing_left()
+
+    def test_after_a_deadline_while_waiting(self, here: Here, streamed: bool) -> None:
+        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
+        here.held.next_batch()
+        told = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": the stream's last answer, in time
+        assert ask(here, streamed, of_pixels(), timeout_s=0.3).outcome() in told
+        here.held.let_go()
+        assert running.outcome() == "colours"
+        here.expect_nothing_left()
+        assert here.held.entered.empty()
+
+    def test_after_a_deadline_while_running(self, here: Here, streamed: bool) -> None:
+        asked = ask(here, streamed, of_pixels(), timeout_s=0.3)
+        here.held.next_batch()
+        assert asked.outcome() == "DEADLINE_EXCEEDED"
+        here.held.let_go()
+        here.expect_nothing_left()
+
+    def test_after_being_cancelled_at_once(self, here: Here, streamed: bool) -> None:
+        here.held.let_go(100)
+        for _ in range(20):
+            ask(here, streamed, of_pixels()).call.cancel()
+        here.expect_nothing_left()
+
+    def test_after_being_cancelled_while_decoding(self, here: Here, streamed: bool) -> None:
+        with decoding_held() as (begun, go_on):
+            asked = ask(here, streamed, of_an_image())
+            assert begun.wait(WAIT_S)
+            asked.call.cancel()
+            here.wait_until_cancelled()
+            go_on.set()
+            here.expect_nothing_left()
+        assert here.held.entered.empty()
+
+    def test_after_being_cancelled_while_waiting(self, here: Here, streamed: bool) -> None:
+        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
+        here.held.next_batch()
+        asked = ask(here, streamed, of_pixels())
+        wait_until(lambda: here.counts()[3])
+        asked.call.cancel()
+        wait_until(lambda: not here.counts()[3])
+        here.held.let_go()
+        assert running.outcome() == "colours"
+        here.expect_nothing_left()
+        assert here.held.entered.empty()
+
+    def test_after_being_cancelled_while_running(self, here: Here, streamed: bool) -> None:
+        asked = ask(here, streamed, of_pixels())
+        here.held.next_batch()
+        asked.call.cancel()
+        here.held.let_go()
+        here.expect_nothing_left()
+
+    def test_after_being_cancelled_with_the_answer_on_its_way(self, here: Here, streamed: bool) -> None:
+        here.held.let_go(100)
+        for _ in range(20):
+            asked = ask(here, streamed, of_pixels())
+            here.held.next_batch()
+            asked.call.cancel()
+        here.expect_nothing_left()
+
+    def test_after_the_servers_end(self, here: Here, streamed: bool) -> None:
+        asked = ask(here, streamed, of_pixels())
+        here.held.next_batch()
+        assert here.drain(0.1) == 1
+        assert asked.outcome() in ("UNAVAILABLE", "CANCELLED")
+        here.held.let_go()
+        here.expect_nothing_left()
+
+
+def test_a_drain_waits_for_the_request_of_a_stream(here: Here) -> None:
+    asked = ask(here, True, of_pixels())
+    here.held.next_batch()
+    threading.Timer(0.3, here.held.let_go).start()
+    assert here.drain(WAIT_S) == 0
+    assert next(asked.call).infer_response.model_name == "colours"
+
+
+def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
+    more = threading.Event()
+
+    def requests() -> Iterator[wire.ModelInferRequest]:
+        for number in range(5):
+            yield of_pixels(str(number))
+        more.wait(WAIT_S)
+
+    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    here.held.next_batch()
+    threading.Timer(0.3, here.held.let_go, [5]).start()
+    assert here.drain(WAIT_S) == 0
+    assert next(stream).infer_response.id == "0"
+    with pytest.raises(grpc.RpcError) as ended:
+        next(stream)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the server is shutting down" in ended.value.details()
+    more.set()
+
+
+def test_a_drain_ends_idle_streams_at_once_and_says_why(here: Here) -> None:
+    here.held.let_go()
+    more = threading.Event()
+
+    def requests() -> Iterator[wire.ModelInferRequest]:
+        yield of_pixels()
+        more.wait(WAIT_S)
+
+    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    assert next(stream).infer_response.model_name == "colours"
+    assert here.drain(WAIT_S) == 0
+    with pytest.raises(grpc.RpcError) as ended:
+        next(stream)
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the server is shutting down" in ended.value.details()
+    more.set()
+
+
+def test_a_drain_ends_a_stream_that_goes_on(here: Here) -> None:
+    here.held.let_go(1000)
+    stop = threading.Event()
+
+    def requests() -> Iterator[wire.ModelInferRequest]:
+        while not stop.wait(0.01):
+            yield of_pixels()
+
+    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    next(stream)
+    assert here.drain(WAIT_S) == 0
+    stop.set()
+
+
+class TestHealth:
+    """Never waits behind inference."""
+
+    def check(self, here: Here) -> None:
+        stub = health_pb2_grpc.HealthStub(here.channel)
+        for _ in range(20):
+            told = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
+
+    def test_is_told_with_slots_and_queue_full(self, model: Model) -> None:
+        with Here(model, Limits(max_queue=2)) as here:
+            asked = [ask(here, False, of_pixels()) for _ in range(3)]
+            wait_until(lambda: here.counts()[2] == 3)
+            self.check(here)
+            here.held.let_go(3)
+            assert [one.outcome() for one in asked] == ["colours"] * 3
+
+    def test_is_told_with_many_calls_half_sent(self, model: Model) -> None:
+        with Here(model, Limits(max_queue=0, max_streams=1)) as here:
+            send = threading.Event()
+
+            def nothing_yet() -> Iterator[bytes]:
+                send.wait(WAIT_S)
+                yield of_pixels().SerializeToString()
+
+            path = f"/{wire.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/ModelInfer"
+            half_sent = [here.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
+            if tests.conftest.transport == "grpcio":  # natively, nothing shows that they have come
+                wait_until(lambda: here.counts()[0] == 30)
+            self.check(here)
+            send.set()
+            here.held.let_go(1000)
+            assert "OK" in {one.code().name for one in half_sent}
+
+
+class TestStreams:
+    def test_of_every_kind_do_not_hold_up_requests(self, model: Model) -> None:
+        with Here(model, Limits(max_queue=0, max_streams=48)) as here:
+            here.held.let_go(1000)
+            idle = threading.Event()
+
+            def nothing_yet() -> Iterator[wire.ModelInferRequest]:
+                idle.wait(WAIT_S)
+                return
+                yield
+
+            streams = [here.stub.ModelStreamInfer(nothing_yet(), timeout=WAIT_S) for _ in range(32)]
+            reflect = reflection_pb2_grpc.ServerReflectionStub(here.channel).ServerReflectionInfo
+            for _ in range(16):
+                stream = reflect(_and_then_wait(idle), timeout=WAIT_S)
+                assert next(stream).list_services_response.service
+                streams.append(stream)
+            watching = grpc.insecure_channel(f"127.0.0.1:{here.server.port}", [("grpc.use_local_subchannel_pool", 1)])
+            watch = health_pb2_grpc.HealthStub(watching).Watch
+            watches = [watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(64)]
+            assert all(next(one).status == health_pb2.HealthCheckResponse.SERVING for one in watches)
+            wait_until(lambda: here.counts()[1] == 48)
+            predict = classifier_pb2_grpc.ClassifierStub(here.channel).Predict
+            for _ in range(20):
+                assert predict(classifier_pb2.PredictRequest(image=IMAGE), timeout=WAIT_S).scores[0].label == "red"
+            one_more = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            with pytest.raises(grpc.RpcError) as refused:
+                next(one_more)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "48 streams are open already" in refused.value.details()
+            idle.set()
+            for one in watches:
+                one.cancel()
+            here.expect_nothing_left()
+            [answer] = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            assert answer.infer_response.model_name == "colours"
+
+
+def _and_then_wait(idle: threading.Event) -> Iterator[reflection_pb2.ServerReflectionRequest]:
+    yield reflection_pb2.ServerReflectionRequest(list_services="")
+    idle.wait(WAIT_S)

@@ -1,1 +1,0 @@
-"""``evalmode train``, ``export``, ``report`` and ``quickstart``. torch is imported when a command runs, not before."""
