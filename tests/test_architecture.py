@@ -25,7 +25,7 @@ ONLY_IN = {
     "torch": ("training", "evalmode.cli.console", "evalmode.cli.train"),
     "onnx": ("evalmode.artifact", "evalmode.certification", "evalmode.cli.certify", "training"),
     "onnxruntime": ("evalmode.runtime", "evalmode.certification.quantize"),
-    "PIL": ("evalmode.images", "evalmode.certification", "training"),
+    "PIL": ("evalmode.images", "evalmode.certification", "evalmode.cli.quickstart", "training"),
     "grpc": ("serving.transports", "evalmode.client", "evalmode.bench"),
     "pygrpc_native": ("serving.transports.native",),
     "uvloop": ("serving.transports.loop",),

@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tests.serving.test_open_inference import tensor_artifact
+from tests.serving.services.test_open_inference import tensor_artifact
 
 from evalmode.artifact.repository import publish
 from evalmode.wire import open_inference_pb2 as wire

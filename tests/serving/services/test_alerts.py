@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.test_metrics import publish_drawn
+from tests.serving.services.test_metrics import publish_drawn
 
 from evalmode.artifact.certificate import INPUT, PROBABILITIES
 from evalmode.artifact.repository import publish

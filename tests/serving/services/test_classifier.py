@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serving.test_open_inference import tensor_artifact
+from tests.serving.services.test_open_inference import tensor_artifact
 
 from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
 from evalmode.errors import (

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.serving.test_metrics import get
+from tests.serving.services.test_metrics import get
 
 from evalmode.client import Client
 from evalmode.errors import AddressUnavailable

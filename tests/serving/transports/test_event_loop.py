@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
-from tests.serving.test_grpcio import (
+from tests.serving.transports.test_grpcio import (
     AUTHORIZED,
     RED,
     SERVING,

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
-from tests.serving.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
-from tests.serving.test_metrics import scrape
-from tests.serving.test_open_inference import pack
+from tests.serving.transports.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
+from tests.serving.services.test_metrics import scrape
+from tests.serving.services.test_open_inference import pack
 
 from evalmode.artifact.repository import publish
 from evalmode.limits import Limits

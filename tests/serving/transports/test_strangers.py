@@ -17,8 +17,8 @@ import pytest
 from attackers import Attacking
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
-from tests.serving.test_grpcio import refusal_of, refused
-from tests.serving.test_metrics import scrape
+from tests.serving.transports.test_grpcio import refusal_of, refused
+from tests.serving.services.test_metrics import scrape
 from worst_images import WORST
 
 from evalmode.artifact.repository import publish
