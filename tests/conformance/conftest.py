@@ -18,13 +18,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tests.serving.services.test_open_inference import tensor_artifact
 
 from evalmode.artifact.repository import publish
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import Server, colour_artifact, serving
+from tests.serving.services.test_open_inference import tensor_artifact
 
 WAIT_S = 30
 OURS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of numbers, by their type

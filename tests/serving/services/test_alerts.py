@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.services.test_metrics import publish_drawn
 
 from evalmode.artifact.certificate import INPUT, PROBABILITIES
 from evalmode.artifact.repository import publish
@@ -24,6 +23,7 @@ from serving.services.metrics import Metrics
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from tests.conftest import colour_artifact
+from tests.serving.services.test_metrics import publish_drawn
 
 pytestmark = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: Debian's package prometheus has it")
 

@@ -10,7 +10,6 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serving.services.test_open_inference import tensor_artifact
 
 from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
 from evalmode.errors import (
@@ -32,6 +31,7 @@ from evalmode.wire import classifier_pb2 as wire
 from serving.engine.batching import Batcher
 from tests.conftest import COLOURS, colour_artifact, encode, plain
 from tests.serving.conftest import Caller, Direct, Held, classify_by, make_batcher
+from tests.serving.services.test_open_inference import tensor_artifact
 
 RED = encode(plain("red"))
 

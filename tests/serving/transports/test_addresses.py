@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.serving.services.test_metrics import get
 
 from evalmode.client import Client
 from evalmode.errors import AddressUnavailable
 from serving.transports.addresses import check_address, find_local, is_loopback, join_address
 from tests.conftest import encode, plain, serving
+from tests.serving.services.test_metrics import get
 
 RED = encode(plain("red"))
 

@@ -26,18 +26,6 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
-from tests.serving.transports.test_grpcio import (
-    AUTHORIZED,
-    RED,
-    SERVING,
-    TOKEN,
-    Here,
-    check_health,
-    fallback,
-    refused,
-    slow_handlers,
-    watch_health,
-)
 
 import tests.conftest
 from evalmode.images.pixels import decode_announced
@@ -54,6 +42,18 @@ from serving.transports.messages import Messages
 from serving.transports.pacing import LARGE_BYTES
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Held, spawn, wait_until
+from tests.serving.transports.test_grpcio import (
+    AUTHORIZED,
+    RED,
+    SERVING,
+    TOKEN,
+    Here,
+    check_health,
+    fallback,
+    refused,
+    slow_handlers,
+    watch_health,
+)
 
 GET_MODEL = "/evalmode.v1.Classifier/GetModel"
 STATISTICS = "/inference.GRPCInferenceService/ModelStatistics"

@@ -13,9 +13,6 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
-from tests.serving.transports.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
-from tests.serving.services.test_metrics import scrape
-from tests.serving.services.test_open_inference import pack
 
 from evalmode.artifact.repository import publish
 from evalmode.limits import Limits
@@ -25,6 +22,9 @@ from evalmode.wire import open_inference_pb2 as inference
 from evalmode.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, wait_until
+from tests.serving.services.test_metrics import scrape
+from tests.serving.services.test_open_inference import pack
+from tests.serving.transports.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/transports/test_grpcio.py
 LOADING = {"load_seconds", "load_bytes"}  # tests/serving/test_trials.py

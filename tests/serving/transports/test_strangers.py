@@ -17,8 +17,6 @@ import pytest
 from attackers import Attacking
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
-from tests.serving.transports.test_grpcio import refusal_of, refused
-from tests.serving.services.test_metrics import scrape
 from worst_images import WORST
 
 from evalmode.artifact.repository import publish
@@ -27,6 +25,8 @@ from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as inference
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, spawn, wait_until
+from tests.serving.services.test_metrics import scrape
+from tests.serving.transports.test_grpcio import refusal_of, refused
 
 MIB = 2**20
 RED = wire.PredictRequest(image=encode(plain("red")))
