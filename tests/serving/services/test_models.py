@@ -317,7 +317,8 @@ class TestRefresh:
             "colours/model.onnx is not a version: a version is a folder with model.onnx, such as 1",
             f"colours/v1 {number}",
             "flat.onnx is not a model: a model is <name>/<version>/model.onnx",
-            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', no such sign first",
+            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit",
         ]
         assert loaded(models) == ["colours/1"]
 
