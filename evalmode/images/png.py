@@ -27,7 +27,7 @@ _PIXEL_BYTES = {(8, 2): 4, (16, 2): 4, (8, 4): 4, (16, 4): 4, (8, 6): 4, (16, 6)
 
 
 def _read_header(image: bytes, limits: Limits) -> Header:
-    """Walk the chunks: keep those that affect pixels, and find those with the orientation; the last of a kind counts."""
+    """Walk the chunks: keep those that affect pixels, and find the orientation; the last chunk of a kind counts."""
     (name, start, end), *_ = islice(_walk(image), 1)
     if name != b"IHDR":
         raise ImageUnreadable("image is truncated or damaged: a PNG without its header", cause="no header")

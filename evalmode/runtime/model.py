@@ -218,4 +218,5 @@ def _read_tensor(described: Any) -> Tensor:
             f"{described.name} is {described.type} {described.shape}: expected numbers, with a batch of any size along "
             "the first axis"
         )
-    return Tensor(described.name, _TYPES[described.type], tuple(side if isinstance(side, int) else -1 for side in shape))
+    fixed = tuple(side if isinstance(side, int) else -1 for side in shape)
+    return Tensor(described.name, _TYPES[described.type], fixed)

@@ -16,8 +16,9 @@ from benchmarks.decoded_apart import measure_apart
 from benchmarks.worst_images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 from evalmode.errors import ImageError, ImageTooComplex, ImageTooManyPixels, ImageUnreadable
 from evalmode.images import headers
-from evalmode.images.headers import find_orientation
-from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.images.exif import find_orientation
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from serving.engine.decoding import count_decode_bytes
 from tests.conftest import encode, plain
@@ -27,7 +28,7 @@ SHARE = 0.15
 
 
 def announce(image: bytes) -> headers.Header:
-    return announce_image(image, Limits())
+    return read_header(image, Limits())
 
 
 @pytest.mark.parametrize("name", WORST)

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from evalmode.artifact.certificate import INPUT
 from evalmode.artifact.repository import list_versions, publish, withdraw
+from evalmode.artifact.tensors import INPUT
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -26,7 +26,7 @@ from evalmode.errors import (
     TrialUnavailable,
 )
 from evalmode.limits import Limits
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from serving.services.models import ALL, Entry, Models
 from serving.trials import Trials
 from tests.conftest import COLOURS, colour_artifact, serving
