@@ -90,8 +90,10 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """What running shows of an artifact, and what its certificate says."""
     certificate = manifest.certificate
-    drawn = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
-    inputs = certificate.inputs if certificate else drawn
+    if certificate:
+        inputs = certificate.inputs
+    else:
+        inputs = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
     verdicts = []
     if inputs:
         verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), manifest.relative_tolerance))
