@@ -237,4 +237,4 @@ def _describe_image(contract: PixelContract) -> dict[str, str]:
 
 def _check_equal(what: str, one: object, other: object) -> None:
     if one != other:
-        raise ValueError(f"{what} is {one!r} in one place and {other!r} in another")
+        raise ValueError(f"{what} is stated twice, as {one!r} and as {other!r}")

@@ -88,7 +88,7 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
     *_, left, newest = (0, 0, *list_versions(repository, check_name(name)))
     if not left:
         why = f"{repository / name} has only version {newest}" if newest else explain_missing(repository, name)
-        raise ArtifactInvalid(f"{why}: there is nothing to go back to")
+        raise ArtifactInvalid(f"{why}: there is no version to roll back to")
     folder = repository / name
     (folder / str(newest)).rename(folder / f"{WITHDRAWN}{newest}")
     _sync_folder(folder)

@@ -64,7 +64,7 @@ def find_artifact(repository: Path, name: str, version: int, follow_links: bool 
     path = repository / check_name(name) / str(version) / ARTIFACT_FILE
     if not is_file(path):
         known = ", ".join(map(str, list_versions(repository, name))) or "none"
-        raise ArtifactInvalid(f"{path} is not there; versions of {name}: {known}")
+        raise ArtifactInvalid(f"{path} does not exist; versions of {name}: {known}")
     if not follow_links and (link := _find_link_out(repository, path)):
         raise ArtifactInvalid(
             f"{path} is outside the repository: {link} is a link to {link.readlink()}; publish a copy, or serve with "

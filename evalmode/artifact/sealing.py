@@ -108,11 +108,11 @@ def check_operators(graph: onnx.ModelProto) -> str:
     )
     if foreign or graph.functions:
         named = foreign or [f"{function.domain}.{function.name}" for function in graph.functions]
-        raise OperatorNotAllowed(f"operators that are not ONNX's own are not run: {', '.join(named)}")
+        raise OperatorNotAllowed(f"operators outside of the ONNX standard are not allowed: {', '.join(named)}")
     outside = [weights.name for weights in walk(graph, onnx.TensorProto) if _is_outside(weights)]
     if outside:
         raise OperatorNotAllowed(
-            f"weights outside the file are not read: {', '.join(outside[:3])}; an artifact is one file"
+            f"weights in another file are not allowed: {', '.join(outside[:3])}; an artifact is a single file"
         )
     for message in walk(graph, Message):
         if len(unknown := UnknownFieldSet(message)):
@@ -120,7 +120,7 @@ def check_operators(graph: onnx.ModelProto) -> str:
                 f"{message.DESCRIPTOR.name} has field {unknown[0].field_number}, which onnx {onnx.__version__} does not"
                 " know and onnxruntime may: export it for an older ONNX, or install a newer onnx"
             )
-    return "ONNX's own, everything in this file"
+    return "ONNX standard operators only, all data in this file"
 
 
 def _is_outside(weights: onnx.TensorProto) -> bool:

@@ -128,14 +128,14 @@ def _describe(
     marker, content = frame
     _, height, width, count = struct.unpack_from(">BHHB", content)
     factors = [divmod(content[7 + 3 * number], 16) for number in range(count)]
-    most_x, most_y = max((x for x, _ in factors), default=0), max((y for _, y in factors), default=0)
-    if not (width and height and most_x and most_y):
+    max_x, max_y = max((x for x, _ in factors), default=0), max((y for _, y in factors), default=0)
+    if not (width and height and max_x and max_y):
         raise ImageUnreadable("image is truncated or damaged: a JPEG of no pixels", cause="no pixels")
-    padded = -(-width // (8 * most_x)) * 8 * most_x * -(-height // (8 * most_y)) * 8 * most_y
+    padded = -(-width // (8 * max_x)) * 8 * max_x * -(-height // (8 * max_y)) * 8 * max_y
     decoder_bytes = width * height * (1 if count == 1 else 4)
     if marker in _PROGRESSIVE or image[scan] < count:  # else the decoder stops after one scan
         scans = image.count(b"\xff\xda", scan) + 1
-        decoder_bytes += 2 * sum(padded * x * y // (most_x * most_y) for x, y in factors)  # all coefficients at once
+        decoder_bytes += 2 * sum(padded * x * y // (max_x * max_y) for x, y in factors)  # all coefficients at once
     else:
         scans = 1
     _check_work(padded * scans, marker, (width, height), scans)

@@ -204,7 +204,7 @@ class TensorNetwork(Model):
 
     def as_classifier(self) -> ImageClassifier:
         """Raise ``ImagesNotTaken``."""
-        raise ImagesNotTaken("the model takes tensors, not images: ask for it by ModelInfer")
+        raise ImagesNotTaken("the model takes tensors, not images: call ModelInfer")
 
 
 def _read_tensor(described: Any) -> Tensor:

@@ -68,7 +68,7 @@ def _open_cuda(artifact: bytes, threads: int, arena: bool) -> Any:
     try:
         session = ort.InferenceSession(artifact, options, providers=[(cuda, {"use_tf32": "0"})])
     except Exception as error:  # onnxruntime's own exceptions have no common base class
-        raise ProviderUnavailable(f"onnxruntime opens no session on {cuda}: {error}") from error
+        raise ProviderUnavailable(f"onnxruntime cannot open a session on {cuda}: {error}") from error
     if session.get_providers()[0] != cuda:
         raise ProviderUnavailable(f"onnxruntime chose {session.get_providers()[0]} instead of {cuda}: no usable GPU?")
     return session

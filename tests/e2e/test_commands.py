@@ -440,7 +440,7 @@ def test_quiet_says_nothing(colours: Path, tmp_path: Path, evalmode: Evalmode) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     refused = evalmode("rollback", "colours", "--repository", tmp_path, "--quiet", "--json")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "has only version 1: there is nothing to go back to" in refused.stderr
+    assert "has only version 1: there is no version to roll back to" in refused.stderr
 
 
 def test_what_was_answered_before_an_error_is_not_lost(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:

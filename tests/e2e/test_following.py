@@ -125,7 +125,7 @@ def test_rollback_goes_back_to_the_version_before(repository: Path, evalmode) ->
         server.stop()
     again = evalmode("rollback", "colours", "--repository", repository)
     assert again.returncode == 2
-    assert again.stderr.endswith("colours has only version 1: there is nothing to go back to\n")
+    assert again.stderr.endswith("colours has only version 1: there is no version to roll back to\n")
 
 
 def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) -> None:

@@ -32,7 +32,7 @@ REASONS = {
     "certificate that unpacks to 8 GB": (ArtifactInvalid, "unpacks to 8053064958 bytes, at most 134217728 are allowed"),
     "metadata nested 900,000 times": (ArtifactInvalid, "nested too deeply"),
     "metadata of 10 million values": (ArtifactInvalid, "20000101 values in the metadata, at most 1000000"),
-    "weights in another file": (OperatorNotAllowed, "weights outside the file are not read: outside"),
+    "weights in another file": (OperatorNotAllowed, "weights in another file are not allowed: outside"),
 }
 
 

@@ -78,7 +78,7 @@ def test_onnxruntime_finds_no_file_either(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_place_among_weights_that_are_here_is_refused() -> None:
     graph = onnx.load_model_from_string(colour_artifact())
     graph.graph.initializer[0].external_data.add(key="location", value="secret")  # and data_location says nothing
-    with pytest.raises(OperatorNotAllowed, match="weights outside the file are not read: "):
+    with pytest.raises(OperatorNotAllowed, match="weights in another file are not allowed: "):
         check_operators(graph)
 
 

@@ -251,7 +251,7 @@ class TestProvider:
             raise RuntimeError("no CUDA-capable device is detected")
 
         monkeypatch.setattr(ort, "InferenceSession", fails)
-        with pytest.raises(ProviderUnavailable, match=r"opens no session on CUDA.*: no CUDA-capable device"):
+        with pytest.raises(ProviderUnavailable, match=r"cannot open a session on CUDA.*: no CUDA-capable device"):
             load_model(colour_file, options=LoadOptions(provider="cuda"))
 
     def test_auto_falls_back_and_says_why(

@@ -110,7 +110,7 @@ class TestOpen:
     @pytest.mark.parametrize(
         ("pin", "error", "text"),
         [
-            ({"colours": 7}, ArtifactInvalid, "7/model.onnx is not there; versions of colours: 1, 2"),
+            ({"colours": 7}, ArtifactInvalid, "7/model.onnx does not exist; versions of colours: 1, 2"),
             ({"nobody": 1}, ArtifactInvalid, "versions of nobody: none"),
             ({"../colours": 1}, NameInvalid, "is not allowed"),
             ({"colours": 2}, ArtifactInvalid, "not an ONNX file"),
@@ -559,7 +559,7 @@ class TestWithdraw:
 
     @pytest.mark.parametrize(
         ("name", "text"),
-        [("colours", "has only version 1: there is nothing to go back to"), ("nobody", "nobody does not exist")],
+        [("colours", "has only version 1: there is no version to roll back to"), ("nobody", "nobody does not exist")],
     )
     def test_needs_a_version_to_go_back_to(self, repository: Path, name: str, text: str) -> None:
         with pytest.raises(ArtifactInvalid, match=text):
