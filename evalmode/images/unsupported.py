@@ -28,7 +28,7 @@ def describe_unsupported(image: bytes) -> ImageError:
     name = _find_brand(image) or _find_pillow_format(image)
     allowed = ", ".join(IMAGE_FORMATS)
     if not name:
-        return ImageUnreadable(f"not an image: it does not begin as {allowed} do", cause="unidentified")
+        return ImageUnreadable(f"not an image: its first bytes are not those of {allowed}", cause="unidentified")
     hint = "; iPhones save JPEGs with Settings, Camera, Formats, Most Compatible" if name == "HEIC" else ""
     return ImageFormatNotAllowed(
         f"{name} images are not supported: convert the image to one of {allowed}{hint}", format=name, allowed=allowed
