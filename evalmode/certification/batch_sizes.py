@@ -21,14 +21,14 @@ def check_freed(
     """Compare a network that accepts one batch size with its copy that accepts any.
 
     Args:
-        original: accepts batches of ``batch`` only.
-        freed: accepts any batch size.
-        batch: the batch size.
-        inputs: by name, any number along the first axis; repeated or cut to whole batches.
-        outputs: the names of the outputs to compare.
+        original: Accepts batches of ``batch`` only.
+        freed: Accepts any batch size.
+        batch: The batch size.
+        inputs: By name, any number along the first axis; repeated or cut to whole batches.
+        outputs: The names of the outputs to compare.
 
     Raises:
-        UsageError: the copy does not run in other batch sizes, or gives other answers.
+        UsageError: The copy does not run in other batch sizes, or gives other answers.
     """
     count = max(batch, min(MAX_COMPARED, len(next(iter(inputs.values())))) // batch * batch)
     rows = {name: np.resize(array, (count, *array.shape[1:])) for name, array in inputs.items()}

@@ -42,21 +42,21 @@ def certify(
     """Check a graph in every way, and seal it with its answers to golden inputs.
 
     Args:
-        graph: the first axis of each input and output is the batch. For an image classifier, its inputs and outputs
+        graph: The first axis of each input and output is the batch. For an image classifier, its inputs and outputs
             are those that ``evalmode.artifact.certificate`` names.
-        manifest: labels, pixels and properties; the temperature is the property ``temperature``, by default 1.
+        manifest: Labels, pixels and properties; the temperature is the property ``temperature``, by default 1.
         golden: N inputs by name to keep in the file, for an image classifier ``image``, uint8 (N, H, W, C). They may
             take half of what a certificate may unpack to, the other half is for outputs; the rest is left out.
         targets: N labels of the golden inputs; "" where there is none.
-        difference: the largest difference of an output that was measured elsewhere, between runtimes or optimisations:
+        difference: The largest difference of an output that was measured elsewhere, between runtimes or optimisations:
             of logits, or for other networks as a share of the output's largest value.
 
     Returns:
         The bytes of the artifact.
 
     Raises:
-        ProofFailed: a check did not pass.
-        ArtifactInvalid: a server could not load the result.
+        ProofFailed: A check did not pass.
+        ArtifactInvalid: A server could not load the result.
     """
     check_graph(graph)
     golden, targets = _limit_golden(golden, targets)
@@ -99,11 +99,11 @@ def check_graph(graph: onnx.ModelProto) -> None:
     """Run the checks that need no session.
 
     Args:
-        graph: the graph, with its weights.
+        graph: The graph, with its weights.
 
     Raises:
-        OperatorNotAllowed: the graph needs operators or data that are not in the file.
-        ProofFailed: it is not in eval mode, or a weight is not finite.
+        OperatorNotAllowed: The graph needs operators or data that are not in the file.
+        ProofFailed: It is not in eval mode, or a weight is not finite.
     """
     for check in GRAPH_CHECKS.values():
         check(graph)
@@ -113,7 +113,7 @@ def choose_golden(targets: Indices, labels: int) -> Indices:
     """Choose golden images: the first of every label, then the second of every label, and so on.
 
     Args:
-        targets: the index of each image's label, int64 (N,).
+        targets: The index of each image's label, int64 (N,).
         labels: K.
 
     Returns:
@@ -122,15 +122,15 @@ def choose_golden(targets: Indices, labels: int) -> Indices:
     ranks = np.zeros(len(targets), np.int64)
     for label in range(labels):
         ranks[targets == label] = np.arange((targets == label).sum())
-    wanted = min(MAX_GOLDEN, max(MIN_GOLDEN, labels), len(targets))
-    return np.lexsort((targets, ranks))[:wanted]
+    count = min(MAX_GOLDEN, max(MIN_GOLDEN, labels), len(targets))
+    return np.lexsort((targets, ranks))[:count]
 
 
 def draw_golden(contract: PixelContract, labels: int) -> Pixels:
     """Draw synthetic golden images: noise on gradients, the same at every call.
 
     Args:
-        contract: the shape of the pixels.
+        contract: The shape of the pixels.
         labels: K.
 
     Returns:
@@ -150,7 +150,7 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
 
     Args:
         golden: uint8 (N, H, W, C), of which the first four are used.
-        contract: the shape of the pixels.
+        contract: The shape of the pixels.
 
     Returns:
         The encoded images, with the digests of their decoded pixels.
@@ -171,7 +171,7 @@ def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a graph without metadata and doc strings, which hold stack traces and paths of the exporting machine.
 
     Args:
-        graph: the graph, which is not changed.
+        graph: The graph, which is not changed.
 
     Returns:
         The copy.

@@ -55,19 +55,19 @@ def certify_classifier(
         ``evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))``
 
     Args:
-        file: an ONNX file.
-        images: a folder of labelled images, ``<label>/<image>``.
+        file: An ONNX file.
+        images: A folder of labelled images, ``<label>/<image>``.
         labels: K labels in the order of the network's output, or a text file of them, one a line.
-        preprocessing: what the network expects to be done to pixels.
-        options: how it is certified.
-        on_warning: called with a sentence for each kind of file in the folder that is not read.
+        preprocessing: What the network expects to be done to pixels.
+        options: How it is certified.
+        on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
     Returns:
         The artifact, and how good it is on the images.
 
     Raises:
-        UsageError: the file, a folder or an option cannot be used.
-        ProofFailed: the network did not pass a check.
+        UsageError: The file, a folder or an option cannot be used.
+        ProofFailed: The network did not pass a check.
     """
     file = Path(file)
     graph = read_network(file)
@@ -96,16 +96,16 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
     """Certify a network that is not an image classifier, as it is.
 
     Args:
-        file: an ONNX file.
-        samples: inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 of them
+        file: An ONNX file.
+        samples: Inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64
             become golden inputs, which are in the artifact.
 
     Returns:
         The artifact and its golden inputs.
 
     Raises:
-        UsageError: a file cannot be used, or the samples do not fit the network.
-        ProofFailed: the network did not pass a check.
+        UsageError: A file cannot be used, or the samples do not fit the network.
+        ProofFailed: The network did not pass a check.
     """
     file = Path(file)
     graph = read_network(file)
@@ -132,11 +132,11 @@ def check_loads(graph: onnx.ModelProto, path: Path) -> None:
     """Check that the installed ONNX Runtime can load a network.
 
     Args:
-        graph: the network.
-        path: its file, for the message.
+        graph: The network.
+        path: Its file, for the message.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: It cannot.
     """
     try:
         open_cpu_session(graph.SerializeToString())

@@ -19,9 +19,9 @@ class Claim:
     """What an artifact states about itself, and the network that has to agree.
 
     Attributes:
-        manifest: the manifest of an artifact that has a certificate.
-        certificate: its certificate.
-        run: the network on one thread.
+        manifest: The manifest of an artifact that has a certificate.
+        certificate: Its certificate.
+        run: The network on one thread.
     """
 
     manifest: Manifest
@@ -33,13 +33,13 @@ def check_decoder(claim: Claim) -> str:
     """Check that the encoded images of a certificate are decoded to the recorded pixels.
 
     Args:
-        claim: an artifact of an image classifier.
+        claim: An artifact of an image classifier.
 
     Returns:
         What was found, in words.
 
     Raises:
-        DecoderMismatch: one is decoded to other pixels.
+        DecoderMismatch: One is decoded to other pixels.
     """
     claim.certificate.check_decoder(claim.manifest.pixels)
     return f"{len(claim.certificate.encoded)} images are decoded to the recorded pixels"
@@ -49,13 +49,13 @@ def check_replay(claim: Claim) -> str:
     """Check that the golden inputs give the recorded outputs.
 
     Args:
-        claim: an artifact.
+        claim: An artifact.
 
     Returns:
         What was found, in words.
 
     Raises:
-        ReplayMismatch: an output differs by more than the certificate's tolerance.
+        ReplayMismatch: An output differs by more than the certificate's tolerance.
     """
     certificate = claim.certificate
     certificate.replay(claim.run, certificate.tolerance, [LARGEST_BATCH])
@@ -66,14 +66,14 @@ def check_labels(claim: Claim) -> str:
     """Check that the labels are those of the certificate, and fit the golden images.
 
     Args:
-        claim: an artifact of an image classifier.
+        claim: An artifact of an image classifier.
 
     Returns:
         What was found, in words.
 
     Raises:
-        LabelsMismatch: the labels were changed since the certificate was made.
-        GoldenMismatch: see ``check_golden``.
+        LabelsMismatch: The labels were changed since the certificate was made.
+        GoldenMismatch: See ``check_golden``.
     """
     manifest = claim.manifest
     claim.certificate.check_labels(manifest.labels)
@@ -84,15 +84,15 @@ def check_golden(certificate: Certificate, labels: tuple[str, ...], least_recall
     """Check that about as many golden images are classified correctly as the stated recalls suggest.
 
     Args:
-        certificate: of an image classifier; golden images may have no labels.
-        labels: the K labels, in the order of the outputs.
-        least_recalls: for each label, the lower bound of its recall, in 0..1.
+        certificate: The certificate of an image classifier; golden images may have no labels.
+        labels: The K labels, in the order of the outputs.
+        least_recalls: For each label, the lower bound of its recall, in 0..1.
 
     Returns:
         What was found, in words.
 
     Raises:
-        GoldenMismatch: far fewer are correct than the recalls suggest.
+        GoldenMismatch: Far fewer are correct than the recalls suggest.
     """
     predicted = [labels[index] for index in certificate.outputs[LOGITS].argmax(axis=1)]
     named = [pair for pair in zip(predicted, certificate.targets, strict=True) if pair[1]]

@@ -22,8 +22,8 @@ class Labelled:
     Attributes:
         paths: N paths.
         pixels: uint8 (N, H, W, C).
-        targets: the index of each image's label, int64 (N,).
-        warnings: a sentence for each kind of file that was not read.
+        targets: The index of each image's label, int64 (N,).
+        warnings: A sentence for each kind of file that was not read.
     """
 
     paths: list[Path]
@@ -39,15 +39,15 @@ def read_labelled(
 
     Args:
         folder: ``<label>/<image>``, with any number of folders in between.
-        labels: the labels, in the order of the network's outputs.
-        contract: height, width and channels of the decoded images.
-        limits: the largest image allowed; by default a server's limits.
+        labels: The labels, in the order of the network's outputs.
+        contract: Height, width and channels of the decoded images.
+        limits: The largest image allowed; by default a server's limits.
 
     Returns:
         The images, sorted by label and path.
 
     Raises:
-        UsageError: a folder is not named like a label or cannot be read, there is no image, or an image cannot be
+        UsageError: A folder is not named like a label or cannot be read, there is no image, or an image cannot be
             decoded.
     """
     folders, beside = list_folder(folder)

@@ -29,10 +29,10 @@ class Verdict:
     """The result of one check.
 
     Attributes:
-        check: the name of the check.
-        passed: whether it passed; None if the check does not apply to this file.
-        finding: what was found, or why the check does not apply.
-        reason: the name of the error if the check did not pass, else "".
+        check: The name of the check.
+        passed: Whether it passed; None if the check does not apply to this file.
+        finding: What was found, or why the check does not apply.
+        reason: The name of the error if the check did not pass, else "".
     """
 
     check: str
@@ -45,13 +45,13 @@ def check_file(file: str | PathLike[str]) -> list[Verdict]:
     """Run every check that applies to an ONNX file, and continue after those that do not pass.
 
     Args:
-        file: an artifact, or any other ONNX file.
+        file: An artifact, or any other ONNX file.
 
     Returns:
         A verdict for each check, in the order in which they ran.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     return examine(Path(file).read_bytes())
 
@@ -60,7 +60,7 @@ def examine(artifact: bytes) -> list[Verdict]:
     """Run every check that applies to an ONNX file, see ``check_file``.
 
     Args:
-        artifact: the bytes of the file.
+        artifact: The bytes of the file.
 
     Returns:
         A verdict for each check, in the order in which they ran.
@@ -135,8 +135,8 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     except Exception as error:  # onnxruntime's own exceptions share no base class
         return [Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")]
     if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
-        wanted = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-        return [Verdict("runs", None, f"it takes {wanted}, not one batch of images")]
+        takes = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        return [Verdict("runs", None, f"it takes {takes}, not one batch of images")]
     batch, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides) or isinstance(batch, int):
         return [
