@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import Array, Tensors, scale_tolerance
+from evalmode.artifact.tensors import Array, Tensors, scale_tolerance
 from evalmode.certification.onnx_files import first_line
 from evalmode.errors import UsageError
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 MAX_COMPARED = 64  # inputs
 TOLERANCE = 1e-4  # for `scale_tolerance`: sums may be in another order

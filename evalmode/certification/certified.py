@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from evalmode.artifact.certificate import Tensors
-from evalmode.artifact.manifest import digest_file
 from evalmode.artifact.repository import publish
+from evalmode.artifact.sealing import digest_file
+from evalmode.artifact.tensors import Tensors
 from evalmode.certification.metrics import Quality
 from evalmode.images.pixels import PixelContract
 

@@ -13,7 +13,8 @@ from evalmode.certification.latency import measure_ratio
 from evalmode.certification.metrics import mcnemar
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import ImageClassifier, Model
 
 BATCH = 64
 
@@ -103,7 +104,7 @@ def compare(
         ImagesNotTaken: A model does not take images.
         UsageError: The models have different labels, or the folder cannot be read.
     """
-    models = [one if isinstance(one, Model) else load_model(one) for one in (old, new)]
+    models = [(one if isinstance(one, Model) else load_model(one)).as_classifier() for one in (old, new)]
     labels, other_labels = (model.manifest.labels for model in models)
     if set(labels) != set(other_labels):
         only = sorted(set(labels) ^ set(other_labels))
@@ -129,7 +130,7 @@ def compare(
     )
 
 
-def _predict(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+def _predict(model: ImageClassifier, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     """The label that a model predicts for each image, (N,)."""
     size = min(BATCH, model.max_batch)
     starts = range(0, len(images.pixels), size)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT, LOGITS, Tensors, largest_value
 from evalmode.artifact.image_statistics import describe_images
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, largest_value
 from evalmode.certification.batch_sizes import check_freed
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
@@ -32,7 +33,8 @@ from evalmode.certification.wrap import Scores, Transform, wrap
 from evalmode.errors import GoldenMismatch, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract, Pixels
-from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
+from evalmode.runtime.loading import LoadOptions, load_artifact
+from evalmode.runtime.session import ORT_VERSION, open_cpu_session
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
 FilePath = str | PathLike[str]
@@ -86,7 +88,8 @@ def certify_classifier(
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
         properties = _describe_classifier({"layout": image.layout, **asdict(transform)}, quality, labelled)
         golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
-        artifact = certify(wrapped, Manifest(names, image.contract, properties), {INPUT: golden}, targets, difference)
+        manifest = ClassifierManifest(names, image.contract, properties)
+        artifact = certify(wrapped, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, len(names))
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality)
@@ -118,8 +121,9 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         stripped = strip(free_batch(graph))
         if batch := find_batch(graph):
             check_freed(graph, stripped, batch, inputs, [output.name for output in graph.graph.output])
-        manifest = Manifest((), None, {"network": "adopted", "versions": _list_versions()})
-        outputs = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(inputs)
+        manifest = TensorManifest({"network": "adopted", "versions": _list_versions()})
+        sealed = seal(stripped, manifest)
+        outputs = load_artifact(sealed, options=LoadOptions(allow_uncertified=True)).run(inputs)
         unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(outputs), dict(inputs))
         pairs = zip(outputs.values(), unoptimised, strict=True)
         differences = (np.abs(one.astype(np.float64) - other).max() / largest_value(one) for one, other in pairs)

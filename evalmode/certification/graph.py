@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from evalmode.artifact.certificate import Array
-from evalmode.artifact.manifest import walk
+from evalmode.artifact.sealing import walk
+from evalmode.artifact.tensors import Array
 from evalmode.errors import TrainMode, WeightsNotFinite
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")

@@ -10,7 +10,7 @@ import numpy as np
 
 from evalmode.certification.metrics import Indices
 from evalmode.errors import ImageError, UsageError
-from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
+from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, separate_images
 from evalmode.images.pixels import PixelContract, Pixels, decode_image
 from evalmode.limits import Limits
 
@@ -60,7 +60,7 @@ def read_labelled(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
             f"labels: {', '.join(labels[:5])}, ..."
         )
-    outside = tell_images(beside)
+    outside = separate_images(beside)
     paths: list[Path] = []
     targets: list[int] = []
     others = list(outside.others)

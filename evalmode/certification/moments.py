@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.fold import Norm
 from evalmode.errors import MomentsMismatch
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 LIMIT = 3e-4  # mean in standard deviations, variance relative to itself; few small images with AVX-512 reach 1e-4
 MIN_SCALE = 1e-6  # the input of a folded channel cannot be recovered where the scale is smaller

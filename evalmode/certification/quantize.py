@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.latency import measure_ratio
 from evalmode.certification.metrics import Indices
 from evalmode.errors import NotWorthIt
@@ -102,7 +102,8 @@ def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Ga
     Returns:
         What the variant gains and costs.
     """
-    logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in (old, new)]
+    classifiers = old.as_classifier(), new.as_classifier()
+    logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in classifiers]
     rights = [int((rows.argmax(1) == targets).sum()) for rows in logits]
     spread = np.std(logits[0] - logits[0].mean(axis=1, keepdims=True))
     difference = float(np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / spread)

@@ -13,20 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LARGEST_TOLERANCE,
-    LOGITS,
-    Floats,
-    Run,
-    Tensors,
-    largest_value,
-    scale_tolerance,
-)
+from evalmode.artifact.certificate import LARGEST_TOLERANCE
+from evalmode.artifact.tensors import INPUT, LOGITS, Floats, Run, Tensors, largest_value, scale_tolerance
 from evalmode.errors import ArtifactInvalid, BatchMismatch, NotRepeatable, OutputsMismatch
 from evalmode.images.pixels import Pixels
 from evalmode.limits import LARGEST_BATCH
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 THREADS = (1, 2)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.certification.inputs import ImageInput
 from evalmode.certification.onnx_files import BATCH
 

@@ -22,7 +22,8 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
 from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from evalmode.images.folders import describe_unread, find_images
-from evalmode.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
+from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
@@ -184,7 +185,7 @@ def _open_predictor(options: PredictOptions) -> Iterator[tuple[Predict, tuple[st
     """A function that classifies one image, and the labels of the model."""
     top_k = options.top_k
     if options.file:
-        from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
+        from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
         model, limits = load_model(options.file), options.limits
         yield lambda image: model.predict(image, top_k, limits), model.manifest.labels
