@@ -50,7 +50,7 @@ def export(
     Refused unless ONNX Runtime agrees with torch on the whole test set.
     """
     import_torch()
-    from evalmode.artifact.repository import check_publishable, publish
+    from evalmode.artifact.publishing import check_publishable, publish
     from training.export import export_run, quantize_artifact
     from training.run import Run
 

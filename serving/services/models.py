@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
+from evalmode.artifact.repository import find_artifact, list_names, list_versions
+from evalmode.artifact.strays import explain_missing, find_strays
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
