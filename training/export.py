@@ -26,11 +26,11 @@ from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import open_artifact
 from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
-from evalmode.certification.checks import run_all
-from evalmode.certification.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
 from evalmode.certification.fold import fold_norms
+from evalmode.certification.metrics import Indices, Quality, calibration_error, describe_pixels, measure_quality
 from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
+from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import ORT_VERSION, open_cpu_session

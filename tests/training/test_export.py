@@ -27,8 +27,8 @@ import training
 from evalmode.artifact.manifest import DIGEST, ClassifierManifest
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import softmax
-from evalmode.certification.checks import run_all
-from evalmode.certification.figures import calibration_error
+from evalmode.certification.metrics import calibration_error
+from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
 from evalmode.runtime.model import Model

@@ -122,12 +122,12 @@ class TestPixels:
 
     @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, np.float64, np.int64, np.bool_])
     def test_of_another_type_are_refused(self, client: Client, dtype: type) -> None:
-        with pytest.raises(ValueError, match=r"wanted uint8 \(height, width, channels\)"):
+        with pytest.raises(ValueError, match=r"expected uint8 \(height, width, channels\)"):
             client.predict_pixels(np.zeros((4, 4, 3), dtype))
 
     @pytest.mark.parametrize("shape", [(), (48,), (16, 3), (1, 4, 4, 3)])
     def test_of_another_number_of_axes_are_refused(self, client: Client, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match=f"pixels are {len(shape)} axes"):
+        with pytest.raises(ValueError, match=f"pixels have {len(shape)} axes"):
             client.predict_pixels(np.zeros(shape, np.uint8))
 
     def test_without_a_buffer_are_refused(self, client: Client) -> None:
@@ -317,6 +317,18 @@ def test_importing_it_needs_the_bare_install_alone(module: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
     assert loaded.stderr == ""
+
+
+def test_beyond_the_standard_library_the_client_imports_grpc_and_protobuf_alone() -> None:
+    code = (
+        "import sys, grpc, grpc.aio, google.rpc.error_details_pb2, google.rpc.status_pb2\n"
+        "before = set(sys.modules)\n"
+        "import evalmode.client\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(added - set(sys.stdlib_module_names)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(loaded.stdout.split()) <= {"evalmode", "google", "grpc"}
 
 
 def test_the_answer_of_the_client_is_the_type_of_the_model_in_this_process(client: Client, model: Model) -> None:
