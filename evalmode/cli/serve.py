@@ -214,9 +214,9 @@ def serve(
 
         credentials = None
         if tls_cert and tls_key:
-            from serving.transports.tls import make_credentials
+            from serving.transports.tls import Certificates
 
-            credentials = make_credentials(tls_cert, tls_key, tls_client_ca)
+            credentials = Certificates(tls_cert, tls_key, tls_client_ca).credentials
         server = GrpcioServer(
             *(ours, theirs, inference, join_address(host, port), bounds, access, credentials), reflect=not no_reflection
         )
