@@ -209,7 +209,7 @@ class OpenInference:
     def model_statistics(self, request: wire.ModelStatisticsRequest, call: Call) -> wire.ModelStatisticsResponse:
         """Counts of one model, or of all that are loaded."""
         wanted = [self._find(request)] if request.name else self._models.loaded
-        return wire.ModelStatisticsResponse(model_stats=[self._statistics.tell(model) for model in wanted])
+        return wire.ModelStatisticsResponse(model_stats=[self._statistics.describe(model) for model in wanted])
 
     def repository_index(self, request: wire.RepositoryIndexRequest, call: Call) -> wire.RepositoryIndexResponse:
         """Every version in the repository, or those that are served."""

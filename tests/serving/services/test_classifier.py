@@ -198,7 +198,7 @@ def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
         pytest.raises(ZeroDivisionError),
     ):
         service.ask(wire.PredictRequest(image=RED))
-    assert service.inference.statistics.tell(model).inference_stats.fail.count == 1
+    assert service.inference.statistics.describe(model).inference_stats.fail.count == 1
 
 
 def test_get_model_says_what_it_expects_and_how_it_is_served(tmp_path: Path) -> None:
