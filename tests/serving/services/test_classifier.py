@@ -172,7 +172,7 @@ class TestModelChoice:
     def test_of_several_needs_a_name(self, model: Model, others: tuple[Model, Model]) -> None:
         service = serve(model, *others)
         served = "colours/1, first/7, second/7"
-        with pytest.raises(ModelUnspecified, match=f"several models are served, name one of {served}") as caught:
+        with pytest.raises(ModelUnspecified, match=f"several models are served: name one of {served}") as caught:
             service.ask(wire.PredictRequest(image=RED))
         assert caught.value.facts == {"served": served}
         with pytest.raises(ModelUnspecified):

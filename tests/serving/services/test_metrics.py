@@ -31,7 +31,7 @@ from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services.drift import LIMIT, WINDOW
-from serving.services.metrics import MIN_IMAGES, METRICS
+from serving.services.metrics import METRICS, MIN_IMAGES
 from tests.conftest import COLOURS, Server, colour_artifact, colour_graph, encode, plain, serving
 
 RED, GREEN = encode(plain("red")), encode(plain((0, 255, 0)))

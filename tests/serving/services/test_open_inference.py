@@ -51,6 +51,7 @@ from evalmode.wire import open_inference_pb2 as wire
 from serving.services import tensors
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.refusals import refuse
 from tests.conformance.specification import NUMPY, TYPED
@@ -64,7 +65,7 @@ def serve(*models: Model, **options: object) -> Direct:
     limits = options.pop("limits", Limits())
     statistics, budget = Statistics(), make_budget()
     batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
-    served = Models({model.name: (model,) for model in models}, options.pop("repository", Path()))
+    served = Models({model.name: (model,) for model in models}, Source(options.pop("repository", Path())))
     service = OpenInference(served, batcher.slots, limits, statistics, budget, **options)
     return Direct(service, batcher, budget, statistics)
 
