@@ -306,9 +306,9 @@ def _compare(before: _Seen, name: str, counted: tuple[int, int], report: _Report
     if not report.knows_calls or finished or any(name in calls for calls in report.with_calls):
         return seen
     stray = max(0, before.stray + received - before.received - CALL_BYTES)
-    sent_before, asked, confirmed = (
-        (before.sent, before.asked, before.confirmed) if before.stray else (sent, False, False)
-    )
+    sent_before, asked, confirmed = sent, False, False
+    if before.stray:
+        sent_before, asked, confirmed = before.sent, before.asked, before.confirmed
     # grpc answers calls that ended before the server could report them, but not headers that never end.
     if (sent - sent_before) * STRAY_BYTES_PER_BYTE_SENT > stray:
         return seen

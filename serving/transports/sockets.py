@@ -98,7 +98,7 @@ def end_sending(connection: socket.socket) -> None:
 
 @contextmanager
 def _find_sockets(address: int | str) -> Iterator[list[tuple[int, socket.socket]]]:
-    """The descriptors of this process's sockets at an address, each with a duplicate that the end of the block closes."""
+    """The descriptors of this process's sockets at an address, each with a duplicate for the block."""
     found: list[tuple[int, socket.socket]] = []
     try:
         for descriptor in _DESCRIPTORS.iterdir():

@@ -255,7 +255,7 @@ def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
 def test_health_over_http(fresh: Server) -> None:
     assert get(fresh, "/healthz") == (200, "ok\n")
     assert get(fresh, "/livez") == (200, "ok\n")
-    assert get(fresh, "/") == (404, "here are /metrics, /healthz and /livez\n")
+    assert get(fresh, "/") == (404, "not found: use /metrics, /healthz or /livez\n")
 
 
 def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
