@@ -266,7 +266,7 @@ class TestRefusals:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Predict")
         refusal = refused(lambda: raw(b"\xff\xff\xff", timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
-        assert refusal.message == "the message, 3 bytes, cannot be parsed: send this method's own"
+        assert refusal.message == "the message of 3 bytes cannot be parsed: send the request message of this method"
 
     def test_of_an_unknown_method(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
@@ -775,7 +775,7 @@ class TestAddress:
             port = taken.getsockname()[1]
             refused = evalmode("serve", "--repository", colours, "--port", port)
         assert refused.returncode == 2
-        assert f"evalmode: cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+        assert f"evalmode: cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert refused.stdout == ""
 
