@@ -25,10 +25,18 @@ class Liveness:
         self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
         self._check = health_pb2_grpc.HealthStub(self._channel).Check
         self._answered = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
-        threading.Thread(target=self._watch, name="liveness", daemon=True).start()
+        """Start to check."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop to check, once a check in progress has ended."""
+        self._closed.set()
+        self._thread.join()
+        self._channel.close()
 
     def silent_s(self) -> float:
         """Seconds since the last answer; at first, since the start."""
@@ -39,10 +47,10 @@ class Liveness:
         return self.silent_s() < LATE_S
 
     def _watch(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 self._check(health_pb2.HealthCheckRequest(), timeout=CHECK_S)
                 self._answered = time.monotonic()
             except grpc.RpcError:
                 pass  # the time of the last answer tells
-            time.sleep(CHECK_S)
+            self._closed.wait(CHECK_S)

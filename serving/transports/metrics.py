@@ -70,7 +70,14 @@ class MetricsServer:
         except OSError as error:
             raise explain(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the server, and close its port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
