@@ -137,7 +137,7 @@ class ServeConfig:
     )
     tokens: Path | None = field(
         default=None,
-        metadata={"what": "file of bearer tokens, one per line, then optionally its expiry; each call must send one"},
+        metadata={"what": "file of bearer tokens, one per line with an optional expiry; each call must send one"},
     )
     enable_control: bool = _option(False, "allow clients to load and unload models; needs --control-tokens")
     control_tokens: Path | None = field(

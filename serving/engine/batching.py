@@ -138,9 +138,7 @@ class Batcher:
         if self._admitted >= self._places:
             raise self.queue_full()
         ahead = self._admitted - self._aside
-        if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(
-            ahead
-        ):  # an expired one is detected later
+        if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(ahead):  # an expired one is detected later
             raise queue_too_long()
 
     def admit(self, remaining_s: float = math.inf) -> int:

@@ -54,6 +54,7 @@ SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothin
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
 LARGE_BYTES = 2**19  # of a message: parsed in less time than it takes to hand it over
 TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
+IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
 SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
 
@@ -217,7 +218,7 @@ class NativeServer:
                     if not self._closed:
                         self._full.clear()
             if len(calls) < self._share:
-                events = self._front.recv_batch_details(self._share - len(calls), 0 if waited else None)
+                events = self._receive(self._share - len(calls), wait=not waited)
                 if events is None:
                     return
                 with self._changed:
@@ -235,6 +236,16 @@ class NativeServer:
                     if call.id in self._calls and not call.aside:
                         self._end([call])
                         self._fail(call, error)
+
+    def _receive(self, limit: int, wait: bool) -> list[Any] | None:
+        """Receive events, after ``wait`` at least one; None if the server is closed.
+
+        Closing the front end wakes only one waiting thread, so that each checks again every ``IDLE_MS``.
+        """
+        events: list[Any] | None = self._front.recv_batch_details(limit, IDLE_MS if wait else 0)
+        while wait and events == []:
+            events = self._front.recv_batch_details(limit, IDLE_MS)
+        return events
 
     def _watch(self) -> None:
         """While every slot is busy, refuse what is too much, and forget who has gone away."""
