@@ -154,7 +154,7 @@ def show_threads() -> str:
 
 def show_metrics() -> str:
     """The metrics for Prometheus."""
-    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
+    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.help) for name, one in METRICS.items())
     return draw(("metric", "kind", "labels", "says"), rows)
 
 

@@ -24,6 +24,7 @@ from serving.services.classifier import Classifier
 from serving.services.inference import Inference, Work
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 
@@ -172,7 +173,7 @@ def make_budget(slots: int = 2, max_bytes: int = 0) -> DecodeBudget:
 def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Direct:
     """The service of ``evalmode.v1``, for models that are loaded already."""
     limits, budget = limits or Limits(), make_budget()
-    served = Models({model.name: (model,) for model in models}, Path())
+    served = Models({model.name: (model,) for model in models}, Source(Path()))
     return Direct(Classifier(served, limits, budget), batcher or make_batcher(1, limits), budget, Statistics())
 
 

@@ -34,6 +34,7 @@ from serving.services.classifier import Classifier
 from serving.services.inference import QUICK_BYTES, Work
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Caller, Direct, Held, count_turns, make_batcher, make_budget, wait_until
@@ -91,7 +92,7 @@ class Bench(Direct):
 
     def __init__(self, model: Any, service: str = "ours", limits: Limits | None = None) -> None:
         limits, budget, statistics = limits or Limits(), make_budget(1, 64 * MIB), Statistics()
-        models = Models({model.name: (model,)}, Path())
+        models = Models({model.name: (model,)}, Source(Path()))
         super().__init__(
             Classifier(models, limits, budget)
             if service == "ours"

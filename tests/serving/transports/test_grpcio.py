@@ -60,6 +60,7 @@ from serving.engine.batch import Call
 from serving.services.access import Access, Tokens
 from serving.services.classifier import Classifier
 from serving.services.models import Models
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.transports import handlers
@@ -462,7 +463,7 @@ class Raising(Classifier):
     """A service that raises what it was given."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(Models({}, Path()), Limits(), make_budget())
+        super().__init__(Models({}, Source(Path())), Limits(), make_budget())
         self._error = error
 
     def find(self, request: wire.PredictRequest) -> Model:
