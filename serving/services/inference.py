@@ -96,25 +96,35 @@ class Inference:
     statistics: Statistics
 
 
+class Unparsed(NamedTuple):
+    """A message that has not been parsed.
+
+    Attributes:
+        parse: Returns the request.
+        size_bytes: The memory that ``parse`` takes.
+    """
+
+    parse: Callable[[], Any]
+    size_bytes: int
+
+
 class Work:
-    """A request under way: it begins at once.
+    """A request in progress. It starts when it is constructed.
 
     Args:
-        inference: What it is answered with.
-        service: Its protocol.
-        parse: Makes the request of its message.
-        size_bytes: The memory that ``parse`` takes.
-        call: Its call.
-        done: Called once, by any thread, with the reply or with the error in its place.
-        later: Calls a function after so many seconds; safe to call from any thread.
+        inference: The engine that answers it.
+        service: The service of its protocol.
+        message: The message of the request.
+        call: The call of the request.
+        done: Called once, by any thread, with the reply or with an exception.
+        later: Calls a function after a number of seconds. It can be called from any thread.
     """
 
     def __init__(
         self,
         inference: Inference,
         service: Service,
-        parse: Callable[[], Any],
-        size_bytes: int,
+        message: Unparsed,
         call: Call,
         done: Callable[[Any], object],
         later: Callable[[float, Callable[[], object]], object],
@@ -126,12 +136,13 @@ class Work:
         self._later = later
         self._started = time.perf_counter()
         self._read_us = 0
-        self._ahead = -1  # it has no place
+        self._ahead = -1  # not admitted
         self._model: Model | None = None
         self._turns: list[Turn] = []
         self._job: Job | None = None
         self._withdrawn = self._ended = False
-        self._aside = False  # it has waited where it holds up no other
+        self._aside = False  # whether it has waited where it does not delay other requests
+        parse, size_bytes = message
         try:
             self._ahead = self._batcher.admit(call.time_remaining_s())
             if size_bytes <= QUICK_BYTES:

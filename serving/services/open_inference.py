@@ -15,11 +15,9 @@ from evalmode.runtime.model import Model, Tensor
 from evalmode.wire import model_config_pb2 as config
 from evalmode.wire import open_inference_pb2 as wire
 from serving.engine.batch import Call
-from serving.engine.decoding import DecodeBudget
-from serving.services.inference import Read, Reading, Timed
+from serving.services.inference import Inference, Read, Reading, Timed
 from serving.services.models import Models
 from serving.services.outputs import BINARY_OUTPUTS, choose_form, choose_outputs, write_outputs
-from serving.services.statistics import Statistics
 from serving.services.status import explain
 from serving.services.tensors import BYTES, DATATYPES, check_parameters, read_inputs
 
@@ -51,36 +49,32 @@ Refuse = Callable[[Exception], Refused]
 
 
 class OpenInference:
-    """Answers the protocol's calls.
+    """The service of the Open Inference Protocol v2.
 
     Args:
-        models: What is served.
-        slots: How many inferences run at the same time, for ModelConfig.
-        limits: Of a batch and its images.
-        statistics: For ModelStatistics.
-        budget: Where images are decoded.
-        allow_nonfinite: Whether NaN and infinity in inputs are let through.
+        models: The models that are served.
+        inference: The engine that answers requests; its statistics answer ModelStatistics.
+        limits: Limits on batches and images.
+        allow_nonfinite: Whether inputs may hold NaN and infinity.
         enable_control: Whether clients may load and unload models.
 
     Attributes:
-        handlers: What answers each call that is no stream and does not infer, by its name in the contract.
+        handlers: The handler of each method that neither infers nor streams, by the method's name in the contract.
     """
 
     def __init__(
         self,
         models: Models,
-        slots: int,
+        inference: Inference,
         limits: Limits,
-        statistics: Statistics,
-        budget: DecodeBudget,
         allow_nonfinite: bool = False,
         enable_control: bool = False,
     ) -> None:
         self._models = models
-        self._slots = slots
+        self._slots = inference.batcher.slots
         self._limits = limits
-        self._statistics = statistics
-        self._budget = budget
+        self._statistics = inference.statistics
+        self._budget = inference.budget
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
         self._leaving = False

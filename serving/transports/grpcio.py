@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 
 import grpc
@@ -23,10 +24,9 @@ from evalmode.errors import AddressUnavailable
 from evalmode.limits import Limits
 from serving.engine.batching import Load
 from serving.services import classifier, open_inference
-from serving.services.access import Access
-from serving.services.inference import Inference
+from serving.services.backend import Backend
 from serving.services.models import Entry
-from serving.threads import Threads, start_threads
+from serving.threads import Threads, join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
 from serving.transports.connections import Connections
@@ -51,6 +51,7 @@ CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
 ASK_S = 5.0  # for a call of our own to be answered
 FINISH_S = 1.0  # for clients to close their connections at the end
+JOIN_S = 5.0  # for threads to end
 UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20  # so many of the largest size may be held in parts
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server would silently share the port
@@ -69,54 +70,53 @@ class GrpcioServer:
     """A gRPC server that reports its health and drains before it stops.
 
     Args:
-        ours: The service of ``evalmode.v1``.
-        theirs: The service of the Open Inference Protocol.
-        inference: What answers requests of both.
-        address: HOST:PORT, of which PORT may be 0 for a free one, or unix:PATH.
-        limits: Of messages, streams, watches and connections.
-        access: Who may call what; None: everybody everything.
-        credentials: TLS; None: plain text.
-        reflect: Whether reflection is served.
-        connections: Of the transport that this server stands behind; None: clients connect to this one.
+        backend: What it serves.
+        address: HOST:PORT, where port 0 means a free port, or unix:PATH.
+        credentials: The TLS credentials; None: plaintext.
+        connections: The connections of the transport that forwards calls to this server; None: clients connect to
+            this server itself.
 
     Attributes:
-        port: The port listened on.
-        local_address: Where this machine reaches it without TLS.
+        port: The port it listens on.
+        local_address: The address at which this machine can reach the server without TLS.
 
     Raises:
         AddressUnavailable: The address cannot be bound.
-        ThreadsUnavailable: The system starts too few threads.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
     def __init__(
         self,
-        ours: classifier.Classifier,
-        theirs: open_inference.OpenInference,
-        inference: Inference,
+        backend: Backend,
         address: str,
-        limits: Limits,
-        access: Access | None = None,
         credentials: grpc.ServerCredentials | None = None,
-        reflect: bool = True,
         connections: Connections | None = None,
     ) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_interest)
-        self._inference = inference
-        self._theirs = theirs
+        limits = backend.limits
+        self._backend = backend
         self._health = Health()
         self._shown: Iterable[str] = ()
         self._loop = Loop()
         self._calls = Calls(limits.message_timeout)
         self._behind = connections is not None
         self._controls = Threads(CONTROL_THREADS, "control")
-        start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
-        self._server, self.port = self._loop.run(self._open(address, limits, credentials))
+        start_threads(1, "grpcio", lambda: None)  # grpcio crashes if it cannot start its own
+        self._sweeping: asyncio.Task[None] | None = None
+        try:
+            self._server, self.port = self._loop.run(self._open(address, limits, credentials))
+        except AddressUnavailable:
+            self._loop.close()
+            self._controls.close()
+            raise
         self.local_address = find_local(address, self.port)
+        self._resources = ExitStack()
         if credentials:
-            self._folder = make_socket_folder()
-            self.local_address = f"unix:{self._folder.name}/grpcio"
+            folder = self._resources.enter_context(make_socket_folder())
+            self.local_address = f"unix:{folder}/grpcio"
             self._server.add_insecure_port(self.local_address)
         channel = grpc.insecure_channel(self.local_address, options=[("grpc.enable_http_proxy", 0)])
+        self._resources.callback(channel.close)
         self._check_self = health_pb2_grpc.HealthStub(channel).Check
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
@@ -126,10 +126,8 @@ class GrpcioServer:
             self._loop.is_behind,
             self._ask_health,
         )
-        self._handlers = Handlers(
-            *(self._loop, inference, limits, self._calls, self._connections, access, self._controls)
-        )
-        self._register(ours, theirs, reflect)
+        self._handlers = Handlers(backend, self._loop, self._calls, self._connections, self._controls)
+        self._register(backend.classifier, backend.open_inference, backend.reflection)
 
     def start(self) -> None:
         """Begin to answer, healthy."""
@@ -150,7 +148,7 @@ class GrpcioServer:
 
     def load(self) -> Load:
         """How much the server has to do."""
-        return self._inference.batcher.load()
+        return self._backend.inference.batcher.load()
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function after so many seconds, in the event loop; from any thread."""
@@ -158,7 +156,7 @@ class GrpcioServer:
 
     def announce_shutdown(self) -> None:
         """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
-        self._theirs.announce_shutdown()
+        self._backend.open_inference.announce_shutdown()
         self._health.leave()
 
     def drain(self, grace_s: float) -> int:
@@ -171,10 +169,15 @@ class GrpcioServer:
         cut: int = self._loop.run(self._finish_calls(until))
         if not self._behind:
             self._connections.finish(min(FINISH_S, max(0.2, until - time.monotonic())))
-        self._loop.run(self._stop())
-        self._loop.close()
-        self._controls.close()
+        self._end()
         return cut
+
+    def close(self) -> None:
+        """Release what is left of a server that was drained, or never started, and wait for its threads."""
+        if not self._loop.asyncio.is_closed():
+            self._end()
+        self._resources.close()
+        join_threads([*self._controls.threads, *self._loop.threads], JOIN_S)
 
     def _ask_health(self) -> grpc.Future:
         """Call Health.Check through the port: grpc's core hands calls over in the order in which they came."""
@@ -245,8 +248,15 @@ class GrpcioServer:
         return self._calls.count(RUNNING, SENDING) if left else 0
 
     async def _stop(self) -> None:
-        self._sweeping.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         await self._server.stop(0)
+
+    def _end(self) -> None:
+        """Stop grpc's server, and end the threads."""
+        self._loop.run(self._stop())
+        self._loop.close()
+        self._controls.close()
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:

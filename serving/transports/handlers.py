@@ -30,10 +30,9 @@ from evalmode.errors import (
     StreamsFull,
     WatchesFull,
 )
-from evalmode.limits import Limits
 from serving.engine.batch import Call
-from serving.services.access import Access
-from serving.services.inference import QUICK_BYTES, Inference, Service, Work
+from serving.services.backend import Backend
+from serving.services.inference import QUICK_BYTES, Service, Unparsed, Work
 from serving.services.open_inference import OpenInference
 from serving.threads import Threads
 from serving.transports.calls import IDLE, RUNNING, SENDING, Calls, OpenCall
@@ -63,44 +62,34 @@ def _take_error(task: asyncio.Task[Any]) -> None:
 
 
 class Handlers:
-    """Makes the handlers of methods.
+    """Creates the handlers of methods.
 
     Args:
-        loop: Where they run.
-        inference: What answers requests for predictions.
-        limits: Of messages, streams and watches.
-        calls: Where calls are noted.
-        connections: Where messages and refusals are counted.
-        access: Who may call what; None: everybody everything.
-        controls: Threads for what neither infers nor checks health.
+        backend: What is served.
+        loop: The event loop in which the handlers run.
+        calls: The open calls of the server.
+        connections: Counts messages and refusals by connection.
+        controls: The threads for methods that neither infer nor check health.
 
     Attributes:
         leaving: Whether the server is shutting down.
-        streams: The streams that are open.
+        streams: The open streams.
     """
 
-    def __init__(
-        self,
-        loop: Loop,
-        inference: Inference,
-        limits: Limits,
-        calls: Calls,
-        connections: Connections,
-        access: Access | None,
-        controls: Threads,
-    ) -> None:
+    def __init__(self, backend: Backend, loop: Loop, calls: Calls, connections: Connections, controls: Threads) -> None:
+        limits = backend.limits
         self.leaving = False
         self.streams = Places(limits.max_streams, partial(_streams_full, limits.max_streams))
         self._watches = Places(limits.max_watches, partial(_watches_full, limits.max_watches))
         self._receiving = Places(MAX_RECEIVING, _calls_full)
         self._messages = Messages(limits.max_request_bytes)
-        self._quick = Messages(QUICK_BYTES)  # read in the event loop
+        self._quick = Messages(QUICK_BYTES)  # parsed in the event loop
         self._pacing = Pacing()
         self._loop = loop
-        self._inference = inference
+        self._inference = backend.inference
         self._calls = calls
         self._connections = connections
-        self._access = access
+        self._access = backend.access
         self._controls = controls
         self._controlling = 0
 
@@ -407,8 +396,9 @@ class Handlers:
             work = Work(
                 self._inference,
                 service,
-                lambda: self._messages.parse(parse, message.pop(), held),
-                self._messages.count_bytes(message[0]),
+                Unparsed(
+                    lambda: self._messages.parse(parse, message.pop(), held), self._messages.count_bytes(message[0])
+                ),
                 call,
                 done,
                 self._loop.later,

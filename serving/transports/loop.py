@@ -30,7 +30,7 @@ class Loop:
         self._posted: deque[Callable[[], object]] = deque()
         self._scheduled = False
         self._asked = self._seen = 0
-        start_threads(1, "event-loop", self.asyncio.run_forever)
+        self.threads = start_threads(1, "event-loop", self.asyncio.run_forever)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the loop, and wait for its result. Call it from another thread."""

@@ -25,16 +25,16 @@ from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from evalmode.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
-from evalmode.limits import Limits
 from serving.engine.batch import Batch, Request, check_alive, reason_dead, run_together
 from serving.engine.batching import Load, queue_too_long
-from serving.services import classifier, open_inference
-from serving.services.access import Access
-from serving.services.inference import Inference, Service, Timed, Work
+from serving.services.backend import Backend
+from serving.services.inference import Service, Timed, Unparsed, Work
 from serving.services.models import Entry
-from serving.transports.addresses import find_local, join_address
+from serving.threads import join_threads
+from serving.transports.addresses import find_local
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
+    JOIN_S,
     MIN_UNFINISHED_BYTES,
     MODEL_INFER,
     PREDICT,
@@ -54,6 +54,7 @@ SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothin
 WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
 LARGE_BYTES = 2**19  # of a message: parsed in less time than it takes to hand it over
 TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
+IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
 SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
 
 
@@ -91,39 +92,25 @@ class _Ready(Request):
 
 
 class NativeServer:
-    """The same server as ``GrpcioServer``, faster, without TLS; see there.
+    """The counterpart of ``GrpcioServer`` on pygrpc-native: faster, without TLS. See there.
 
     Args:
-        ours: the service of ``evalmode.v1``.
-        theirs: the service of the Open Inference Protocol.
-        inference: what answers the requests of streams.
-        host: interface to listen on.
-        port: port, or 0 for a free one.
-        limits: of requests, batches and the queue.
-        access: who may call what; None: everybody everything.
-        reflect: tell whoever asks what can be called.
+        backend: What it serves.
+        address: HOST:PORT, where port 0 means a free port.
 
     Attributes:
-        port: the port listened on.
-        local_address: Where this machine reaches it.
+        port: The port it listens on.
+        local_address: The address at which this machine can reach the server.
 
     Raises:
-        AddressUnavailable: the address cannot be bound.
+        AddressUnavailable: The address cannot be bound.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
-    def __init__(
-        self,
-        ours: classifier.Classifier,
-        theirs: open_inference.OpenInference,
-        inference: Inference,
-        host: str,
-        port: int,
-        limits: Limits,
-        access: Access | None = None,
-        reflect: bool = True,
-    ) -> None:
-        self._access = access
-        self._services: tuple[Service, ...] = (ours, theirs)
+    def __init__(self, backend: Backend, address: str) -> None:
+        limits, inference = backend.limits, backend.inference
+        self._access = backend.access
+        self._services: tuple[Service, ...] = (backend.classifier, backend.open_inference)
         self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
         self._inference = inference
         self._statistics = inference.statistics
@@ -133,23 +120,19 @@ class NativeServer:
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(
-                join_address(host, port),
+                address,
                 [(path_of(method), False) for method in HOT],
                 call_details=True,
                 max_concurrent_streams=STREAMS,
             )
         except OSError as error:
-            raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
+            raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
         self.port = self._front.bound_port
-        self.local_address = find_local(join_address(host, port), self.port)
-        # Twice as much as with grpcio: a message over the limit is held, too, until it can be refused.
+        self.local_address = find_local(address, self.port)
+        # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
         unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
         self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
-        self._others = GrpcioServer(
-            *(ours, theirs, inference, f"unix:{socket}", limits, access),
-            reflect=reflect,
-            connections=self._connections,
-        )
+        self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
         self._front.set_fallback(socket)
         self._batcher = inference.batcher
         self._slots, self._free_slots = self._batcher.slots, 0  # each is free once its thread receives
@@ -158,7 +141,7 @@ class NativeServer:
         self._calls: dict[int, _Call] = {}  # in flight
         self._aside = 0  # of these, the ones that no slot of ours answers
         self._waiting: deque[_Call] = deque()  # those of them that came while every slot was busy
-        self._draining = False
+        self._draining = self._closed = False
         self._full = threading.Event()  # every slot is busy
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._slots)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
@@ -206,9 +189,23 @@ class NativeServer:
             cut += len(self._calls)
         time.sleep(SETTLE_S)
         self._connections.finish(0.0)
+        self._end_front()
+        return cut
+
+    def close(self) -> None:
+        """See ``GrpcioServer``."""
+        if not self._closed:
+            self._end_front()
+        self._others.close()
+        join_threads(self._threads, JOIN_S)
+
+    def _end_front(self) -> None:
+        """Close the port, and end the threads."""
         self._front.close()
         self._folder.cleanup()
-        return cut
+        with self._changed:
+            self._closed = True
+            self._full.set()
 
     def _work(self) -> None:
         """One slot: take calls, run them, answer, until the transport is closed."""
@@ -218,9 +215,10 @@ class NativeServer:
                 waited = bool(calls)
                 if not waited:
                     self._free_slots += 1
-                    self._full.clear()
+                    if not self._closed:
+                        self._full.clear()
             if len(calls) < self._share:
-                events = self._front.recv_batch_details(self._share - len(calls), 0 if waited else None)
+                events = self._receive(self._share - len(calls), wait=not waited)
                 if events is None:
                     return
                 with self._changed:
@@ -239,9 +237,19 @@ class NativeServer:
                         self._end([call])
                         self._fail(call, error)
 
+    def _receive(self, limit: int, wait: bool) -> list[Any] | None:
+        """Receive events, after ``wait`` at least one; None if the server is closed.
+
+        Closing the front end wakes only one waiting thread, so that each checks again every ``IDLE_MS``.
+        """
+        events: list[Any] | None = self._front.recv_batch_details(limit, IDLE_MS if wait else 0)
+        while wait and events == []:
+            events = self._front.recv_batch_details(limit, IDLE_MS)
+        return events
+
     def _watch(self) -> None:
         """While every slot is busy, refuse what is too much, and forget who has gone away."""
-        while True:
+        while not self._closed:
             self._full.wait()
             time.sleep(WATCH_S)
             with self._changed:
@@ -384,7 +392,7 @@ class NativeServer:
         with self._changed:
             self._aside += 1
             call.work = Work(
-                *(self._inference, self._services[call.method], parse, size_bytes, call),
+                *(self._inference, self._services[call.method], Unparsed(parse, size_bytes), call),
                 partial(self._hand_out, call),
                 self._others.later,
             )
