@@ -76,8 +76,8 @@ class Here:
             sum(count_turns(lane) for lane in lanes),
             sum(lane.max_bytes - lane._free_bytes for lane in lanes),
             handlers._messages._held_bytes,
-            handlers._receiving.taken,
-            handlers._controlling,
+            handlers._receiver.places.taken,
+            handlers._controls.running,
         )
 
     def expect_nothing_left(self) -> None:
