@@ -196,4 +196,4 @@ def test_a_server_looks_again_and_again_even_after_a_look_that_failed(
         server = listen(classify_by(model))
         wait_until(lambda: len(looks) > 3)
         server.drain(0)
-    assert caplog.text.count("calls could not be looked at") == 1
+    assert caplog.text.count("calls could not be checked") == 1
