@@ -163,9 +163,7 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for option in list_options(type(self)):
-            if hasattr(self, option.name):  # limits check themselves
-                object.__setattr__(self, option.name, option.convert(getattr(self, option.name)))
+        _convert_fields(self)
         self._check_transport()
         self._check_security()
         if not self.no_metrics and self.port and self.port == self.metrics_port and not self.host.startswith(UNIX):
@@ -260,10 +258,17 @@ class ServeConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """The log of the command ``evalmode serve``. A server that Python code starts uses the logging of its process."""
+    """The log of the command ``evalmode serve``. A server that Python code starts uses the logging of its process.
+
+    Raises:
+        UsageError: A value is not one of the choices.
+    """
 
     log_format: str = _option("text", "format of the log on standard error", choices=("text", "json"))
     log_level: str = _option("info", "lowest level that is logged", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        _convert_fields(self)
 
 
 def list_options(*configs: type) -> list[Option]:
@@ -272,7 +277,8 @@ def list_options(*configs: type) -> list[Option]:
     Args:
         configs: Dataclasses such as ``ServeConfig``. Limits follow the options that are not limits.
     """
-    options, limits = [], []
+    options: list[Option] = []
+    limits: list[Option] = []
     for config in configs:
         kinds = get_type_hints(config)
         for one in fields(config):
@@ -281,6 +287,13 @@ def list_options(*configs: type) -> list[Option]:
                 continue
             options.append(Option(one.name, _find_kind(kinds[one.name]), one.default, one.metadata))
     return options + limits
+
+
+def _convert_fields(config: ServeConfig | LogConfig) -> None:
+    """Convert and check the fields of a configuration. ``Limits`` checks itself."""
+    for option in list_options(type(config)):
+        if hasattr(config, option.name):
+            object.__setattr__(config, option.name, option.convert(getattr(config, option.name)))
 
 
 def _find_kind(annotation: Any) -> type:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from serving.config import ServeConfig
 from serving.server import Server
 from serving.trials import Trials
+
+log = logging.getLogger("serving")
 
 # Defaults that differ from those of the command: free ports, and no delay at the end.
 IN_PROCESS_DEFAULTS = {"port": 0, "metrics_port": 0, "lame_duck": 0}
@@ -81,6 +84,7 @@ def _start(options: dict[str, Any]) -> Server:
         server.load()
         server.listen()
         server.start()
+        log.info("answering requests at %s", server.address)
     except BaseException:
         server.close()
         raise

@@ -392,7 +392,7 @@ class TestTls:
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
         assert refused.returncode == 2
-        assert "--transport native takes no TLS" in refused.stderr
+        assert "--transport native does not support TLS" in refused.stderr
 
 
 class TestOptions:
@@ -417,7 +417,7 @@ class TestOptions:
         beyond = ("--host", "0.0.0.0", "--allow-unbounded-messages")
         with serving(colours, *beyond, "--tokens", files[0]) as server:
             _, logged = server.stop()
-        assert "images, answers and tokens can be read on the way" in logged
+        assert "images, answers and tokens are not encrypted" in logged
 
     def test_reflection_can_be_switched_off(self, colours: Path) -> None:
         with serving(colours, "--no-reflection") as server, grpc.insecure_channel(server.address) as channel:
