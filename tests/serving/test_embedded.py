@@ -101,6 +101,8 @@ def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: P
     before = own_threads()
     with pytest.raises(ArtifactInvalid, match="publish a model"):
         start_server(tmp_path, transport=transport)
+    with pytest.raises(ArtifactInvalid, match="versions of colours: 1"):
+        start_server(colours, transport=transport, model="colours@9")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         for options in ({"port": port}, {"metrics_port": port}):
