@@ -73,7 +73,7 @@ def walk_functions(path: Path) -> Iterator[Function]:
 def walk_public(path: Path) -> Iterator[tuple[str, Function, str]]:
     """Name, function and docstring of everything that other modules may call.
 
-    ``__init__`` is documented by its class, RPC methods by their contract. The docstring of a click command is its help.
+    ``__init__`` is documented by its class, RPC methods by their contract. A click command's docstring is its help.
     """
     tree = ast.parse(path.read_text())
     for node in tree.body:

@@ -40,7 +40,7 @@ WORDS = {
     r"caller'?s? (?:is )?gone": "the call was cancelled",
     r"cannot be told|could not be told": "unknown, not applicable",
     r"(?:not )?served here": "supported, unsupported",
-    r"LEAST|MOST|MUCH|FEWEST": "MIN_, MAX_ or a name that ends in _THRESHOLD",
+    r"(?<!TOO_)(?:LEAST|MOST|MUCH|FEWEST)": "MIN_, MAX_ or a name that ends in _THRESHOLD",
     r"(?:an? )?(?:requests?|calls?|connections?|streams?) too many": "raises X if the queue is full",
     r"beside one (?:a|per|for each) slot": "in addition to one per slot",
     r"(?:has|have) (?:its|their) say": "decides, applies",
