@@ -21,7 +21,7 @@ from serving.services.statistics import Statistics
 from serving.transports.messages import MIN_HELD_BYTES, Messages
 from tests.serving.conftest import Direct, listen, make_batcher, make_budget
 
-OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 
 
 def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:

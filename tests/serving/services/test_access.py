@@ -381,7 +381,7 @@ class TestTls:
             Certificates(certificate, key, None)
 
     def test_the_health_check_of_the_image_asks_over_http(self, colours: Path, tls) -> None:
-        command = [sys.executable, Path(__file__).parents[2] / "docker" / "healthcheck.py"]
+        command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
         with serving(colours, *tls) as server:
             told = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
             assert subprocess.run(command, env={**os.environ, **told}).returncode == 0
