@@ -16,8 +16,9 @@ from pathlib import Path
 from evalmode import errors
 from evalmode.errors import RequestError
 from evalmode.limits import Limits
-from serving.config import LogConfig, Option, ServeConfig, list_options
+from serving.config import LogConfig, ServeConfig
 from serving.engine.memory import MAX_DEFAULT_BYTES
+from serving.options import Option, list_options
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of

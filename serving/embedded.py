@@ -29,8 +29,8 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
 
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
-        options: The options of ``evalmode serve`` with underscores: ``port=8001``, ``max_queue=64``. The logging
-            options excepted: records go to the loggers ``serving`` and below.
+        options: The options of ``evalmode serve``, with underscores: ``port=8001``, ``max_queue=64``. There are no
+            options for the log: the records go to the logger ``serving`` and its children.
 
     Raises:
         UsageError: An option is invalid, or the server cannot start.
@@ -56,8 +56,7 @@ def start_server(repository: str | PathLike[str], **options: Any) -> Server:
 
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
-        options: The options of ``evalmode serve`` with underscores, without the logging options. The defaults differ
-            in three: ``port`` and ``metrics_port`` are 0, a free port, and ``lame_duck`` is 0.
+        options: See ``serve``. By default ``port`` and ``metrics_port`` are 0, a free port, and ``lame_duck`` is 0.
 
     Returns:
         The running server.
@@ -93,7 +92,7 @@ def _start(options: dict[str, Any]) -> Server:
 
 @contextmanager
 def _terminating_by_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, in the main thread, where alone signal handlers can be set."""
+    """Make SIGTERM raise KeyboardInterrupt. Does nothing outside the main thread, where handlers cannot be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -12,8 +12,9 @@ import pytest
 from evalmode.cli.serve import serve
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from serving.config import LogConfig, ServeConfig, list_options
+from serving.config import LogConfig, ServeConfig
 from serving.engine import memory
+from serving.options import list_options
 
 OPTIONS = list_options(ServeConfig, LogConfig)
 
