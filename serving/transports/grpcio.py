@@ -1,7 +1,7 @@
-"""gRPC by grpcio's asyncio server: the services, health and reflection on one port.
+"""The gRPC server on grpcio's asyncio API: the services of both protocols, health and reflection on one port.
 
-One thread runs the event loop, where calls come and go (``serving.transports.handlers``); grpcio's own thread feeds it
-and runs no Python. A call that waits, for its message or for its answer, holds no thread.
+One thread runs the event loop and the handlers of ``serving.transports.handlers``. grpcio's own thread feeds the loop
+and runs no Python code. A call that waits for its message or its reply occupies no thread.
 """
 
 from __future__ import annotations
@@ -46,22 +46,23 @@ SERVICES = (
 PREDICT = classifier.DESCRIPTOR.methods_by_name["Predict"]
 MODEL_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelInfer"]
 STREAM_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
-STREAMS = 100  # calls of one connection, the least that RFC 9113, 6.5.2, recommends: clients wait with the rest
+STREAMS = 100  # concurrent calls of one connection, the minimum that RFC 9113, 6.5.2, recommends; further calls wait
 CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
-ASK_S = 5.0  # for a call of our own to be answered
+ASK_S = 5.0  # deadline of a health check that the server sends itself
 FINISH_S = 1.0  # for clients to close their connections at the end
 JOIN_S = 5.0  # for threads to end
-UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20  # so many of the largest size may be held in parts
+# The limit on messages that have arrived in part: two of the largest size, or 16 MiB if that is more.
+UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20
 OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+    ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port
     ("grpc.max_concurrent_streams", STREAMS),
     NO_INFLATION,
-    ("grpc.http2.bdp_probe", 0),  # else a client may send megabytes of a message that nobody reads yet
-    ("grpc.http.overload_protection", 0),  # which refuses calls below that number, too, with UNAVAILABLE
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
+    ("grpc.http2.bdp_probe", 0),  # otherwise a client may send megabytes of a message that is not read yet
+    ("grpc.http.overload_protection", 0),  # it would refuse calls below the limit on streams, too, with UNAVAILABLE
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # allows keepalive pings of clients
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
+    ("grpc.keepalive_time_ms", 60_000),  # ends the streams of clients that have vanished
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
@@ -127,10 +128,10 @@ class GrpcioServer:
             self._ask_health,
         )
         self._handlers = Handlers(backend, self._loop, self._calls, self._connections, self._controls)
-        self._register(backend.classifier, backend.open_inference, backend.reflection)
+        self._register(backend)
 
     def start(self) -> None:
-        """Begin to answer, healthy."""
+        """Answer calls, and report SERVING."""
         self._health.set({"": False})
         if not self._behind:
             self._connections.start()
@@ -138,7 +139,7 @@ class GrpcioServer:
         self._health.set(dict.fromkeys(("", *SERVICES), True))
 
     def show(self, entries: Iterable[Entry]) -> None:
-        """Let clients ask and watch the health of a model by its name, and of a version by NAME/VERSION."""
+        """Publish the health of models: NAME stands for any version of a model, NAME/VERSION for one."""
         ready: dict[str, bool] = {}
         for entry in entries:
             ready[f"{entry.name}/{entry.version}"] = entry.ready
@@ -147,23 +148,31 @@ class GrpcioServer:
         self._shown = ready.keys()
 
     def load(self) -> Load:
-        """How much the server has to do."""
+        """The current load."""
         return self._backend.inference.batcher.load()
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function after so many seconds, in the event loop; from any thread."""
+        """Call a function in the event loop after a delay. It can be called from any thread.
+
+        Args:
+            seconds: The delay.
+            function: The function, which must not block.
+        """
         self._loop.later(seconds, function)
 
     def announce_shutdown(self) -> None:
-        """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
+        """Report NOT_SERVING from now on. Requests are still answered."""
         self._backend.open_inference.announce_shutdown()
         self._health.leave()
 
     def drain(self, grace_s: float) -> int:
-        """Refuse new requests, answer those that were accepted, cut what is left after ``grace_s``.
+        """Refuse new requests, and answer those in flight.
+
+        Args:
+            grace_s: Seconds after which the remaining requests are cut.
 
         Returns:
-            How many requests were cut.
+            The number of requests that were cut.
         """
         until = time.monotonic() + grace_s
         cut: int = self._loop.run(self._finish_calls(until))
@@ -180,29 +189,33 @@ class GrpcioServer:
         join_threads([*self._controls.threads, *self._loop.threads], JOIN_S)
 
     def _ask_health(self) -> grpc.Future:
-        """Call Health.Check through the port: grpc's core hands calls over in the order in which they came."""
+        """Call Health.Check through the port. grpc's core passes calls on in the order of their arrival."""
         return self._check_self.future(health_pb2.HealthCheckRequest(), timeout=ASK_S)
 
-    def _register(self, ours: classifier.Classifier, theirs: open_inference.OpenInference, reflect: bool) -> None:
-        """Let the server know every method."""
+    def _register(self, backend: Backend) -> None:
+        """Register the handler of every method."""
         handlers = self._handlers
         served: dict[str, dict[str, grpc.RpcMethodHandler]] = defaultdict(dict)
-        for contract, answers in ((classifier.DESCRIPTOR, ours.handlers), (open_inference.DESCRIPTOR, theirs.handlers)):
+        for contract, answers in (
+            (classifier.DESCRIPTOR, backend.classifier.handlers),
+            (open_inference.DESCRIPTOR, backend.open_inference.handlers),
+        ):
             for name, answer in answers.items():
                 served[contract.full_name][name] = handlers.control(contract.methods_by_name[name], answer)
-        for method, service in ((PREDICT, ours), (MODEL_INFER, theirs)):
-            served[method.containing_service.full_name][method.name] = handlers.infer(method, service)
-        served[open_inference.DESCRIPTOR.full_name][STREAM_INFER.name] = handlers.stream_infer(STREAM_INFER, theirs)
+        served[classifier.DESCRIPTOR.full_name][PREDICT.name] = handlers.infer(PREDICT, backend.classifier)
+        inference = served[open_inference.DESCRIPTOR.full_name]
+        inference[MODEL_INFER.name] = handlers.infer(MODEL_INFER, backend.open_inference)
+        inference[STREAM_INFER.name] = handlers.stream_infer(STREAM_INFER, backend.open_inference)
         served[HEALTH.full_name]["Check"] = handlers.check(HEALTH.methods_by_name["Check"], self._health)
         served[HEALTH.full_name]["Watch"] = handlers.watch(HEALTH.methods_by_name["Watch"], self._health)
-        if reflect:
+        if backend.reflection:
             self._add_reflection(served)
         for name, methods in served.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
         self._server.add_generic_rpc_handlers((handlers.unknown(),))
 
     def _add_reflection(self, served: dict[str, dict[str, grpc.RpcMethodHandler]]) -> None:
-        """Reflection: v1alpha is what grpcio ships, v1 what tools ask for; the messages are the same."""
+        """Add server reflection. grpcio implements v1alpha and clients prefer v1; their messages are the same."""
         servicer = reflection.ReflectionServicer(SERVICES)
         (method,) = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].methods
 
@@ -222,7 +235,7 @@ class GrpcioServer:
         try:
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError as error:
-            raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
+            raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
         return server, port
 
     async def _start(self) -> None:
@@ -234,12 +247,12 @@ class GrpcioServer:
             await asyncio.sleep(SWEEP_S)
             try:
                 if late := self._calls.sweep():
-                    await asyncio.to_thread(self._connections.close, late)  # which asks the system about all of them
+                    await asyncio.to_thread(self._connections.close, late)  # it makes system calls for every connection
             except Exception:
-                log.exception("calls could not be looked at")
+                log.exception("calls could not be checked")
 
     async def _finish_calls(self, until: float) -> int:
-        """Wait for calls that were accepted; how many are left."""
+        """Wait for the calls in flight, and return how many are left."""
         self._handlers.leaving = True
         for call in self._handlers.streams.list_calls():
             call.end(make_leaving())
@@ -253,26 +266,26 @@ class GrpcioServer:
         await self._server.stop(0)
 
     def _end(self) -> None:
-        """Stop grpc's server, and end the threads."""
+        """Stop the server of grpc, and end the threads."""
         self._loop.run(self._stop())
         self._loop.close()
         self._controls.close()
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a Unix socket, which nobody else may enter.
+    """Create a folder for a Unix socket that only this user can enter.
 
     Raises:
-        AddressUnavailable: No temporary file can be written.
+        AddressUnavailable: The folder cannot be created.
     """
     try:
         return tempfile.TemporaryDirectory(prefix="evalmode-")
     except OSError as error:
         raise AddressUnavailable(
-            f"no folder for a Unix socket: {error}: set TMPDIR to one that can be written"
+            f"cannot create a folder for a Unix socket ({error}): set TMPDIR to a folder that this user can write to"
         ) from error
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Whether a record of grpcio's belongs in the log: not that a client went while its answer was sent."""
+    """Whether a log record of grpcio is of interest. One that a client disconnected while it was answered is not."""
     return not str(record.msg).startswith("ExecuteBatchError raised in core")

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from serving.services.metrics import Metrics
-from serving.transports.addresses import METRICS_PORT, explain, resolve
+from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
 from serving.transports.liveness import Liveness
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class MetricsServer:
         try:
             self._server = _make_server(family, address, self._answer)
         except OSError as error:
-            raise explain(error, host, port, METRICS_PORT) from error
+            raise explain_unavailable(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()

@@ -360,7 +360,7 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
         (["--no-such"], "No such option"),
         (["--port", "x"], "'x' is not a valid integer"),
         (["--repository", "nowhere", "--port", "0", "--no-metrics"], "nowhere does not exist"),
-        (["--repository", "nowhere", "--host", "host.invalid"], "--host host.invalid is not known here"),
+        (["--repository", "nowhere", "--host", "host.invalid"], "--host host.invalid is unknown"),
         (["--repository", "nowhere", "--max-queue", "-1"], "-1 is not in the range"),
     ],
 )

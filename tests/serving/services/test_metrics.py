@@ -271,7 +271,7 @@ def test_a_metrics_port_in_use_is_named(colours: Path, fresh: Server, evalmode) 
     port = fresh.metrics.rpartition(":")[2]
     refused = evalmode("serve", "--repository", colours, "--port", 0, "--metrics-port", port)
     assert refused.returncode == 2
-    assert f"metrics cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+    assert f"metrics cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
 
 
 def test_metrics_can_be_left_out(colours: Path) -> None:

@@ -267,7 +267,7 @@ class TestRefusals:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Predict")
         refusal = refused(lambda: raw(b"\xff\xff\xff", timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
-        assert refusal.message == "the message, 3 bytes, cannot be parsed: send this method's own"
+        assert refusal.message == "the message of 3 bytes cannot be parsed: send the request message of this method"
 
     def test_of_an_unknown_method(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
@@ -569,7 +569,7 @@ class TestControlCalls:
     """On grpcio, as everything but Predict and ModelInfer is on native."""
 
     def test_too_many_are_refused_with_a_time_to_retry(self, here: Here) -> None:
-        with patch("serving.transports.handlers.MAX_CONTROLS", 0):
+        with patch("serving.transports.controls.MAX_CONTROLS", 0):
             refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "CALLS_FULL")
         assert refusal.retry is not None
@@ -584,7 +584,7 @@ class TestControlCalls:
             assert refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"))).code.name == "NOT_FOUND"
 
     def test_give_their_place_back_however_they_end(self, here: Here) -> None:
-        with patch("serving.transports.handlers.MAX_CONTROLS", 1):
+        with patch("serving.transports.controls.MAX_CONTROLS", 1):
             for _ in range(3):
                 assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
                 refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"), timeout=WAIT_S))
@@ -593,7 +593,7 @@ class TestControlCalls:
                 assert refused(lambda raw=raw: raw(b"\xff", timeout=WAIT_S)).info.reason == "MESSAGE_INVALID"
 
     def test_that_are_cancelled_keep_their_place_until_their_thread_is_free(self, here: Here) -> None:
-        with slow_handlers(here) as slow, patch("serving.transports.handlers.MAX_CONTROLS", 1):
+        with slow_handlers(here) as slow, patch("serving.transports.controls.MAX_CONTROLS", 1):
             call = here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S)
             wait_until(lambda: slow.running == 1)
             call.cancel()
@@ -602,7 +602,7 @@ class TestControlCalls:
             refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
             assert refusal.info.reason == "CALLS_FULL"
             slow.go_on.set()
-            wait_until(lambda: not others._handlers._controlling)
+            wait_until(lambda: not others._handlers._controls.running)
             assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
 
 
@@ -642,7 +642,7 @@ class TestRefusedCalls:
 class TestCallsThatWaitForTheirMessage:
     @pytest.fixture
     def here(self, model: Model) -> Iterator[Here]:
-        with patch("serving.transports.handlers.MAX_RECEIVING", 3), Here(Held(model)) as running:
+        with patch("serving.transports.receiving.MAX_RECEIVING", 3), Here(Held(model)) as running:
             running.held.let_go(10)
             yield running
 
@@ -776,7 +776,7 @@ class TestAddress:
             port = taken.getsockname()[1]
             refused = evalmode("serve", "--repository", colours, "--port", port)
         assert refused.returncode == 2
-        assert f"evalmode: cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+        assert f"evalmode: cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert refused.stdout == ""
 
@@ -926,13 +926,13 @@ class TestDrain:
     """In this process, where the order of events is in the test's hand."""
 
     def test_ends_after_the_replies_have_left(self, here: Here) -> None:
-        drained, finish = threading.Event(), handlers._serialize
+        drained, finish = threading.Event(), handlers.serialize
 
         def finish_late(reply: Any) -> bytes:
             drained.wait(1)  # the answer is known, and a drain that ends too early has the time to
             return finish(reply)
 
-        with patch.object(handlers, "_serialize", finish_late):
+        with patch.object(handlers, "serialize", finish_late):
             running = here.occupy()
             drain = spawn(here.drain, WAIT_S)
             drain.add_done_callback(lambda _: drained.set())
