@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evalmode.runtime.model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(path: str | PathLike[str]) -> Model:

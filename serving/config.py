@@ -1,133 +1,51 @@
-"""The options of a server. One field gives an option, its environment variable, its range, its help and its docs."""
+"""The configuration of a server, and the options of ``evalmode serve`` that it consists of."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from os import PathLike
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
 from serving.engine.memory import choose_request_bytes
+from serving.options import convert_fields, list_options, option
 from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback
 
 log = logging.getLogger("serving")
 
-VARIABLE_PREFIX = "EVALMODE_SERVE_"
 MAX_PORT = 65535
-
-Value = TypeVar("Value")
-
-
-def _option(default: Value, what: str, **rules: Any) -> Value:
-    """Declare an option.
-
-    Args:
-        default: Its default.
-        what: Its help.
-        rules: ``minimum`` and ``maximum`` of a number, ``choices`` of a string, or ``metavar``.
-    """
-    return field(default=default, metadata={"what": what, **rules})
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of ``evalmode serve``.
-
-    Attributes:
-        name: The name of the field, which is the keyword of the Python API.
-        kind: The type of the value: bool, int, float, str, Path, or tuple for an option that can be repeated.
-        default: The default; ``MISSING`` if the option is required.
-        rules: The metadata of the field.
-    """
-
-    name: str
-    kind: type
-    default: Any
-    rules: Mapping[str, Any]
-
-    @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return VARIABLE_PREFIX + self.name.upper()
-
-    @property
-    def is_required(self) -> bool:
-        """Whether the option has no default."""
-        return self.default is MISSING
-
-    @property
-    def help(self) -> str:
-        """The help, with what happens beyond a limit."""
-        beyond = self.rules.get("beyond")
-        return f"{self.rules['what']}; beyond it: {beyond}" if beyond else str(self.rules["what"])
-
-    def convert(self, value: Any) -> Any:
-        """Convert a value from Python to the type of the option, and check it.
-
-        Args:
-            value: The value. A path may be a string, a repeatable option a list or a single string.
-
-        Returns:
-            The value as a field of the configuration holds it.
-
-        Raises:
-            UsageError: The value has another type, is outside the range, or is not one of the choices.
-        """
-        if value is None and self.default is None:
-            return None
-        if self.kind is Path and isinstance(value, str | PathLike):
-            value = Path(value)
-        if self.kind is tuple:
-            value = (value,) if isinstance(value, str) else tuple(value)
-        if self.kind is float and type(value) is int:
-            value = float(value)
-        if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
-            raise UsageError(f"{self.flag} {value!r} is not of type {self.kind.__name__}")
-        choices, low, high = (self.rules.get(rule) for rule in ("choices", "minimum", "maximum"))
-        if choices and value not in choices:
-            raise UsageError(f"{self.flag} {value!r} is not one of {', '.join(choices)}")
-        if (low is not None and not low <= value) or (high is not None and not value <= high):
-            raise UsageError(f"{self.flag} {value} is outside {low}..{'' if high is None else high}")
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """The configuration of a server: validated once, then passed whole.
 
-    Each field except ``limits`` is an option of ``evalmode serve``. The fields of ``limits`` are options, too.
+    Each field is an option of ``evalmode serve``, and so is each field of ``limits``.
 
     Raises:
         UsageError: A value is outside its range, or options do not fit together.
     """
 
     repository: Path = field(metadata={"what": "model repository: a folder with NAME/VERSION/model.onnx"})
-    host: str = _option("127.0.0.1", "interface to listen on: an address, a host name, or unix:PATH")
-    port: int = _option(8001, "port to listen on; 0: a free port", minimum=0, maximum=MAX_PORT)
-    transport: str = _option(
+    host: str = option("127.0.0.1", "interface to listen on: an address, a host name, or unix:PATH")
+    port: int = option(8001, "port to listen on; 0: a free port", minimum=0, maximum=MAX_PORT)
+    transport: str = option(
         "grpcio",
         "gRPC implementation; native is faster and less mature, and does not support TLS",
         choices=("grpcio", "native"),
     )
-    allow_unbounded_messages: bool = _option(
+    allow_unbounded_messages: bool = option(
         False,
         "allow native to listen on other interfaces than loopback, although it buffers whole messages and decompresses "
         "them without a limit",
     )
-    provider: str = _option("cpu", "execution provider; auto: cuda if it is available", choices=("cpu", "cuda", "auto"))
-    allow_uncertified: bool = _option(False, "serve files without a certificate, one input at a time")
-    allow_nonfinite: bool = _option(False, "accept NaN and infinity in floating-point inputs")
+    provider: str = option("cpu", "execution provider; auto: cuda if it is available", choices=("cpu", "cuda", "auto"))
+    allow_uncertified: bool = option(False, "serve files without a certificate, one input at a time")
+    allow_nonfinite: bool = option(False, "accept NaN and infinity in floating-point inputs")
     tls_cert: Path | None = field(
         default=None, metadata={"what": "PEM file: the server certificate, then the intermediate certificates"}
     )
@@ -139,38 +57,37 @@ class ServeConfig:
         default=None,
         metadata={"what": "file of bearer tokens, one per line with an optional expiry; each call must send one"},
     )
-    enable_control: bool = _option(False, "allow clients to load and unload models; needs --control-tokens")
+    enable_control: bool = option(False, "allow clients to load and unload models; needs --control-tokens")
     control_tokens: Path | None = field(
         default=None,
         metadata={"what": "file of bearer tokens that allow loading and unloading models, and predictions"},
     )
-    no_reflection: bool = _option(False, "disable server reflection")
-    model: tuple[str, ...] = _option(
+    no_reflection: bool = option(False, "disable server reflection")
+    model: tuple[str, ...] = option(
         (), "serve this version of a model instead of the newest; repeatable", metavar="NAME@VERSION"
     )
-    follow_links: bool = _option(False, "follow symbolic links that lead out of the repository")
-    poll: float = _option(1.0, "interval between two scans of the repository, seconds", minimum=0.05)
-    keep: int = _option(2, "versions of a model that stay loaded, for rollback", minimum=1)
-    metrics_port: int = _option(
+    follow_links: bool = option(False, "follow symbolic links that lead out of the repository")
+    poll: float = option(1.0, "interval between two scans of the repository, seconds", minimum=0.05)
+    keep: int = option(2, "versions of a model that stay loaded, for rollback", minimum=1)
+    metrics_port: int = option(
         8002, "port of /metrics, /healthz and /livez; 0: a free port", minimum=0, maximum=MAX_PORT
     )
-    label_metrics: int = _option(
+    label_metrics: int = option(
         1000,
         "labels per model with a counter of their own in the metrics, in the order of their first prediction",
         minimum=0,
     )
-    no_metrics: bool = _option(False, "disable /metrics, /healthz and /livez")
+    no_metrics: bool = option(False, "disable /metrics, /healthz and /livez")
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for option in list_options(type(self)):
-            if hasattr(self, option.name):  # limits check themselves
-                object.__setattr__(self, option.name, option.convert(getattr(self, option.name)))
+        convert_fields(self)
         self._check_transport()
         self._check_security()
         if not self.no_metrics and self.port and self.port == self.metrics_port and not self.host.startswith(UNIX):
             raise UsageError(f"--port and --metrics-port are both {self.port}: choose two different ports")
-        _ = self.pinned
+        for text in self.model:
+            _read_pin(text)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ServeConfig:
@@ -188,7 +105,7 @@ class ServeConfig:
             UsageError: An option is unknown, ``repository`` is missing, a value is invalid, or options do not fit
                 together.
         """
-        known = {option.name: option for option in list_options(cls)}
+        known = {one.name: one for one in list_options(cls)}
         for name in options:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
@@ -260,35 +177,17 @@ class ServeConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """The log of the command ``evalmode serve``. A server that Python code starts uses the logging of its process."""
+    """The log of the command ``evalmode serve``. A server that Python code starts uses the logging of its process.
 
-    log_format: str = _option("text", "format of the log on standard error", choices=("text", "json"))
-    log_level: str = _option("info", "lowest level that is logged", choices=("debug", "info", "warning", "error"))
-
-
-def list_options(*configs: type) -> list[Option]:
-    """List the options that configurations declare.
-
-    Args:
-        configs: Dataclasses such as ``ServeConfig``. Limits follow the options that are not limits.
+    Raises:
+        UsageError: A value is not one of the choices.
     """
-    options, limits = [], []
-    for config in configs:
-        kinds = get_type_hints(config)
-        for one in fields(config):
-            if one.type == Limits.__name__:
-                limits = list_options(Limits)
-                continue
-            options.append(Option(one.name, _find_kind(kinds[one.name]), one.default, one.metadata))
-    return options + limits
 
+    log_format: str = option("text", "format of the log on standard error", choices=("text", "json"))
+    log_level: str = option("info", "lowest level that is logged", choices=("debug", "info", "warning", "error"))
 
-def _find_kind(annotation: Any) -> type:
-    """The class of a field's values, without the None of an optional one."""
-    if isinstance(annotation, UnionType):
-        annotation = next(one for one in get_args(annotation) if one is not NoneType)
-    kind: type = get_origin(annotation) or annotation
-    return kind
+    def __post_init__(self) -> None:
+        convert_fields(self)
 
 
 def _fit_requests(limits: Limits) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 from serving.config import ServeConfig
 from serving.server import Server
 from serving.trials import Trials
+
+log = logging.getLogger("serving")
 
 # Defaults that differ from those of the command: free ports, and no delay at the end.
 IN_PROCESS_DEFAULTS = {"port": 0, "metrics_port": 0, "lame_duck": 0}
@@ -26,8 +29,8 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
 
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
-        options: The options of ``evalmode serve`` with underscores: ``port=8001``, ``max_queue=64``. The logging
-            options excepted: records go to the loggers ``serving`` and below.
+        options: The options of ``evalmode serve``, with underscores: ``port=8001``, ``max_queue=64``. There are no
+            options for the log: the records go to the logger ``serving`` and its children.
 
     Raises:
         UsageError: An option is invalid, or the server cannot start.
@@ -53,8 +56,7 @@ def start_server(repository: str | PathLike[str], **options: Any) -> Server:
 
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
-        options: The options of ``evalmode serve`` with underscores, without the logging options. The defaults differ
-            in three: ``port`` and ``metrics_port`` are 0, a free port, and ``lame_duck`` is 0.
+        options: See ``serve``. By default ``port`` and ``metrics_port`` are 0, a free port, and ``lame_duck`` is 0.
 
     Returns:
         The running server.
@@ -81,6 +83,7 @@ def _start(options: dict[str, Any]) -> Server:
         server.load()
         server.listen()
         server.start()
+        log.info("answering requests at %s", server.address)
     except BaseException:
         server.close()
         raise
@@ -89,7 +92,7 @@ def _start(options: dict[str, Any]) -> Server:
 
 @contextmanager
 def _terminating_by_interrupt() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, in the main thread, where alone signal handlers can be set."""
+    """Make SIGTERM raise KeyboardInterrupt. Does nothing outside the main thread, where handlers cannot be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

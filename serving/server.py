@@ -40,12 +40,12 @@ JOIN_S = 5.0  # for the threads of a closed server to end
 
 
 class Server:
-    """A gRPC server. Its life: ``load``, ``listen``, ``start``, ``drain``, ``close``.
+    """A gRPC server. Its methods are called in the order ``load``, ``listen``, ``start``, ``drain``, ``close``.
 
     Args:
         config: Its options.
         trials: Checks artifacts in child processes before they are loaded.
-        stopping: Set by the server when it stops. Another thread may set it to abandon loading.
+        stopping: Set by the server when it stops. If it is set earlier, ``load`` returns early.
     """
 
     def __init__(self, config: ServeConfig, trials: Trials, stopping: threading.Event) -> None:
@@ -111,13 +111,13 @@ class Server:
         self._resources.callback(self._models.close)
 
     def listen(self) -> None:
-        """Build the services and bind the addresses.
+        """Build the services, and bind the addresses.
 
         Raises:
             AddressUnavailable: An address cannot be bound.
-            CertificatesInvalid: The files for TLS are not usable.
+            CertificatesInvalid: The TLS files are not usable.
             ThreadsUnavailable: The system cannot start enough threads.
-            TokensInvalid: A file of tokens is not usable.
+            TokensInvalid: A token file is not usable.
             UsageError: The transport is not installed.
         """
         self._transport = self._open_transport(self._make_backend())
@@ -150,7 +150,7 @@ class Server:
                 self.close()
 
     def drain(self) -> int:
-        """Report NOT_SERVING, answer for ``lame_duck`` seconds, then for ``grace`` seconds the requests in flight.
+        """Report NOT_SERVING, answer for ``lame_duck`` seconds, then wait ``grace`` seconds for requests in flight.
 
         Returns:
             The number of requests that were cut.
@@ -195,7 +195,7 @@ class Server:
         )
 
     def _open_access(self) -> Access | None:
-        """Read the files of tokens, and follow their changes; None: the server has none."""
+        """Read the token files, and again when they change. Returns None if no option names one."""
         config = self._config
         if not (config.tokens or config.control_tokens):
             return None
@@ -239,7 +239,7 @@ class Server:
         return metrics
 
     def _show(self, entries: list[Entry]) -> None:
-        """Publish the health of models that have changed."""
+        """Update the health of the models, and forget the statistics of those that are no longer loaded."""
         self._transport.show(entries)
         self._statistics.keep(self._models.loaded)
 

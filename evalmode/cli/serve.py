@@ -13,8 +13,9 @@ from click.core import ParameterSource
 
 from evalmode.cli.paths import ExistingPath
 from evalmode.errors import EvalmodeError
-from serving.config import LogConfig, Option, ServeConfig, list_options
+from serving.config import LogConfig, ServeConfig
 from serving.logs import set_up_log, shut_down_log
+from serving.options import Option, list_options
 from serving.process import run
 
 log = logging.getLogger("serving")

@@ -118,18 +118,12 @@ class Models:
             raise ArtifactInvalid(
                 f"{source.explain_missing()}: publish a model with 'evalmode export', or correct --repository"
             )
-        start_threads(LOADERS, "loader", models._work)
-        models._look()
-        models._wait_until(lambda: not models._on_trial, stop=stop)
+        try:
+            models._load_newest(stop)
+        except BaseException:
+            models.close()
+            raise
         models._keep = keep
-        if stop and stop.is_set():
-            return models
-        for key in source.pinned.items():
-            source.find_artifact(key)
-            if error := models._refused.get(key):
-                raise error
-        if not models._loaded:
-            raise next(iter(models._refused.values()))
         return models
 
     def close(self) -> None:
@@ -264,6 +258,20 @@ class Models:
             self._unloaded.add((name, int(version or ALL)))
             self._serve(name, left)
             self._on_change(self.list_entries())
+
+    def _load_newest(self, stop: threading.Event | None) -> None:
+        """Start the threads, and wait until the newest version of every model is loaded or refused."""
+        start_threads(LOADERS, "loader", self._work)
+        self._look()
+        self._wait_until(lambda: not self._on_trial, stop=stop)
+        if stop and stop.is_set():
+            return
+        for key in self._source.pinned.items():
+            self._source.find_artifact(key)
+            if error := self._refused.get(key):
+                raise error
+        if not self._loaded:
+            raise next(iter(self._refused.values()))
 
     def _look(self) -> None:
         """Compare the repository with the loaded models, and start to load new versions."""

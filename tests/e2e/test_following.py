@@ -158,7 +158,7 @@ def test_pins_a_version(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pin", "text"),
-    [("colours", "say NAME@VERSION"), ("colours@x", "say NAME@VERSION"), ("colours@9", "versions of colours: 1")],
+    [("colours", "use NAME@VERSION"), ("colours@x", "use NAME@VERSION"), ("colours@9", "versions of colours: 1")],
 )
 def test_a_pin_that_cannot_be_says_so(repository: Path, evalmode, pin: str, text: str) -> None:
     refused = evalmode("serve", "--repository", repository, "--model", pin, "--port", 0, "--no-metrics")

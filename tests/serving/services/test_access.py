@@ -381,7 +381,7 @@ class TestTls:
             Certificates(certificate, key, None)
 
     def test_the_health_check_of_the_image_asks_over_http(self, colours: Path, tls) -> None:
-        command = [sys.executable, Path(__file__).parents[2] / "docker" / "healthcheck.py"]
+        command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
         with serving(colours, *tls) as server:
             told = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
             assert subprocess.run(command, env={**os.environ, **told}).returncode == 0
@@ -392,7 +392,7 @@ class TestTls:
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
         assert refused.returncode == 2
-        assert "--transport native takes no TLS" in refused.stderr
+        assert "--transport native does not support TLS" in refused.stderr
 
 
 class TestOptions:
@@ -417,7 +417,7 @@ class TestOptions:
         beyond = ("--host", "0.0.0.0", "--allow-unbounded-messages")
         with serving(colours, *beyond, "--tokens", files[0]) as server:
             _, logged = server.stop()
-        assert "images, answers and tokens can be read on the way" in logged
+        assert "images, answers and tokens are not encrypted" in logged
 
     def test_reflection_can_be_switched_off(self, colours: Path) -> None:
         with serving(colours, "--no-reflection") as server, grpc.insecure_channel(server.address) as channel:

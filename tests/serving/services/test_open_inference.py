@@ -49,6 +49,7 @@ from evalmode.limits import Limits
 from evalmode.runtime.model import Model, load_artifact
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import tensors
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
 from serving.services.source import Source
@@ -66,8 +67,8 @@ def serve(*models: Model, **options: object) -> Direct:
     statistics, budget = Statistics(), make_budget()
     batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
     served = Models({model.name: (model,) for model in models}, Source(options.pop("repository", Path())))
-    service = OpenInference(served, batcher.slots, limits, statistics, budget, **options)
-    return Direct(service, batcher, budget, statistics)
+    inference = Inference(batcher, budget, statistics)
+    return Direct(OpenInference(served, inference, limits, **options), inference)
 
 
 def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
@@ -813,9 +814,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def controlled(repository: Path) -> Direct:
-    models, statistics, batcher, budget = Models.open(repository), Statistics(), make_batcher(), make_budget()
-    service = OpenInference(models, 1, Limits(), statistics, budget, enable_control=True)
-    return Direct(service, batcher, budget, statistics)
+    models, inference = Models.open(repository), Inference(make_batcher(), make_budget(), Statistics())
+    return Direct(OpenInference(models, inference, Limits(), enable_control=True), inference)
 
 
 def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:

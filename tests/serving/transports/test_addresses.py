@@ -109,7 +109,7 @@ def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, h
 
 def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
     refused = evalmode("serve", "--repository", "nowhere", "--port", 8002)
-    assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: take two\n"
+    assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: choose two different ports\n"
 
 
 @pytest.mark.parametrize(

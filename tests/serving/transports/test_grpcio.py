@@ -59,6 +59,7 @@ from evalmode.wire import open_inference_pb2_grpc as inference_grpc
 from serving.engine.batch import Call
 from serving.services.access import Access, Tokens
 from serving.services.classifier import Classifier
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.source import Source
 from serving.services.statistics import Statistics
@@ -416,7 +417,7 @@ class TestWaiting:
         here.batcher.pace.note(60.0, 0)
         refusal = refused(lambda: here.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
-        assert refusal.message.startswith("the requests in flight take longer than this one may wait")
+        assert refusal.message.startswith("the requests in flight take longer than the deadline of this one")
         waiting = here.enqueue(timeout_s=None)
         here.held.let_go(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
@@ -475,7 +476,7 @@ class Raising(Classifier):
 
 @contextmanager
 def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
-    server = listen(Direct(Raising(error), make_batcher(), make_budget(), Statistics()))
+    server = listen(Direct(Raising(error), Inference(make_batcher(), make_budget(), Statistics())))
     with connected(f"127.0.0.1:{server.port}") as channel:
         yield wire_grpc.ClassifierStub(channel)
     server.drain(0)
@@ -847,8 +848,8 @@ class TestShutdown:
 
     def test_begins_wherever_the_main_thread_is(self) -> None:
         code = (
-            "from evalmode.cli.serve import _listen_for_signals\n"
-            "stop = _listen_for_signals()\n"
+            "from serving.process import listen_for_signals\n"
+            "stop = listen_for_signals()\n"
             "print('ready', flush=True)\n"
             "while not stop.wait(0): pass  # most of the time it holds the lock of the event"
         )
@@ -904,7 +905,6 @@ class TestShutdown:
     def test_ends_whatever_its_threads_wait_for(self, colours: Path) -> None:
         code = (
             "import sys, threading\n"
-            "from evalmode.cli import serve\n"
             "from serving.transports.grpcio import GrpcioServer\n"
             "GrpcioServer.announce_shutdown = lambda self: threading.Event().wait()\n"
             "from evalmode.cli.main import main\n"
