@@ -20,6 +20,6 @@ def load(path: str | PathLike[str]) -> Model:
     Raises:
         ArtifactInvalid: the file is not an evalmode artifact.
     """
-    from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
+    from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
     return load_model(path)

@@ -21,9 +21,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
 from evalmode.artifact.image_statistics import describe_images
-from evalmode.artifact.manifest import Manifest, open_artifact
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.sealing import open_artifact
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
 from evalmode.certification.checks import run_all
 from evalmode.certification.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
@@ -31,7 +32,8 @@ from evalmode.certification.fold import fold_norms
 from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import ORT_VERSION, open_cpu_session
 from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.evaluation import predict_logits, split_evaluation
@@ -163,7 +165,7 @@ def export_run(
             "commit": _find_commit(),
         },
     }
-    manifest = Manifest(run.config.labels, dataset.contract, properties)
+    manifest = ClassifierManifest(run.config.labels, dataset.contract, properties)
     if synthetic:
         golden = draw_golden(dataset.contract, len(dataset.labels))
         names: tuple[str, ...] = ("",) * len(golden)
@@ -182,7 +184,8 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         ProofFailed: see ``certify``.
     """
     graph, manifest = open_artifact(artifact)
-    assert manifest.certificate is not None  # export_run gave it one
+    assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate
+    assert manifest.certificate is not None
     variant = strip(quantize(graph, dataset.train.images))
     check_graph(variant)
     told = dict(manifest.properties)
@@ -197,7 +200,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         "quality": asdict(quality),
         "moments": {**told["moments"], "layers": []},
     }
-    bare = Manifest(manifest.labels, manifest.pixels, properties)
+    bare = ClassifierManifest(manifest.labels, manifest.pixels, properties)
     sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
     gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
     return sealed, check_gain(gain)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT, LOGITS, Array, Floats, Tensors, largest_value, scale_tolerance
 from evalmode.artifact.image_statistics import describe_images
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT, LOGITS, Array, Floats, Tensors, largest_value, scale_tolerance
 from evalmode.certification.certify import MOST_GOLDEN, certify, choose_golden, draw_golden, strip
 from evalmode.certification.checks import run_all
 from evalmode.certification.figures import Quality, describe_pixels, measure_quality
@@ -20,7 +21,8 @@ from evalmode.certification.foreign import describe, find_batch, first_line, fre
 from evalmode.certification.images import Labelled
 from evalmode.certification.wrap import Preprocessing, wrap
 from evalmode.errors import UsageError
-from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
+from evalmode.runtime.loading import LoadOptions, load_artifact
+from evalmode.runtime.session import ORT_VERSION, open_cpu_session
 
 MAX_COMPARED = 64  # inputs that a network is run on before and after it was freed of its size of batch
 FREED_TOLERANCE = 1e-4  # between them, as `scale_tolerance` takes it: sums are ordered otherwise
@@ -81,7 +83,7 @@ def adopt(
         chosen = choose_golden(images.targets, len(labels))
         golden, targets = images.pixels[chosen], images.targets[chosen]
     told = ("",) * len(golden) if targets is None else tuple(labels[target] for target in targets)
-    manifest = Manifest(labels, preprocessing.contract, properties)
+    manifest = ClassifierManifest(labels, preprocessing.contract, properties)
     return certify(wrapped, manifest, {INPUT: golden}, told, difference), quality
 
 
@@ -101,8 +103,8 @@ def adopt_tensors(graph: onnx.ModelProto, samples: Tensors) -> bytes:
     stripped = strip(free_batch(graph))
     if batch := find_batch(graph):
         _check_freed(graph, stripped, batch, samples, [output.name for output in graph.graph.output])
-    manifest = Manifest((), None, {"network": "adopted", "versions": _list_versions()})
-    answers = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(samples)
+    manifest = TensorManifest({"network": "adopted", "versions": _list_versions()})
+    answers = load_artifact(seal(stripped, manifest), options=LoadOptions(allow_uncertified=True)).run(samples)
     unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(samples))
     pairs = zip(answers.values(), unoptimised, strict=True)
     difference = max(float(np.abs(one.astype(np.float64) - other).max()) / largest_value(one) for one, other in pairs)

@@ -13,17 +13,11 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LARGEST_TOLERANCE,
-    LOGITS,
-    MAX_UNPACKED_BYTES,
-    Certificate,
-    Encoded,
-    Tensors,
-    scale_tolerance,
-)
-from evalmode.artifact.manifest import Manifest, check_operators, seal
+from evalmode.artifact.certificate import LARGEST_TOLERANCE, ClassifierCertificate, Encoded, TensorCertificate
+from evalmode.artifact.manifest import ClassifierManifest, Manifest
+from evalmode.artifact.packing import MAX_UNPACKED_BYTES
+from evalmode.artifact.sealing import check_operators, seal
+from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, scale_tolerance
 from evalmode.certification.checks import (
     check_batches,
     check_eval_mode,
@@ -35,7 +29,7 @@ from evalmode.certification.checks import (
 )
 from evalmode.certification.figures import Indices
 from evalmode.images.pixels import PixelContract, Pixels
-from evalmode.runtime.model import load_artifact
+from evalmode.runtime.loading import load_artifact
 
 FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
 # Least and greatest, of logits as `scale_tolerance` takes them, of other outputs as a share of their largest value.
@@ -75,26 +69,32 @@ def certify(
     check_repeats(runs[0], golden)
     answers = [runs[0]({name: array[row : row + 1] for name, array in golden.items()}) for row in range(len(targets))]
     expected = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-    same, largest = check_batches(runs, golden, TOLERANCE[1], relative=not manifest.image)
-    least, most = (scale_tolerance(bound, expected[LOGITS]) if manifest.image else bound for bound in TOLERANCE)
-    certificate = Certificate(
-        inputs=golden,
-        targets=targets,
-        answers=tuple(manifest.labels[index] for index in expected[LOGITS].argmax(axis=1)) if manifest.image else (),
-        outputs=expected,
-        tolerance=float(np.clip(FACTOR * max(difference, largest), least, most)),
-        temperature=float(manifest.properties.get("temperature", 1.0)) if manifest.image else None,
-        batch_invariant=same,
-        encoded=encode_some(golden[INPUT], manifest.image) if manifest.image else (),
-    )
-    if manifest.image:
+    same, largest = check_batches(runs, golden, TOLERANCE[1], relative=manifest.relative_tolerance)
+    measured = FACTOR * max(difference, largest)
+    certified: Manifest
+    if isinstance(manifest, ClassifierManifest):
+        bounds = [scale_tolerance(bound, expected[LOGITS]) for bound in TOLERANCE]
+        certificate = ClassifierCertificate(
+            inputs=golden,
+            outputs=expected,
+            tolerance=float(np.clip(measured, *bounds)),
+            batch_invariant=same,
+            targets=targets,
+            answers=tuple(manifest.labels[index] for index in expected[LOGITS].argmax(axis=1)),
+            temperature=float(manifest.properties.get("temperature", 1.0)),
+            encoded=encode_some(golden[INPUT], manifest.pixels),
+        )
         check_golden(certificate, manifest.labels, least_recalls(manifest))
-    artifact = seal(graph, replace(manifest, certificate=certificate))
+        certified = replace(manifest, certificate=certificate)
+    else:
+        tolerance = float(np.clip(measured, *TOLERANCE))
+        certified = replace(manifest, certificate=TensorCertificate(golden, expected, tolerance, same))
+    artifact = seal(graph, certified)
     load_artifact(artifact)
     return artifact
 
 
-def least_recalls(manifest: Manifest) -> Sequence[float]:
+def least_recalls(manifest: ClassifierManifest) -> Sequence[float]:
     """What share of each label's images the file says is right at least; 0 where it says nothing."""
     stated: Sequence[float] = manifest.properties.get("quality", {}).get("least_recalls", [0.0] * len(manifest.labels))
     return stated

@@ -14,18 +14,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LOGITS,
-    Array,
-    Certificate,
-    Floats,
-    Run,
-    Tensors,
-    largest_value,
-    scale_tolerance,
-)
-from evalmode.artifact.manifest import walk
+from evalmode.artifact.certificate import ClassifierCertificate
+from evalmode.artifact.sealing import walk
+from evalmode.artifact.tensors import INPUT, LOGITS, Array, Floats, Run, Tensors, largest_value, scale_tolerance
 from evalmode.certification.figures import binomial_tail
 from evalmode.errors import (
     ArtifactInvalid,
@@ -38,7 +29,7 @@ from evalmode.errors import (
 )
 from evalmode.images.pixels import Pixels
 from evalmode.limits import LARGEST_BATCH
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 IMPLAUSIBLE = 1e-6  # below this chance, golden images do not belong to the accuracy stated
 THREADS = (1, 2)
@@ -188,7 +179,7 @@ def check_repeats(run: Run, inputs: Tensors) -> str:
     return "two runs, equal bits"
 
 
-def check_golden(certificate: Certificate, labels: tuple[str, ...], least_recalls: Sequence[float]) -> str:
+def check_golden(certificate: ClassifierCertificate, labels: tuple[str, ...], least_recalls: Sequence[float]) -> str:
     """Golden images get about as many of their labels as the accuracy stated lets expect.
 
     Args:
@@ -199,7 +190,7 @@ def check_golden(certificate: Certificate, labels: tuple[str, ...], least_recall
     Raises:
         GoldenMismatch: so few are right that they do not belong together.
     """
-    named = [pair for pair in zip(certificate.told(labels), certificate.targets, strict=True) if pair[1]]
+    named = [pair for pair in zip(certificate.predict_labels(labels), certificate.targets, strict=True) if pair[1]]
     if not named:
         return "drawn, without labels"
     right = sum(told == target for told, target in named)

@@ -12,7 +12,7 @@ from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.latency import measure_ratio
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier, Model
 
 BATCH = 64
 
@@ -88,8 +88,9 @@ def compare(old: Model, new: Model, folder: Path, limits: Limits | None = None) 
     if set(labels) != set(new.manifest.labels):
         only = sorted(set(labels) ^ set(new.manifest.labels))
         raise UsageError(f"the models know other labels, so their answers cannot be compared: {', '.join(only[:5])}")
-    seen = [read_labelled(folder, labels, model.manifest.pixels, limits) for model in (old, new)]
-    told = [_tell(model, images) for model, images in zip((old, new), seen, strict=True)]
+    classifiers = old.as_classifier(), new.as_classifier()
+    seen = [read_labelled(folder, labels, model.manifest.pixels, limits) for model in classifiers]
+    told = [_tell(model, images) for model, images in zip(classifiers, seen, strict=True)]
     own = np.array(labels)[seen[0].targets]
     right = [answers == own for answers in told]
     gained, lost = right[1] & ~right[0], right[0] & ~right[1]
@@ -109,7 +110,7 @@ def compare(old: Model, new: Model, folder: Path, limits: Limits | None = None) 
     )
 
 
-def _tell(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+def _tell(model: ImageClassifier, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     """The label that a model gives each image."""
     size = min(BATCH, model.max_batch)
     starts = range(0, len(images.pixels), size)

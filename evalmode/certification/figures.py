@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evalmode.artifact.certificate import Floats, softmax
+from evalmode.artifact.tensors import Floats, softmax
 from evalmode.images.pixels import Pixels
 
 Z_95 = 1.959964  # 95% of a normal distribution lie within as many standard deviations

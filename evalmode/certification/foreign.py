@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.manifest import walk
+from evalmode.artifact.sealing import walk
 from evalmode.errors import EvalmodeError, UsageError
 
 BATCH = "batch"

@@ -10,7 +10,7 @@ import numpy as np
 
 from evalmode.certification.figures import Indices
 from evalmode.errors import ImageError, UsageError
-from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
+from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, separate_images
 from evalmode.images.pixels import PixelContract, Pixels, decode_image
 from evalmode.limits import Limits
 
@@ -55,7 +55,7 @@ def read_labelled(
         raise UsageError(
             f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
         )
-    outside = tell_images(beside)
+    outside = separate_images(beside)
     paths: list[Path] = []
     targets: list[int] = []
     others = list(outside.others)

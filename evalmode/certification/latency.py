@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import Model
 

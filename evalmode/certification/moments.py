@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.fold import Norm
 from evalmode.errors import MomentsMismatch
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 LIMIT = 3e-4  # of a mean in standard deviations, of a variance in itself; few small images and AVX-512 take up to 1e-4
 LEAST_SCALE = 1e-6  # a folded channel scaled by less tells nothing of what it saw

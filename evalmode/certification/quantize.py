@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.figures import Indices
 from evalmode.certification.latency import measure_ratio
 from evalmode.errors import NotWorthIt
@@ -89,7 +89,10 @@ def _silent() -> Iterator[None]:
 
 def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Gain:
     """Compare a variant with the original on all test images, and time both in turns on one of them."""
-    logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in (old, new)]
+    logits = [
+        np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)])
+        for model in (old.as_classifier(), new.as_classifier())
+    ]
     rights = [int((rows.argmax(1) == targets).sum()) for rows in logits]
     spread = np.std(logits[0] - logits[0].mean(axis=1, keepdims=True))
     difference = float(np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / spread)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT, LARGEST_TOLERANCE, Certificate, Run, Tensors
-from evalmode.artifact.manifest import Manifest, check_digest, check_operators, digest_file
+from evalmode.artifact.certificate import LARGEST_TOLERANCE, Certificate
+from evalmode.artifact.manifest import ClassifierManifest, Manifest, read_manifest
+from evalmode.artifact.sealing import check_digest, check_operators, digest_file
+from evalmode.artifact.tensors import Run, Tensors
 from evalmode.certification.certify import draw_golden, least_recalls
 from evalmode.certification.checks import (
     check_batches,
@@ -21,9 +23,8 @@ from evalmode.certification.checks import (
     open_runs,
 )
 from evalmode.errors import ArtifactInvalid, EvalmodeError
-from evalmode.images.pixels import PixelContract
 from evalmode.limits import LARGEST_BATCH
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 DRAWN = 16  # inputs for a file that holds no images
 
@@ -62,9 +63,9 @@ def examine(artifact: bytes) -> list[Verdict]:
         verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
         return verdicts + (_examine_foreign(artifact) if whole else [])
     verdicts.append(_judge("digest", lambda: _check_seal(artifact)))
-    verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
+    verdicts.append(_judge("metadata", lambda: f"{len(read_manifest(metadata).labels)} labels"))
     if whole and verdicts[-1].passed:
-        verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
+        verdicts += _examine_ours(artifact, read_manifest(metadata))
     return verdicts
 
 
@@ -88,19 +89,19 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 
 def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """What running shows of an artifact, and what its certificate says."""
-    certificate, image = manifest.certificate, manifest.image
+    certificate = manifest.certificate
+    drawn = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
+    inputs = certificate.inputs if certificate else drawn
     verdicts = []
-    if certificate or image:
-        drawn = {INPUT: draw_golden(image, DRAWN)} if image else {}
-        inputs = certificate.inputs if certificate else drawn
-        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), relative=not image))
+    if inputs:
+        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), manifest.relative_tolerance))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
-    if image:
-        verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, image)))
+    if isinstance(manifest, ClassifierManifest):
+        verdicts.append(_judge("decoder", lambda: _check_decoder(manifest)))
     verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    if image:
-        verdicts.append(_judge("labels", lambda: _check_labels(certificate, manifest)))
+    if isinstance(manifest, ClassifierManifest):
+        verdicts.append(_judge("labels", lambda: _check_labels(manifest)))
     return verdicts
 
 
@@ -142,16 +143,18 @@ def _tell_batches(runs: list[Run], inputs: Tensors, relative: bool) -> str:
     return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
 
 
-def _check_labels(certificate: Certificate, manifest: Manifest) -> str:
-    certificate.check_labels(manifest.labels)
-    return check_golden(certificate, manifest.labels, least_recalls(manifest))
+def _check_labels(manifest: ClassifierManifest) -> str:
+    assert manifest.certificate is not None
+    manifest.certificate.check_labels(manifest.labels)
+    return check_golden(manifest.certificate, manifest.labels, least_recalls(manifest))
 
 
-def _check_decoder(certificate: Certificate, contract: PixelContract) -> str:
-    certificate.check_decoder(contract)
-    return f"{len(certificate.encoded)} files become the pixels they were"
+def _check_decoder(manifest: ClassifierManifest) -> str:
+    assert manifest.certificate is not None
+    manifest.certificate.check_decoder(manifest.pixels)
+    return f"{len(manifest.certificate.encoded)} files become the pixels they were"
 
 
 def _replay(artifact: bytes, certificate: Certificate) -> str:
     certificate.replay(open_runs(artifact)[0], certificate.tolerance, [LARGEST_BATCH])
-    return f"{len(certificate.targets)} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"
+    return f"{certificate.golden_count} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"

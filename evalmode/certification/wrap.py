@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.certification.foreign import BATCH, describe, name_type
 from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract

@@ -101,8 +101,8 @@ def certify(
     Of a classifier of images, preprocessing and softmax go into the graph: for each pixel x,
     (x / 255 * (high - low) + low - mean) / std.
     """
-    from evalmode.artifact.manifest import digest_file
     from evalmode.artifact.repository import check_publishable, publish
+    from evalmode.artifact.sealing import digest_file
     from evalmode.certification.adopt import adopt_tensors, check_loads, read_samples
     from evalmode.certification.foreign import foreign, read_network
 

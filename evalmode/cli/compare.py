@@ -77,7 +77,7 @@ def compare(
     if page:
         check_replaceable(page)
     from evalmode.certification.compare import compare as compare_models
-    from evalmode.runtime.model import load_model
+    from evalmode.runtime.loading import load_model
 
     comparison = compare_models(load_model(old), load_model(new), images, Limits(max_image_bytes, max_image_pixels))
     for warning in comparison.warnings:

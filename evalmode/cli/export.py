@@ -92,7 +92,7 @@ def export(
 
 def _describe(path: Path, artifact: bytes) -> dict[str, object]:
     """What was published, as JSON values."""
-    from evalmode.artifact.manifest import digest_file
+    from evalmode.artifact.sealing import digest_file
 
     name, version = path.parts[-3:-1]
     return {"name": name, "version": version, "path": str(path), "digest": digest_file(artifact)}

@@ -21,7 +21,8 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
 from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from evalmode.images.folders import describe_unread, find_images
-from evalmode.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
+from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
@@ -159,7 +160,7 @@ def _read_image(path: Path, max_bytes: int) -> bytes:
 
 @contextmanager
 def _open_file(file: Path, top_k: int, limits: Limits) -> Iterator[tuple[Predict, tuple[str, ...]]]:
-    from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
+    from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
     model = load_model(file)
     yield lambda image: model.predict(image, top_k, limits), model.manifest.labels

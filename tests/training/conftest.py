@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from evalmode.certification.figures import Quality
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Agreement, export_run
 from training.loop import train

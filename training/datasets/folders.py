@@ -21,18 +21,12 @@ from evalmode.images.folders import (
     find_images,
     list_folder,
     name_some,
-    tell_images,
+    separate_images,
 )
-from evalmode.images.headers import Header
-from evalmode.images.pixels import (
-    PixelContract,
-    Pixels,
-    announce_image,
-    decode_announced,
-    decode_announced_whole,
-    probe_announced,
-)
-from evalmode.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
+from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.images.headers import Header, read_header
+from evalmode.images.pixels import PixelContract, Pixels, decode_by_header, decode_whole_by_header, probe_header
+from evalmode.limits import OWN_IMAGES, Limits
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, Split, carve_missing, check_memory
 from training.errors import DataError
 
@@ -109,7 +103,7 @@ class _Reader:
 
     def read(self, path: Path, decode: Callable[[Header], T]) -> T | None:
         try:
-            header = announce_image(path.read_bytes(), self.limits)
+            header = read_header(path.read_bytes(), self.limits)
             decoded = decode(header)
             if header.exif_damaged:
                 self.exif_damaged.append(path)
@@ -128,7 +122,7 @@ def _list_files(root: Path) -> tuple[tuple[str, ...], dict[str, Files], tuple[st
     """Labels, the files of every split that is there, and warnings of what is not read."""
     folders, files = list_folder(root)
     splits = _find_splits(root, folders)
-    beside = tell_images([] if splits["train"] == root else files)
+    beside = separate_images([] if splits["train"] == root else files)
     unread = list(beside.others), list(beside.images)
     classes = _list_classes(splits["train"], unread)
     labels = tuple(path.name for path in classes)
@@ -222,7 +216,7 @@ def _list_classes(folder: Path, unread: Unread) -> list[Path]:
         above = [only for only in folders if list_folder(only)[0]]
         hint = "".join(f"; the labels or splits must lie directly in it, and not in {only}" for only in above)
         raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>{hint}")
-    beside = tell_images(files)
+    beside = separate_images(files)
     for noted, paths in zip(unread, (beside.others, beside.images), strict=True):
         noted += [path for path in paths if path not in noted]
     return folders
@@ -252,7 +246,7 @@ def _list_images(folder: Path, labels: tuple[str, ...], unread: Unread) -> Files
 
 def _choose_contract(paths: Sequence[Path], image_size: tuple[int, int] | None, reader: _Reader) -> PixelContract:
     """Grey if all images are; the size that was asked for, or that of the first that can be read."""
-    probed = (reader.read(path, probe_announced) for path in paths)
+    probed = (reader.read(path, probe_header) for path in paths)
     shapes = filter(None, probed)
     first = next(shapes, None)
     if first is None:
@@ -268,7 +262,7 @@ def _decode_all(
     pixels = np.empty((len(paths), *contract.shape), np.uint8)
 
     def read(header: Header) -> Pixels:
-        return decode_announced(header, contract) if resize else decode_announced_whole(header, contract.channels)
+        return decode_by_header(header, contract) if resize else decode_whole_by_header(header, contract.channels)
 
     def decode(index: int) -> None:
         if paths[index] in reader.unreadable:
