@@ -165,7 +165,7 @@ class Connections:
                         _close(one, why)
 
     def finish(self, wait_s: float) -> None:
-        """Accept no more connections, send no more on any, and give clients time to close theirs.
+        """Accept no more connections, send no more on any, and give clients time to close their connections.
 
         What was sent before arrives, and a call that was not answered ends with UNAVAILABLE at its client. The shutdown
         of grpc's core would end calls that have not reached their handler with CANCELLED, which no client retries.
