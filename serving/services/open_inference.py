@@ -15,10 +15,11 @@ from evalmode.wire import open_inference_pb2 as wire
 from serving.engine.batch import Call
 from serving.services.descriptions import describe_config, describe_metadata
 from serving.services.inference import Inference, Read, Reading, Timed
+from serving.services.inputs import read_inputs
 from serving.services.models import Models
 from serving.services.outputs import BINARY_OUTPUTS, choose_form, choose_outputs, write_outputs
 from serving.services.status import explain
-from serving.services.tensors import BYTES, check_parameters, read_inputs
+from serving.services.tensors import BYTES, check_parameters
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")

@@ -50,7 +50,7 @@ from evalmode.limits import Limits
 from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
-from serving.services import tensors
+from serving.services import inputs
 from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
@@ -609,7 +609,7 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
-    with patch("serving.services.tensors.decode_requested", decode), pytest.raises(RequestCancelled):
+    with patch("serving.services.inputs.decode_requested", decode), pytest.raises(RequestCancelled):
         serve(model).ask(request, caller)
     assert decoded == images[:1]
 
@@ -781,7 +781,7 @@ def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> N
     assert told.error_message.startswith("Request for unknown model: 'nobody'")
     assert told.infer_response.id == "seven"
     assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
-    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+    with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
         told = ask_streamed(service, ask(RED[np.newaxis]))
     assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
     error_id = told.infer_response.parameters["evalmode_id"].string_param
@@ -790,7 +790,7 @@ def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> N
 
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
-    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+    with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         service.ask(ask(RED[np.newaxis]))
     [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
     assert told.inference_stats.fail.count == 1

@@ -22,7 +22,7 @@ from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
-from serving.services import tensors
+from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
@@ -149,7 +149,7 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
         assert go_on.wait(WAIT_S)
         return decode_by_header(*arguments)
 
-    with patch.object(tensors, "decode_requested", decode):
+    with patch.object(inputs, "decode_requested", decode):
         yield begun, go_on
 
 
@@ -172,7 +172,7 @@ class TestNothingIsLeft:
         here.expect_nothing_left()
 
     def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
-        with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
             asked = ask(here, streamed, of_pixels())
             assert asked.outcome() == ("" if streamed else "INTERNAL")
         here.expect_nothing_left()
