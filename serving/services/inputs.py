@@ -128,7 +128,7 @@ def read_inputs(
         if sent.datatype == BYTES and sent.name in model.manifest.image_inputs:
             encoded = _read_encoded(sent, content, shape, field)
             contract = model.manifest.image_inputs[sent.name]
-            images = _announce_images(encoded, read, contract, limits, budget, field)
+            images = _read_headers(encoded, read, contract, limits, budget, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     batches = [len(array) for array in read.values()] + ([len(images.images)] if images.contract else [])
@@ -219,7 +219,7 @@ def _typed_values(sent: Input, count: int, datatype: str, field: str) -> Sequenc
         raise ContentsMixed(f"{datatype} has no typed contents: send raw contents", field=f"{field}.contents")
     if filled not in ([], [wanted]):
         raise ContentsMixed(
-            f"{sent.name} has datatype {datatype}, whose values belong into {wanted}; got {', '.join(filled)}",
+            f"{sent.name} has datatype {datatype}, whose values belong in {wanted}; got {', '.join(filled)}",
             field=f"{field}.contents",
         )
     values: Sequence[Any] = getattr(sent.contents, wanted)
@@ -248,7 +248,7 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
     return encoded
 
 
-def _announce_images(
+def _read_headers(
     encoded: Sequence[bytes], arrays: Tensors, contract: PixelContract, limits: Limits, budget: DecodeBudget, field: str
 ) -> Sent:
     """Read the headers of encoded images. The images are decoded one at a time, and all their pixels are kept."""

@@ -624,7 +624,7 @@ def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
     told, _ = refusal(serve(model), request, ContentsMixed)
-    assert told == "image has datatype UINT8, whose values belong into uint_contents; got int_contents"
+    assert told == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
 
 
 def test_half_precision_has_no_typed_contents() -> None:
