@@ -1,5 +1,5 @@
-# Every target sets up what it needs: python3 3.11+, make and a package index are enough.
-# `make quickstart` runs the main job, `make check test` is what CI runs.
+# Every target sets up its environment; it needs python3 3.11+, make and a package index.
+# `make quickstart` shows the main workflow, `make check test` is what CI runs.
 
 PYTHON ?= python3
 CONTAINER ?= docker
@@ -20,7 +20,7 @@ check: $(READY) check-protos
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_documents.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_documents.py tests/test_style.py tests/test_words.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix
@@ -29,31 +29,33 @@ format: $(READY)
 protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/evalmode/wire/*.proto
 
-# The committed stubs are what the contracts generate.
+# Fails if the committed stubs differ from generated ones.
 check-protos: $(READY)
 	out=$$(mktemp -d) && trap "rm -rf $$out" EXIT && \
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/evalmode/wire/*.proto && \
 	for stub in $$(cd $$out && find . -type f); do diff $$out/$$stub $$stub; done
 
-# The serving half again in an environment of its own, with the next protobuf and without torch.
+# The tests that need no torch, in a separate environment with protobuf 7.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
-	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/serving
+	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/evalmode tests/serving
 
-# What goes over the wire, once more on the other transport.
+# The tests of the wire protocol on the native transport.
 test-native: $(READY)
 	$(BIN)/python -m pytest -q --transport native tests/conformance \
-	  $(foreach name,access client grpcio limits_on_the_wire metrics native open_inference state,tests/serving/test_$(name).py)
+	  tests/evalmode/client \
+  $(foreach name,services/test_access services/test_metrics services/test_open_inference \
+    transports/test_grpcio transports/test_limits_on_the_wire transports/test_native transports/test_state,tests/serving/$(name).py)
 
-# The wheel as a user would install it, bare and with serve, each in an environment of its own.
+# The wheel, bare and with serve, each in a separate environment.
 test-installs: $(READY)
 	$(BIN)/python -m pytest -q -m installs tests/installs
 
-# What takes minutes or downloads gigabytes: every other way to install evalmode.
+# Tests that take minutes or download gigabytes: the other ways to install evalmode.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
-# Both images, and the whole story in containers. CONTAINER is docker, podman or a wrapper of one.
+# Builds both images and tests them. CONTAINER is docker, podman or a wrapper of one.
 test-container:
 	CONTAINER=$(CONTAINER) docker/test.sh
 

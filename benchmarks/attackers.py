@@ -1,9 +1,9 @@
-"""Hostile clients, by name. Each is a function that attacks an address until its time is over.
+"""Hostile clients by name. Each is a function that attacks an address until its time is over.
 
     python benchmarks/attackers.py KIND ADDRESS [--seconds 10] [--scale 1]
 
-They run in processes of their own, with a lower priority: strangers do not share the server's processor. What they are
-refused they try again, at most ``RETRIES_PER_S`` times a second. Prints what came of it as JSON.
+Each attack runs in a process of its own with a lower priority, so that it does not take the server's CPU time. Calls
+that the server refuses are tried again, at most ``RETRIES_PER_S`` times per second. Prints the counts as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import http2  # beside this file
+import http2  # in this folder
 from grpc_health.v1 import health_pb2
 from honest import make_request
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, frame, message
@@ -48,14 +48,14 @@ LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 @dataclass
 class Attack:
-    """One attack under way.
+    """One attack.
 
     Attributes:
         address: HOST:PORT.
-        seconds: for how long.
-        scale: of its size; 1 is what the benchmark asks for.
-        limit: watches after which it is over.
-        counts: what it did and what came of it.
+        seconds: Duration.
+        scale: Size relative to the size that the benchmark uses.
+        limit: Number of watches after which the attack ends.
+        counts: What the attack did, and the results.
     """
 
     address: str
@@ -68,15 +68,15 @@ class Attack:
     def __post_init__(self) -> None:
         self._until = time.monotonic() + self.seconds
         self._connects = self._retries = 0.0
-        self._parent = os.getppid()  # an attack does not outlive who began it
+        self._parent = os.getppid()  # an attack ends with the process that started it
         self._ticked = time.monotonic()
 
     def size(self, count: int) -> int:
-        """A count at this attack's scale, at least 1."""
+        """Scale a count; at least 1."""
         return max(1, round(count * self.scale))
 
     def over(self) -> bool:
-        """Whether to stop; also grants what may be tried since the last call."""
+        """Whether the attack must end. Also updates how many calls are allowed since the last query."""
         now = time.monotonic()
         passed, self._ticked = min(0.1, now - self._ticked), now
         self._connects += passed * CONNECTS_PER_S
@@ -86,7 +86,7 @@ class Attack:
         return spent or self.stopped or os.getppid() != self._parent
 
     def begin_with(self, calls: float) -> None:
-        """Let so many calls be opened at once, and only retries after."""
+        """Allow this many calls at once, and afterwards only retries."""
         self._retries = calls
 
     def may_call(self) -> bool:
@@ -97,7 +97,7 @@ class Attack:
         return True
 
     def connect(self, **options: Any) -> Connection | None:
-        """A new connection; None if it is too early for one or the server takes none."""
+        """Open a new connection; None if it is too early for one or the server refuses it."""
         if self._connects < 1:
             return None
         self._connects = min(self._connects, CONNECTS_PER_S) - 1
@@ -110,7 +110,7 @@ class Attack:
         return opened
 
     def count(self, ended: list[http2.Ended]) -> None:
-        """Note how calls ended."""
+        """Count how calls ended."""
         names = {http2.RESET: "reset", http2.CLOSED: "closed", http2.UNREADABLE: "unreadable"}
         for call in ended:
             self.counts[names.get(call.status, f"status {call.status}")] += 1
@@ -118,24 +118,23 @@ class Attack:
 
 def hold(
     attack: Attack,
-    connections: int,
-    calls: int,
+    size: tuple[int, int],
     begin: Callable[[Connection], int],
     tick: Callable[[Connection], None] = lambda connection: None,
     read: bool = True,
     **options: Any,
 ) -> None:
-    """Keep connections with calls in a state that never ends; what the server ends is begun again.
+    """Keep connections with calls in a state that never ends. Calls that the server ends are opened again.
 
     Args:
-        attack: the attack.
-        connections: how many.
-        calls: on each.
-        begin: opens a call and returns its stream.
-        tick: what else is done to a connection from time to time.
-        read: whether what the server sends is read.
-        options: of the connections.
+        attack: The attack.
+        size: Number of connections, and of calls on each.
+        begin: Opens a call and returns its stream.
+        tick: Called for each connection from time to time.
+        read: Whether to read what the server sends.
+        options: Options of the connections.
     """
+    connections, calls = size
     held: list[Connection] = []
     attack.begin_with(connections * calls)
     while not attack.over():
@@ -163,11 +162,11 @@ def flood(attack: Attack, connections: int, chunk: Callable[[Connection], bytes]
     """Send chunks of frames at a rate, over connections that are opened again when the server closes them.
 
     Args:
-        attack: the attack.
-        connections: how many.
-        chunk: makes the next bytes for a connection.
-        per_s: chunks a second, over all connections.
-        options: of the connections.
+        attack: The attack.
+        connections: Number of connections.
+        chunk: Returns the next bytes for a connection.
+        per_s: Chunks per second, over all connections.
+        options: Options of the connections.
     """
     held: list[Connection] = []
     started, sent, turn = time.monotonic(), 0, 0
@@ -194,14 +193,14 @@ def flood(attack: Attack, connections: int, chunk: Callable[[Connection], bytes]
 
 
 def ask(attack: Attack, connections: int, per_s: float, block: bytes, data: Callable[[], bytes]) -> None:
-    """Whole requests at a rate, whose answers are read.
+    """Send complete requests at a rate, and read the replies.
 
     Args:
-        attack: the attack.
-        connections: how many.
-        per_s: requests a second, over all connections.
-        block: the headers.
-        data: makes the next request.
+        attack: The attack.
+        connections: Number of connections.
+        per_s: Requests per second, over all connections.
+        block: The headers.
+        data: Returns the next request.
     """
 
     def chunk(one: Connection) -> bytes:
@@ -212,21 +211,21 @@ def ask(attack: Attack, connections: int, per_s: float, block: bytes, data: Call
 
 
 def unfinished(attack: Attack, path: str, connections: int, calls: int, data: bytes | None) -> None:
-    """Calls whose message never comes, or of which only a part does.
+    """Open calls whose message never arrives or stays incomplete.
 
     Args:
-        attack: the attack.
-        path: of the method.
-        connections: how many.
-        calls: on each.
-        data: what of the message is sent.
+        attack: The attack.
+        path: Path of the method.
+        connections: Number of connections.
+        calls: Calls per connection.
+        data: The part of the message that is sent; None for nothing.
     """
     block = encode_call(path)
-    hold(attack, attack.size(connections), calls, lambda one: one.call(block, data, end=False))
+    hold(attack, (attack.size(connections), calls), lambda one: one.call(block, data, end=False))
 
 
 def slow(attack: Attack) -> None:
-    """Predict calls of which one byte comes every five seconds."""
+    """Send Predict calls at one byte every five seconds."""
     block, data = encode_call(PREDICT), message(make_request())
     dripped: dict[Connection, float] = {}
 
@@ -236,22 +235,22 @@ def slow(attack: Attack) -> None:
             for stream in one.open_streams:
                 one.send(stream, data[5:6])
 
-    hold(attack, attack.size(20), 100, lambda one: one.call(block, data[:6], end=False), drip)
+    hold(attack, (attack.size(20), 100), lambda one: one.call(block, data[:6], end=False), drip)
 
 
 def watches(attack: Attack) -> None:
-    """Thirty thousand health watches that stay open."""
+    """Open thirty thousand health watches that stay open."""
     block, data = encode_call(WATCH), message(b"")
-    hold(attack, attack.size(30), 1000, lambda one: one.call(block, data))
+    hold(attack, (attack.size(30), 1000), lambda one: one.call(block, data))
 
 
 def come_and_go(attack: Attack) -> None:
-    """Health watches that are opened and then cancelled, at once or later, or left with the socket."""
+    """Open health watches, then cancel them at once or later, or abandon them with their socket."""
     block, data = encode_call(WATCH), message(b"")
 
     def chunk(one: Connection) -> bytes:
         drawn = DRAWN.random()
-        if drawn < 0.02:  # left
+        if drawn < 0.02:  # abandoned
             one.flush()
             one.close()
             return b""
@@ -266,7 +265,7 @@ def come_and_go(attack: Attack) -> None:
 
 
 def ordinary_watches(attack: Attack) -> None:
-    """Health watches by grpcio's client: cancelled at once, after an answer, by a deadline, or with the channel."""
+    """Open health watches with grpcio's client; end them at once, after a reply, by a deadline or with the channel."""
     request = health_pb2.HealthCheckRequest().SerializeToString()
     alone = (("grpc.use_local_subchannel_pool", 1),)
 
@@ -286,7 +285,7 @@ def ordinary_watches(attack: Attack) -> None:
                     except grpc.RpcError as error:
                         attack.counts[error.code().name] += 1
                     call.cancel()
-                watch(request)  # left with the channel
+                watch(request)  # ended with the channel
                 attack.counts["watches"] += 1
 
     async def every() -> None:
@@ -296,19 +295,19 @@ def ordinary_watches(attack: Attack) -> None:
 
 
 def large(attack: Attack) -> None:
-    """Messages of 31 MB of which all but the last byte is sent."""
+    """Send messages of 31 MB except for their last byte."""
     block, data = encode_call(PREDICT), message(bytes(LARGE - 1), length=LARGE)
-    hold(attack, attack.size(64), 4, lambda one: one.call(block, data, end=False))
+    hold(attack, (attack.size(64), 4), lambda one: one.call(block, data, end=False))
 
 
 def many_large_streams(attack: Attack) -> None:
-    """Messages of 31 MB, of each of which the first 60 kB are sent, on thousands of streams."""
+    """Send the first 60 kB of messages of 31 MB, on thousands of streams."""
     block, data = encode_call(PREDICT), message(bytes(60_000), length=LARGE)
-    hold(attack, attack.size(20), 500, lambda one: one.call(block, data, end=False))
+    hold(attack, (attack.size(20), 500), lambda one: one.call(block, data, end=False))
 
 
 def make_bomb(size: int) -> bytes:
-    """Gzip of so many zeros, a thousandth as long; the checksum is wrong, which shows only at its end."""
+    """Make a gzip of zeros that is a thousandth as long. Its checksum is wrong, which shows only at the end."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(bytes(16 * MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -316,33 +315,33 @@ def make_bomb(size: int) -> bytes:
 
 
 def bomb(attack: Attack, path: str) -> None:
-    """Gzip that inflates to a thousand times its size."""
+    """Send gzip that inflates to a thousand times its size."""
     size = attack.size(BOMB_BYTES // MIB) * MIB
     block, data = encode_call(path, ("grpc-encoding", "gzip")), message(make_bomb(size), compressed=True)
     attack.counts["bytes"] = len(data)
-    hold(attack, 2, 2, lambda one: one.call(block, data))
+    hold(attack, (2, 2), lambda one: one.call(block, data))
 
 
 def unread_window(attack: Attack) -> None:
-    """Small requests whose answers are not granted a window."""
+    """Send small requests without granting a flow-control window for the replies."""
     block, data = encode_call(LIVE), message(b"")
-    hold(attack, attack.size(10), 5000, lambda one: one.call(block, data), window=0)
+    hold(attack, (attack.size(10), 5000), lambda one: one.call(block, data), window=0)
 
 
 def unread_predictions(attack: Attack) -> None:
-    """Predict calls whose answers are not granted a window."""
+    """Send Predict calls without granting a flow-control window for the replies."""
     block, data = encode_call(PREDICT), message(make_request())
-    hold(attack, attack.size(20), 500, lambda one: one.call(block, data), window=0)
+    hold(attack, (attack.size(20), 500), lambda one: one.call(block, data), window=0)
 
 
 def unread_socket(attack: Attack) -> None:
-    """Small requests over sockets that are never read."""
+    """Send small requests over sockets that are never read."""
     block, data = encode_call(LIVE), message(b"")
-    hold(attack, attack.size(50), 5000, lambda one: one.call(block, data), read=False, receive_buffer=2048)
+    hold(attack, (attack.size(50), 5000), lambda one: one.call(block, data), read=False, receive_buffer=2048)
 
 
 def unread_stream(attack: Attack) -> None:
-    """Requests without end on ModelStreamInfer, none of whose replies is read."""
+    """Send endless requests on ModelStreamInfer without reading a reply."""
     block, data = encode_call(STREAM_INFER), message(b"")
 
     def more(one: Connection) -> None:
@@ -350,21 +349,22 @@ def unread_stream(attack: Attack) -> None:
             if one.waiting < MIB // 16:
                 one.send(stream, data * 200)
 
-    hold(attack, attack.size(16), 8, lambda one: one.call(block, data, end=False), more, window=0)
+    hold(attack, (attack.size(16), 8), lambda one: one.call(block, data, end=False), more, window=0)
 
 
 def idle_streams(attack: Attack, path: str) -> None:
-    """Streams that are opened and never used."""
+    """Open streams and never use them."""
     block = encode_call(path)
-    hold(attack, attack.size(20), 100, lambda one: one.call(block, None, end=False))
+    hold(attack, (attack.size(20), 100), lambda one: one.call(block, None, end=False))
 
 
 def continuations(attack: Attack, endless_value: bool) -> None:
-    """Headers that never end.
+    """Send headers that never end.
 
     Args:
-        attack: the attack.
-        endless_value: one header of 256 MB; else headers of one byte each, which stand for 44 (RFC 7541, entry 16).
+        attack: The attack.
+        endless_value: True for one header of 256 MB. False for headers of one byte each, which stand for 44 bytes
+            (RFC 7541, entry 16).
     """
     name, length_2_28, one_byte = b"\x10\x01a", b"\x7f\x81\xff\xff\x7f", b"\x90"
     begin = frame(http2.HEADERS, 0, 1, encode_call(PREDICT) + (name + length_2_28 if endless_value else b""))
@@ -381,18 +381,18 @@ def continuations(attack: Attack, endless_value: bool) -> None:
 
 
 def repeat(attack: Attack, frames: bytes, per_s: float) -> None:
-    """The same frames again and again.
+    """Send the same frames repeatedly.
 
     Args:
-        attack: the attack.
-        frames: what is sent.
-        per_s: how often a second.
+        attack: The attack.
+        frames: The frames.
+        per_s: Repetitions per second.
     """
     flood(attack, attack.size(16), lambda one: frames, per_s)
 
 
 def rapid_reset(attack: Attack) -> None:
-    """Calls that are cancelled as soon as they are sent."""
+    """Cancel calls as soon as they are sent."""
     block, data = encode_call(PREDICT), message(make_request())
 
     def chunk(one: Connection) -> bytes:
@@ -403,7 +403,7 @@ def rapid_reset(attack: Attack) -> None:
 
 
 def cancelled(attack: Attack) -> None:
-    """Calls cancelled at each point: after the headers, in the message, after it, and while the answer is made."""
+    """Cancel calls at each point: after the headers, within the message, after it, and before the reply."""
     block, data = encode_call(PREDICT), message(make_request())
 
     def chunk(one: Connection) -> bytes:
@@ -417,17 +417,17 @@ def cancelled(attack: Attack) -> None:
 
 
 def connections(attack: Attack, hello: bool) -> None:
-    """Thousands of connections on which nothing is said.
+    """Open thousands of connections and send nothing.
 
     Args:
-        attack: the attack.
-        hello: with the preface and settings.
+        attack: The attack.
+        hello: Whether to send the preface and settings.
     """
-    hold(attack, attack.size(5000), 0, lambda one: 0, hello=hello)
+    hold(attack, (attack.size(5000), 0), lambda one: 0, hello=hello)
 
 
 def slow_preface(attack: Attack) -> None:
-    """Connections on which the preface comes a byte a second."""
+    """Send the preface at one byte per second."""
     sent: dict[Connection, tuple[float, int]] = {}
 
     def drip(one: Connection) -> None:
@@ -436,28 +436,28 @@ def slow_preface(attack: Attack) -> None:
             one.write(http2.PREFACE[count : count + 1])
             sent[one] = (time.monotonic(), count + 1)
 
-    hold(attack, attack.size(2000), 0, lambda one: 0, drip, hello=False)
+    hold(attack, (attack.size(2000), 0), lambda one: 0, drip, hello=False)
 
 
 def malformed(attack: Attack) -> None:
-    """Messages that protobuf cannot parse."""
+    """Send messages that protobuf cannot parse."""
     ask(attack, attack.size(16), 500, encode_call(PREDICT), lambda: message(b"\xff" + DRAWN.randbytes(200)))
 
 
 def unknown(attack: Attack) -> None:
-    """Calls of a method that does not exist."""
+    """Call a method that does not exist."""
     ask(attack, attack.size(16), 500, encode_call("/evalmode.v1.Classifier/Guess"), lambda: message(b""))
 
 
 def oversize(attack: Attack) -> None:
-    """Messages of 33 MB, and ones that announce 4 GB."""
+    """Send messages of 33 MB, and messages that announce 4 GB."""
     block = encode_call(PREDICT)
     whole, announced = message(bytes(33 * MIB)), message(bytes(1000), length=2**32 - 1)
-    hold(attack, attack.size(8), 2, lambda one: one.call(block, DRAWN.choice((whole, announced)), end=False))
+    hold(attack, (attack.size(8), 2), lambda one: one.call(block, DRAWN.choice((whole, announced)), end=False))
 
 
 def metadata(attack: Attack) -> None:
-    """Calls with 12 kB of headers, and with 200 kB of them."""
+    """Send calls with 12 kB of headers, and with 200 kB."""
     small = encode_call(PREDICT, *((f"x-{number}", "v" * 100) for number in range(80)))
     big = encode_call(PREDICT, *((f"x-{number}", "v" * 2000) for number in range(100)))
     data = message(make_request())
@@ -521,14 +521,17 @@ KINDS: dict[str, Callable[[Attack], None]] = {
 
 
 def run(kind: str, address: str, seconds: float, scale: float = 1.0, limit: float = math.inf) -> dict[str, int]:
-    """Attack, in this process; returns what came of it.
+    """Run an attack in this process.
 
     Args:
-        kind: of ``KINDS``.
+        kind: A key of ``KINDS``.
         address: HOST:PORT.
-        seconds: for how long.
-        scale: of its size.
-        limit: watches after which it is over.
+        seconds: Duration.
+        scale: Size relative to the size that the benchmark uses.
+        limit: Number of watches after which the attack ends.
+
+    Returns:
+        The counts of the attack.
     """
     attack = Attack(address, seconds, scale, limit)
     if __name__ == "__main__":
@@ -542,16 +545,16 @@ def run(kind: str, address: str, seconds: float, scale: float = 1.0, limit: floa
 
 
 class Attacking:
-    """An attack from a process of its own; ended with the block, if not before.
+    """An attack in a process of its own, which ends with the ``with`` block at the latest.
 
     Args:
-        kind: of ``KINDS``.
+        kind: A key of ``KINDS``.
         address: HOST:PORT.
-        scale: of its size.
-        limit: watches after which it is over.
+        scale: Size relative to the size that the benchmark uses.
+        limit: Number of watches after which the attack ends.
 
     Attributes:
-        counts: what came of it, once it is over.
+        counts: The counts of the attack, once it has ended.
     """
 
     def __init__(self, kind: str, address: str, scale: float = 1.0, limit: float = math.inf) -> None:
@@ -559,7 +562,7 @@ class Attacking:
         command = [sys.executable, __file__, kind, address, *options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it has begun
+        self._process.stdout.readline()  # wait until it has started
         self.counts: dict[str, int] = {}
 
     def __enter__(self) -> Attacking:
@@ -576,12 +579,12 @@ class Attacking:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether the attack has ended by itself."""
         return self._process.poll() is not None
 
 
 def main() -> None:
-    """Attack, print."""
+    """Run the attack and print its counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("address")

@@ -1,9 +1,9 @@
-"""What it costs to choose the best epoch by the statistics that are exported, and what it gains.
+"""The cost and the gain of choosing the best epoch by the exported statistics of batch norm.
 
     python benchmarks/choosing.py DATA --out FILE [--image-size HxW] [--network NAME] [--epochs N] [--train-images N]
 
-Trains once. Of each epoch: the processor's time for its sample of statistics, and for all of it; validation by the
-moving averages, by the sample, and by the exact statistics of all training images, which are those that are exported.
+Trains once. For each epoch it records the CPU time of the sample of statistics and of the whole epoch, and validation
+with the moving averages, with the sample, and with the exact statistics of all training images, which are exported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from training.statistics import recompute_statistics, sample_statistics
 
 
 def main() -> None:
-    """Train, measure, write figures."""
+    """Train, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
@@ -47,19 +47,19 @@ def main() -> None:
     if arguments.train_images:
         dataset = replace(dataset, train=take(dataset.train, arguments.train_images))
     recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)
-    told = measure(dataset, RunConfig.of(dataset, size or None, False, recipe))
-    print(json.dumps(told["chosen"], indent=1))
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    results = measure(dataset, RunConfig.of(dataset, size or None, False, recipe))
+    print(json.dumps(results["chosen"], indent=1))
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def take(split: Split, count: int) -> Split:
-    """Some images, evenly."""
+    """Select ``count`` images, evenly spaced."""
     step = max(1, len(split) // count)
     return Split(split.images[::step][:count], split.targets[::step][:count])
 
 
 def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
-    """Train once; figures of each epoch, and of the one that each way of choosing would take."""
+    """Train once. Return figures for each epoch, and for the epoch that each way of choosing selects."""
     sampling: list[float] = []
     epochs: list[dict[str, float]] = []
     begun: list[float] = []

@@ -1,13 +1,13 @@
-"""Damaged images: which of them the library of their format calls corrupt, and whether evalmode refuses these.
+"""Compare damaged images: those that the library of their format calls corrupt with those that evalmode refuses.
 
     python benchmarks/damage.py [--count 1000] [--seed 0] [--out FILE]
     python benchmarks/damage.py --intact ARCHIVE.tar.gz ... [--digests FILE] [--out FILE]
 
-The first makes damaged images of every format and prints a row for each; exit 1 where one that the library calls
-corrupt is answered. The second decodes every image of archives, which are intact: exit 1 where one is refused. With
-``--digests`` it writes a digest of the pixels of each to FILE, or, where FILE is there, compares: run it on the commit
-before a change and on the one after it. Results are committed as benchmarks/results/DATE-damage.json: both runs may
-write to one FILE.
+The first form damages images of every format and prints one row for each; exit 1 if evalmode accepts an image that the
+library calls corrupt. The second form decodes every image of archives of intact images; exit 1 if one is refused. With
+``--digests`` it writes a digest of the pixels of each image to FILE or, if FILE exists, compares with it: run it on the
+commit before a change and on the commit after it. Results are committed as benchmarks/results/DATE-damage.json; both
+forms can write to the same FILE.
 """
 
 from __future__ import annotations
@@ -29,27 +29,30 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the packages, run as a script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the packages when run as a script
 
 from evalmode.errors import ImageError
 from evalmode.images.pixels import PixelContract, decode_image, decode_whole
 from evalmode.limits import Limits
 
-SIDES = (32, 60, 150, 400, 1100)  # the last is above a million pixels
+SIDES = (32, 60, 150, 400, 1100)  # the last one has more than a million pixels
 CONTRACT = PixelContract(32, 32, 3)
 LIMITS = Limits()
-WHOLE_HEADERS = ("Warning: unknown JFIF revision number 0.", "Invalid SOS parameters")  # of photos that are whole
+WHOLE_HEADERS = (
+    "Warning: unknown JFIF revision number 0.",
+    "Invalid SOS parameters",
+)  # occur in intact photos
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """An image that was damaged.
+    """A damaged image.
 
     Attributes:
-        format: its row in the table.
-        damage: what was done.
-        suffix: of its file.
-        image: its bytes.
+        format: Its row in the table.
+        damage: Kind of damage.
+        suffix: File name suffix.
+        image: The bytes.
     """
 
     format: str
@@ -58,11 +61,11 @@ class Damaged:
     image: bytes
 
     def is_corrupt(self) -> bool:
-        """Whether the library of its format says so: libjpeg-turbo by TurboJPEG, the others by Pillow."""
+        """Whether the library of the format reports damage: TurboJPEG for JPEG, Pillow for the others."""
         if self.suffix == ".jpg":
             try:
                 simplejpeg.decode_jpeg(self.image, "CMYK" if "CMYK" in self.format else "RGB")
-            except KeyError:  # sampling factors that simplejpeg does not name: header and pixels contradict each other
+            except KeyError:  # unsupported sampling factors: header and pixels contradict each other
                 return True
             except ValueError as error:
                 return not str(error).startswith(WHOLE_HEADERS)
@@ -71,7 +74,7 @@ class Damaged:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(io.BytesIO(self.image)) as opened:
-                    opened.verify()  # a PNG's checksums
+                    opened.verify()  # the checksums of a PNG
                 with Image.open(io.BytesIO(self.image)) as opened:
                     opened.load()
         except Exception:
@@ -79,7 +82,7 @@ class Damaged:
         return False
 
     def is_refused(self) -> bool:
-        """Whether evalmode refuses it, at its own size and at another."""
+        """Whether evalmode refuses the image, at its own size and at another."""
         refusals = set()
         for decode in (
             lambda: decode_image(self.image, CONTRACT, LIMITS),
@@ -96,7 +99,7 @@ class Damaged:
 
 
 def draw(side: int, seed: int) -> Image.Image:
-    """Smooth colours with a little noise, as in photographs."""
+    """Draw smooth colors with a little noise, as in photographs."""
     rng = np.random.default_rng(seed)
     colours = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((side, side * 3 // 4))
     noisy = np.asarray(colours) + rng.normal(0, 9, (side * 3 // 4, side, 3))
@@ -166,7 +169,7 @@ def _splice(image: bytearray, chance: random.Random, other: bytes) -> None:
 
 
 def _find_header_end(image: bytes) -> int:
-    """Where the pixels of a JPEG's first scan begin; of other formats, a place behind their header."""
+    """Find the start of the pixels of a JPEG's first scan; for other formats, a position after the header."""
     start = image.find(b"\xff\xda")
     return start + 2 + int.from_bytes(image[start + 2 : start + 4]) if image.startswith(b"\xff\xd8") else 64
 
@@ -174,7 +177,7 @@ def _find_header_end(image: bytes) -> int:
 def _flip_header(image: bytearray, chance: random.Random, other: bytes) -> None:
     end = _find_header_end(bytes(image))
     frames = [place for marker in (b"\xff\xc0", b"\xff\xc2") if 0 < (place := image.find(marker)) < end]
-    if frames and chance.random() < 0.5:  # size, components and sampling factors: few of the bytes, most of the harm
+    if frames and chance.random() < 0.5:  # size, components, sampling factors: few but important bytes
         image[frames[0] + chance.randrange(4, 2 + image[frames[0] + 3])] ^= 1 << chance.randrange(8)
     else:
         image[chance.randrange(end)] ^= 1 << chance.randrange(8)
@@ -194,12 +197,12 @@ DAMAGES = {
 
 
 def make_damaged(count: int, seed: int = 0, sides: tuple[int, ...] = SIDES[:4]) -> Iterator[Damaged]:
-    """Damaged images, of each format and damage in turn.
+    """Make damaged images, of each format and damage in turn.
 
     Args:
-        count: how many.
-        seed: decides all draws.
-        sides: widths of the pictures.
+        count: Number of images.
+        seed: Seed of the random choices.
+        sides: Widths of the pictures in pixels.
     """
     chance = random.Random(seed)  # noqa: S311
     kinds = [(image_format, damage) for damage in DAMAGES for image_format in FORMATS]
@@ -219,7 +222,7 @@ def make_damaged(count: int, seed: int = 0, sides: tuple[int, ...] = SIDES[:4]) 
 
 
 def judge(count: int, seed: int) -> dict[str, object]:
-    """Print a row for each format and damage; ``wrong`` are those that are corrupt and answered."""
+    """Print a row for each format and damage; ``wrong`` counts images that are corrupt but accepted."""
     made, corrupt, refused, missed = Counter[str](), Counter[str](), Counter[str](), 0
     for number, one in enumerate(make_damaged(count, seed, SIDES)):
         says, refuses = one.is_corrupt(), one.is_refused()
@@ -229,11 +232,11 @@ def judge(count: int, seed: int) -> dict[str, object]:
             refused[key] += refuses
         if says and not refuses:
             missed += 1
-            print(f"answered, though corrupt: number {number} of seed {seed}, {one.format}, {one.damage}")
+            print(f"accepted although corrupt: number {number} of seed {seed}, {one.format}, {one.damage}")
     print(f"{'':34} {'damaged':>8} {'corrupt':>8} {'refused':>8}")
     for key in (*FORMATS, *DAMAGES, "all"):
         print(f"{key:34} {made[key]:8} {corrupt[key]:8} {refused[key]:8}")
-    print(f"{missed} answered of {corrupt['all']} that their library calls corrupt")
+    print(f"{missed} accepted of {corrupt['all']} that their library calls corrupt")
     rows = {
         key: {"damaged": made[key], "corrupt": corrupt[key], "refused": refused[key]}
         for key in (*FORMATS, *DAMAGES, "all")
@@ -242,7 +245,7 @@ def judge(count: int, seed: int) -> dict[str, object]:
 
 
 def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every image of a .tar.gz."""
+    """Read the name and content of every image in a .tar.gz."""
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
             file = archive.extractfile(member)
@@ -251,7 +254,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check_intact(archives: list[Path], digests: Path | None) -> dict[str, object]:
-    """Decode every image, at its own size and at another; ``wrong`` are refused or have other pixels than before."""
+    """Decode every image, at its own size and at another. ``wrong`` counts refused images and changed pixels."""
     found, wrong, compared = {}, 0, 0
     for archive in archives:
         for name, image in read_archive(archive):
@@ -259,7 +262,7 @@ def check_intact(archives: list[Path], digests: Path | None) -> dict[str, object
                 pixels = decode_whole(image, 3, LIMITS).tobytes() + decode_image(image, CONTRACT, LIMITS).tobytes()
             except ImageError as error:
                 wrong += 1
-                print(f"refused, though intact: {archive.name} {name}: {error}")
+                print(f"refused although intact: {archive.name} {name}: {error}")
                 continue
             found[f"{archive.name} {name}"] = hashlib.sha256(pixels).hexdigest()
     print(f"{len(found)} images decoded, {wrong} refused")
@@ -275,7 +278,7 @@ def check_intact(archives: list[Path], digests: Path | None) -> dict[str, object
 
 
 def main() -> None:
-    """Run it."""
+    """Run one of the two forms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

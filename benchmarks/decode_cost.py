@@ -1,9 +1,9 @@
-"""The memory that decoding takes, by kind of image, beside what `serving/engine/decoding.py` counts for it.
+"""The memory that decoding needs, by kind of image, compared with what `serving/engine/decoding.py` reserves for it.
 
     python benchmarks/decode_cost.py
 
-Each image is decoded in a process of its own; the peak of its resident memory over what was before counts. Exit 1 where
-that is more than was counted.
+Each image is decoded in a process of its own. The measured value is the peak of the resident memory above its value
+before. Exit 1 if it exceeds the reservation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for its neighbours, run as a script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # in this folder when run as a script
 
 from benchmarks.decoded_apart import measure_apart
 from benchmarks.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
@@ -64,7 +64,7 @@ def main() -> None:
     """Print a row for each kind."""
     return_large_blocks()
     good = True
-    print("| kind | measured, bytes a pixel | counted |\n| --- | --- | --- |")
+    print("| kind | measured, bytes a pixel | reserved |\n| --- | --- | --- |")
     for name, make in KINDS.items():
         taken, counted = zip(*(measure(make(side)) for side in SIDES), strict=True)
         good = good and all(least <= most for least, most in zip(taken, counted, strict=True))
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(image: bytes) -> tuple[float, float]:
-    """Bytes a pixel that decoding takes, and that it is counted as."""
+    """Measure the bytes per pixel that decoding needs; return them with the reserved ones."""
     header = read_header(image, LIMITS)
     small, pixels = save(flat("RGB", 64), "PNG"), header.width * header.height
     taken = measure_apart(lambda: decode_image(image, CONTRACT, LIMITS), lambda: decode_image(small, CONTRACT, LIMITS))

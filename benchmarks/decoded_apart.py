@@ -1,4 +1,4 @@
-"""What decoding one image takes: seconds, peak memory, and how long others wait for the interpreter's lock.
+"""Measures the decoding of one image: seconds, peak memory, and how long other threads wait for the interpreter lock.
 
 Each image is decoded in a process of its own, forked from one that has imported everything.
 """
@@ -19,13 +19,13 @@ BEAT_S = 0.001
 
 
 class Taken(NamedTuple):
-    """What one decode took.
+    """The cost of one decode.
 
     Attributes:
-        seconds: of wall clock.
-        peak_bytes: resident, over what was before it.
-        lock_s: the longest that another thread waited for the interpreter's lock.
-        answer: "ok", or the error's name.
+        seconds: Wall clock time.
+        peak_bytes: Peak of the resident memory above its value before.
+        lock_s: The longest time that another thread waited for the interpreter lock.
+        answer: "ok", or the name of the error.
     """
 
     seconds: float
@@ -35,11 +35,11 @@ class Taken(NamedTuple):
 
 
 def measure_apart(decode: Callable[[], object], warm_up: Callable[[], object]) -> Taken:
-    """Run in a fork.
+    """Measure a call in a forked process.
 
     Args:
-        decode: what is measured.
-        warm_up: what is done before, so that what is allocated once does not count.
+        decode: The call to measure.
+        warm_up: A call made before, so that one-time allocations do not count.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -47,8 +47,8 @@ def measure_apart(decode: Callable[[], object], warm_up: Callable[[], object]) -
         os.write(writer, json.dumps(_measure(decode, warm_up)).encode())
         os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as told:
-        text = told.read()
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
     os.waitpid(child, 0)
     return Taken(*json.loads(text))
 
@@ -70,7 +70,7 @@ def _measure(decode: Callable[[], object], warm_up: Callable[[], object]) -> Tak
     heart.start()
     time.sleep(10 * BEAT_S)
     longest_s = 0.0
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here
     before = _read_status("VmRSS")
     started = time.perf_counter()
     try:

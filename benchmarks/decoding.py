@@ -1,4 +1,4 @@
-"""Microseconds to decode a JPEG file: by Pillow alone, as evalmode does, and as it does in as many threads as cores.
+"""Microseconds to decode a JPEG file: by Pillow alone, by evalmode, and by evalmode with one thread per core.
 
 python benchmarks/decoding.py
 """
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import OWN_IMAGES
 
-SIDES = {32: 32, 64: 64, 128: 128, 256: 128, 512: 128, 1024: 224}  # of the file -> of the pixels wanted
+SIDES = {32: 32, 64: 64, 128: 128, 256: 128, 512: 128, 1024: 224}  # side of the file -> side of the resized pixels
 ROUNDS, SECONDS = 3, 0.3
 
 
@@ -40,14 +40,14 @@ def main() -> None:
 
 
 def decode_by_pillow(image: bytes, side: int) -> object:
-    """The same pixels, of a square image."""
+    """Decode a square image to the same pixels with Pillow."""
     with Image.open(io.BytesIO(image)) as opened:
         opened.load()
         return np.asarray(ImageOps.fit(opened, (side, side), Image.Resampling.BILINEAR))
 
 
 def make_image(side: int) -> bytes:
-    """A JPEG of smooth colours with a little noise, as in photographs."""
+    """Make a JPEG of smooth colors with a little noise, as in photographs."""
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((side, side))
     noisy = np.asarray(colours) + rng.normal(0, 12, (side, side, 3))
@@ -57,7 +57,7 @@ def make_image(side: int) -> bytes:
 
 
 def time_each(decode: Callable[[], object], count: int, run: Callable[..., Iterable[object]]) -> float:
-    """Microseconds an image."""
+    """Measure the microseconds per image."""
     started = time.perf_counter()
     for _ in run(lambda _: decode(), range(count)):
         pass

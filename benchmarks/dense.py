@@ -1,8 +1,8 @@
-"""The lecture's dense network: what a classifier is worth that does not know which pixels are neighbours.
+"""The lecture's dense network: a classifier that does not know which pixels are neighbors.
 
     evalmode train DATA --out RUN --network benchmarks.dense:build     with the repository's root on PYTHONPATH
 
-646,260 weights at 32x32x3 and 10 classes. Source: Foster, Generative Deep Learning, 2nd ed., example 2-3.
+646,260 weights for 32x32x3 and 10 classes. Source: Foster, Generative Deep Learning, 2nd ed., example 2-3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from training.networks.reference import initialise_like_keras
 
 
 def build(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Pixels - 200 - 150 - classes, ReLU between; Keras' initial weights.
+    """Build pixels - 200 - 150 - classes with ReLU and the initial weights of Keras.
+
+    Args:
+        channels: Number of channels.
+        height: Pixels.
+        width: Pixels.
+        classes: Number of classes.
 
     Returns:
         A network from float32 (N, channels, height, width) to logits (N, classes).

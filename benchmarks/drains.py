@@ -1,10 +1,10 @@
-"""Drain a loaded server again and again: what is accepted is answered, all else is refused as UNAVAILABLE.
+"""Drain a loaded server repeatedly: accepted requests are answered, all others are refused as UNAVAILABLE.
 
     python benchmarks/drains.py --out benchmarks/results/DATE-drains-TRANSPORT.json [--transport native]
 
 64 callers in a closed loop and 8 streams of ModelStreamInfer, over 8 connections; SIGTERM in the middle; no retries.
-Exit 1 where a call ended in anything but OK or UNAVAILABLE, the server counted another number of answers than arrived
-(its last log line: `all requests answered: N`), or it did not end with 0 in time.
+Exit 1 if a call ended with anything but OK or UNAVAILABLE, if the number of answers differs from the one in the
+server's last log record (`all requests answered: N`), or if the server did not exit with 0 in time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import http2  # beside this file
+import http2  # in this folder
 from honest import make_infer_request, make_request, write_figures
 from servers import Server, make_artifact, serving
 from strangers import SERVER_OPTIONS, find_wrong_end, stop
@@ -31,17 +31,17 @@ from evalmode.wire import open_inference_pb2 as wire
 
 CALLERS, STREAMS, CHANNELS = 64, 8, 8
 LOADED_S = 1.5
-REFUSED = 3  # in a row: the server is not there any more
+REFUSED = 3  # in a row: the server has stopped
 PAUSE_S = 0.05
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 FINE = ("OK", "UNAVAILABLE")
 STREAM = " (stream)"
-LATE_WRITE = "Internal error from Core"  # grpc.aio's own word for a write to a stream that the server has ended
+LATE_WRITE = "Internal error from Core"  # grpc.aio's message for a write to a stream that the server has ended
 ANSWERED = re.compile(r"all requests answered: (\d+)")
 
 
 def main() -> None:
-    """Drain, judge, keep, print."""
+    """Run the drains, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
@@ -60,18 +60,18 @@ def main() -> None:
 
 
 def add_up(drains: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of all drains."""
+    """Sum the figures of all drains."""
     codes = sum((Counter(one["codes"]) for one in drains), Counter())
     misses = Counter(re.sub(r"\d+", "N", miss) for one in drains for miss in one["misses"])
     return {"codes_of_all": dict(codes), "answers": sum(one["answers"] for one in drains), "misses": dict(misses)}
 
 
 def drain(repository: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One server, loaded and drained.
+    """Load and drain one server.
 
     Args:
-        repository: with one model.
-        arguments: of the command.
+        repository: A repository with one model.
+        arguments: The command-line arguments.
     """
     options = ("--transport", arguments.transport, *SERVER_OPTIONS)
     with tempfile.TemporaryFile("w+") as log, serving(repository, *options, log=log) as server:
@@ -87,18 +87,21 @@ def drain(repository: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         misses.append(f"exit code {stopped['exit_code']}: {(logged.splitlines() or ['no log'])[-1]}")
     counted = ANSWERED.search(logged)
     if counted is None:
-        misses.append("the server does not say how many requests it answered")
+        misses.append("the server did not log how many requests it answered")
     elif int(counted[1]) != answers:
         misses.append(f"the server counted {counted[1]} answers, {answers} arrived")
     return {"answers": answers, "codes": dict(codes), **stopped, "misses": misses}
 
 
 async def load_and_stop(server: Server, seconds: float) -> tuple[Counter[str], dict[str, Any]]:
-    """Load a server, stop it; how calls ended (each reply of a stream is one that ended OK), and how the server did.
+    """Load a server and stop it.
 
     Args:
-        server: a running one.
-        seconds: of load before it is stopped.
+        server: A running server.
+        seconds: Duration of the load before the server is stopped.
+
+    Returns:
+        How calls ended, where each reply of a stream counts as OK, and how the server ended.
     """
     codes: Counter[str] = Counter()
     request, streamed = make_request(), make_infer_request()
@@ -127,11 +130,11 @@ async def load_and_stop(server: Server, seconds: float) -> tuple[Counter[str], d
 
         try:
             async for reply in channel.stream_stream(http2.STREAM_INFER)(requests()):
-                told = wire.ModelStreamInferResponse.FromString(reply)
-                codes["OK" if not told.error_message else f"streamed: {told.error_message}"] += 1
+                response = wire.ModelStreamInferResponse.FromString(reply)
+                codes["OK" if not response.error_message else f"streamed: {response.error_message}"] += 1
                 answered.set()
         except grpc.RpcError as error:
-            late_write = error.details() == LATE_WRITE  # the status that came before is lost then
+            late_write = error.details() == LATE_WRITE  # the earlier status is lost
             codes[("UNAVAILABLE" if late_write else name_end(error)) + STREAM] += 1
         else:
             codes["OK" + STREAM] += 1
@@ -149,7 +152,7 @@ async def load_and_stop(server: Server, seconds: float) -> tuple[Counter[str], d
 
 
 def name_end(error: Any) -> str:
-    """The status, with its message where the status is not one that is expected."""
+    """Return the status, with its message if the status is not an expected one."""
     code = error.code().name
     return code if code in FINE else f"{code}: {error.details()}"
 

@@ -1,8 +1,8 @@
-"""Whether a server notices images unlike those of training, and only those: drift as its metrics tell it.
+"""Whether the drift metrics of a server detect changed images, and only those.
 
     python benchmarks/drift.py IMAGES --out benchmarks/results/DATE-drift.json [--draws 20]
 
-IMAGES holds train/<class>/* and test/<class>/*. Each draw sends 200 test images to a real server, as they are or
+IMAGES contains train/<class>/* and test/<class>/*. Each draw sends 200 test images to a real server, unchanged or
 changed in one way, and reads /metrics.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers import CONTRACT, make_artifact, serving  # beside this file
+from servers import CONTRACT, make_artifact, serving  # in this folder
 
 from evalmode.artifact.image_statistics import MAX_IMAGES, describe_images
 from evalmode.artifact.publishing import publish
@@ -30,7 +30,7 @@ from serving.services.drift import LIMIT, WINDOW
 
 
 def main() -> None:
-    """Draw, send, read, keep, print."""
+    """Run the draws, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -40,8 +40,8 @@ def main() -> None:
     test = load(arguments.images / "test", chance, MAX_IMAGES)
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        told = describe_images(load(arguments.images / "train", chance, MAX_IMAGES))
-        publish(Path(name), "network", make_artifact(tuple(map(str, range(10))), moments={"images": told}))
+        moments = describe_images(load(arguments.images / "train", chance, MAX_IMAGES))
+        publish(Path(name), "network", make_artifact(tuple(map(str, range(10))), moments={"images": moments}))
         for kind, change in CHANGES.items():
             worst = []
             with serving(Path(name)) as server, Client(server.address) as client:
@@ -56,14 +56,20 @@ def main() -> None:
 
 
 def load(folder: Path, chance: np.random.Generator, most: int) -> Pixels:
-    """Images below a folder as the server decodes them, at most so many, drawn."""
+    """Load random images from a folder, decoded as the server decodes them.
+
+    Args:
+        folder: The folder, searched recursively.
+        chance: Random generator.
+        most: Maximum number of images.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     chosen = chance.choice(len(paths), min(most, len(paths)), replace=False)
     return np.stack([decode_image(paths[index].read_bytes(), CONTRACT, Limits()) for index in chosen])
 
 
 def read_drift(metrics: str) -> float:
-    """The largest distance of any moment, standard errors."""
+    """Read the largest distance of any moment, in standard errors."""
     with urllib.request.urlopen(f"http://{metrics}/metrics") as page:
         families = {one.name: one for one in text_string_to_metric_families(page.read().decode())}
     worst = max(abs(sample.value) for sample in families["evalmode_input_drift"].samples)
@@ -73,14 +79,14 @@ def read_drift(metrics: str) -> float:
 
 
 def make_grey_world(images: Pixels) -> Pixels:
-    """Each image's channels scaled to the same mean, as cameras balance white."""
+    """Scale the channels of each image to the same mean, as the white balance of cameras does."""
     values = images.astype(np.float32)
     means = values.mean((1, 2), keepdims=True)
     return np.clip(values * means.mean(3, keepdims=True) / np.maximum(means, 1), 0, 255).astype(np.uint8)
 
 
 def compress(images: Pixels) -> Pixels:
-    """Through a JPEG of quality 20."""
+    """Compress to JPEG quality 20 and decode."""
     pictures = []
     for image in images:
         buffer = BytesIO()

@@ -1,11 +1,11 @@
-"""Honest exports that are refused: there should be none.
+"""Counts valid exports that are refused. There should be none.
 
     python benchmarks/false_alarms.py --out benchmarks/results/DATE-false-alarms.json
     python benchmarks/false_alarms.py --out ... --qemu "qemu-x86_64 -cpu Nehalem"
 
-Trains 50 small networks for an epoch, each of another shape, number of labels and seed, exports each, and runs every
-check of `evalmode check`, as float32 and as int8, whatever that gains. With --qemu, every fifth is replayed on an
-emulated processor: other vector instructions, other rounding. `load_ms`: what a server takes to load and replay one.
+Trains 50 small networks for an epoch, each with another shape, number of labels and seed, exports each, and runs every
+check of `evalmode check`, as float32 and as int8, regardless of the speed-up. With --qemu, every fifth is replayed on
+an emulated processor with other vector instructions and other rounding. `load_ms`: time to load and replay one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LABELS = (2, 3, 10, 37, 100)
 
 @dataclass(frozen=True)
 class Case:
-    """One network to train."""
+    """A network to train."""
 
     network: str
     width: float
@@ -65,7 +65,7 @@ class Case:
 
 
 def list_cases() -> Iterator[Case]:
-    """So many, no two alike."""
+    """List 50 different cases."""
     rng = np.random.default_rng(0)
     for seed in range(COUNT):
         side, other = rng.choice(SIDES, 2)
@@ -81,11 +81,11 @@ def list_cases() -> Iterator[Case]:
 
 
 def draw(case: Case, count: int, part: int) -> Split:
-    """Images of noise, brighter for higher labels."""
+    """Draw images of noise that are brighter for higher labels."""
     rng = np.random.default_rng([case.seed, part])
     targets = np.arange(count) % case.labels
     if case.imbalanced:
-        targets[case.labels :] *= rng.random(count - case.labels) < 0.05  # the others become the first label
+        targets[case.labels :] *= rng.random(count - case.labels) < 0.05  # the others get the first label
     base = 40 + 150 * targets / case.labels
     images = rng.normal(base[:, None, None, None], 30, (count, *case.shape))
     return Split(np.clip(images, 0, 255).astype(np.uint8), targets.astype(np.int64))
@@ -102,7 +102,7 @@ def export(case: Case, folder: Path) -> dict[str, bytes]:
     network = prepare_network(run.config.build_network(), dataset.train)
     train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
     artifact = export_run(run, dataset, case.mirrored)[0]
-    with patch.object(training.export, "check_gain", str):  # what it gains is another question
+    with patch.object(training.export, "check_gain", str):  # whatever the speed-up
         return {"float32": artifact, "int8": quantize_artifact(artifact, dataset)[0]}
 
 
@@ -124,7 +124,7 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
     assert certificate is not None
     started = time.perf_counter()
     load_artifact(artifact)
-    told = {
+    result = {
         "tolerance": certificate.tolerance,
         "invariant": certificate.batch_invariant,
         "load_ms": round((time.perf_counter() - started) * 1e3, 1),
@@ -133,19 +133,19 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
         path = folder / f"{kind}.onnx"
         path.write_bytes(artifact)
         done = subprocess.run([*emulator, sys.executable, "-c", REPLAY, path], capture_output=True, text=True)
-        told["emulated"] = json.loads(done.stdout) if done.returncode == 0 else None
+        result["emulated"] = json.loads(done.stdout) if done.returncode == 0 else None
         alarms += [f"{kind}: emulated: {done.stderr.strip()[-500:]}"] if done.returncode else []
-    return {**told, "alarms": alarms}
+    return {**result, "alarms": alarms}
 
 
 def main() -> None:
-    """Run all cases and tell how many alarms there were."""
+    """Run all cases and print the number of false alarms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--qemu", type=shlex.split, help="the emulator and its options")
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    for case in list(list_cases())[len(results) :]:  # goes on where it was cut
+    for case in list(list_cases())[len(results) :]:  # continue an interrupted run
         results.append(measure(case, arguments.qemu if case.seed % EMULATED == 0 else None))
         print(results[-1], flush=True)
         write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")

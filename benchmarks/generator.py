@@ -1,10 +1,10 @@
-"""A load generator in a process of its own, cheap enough to ask for several times what the server can answer.
+"""A load generator in a process of its own that can send several times the load that a server can handle.
 
     python benchmarks/generator.py ADDRESS REQUEST (--callers N | --rate R) [--seconds 10] [--deadline 1]
 
-REQUEST is a file with a PredictRequest. Its frames are built once; a call costs this process some 30 us. With --rate
-the loop is open: calls begin when they are due, whatever comes back. As with any client, a call is cancelled at its
-deadline, and an answer after it does not count. Prints figures as JSON; the generator's own lateness is one of them.
+REQUEST is a file with a PredictRequest. Its frames are built once; a call takes this process about 30 us. With --rate
+the loop is open: calls begin when they are due, regardless of the replies. Calls are cancelled at their deadline, and
+later answers do not count. Prints figures as JSON, including the lateness of the generator itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from http2 import CLOSED, EXPIRED, PREDICT, RESET, UNREADABLE, Connection, encode_call, message  # beside this file
+from http2 import (
+    CLOSED,
+    EXPIRED,
+    PREDICT,
+    RESET,
+    UNREADABLE,
+    Connection,
+    encode_call,
+    message,
+)  # in this folder
 
 CONNECTIONS = 8
 IDLE_S = 0.0005
@@ -35,19 +44,19 @@ PERCENTILES = (50, 99)
 
 @dataclass(eq=False)
 class Lane:
-    """A connection, and when the calls under way on it were due."""
+    """A connection, and the due times of its open calls."""
 
     connection: Connection
     begun: dict[int, float] = field(default_factory=dict)
 
 
 class Generator:
-    """Calls under way, and what came of those that are over.
+    """Open calls, and the results of finished ones.
 
     Args:
         address: HOST:PORT.
-        request: a PredictRequest.
-        deadline_s: of each call.
+        request: A serialized PredictRequest.
+        deadline_s: Deadline of each call.
     """
 
     def __init__(self, address: str, request: bytes, deadline_s: float) -> None:
@@ -56,7 +65,7 @@ class Generator:
         self._deadline_s = deadline_s
         self._address = address
         self._lanes = [Lane(Connection(address)) for _ in range(CONNECTIONS)]
-        self._leaving: list[Lane] = []  # the server takes no more calls on them
+        self._leaving: list[Lane] = []  # the server accepts no more calls on them
         self._due: deque[tuple[float, Lane, int]] = deque()
         self._turn = 0
         self.outcomes: Counter[str] = Counter()
@@ -69,14 +78,14 @@ class Generator:
 
     @property
     def under_way(self) -> int:
-        """Calls that are not over."""
+        """Number of open calls."""
         return sum(len(lane.begun) for lane in (*self._lanes, *self._leaving))
 
     def call(self, now: float) -> None:
         """Begin a call.
 
         Args:
-            now: when it was due, by ``time.perf_counter``.
+            now: Due time, by ``time.perf_counter``.
         """
         self._turn = (self._turn + 1) % CONNECTIONS
         lane = self._lanes[self._turn]
@@ -89,7 +98,7 @@ class Generator:
         self._due.append((now + self._deadline_s, lane, stream))
 
     def exchange(self) -> None:
-        """Send what waits, note what has ended, cancel what is late; waits a moment where there is nothing."""
+        """Send pending data, record finished calls, cancel late ones; wait briefly if there is nothing to do."""
         self._leaving = [lane for lane in self._leaving if lane.begun]
         lanes = [*self._lanes, *self._leaving]
         select.select([lane.connection.socket for lane in lanes if lane.connection.alive], [], [], IDLE_S)
@@ -125,15 +134,18 @@ class Generator:
 def generate(
     address: str, request: bytes, deadline_s: float, seconds: float, callers: int = 0, rate: float = 0.0
 ) -> dict[str, Any]:
-    """Load a server; see the module.
+    """Load a server.
 
     Args:
         address: HOST:PORT.
-        request: a PredictRequest.
-        deadline_s: of each call.
-        seconds: for how long calls are begun.
-        callers: of a closed loop; 0: an open one.
-        rate: of the open loop, calls a second.
+        request: A serialized PredictRequest.
+        deadline_s: Deadline of each call.
+        seconds: Time during which calls are begun.
+        callers: Number of callers of a closed loop; 0 for an open loop.
+        rate: Calls per second of the open loop.
+
+    Returns:
+        The figures that the module prints.
     """
     load = Generator(address, request, deadline_s)
     late_ms: list[float] = []
@@ -170,7 +182,7 @@ def generate(
 
 
 def percentile(values: list[float], share: int) -> float | None:
-    """Rounded; None without values."""
+    """Compute a percentile, rounded; None without values."""
     return round(float(np.percentile(values, share)), 2) if values else None
 
 
@@ -179,8 +191,8 @@ class Generating:
 
     Args:
         address: HOST:PORT.
-        request: a file with a PredictRequest.
-        options: of the command.
+        request: A file with a PredictRequest.
+        options: Further command-line options.
     """
 
     def __init__(self, address: str, request: Path, *options: object) -> None:
@@ -188,13 +200,13 @@ class Generating:
         self._process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
 
     def figures(self) -> dict[str, Any]:
-        """Wait until it is done; see ``generate``."""
-        told, _ = self._process.communicate()
-        return dict(json.loads(told))
+        """Wait until the process has finished and return its figures."""
+        output, _ = self._process.communicate()
+        return dict(json.loads(output))
 
 
 def main() -> None:
-    """Load, print."""
+    """Generate load and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address")
     parser.add_argument("request", type=Path)
@@ -203,7 +215,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--deadline", type=float, default=1)
     arguments = parser.parse_args()
-    gc.disable()  # else the generator measures its own pauses
+    gc.disable()  # otherwise the generator measures its own pauses
     load = (arguments.deadline, arguments.seconds, arguments.callers, arguments.rate)
     print(json.dumps(generate(arguments.address, arguments.request.read_bytes(), *load)))
 

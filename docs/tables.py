@@ -1,12 +1,14 @@
-"""The tables in the documents that code decides: ``python docs/tables.py`` writes them anew, a test holds them equal.
+"""Generates the tables and drawings in the documents that follow from the code.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``.
+``python docs/tables.py`` writes them; a test fails if one is out of date. Each stands between ``<!-- table: NAME -->``
+and ``<!-- end of table -->``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +16,9 @@ from pathlib import Path
 from evalmode import errors
 from evalmode.errors import RequestError
 from evalmode.limits import Limits
+from serving.config import LogConfig, ServeConfig
 from serving.engine.memory import MAX_DEFAULT_BYTES
+from serving.options import Option, list_options
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
@@ -22,10 +26,19 @@ from serving.transports.grpcio import CONTROL_THREADS, MIN_UNFINISHED_BYTES, UNF
 from serving.transports.messages import HELD_MESSAGES, MIN_HELD_BYTES
 from serving.trial import FILE_FACTOR
 
-NOT_ASKED = "not asked"  # the model cannot be, or the server cannot be made to
+NOT_ASKED = "not asked"  # the rule does not apply to the model, or the server's load cannot be controlled
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "conformance" / "results"
+PACKAGES = tomllib.loads((ROOT / "docs" / "packages.toml").read_text())
+# The other folders of the repository.
+FOLDERS = {
+    "protos": "the wire contracts: `evalmode.v1` and the Open Inference Protocol v2",
+    "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
+    "benchmarks": "long measurements and their results",
+    "docker": "container images, compose file, and their test",
+    "docs": "architecture, training, artifact, commands, operating, security, performance, wire protocol, decisions",
+}
 
 
 def main() -> None:
@@ -36,22 +49,80 @@ def main() -> None:
 
 
 def renew(document: str, text: str) -> str:
-    """A document's text with its tables as the code has them now.
+    """Replace the tables of a document.
+
+    Args:
+        document: Path of the document, relative to the repository.
+        text: Its content.
+
+    Returns:
+        The content with every table as the code has it now.
 
     Raises:
-        ValueError: a table has no place in it.
+        ValueError: The document does not have exactly one place for a table.
     """
     for name in (name for owner, name in TABLES if owner == document):
         place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)", re.DOTALL)
         table = TABLES[document, name]()
         text, count = place.subn(lambda match, table=table: match[1] + table + match[2], text)
         if count != 1:
-            raise ValueError(f"{document} has {count} places for the table {name!r}, wanted one")
+            raise ValueError(f"{document} has {count} places for the table {name!r}, expected 1")
     return text
 
 
+def draw_tree() -> str:
+    """Draw the packages and folders of the repository, each with its purpose."""
+    lines = []
+    for name, package in PACKAGES.items():
+        *outer, last = name.split(".")
+        suffix = "/" if (ROOT / name.replace(".", "/")).is_dir() else ".py"
+        lines.append(f"{'  ' * len(outer) + last + suffix:<18} {package['what']}")
+    lines += [f"{name + '/':<18} {what}" for name, what in FOLDERS.items()]
+    return "```\n" + "\n".join(lines).replace("`", "") + "\n```\n"
+
+
+def draw_arrows() -> str:
+    """Draw which package imports which, as a Mermaid flow chart.
+
+    Packages that may import all others are left out, and so is an arrow between two packages that are connected by a
+    longer path, too.
+    """
+    graph = {name: set(package["imports"]) for name, package in PACKAGES.items() if package["imports"] != ["*"]}
+    lines = ["flowchart TD"]
+    for outer in dict.fromkeys(name.partition(".")[0] for name in graph):
+        names = [name for name in graph if name.partition(".")[0] == outer]
+        lines += [
+            f'  subgraph in_{outer}["{outer}/"]',
+            *(f"    {name.replace('.', '_')}[{name}]" for name in names),
+            "  end",
+        ]
+    for name, imports in graph.items():
+        direct = imports - {far for near in imports for far in find_reachable(graph, near)}
+        lines += [f"  {name.replace('.', '_')} --> {other.replace('.', '_')}" for other in sorted(direct)]
+    return "```mermaid\n" + "\n".join(lines) + "\n```\n"
+
+
+def find_reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Find the packages that a package imports, directly or through others.
+
+    Args:
+        graph: The imports of each package.
+        start: The package to start from.
+
+    Returns:
+        The packages, ``start`` not among them.
+    """
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = graph[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
 def show_limits() -> str:
-    """The options of ``evalmode serve`` that bound it."""
+    """Show the options of ``evalmode serve`` that limit its load."""
     shown = (
         (f"`--{limit.name.replace('_', '-')}`", limit.default, limit.metadata["what"], limit.metadata["beyond"])
         for limit in fields(Limits)
@@ -59,136 +130,179 @@ def show_limits() -> str:
     return draw(("option", "default", "limits", "beyond it"), shown)
 
 
+def show_options() -> str:
+    """Show the options of ``evalmode serve`` that are not limits."""
+    limits = {limit.name for limit in fields(Limits)}
+    rows = (
+        (f"`{option.flag}`", describe_default(option), describe_values(option), option.help)
+        for option in list_options(ServeConfig, LogConfig)
+        if option.name not in limits
+    )
+    return draw(("option", "default", "values", "description"), rows)
+
+
+def describe_default(option: Option) -> str:
+    """Describe the default of an option."""
+    if option.is_required:
+        return "required"
+    return {bool: "off", tuple: ""}.get(option.kind, "" if option.default is None else str(option.default))
+
+
+def describe_values(option: Option) -> str:
+    """Describe the values that an option takes."""
+    if "choices" in option.rules:
+        return ", ".join(option.rules["choices"])
+    low, high = option.rules.get("minimum"), option.rules.get("maximum")
+    if low is not None:
+        return f"{low} to {high}" if high is not None else f"at least {low}"
+    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind)))
+
+
 def show_reasons() -> str:
-    """Why a request is refused."""
-    rows = [(f"`{reason_of(error)}`", code, say_retry(error), say(error)) for error, code in CODES.items()]
-    internal = "A fault of the server: its log has the cause under the id in the metadata."
+    """Show the reasons of error statuses."""
+    rows = [(f"`{reason_of(error)}`", code, describe_retry(error), describe(error)) for error, code in CODES.items()]
+    internal = "A fault in the server. Its log has the cause, with the id from the error details."
     return draw(("reason", "code", "retry", "when"), [*rows, (f"`{INTERNAL_REASON}`", "INTERNAL", "no", internal)])
 
 
-# What an operator does about a refusal, where it is not the caller who has to change the request.
+# What an operator can do about an error, where the request itself is not at fault.
 REMEDIES: dict[type[RequestError], str] = {
-    errors.TokenInvalid: "give the client a token of `--tokens`; check whether its token has expired",
-    errors.ControlForbidden: "use a token of `--control-tokens`",
-    errors.ModelNotFound: "`RepositoryIndex` has the reason why it is not served; or correct the name",
-    errors.ModelInvalid: "`evalmode check` the file, export it again, or `evalmode rollback`",
-    errors.ControlDisabled: "publish into the repository, or start with `--enable-control --control-tokens FILE`",
-    errors.NotServed: "nothing: it is not supported",
-    errors.ServiceUnknown: 'correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`',
-    errors.ImageNeedsTooMuchMemory: "raise `--max-decode-bytes` if there is memory, or send a smaller image",
-    errors.MessageInvalid: "the client sends the method's own message; see the contracts in `protos/`",
-    errors.MessageTooLarge: "the client sends less in one message; or raise `--max-request-bytes`",
-    errors.MessageLate: "the client sends each call's message at once; or raise `--message-timeout`",
-    errors.MessagesFull: f"more servers, or raise `--max-request-bytes`: {HELD_MESSAGES} times as much is held",
-    errors.CallsFull: "find the clients that open calls and send no message; more servers",
-    errors.WatchesFull: "find the clients that leave watches open, or raise `--max-watches`",
-    errors.ServerLeaving: "nothing: clients call another server",
-    errors.QueueFull: "more servers, each with a core; look at `evalmode_requests_waiting`",
-    errors.StreamsFull: "find the clients that leave streams open, or raise `--max-streams`",
-    errors.DeadlineExpired: "more servers if `evalmode_wait_seconds` is high, else longer deadlines",
-    errors.RequestCancelled: "nothing; if there are many, clients give up: see `DEADLINE_EXPIRED`",
+    errors.TokenInvalid: "Give the client a token from `--tokens`. Check whether its token has expired.",
+    errors.ControlForbidden: "Use a token from `--control-tokens`.",
+    errors.ModelNotFound: "`RepositoryIndex` shows why the model is not available. Or correct the name.",
+    errors.ModelInvalid: "Run `evalmode check` on the file, export it again, or run `evalmode rollback`.",
+    errors.ControlDisabled: "Publish into the repository, or start with `--enable-control --control-tokens FILE`.",
+    errors.NotServed: "None: the method is not supported.",
+    errors.ServiceUnknown: 'Correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`.',
+    errors.ImageNeedsTooMuchMemory: "Raise `--max-decode-bytes` if memory allows, or send a smaller image.",
+    errors.MessageInvalid: "The client must send the message type of the method; see the contracts in `protos/`.",
+    errors.MessageTooLarge: "Send smaller messages, or raise `--max-request-bytes`.",
+    errors.MessageLate: "The client must send the message with the call. Or raise `--message-timeout`.",
+    errors.MessagesFull: f"Add servers, or raise `--max-request-bytes`: {HELD_MESSAGES} times that size is held.",
+    errors.CallsFull: "Find the clients that open calls without sending a message. Add servers.",
+    errors.WatchesFull: "Find the clients that leave watches open, or raise `--max-watches`.",
+    errors.ServerLeaving: "None: clients retry on another server.",
+    errors.QueueFull: "Add servers, each with its own core. Look at `evalmode_requests_waiting`.",
+    errors.StreamsFull: "Find the clients that leave streams open, or raise `--max-streams`.",
+    errors.DeadlineExpired: "Add servers if `evalmode_wait_seconds` is high, otherwise use longer deadlines.",
+    errors.RequestCancelled: "None. If there are many, clients give up early: see `DEADLINE_EXPIRED`.",
 }
-BY_CALLER = "the client changes the request: the message names the field and what is wanted"
+BY_CALLER = "The client must change the request: the message names the field and the expected value."
 
 
 def show_remedies() -> str:
-    """What to do about each refusal."""
-    rows = [(f"`{reason_of(error)}`", say(error), REMEDIES.get(error, BY_CALLER)) for error in CODES]
-    internal = ("a fault of the server", "look for the id in the log, and report it")
-    return draw(("reason", "means", "do"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
+    """Show what to do about each error reason."""
+    rows = [(f"`{reason_of(error)}`", describe(error), REMEDIES.get(error, BY_CALLER)) for error in CODES]
+    internal = ("A fault in the server.", "Search the log for the id, and report the problem.")
+    return draw(("reason", "meaning", "action"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
 
 
 def show_memory() -> str:
-    """What requests and new versions may add to the memory of an idle server."""
+    """Show the memory that requests and new versions may add to an idle server."""
     limits = Limits()
     held, unfinished = HELD_MESSAGES * limits.max_request_bytes, UNFINISHED_MESSAGES * limits.max_request_bytes
     trials = LOADERS * limits.load_bytes
     file_bytes = f"{FILE_FACTOR} x the model file"
     rows = (
-        ("images that are being decoded", "`--max-decode-bytes`", f"at most {MAX_DEFAULT_BYTES // MIB} MiB"),
-        ("decoded images that wait", "(slots + `--max-queue`) x height x width x channels", "by the model"),
+        ("images being decoded", "`--max-decode-bytes`", f"at most {MAX_DEFAULT_BYTES // MIB} MiB"),
+        (
+            "decoded images waiting for a slot",
+            "(slots + `--max-queue`) x height x width x channels",
+            "depends on the model",
+        ),
         (
             "messages of requests in flight",
-            f"{HELD_MESSAGES} x `--max-request-bytes`, or {MIN_HELD_BYTES // MIB} MiB if that is more",
+            f"{HELD_MESSAGES} x `--max-request-bytes`, at least {MIN_HELD_BYTES // MIB} MiB",
             f"{held // MIB} MiB",
         ),
         (
-            "unfinished messages",
-            f"{UNFINISHED_MESSAGES} x `--max-request-bytes`, or {MIN_UNFINISHED_BYTES // MIB} MiB if that is more",
+            "incomplete messages",
+            f"{UNFINISHED_MESSAGES} x `--max-request-bytes`, at least {MIN_UNFINISHED_BYTES // MIB} MiB",
             f"{unfinished // MIB} MiB",
         ),
         (
-            "child processes that try new versions",
+            "child processes that check new versions",
             f"{LOADERS} x (a Python process + `--load-bytes` + {file_bytes})",
-            f"{trials // MIB} MiB, and what depends on the file",
+            f"{trials // MIB} MiB plus the parts that depend on the file",
         ),
     )
-    return draw(("what", "at most", "by default"), rows)
+    return draw(("memory for", "maximum", "default"), rows)
 
 
 def count_threads(slots: int, cpus: int) -> dict[str, int]:
-    """The threads that answer calls, by what their names begin with.
+    """Count the threads that handle calls.
 
     Args:
-        slots: Inferences at the same time.
-        cpus: That this process may use.
+        slots: Number of inferences that may run at the same time.
+        cpus: Number of CPUs that the process may use.
+
+    Returns:
+        The number of threads by the prefix of their names.
     """
     return {"event-loop": 1, "slot": slots, "small-decode": cpus, "large-decode": cpus, "control": CONTROL_THREADS}
 
 
 def show_threads() -> str:
-    """The threads that a server starts for calls."""
+    """Show the threads that a server starts for calls."""
     formulas = {
-        "event-loop": ("calls: they come, wait and go without a thread of their own", "1"),
-        "slot": ("the network, and its replies", "slots"),
+        "event-loop": ("all calls: arrival, waiting and completion", "1"),
+        "slot": ("inference and the encoding of replies", "slots"),
         "small-decode": ("requests with small images, large messages", "CPUs"),
         "large-decode": ("large images", "CPUs"),
-        "control": ("every other call", CONTROL_THREADS),
+        "control": ("all other methods", CONTROL_THREADS),
     }
     counts = count_threads(2, 2)
     rows = [(f"`{name}-N`", what, how_many, counts[name]) for name, (what, how_many) in formulas.items()]
     return draw(
-        ("threads", "run", "how many", "with two CPUs and two slots"), [*rows, ("all", "", "", sum(counts.values()))]
+        ("threads", "work", "number", "with two CPUs and two slots"), [*rows, ("total", "", "", sum(counts.values()))]
     )
 
 
 def show_metrics() -> str:
-    """The metrics for Prometheus."""
-    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
-    return draw(("metric", "kind", "labels", "says"), rows)
+    """Show the metrics for Prometheus."""
+    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.help) for name, one in METRICS.items())
+    return draw(("metric", "type", "labels", "description"), rows)
 
 
-def say_retry(error: type[RequestError]) -> str:
-    """Whether the same request may succeed later."""
+def describe_retry(error: type[RequestError]) -> str:
+    """Say whether the same request may succeed later."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
 
 
-def say(error: type[RequestError]) -> str:
-    """What an error means, of its docstring."""
+def describe(error: type[RequestError]) -> str:
+    """Return the meaning of an error: its docstring."""
     return " ".join((error.__doc__ or "").split())
 
 
 def show_conformance() -> str:
-    """What each server that was looked at does about each rule."""
+    """Show the result of each tested server for each rule."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     rules = list(dict.fromkeys(rule for result in results for rule in result["rules"]))
-    kept = [sum(told == "passed" for told in result["rules"].values()) for result in results]
+    passed = [sum(outcome == "passed" for outcome in result["rules"].values()) for result in results]
     asked = [len(result["rules"]) for result in results]
     head = ("rule", *(f"{result['server']}, {result['date']}" for result in results))
     rows = [(rule, *(mark(result["rules"].get(rule, NOT_ASKED)) for result in results)) for rule in rules]
-    return draw(head, [*rows, ("**passed**", *(f"{count} of {of}" for count, of in zip(kept, asked, strict=True)))])
+    return draw(head, [*rows, ("**passed**", *(f"{count} of {of}" for count, of in zip(passed, asked, strict=True)))])
 
 
-def mark(told: str) -> str:
-    """A result as a word: what was given instead, where a status is what the rule is about."""
-    given = re.search(r"StatusCode\.(\w+)|assert '(\w+)' ==", told)
-    if told == NOT_ASKED:
-        return told
-    return "yes" if told == "passed" else f"no: {given[1] or given[2]}" if given else "no"
+def mark(outcome: str) -> str:
+    """Shorten the outcome of a rule to one word, with the status that was returned where the rule expects another."""
+    status = re.search(r"StatusCode\.(\w+)|assert '(\w+)' ==", outcome)
+    if outcome == NOT_ASKED:
+        return outcome
+    return "yes" if outcome == "passed" else f"no: {status[1] or status[2]}" if status else "no"
 
 
 def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown."""
+    """Draw a table in Markdown.
+
+    Args:
+        head: The names of the columns.
+        rows: The cells, row by row.
+
+    Returns:
+        The lines of the table, each with a newline.
+    """
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
@@ -196,8 +310,11 @@ def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "limits"): show_limits,
+    ("README.md", "tree"): draw_tree,
+    ("docs/architecture.md", "arrows"): draw_arrows,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
+    ("docs/operating.md", "options"): show_options,
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from evalmode.loading import load
     from evalmode.prediction import Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AsyncClient",
     "CallFailed",

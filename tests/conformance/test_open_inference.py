@@ -36,14 +36,14 @@ def test_ready(stub: Stub) -> None:
 
 
 def test_model_ready(target: Target) -> None:
-    """ModelReady is true of a model that is served, with and without its version [Model Ready]"""
+    """ModelReady of a loaded model is true, with and without its version [Model Ready]"""
     for version in ("", *target.metadata.versions[:1]):
         request = wire.ModelReadyRequest(name=target.metadata.name, version=version)
         assert target.stub.ModelReady(request, timeout=WAIT_S).ready
 
 
 def test_model_not_ready(stub: Stub) -> None:
-    """ModelReady of a model that nobody knows is false, or NOT_FOUND [Model Ready]"""
+    """ModelReady of an unknown model is false, or NOT_FOUND [Model Ready]"""
     request = wire.ModelReadyRequest(name="nobody-knows-it")
     told = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
     assert told == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
@@ -80,25 +80,25 @@ def test_platform(target: Target) -> None:
 
 
 def test_metadata_of_an_unknown_model(stub: Stub) -> None:
-    """ModelMetadata of a model that nobody knows: NOT_FOUND [Model Metadata]"""
+    """ModelMetadata of an unknown model: NOT_FOUND [Model Metadata]"""
     request = wire.ModelMetadataRequest(name="nobody-knows-it")
     assert code_of(lambda: stub.ModelMetadata(request, timeout=WAIT_S)) == "NOT_FOUND"
 
 
 def test_raw(target: Target) -> None:
-    """Raw contents are answered with every output of the model, if none is asked for [Inference]"""
+    """Without requested outputs, the reply to raw contents has every output of the model [Inference]"""
     reply = target.infer(target.request())
     assert [output.name for output in reply.outputs] == [output.name for output in target.metadata.outputs]
     assert reply.model_name == target.metadata.name
 
 
 def test_typed(target: Target) -> None:
-    """Typed contents get the values that raw ones get [Tensor Data]"""
+    """Typed and raw contents give the same values [Tensor Data]"""
     assert read_outputs(target.infer(target.request(typed=True))) == read_outputs(target.infer(target.request()))
 
 
 def test_row_major(target: Target) -> None:
-    """'flattened, one-dimensional, row-major order': a batch has the values of its inputs alone [Tensor Data]"""
+    """'flattened, one-dimensional, row-major order': a batch has the outputs of its single inputs [Tensor Data]"""
     together = target.request(batch=2)
     reply = target.infer(together)
     for output in reply.outputs:
@@ -122,7 +122,7 @@ def test_output_sizes(target: Target) -> None:
 
 
 def test_raw_or_typed_outputs(target: Target) -> None:
-    """If raw outputs are given, typed ones 'must not be specified for any output tensor' [Inference]"""
+    """If raw outputs are returned, typed ones 'must not be specified for any output tensor' [Inference]"""
     for typed in (False, True):
         reply = target.infer(target.request(typed=typed))
         if reply.raw_output_contents:
@@ -135,7 +135,7 @@ def test_id(target: Target) -> None:
 
 
 def test_requested_output(target: Target) -> None:
-    """Only the outputs asked for are returned, in their order [Inference]"""
+    """Only the requested outputs are returned, in the requested order [Inference]"""
     names = [output.name for output in target.metadata.outputs][::-1]
     for wanted in (names, names[:1]):
         request = target.request()
@@ -145,14 +145,14 @@ def test_requested_output(target: Target) -> None:
 
 
 def test_unknown_output(target: Target) -> None:
-    """An output that the model does not have: INVALID_ARGUMENT [Inference]"""
+    """An unknown requested output: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.outputs.add(name="nobody-knows-it")
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
 def test_duplicate_output(target: Target) -> None:
-    """An output asked for twice: INVALID_ARGUMENT [Inference]"""
+    """An output that is requested twice: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     for _ in range(2):
         request.outputs.add(name=target.metadata.outputs[0].name)
@@ -160,31 +160,31 @@ def test_duplicate_output(target: Target) -> None:
 
 
 def test_unknown_model(target: Target) -> None:
-    """ModelInfer of a model that nobody knows: NOT_FOUND [Inference]"""
+    """ModelInfer of an unknown model: NOT_FOUND [Inference]"""
     assert code_of(lambda: target.infer(target.request(model_name="nobody-knows-it"))) == "NOT_FOUND"
 
 
 def test_unknown_version(target: Target) -> None:
-    """ModelInfer of a version that nobody knows: NOT_FOUND [Inference]"""
+    """ModelInfer of an unknown version: NOT_FOUND [Inference]"""
     assert code_of(lambda: target.infer(target.request(model_version="987654"))) == "NOT_FOUND"
 
 
 def test_given_version(target: Target) -> None:
-    """ModelInfer of the version that the metadata name, and the reply says it [Inference]"""
+    """ModelInfer of a version from the metadata is answered by that version, which the reply names [Inference]"""
     assert target.metadata.versions
     version = target.metadata.versions[0]
     assert target.infer(target.request(model_version=version)).model_version == version
 
 
 def test_unknown_input(target: Target) -> None:
-    """An input that the model does not have: INVALID_ARGUMENT [Inference]"""
+    """An unknown input: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.inputs[0].name = "nobody-knows-it"
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
 def test_missing_input(target: Target) -> None:
-    """An input that is missing: INVALID_ARGUMENT [Inference]"""
+    """A missing input: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.inputs.pop()
     request.raw_input_contents.pop()
@@ -201,7 +201,7 @@ def test_duplicate_input(target: Target) -> None:
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_raw_size(target: Target, change: int) -> None:
-    """Raw contents of another size than shape and datatype say: INVALID_ARGUMENT [Inference]"""
+    """Raw contents whose size differs from shape and datatype: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     content = request.raw_input_contents[0]
     request.raw_input_contents[0] = content[:-1] if change < 0 else content + b"\0"
@@ -209,7 +209,7 @@ def test_raw_size(target: Target, change: int) -> None:
 
 
 def test_raw_count(target: Target) -> None:
-    """Raw contents that are not one for each input: INVALID_ARGUMENT [Inference]"""
+    """A number of raw contents that differs from the number of inputs: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.raw_input_contents.append(request.raw_input_contents[0])
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
@@ -223,7 +223,7 @@ def test_raw_and_typed(target: Target) -> None:
 
 
 def test_typed_size(target: Target) -> None:
-    """Typed contents of another size than the shape says: INVALID_ARGUMENT [Tensor Data]"""
+    """Typed contents whose size differs from the shape: INVALID_ARGUMENT [Tensor Data]"""
     request = target.request(typed=True)
     [(_, contents)] = request.inputs[0].contents.ListFields()
     contents.append(contents[0])
@@ -249,14 +249,14 @@ def test_datatype(target: Target) -> None:
 
 
 def test_unknown_datatype(target: Target) -> None:
-    """A datatype that is none of the protocol's: INVALID_ARGUMENT [Tensor Data Types]"""
+    """A datatype that the protocol does not define: INVALID_ARGUMENT [Tensor Data Types]"""
     request = target.request()
     request.inputs[0].datatype = "DECIMAL"
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
 def test_bytes(target: Target) -> None:
-    """BYTES that are no image, to a model of numbers or images: INVALID_ARGUMENT [Tensor Data Types]"""
+    """BYTES that are not an image, to any model: INVALID_ARGUMENT [Tensor Data Types]"""
     request = target.request()
     for place, sent in enumerate(request.inputs):
         sent.datatype = "BYTES"
@@ -273,14 +273,14 @@ def test_shape(target: Target) -> None:
 
 
 def test_negative_shape(target: Target) -> None:
-    """A shape with sides below 0: INVALID_ARGUMENT [Inference]"""
+    """A shape with negative dimensions: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.inputs[0].shape[:] = [-side for side in request.inputs[0].shape]
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
 def test_overflowing_shape(target: Target) -> None:
-    """A shape whose elements do not fit into 64 bits: INVALID_ARGUMENT [Inference]"""
+    """A shape whose number of elements exceeds 64 bits: INVALID_ARGUMENT [Inference]"""
     request = target.request()
     request.inputs[0].shape[0] = 2**62
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
@@ -299,7 +299,7 @@ def test_nan(target: Target) -> None:
 
 
 def test_large_message(target: Target) -> None:
-    """64 MiB: RESOURCE_EXHAUSTED, or INVALID_ARGUMENT where that is let in; then a small one is answered [Inference]"""
+    """64 MiB: RESOURCE_EXHAUSTED, or INVALID_ARGUMENT if allowed; then a small request succeeds [Inference]"""
     request = target.request()
     request.raw_input_contents[0] = bytes(64 * 2**20)
     assert code_of(lambda: target.infer(request)) in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
@@ -318,7 +318,7 @@ def test_half_precision(target: Target) -> None:
 
 
 def test_bool(target: Target) -> None:
-    """BOOL is 1 byte an element; 4 bytes are INVALID_ARGUMENT [Tensor Data Types]"""
+    """BOOL has 1 byte per element; 4 bytes are INVALID_ARGUMENT [Tensor Data Types]"""
     if "BOOL" not in {sent.datatype for sent in target.request().inputs}:
         pytest.skip("no input is BOOL")
     codes = []
@@ -332,7 +332,7 @@ def test_bool(target: Target) -> None:
 
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff\xffhello", b"\x06\0\0\0hello", b"\0\0\0\0hello", b"\x05\0"])
 def test_bytes_that_lie(target: Target, raw: bytes) -> None:
-    """BYTES whose 4-byte lengths are not those of what follows: INVALID_ARGUMENT [Tensor Data]"""
+    """BYTES whose 4-byte length prefixes are wrong: INVALID_ARGUMENT [Tensor Data]"""
     request = target.request()
     for place, sent in enumerate(request.inputs):
         sent.datatype = "BYTES"
@@ -342,7 +342,7 @@ def test_bytes_that_lie(target: Target, raw: bytes) -> None:
 
 
 def test_damaged_image(target: Target) -> None:
-    """An image cut off in its middle, to a model of images: INVALID_ARGUMENT [Inference]"""
+    """A truncated image, to an image classifier: INVALID_ARGUMENT [Inference]"""
     [*_, pixels] = target.metadata.inputs
     if pixels.datatype != "UINT8" or len(pixels.shape) != 4:
         pytest.skip("the model takes no images")
@@ -354,7 +354,7 @@ def test_damaged_image(target: Target) -> None:
 
 
 def test_deadline(busy: Server) -> None:
-    """A deadline that passes: DEADLINE_EXCEEDED; then a request is answered [Inference]"""
+    """A deadline that expires: DEADLINE_EXCEEDED; then a request succeeds [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         assert code_of(lambda: stub.ModelInfer(of_pixels(), timeout=0.1)) == "DEADLINE_EXCEEDED"
@@ -362,7 +362,7 @@ def test_deadline(busy: Server) -> None:
 
 
 def test_cancelled(busy: Server) -> None:
-    """A call that its caller cancels: CANCELLED; then a request is answered [Inference]"""
+    """A call that the client cancels: CANCELLED; then a request succeeds [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         call = stub.ModelInfer.future(of_pixels(), timeout=WAIT_S)
@@ -373,7 +373,7 @@ def test_cancelled(busy: Server) -> None:
 
 
 def test_timeout(busy: Server) -> None:
-    """A request whose parameter `timeout` passes before its turn: DEADLINE_EXCEEDED, not run [Inference]"""
+    """A request whose parameter `timeout` expires while it waits: DEADLINE_EXCEEDED, and it does not run [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         request = of_pixels(parameters={"timeout": {"int64_param": 1}})
@@ -383,7 +383,7 @@ def test_timeout(busy: Server) -> None:
 
 
 def test_overload(busy: Server) -> None:
-    """More requests than a server takes on: RESOURCE_EXHAUSTED with google.rpc.RetryInfo [Inference]"""
+    """More requests than the server accepts: RESOURCE_EXHAUSTED with google.rpc.RetryInfo [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         asked = [stub.ModelInfer.future(of_pixels(), timeout=WAIT_S) for _ in range(MANY)]
@@ -396,7 +396,7 @@ def test_overload(busy: Server) -> None:
 
 
 def test_draining(busy: Server) -> None:
-    """A server that is told to leave is not ready, and answers what it is asked until it has left [Server Ready]"""
+    """A server that shuts down is not ready, and answers requests until it stops [Server Ready]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready
@@ -424,6 +424,6 @@ def of_pixels(**fields: object) -> wire.ModelInferRequest:
 
 
 def test_not_served(stub: Stub) -> None:
-    """A call that is not served: UNIMPLEMENTED [Service]"""
+    """An unsupported method: UNIMPLEMENTED [Service]"""
     told = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
     assert told in ("UNIMPLEMENTED", "OK")

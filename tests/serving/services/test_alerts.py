@@ -27,7 +27,7 @@ from tests.serving.services.test_metrics import publish_drawn
 
 pytestmark = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: Debian's package prometheus has it")
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "operating.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "operating.md"
 MINUTES = 12  # that a state lasts: longer than any alert waits
 UP = 'up{job="evalmode"}'
 ALERTS = ("FaultsOfTheServer", "InputDrifted", "ModelNotServed", "Overload", "ServerDown", "Slow")

@@ -22,7 +22,7 @@ from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
-from serving.services import tensors
+from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
@@ -61,7 +61,7 @@ class Here:
 
     def counts(self) -> tuple[int, ...]:
         """Calls and streams, requests admitted, waiting and running, and what is held on the way to there."""
-        batcher, budget = self.batcher, self.grpcio._inference.budget
+        batcher, budget = self.batcher, self.grpcio._backend.inference.budget
         running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
         if tests.conftest.transport == "native":  # which has its own, but for streams
             server = self.server
@@ -76,8 +76,8 @@ class Here:
             sum(count_turns(lane) for lane in lanes),
             sum(lane.max_bytes - lane._free_bytes for lane in lanes),
             handlers._messages._held_bytes,
-            handlers._receiving.taken,
-            handlers._controlling,
+            handlers._receiver.places.taken,
+            handlers._controls.running,
         )
 
     def expect_nothing_left(self) -> None:
@@ -89,7 +89,7 @@ class Here:
     def wait_until_cancelled(self) -> None:
         """Until the server knows that its only call is cancelled."""
         if tests.conftest.transport == "native" and self.server._calls:
-            wait_until(lambda: all(call.gone for call in self.server._calls.values()))
+            wait_until(lambda: all(call.is_cancelled for call in self.server._calls.values()))
         else:
             wait_until(lambda: not self.counts()[0])
 
@@ -149,7 +149,7 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
         assert go_on.wait(WAIT_S)
         return decode_by_header(*arguments)
 
-    with patch.object(tensors, "decode_requested", decode):
+    with patch.object(inputs, "decode_requested", decode):
         yield begun, go_on
 
 
@@ -172,7 +172,7 @@ class TestNothingIsLeft:
         here.expect_nothing_left()
 
     def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
-        with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
             asked = ask(here, streamed, of_pixels())
             assert asked.outcome() == ("" if streamed else "INTERNAL")
         here.expect_nothing_left()
