@@ -167,7 +167,7 @@ def test_what_is_nan_or_infinite_between_layers_is_named_by_the_next(
     last = LAYERS[-1][1]
     network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: (inputs[0] - math.inf,))
     told = run_to_fault(run, network, few, digits)
-    assert f"what {last} (Linear) is given is NaN or infinite" in told
+    assert f"the input of {last} (Linear) is NaN or infinite" in told
 
 
 @pytest.mark.parametrize(("network_name", "weight"), LEARNED, ids=str)

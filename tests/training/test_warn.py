@@ -64,7 +64,7 @@ def test_a_gap_that_is_nan_or_infinite_is_said() -> None:
 def test_activations_that_drift_are_said_of_the_worst_layer(moved: dict[str, float]) -> None:
     worse = replace(OTHER, **moved)  # type: ignore[arg-type]
     [told] = find_warnings(2.3, 10, [replace(HEALTHY, batch_mean=3.05), worse], [HEALTHY, OTHER])
-    assert told.startswith("other: activations drifted 3.1 times as far as they spread (more than 3): weights may")
+    assert told.startswith("other: activations drifted by 3.1 times their spread (more than 3): weights may")
     assert find_warnings(2.3, 10, [worse], []) == []  # after the first epoch
 
 
