@@ -1,7 +1,8 @@
-"""The run folder: what a training left behind, and what the export and the report need of it.
+"""The run folder: what training writes, and what the export and the report read.
 
-``run.json`` says how it was trained, ``metrics.jsonl`` has a line an epoch, ``initial.safetensors`` and
-``best.safetensors`` hold the weights before the first step and those that validated best.
+``run.json`` holds the data and the recipe, ``metrics.jsonl`` a line for each epoch and one for the result.
+``initial.safetensors`` holds the weights before the first step, ``best.safetensors`` those of the epoch that validated
+best, and ``exact.safetensors`` the best weights with recomputed batch norm statistics.
 """
 
 from __future__ import annotations
@@ -25,20 +26,32 @@ from training.networks import build_network
 from training.recipe import Recipe
 
 FORMAT_VERSION = 2
-MEAN, VARIANCE = ".running_mean", ".running_var"  # what batch norm's statistics are called in a network's state
-BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best with batch norm statistics recomputed
+MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
+BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run was trained on and how: enough to build the network and load the data again."""
+    """The data and the recipe of a run: enough to build the network and to load the data again.
+
+    Attributes:
+        data: absolute path or name of the data set.
+        image_size: (height, width) in pixels to which images were resized; None if they kept their size.
+        skip_unreadable: whether unreadable files were left out.
+        data_digest: digest of labels, pixels and targets, ``sha256:...``.
+        labels: class names, in the order of the logits.
+        shape: (height, width, channels) of the images.
+        recipe: how the network was trained.
+        max_image_bytes: largest encoded image in bytes.
+        max_image_pixels: largest decoded image in pixels.
+    """
 
     data: str
     image_size: tuple[int, int] | None
     skip_unreadable: bool
     data_digest: str
     labels: tuple[str, ...]
-    shape: tuple[int, int, int]  # height, width, channels
+    shape: tuple[int, int, int]
     recipe: Recipe
     max_image_bytes: int = OWN_IMAGES.max_image_bytes
     max_image_pixels: int = OWN_IMAGES.max_image_pixels
@@ -52,14 +65,17 @@ class RunConfig:
         recipe: Recipe,
         limits: Limits = OWN_IMAGES,
     ) -> RunConfig:
-        """Record a data set, how it was read, and a recipe.
+        """Describe a run on a loaded data set.
 
         Args:
-            dataset: what is trained on.
-            image_size: (height, width) that images were brought to.
-            skip_unreadable: whether files that cannot be read were left out.
-            recipe: how it is trained.
-            limits: how large an image may be.
+            dataset: the data set to train on.
+            image_size: (height, width) in pixels to which images were resized; None if they kept their size.
+            skip_unreadable: whether unreadable files were left out.
+            recipe: how to train.
+            limits: the limits on the size of an image that the data set was loaded with.
+
+        Returns:
+            The description, with an absolute path to data that are files.
         """
         source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
         shape = dataset.contract.shape
@@ -68,11 +84,11 @@ class RunConfig:
 
     @property
     def limits(self) -> Limits:
-        """How large an image of the data may be."""
+        """The limits on the size of an image of the data."""
         return Limits(self.max_image_bytes, self.max_image_pixels)
 
     def build_network(self) -> nn.Module:
-        """The network of this run, freshly initialised."""
+        """Build the network of this run with new initial weights, in train mode on the CPU."""
         recipe = self.recipe
         return build_network(recipe.network, self.shape, len(self.labels), recipe.width, recipe.dropout)
 
@@ -81,8 +97,8 @@ class Run:
     """A run folder.
 
     Attributes:
-        folder: where it lies.
-        config: what was trained on and how.
+        folder: path of the folder.
+        config: the data and the recipe of the run.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -93,8 +109,15 @@ class Run:
     def create(cls, folder: Path, config: RunConfig) -> Run:
         """Start a run in a new or empty folder.
 
+        Args:
+            folder: path of the folder; it and its parents are created.
+            config: the data and the recipe of the run.
+
+        Returns:
+            The run, without weights yet.
+
         Raises:
-            RunError: the folder holds something already.
+            RunError: the folder is not empty.
         """
         claim_folder(folder)
         write_atomically(
@@ -104,10 +127,17 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, config: RunConfig) -> Run:
-        """Go on with a run, or start it where its process died before it was written.
+        """Resume a run, or start it if its process died before ``run.json`` was written.
+
+        Args:
+            folder: path of the folder.
+            config: the data and the recipe; they must equal those of the run.
+
+        Returns:
+            The run.
 
         Raises:
-            RunError: the folder holds something else, or a run of other data or another recipe.
+            RunError: the folder holds other files, or a run with other data or another recipe.
         """
         if not (folder / "run.json").exists():
             for partial in folder.glob("run.json.partial"):
@@ -117,29 +147,40 @@ class Run:
         run.check_same(config, "now")
         return run
 
-    def check_same(self, config: RunConfig, who: str) -> None:
-        """Refuse to go on with other data or another recipe.
+    def check_same(self, config: RunConfig, source: str) -> None:
+        """Refuse to continue with other data or another recipe.
 
         Args:
-            config: what is wanted.
-            who: wants it.
+            config: the data and the recipe to continue with.
+            source: where they come from, for the error message, such as "now" or "process 1".
 
         Raises:
-            RunError: they differ.
+            RunError: they differ from those of the run.
         """
-        ours, theirs = _flatten(self.config), _flatten(config)
-        differ = [f"{name} {ours[name]!r}, {who} {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
-        if differ:
+        recorded, requested = _flatten(self.config), _flatten(config)
+        differences = [
+            f"{name} {recorded[name]!r}, {source} {requested[name]!r}"
+            for name in recorded
+            if recorded[name] != requested[name]
+        ]
+        if differences:
             raise RunError(
-                f"{self.folder} was begun otherwise: {'; '.join(differ)}. Give the same options, or another --out"
+                f"{self.folder} was started with other options or data: {'; '.join(differences)}. Give the same "
+                "options, or another --out"
             )
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open a run that was trained before.
+        """Open an existing run.
+
+        Args:
+            folder: path of the run folder.
+
+        Returns:
+            The run.
 
         Raises:
-            RunError: no run there, or one of another format.
+            RunError: the folder holds no run, or one of another format version.
         """
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
@@ -154,18 +195,30 @@ class Run:
             raise RunError(f"{folder} holds no run: {error}") from error
 
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Replace the best, the initial or the exact weights, whole or not at all."""
+        """Save weights and statistics; an interrupted write leaves the old ones in place.
+
+        Args:
+            network: the network whose state is saved.
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         write_atomically(self._weights(which), save_tensors(network.state_dict()))
 
     def has_weights(self, which: str = BEST) -> bool:
-        """True once these weights were saved."""
+        """Check whether weights were saved: ``BEST``, ``INITIAL`` or ``EXACT``."""
         return self._weights(which).exists()
 
     def load_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Put the best, the initial or the exact weights into a network of this run.
+        """Load saved weights and statistics into a network.
+
+        Args:
+            network: a network of this run, changed in place.
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: the file is missing or damaged, or holds the weights of another network.
         """
         try:
             network.load_state_dict(self.read_weights(which))
@@ -173,22 +226,34 @@ class Run:
             raise RunError(f"{self._weights(which)} cannot be loaded: {' '.join(str(error).split())}") from error
 
     def read_statistics(self, which: str) -> dict[str, Tensor]:
-        """Batch norm's moving means and variances among the best, the initial or the exact weights, by name.
+        """Read the moving means and variances of batch norm layers from saved weights, by name.
+
+        Args:
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Returns:
+            Statistics, float32 (channels,) each.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: the file is missing or damaged.
         """
         return {name: tensor for name, tensor in self.read_weights(which).items() if name.endswith((MEAN, VARIANCE))}
 
     def read_weights(self, which: str) -> dict[str, Tensor]:
-        """The best, the initial or the exact weights and statistics, by name.
+        """Read saved weights and statistics, by name.
+
+        Args:
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Returns:
+            Tensors on the CPU.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: the file is missing or damaged.
         """
         path = self._weights(which)
         try:
-            return safetensors.torch.load(path.read_bytes())  # load_file takes no path that is not UTF-8
+            return safetensors.torch.load(path.read_bytes())  # load_file fails on a path that is not UTF-8
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
@@ -196,14 +261,21 @@ class Run:
         return self.folder / f"{which}.safetensors"
 
     def keep_metrics(self, epoch: int) -> None:
-        """Forget the lines of ``metrics.jsonl`` after an epoch, and what was written of one when a process died."""
+        """Delete the lines of ``metrics.jsonl`` after an epoch, and an incomplete last line.
+
+        Args:
+            epoch: the last epoch to keep; 0 deletes all lines.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
         path = self.folder / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if epoch and path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("epoch", epoch + 1) <= epoch]
         write_atomically(path, "".join(kept))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
+        """Append a JSON object to ``metrics.jsonl`` and flush it to the disk."""
         path = self.folder / "metrics.jsonl"
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
@@ -217,26 +289,29 @@ def _flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def claim_folder(folder: Path) -> None:
-    """Make a folder for a run.
+    """Create a folder for a run, with its parents; an empty folder is used as it is.
+
+    Args:
+        folder: path of the folder.
 
     Raises:
-        RunError: it holds something already.
+        RunError: the folder is not empty, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume goes on with a run")
+        raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume continues a run")
 
 
 def save_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """Tensors by name as the bytes of a safetensors file; what shares memory is written once for each name."""
-    apart: dict[str, Tensor] = {}
-    places: set[int] = set()
+    """Serialise tensors, by name, to the bytes of a safetensors file; shared memory is written once for each name."""
+    separate: dict[str, Tensor] = {}
+    addresses: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().contiguous().cpu()
-        place = own.untyped_storage().data_ptr()
-        apart[name] = own.clone() if place in places else own
-        places.add(place)
-    return safetensors.torch.save(apart)
+        address = own.untyped_storage().data_ptr()
+        separate[name] = own.clone() if address in addresses else own
+        addresses.add(address)
+    return safetensors.torch.save(separate)

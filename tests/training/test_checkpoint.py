@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     before, files = contents(run), {path: path.read_bytes() for path in run.folder.iterdir()}
     other = nn.Sequential(network, nn.Linear(10, 10))
     untouched = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Go on with the code"):
+    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Resume with the code"):
         train(run, other, few, digits.val, ignore, ignore)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.state_dict().items())
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == files
@@ -192,7 +192,7 @@ class TestCommand:
         assert self.run(tmp_path, "--epochs", 1).returncode == 0
         refused = self.run(tmp_path, "--epochs", 1, "--seed", 5, "--resume")
         assert refused.returncode == 2
-        assert "was begun otherwise: seed 0, now 5" in refused.stderr
+        assert "was started with other options or data: seed 0, now 5" in refused.stderr
         assert "epochs" not in refused.stderr
 
     def test_without_the_option_a_folder_that_holds_a_run_is_refused(self, tmp_path: Path) -> None:
