@@ -87,3 +87,6 @@ class Callbacks:
     on_report: Callable[[Path], None] = _ignore
     on_published: Callable[[Artifact | Variant], None] = _ignore
     on_warning: Callable[[str], None] = _ignore
+
+
+SILENT = Callbacks()

@@ -1,4 +1,4 @@
-"""How to train: a recipe a network, fitted to the data, every number of which the user can override."""
+"""Recipes: how to train each network, adapted to the data. The user can override every value."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from training.datasets import Dataset
 from training.errors import NetworkError
 from training.networks import NETWORKS
 
-CHARACTERS = ("digits", "mnist")  # data sets in which a mirrored image is another character, or none
-STEPS_AN_EPOCH = 40  # at least: a small data set is cut into smaller batches
+CHARACTERS = ("digits", "mnist")  # data sets in which a mirrored image shows another character or none
+MIN_STEPS = 40  # in an epoch: a small data set is cut into smaller batches
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice that a training depends on.
+    """Every choice that decides the weights of a training.
 
     Attributes:
-        network: a name in ``training.networks.NETWORKS``, or package.module:function.
+        network: a name in ``training.networks.NETWORKS``, or ``package.module:function``.
         width: factor of the number of filters.
-        epochs: passes over the training images.
-        batch_size: images a step.
+        epochs: passes over the training images, at least 1.
+        batch_size: images in a training step, at least 2.
         optimizer: Adam with a constant learning rate, or Muon with one that rises to a peak and falls to 0.
-        learning_rate: Adam's; Muon's at its peak.
-        weight_decay: share of each weight, times the learning rate, taken off it at every step.
-        label_smoothing: share of the target probability spread over all labels.
+        learning_rate: learning rate of Adam, or peak learning rate of Muon.
+        weight_decay: decoupled weight decay; each step subtracts this share of a weight, times the learning rate.
+        label_smoothing: share of the target probability that is spread over all labels.
         dropout: share of units dropped in training.
-        mirror: mirror half of the images, the other half in the next epoch.
-        shift: the largest offset of an image in pixels.
-        balance: weight the loss so that every label counts the same.
-        seed: decides initial weights, order of images, their augmentation, dropout and carved splits.
+        mirror: whether to mirror half of the images in each epoch, and the other half in the next one.
+        shift: largest shift of an image in pixels.
+        balance: whether to weight the loss so that every label counts the same.
+        seed: seed of initial weights, order of images, augmentation, dropout and carved splits.
     """
 
     network: str = "reference"
@@ -49,17 +49,20 @@ class Recipe:
 
 
 def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
-    """The recipe of a network for a data set, with what the user decides put in its place.
+    """Choose the recipe of a network for a data set.
 
-    A network that the user brings gets the lecture's, which is the safer of the two.
+    A network of the user gets the recipe of ``reference``, which is the safer one.
 
     Args:
-        network: a name in ``training.networks.NETWORKS``, or package.module:function.
-        dataset: decides batch size, mirroring and shift of ``compact``'s recipe.
-        overrides: fields of ``Recipe``; those that are None are not decided.
+        network: a name in ``training.networks.NETWORKS``, or ``package.module:function``.
+        dataset: decides batch size, mirroring and shift in the recipe of ``compact``.
+        **overrides: fields of ``Recipe`` that replace its values; None keeps the value of the recipe.
+
+    Returns:
+        The recipe.
 
     Raises:
-        NetworkError: width or dropout of a network that is not ours.
+        NetworkError: width or dropout is given for a network of the user.
     """
     decided = {name: value for name, value in overrides.items() if value is not None}
     if network == "compact":
@@ -72,8 +75,8 @@ def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
 
 
 def _fit_compact(dataset: Dataset) -> Recipe:
-    """Steps enough for a small data set; shifts in proportion to the images; no mirrored characters."""
-    batch_size = min(512, max(32, len(dataset.train) // STEPS_AN_EPOCH))
+    """Adapt the recipe of ``compact``: more steps for small data sets, shifts by image size, no mirrored characters."""
+    batch_size = min(512, max(32, len(dataset.train) // MIN_STEPS))
     side = min(dataset.contract.height, dataset.contract.width)
     return Recipe(
         network="compact",
