@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from training.datasets import Dataset
+from training.datasets import DATASETS, Dataset
 from training.errors import NetworkError
 from training.networks import NETWORKS
 
-CHARACTERS = ("digits", "mnist")  # data sets in which a mirrored image is another character, or none
 STEPS_AN_EPOCH = 40  # at least: a small data set is cut into smaller batches
 
 
@@ -75,6 +74,7 @@ def _fit_compact(dataset: Dataset) -> Recipe:
     """Steps enough for a small data set; shifts in proportion to the images; no mirrored characters."""
     batch_size = min(512, max(32, len(dataset.train) // STEPS_AN_EPOCH))
     side = min(dataset.contract.height, dataset.contract.width)
+    named = DATASETS.get(dataset.source)
     return Recipe(
         network="compact",
         epochs=11,
@@ -83,6 +83,6 @@ def _fit_compact(dataset: Dataset) -> Recipe:
         learning_rate=0.1,
         label_smoothing=0.1,
         dropout=0.0,
-        mirror=dataset.source not in CHARACTERS,
+        mirror=not (named and named.has_characters),
         shift=side // 14,
     )
