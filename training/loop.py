@@ -20,8 +20,7 @@ from training.errors import NetworkError, RunError, TrainingDiverged
 from training.evaluation import evaluate, scale_batches
 from training.guard import Guard, are_finite, choose_reason
 from training.muon import Muon
-from training.networks import lay_out, scale_pixels
-from training.networks.compact import Compact
+from training.networks import lay_out, recognise_architecture, scale_pixels
 from training.observe import observe_layers, sample_images
 from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
@@ -34,7 +33,6 @@ SGD_RATE = 4.0  # of SGD's learning rate to Muon's
 MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
 MOST_BACK_OFFS = 3  # halvings of the learning rate after which it is not the learning rate
 WARM_UP = 0.1  # share of the steps until the learning rate peaks
-WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
 
 
 def choose_device(device: str) -> torch.device:
@@ -66,10 +64,16 @@ def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
 
 
 def prepare_network(network: nn.Module, split: Split) -> nn.Module:
-    """Compute what is not learned by steps from the training images: compact's whitening filters."""
-    if isinstance(network, Compact):
-        every = -(-split.images[..., 0].size // WHITENING_PIXELS)
-        network.whiten(scale_pixels(torch.from_numpy(split.images[::every])))
+    """Compute the weights that are not learned by gradient descent, such as compact's whitening filters.
+
+    Args:
+        network: The network, changed in place.
+        split: The training images.
+
+    Returns:
+        The network.
+    """
+    recognise_architecture(network).prepare(network, split.images)
     return network
 
 

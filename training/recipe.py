@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from training.datasets import DATASETS, Dataset
+from training.datasets import Dataset
 from training.errors import NetworkError
-from training.networks import NETWORKS
-
-STEPS_AN_EPOCH = 40  # at least: a small data set is cut into smaller batches
+from training.networks import NETWORKS, get_architecture
 
 
 @dataclass(frozen=True)
@@ -48,41 +46,21 @@ class Recipe:
 
 
 def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
-    """The recipe of a network for a data set, with what the user decides put in its place.
-
-    A network that the user brings gets the lecture's, which is the safer of the two.
+    """Choose the recipe of a network for a data set.
 
     Args:
-        network: a name in ``training.networks.NETWORKS``, or package.module:function.
-        dataset: decides batch size, mirroring and shift of ``compact``'s recipe.
-        overrides: fields of ``Recipe``; those that are None are not decided.
+        network: A name in ``training.networks.NETWORKS``, or package.module:function.
+        dataset: The data set that the recipe is fitted to.
+        **overrides: Fields of ``Recipe`` that the user chose; None keeps the recipe's value.
+
+    Returns:
+        The recipe.
 
     Raises:
-        NetworkError: width or dropout of a network that is not ours.
+        NetworkError: There is no such network, or the user chose the width or dropout of their own network.
     """
-    decided = {name: value for name, value in overrides.items() if value is not None}
-    if network == "compact":
-        return replace(_fit_compact(dataset), **decided)
-    if network in NETWORKS:
-        return replace(Recipe(network), **decided)
-    if decided.get("width", 1.0) != 1.0 or "dropout" in decided:
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    architecture = get_architecture(network)
+    if not architecture.scalable and (chosen.get("width", 1.0) != 1.0 or "dropout" in chosen):
         raise NetworkError(f"--width and --dropout are for {' and '.join(NETWORKS)}: {network} decides its own")
-    return replace(Recipe(network, dropout=0.0), **decided)
-
-
-def _fit_compact(dataset: Dataset) -> Recipe:
-    """Steps enough for a small data set; shifts in proportion to the images; no mirrored characters."""
-    batch_size = min(512, max(32, len(dataset.train) // STEPS_AN_EPOCH))
-    side = min(dataset.contract.height, dataset.contract.width)
-    named = DATASETS.get(dataset.source)
-    return Recipe(
-        network="compact",
-        epochs=11,
-        batch_size=batch_size,
-        optimizer="muon",
-        learning_rate=0.1,
-        label_smoothing=0.1,
-        dropout=0.0,
-        mirror=not (named and named.has_characters),
-        shift=side // 14,
-    )
+    return replace(architecture.fit_recipe(Recipe(network), dataset), **chosen)
