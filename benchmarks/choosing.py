@@ -24,7 +24,7 @@ import torch
 
 import training.loop
 from training.checkpoint import Epoch
-from training.datasets import Dataset, Split, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import evaluate
 from training.recipe import choose_recipe
 from training.run import Run, RunConfig
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     size = arguments.image_size and tuple(map(int, arguments.image_size.split("x")))
-    dataset = load_dataset(arguments.data, size, arguments.seed)
+    dataset = load_dataset(arguments.data, ReadOptions(size), arguments.seed)
     if arguments.train_images:
         dataset = replace(dataset, train=take(dataset.train, arguments.train_images))
     recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)

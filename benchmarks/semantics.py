@@ -73,7 +73,7 @@ def run(data: str, seed: int, variant: str, epochs: int) -> dict[str, float | st
 
 def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | str]:
     """Train a variant and read the test images once."""
-    dataset = load_dataset(data, None, seed, cache=platformdirs.user_cache_path("evalmode"))
+    dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     recipe = choose_recipe("reference", dataset, seed=seed, epochs=epochs)
     config = RunConfig.of(dataset, None, False, recipe)
     torch.manual_seed(seed)

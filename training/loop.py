@@ -16,8 +16,7 @@ from training.datasets import Dataset, Split
 from training.errors import NetworkError, RunError, TrainingDiverged
 from training.evaluation import evaluate, scale_batches
 from training.guard import Guard, are_finite, choose_reason
-from training.networks import lay_out, scale_pixels
-from training.networks.compact import Compact
+from training.networks import lay_out, recognise_architecture
 from training.observe import observe_layers, sample_images
 from training.optimizers import make_optimizers, schedule, take_step
 from training.ranks import ALONE, Ranks
@@ -27,7 +26,6 @@ from training.statistics import list_moved, list_norms, sample_statistics
 from training.warn import find_warnings
 
 MAX_BACK_OFFS = 3  # halvings of the learning rate, after which something else must be the cause
-WHITENING_PIXELS = 2**21  # of all images together: enough for a few thousand values
 
 
 def choose_device(device: str) -> torch.device:
@@ -70,18 +68,16 @@ def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
 
 
 def prepare_network(network: nn.Module, split: Split) -> nn.Module:
-    """Compute the weights that are not trained: the whitening filters of ``compact``.
+    """Compute the weights that are not learned by gradient descent, such as compact's whitening filters.
 
     Args:
-        network: the network with its initial weights, changed in place.
-        split: the training images.
+        network: The network, changed in place.
+        split: The training images.
 
     Returns:
-        The same network.
+        The network.
     """
-    if isinstance(network, Compact):
-        every = -(-split.images[..., 0].size // WHITENING_PIXELS)
-        network.whiten(scale_pixels(torch.from_numpy(split.images[::every])))
+    recognise_architecture(network).prepare(network, split.images)
     return network
 
 

@@ -7,10 +7,7 @@ from typing import Any, Literal
 
 from training.datasets import Dataset
 from training.errors import NetworkError
-from training.networks import NETWORKS
-
-CHARACTERS = ("digits", "mnist")  # data sets in which a mirrored image shows another character or none
-MIN_STEPS = 40  # in an epoch: a small data set is cut into smaller batches
+from training.networks import NETWORKS, get_architecture
 
 
 @dataclass(frozen=True)
@@ -51,41 +48,19 @@ class Recipe:
 def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
     """Choose the recipe of a network for a data set.
 
-    A network of the user gets the recipe of ``reference``, which is the safer one.
-
     Args:
-        network: a name in ``training.networks.NETWORKS``, or ``package.module:function``.
-        dataset: decides batch size, mirroring and shift in the recipe of ``compact``.
-        **overrides: fields of ``Recipe`` that replace its values; None keeps the value of the recipe.
+        network: A name in ``training.networks.NETWORKS``, or package.module:function.
+        dataset: The data set that the recipe is fitted to.
+        **overrides: Fields of ``Recipe`` that the user chose; None keeps the recipe's value.
 
     Returns:
         The recipe.
 
     Raises:
-        NetworkError: width or dropout is given for a network of the user.
+        NetworkError: There is no such network, or the user chose the width or dropout of their own network.
     """
-    decided = {name: value for name, value in overrides.items() if value is not None}
-    if network == "compact":
-        return replace(_fit_compact(dataset), **decided)
-    if network in NETWORKS:
-        return replace(Recipe(network), **decided)
-    if decided.get("width", 1.0) != 1.0 or "dropout" in decided:
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    architecture = get_architecture(network)
+    if not architecture.scalable and (chosen.get("width", 1.0) != 1.0 or "dropout" in chosen):
         raise NetworkError(f"--width and --dropout are for {' and '.join(NETWORKS)}: {network} decides its own")
-    return replace(Recipe(network, dropout=0.0), **decided)
-
-
-def _fit_compact(dataset: Dataset) -> Recipe:
-    """Adapt the recipe of ``compact``: more steps for small data sets, shifts by image size, no mirrored characters."""
-    batch_size = min(512, max(32, len(dataset.train) // MIN_STEPS))
-    side = min(dataset.contract.height, dataset.contract.width)
-    return Recipe(
-        network="compact",
-        epochs=11,
-        batch_size=batch_size,
-        optimizer="muon",
-        learning_rate=0.1,
-        label_smoothing=0.1,
-        dropout=0.0,
-        mirror=dataset.source not in CHARACTERS,
-        shift=side // 14,
-    )
+    return replace(architecture.fit_recipe(Recipe(network), dataset), **chosen)

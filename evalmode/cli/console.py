@@ -140,7 +140,7 @@ def load_data(
     Raises:
         DataError: it cannot be used as it is.
     """
-    from training.datasets import load_dataset
+    from training.datasets import ReadOptions, load_dataset
 
     with progress() as bar:
         task = bar.add_task("", total=None)
@@ -148,9 +148,8 @@ def load_data(
         def show(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        dataset = load_dataset(
-            source, image_size, seed, skip_unreadable=skip_unreadable, cache=cache, progress=show, limits=limits
-        )
+        options = ReadOptions(image_size, skip_unreadable, limits)
+        dataset = load_dataset(source, options, seed, cache=cache, progress=show)
     for warning in dataset.warnings:
         warn(warning)
     return dataset

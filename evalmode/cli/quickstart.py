@@ -93,11 +93,11 @@ def _save_test_images(run: Path, folder: Path) -> list[Path]:
     """Write a run's test images as PNG files, in folders named by their labels."""
     from PIL import Image
 
-    from training.datasets import load_dataset
+    from training.datasets import ReadOptions, load_dataset
     from training.run import Run
 
     config = Run.open(run).config
-    dataset = load_dataset(config.data, config.image_size, config.recipe.seed)
+    dataset = load_dataset(config.data, ReadOptions(config.image_size), config.recipe.seed)
     paths = []
     for index, (pixels, target) in enumerate(zip(dataset.test.images, dataset.test.targets, strict=True)):
         paths.append(folder / dataset.labels[target] / f"{index:04d}.png")

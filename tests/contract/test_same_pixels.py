@@ -18,7 +18,7 @@ from evalmode.images.pixels import decode_image
 from evalmode.limits import Limits
 from evalmode.runtime.model import load_model
 from tests.conftest import Server, serving
-from training.datasets import Dataset, Split, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import predict_logits
 from training.export import choose_temperature, export_run
 from training.loop import train
@@ -49,7 +49,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(pictures: Path) -> Dataset:
-    return load_dataset(str(pictures), (16, 16))
+    return load_dataset(str(pictures), ReadOptions((16, 16)))
 
 
 @pytest.fixture(scope="module")
