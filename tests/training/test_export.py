@@ -396,7 +396,7 @@ def test_a_part_of_the_network_in_train_mode_is_refused_by_its_name(exported) ->
     network = exported.load_network()
     network.classifier[4].train()
     assert not network.training
-    with pytest.raises(ModuleInTrainMode, match=r"^not in eval mode: classifier\.4; batch norm and dropout would act"):
+    with pytest.raises(ModuleInTrainMode, match=r"^not in eval mode: classifier\.4; batch norm and dropout would behave"):
         export_graph(Deployed(network), (8, 8, 1))
 
 

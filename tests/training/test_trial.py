@@ -63,7 +63,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ),
         ("branches", r"branches on the values of a tensor \(own_networks\.py, line \d+\)"),
         ("adaptive_max", r"its operator aten\.adaptive_max_pool2d has no counterpart there; replace the layer"),
-        ("stuck", "not in eval mode: the network itself, stem, .* does the module keep eval"),
+        ("stuck", "not in eval mode: the network itself, stem, .* Does the module prevent eval"),
         ("scripted", "is a torch.jit script, which cannot be exported"),
         ("instance_norm", r"cannot be exported to ONNX: .* norm \(InstanceNorm2d\) with moving statistics; set track"),
         ("grows", "other weights or buffers after a step than before it: seen; register them in __init__"),
