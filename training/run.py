@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -24,6 +25,9 @@ from training.datasets import Dataset
 from training.errors import RunError
 from training.networks import build_network
 from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from training.publish import Artifact
 
 FORMAT_VERSION = 2
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
@@ -91,6 +95,23 @@ class RunConfig:
         """Build the network of this run with new initial weights, in train mode on the CPU."""
         recipe = self.recipe
         return build_network(recipe.network, self.shape, len(self.labels), recipe.width, recipe.dropout)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a training, measured with exact batch norm statistics.
+
+    Attributes:
+        best_epoch: number of the epoch whose weights the run keeps, from 1.
+        exact_val_accuracy: accuracy on the validation images.
+        corrections: a ``Correction`` for each recomputed batch norm layer, as JSON values.
+        test_accuracy: accuracy on the test images.
+    """
+
+    best_epoch: int
+    exact_val_accuracy: float
+    corrections: list[dict[str, Any]]
+    test_accuracy: float
 
 
 class Run:
@@ -281,6 +302,36 @@ class Run:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def read_result(self) -> Result:
+        """Read the result of the training from the last line of ``metrics.jsonl``.
+
+        Raises:
+            RunError: the training is not finished, or the file is damaged.
+        """
+        path = self.folder / "metrics.jsonl"
+        try:
+            return Result(**json.loads(path.read_text("utf-8").splitlines()[-1]))
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            raise RunError(f"{path} holds no result: the training is not finished, --resume continues it") from error
+
+    def export(self, repository: str | PathLike[str], name: str, **options: Any) -> Artifact:
+        """Export the run and publish the artifact in a model repository.
+
+        Args:
+            repository: folder of the model repository.
+            name: name of the model.
+            **options: callbacks, and fields of ``ExportOptions``, as in `evalmode.export`.
+
+        Returns:
+            The published artifact.
+
+        Raises:
+            ExportRefused, ProofFailed: a check failed; nothing was published.
+        """
+        import evalmode
+
+        return evalmode.export(self, repository, name, **options)
 
 
 def _flatten(config: RunConfig) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ("auxiliary", "in train mode returns tuple .* return the logits alone"),
         ("wants_size", r"AssertionError: expected 224, got 8 \(own_networks\.py, line \d+\)"),
         ("fails_in_training", "fails in training on images of shape .*: LookupError: no mask"),
-        ("functional_dropout", "other answers to the same images the second time, in eval mode: .*use nn.Dropout"),
+        ("functional_dropout", "different results for the same images the second time, in eval mode: .*use nn.Dropout"),
         ("draws", "in eval mode: it draws random numbers"),
         ("detached", r"no gradient reaches stem\.weight, stem\.bias, norm\.weight, \.\.\. of detached"),
         (
