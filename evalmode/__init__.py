@@ -1,92 +1,101 @@
-"""model.onnx + image bytes -> probabilities: the server, its client, and the same without a server."""
+"""Train an image classifier, export it to one certified ONNX file, and serve it over gRPC.
+
+A name is imported when it is first used: the bare install has the client, the other functions need an extra.
+
+Example::
+
+    import evalmode
+
+    model = evalmode.load("models/cats")
+    print(model.predict("cat.jpg").label)
+
+    with evalmode.Client("127.0.0.1:8001") as client:
+        print(client.predict("cat.jpg").label)
+"""
 
 from __future__ import annotations
 
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evalmode.runtime.model import Model
+    from evalmode.certification.compare import Comparison, compare
+    from evalmode.certification.foreign import certify_classifier as certify
+    from evalmode.certification.foreign import certify_tensors
+    from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+    from evalmode.certification.verdicts import Verdict
+    from evalmode.certification.verdicts import check_file as check
+    from evalmode.client import AsyncClient, CallFailed, Client
+    from evalmode.errors import EvalmodeError
+    from evalmode.limits import Limits
+    from evalmode.loading import load
+    from evalmode.prediction import Prediction
+    from evalmode.workflow import export, train
     from training.callbacks import Callbacks
-    from training.publish import Artifact
-    from training.run import Run
 
 __version__ = "0.1.0"
+__all__ = [
+    "AsyncClient",
+    "CallFailed",
+    "Callbacks",
+    "ClassifierOptions",
+    "Client",
+    "Comparison",
+    "EvalmodeError",
+    "Limits",
+    "Prediction",
+    "Preprocessing",
+    "Verdict",
+    "certify",
+    "certify_tensors",
+    "check",
+    "compare",
+    "export",
+    "load",
+    "train",
+]
+
+# Name -> the module that holds it and its name there, and the extra that it needs.
+_SOURCES = {
+    "AsyncClient": ("evalmode.client:AsyncClient", ""),
+    "CallFailed": ("evalmode.client:CallFailed", ""),
+    "Callbacks": ("training.callbacks:Callbacks", ""),
+    "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
+    "Client": ("evalmode.client:Client", ""),
+    "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
+    "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
+    "Limits": ("evalmode.limits:Limits", ""),
+    "Prediction": ("evalmode.prediction:Prediction", ""),
+    "Preprocessing": ("evalmode.certification.preprocessing:Preprocessing", "serve"),
+    "Verdict": ("evalmode.certification.verdicts:Verdict", "serve"),
+    "certify": ("evalmode.certification.foreign:certify_classifier", "serve"),
+    "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
+    "check": ("evalmode.certification.verdicts:check_file", "serve"),
+    "compare": ("evalmode.certification.compare:compare", "serve"),
+    "export": ("evalmode.workflow:export", "serve,train"),
+    "load": ("evalmode.loading:load", "serve"),
+    "train": ("evalmode.workflow:train", "serve,train"),
+}
 
 
-def load(path: str | PathLike[str]) -> Model:
-    """Load an artifact to classify images in this process, bit for bit as the server would.
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, as PEP 562 provides."""
+    if name not in _SOURCES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from evalmode.own_packages import import_own
 
-    Example:
-        ``evalmode.load("model.onnx").predict("cat.jpg").label``
-
-    Raises:
-        ArtifactInvalid: the file is not an evalmode artifact.
-    """
-    from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
-
-    return load_model(path)
-
-
-def train(
-    data: str | PathLike[str], out: str | PathLike[str], *, callbacks: Callbacks | None = None, **options: Any
-) -> Run:
-    """Train a classifier on labelled images.
-
-    Example:
-        ``run = evalmode.train("photos", "run", epochs=5)``
-
-    Args:
-        data: a folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
-        out: run folder; new or empty, unless the training is resumed.
-        callbacks: functions to call with the progress. By default, lines and progress bars are shown.
-        **options: the options of ``evalmode train``: fields of ``training.options.TrainOptions``.
-
-    Returns:
-        The run: its result and its weights.
-
-    Raises:
-        EvalmodeError: the data, the network or the folder cannot be used, or the training diverged; see
-            ``training.pipeline.train``.
-    """
-    from evalmode.cli.display import show_progress
-    from training import pipeline
-    from training.options import TrainOptions
-
-    with show_progress(callbacks) as shown:
-        return pipeline.train(data, out, TrainOptions(**options), shown)
+    source, extra = _SOURCES[name]
+    module, _, attribute = source.partition(":")
+    try:
+        value = getattr(import_own(module), attribute)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").partition(".")[0] in (__name__, "serving", "training"):
+            raise
+        raise ModuleNotFoundError(
+            f"evalmode.{name} needs the Python package {error.name!r}: pip install 'evalmode[{extra}]'", name=error.name
+        ) from error
+    globals()[name] = value
+    return value
 
 
-def export(
-    run: Run | str | PathLike[str],
-    repository: str | PathLike[str],
-    name: str,
-    *,
-    callbacks: Callbacks | None = None,
-    **options: Any,
-) -> Artifact:
-    """Export a run in eval mode, and publish it as ``repository/name/<next version>/model.onnx``.
-
-    Example:
-        ``artifact = evalmode.export("run", "models", "photos")``
-
-    Args:
-        run: a run, or the path of its folder.
-        repository: folder of the model repository.
-        name: name of the model.
-        callbacks: functions to call with the progress. By default, lines and progress bars are shown.
-        **options: the options of ``evalmode export``: fields of ``training.options.ExportOptions``.
-
-    Returns:
-        The published artifact, with its path and digest.
-
-    Raises:
-        EvalmodeError: the run cannot be used, or a check failed and nothing was published; see
-            ``training.pipeline.export``.
-    """
-    from evalmode.cli.display import show_progress
-    from training import pipeline
-    from training.options import ExportOptions
-
-    with show_progress(callbacks) as shown:
-        return pipeline.export(run, repository, name, ExportOptions(**options), shown)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SOURCES})

@@ -17,11 +17,11 @@ from evalmode.artifact.certificate import INPUT
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import Manifest, open_artifact
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
-from evalmode.certification.checks import run_all
-from evalmode.certification.figures import Quality, describe_pixels, measure_quality
 from evalmode.certification.fold import fold_norms
+from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
 from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
+from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import ORT_VERSION, load_artifact
 from training.agreement import Agreement, check_fold, expect_answers, measure_agreement

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from evalmode.certification.figures import wilson_interval
+from evalmode.certification.metrics import wilson_interval
 from training.callbacks import SILENT, Callbacks, NetworkSummary, Outcome
 from training.checkpoint import Epoch
 from training.datasets import Dataset, ReadOptions

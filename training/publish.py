@@ -8,7 +8,7 @@ from typing import Any
 
 from evalmode.artifact.manifest import digest_file
 from evalmode.artifact.repository import check_publishable, publish
-from evalmode.certification.figures import Quality
+from evalmode.certification.metrics import Quality
 from training.agreement import Agreement
 from training.callbacks import Callbacks
 from training.export import export_run, quantize_artifact

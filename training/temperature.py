@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalmode.artifact.certificate import softmax
-from evalmode.certification.figures import Indices, calibration_error
+from evalmode.certification.metrics import Indices, calibration_error
 
 TEMPERATURES = 0.05, 20.0  # range of the search
 FOLDS = 5  # of the validation images; each is judged by the temperature that is fitted on the others
