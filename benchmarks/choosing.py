@@ -23,6 +23,7 @@ from unittest.mock import patch
 import torch
 
 import training.loop
+from training.callbacks import Callbacks
 from training.checkpoint import Epoch
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import evaluate
@@ -87,7 +88,7 @@ def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, patch.object(training.loop, "sample_statistics", timed):
         run = Run.create(Path(folder) / "run", config)
         begun.append(time.process_time())
-        training.loop.train(run, network, dataset.train, dataset.val, lambda *_: None, look)
+        training.loop.train(run, network, dataset.train, dataset.val, Callbacks(on_epoch=look))
     by = {way: max(epochs, key=lambda epoch: epoch[way]) for way in ("moving", "sampled", "exact")}
     return {
         "images": {"train": len(dataset.train), "val": len(dataset.val), "shape": config.shape},

@@ -100,8 +100,8 @@ def export(case: Case, folder: Path) -> dict[str, bytes]:
     run = Run.create(folder / "run", RunConfig.of(dataset, None, False, recipe))
     torch.manual_seed(case.seed)
     network = prepare_network(run.config.build_network(), dataset.train)
-    train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
-    artifact = export_run(run, dataset, case.mirrored)[0]
+    train(run, network, dataset.train, dataset.val)
+    artifact = export_run(run, dataset, case.mirrored).artifact
     with patch.object(training.export, "check_gain", str):  # what it gains is another question
         return {"float32": artifact, "int8": quantize_artifact(artifact, dataset)[0]}
 

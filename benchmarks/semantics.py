@@ -24,6 +24,8 @@ import torch
 from torch import nn
 
 import training.loop
+import training.optimizers
+from training.callbacks import Callbacks
 from training.datasets import load_dataset
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
@@ -88,8 +90,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
             network,
             dataset.train,
             dataset.val,
-            lambda step, steps, loss: None,
-            lambda epoch: values.append(epoch.val_accuracy),
+            Callbacks(on_epoch=lambda epoch: values.append(epoch.val_accuracy)),
         )
         kept.load_weights(network)
     return {
@@ -106,7 +107,7 @@ def take_default(network: nn.Module, default: str) -> None:
     """Put one of torch's defaults in Keras' place."""
     assert isinstance(network, Reference)
     if default == "epsilon":
-        training.loop.ADAM_EPS = 1e-8
+        training.optimizers.ADAM_EPS = 1e-8
     for index, module in enumerate(network.features):
         if default == "padding" and isinstance(module, SameConv2d):
             filters, channels = module.weight.shape[:2]

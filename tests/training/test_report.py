@@ -91,7 +91,7 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     run = Run.create(folder, RunConfig.of(digits, None, False, Recipe(network="reference", epochs=2)))
     torch.manual_seed(0)
     network = run.config.build_network()
-    best = train(run, network, digits.train, digits.val, lambda *_: None, lambda _: None)
+    best = train(run, network, digits.train, digits.val)
     run.append_metrics({"best_epoch": best.epoch, "test_accuracy": 0.0})
     run.load_weights(network)
     return run, network, write_report(run, network, digits)

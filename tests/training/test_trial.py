@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.training.states import equal, state_of
+from training.callbacks import Callbacks
 from training.datasets import Dataset, Split
 from training.errors import NetworkError
 from training.export import export_run
@@ -137,17 +138,17 @@ def test_what_passes_the_trial_trains_resumes_and_exports(
 ) -> None:
     try_own(name)
     run, network = start_run(network=OURS + name, epochs=2)
-    train(run, network, few, digits.val, lambda *_: None, lambda _: None)
+    train(run, network, few, digits.val)
     again, other = start_run("again", network=OURS + name, epochs=2)
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(again, other, few, digits.val, lambda *_: None, stop)
-    train(again, again.config.build_network(), few, digits.val, lambda *_: None, lambda _: None)
+        train(again, other, few, digits.val, Callbacks(on_epoch=stop))
+    train(again, again.config.build_network(), few, digits.val)
     for which in ("best", "initial"):
         assert again.read_weights(which).keys() == run.read_weights(which).keys()
         assert equal(again.read_weights(which), run.read_weights(which))
-    _, agreement, _ = export_run(run, Dataset(digits.source, digits.labels, few, digits.val, digits.test))
+    agreement = export_run(run, Dataset(digits.source, digits.labels, few, digits.val, digits.test)).agreement
     assert agreement.max_logit_difference <= agreement.tolerance
