@@ -28,7 +28,8 @@ from training.checkpoint import Epoch
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import evaluate
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics, sample_statistics
 
 

@@ -30,12 +30,14 @@ import torch
 import training.export
 from evalmode.artifact.manifest import open_artifact
 from evalmode.certification.verdicts import examine
+from evalmode.files import write_atomically
 from evalmode.runtime.model import load_artifact
 from training.datasets import Dataset, Split
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig, write_atomically
+from training.run import Run
+from training.run_config import RunConfig
 
 COUNT, EMULATED = 50, 5
 REPLAY = """

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import training.batches
 import training.loop
 import training.optimizers
+from evalmode.files import write_atomically
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import evaluate
 from training.loop import prepare_network, train
@@ -39,7 +40,8 @@ from training.networks import compact
 from training.networks.compact import Block, Compact
 from training.onnx_export import Mirrored
 from training.recipe import Recipe, choose_recipe
-from training.run import Run, RunConfig, write_atomically
+from training.run import Run
+from training.run_config import RunConfig
 
 TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]

@@ -29,7 +29,8 @@ from training.callbacks import Callbacks
 from training.datasets import load_dataset
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = ("padding", "batch norm", "initial weights", "slope", "epsilon")  # of torch, that differ from Keras'

@@ -20,8 +20,8 @@ from training.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """The share that one process has of a batch.
+class TrainingBatch:
+    """The share of one process in a batch.
 
     Attributes:
         step: number of the step in the epoch, from 1.
@@ -72,16 +72,16 @@ class Batches:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         for step, rows in enumerate(self._rows, 1):
             yield self._draw(step, rows)
 
-    def _draw(self, step: int, rows: Indices) -> Batch:
+    def _draw(self, step: int, rows: Indices) -> TrainingBatch:
         recipe, ranks = self._recipe, self._ranks
         own, offsets = rows[ranks.share], draw_offsets(len(rows), recipe.shift, self._rng)
         images = augment(self._split.images[own], self._mirrored[own], recipe.shift, offsets[:, ranks.share])
         targets = torch.from_numpy(self._split.targets[own]).to(self._device)
-        return Batch(
+        return TrainingBatch(
             step=step,
             size=len(rows),
             rows=own,
@@ -115,7 +115,7 @@ def split_batches(order: Indices, batch_size: int, min_size: int = 2) -> list[In
     Args:
         order: indices of images, int64 (N,).
         batch_size: images in a batch.
-        min_size: a smaller last batch is joined to the batch before it. Batch norm has no variance over one image.
+        min_size: a smaller last batch is joined to the batch before it. TrainingBatch norm has no variance over one image.
 
     Returns:
         Indices of each batch.

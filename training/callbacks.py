@@ -58,7 +58,7 @@ def _ignore(*_: object) -> None:
     pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Callbacks:
     """Functions to call with the progress of a training or an export; by default they do nothing.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evalmode.files import write_atomically
 from training.errors import NetworkError, RunError
-from training.run import save_tensors
+from training.tensors import save_tensors
 
 KEPT = 2
 NETWORK = "network."

@@ -22,7 +22,8 @@ from training.networks import NETWORKS, count_multiply_adds
 from training.options import TrainOptions
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
-from training.run import BEST, EXACT, INITIAL, Result, Run, RunConfig, claim_folder
+from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
+from training.run_config import RunConfig
 from training.statistics import list_moved, list_norms, recompute_statistics
 from training.torch_runtime import keep_memory
 
@@ -33,7 +34,21 @@ EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")
 
 
 def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Run:
-    """Train a classifier, evaluate it and write the report; see `training.pipeline.train`."""
+    """Train a classifier, evaluate it and write the report.
+
+    Args:
+        data: path or name of the data set.
+        out: run folder; new or empty, unless the training is resumed.
+        options: how to train.
+        callbacks: functions to call with the progress, in the first of several processes.
+
+    Returns:
+        The run.
+
+    Raises:
+        EvalmodeError: the data, the network or the folder cannot be used, or the training diverged.
+        TrainingStopped: Ctrl-C was pressed.
+    """
     device = choose_device(options.device)
     with keep_memory(), join_ranks(device) as ranks:
         if not ranks.is_first:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from training.batches import Batch, Batches
+from training.batches import Batches, TrainingBatch
 from training.callbacks import SILENT, Callbacks
 from training.checkpoint import Epoch, TrainingState, resume_checkpoint, save_checkpoint
 from training.datasets import Dataset, Split
@@ -245,7 +245,7 @@ class _Training:
             self._callbacks.on_step(batch.step, len(batches), value)
         return loss_sum / len(split), right / len(split)
 
-    def _explain_step(self, batch: Batch, loss: float, place: str) -> TrainingDiverged:
+    def _explain_step(self, batch: TrainingBatch, loss: float, place: str) -> TrainingDiverged:
         what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is NaN or infinite"
         torch.manual_seed(batch.seed)  # the same dropout again
         why = choose_reason(self._ranks.gather(self._guard.explain(batch.loss_of, batch.inputs, batch.rows)))

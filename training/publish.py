@@ -67,7 +67,22 @@ class Artifact(Published):
 
 
 def export_and_publish(run: Run, repository: Path, name: str, options: ExportOptions, callbacks: Callbacks) -> Artifact:
-    """Export a run and publish the artifact; see `training.pipeline.export`."""
+    """Export a run and publish the artifact, and the quantized variant if one is requested.
+
+    Args:
+        run: a run with its best weights.
+        repository: folder of the model repository.
+        name: name of the model.
+        options: how to export.
+        callbacks: functions to call with the progress.
+
+    Returns:
+        The published artifact.
+
+    Raises:
+        EvalmodeError: the run, the data or the repository cannot be used, or a check failed. If the check of the
+            variant failed, the artifact itself is published.
+    """
     kind = options.quantize
     for one in (name, f"{name}-{kind}") if kind else (name,):
         check_publishable(repository, one)

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from evalmode.files import naming, write_atomically
 from evalmode.images.pixels import PixelContract
-from evalmode.limits import OWN_IMAGES, Limits
-from training.datasets import Dataset
 from training.errors import RunError
-from training.networks import build_network
 from training.recipe import Recipe
+from training.run_config import RunConfig
+from training.tensors import save_tensors
 
 if TYPE_CHECKING:
     from training.publish import Artifact
@@ -32,69 +31,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The data and the recipe of a run: enough to build the network and to load the data again.
-
-    Attributes:
-        data: absolute path or name of the data set.
-        image_size: (height, width) in pixels to which images were resized; None if they kept their size.
-        skip_unreadable: whether unreadable files were left out.
-        data_digest: digest of labels, pixels and targets, ``sha256:...``.
-        labels: class names, in the order of the logits.
-        shape: (height, width, channels) of the images.
-        recipe: how the network was trained.
-        max_image_bytes: largest encoded image in bytes.
-        max_image_pixels: largest decoded image in pixels.
-    """
-
-    data: str
-    image_size: tuple[int, int] | None
-    skip_unreadable: bool
-    data_digest: str
-    labels: tuple[str, ...]
-    shape: tuple[int, int, int]
-    recipe: Recipe
-    max_image_bytes: int = OWN_IMAGES.max_image_bytes
-    max_image_pixels: int = OWN_IMAGES.max_image_pixels
-
-    @classmethod
-    def of(
-        cls,
-        dataset: Dataset,
-        image_size: tuple[int, int] | None,
-        skip_unreadable: bool,
-        recipe: Recipe,
-        limits: Limits = OWN_IMAGES,
-    ) -> RunConfig:
-        """Describe a run on a loaded data set.
-
-        Args:
-            dataset: the data set to train on.
-            image_size: (height, width) in pixels to which images were resized; None if they kept their size.
-            skip_unreadable: whether unreadable files were left out.
-            recipe: how to train.
-            limits: the limits on the size of an image that the data set was loaded with.
-
-        Returns:
-            The description, with an absolute path to data that are files.
-        """
-        source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
-        shape = dataset.contract.shape
-        sizes = limits.max_image_bytes, limits.max_image_pixels
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
-
-    @property
-    def limits(self) -> Limits:
-        """The limits on the size of an image of the data."""
-        return Limits(self.max_image_bytes, self.max_image_pixels)
-
-    def build_network(self) -> nn.Module:
-        """Build the network of this run with new initial weights, in train mode on the CPU."""
-        recipe = self.recipe
-        return build_network(recipe.network, self.shape, len(self.labels), recipe.width, recipe.dropout)
 
 
 @dataclass(frozen=True)
@@ -115,7 +51,11 @@ class Result:
 
 
 class Run:
-    """A run folder.
+    """A run folder; ``create``, ``resume`` and ``open`` check it.
+
+    Args:
+        folder: path of the folder.
+        config: the data and the recipe of the run.
 
     Attributes:
         folder: path of the folder.
@@ -178,13 +118,7 @@ class Run:
         Raises:
             RunError: they differ from those of the run.
         """
-        recorded, requested = _flatten(self.config), _flatten(config)
-        differences = [
-            f"{name} {recorded[name]!r}, {source} {requested[name]!r}"
-            for name in recorded
-            if recorded[name] != requested[name]
-        ]
-        if differences:
+        if differences := self.config.list_differences(config, source):
             raise RunError(
                 f"{self.folder} was started with other options or data: {'; '.join(differences)}. Give the same "
                 "options, or another --out"
@@ -334,11 +268,6 @@ class Run:
         return evalmode.export(self, repository, name, **options)
 
 
-def _flatten(config: RunConfig) -> dict[str, Any]:
-    facts = asdict(config)
-    return {**facts.pop("recipe"), **facts}
-
-
 def claim_folder(folder: Path) -> None:
     """Create a folder for a run, with its parents; an empty folder is used as it is.
 
@@ -354,15 +283,3 @@ def claim_folder(folder: Path) -> None:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
         raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume continues a run")
-
-
-def save_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """Serialise tensors, by name, to the bytes of a safetensors file; shared memory is written once for each name."""
-    separate: dict[str, Tensor] = {}
-    addresses: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().contiguous().cpu()
-        address = own.untyped_storage().data_ptr()
-        separate[name] = own.clone() if address in addresses else own
-        addresses.add(address)
-    return safetensors.torch.save(separate)

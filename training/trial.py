@@ -32,8 +32,8 @@ from training.evaluation import evaluate
 from training.networks import check_logits, explain, lay_out, list_causes, scale_pixels
 from training.observe import observe_layers
 from training.onnx_export import Deployed, export_graph
-from training.run import save_tensors
 from training.statistics import list_moved, recompute_statistics, sample_statistics
+from training.tensors import save_tensors
 from training.untouched import untouched
 
 IMAGES = 4

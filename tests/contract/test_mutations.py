@@ -44,7 +44,8 @@ from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, Ne
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
-from training.run import EXACT, Run, RunConfig
+from training.run import EXACT, Run
+from training.run_config import RunConfig
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")

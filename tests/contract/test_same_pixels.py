@@ -23,7 +23,8 @@ from training.evaluation import predict_logits
 from training.export import export_run
 from training.loop import train
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 from training.temperature import choose_temperature
 

@@ -17,7 +17,8 @@ from training.datasets import Dataset, Split, load_dataset
 from training.export import export_run
 from training.loop import train
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 
 StartRun = Callable[..., tuple[Run, nn.Module]]

@@ -18,7 +18,8 @@ from training.errors import EvalmodeError
 from training.loop import Execution, check_ranks, train
 from training.ranks import join_ranks
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])

@@ -39,7 +39,8 @@ from training.loop import prepare_network, train
 from training.networks import scale_pixels
 from training.onnx_export import Deployed, export_graph
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.temperature import choose_temperature, fit_temperature
 
 CHECKOUT = Path(training.__file__).parents[1]

@@ -23,7 +23,8 @@ from training.report.charts import COLOURS, FOLDER, draw_lines
 from training.report.findings import Answers, calibrate, find_confusions, score_classes, try_shifts
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 
 SECTIONS = {
     "learning": "Learning curves",

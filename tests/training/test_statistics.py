@@ -22,7 +22,8 @@ from training.loop import Execution, prepare_network
 from training.networks import build_network, scale_pixels
 from training.observe import observe_layers
 from training.recipe import Recipe
-from training.run import EXACT, Run, RunConfig
+from training.run import EXACT, Run
+from training.run_config import RunConfig
 from training.statistics import list_moved, recompute_statistics, sample_statistics
 
 
