@@ -115,7 +115,7 @@ def split_batches(order: Indices, batch_size: int, min_size: int = 2) -> list[In
     Args:
         order: indices of images, int64 (N,).
         batch_size: images in a batch.
-        min_size: a smaller last batch is joined to the batch before it. TrainingBatch norm has no variance over one image.
+        min_size: a smaller last batch is joined to the batch before it. Batch norm has no variance over one image.
 
     Returns:
         Indices of each batch.

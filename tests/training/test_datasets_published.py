@@ -20,7 +20,9 @@ import pytest
 
 from evalmode.images.pixels import PixelContract
 from training.datasets import DATASETS, Dataset, ReadOptions, Split, cifar, load_dataset
+from training.datasets.catalog import NamedDataset
 from training.datasets.downloads import PublishedFile
+from training.datasets.idx import read_idx
 from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -207,9 +209,8 @@ def test_published_images_are_checked_for_copies(tmp_path: Path) -> None:
 # Names
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> None:
-    """Take what lies in the folder as what was published."""
-    suffix = "" if name == "cifar10" else ".gz"
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, suffix: str = ".gz") -> None:
+    """Take the files of the folder as the published files; uncompressed files stand for compressed ones."""
     contents = {f"{path.name}{suffix}": path.read_bytes() for path in folder.iterdir()}
     files = tuple(
         PublishedFile(f"https://example.org/{file}", len(content), hashlib.sha256(content).hexdigest())
@@ -231,6 +232,14 @@ def test_what_lies_in_the_cache_must_be_what_was_published(tmp_path: Path) -> No
     write_idx(tmp_path / "mnist")
     with pytest.raises(DataError, match=r"mnist/train-images-idx3-ubyte is not the published file"):
         load_dataset("mnist", cache=tmp_path)
+
+
+def test_a_record_is_all_that_a_further_data_set_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(tmp_path / "pets")
+    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")))
+    monkeypatch.setitem(DATASETS, "pets", record)
+    publish(monkeypatch, "pets", tmp_path / "pets")
+    assert load_dataset("pets", cache=tmp_path).labels == ("ant", "bee", "cow")
 
 
 def test_fashion_mnist_has_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +337,7 @@ def test_cifars_archive_is_read_in_the_order_of_its_batches(tmp_path: Path, ten:
 def test_cifar10_is_found_by_its_name(tmp_path: Path, ten: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cifar10").mkdir()
     path = write_cifar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", make_members())
-    publish(monkeypatch, "cifar10", path.parent)
+    publish(monkeypatch, "cifar10", path.parent, suffix="")
     told: list[tuple[str, int, int]] = []
     dataset = load_dataset("cifar10", cache=tmp_path, progress=lambda *news: told.append(news))
     assert dataset.source == "cifar10"

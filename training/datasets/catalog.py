@@ -15,7 +15,7 @@ from training.datasets.idx import read_idx
 from training.datasets.published import Published
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedDataset:
     """A data set that is loaded by its name.
 

@@ -26,7 +26,7 @@ def show_nothing(network: nn.Module) -> dict[str, Tensor]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture(Generic[M]):
     """A network architecture.
 
