@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from evalmode.certification.metrics import wilson_interval
+from evalmode.certification.metrics import measure_reliability, wilson_interval
 from training.datasets import Dataset, Split
 from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.report.charts import COLOURS, FOLDER, Axes, Line, draw_lines
-from training.report.findings import Predictions, find_confusions, measure_reliability, score_classes, try_shifts
+from training.report.findings import Predictions, find_confusions, score_classes, try_shifts
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
 from training.run import Run
@@ -252,15 +252,14 @@ class TestFindings:
     def test_calibration(self) -> None:
         confidence = np.array([0.95, 0.92, 0.91, 0.55, 0.52])
         right = np.array([True, True, False, True, False])
-        reliability = measure_reliability(Predictions(np.zeros(5, np.int64), confidence, right))
+        reliability = measure_reliability(confidence, right)
         assert reliability.confidence.tolist() == pytest.approx([0.535, 0.9266667])
         assert reliability.accuracy.tolist() == pytest.approx([0.5, 2 / 3])
         assert reliability.images.tolist() == [2, 3]
         assert reliability.error == pytest.approx(0.4 * 0.035 + 0.6 * 0.26)
 
     def test_calibration_of_a_network_that_is_always_right(self) -> None:
-        predicted = np.zeros(4, np.int64)
-        reliability = measure_reliability(Predictions(predicted, np.full(4, 0.75), np.full(4, True)))
+        reliability = measure_reliability(np.full(4, 0.75), np.full(4, True))
         assert reliability.error == pytest.approx(0.25)
 
     def test_confusions_come_in_order(self) -> None:

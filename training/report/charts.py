@@ -17,9 +17,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from evalmode.certification.metrics import wilson_interval
+from evalmode.certification.metrics import Reliability, wilson_interval
 from training.datasets.dataset import Indices
-from training.report.findings import Reliability
 
 FOLDER = Path(__file__).parent
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", (FOLDER / "page.css").read_text("utf-8").partition("}")[0]))

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
-from evalmode.certification.metrics import BINS, wilson_interval
+from evalmode.certification.metrics import Reliability, measure_reliability, wilson_interval
 from training.datasets import Split
 from training.datasets.dataset import Indices
 from training.evaluation import predict_logits
@@ -58,23 +57,6 @@ class Confusion(NamedTuple):
     predicted: str
     images: int
     share: float  # of the label's images
-
-
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """Predicted probability and accuracy in bins of equal width; bins without images are left out.
-
-    Attributes:
-        confidence: The mean predicted probability in each bin, float64 (bins,).
-        accuracy: The share of correct predictions in each bin, float64 (bins,).
-        images: The number of images in each bin, int64 (bins,).
-        error: The expected calibration error: the mean difference of the two, weighted by images.
-    """
-
-    confidence: Floats
-    accuracy: Floats
-    images: Indices
-    error: float
 
 
 class Shift(NamedTuple):
@@ -130,7 +112,7 @@ def examine(network: nn.Module, split: Split, labels: tuple[str, ...]) -> Findin
         matrix=matrix,
         confusions=find_confusions(matrix, labels, LISTED_CONFUSIONS),
         classes=score_classes(split.targets, predictions.predicted, labels),
-        reliability=measure_reliability(predictions),
+        reliability=measure_reliability(predictions.confidence, predictions.correct),
         shifts=try_shifts(network, split),
     )
 
@@ -185,22 +167,6 @@ def find_confusions(matrix: Indices, labels: tuple[str, ...], count: int) -> lis
         Confusion(labels[true], labels[predicted], wrong[true, predicted], wrong[true, predicted] / totals[true])
         for true, predicted in pairs
     ]
-
-
-def measure_reliability(predictions: Predictions) -> Reliability:
-    """Compare predicted probabilities with the accuracy.
-
-    Args:
-        predictions: The predictions.
-
-    Returns:
-        Both in bins, and the expected calibration error.
-    """
-    accuracy, confidence = calibration_curve(predictions.correct, predictions.confidence, n_bins=BINS, pos_label=True)
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], predictions.confidence)  # as scikit-learn does it
-    images = np.unique(bins, return_counts=True)[1]
-    error = float(np.average(abs(accuracy - confidence), weights=images))
-    return Reliability(confidence, accuracy, images, error)
 
 
 def try_shifts(network: nn.Module, split: Split, max_pixels: int = 4) -> list[Shift]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evalmode.images.pixels import Pixels
+from training.hooks import watch_outputs
 from training.networks import scale_pixels
 from training.report.charts import COLOURS
 
@@ -30,18 +32,15 @@ def watch_convolutions(network: nn.Module, pixels: Pixels) -> dict[str, Tensor]:
     Returns:
         The feature maps of each convolution, float32 (filters, H, W), by its name and in the order of the forward pass.
     """
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     maps: dict[str, Tensor] = {}
 
-    def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
-        maps[names[layer]] = output[0].float().cpu()  # type: ignore[index]  # hooked below: only convolutions
+    def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        maps[name] = output[0].float().cpu()
 
-    hooks = [layer.register_forward_hook(keep) for layer in names]
     device = next(network.parameters()).device
-    with torch.inference_mode():
+    with watch_outputs(convolutions, keep), torch.inference_mode():
         network.eval()(scale_pixels(torch.from_numpy(pixels[np.newaxis]).to(device)))
-    for hook in hooks:
-        hook.remove()
     return maps
 
 
