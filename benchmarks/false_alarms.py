@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 import training.export
-from evalmode.artifact.manifest import open_artifact
+from evalmode.artifact.sealing import open_artifact
 from evalmode.certification.verdicts import examine
 from evalmode.files import write_atomically
-from evalmode.runtime.model import load_artifact
+from evalmode.runtime.loading import load_artifact
 from training.datasets import Dataset, Split
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
@@ -43,7 +43,7 @@ COUNT, EMULATED = 50, 5
 REPLAY = """
 import json, sys
 import numpy as np
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 model = load_model(sys.argv[1])
 certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()

@@ -38,7 +38,8 @@ END_S = 2  # interpreter and sockets; the trial itself would take --load-seconds
 MUTATE = """
 import sys, os
 import numpy as np
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.hostile import mutate
 
 rng, loaded = np.random.default_rng(1), 0

@@ -28,9 +28,9 @@ from honest import Asking, write_figures
 from PIL import Image
 from servers import Server, serving
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.repository import publish
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 from evalmode.wire import classifier_pb2
@@ -99,7 +99,7 @@ def make_network(repository: Path, network: Network) -> None:
     side = network.side
     graph, _ = export_graph(Deployed(Compact(3, side, side, 10, network.width).eval()), (side, side, 3))
     contract = PixelContract(side, side, 3)
-    manifest = Manifest(tuple(map(str, range(10))), contract)
+    manifest = ClassifierManifest(tuple(map(str, range(10))), contract)
     artifact = certify(strip(graph), manifest, {INPUT: draw_golden(contract, 10)}, ("",) * 16, difference=0.0)
     publish(repository, "network", artifact)
 

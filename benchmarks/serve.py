@@ -45,9 +45,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.repository import publish
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.bench.raw import measure_raw
 from evalmode.bench.usage import cpu_seconds
 from evalmode.certification.certify import certify, draw_golden, strip
@@ -55,7 +55,7 @@ from evalmode.certification.quantize import quantize
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 from evalmode.wire import classifier_pb2
 from evalmode.wire import open_inference_pb2 as wire
 
@@ -140,7 +140,7 @@ def make_networks(folder: Path) -> dict[str, Path]:
     plain = strip(graph)
     found = {}
     for kind, model in (("fp32", plain), ("int8", quantize(plain, images[INPUT]))):
-        manifest = Manifest(tuple(map(str, range(LABELS))), contract)
+        manifest = ClassifierManifest(tuple(map(str, range(LABELS))), contract)
         artifact = certify(model, manifest, {INPUT: draw_golden(contract, LABELS)}, ("",) * 16, difference=0.0)
         publish(folder / kind, "network", artifact)
         found[kind] = folder / kind / "network" / "1" / "model.onnx"

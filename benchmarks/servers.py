@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 
@@ -31,7 +31,7 @@ def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
     torch.manual_seed(0)
     graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, len(labels)).eval()), (SIDE, SIDE, 3))
     golden = draw_golden(CONTRACT, len(labels))
-    manifest = Manifest(labels, CONTRACT, properties)
+    manifest = ClassifierManifest(labels, CONTRACT, properties)
     return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 
 

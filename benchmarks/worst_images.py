@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apa
 
 from benchmarks.decoded_apart import measure_apart
 from evalmode.errors import ImageError
-from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from serving.engine.decoding import count_decode_bytes
@@ -360,7 +361,7 @@ def show(name: str, image: bytes) -> bool:
     """Decode one alone; print and judge what that takes."""
     small, limits, contract = save(flat("RGB", 64), "PNG"), Limits(), PixelContract(224, 224, 3)
     try:
-        cost_bytes = count_decode_bytes(announce_image(image, limits), contract)
+        cost_bytes = count_decode_bytes(read_header(image, limits), contract)
     except ImageError:
         cost_bytes = 2**20  # refused by its header
     runs = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs.tables import RESULTS, TABLES, renew
-from evalmode.limits import IMAGE_FORMATS
+from evalmode.images.formats import IMAGE_FORMATS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -11,9 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from evalmode.artifact.certificate import INPUT, Floats, largest_value, scale_tolerance
+from evalmode.artifact.tensors import INPUT, Floats, largest_value, scale_tolerance
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 from training.datasets import Split
 from training.errors import FoldMismatch, NetworksDisagree
 from training.evaluation import predict_logits, split_evaluation

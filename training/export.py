@@ -13,9 +13,10 @@ import onnx
 import onnxscript.optimizer
 from torch import nn
 
-from evalmode.artifact.certificate import INPUT
 from evalmode.artifact.image_statistics import describe_images
-from evalmode.artifact.manifest import Manifest, open_artifact
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.sealing import open_artifact
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
 from evalmode.certification.fold import fold_norms
 from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
@@ -23,7 +24,8 @@ from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import ORT_VERSION, load_artifact
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import ORT_VERSION
 from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
 from training.datasets import Dataset
 from training.errors import LabelsReordered
@@ -121,7 +123,7 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         **checked.properties,
         "versions": _list_versions(),
     }
-    manifest = Manifest(run.config.labels, dataset.contract, properties)
+    manifest = ClassifierManifest(run.config.labels, dataset.contract, properties)
     golden, names = _choose_golden(dataset, synthetic)
     difference = checked.agreement.max_logit_difference
     artifact = certify(checked.graph, manifest, {INPUT: golden}, names, difference)
@@ -185,7 +187,8 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         ProofFailed: a check of the certificate fails.
     """
     graph, manifest = open_artifact(artifact)
-    assert manifest.certificate is not None  # export_run made one
+    assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate
+    assert manifest.certificate is not None
     variant = strip(quantize(graph, dataset.train.images))
     check_graph(variant)
     kept = dict(manifest.properties)
@@ -200,7 +203,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         "quality": asdict(quality),
         "moments": {**kept["moments"], "layers": []},
     }
-    bare = Manifest(manifest.labels, manifest.pixels, properties)
+    bare = ClassifierManifest(manifest.labels, manifest.pixels, properties)
     sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
     gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
     return sealed, check_gain(gain)

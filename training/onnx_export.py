@@ -13,7 +13,7 @@ import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from training.errors import ModuleInTrainMode
 from training.networks import scale_pixels
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from evalmode.artifact.certificate import softmax
+from evalmode.artifact.tensors import softmax
 from evalmode.certification.metrics import Indices, calibration_error
 
 TEMPERATURES = 0.05, 20.0  # range of the search

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.onnx import OnnxExporterError
 
-from evalmode.artifact.certificate import scale_tolerance
+from evalmode.artifact.tensors import scale_tolerance
 from evalmode.certification.certify import check_graph, strip
 from evalmode.certification.fold import fold_norms
 from evalmode.certification.metrics import gives_probabilities

@@ -1,4 +1,4 @@
-"""The model repository: a folder ``<name>/<version>/model.onnx``, and publishing into it atomically."""
+"""The model repository: a folder ``<name>/<version>/model.onnx`` that versions are published into atomically."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from evalmode.errors import ArtifactInvalid, NameInvalid
 from evalmode.files import check_writable, find_existing, naming
 
 ARTIFACT_FILE = "model.onnx"
-WITHDRAWN = ".withdrawn-"  # before the number of a version that was taken back
+WITHDRAWN = ".withdrawn-"  # the prefix of a version that was rolled back
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ALLOWED = "use up to 128 letters, digits, '.', '_' and '-', no such sign first"
+_ALLOWED = "use up to 128 letters, digits, '.', '_' and '-', the first a letter or digit"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _SUFFIX = ".onnx"
-SHOWN = 3  # of what is in the way, in a message
-MAX_STEPS = 1000  # through links: the system itself follows 40
+MAX_SHOWN = 3  # paths that a message names
+MAX_STEPS = 1000  # steps through symbolic links: the system itself follows 40 links
 
 
 def check_name(name: str) -> str:
-    """Return a model name that is safe as a folder.
+    """Return a model name if it is safe as the name of a folder.
 
     Raises:
-        NameInvalid: anything but letters, digits, ``.``, ``_`` and ``-``, or a first character that is none of the
-            first two.
+        NameInvalid: It contains characters other than letters, digits, ``.``, ``_`` and ``-``, or does not start with
+            a letter or digit.
     """
     if not _NAME.fullmatch(name):
         raise NameInvalid(f"model name {name!r} is not allowed: {_ALLOWED}")
@@ -35,14 +35,19 @@ def check_name(name: str) -> str:
 
 
 def list_names(repository: Path) -> list[str]:
-    """The names of the models in a repository that have a version, sorted; none where it cannot be read."""
+    """Return the names of the models that have at least one version, sorted; empty if the folder cannot be read."""
     return sorted(folder.name for folder in _list(repository) if list_versions(repository, folder.name))
 
 
 def list_versions(repository: Path, name: str) -> list[int]:
-    """The versions of one model, ascending; what is no positive integer or holds no artifact is no version.
+    """Return the versions of a model, ascending.
 
-    A name that no model may have has none: it cannot lead out of the repository. ``find_strays`` says what is left out.
+    A version is a folder that is named by a positive integer and contains an artifact. ``find_strays`` returns what is
+    left out.
+
+    Args:
+        repository: The folder of the model repository.
+        name: The model's name. A name that is not allowed has no versions, so that it cannot lead out of the folder.
     """
     if not _NAME.fullmatch(name):
         return []
@@ -51,7 +56,11 @@ def list_versions(repository: Path, name: str) -> list[int]:
 
 
 def find_strays(repository: Path) -> dict[str, str]:
-    """What looks like a model and is none: the reasons by path, hidden files left out."""
+    """Find files and folders that look like a model or a version but are not; hidden ones are skipped.
+
+    Returns:
+        The reasons, by path.
+    """
     strays: dict[str, str] = {}
     for folder in sorted(_list(repository)):
         if folder.name.startswith("."):
@@ -68,11 +77,11 @@ def find_strays(repository: Path) -> dict[str, str]:
 
 
 def explain_missing(repository: Path, name: str = "") -> str:
-    """Why a repository has no version of any model, or of one.
+    """Explain why a repository has no version of a model, or of any model.
 
     Args:
-        repository: The folder.
-        name: The model's; "" for any.
+        repository: The folder of the model repository.
+        name: The model's name, or "" for any model.
     """
     if name and not _NAME.fullmatch(name):
         return f"{name!r} is not the name of a model: {_ALLOWED}"
@@ -85,23 +94,23 @@ def explain_missing(repository: Path, name: str = "") -> str:
             return f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}"
     strays = find_strays(repository)
     found = [f"{path} {why}" for path, why in strays.items() if Path(path).is_relative_to(repository / name)]
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    more = f", and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
     wanted = f"<version>/{ARTIFACT_FILE}" if name else f"<name>/<version>/{ARTIFACT_FILE}"
-    return f"{repository / name} holds no {wanted}" + (f" ({'; '.join(found[:SHOWN])}{more})" if found else "")
+    return f"{repository / name} holds no {wanted}" + (f" ({'; '.join(found[:MAX_SHOWN])}{more})" if found else "")
 
 
 def find_artifact(repository: Path, name: str, version: int, follow_links: bool = False) -> Path:
-    """Where a version's artifact lies, by the path of the repository as it was given.
+    """Return the path of a version's artifact, relative to ``repository`` as it was passed.
 
     Args:
-        repository: The folder.
-        name: The model's.
-        version: Its version.
+        repository: The folder of the model repository.
+        name: The model's name.
+        version: The number of the version.
         follow_links: Whether symbolic links may lead out of the repository.
 
     Raises:
-        NameInvalid: see ``check_name``.
-        ArtifactInvalid: it is not there, or a symbolic link leads out of the repository.
+        NameInvalid: The name is not allowed, see ``check_name``.
+        ArtifactInvalid: There is no such version, or a symbolic link leads out of the repository.
     """
     path = repository / check_name(name) / str(version) / ARTIFACT_FILE
     if not _is_file(path):
@@ -116,10 +125,13 @@ def find_artifact(repository: Path, name: str, version: int, follow_links: bool 
 
 
 def _find_link_out(repository: Path, path: Path) -> Path | None:
-    """The symbolic link by which a path in a repository leads out of it.
+    """Return the symbolic link by which a path in a repository leads out of it; None if it stays inside.
 
-    Folders are compared by what the system says they are, not by name: seen through another process's root
-    (/proc/PID/root) or a mount, a resolved path is another place.
+    Folders are compared by device and inode, not by name: seen through the root of another process (/proc/PID/root)
+    or a mount, a resolved path may be another folder.
+
+    Raises:
+        ArtifactInvalid: There are too many links.
     """
     home = repository.stat()
     place, depth, link = repository, 0, repository
@@ -128,7 +140,7 @@ def _find_link_out(repository: Path, path: Path) -> Path | None:
         if not ahead:
             return link if depth < 0 else None
         part = ahead.pop()
-        place = place / part  # of an absolute link "/", which starts anew
+        place = place / part  # an absolute link starts with "/", which replaces the place
         if os.path.samestat(place.stat(), home):
             place, depth = repository, 0
         elif depth >= 0 and part not in ("..", "/") and place.is_symlink():
@@ -141,7 +153,7 @@ def _find_link_out(repository: Path, path: Path) -> Path | None:
 
 
 def _list(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where it cannot be read."""
+    """Return the content of a folder; empty if it cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -149,7 +161,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is a file; not where that cannot be known."""
+    """Return whether a path is a file; False if that is unknown."""
     try:
         return path.is_file()
     except OSError:
@@ -157,11 +169,11 @@ def _is_file(path: Path) -> bool:
 
 
 def _why_unreadable(folder: Path) -> str:
-    """Why a folder cannot be read; "" where it can, or is none."""
+    """Explain why a folder cannot be read; "" if it can be, or is not a folder."""
     try:
         if folder.is_dir():
             next(folder.iterdir(), folder).lstat()
-    except FileNotFoundError:  # gone meanwhile
+    except FileNotFoundError:  # deleted meanwhile
         return ""
     except OSError as error:
         return f"cannot be read: {error.strerror}"
@@ -169,7 +181,7 @@ def _why_unreadable(folder: Path) -> str:
 
 
 def _explain_stray(path: Path) -> str:
-    """Why something in a model's folder is no version of it; "" where it is one, or nothing that looks like one."""
+    """Explain why a path in a model's folder is not a version; "" if it is one, or does not look like one."""
     if path.name.startswith("."):
         return ""
     if path.suffix == _SUFFIX and _is_file(path):
@@ -184,35 +196,42 @@ def _explain_stray(path: Path) -> str:
         return ""
     if artifact.is_symlink():
         return f"holds {ARTIFACT_FILE} as a link to {artifact.readlink()}, which does not exist"
-    others = ", ".join(sorted(one.name for one in _list(path))[:SHOWN])
+    others = ", ".join(sorted(one.name for one in _list(path))[:MAX_SHOWN])
     return f"holds no {ARTIFACT_FILE}" + (f", but {others}" if others else "")
 
 
 def check_publishable(repository: Path, name: str) -> None:
-    """Find out early whether ``publish`` could write: what is to be published may take long to make.
+    """Check that ``publish`` will be able to write, before an artifact is made at length.
 
     Args:
-        repository: It may be missing.
-        name: The model's.
+        repository: The folder of the model repository; it may be missing.
+        name: The model's name.
 
     Raises:
-        NameInvalid: see ``check_name``.
-        OSError: a folder cannot be written into; names it.
+        NameInvalid: The name is not allowed, see ``check_name``.
+        OSError: A folder is not writable; the error names it.
     """
     for place in (repository, repository / check_name(name)):
         check_writable(find_existing(place))
 
 
 def publish(repository: Path, name: str, artifact: bytes) -> Path:
-    """Publish an artifact as the next version of a model: written beside, synced, then renamed into place.
+    """Publish an artifact as the next version of a model.
 
-    A reader sees the whole version or none of it, whenever this process dies.
+    The file is written into a temporary folder, synced to disk, and renamed into place. Readers see all of the version
+    or nothing, even if this process is killed.
+
+    Args:
+        repository: The folder of the model repository; it is created if it is missing.
+        name: The model's name.
+        artifact: The bytes of ``model.onnx``.
 
     Returns:
         The path of the published artifact.
 
     Raises:
-        NameInvalid: see ``check_name``.
+        NameInvalid: The name is not allowed, see ``check_name``.
+        OSError: The file cannot be written.
     """
     model_folder = repository / check_name(name)
     repository.mkdir(parents=True, exist_ok=True)
@@ -222,7 +241,7 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
             file.write(artifact)
             file.flush()
             os.fsync(file.fileno())
-        # The server may run as another user, whatever this one's umask.
+        # The server may run as another user: the umask of this one must not lock it out.
         (incoming / ARTIFACT_FILE).chmod(0o644)
         incoming.chmod(0o755)
         with suppress(FileExistsError):
@@ -237,14 +256,18 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
 
 
 def withdraw(repository: Path, name: str) -> tuple[int, int]:
-    """Take back the newest version of a model, by one rename; its file stays beside the others, as ``.withdrawn-N``.
+    """Roll back the newest version of a model. Its folder is renamed to ``.withdrawn-N`` and kept.
+
+    Args:
+        repository: The folder of the model repository.
+        name: The model's name.
 
     Returns:
-        The version that was taken back, and the newest that is left.
+        The version that was rolled back, and the newest remaining one.
 
     Raises:
-        NameInvalid: see ``check_name``.
-        ArtifactInvalid: there is no version to go back to.
+        NameInvalid: The name is not allowed, see ``check_name``.
+        ArtifactInvalid: There is no earlier version.
     """
     *_, left, newest = (0, 0, *list_versions(repository, check_name(name)))
     if not left:
@@ -257,7 +280,7 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
 
 
 def _claim_version(incoming: Path, model_folder: Path) -> Path:
-    """Rename into the next free number, never one that was withdrawn; another publisher may take it first."""
+    """Rename a folder to the next free version; numbers of withdrawn versions are not used again."""
     names = (folder.name.removeprefix(WITHDRAWN) for folder in model_folder.iterdir())
     number = max((int(name) for name in names if _VERSION.fullmatch(name)), default=0) + 1
     while True:
@@ -266,6 +289,7 @@ def _claim_version(incoming: Path, model_folder: Path) -> Path:
         except OSError:
             if not (model_folder / str(number)).exists():
                 raise
+            # Another publisher took the number first.
             number += 1
 
 

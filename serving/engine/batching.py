@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import QueueFull
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
@@ -267,4 +267,5 @@ def queue_too_long() -> QueueFull:
 
 def count_slots(models: Iterable[Model]) -> int:
     """Inferences that may run at the same time: as many as CPUs; one on a GPU, which larger batches fill instead."""
-    return 1 if any(model.provider == "CUDA" for model in models) else count_cpus()
+    limits = [model.provider.max_slots for model in models if model.provider.max_slots]
+    return min(limits, default=count_cpus())

@@ -24,7 +24,7 @@ def measure_drift(middles: Sequence[Pixels], told: Mapping[str, Any]) -> dict[tu
     """How far images are from those of training: standard errors, by moment and channel; ``LIMIT`` is too far.
 
     Args:
-        middles: of the images, as ``cut_middle`` gives them.
+        middles: of the images, as ``crop_centre`` gives them.
         told: by ``describe_images``.
     """
     seen = np.concatenate([measure_moments(middle[np.newaxis]) for middle in middles]).mean(0)

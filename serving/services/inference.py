@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import DeadlineExpired, RequestCancelled
 from evalmode.runtime.model import Model
 from serving.engine.batch import Call, check_alive

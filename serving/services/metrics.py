@@ -118,7 +118,7 @@ class Metrics:
         manifests = {}
         for model in self._models.loaded:
             manifests[model.name, model.version] = model.manifest
-            said = (model.digest, model.provider, model.manifest.certificate is not None, model.batch_invariant)
+            said = (model.digest, model.provider.name, model.manifest.certificate is not None, model.batch_invariant)
             families["evalmode_model_info"].add_metric(
                 (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in said)), 1
             )

@@ -23,7 +23,8 @@ from evalmode.errors import (
 )
 from evalmode.files import Signature, sign_file
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import LoadOptions, load_model
+from evalmode.runtime.model import Model
 from serving.trials import Trials
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Models:
         self._keep = keep
         self._trials = trials or Trials(Limits())
         self._follow_links = follow_links
-        self._load_options = load_options
+        self._load_options = LoadOptions(**load_options)
         self._jobs: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
         self._changed = threading.Condition(
             threading.RLock()
@@ -371,7 +372,7 @@ class Models:
         name, version = key
         try:
             path = self._find_artifact(key)
-            model = load_model(path, name=name, version=str(version), examine=self._examine, **self._load_options)
+            model = load_model(path, name=name, version=str(version), examine=self._examine, options=self._load_options)
             error: Exception | None = None
         except Exception as caught:  # whatever it is: it must not end the thread, nor hold up the other versions
             error = caught

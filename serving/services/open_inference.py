@@ -179,8 +179,7 @@ class OpenInference:
         """How a model is served, in the words of the protocol's configuration."""
         model = self._find(request)
         largest = min(self._limits.max_batch, model.max_batch)
-        kind = config.ModelInstanceGroup.KIND_GPU if model.provider == "CUDA" else config.ModelInstanceGroup.KIND_CPU
-        image_format = config.ModelInput.FORMAT_NHWC if model.manifest.image else config.ModelInput.FORMAT_NONE
+        kind = config.ModelInstanceGroup.KIND_GPU if model.provider.is_gpu else config.ModelInstanceGroup.KIND_CPU
         return wire.ModelConfigResponse(
             config=config.ModelConfig(
                 name=model.name,
@@ -189,7 +188,9 @@ class OpenInference:
                 max_batch_size=self._limits.max_batch,
                 version_policy=config.ModelVersionPolicy(latest=config.ModelVersionPolicy.Latest(num_versions=1)),
                 input=[
-                    config.ModelInput(name=one.name, data_type=_config_type(one), dims=one.shape, format=image_format)
+                    config.ModelInput(
+                        name=one.name, data_type=_config_type(one), dims=one.shape, format=_choose_format(model, one)
+                    )
                     for one in model.inputs
                 ],
                 output=[
@@ -281,9 +282,9 @@ def describe_properties(model: Model) -> Mapping[str, str]:
         **model.manifest.properties,
         "labels": model.manifest.labels,
         "digest": model.digest,
-        "provider": model.provider,
+        "provider": model.provider.name,
         "batch_invariant": model.batch_invariant,
-        "certificate": certificate and {"golden": len(certificate.targets), "tolerance": certificate.tolerance},
+        "certificate": certificate and {"golden": certificate.golden_count, "tolerance": certificate.tolerance},
     }
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -363,6 +364,11 @@ def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:
 
 def _config_type(tensor: Tensor) -> config.DataType:
     return getattr(config, f"TYPE_{DATATYPES[tensor.dtype]}")  # type: ignore[no-any-return]
+
+
+def _choose_format(model: Model, tensor: Tensor) -> config.ModelInput.Format:
+    takes_images = tensor.name in model.manifest.image_inputs
+    return config.ModelInput.FORMAT_NHWC if takes_images else config.ModelInput.FORMAT_NONE
 
 
 def _refuse_all(request: Any, call: Call) -> Any:

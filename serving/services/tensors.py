@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evalmode.artifact.certificate import DTYPES, INPUT, Array, Tensors
+from evalmode.artifact.tensors import DTYPES, INPUT, Array, Tensors
 from evalmode.errors import (
     BatchTooLarge,
     ContentsMismatch,
@@ -29,8 +29,8 @@ from evalmode.errors import (
     TensorUnknown,
     at_field,
 )
-from evalmode.images.headers import Header
-from evalmode.images.pixels import PixelContract, announce_image
+from evalmode.images.headers import Header, read_header
+from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model, Tensor
 from evalmode.wire import open_inference_pb2 as wire
@@ -135,9 +135,10 @@ def read_inputs(
             )
         content = raw[place] if raw else None
         wanted = next(tensor for tensor in model.inputs if tensor.name == sent.name)
-        if sent.datatype == BYTES and model.manifest.image and sent.name == INPUT:
+        if sent.datatype == BYTES and sent.name in model.manifest.image_inputs:
             encoded = _read_encoded(sent, content, shape, field)
-            images = _announce_images(encoded, read, model, limits, budget, field)
+            contract = model.manifest.image_inputs[sent.name]
+            images = _announce_images(encoded, read, contract, limits, budget, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     batches = [len(array) for array in read.values()] + ([len(images.images)] if images.contract else [])
@@ -264,13 +265,13 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
 
 
 def _announce_images(
-    encoded: Sequence[bytes], arrays: Tensors, model: Model, limits: Limits, budget: DecodeBudget, field: str
+    encoded: Sequence[bytes], arrays: Tensors, contract: PixelContract, limits: Limits, budget: DecodeBudget, field: str
 ) -> Sent:
     """The headers of images, and what decoding them costs: one at a time, and all their pixels together."""
-    contract, headers, largest = model.manifest.pixels, [], 0
+    headers, largest = [], 0
     for number, image in enumerate(encoded):
         with at_field(f"{field}[{number}]"):
-            headers.append(announce_image(image, limits))
+            headers.append(read_header(image, limits))
             cost_bytes = count_decode_bytes(headers[-1], contract)
             budget.check(cost_bytes)
             largest = max(largest, cost_bytes)

@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
-from evalmode.artifact.certificate import INPUT, LOGITS
-from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.sealing import check_digest, open_artifact, seal
+from evalmode.artifact.tensors import INPUT, LOGITS
 from evalmode.certification import fold, quantize
 from evalmode.certification.certify import certify
 from evalmode.certification.golden import check_golden, least_recalls
@@ -38,7 +39,8 @@ from evalmode.errors import (
     WeightsNotFinite,
 )
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
@@ -401,7 +403,7 @@ def test_another_files_certificate_is_noticed(trained: Trained, artifact: bytes)
 
 def certified_as_it_is(graph: onnx.ModelProto, trained: Trained) -> bytes:
     """A certificate for whatever a graph answers."""
-    manifest = Manifest(COLOURS, PixelContract(8, 8, 3), {"temperature": temperature_of(trained)})
+    manifest = ClassifierManifest(COLOURS, PixelContract(8, 8, 3), {"temperature": temperature_of(trained)})
     return certify(graph, manifest, {INPUT: trained.dataset.val.images[:16]}, ("",) * 16, 0.0)
 
 

@@ -16,7 +16,7 @@ from evalmode.artifact.repository import publish
 from evalmode.client import Client
 from evalmode.images.pixels import decode_image
 from evalmode.limits import Limits
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from tests.conftest import Server, serving
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import predict_logits

@@ -318,7 +318,7 @@ class TestPredictReads:
         done = evalmode("predict", tmp_path, "--max-image-pixels", 5)
         assert (done.returncode, done.stderr.strip()) == (
             2,
-            "evalmode: --max-image-pixels is for --file: a server has a limit of its own",
+            "evalmode: --max-image-pixels is for --file: a server has its own limit",
         )
 
     def test_no_damaged_image_by_file_or_server(

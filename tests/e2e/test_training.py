@@ -16,7 +16,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evalmode.artifact.manifest import DIGEST
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from tests.conftest import encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]

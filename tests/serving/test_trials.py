@@ -113,14 +113,14 @@ def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
     """onnxruntime quotes names of the file: a hostile one must not write lines of its own into the log."""
     import onnx
 
-    from evalmode.artifact.manifest import Manifest
+    from evalmode.artifact.manifest import TensorManifest
     from tests.hostile import seal_unchecked
 
     node = onnx.helper.make_node("No\nSuch" + "x" * 10_000, ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch",)) for name in "xy"]
     graph = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]))
     with pytest.raises(EvalmodeError) as caught:
-        trials.examine(seal_unchecked(graph, Manifest((), None)), allow_uncertified=True)
+        trials.examine(seal_unchecked(graph, TensorManifest()), allow_uncertified=True)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) <= 1000
 

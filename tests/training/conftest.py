@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from evalmode.certification.metrics import Quality
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
 from training.agreement import Agreement
 from training.datasets import Dataset, Split, load_dataset
 from training.export import export_run

@@ -24,12 +24,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training
-from evalmode.artifact.certificate import softmax
-from evalmode.artifact.manifest import DIGEST, Manifest, seal
+from evalmode.artifact.manifest import DIGEST, ClassifierManifest
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import softmax
 from evalmode.certification.metrics import calibration_error
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
 from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
@@ -415,7 +417,7 @@ def test_a_run_without_weights_is_refused(exported, digits: Dataset, tmp_path: P
 
 
 def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx.ModelProto, exported) -> None:
-    manifest = Manifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
+    manifest = ClassifierManifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
     resealed = onnx.load_from_string(seal(graph, manifest))
     said = {fact.key: fact.value for fact in resealed.metadata_props}
     assert len(said.pop(DIGEST)) == 64
@@ -425,7 +427,7 @@ def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx
 
 def test_sealing_leaves_the_graph_it_was_given_alone(graph: onnx.ModelProto) -> None:
     before = graph.SerializeToString(deterministic=True)
-    seal(graph, Manifest(("a",), PixelContract(8, 8, 1)))
+    seal(graph, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
     assert graph.SerializeToString(deterministic=True) == before
 
 
@@ -434,7 +436,7 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
     broken.CopyFrom(graph)
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
-        seal(broken, Manifest(("a",), PixelContract(8, 8, 1)))
+        seal(broken, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
 
 
 # Mirrored: both views in one answer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evalmode.artifact.manifest import open_artifact
+from evalmode.artifact.sealing import open_artifact
 from evalmode.cli.display import Display
 from evalmode.cli.output import Output
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm

@@ -13,14 +13,13 @@ import numpy as np
 
 from evalmode.errors import ImageError
 from evalmode.images.folders import name_some
-from evalmode.images.headers import Header
+from evalmode.images.headers import Header, read_header
 from evalmode.images.pixels import (
     PixelContract,
     Pixels,
-    announce_image,
-    decode_announced,
-    decode_announced_whole,
-    probe_announced,
+    decode_by_header,
+    decode_whole_by_header,
+    probe_header,
 )
 from evalmode.limits import Limits
 from training.datasets.carving import carve_missing
@@ -84,7 +83,7 @@ class _Reader:
     def read(self, path: Path, decode: Callable[[Header], T]) -> T | None:
         """Read a file and decode it; None if that fails, with the reason in ``unreadable``."""
         try:
-            header = announce_image(path.read_bytes(), self.limits)
+            header = read_header(path.read_bytes(), self.limits)
             decoded = decode(header)
             if header.exif_damaged:
                 self.exif_damaged.append(path)
@@ -116,7 +115,7 @@ def _keep_readable(pixels: Pixels, paths: list[Path], targets: Indices, unreadab
 
 def _choose_contract(paths: Sequence[Path], image_size: tuple[int, int] | None, reader: _Reader) -> PixelContract:
     """Choose grey if all images are grey, and the requested size or that of the first readable image."""
-    probed = (reader.read(path, probe_announced) for path in paths)
+    probed = (reader.read(path, probe_header) for path in paths)
     shapes = filter(None, probed)
     first = next(shapes, None)
     if first is None:
@@ -132,7 +131,7 @@ def _decode_all(
     pixels = np.empty((len(paths), *contract.shape), np.uint8)
 
     def read(header: Header) -> Pixels:
-        return decode_announced(header, contract) if resize else decode_announced_whole(header, contract.channels)
+        return decode_by_header(header, contract) if resize else decode_whole_by_header(header, contract.channels)
 
     def decode(index: int) -> None:
         if paths[index] in reader.unreadable:

@@ -20,9 +20,9 @@ from evalmode.images.folders import (
     find_images,
     list_folder,
     name_some,
-    tell_images,
+    separate_images,
 )
-from evalmode.limits import IMAGE_SUFFIXES
+from evalmode.images.formats import IMAGE_SUFFIXES
 from training.datasets.dataset import Indices
 from training.errors import DataError
 
@@ -66,7 +66,7 @@ def find_layout(root: Path) -> Layout:
     """
     folders, files = list_folder(root)
     splits = _find_splits(root, folders)
-    beside = tell_images([] if splits["train"] == root else files)
+    beside = separate_images([] if splits["train"] == root else files)
     unread = list(beside.others), list(beside.images)
     classes = _list_classes(splits["train"], unread)
     labels = tuple(path.name for path in classes)
@@ -161,7 +161,7 @@ def _list_classes(folder: Path, unread: Unread) -> list[Path]:
         above = [only for only in folders if list_folder(only)[0]]
         hint = "".join(f"; the labels or splits must be directly in it, not in {only}" for only in above)
         raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>{hint}")
-    beside = tell_images(files)
+    beside = separate_images(files)
     for noted, paths in zip(unread, (beside.others, beside.images), strict=True):
         noted += [path for path in paths if path not in noted]
     return folders

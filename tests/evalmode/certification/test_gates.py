@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, LOGITS, Certificate
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.certificate import Certificate
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.tensors import INPUT, LOGITS
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.certification.golden import check_golden
 from evalmode.certification.graph import check_eval_mode, check_finite
@@ -44,7 +45,7 @@ def add_constant(graph: onnx.ModelProto, name: str, value: object) -> None:
 
 
 def certify_colours(graph: onnx.ModelProto, labels: tuple[str, ...] = COLOURS) -> bytes:
-    return certify(graph, Manifest(labels, CONTRACT), {INPUT: GOLDEN}, ("",) * len(GOLDEN), difference=0.0)
+    return certify(graph, ClassifierManifest(labels, CONTRACT), {INPUT: GOLDEN}, ("",) * len(GOLDEN), difference=0.0)
 
 
 def test_the_network_that_the_others_are_made_of_passes() -> None:

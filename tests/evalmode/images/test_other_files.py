@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
-from evalmode.artifact.manifest import check_operators, open_artifact
+from evalmode.artifact.sealing import check_operators, open_artifact
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.certification.verdicts import examine
 from evalmode.errors import OperatorNotAllowed
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.conftest import colour_artifact, colour_graph
 from tests.hostile import PLACES, external_data, mutate, two_networks
 
@@ -25,7 +26,8 @@ REFUSE_ALL = """
 import sys
 import numpy as np
 from evalmode.errors import ArtifactInvalid
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.hostile import mutate
 
 def on_event(event, arguments):

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from evalmode.artifact.certificate import INPUT
 from evalmode.artifact.repository import list_versions, publish, withdraw
+from evalmode.artifact.tensors import INPUT
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -26,7 +26,7 @@ from evalmode.errors import (
     TrialUnavailable,
 )
 from evalmode.limits import Limits
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from serving.services.models import ALL, Entry, Models
 from serving.trials import Trials
 from tests.conftest import COLOURS, colour_artifact, serving
@@ -317,7 +317,8 @@ class TestRefresh:
             "colours/model.onnx is not a version: a version is a folder with model.onnx, such as 1",
             f"colours/v1 {number}",
             "flat.onnx is not a model: a model is <name>/<version>/model.onnx",
-            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', no such sign first",
+            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit",
         ]
         assert loaded(models) == ["colours/1"]
 

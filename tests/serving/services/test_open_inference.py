@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 
 from benchmarks.damage import make_damaged
 from evalmode import __version__
-from evalmode.artifact.certificate import DTYPES, LOGITS, PROBABILITIES
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.manifest import TensorManifest
 from evalmode.artifact.repository import publish
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import DTYPES, LOGITS, PROBABILITIES
 from evalmode.certification.certify import certify
 from evalmode.errors import (
     BatchTooLarge,
@@ -46,7 +47,8 @@ from evalmode.errors import (
 from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_artifact
+from evalmode.runtime.loading import LoadOptions, load_artifact
+from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import tensors
 from serving.services.models import Models
@@ -130,7 +132,7 @@ def tensor_artifact(dtype: str) -> bytes:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(proto)
     golden = {name: (np.arange(12).reshape(4, 3) % 2).astype(dtype) for name in ("left", "right")}
-    return certify(proto, Manifest((), None), golden, ("",) * 4, difference=0.0)
+    return certify(proto, TensorManifest(), golden, ("",) * 4, difference=0.0)
 
 
 def open_model(open_sides: int) -> Model:
@@ -139,7 +141,8 @@ def open_model(open_sides: int) -> Model:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("numbers", "same")]
     graph = helper.make_graph([helper.make_node("Identity", ["numbers"], ["same"])], "open", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return load_artifact(seal(proto, Manifest((), None)), name="open", version="1", allow_uncertified=True)
+    options = LoadOptions(allow_uncertified=True)
+    return load_artifact(seal(proto, TensorManifest()), name="open", version="1", options=options)
 
 
 # Inference

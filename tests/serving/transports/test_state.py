@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import tests.conftest
-from evalmode.images.pixels import decode_announced
+from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
@@ -147,7 +147,7 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
     def decode(*arguments: object) -> np.ndarray:
         begun.set()
         assert go_on.wait(WAIT_S)
-        return decode_announced(*arguments)
+        return decode_by_header(*arguments)
 
     with patch.object(tensors, "decode_requested", decode):
         yield begun, go_on
