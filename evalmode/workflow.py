@@ -26,16 +26,16 @@ def train(
         print(run.read_result().test_accuracy)
 
     Args:
-        data: a folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
-        out: run folder; new or empty, unless the training is resumed.
-        callbacks: functions to call with the progress. By default, lines and progress bars are shown.
-        **options: the options of ``evalmode train``: fields of ``training.options.TrainOptions``.
+        data: A folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
+        out: Run folder; new or empty, unless the training is resumed.
+        callbacks: Functions to call with the progress. By default, lines and progress bars are shown.
+        **options: The options of ``evalmode train``: fields of ``training.options.TrainOptions``.
 
     Returns:
         The run: its result and its weights.
 
     Raises:
-        EvalmodeError: the data, the network or the folder cannot be used, or the training diverged; the classes are
+        EvalmodeError: The data, the network or the folder cannot be used, or the training diverged; the classes are
             those of ``training.pipeline.train``.
     """
     import_own("training.pipeline")
@@ -63,17 +63,17 @@ def export(
         print(artifact.path, artifact.quality.accuracy)
 
     Args:
-        run: a run, or the path of its folder.
-        repository: folder of the model repository.
-        name: name of the model.
-        callbacks: functions to call with the progress. By default, lines and progress bars are shown.
-        **options: the options of ``evalmode export``: fields of ``training.options.ExportOptions``.
+        run: A run, or the path of its folder.
+        repository: Folder of the model repository.
+        name: Name of the model.
+        callbacks: Functions to call with the progress. By default, lines and progress bars are shown.
+        **options: The options of ``evalmode export``: fields of ``training.options.ExportOptions``.
 
     Returns:
         The published artifact, with its path and digest.
 
     Raises:
-        EvalmodeError: the run cannot be used, or a check failed and nothing was published; the classes are those of
+        EvalmodeError: The run cannot be used, or a check failed and nothing was published; the classes are those of
             ``training.pipeline.export``.
     """
     import_own("training.pipeline")

@@ -30,11 +30,11 @@ class Agreement:
     """How well ONNX Runtime agrees with torch on the test images.
 
     Attributes:
-        images: number of images compared: the whole test set.
-        max_logit_difference: largest absolute difference of a logit.
-        tolerance: largest difference that is allowed.
-        near_ties: number of images whose best two logits in torch are closer than the tolerance.
-        changed: number of images with another best label in ONNX Runtime than in torch; all of them are near ties.
+        images: Number of images compared: the whole test set.
+        max_logit_difference: Largest absolute difference of a logit.
+        tolerance: Largest difference that is allowed.
+        near_ties: Number of images whose best two logits in torch are closer than the tolerance.
+        changed: Number of images with another best label in ONNX Runtime than in torch; all of them are near ties.
     """
 
     images: int
@@ -50,7 +50,7 @@ class Expected:
 
     Attributes:
         logits: float32 (N, K).
-        tolerance: largest difference of a logit.
+        tolerance: Largest difference of a logit.
     """
 
     logits: Floats
@@ -65,8 +65,8 @@ def expect_answers(network: nn.Module, split: Split) -> Expected:
     few times this distance, faulty ones by more.
 
     Args:
-        network: the network, in eval mode on the CPU.
-        split: the images.
+        network: The network, in eval mode on the CPU.
+        split: The images.
 
     Returns:
         Logits in float32 of all images, and the tolerance.
@@ -94,15 +94,15 @@ def check_fold(folded: Floats, unfolded: Floats, tolerance: float) -> float:
     """Check that folding batch norm into convolutions changes no logit by more than rounding.
 
     Args:
-        folded: logits of the folded graph, float32 (N, K).
-        unfolded: logits of the graph before folding, float32 (N, K).
-        tolerance: largest difference that counts as rounding.
+        folded: Logits of the folded graph, float32 (N, K).
+        unfolded: Logits of the graph before folding, float32 (N, K).
+        tolerance: Largest difference that counts as rounding.
 
     Returns:
         The largest difference.
 
     Raises:
-        FoldMismatch: a logit differs by more, or is NaN.
+        FoldMismatch: A logit differs by more, or is NaN.
     """
     difference = float(np.abs(folded - unfolded).max())
     if not difference <= tolerance:  # written so that NaN is refused, too
@@ -124,18 +124,18 @@ def measure_agreement(
     """Compare the logits of ONNX Runtime with those of torch.
 
     Args:
-        network: the network; run again to find the layer that differs.
-        test: the test images.
-        expected: logits of torch, and the tolerance.
-        actual: logits of ONNX Runtime, float32 (N, K).
-        outputs: name of the output tensor in the graph, for each layer of the network.
-        graph: the graph that ONNX Runtime ran.
+        network: The network; run again to find the layer that differs.
+        test: The test images.
+        expected: Logits of torch, and the tolerance.
+        actual: Logits of ONNX Runtime, float32 (N, K).
+        outputs: Name of the output tensor in the graph, for each layer of the network.
+        graph: The graph that ONNX Runtime ran.
 
     Returns:
         The differences, all within the tolerance.
 
     Raises:
-        NetworksDisagree: a logit differs by more than the tolerance, or a label changes that is no near tie.
+        NetworksDisagree: A logit differs by more than the tolerance, or a label changes that is no near tie.
     """
     difference, tolerance = float(np.abs(expected.logits - actual).max()), expected.tolerance
     best_two = np.sort(expected.logits, axis=1)[:, -2:]
@@ -159,11 +159,11 @@ def _find_divergence(
     """Describe the first layer whose output differs between ONNX Runtime and torch.
 
     Args:
-        network: the network, in eval mode.
-        images: images to run, uint8 (N, H, W, C).
-        outputs: name of the output tensor in the graph, for each layer.
-        graph: the graph to run.
-        share: largest difference that counts as rounding, relative to the largest value of the layer.
+        network: The network, in eval mode.
+        images: Images to run, uint8 (N, H, W, C).
+        outputs: Name of the output tensor in the graph, for each layer.
+        graph: The graph to run.
+        share: Largest difference that counts as rounding, relative to the largest value of the layer.
 
     Returns:
         A clause for the error message.

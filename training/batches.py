@@ -24,14 +24,14 @@ class TrainingBatch:
     """The share of one process in a batch.
 
     Attributes:
-        step: number of the step in the epoch, from 1.
-        size: number of images of all processes together.
-        rows: index of each image of this process among the training images, int64 (N,).
-        inputs: augmented images of this process, float32 (N, C, H, W) in [-1, 1].
-        targets: their labels, int64 (N,).
-        loss_of: computes the mean loss of this process from its logits, float32 (N, K).
-        loss_scale: factor of this loss, so that gradients averaged over the processes are those of the whole batch.
-        seed: seed of the draws of dropout in this process.
+        step: Number of the step in the epoch, from 1.
+        size: Number of images of all processes together.
+        rows: Index of each image of this process among the training images, int64 (N,).
+        inputs: Augmented images of this process, float32 (N, C, H, W) in [-1, 1].
+        targets: Their labels, int64 (N,).
+        loss_of: Computes the mean loss of this process from its logits, float32 (N, K).
+        loss_scale: Factor of this loss, so that gradients averaged over the processes are those of the whole batch.
+        seed: Seed of the draws of dropout in this process.
     """
 
     step: int
@@ -51,11 +51,11 @@ class Batches:
     seeds of dropout differ between processes.
 
     Args:
-        split: the training images.
-        recipe: decides the size of a batch, the augmentation, the loss and the seed.
-        epoch: number of the epoch, from 1.
-        ranks: the processes that share each batch.
-        device: device of the tensors.
+        split: The training images.
+        recipe: Decides the size of a batch, the augmentation, the loss and the seed.
+        epoch: Number of the epoch, from 1.
+        ranks: The processes that share each batch.
+        device: Device of the tensors.
     """
 
     def __init__(self, split: Split, recipe: Recipe, epoch: int, ranks: Ranks, device: torch.device) -> None:
@@ -113,9 +113,9 @@ def split_batches(order: Indices, batch_size: int, min_size: int = 2) -> list[In
     """Cut an order of images into batches.
 
     Args:
-        order: indices of images, int64 (N,).
-        batch_size: images in a batch.
-        min_size: a smaller last batch is joined to the batch before it. Batch norm has no variance over one image.
+        order: Indices of images, int64 (N,).
+        batch_size: Images in a batch.
+        min_size: A smaller last batch is joined to the batch before it. Batch norm has no variance over one image.
 
     Returns:
         Indices of each batch.

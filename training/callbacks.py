@@ -20,10 +20,10 @@ class NetworkSummary:
 
     Attributes:
         name: ``compact``, ``reference``, or ``package.module:function``.
-        weights: number of weights.
-        multiply_adds: multiplications with an addition for one image.
+        weights: Number of weights.
+        multiply_adds: Multiplications with an addition for one image.
         device: ``cpu`` or ``cuda``.
-        processes: number of processes that train it.
+        processes: Number of processes that train it.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Outcome:
     """The end of a training.
 
     Attributes:
-        run: the run, with its weights.
-        best: figures of the epoch whose weights the run keeps.
-        result: what was measured with exact batch norm statistics.
-        norm_layers: number of batch norm layers with moving statistics.
-        unmoved_layers: number of those whose statistics training did not change.
-        test_images: number of test images.
+        run: The run, with its weights.
+        best: Figures of the epoch whose weights the run keeps.
+        result: What was measured with exact batch norm statistics.
+        norm_layers: Number of batch norm layers with moving statistics.
+        unmoved_layers: Number of those whose statistics training did not change.
+        test_images: Number of test images.
     """
 
     run: Run
@@ -66,16 +66,16 @@ class Callbacks:
     them raises ends the training.
 
     Attributes:
-        on_load: called while data are loaded, with ``downloading`` or ``decoding``, the number of bytes or images done,
+        on_load: Called while data are loaded, with ``downloading`` or ``decoding``, the number of bytes or images done,
             and their total.
-        on_data: called with the loaded data set.
-        on_network: called with the network, before the first step.
-        on_step: called after each training step with its number from 1, the number of steps in the epoch, and the loss.
-        on_epoch: called after each epoch with its figures.
-        on_outcome: called at the end of a training, before the report is written.
-        on_report: called with the path of the report.
-        on_published: called with each artifact once it is published.
-        on_warning: called with a sentence that the user should read.
+        on_data: Called with the loaded data set.
+        on_network: Called with the network, before the first step.
+        on_step: Called after each training step with its number from 1, the number of steps in the epoch, and the loss.
+        on_epoch: Called after each epoch with its figures.
+        on_outcome: Called at the end of a training, before the report is written.
+        on_report: Called with the path of the report.
+        on_published: Called with each artifact once it is published.
+        on_warning: Called with a sentence that the user should read.
     """
 
     on_load: Callable[[str, int, int], None] = _ignore

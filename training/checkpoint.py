@@ -33,15 +33,15 @@ class Epoch:
     """The figures of one pass over the training images.
 
     Attributes:
-        epoch: number of the epoch, from 1.
-        loss: mean loss over the pass, in train mode, on augmented images.
-        train_accuracy: accuracy over the pass, in train mode, on augmented images.
-        val_accuracy: accuracy on the validation images, in eval mode, with batch norm statistics close to those of the
+        epoch: Number of the epoch, from 1.
+        loss: Mean loss over the pass, in train mode, on augmented images.
+        train_accuracy: Accuracy over the pass, in train mode, on augmented images.
+        val_accuracy: Accuracy on the validation images, in eval mode, with batch norm statistics close to those of the
             export.
-        val_loss: mean cross-entropy of the validation images, measured in the same way.
-        learning_rate: learning rate of the last step.
-        seconds: wall-clock time in seconds, validation included.
-        warnings: the warnings of ``find_warnings``.
+        val_loss: Mean cross-entropy of the validation images, measured in the same way.
+        learning_rate: Learning rate of the last step.
+        seconds: Wall-clock time in seconds, validation included.
+        warnings: The warnings of ``find_warnings``.
         layers: ``LayerStatistics`` of each batch norm layer on a sample of training images, after the pass.
     """
 
@@ -61,9 +61,9 @@ class TrainingState:
     """The point that a training has reached, apart from its weights and the state of its optimizers.
 
     Attributes:
-        epoch: number of the last completed epoch; 0 before the first one ends.
-        best: figures of the best epoch so far; None before the first one ends.
-        backed_off: number of times that the learning rates were halved.
+        epoch: Number of the last completed epoch; 0 before the first one ends.
+        best: Figures of the best epoch so far; None before the first one ends.
+        backed_off: Number of times that the learning rates were halved.
     """
 
     epoch: int = 0
@@ -77,13 +77,13 @@ def save_checkpoint(
     """Save the state of a training after an epoch, and delete all but the newest two checkpoints up to that epoch.
 
     Args:
-        folder: the run folder.
-        network: the network in training.
-        optimizers: the optimizers that train it.
-        reached: the progress after the epoch; its best epoch is set.
+        folder: The run folder.
+        network: The network in training.
+        optimizers: The optimizers that train it.
+        reached: The progress after the epoch; its best epoch is set.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: A file cannot be written.
     """
     assert reached.best is not None
     tensors = {f"{NETWORK}{name}": tensor for name, tensor in network.state_dict().items()}
@@ -117,16 +117,16 @@ def resume_checkpoint(
     """Restore network and optimizers from the newest checkpoint that is not damaged.
 
     Args:
-        folder: the run folder.
-        network: the network to restore.
-        optimizers: the optimizers to restore; halved learning rates stay halved.
-        on_warning: called about each damaged checkpoint.
+        folder: The run folder.
+        network: The network to restore.
+        optimizers: The optimizers to restore; halved learning rates stay halved.
+        on_warning: Called about each damaged checkpoint.
 
     Returns:
         The progress at the checkpoint; that of a new training if there is none.
 
     Raises:
-        NetworkError: the checkpoint belongs to another network.
+        NetworkError: The checkpoint belongs to another network.
     """
     for epoch in list_checkpoints(folder):
         try:
@@ -149,17 +149,17 @@ def load_checkpoint(
     Nothing is changed if the checkpoint is refused.
 
     Args:
-        folder: the run folder.
-        epoch: number of the epoch, from 1.
-        network: the network to restore.
-        optimizers: the optimizers to restore.
+        folder: The run folder.
+        epoch: Number of the epoch, from 1.
+        network: The network to restore.
+        optimizers: The optimizers to restore.
 
     Returns:
         The progress at the checkpoint.
 
     Raises:
-        RunError: the checkpoint is damaged.
-        NetworkError: the checkpoint belongs to another network.
+        RunError: The checkpoint is damaged.
+        NetworkError: The checkpoint belongs to another network.
     """
     path = folder / f"checkpoint-{epoch}.safetensors"
     try:

@@ -20,7 +20,7 @@ def predict_logits(network: nn.Module, split: Split) -> Tensor:
     """Compute the logits of every image of a split in eval mode.
 
     Args:
-        network: the network, on any device; it is left in eval mode.
+        network: The network, on any device; it is left in eval mode.
         split: N images.
 
     Returns:
@@ -35,8 +35,8 @@ def scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
     """Iterate over the images of a split in evaluation batches, as a network takes them.
 
     Args:
-        network: decides the device.
-        split: the images.
+        network: Decides the device.
+        split: The images.
 
     Returns:
         Batches, float32 (B, C, H, W) in [-1, 1].
@@ -60,9 +60,9 @@ def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[fl
     """Measure a network in eval mode on a split.
 
     Args:
-        network: the network, on any device; it is left in eval mode.
-        split: the images and their labels.
-        ranks: the processes that share the images; each evaluates its own share.
+        network: The network, on any device; it is left in eval mode.
+        split: The images and their labels.
+        ranks: The processes that share the images; each evaluates its own share.
 
     Returns:
         Accuracy, from 0 to 1, and mean cross-entropy.

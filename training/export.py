@@ -43,10 +43,10 @@ class Exported:
     """An artifact that passed all checks.
 
     Attributes:
-        artifact: content of ``model.onnx``.
-        agreement: how well ONNX Runtime agrees with torch on the test images.
-        quality: accuracy and calibration of the artifact on the test images.
-        temperature_reason: why this temperature was chosen, in words.
+        artifact: Content of ``model.onnx``.
+        agreement: How well ONNX Runtime agrees with torch on the test images.
+        quality: Accuracy and calibration of the artifact on the test images.
+        temperature_reason: Why this temperature was chosen, in words.
     """
 
     artifact: bytes
@@ -60,9 +60,9 @@ class _Network:
     """A network with exact batch norm statistics, in eval mode on the CPU, and its data set.
 
     Attributes:
-        module: the network.
-        moved: names of the batch norm layers whose statistics training changed.
-        dataset: the data set that it was trained on.
+        module: The network.
+        moved: Names of the batch norm layers whose statistics training changed.
+        dataset: The data set that it was trained on.
         shape: (height, width, channels) of the images.
     """
 
@@ -77,10 +77,10 @@ class _CheckedGraph:
     """A folded graph that agrees with torch.
 
     Attributes:
-        graph: the graph, without certificate.
-        agreement: how well it agrees with torch.
-        quality: its accuracy and calibration.
-        properties: what the manifest records about the checks.
+        graph: The graph, without certificate.
+        agreement: How well it agrees with torch.
+        quality: Its accuracy and calibration.
+        properties: What the manifest records about the checks.
     """
 
     graph: onnx.ModelProto
@@ -93,18 +93,18 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
     """Export the best weights of a run, and check the result on all test images.
 
     Args:
-        run: a run with its best weights.
-        dataset: the data set that it was trained on.
-        mirrored: whether to answer with the mean over an image and its mirror image.
-        synthetic: whether to draw the golden images, so that the file holds no validation image.
+        run: A run with its best weights.
+        dataset: The data set that it was trained on.
+        mirrored: Whether to answer with the mean over an image and its mirror image.
+        synthetic: Whether to draw the golden images, so that the file holds no validation image.
 
     Returns:
         The artifact, and what was measured.
 
     Raises:
-        ExportRefused: the data have other labels, or a check against torch fails.
-        ProofFailed: a check of the certificate fails.
-        RunError: the run has no usable weights.
+        ExportRefused: The data have other labels, or a check against torch fails.
+        ProofFailed: A check of the certificate fails.
+        RunError: The run has no usable weights.
     """
     if run.config.labels != dataset.labels:
         raise LabelsReordered(
@@ -176,15 +176,15 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     """Make an int8 variant of an artifact.
 
     Args:
-        artifact: content of a ``model.onnx`` that ``export_run`` made.
-        dataset: the data set that it was trained on.
+        artifact: Content of a ``model.onnx`` that ``export_run`` made.
+        dataset: The data set that it was trained on.
 
     Returns:
         Content of the variant, and its speed and accuracy relative to the artifact in words.
 
     Raises:
-        NotWorthIt: the variant is not fast enough on this machine, or not accurate enough.
-        ProofFailed: a check of the certificate fails.
+        NotWorthIt: The variant is not fast enough on this machine, or not accurate enough.
+        ProofFailed: A check of the certificate fails.
     """
     graph, manifest = open_artifact(artifact)
     assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate

@@ -37,16 +37,16 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
     """Train a classifier, evaluate it and write the report.
 
     Args:
-        data: path or name of the data set.
-        out: run folder; new or empty, unless the training is resumed.
-        options: how to train.
-        callbacks: functions to call with the progress, in the first of several processes.
+        data: Path or name of the data set.
+        out: Run folder; new or empty, unless the training is resumed.
+        options: How to train.
+        callbacks: Functions to call with the progress, in the first of several processes.
 
     Returns:
         The run.
 
     Raises:
-        EvalmodeError: the data, the network or the folder cannot be used, or the training diverged.
+        EvalmodeError: The data, the network or the folder cannot be used, or the training diverged.
         TrainingStopped: Ctrl-C was pressed.
     """
     device = choose_device(options.device)
@@ -102,7 +102,7 @@ def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     """Create or resume the run in the first process, and compare the other processes with it.
 
     Raises:
-        RunError: another process has other options or other data.
+        RunError: Another process has other options or other data.
     """
     begin = Run.resume if resume else Run.create
     run = begin(out, config) if ranks.is_first else Run(out, config)
@@ -114,18 +114,18 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
     """Train the network of a run, compute its exact batch norm statistics, and measure the result.
 
     Args:
-        run: the run, with its folder. It gets the weights, the figures and the result.
-        network: the network with its initial weights, on the device to train on. It ends on the CPU with the best
+        run: The run, with its folder. It gets the weights, the figures and the result.
+        network: The network with its initial weights, on the device to train on. It ends on the CPU with the best
             weights and exact statistics.
-        dataset: the data set to train on.
-        execution: how to run the training.
-        callbacks: functions to call with the progress.
+        dataset: The data set to train on.
+        execution: How to run the training.
+        callbacks: Functions to call with the progress.
 
     Returns:
         The outcome, as passed to ``on_outcome``.
 
     Raises:
-        TrainingDiverged: a loss or a gradient is NaN or infinite.
+        TrainingDiverged: A loss or a gradient is NaN or infinite.
     """
     ranks = execution.ranks
     best = _train_with_events(run, network, dataset, execution, callbacks)
@@ -191,9 +191,9 @@ def describe_choice(chosen_by: float, exact: float, images: int) -> str:
     """Describe a significant difference between the accuracy that chose the epoch and that of the exported weights.
 
     Args:
-        chosen_by: accuracy on the validation images with sampled statistics, which chose the epoch.
-        exact: the same with exact statistics.
-        images: number of validation images.
+        chosen_by: Accuracy on the validation images with sampled statistics, which chose the epoch.
+        exact: The same with exact statistics.
+        images: Number of validation images.
 
     Returns:
         A warning; "" if the difference is not significant.
@@ -211,15 +211,15 @@ def write_run_report(run: Run, dataset: Dataset, callbacks: Callbacks) -> Path:
     """Write ``report.html`` of a run.
 
     Args:
-        run: a run with its best weights.
-        dataset: the data set that it was trained on.
+        run: A run with its best weights.
+        dataset: The data set that it was trained on.
         callbacks: ``on_report`` is called.
 
     Returns:
         Path of the report.
 
     Raises:
-        RunError: the run has no usable weights.
+        RunError: The run has no usable weights.
     """
     from training.report.page import write_report  # it imports matplotlib, which takes seconds
 

@@ -28,8 +28,8 @@ class Guard:
     """Remembers the last good state of a network and its optimizers.
 
     Args:
-        network: the network in training.
-        optimizers: the optimizers that train it.
+        network: The network in training.
+        optimizers: The optimizers that train it.
     """
 
     def __init__(self, network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -64,9 +64,9 @@ class Guard:
         """Run a batch again and describe where non-finite values start, how large the values are, and the likely cause.
 
         Args:
-            loss_of: computes the loss from logits.
-            inputs: the batch, float32 (N, C, H, W).
-            images: index of each image among the training images, int64 (N,).
+            loss_of: Computes the loss from logits.
+            inputs: The batch, float32 (N, C, H, W).
+            images: Index of each image among the training images, int64 (N,).
 
         Returns:
             Sentences for the user.
@@ -96,7 +96,7 @@ class Guard:
         """Describe where non-finite values start in eval mode, and the likely cause.
 
         Args:
-            batches: all batches of the evaluation, each float32 (N, C, H, W).
+            batches: All batches of the evaluation, each float32 (N, C, H, W).
 
         Returns:
             Sentences for the user.
@@ -130,7 +130,7 @@ def choose_reason(reasons: list[str]) -> str:
     """Choose the first explanation that names a cause.
 
     Args:
-        reasons: explanations of several processes, each for its share of a batch; at least one.
+        reasons: Explanations of several processes, each for its share of a batch; at least one.
 
     Returns:
         One of them.
@@ -220,8 +220,8 @@ def _watch_layers(
     """Watch the layers without children for non-finite outputs and gradients.
 
     Args:
-        network: the network that runs inside the block.
-        images: index of each image of the batch among the training images, int64 (N,); None to name no images.
+        network: The network that runs inside the block.
+        images: Index of each image of the batch among the training images, int64 (N,); None to name no images.
 
     Yields:
         Two lists, filled while the network runs: the first layer with a non-finite output, and the gradients of

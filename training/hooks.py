@@ -17,8 +17,8 @@ def watch_inputs(layers: Mapping[str, nn.Module], on_input: OnInput) -> Iterator
     """Call a function with the first argument of each layer before the layer runs.
 
     Args:
-        layers: the layers to watch, by name.
-        on_input: called with the name, the layer and its first argument, which may be passed by position or by
+        layers: The layers to watch, by name.
+        on_input: Called with the name, the layer and its first argument, which may be passed by position or by
             keyword. An exception that it raises ends the forward pass.
     """
 
@@ -41,8 +41,8 @@ def watch_outputs(layers: Mapping[str, nn.Module], on_output: OnOutput) -> Itera
     """Call a function with the output of each layer after the layer has run.
 
     Args:
-        layers: the layers to watch, by name.
-        on_output: called with the name, the layer, its positional arguments and what it returned.
+        layers: The layers to watch, by name.
+        on_output: Called with the name, the layer, its positional arguments and what it returned.
     """
 
     def watch(name: str, layer: nn.Module) -> Any:

@@ -16,17 +16,17 @@ def load_data(source: str, read: ReadOptions, seed: int, cache: Path | None, cal
     """Load a data set, and report its progress and its warnings.
 
     Args:
-        source: path or name of the data set.
-        read: how images are read.
-        seed: decides which images are carved for missing splits.
-        cache: folder for published data sets; None for the cache folder of the user.
+        source: Path or name of the data set.
+        read: How images are read.
+        seed: Decides which images are carved for missing splits.
+        cache: Folder for published data sets; None for the cache folder of the user.
         callbacks: ``on_load`` and ``on_warning`` are called.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: the data cannot be used.
+        DataError: The data cannot be used.
     """
     folder = platformdirs.user_cache_path("evalmode") if cache is None else cache
     dataset = load_dataset(source, read, seed, cache=folder, progress=callbacks.on_load)
@@ -39,17 +39,17 @@ def reload_data(run: Run, data: str | None, cache: Path | None, callbacks: Callb
     """Load the data set of a run again.
 
     Args:
-        run: the run.
-        data: present place of the data, if they were moved; None if they were not.
-        cache: folder for published data sets; None for the cache folder of the user.
+        run: The run.
+        data: Present place of the data, if they were moved; None if they were not.
+        cache: Folder for published data sets; None for the cache folder of the user.
         callbacks: ``on_load`` and ``on_warning`` are called.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: the data cannot be used.
-        RunError: the data have changed since the training.
+        DataError: The data cannot be used.
+        RunError: The data have changed since the training.
     """
     config = run.config
     read = ReadOptions(config.image_size, config.skip_unreadable, config.limits)

@@ -51,12 +51,12 @@ def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
     """Check that every process gets at least two images of each batch, and one to validate and to test.
 
     Args:
-        ranks: the processes.
-        recipe: decides the size of a batch.
-        dataset: the data set to train on.
+        ranks: The processes.
+        recipe: Decides the size of a batch.
+        dataset: The data set to train on.
 
     Raises:
-        RunError: there are too many processes.
+        RunError: There are too many processes.
     """
     batch, val, test = min(recipe.batch_size, len(dataset.train)), len(dataset.val), len(dataset.test)
     limit = max(min(batch // 2, val, test), 1)
@@ -86,9 +86,9 @@ class Execution:
     """How a training is run; not part of its recipe.
 
     Attributes:
-        back_off: at non-finite values, continue from the last good epoch at half the learning rate, at most three
+        back_off: At non-finite values, continue from the last good epoch at half the learning rate, at most three
             times, instead of raising an error.
-        ranks: the processes that train together. Each calls ``train`` in the same way; the first one writes the run.
+        ranks: The processes that train together. Each calls ``train`` in the same way; the first one writes the run.
     """
 
     back_off: bool = False
@@ -109,21 +109,21 @@ def train(
     checkpoints is continued after the newest one.
 
     Args:
-        run: holds the recipe. Its folder gets the initial and the best weights, and a line for each epoch.
-        network: the network, on the device to train on.
-        train_split: the training images.
-        val_split: the validation images, which choose the best epoch.
+        run: Holds the recipe. Its folder gets the initial and the best weights, and a line for each epoch.
+        network: The network, on the device to train on.
+        train_split: The training images.
+        val_split: The validation images, which choose the best epoch.
         callbacks: ``on_step``, ``on_epoch`` and ``on_warning`` are called.
-        execution: how to run the training.
+        execution: How to run the training.
 
     Returns:
         The figures of the epoch whose weights the run keeps.
 
     Raises:
-        NetworkError: the checkpoints of the run belong to another network.
-        TrainingDiverged: a loss or a gradient is NaN or infinite. The network is in its last good state, and the run
+        NetworkError: The checkpoints of the run belong to another network.
+        TrainingDiverged: A loss or a gradient is NaN or infinite. The network is in its last good state, and the run
             keeps the best weights so far.
-        KeyboardInterrupt: raised again after the weights of an unfinished first epoch are saved.
+        KeyboardInterrupt: Raised again after the weights of an unfinished first epoch are saved.
     """
     return _Training(run, network, train_split, val_split, callbacks, execution).run_epochs()
 
@@ -255,7 +255,7 @@ class _Training:
         """Measure accuracy and mean loss on the validation images, with statistics close to those of the export.
 
         Raises:
-            TrainingDiverged: a weight, a statistic or the loss is NaN or infinite.
+            TrainingDiverged: A weight, a statistic or the loss is NaN or infinite.
         """
         network, ranks, (train_split, val_split) = self._network, self._ranks, self._splits
         what = "a weight or statistic is NaN or infinite"

@@ -26,17 +26,17 @@ class LayerStatistics:
     """The input of one batch norm layer over one batch, and the moving statistics of the layer.
 
     Attributes:
-        layer: name of the layer in the network.
-        channels: number of channels.
-        batch_mean: mean over channels of the means of the batch.
-        batch_std: mean over channels of the standard deviations of the batch.
-        moving_mean: mean over channels of the moving means.
-        moving_std: mean over channels of the square roots of the moving variances.
+        layer: Name of the layer in the network.
+        channels: Number of channels.
+        batch_mean: Mean over channels of the means of the batch.
+        batch_std: Mean over channels of the standard deviations of the batch.
+        moving_mean: Mean over channels of the moving means.
+        moving_std: Mean over channels of the square roots of the moving variances.
         low: 10% quantile of all values.
-        median: median of all values.
+        median: Median of all values.
         high: 90% quantile of all values.
-        mean_gap: root mean square over channels of (batch mean - moving mean) / moving standard deviation.
-        std_gap: root mean square over channels of log(batch standard deviation / moving standard deviation).
+        mean_gap: Root mean square over channels of (batch mean - moving mean) / moving standard deviation.
+        std_gap: Root mean square over channels of log(batch standard deviation / moving standard deviation).
     """
 
     layer: str
@@ -66,8 +66,8 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
     Layers without moving statistics are skipped. The network and torch's random state stay the same, bit for bit.
 
     Args:
-        network: the network, on any device and in any mode.
-        images_nhwc: at least two images, uint8 (N, H, W, C).
+        network: The network, on any device and in any mode.
+        images_nhwc: At least two images, uint8 (N, H, W, C).
 
     Returns:
         One entry for each layer, in the order of the forward pass.

@@ -24,8 +24,8 @@ class Deployed(nn.Module):
     """The network as it is served, with scaling of pixels and softmax inside.
 
     Args:
-        network: turns images, float32 (N, C, H, W), into logits, float32 (N, K).
-        temperature: divides the logits before the softmax; above 0.
+        network: Turns images, float32 (N, C, H, W), into logits, float32 (N, K).
+        temperature: Divides the logits before the softmax; above 0.
     """
 
     def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
@@ -43,7 +43,7 @@ class Mirrored(nn.Module):
     """The mean of the logits for an image and its mirror image, which are therefore equal for both, bit for bit.
 
     Args:
-        network: turns images, float32 (N, C, H, W), into logits, float32 (N, K).
+        network: Turns images, float32 (N, C, H, W), into logits, float32 (N, K).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -60,14 +60,14 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
     """Export a network to an ONNX graph for any batch size. Batch norm is not folded yet.
 
     Args:
-        deployed: the network, in eval mode; it is moved to the CPU.
+        deployed: The network, in eval mode; it is moved to the CPU.
         shape: (height, width, channels) of the images.
 
     Returns:
         The graph, and for each layer of the network the name of its output tensor in the graph.
 
     Raises:
-        ModuleInTrainMode: a module of the network is in train mode.
+        ModuleInTrainMode: A module of the network is in train mode.
     """
     network = deployed.network
     training = [name or "the network itself" for name, module in network.named_modules() if module.training]

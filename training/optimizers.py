@@ -18,8 +18,8 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     """Make the optimizers of all weights that require gradients.
 
     Args:
-        network: the network to train.
-        recipe: decides the optimizer, its learning rate and weight decay.
+        network: The network to train.
+        recipe: Decides the optimizer, its learning rate and weight decay.
 
     Returns:
         AdamW; or Muon for the weights of 2D convolutions and SGD for all others. Each parameter group holds its peak
@@ -47,8 +47,8 @@ def schedule(recipe: Recipe, progress: float) -> float:
     Source: Page, How to Train Your ResNet; why it works: Smith and Topin, Super-Convergence (1708.07120).
 
     Args:
-        recipe: decides the optimizer.
-        progress: share of all steps that is done, from 0 to 1.
+        recipe: Decides the optimizer.
+        progress: Share of all steps that is done, from 0 to 1.
 
     Returns:
         A factor from 0 to 1.
@@ -60,8 +60,8 @@ def take_step(optimizers: list[torch.optim.Optimizer], rate_factor: float) -> No
     """Update the weights by their gradients.
 
     Args:
-        optimizers: the optimizers of a network.
-        rate_factor: learning rate relative to its peak, from 0 to 1.
+        optimizers: The optimizers of a network.
+        rate_factor: Learning rate relative to its peak, from 0 to 1.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:

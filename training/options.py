@@ -27,8 +27,8 @@ def _option(default: Any, what: str, **rules: Any) -> Any:
     """Define an option.
 
     Args:
-        default: value if the user gives none.
-        what: help text.
+        default: Value if the user gives none.
+        what: Help text.
         **rules: ``minimum`` and ``maximum`` of the range, ``above`` and ``below`` for bounds that are excluded, and
             ``shown`` for a default that is not shown as it is.
 
@@ -53,29 +53,29 @@ class TrainOptions:
 
     Attributes:
         network: ``compact``, ``reference``, or a function of the user as ``package.module:function``.
-        width: factor of the number of filters, from 0.125 to 16.
+        width: Factor of the number of filters, from 0.125 to 16.
         image_size: (height, width) in pixels to resize every image to; None if all images have one size.
-        epochs: passes over the training images, at least 1.
-        batch_size: images in a training step, at least 2.
-        learning_rate: peak learning rate, above 0.
-        weight_decay: decoupled weight decay, at least 0.
-        dropout: share of units dropped in training, from 0 to below 1.
-        label_smoothing: share of the target probability that is spread over all labels, from 0 to below 1.
-        mirror: whether to train on mirrored images, too.
-        shift: largest shift of an image in pixels, at least 0.
-        balance: whether to weight the loss so that rare labels count as much as frequent ones.
-        skip_unreadable: whether to leave out unreadable files, instead of raising an error.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images in a training step, at least 2.
+        learning_rate: Peak learning rate, above 0.
+        weight_decay: Decoupled weight decay, at least 0.
+        dropout: Share of units dropped in training, from 0 to below 1.
+        label_smoothing: Share of the target probability that is spread over all labels, from 0 to below 1.
+        mirror: Whether to train on mirrored images, too.
+        shift: Largest shift of an image in pixels, at least 0.
+        balance: Whether to weight the loss so that rare labels count as much as frequent ones.
+        skip_unreadable: Whether to leave out unreadable files, instead of raising an error.
         on_nonfinite: ``stop`` at a loss or gradient that is NaN or infinite, or ``backoff`` to half the learning rate.
-        resume: whether to continue the run in the folder after its last complete epoch.
-        seed: seed of every random draw, from 0 to 2**32 - 1.
+        resume: Whether to continue the run in the folder after its last complete epoch.
+        seed: Seed of every random draw, from 0 to 2**32 - 1.
         device: ``cpu``, ``cuda``, or ``auto`` for CUDA if torch can use it.
-        report: whether to write ``report.html``.
-        max_image_bytes: largest encoded image in bytes.
-        max_image_pixels: largest decoded image in pixels.
-        cache: folder for published data sets; None for the cache folder of the user.
+        report: Whether to write ``report.html``.
+        max_image_bytes: Largest encoded image in bytes.
+        max_image_pixels: Largest decoded image in pixels.
+        cache: Folder for published data sets; None for the cache folder of the user.
 
     Raises:
-        UsageError: a value is unknown or outside its range.
+        UsageError: A value is unknown or outside its range.
     """
 
     network: str = _option("compact", "compact, reference, or your own as package.module:function")
@@ -124,14 +124,14 @@ class ExportOptions:
     """The options of an export.
 
     Attributes:
-        mirrored: whether to answer with the mean over an image and its mirror image.
-        golden: the images kept in the file as proof: of the validation split, or ``synthetic`` ones for private data.
+        mirrored: Whether to answer with the mean over an image and its mirror image.
+        golden: The images kept in the file as proof: of the validation split, or ``synthetic`` ones for private data.
         quantize: ``int8`` to publish a quantized variant, too, if it is faster and as accurate; None for no variant.
-        data: present place of the data of the run, if they were moved; None if they were not.
-        cache: folder for published data sets; None for the cache folder of the user.
+        data: Present place of the data of the run, if they were moved; None if they were not.
+        cache: Folder for published data sets; None for the cache folder of the user.
 
     Raises:
-        UsageError: a value is unknown.
+        UsageError: A value is unknown.
     """
 
     mirrored: bool = _option(False, "answer with the mean over the image and its mirror image: twice the cost")
@@ -151,8 +151,8 @@ class ReportOptions:
     """The options of a report.
 
     Attributes:
-        data: present place of the data of the run, if they were moved; None if they were not.
-        cache: folder for published data sets; None for the cache folder of the user.
+        data: Present place of the data of the run, if they were moved; None if they were not.
+        cache: Folder for published data sets; None for the cache folder of the user.
     """
 
     data: str | None = field(default=None, metadata=DATA)
@@ -163,7 +163,7 @@ def list_choices(annotation: Any) -> tuple[str, ...]:
     """List the values that an option may have.
 
     Args:
-        annotation: type of the option, such as ``Literal["cpu", "cuda"]`` or a union with None.
+        annotation: Type of the option, such as ``Literal["cpu", "cuda"]`` or a union with None.
 
     Returns:
         The values; empty if the type is no ``Literal``.

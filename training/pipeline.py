@@ -27,21 +27,21 @@ def train(
     """Train a classifier on labelled images, and write the run into a folder.
 
     Args:
-        data: a folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
-        out: run folder; new or empty, unless the training is resumed.
-        options: how to train.
-        callbacks: functions to call with the progress.
+        data: A folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
+        out: Run folder; new or empty, unless the training is resumed.
+        options: How to train.
+        callbacks: Functions to call with the progress.
 
     Returns:
         The run, with its best weights and its result. In all but the first of several processes it has no files.
 
     Raises:
-        DataError: the data cannot be used.
-        NetworkError: the network does not exist, or cannot be trained on these data or on this device.
-        RunError: the folder is not empty, or holds a run with other options.
-        TrainingDiverged: a loss or a gradient is NaN or infinite.
+        DataError: The data cannot be used.
+        NetworkError: The network does not exist, or cannot be trained on these data or on this device.
+        RunError: The folder is not empty, or holds a run with other options.
+        TrainingDiverged: A loss or a gradient is NaN or infinite.
         TrainingStopped: Ctrl-C was pressed; the run keeps the best weights so far.
-        TorchUnusable: torch cannot be imported.
+        TorchUnusable: Torch cannot be imported.
     """
     import_torch()
     from training.fit import fit
@@ -59,22 +59,22 @@ def export(
     """Export a run in eval mode, and publish it as ``repository/name/<next version>/model.onnx``.
 
     Args:
-        run: a run with its best weights, or the path of its folder.
-        repository: folder of the model repository; it is created if it does not exist.
-        name: name of the model.
-        options: how to export.
-        callbacks: functions to call with the progress.
+        run: A run with its best weights, or the path of its folder.
+        repository: Folder of the model repository; it is created if it does not exist.
+        name: Name of the model.
+        options: How to export.
+        callbacks: Functions to call with the progress.
 
     Returns:
         The published artifact.
 
     Raises:
         ExportRefused: ONNX Runtime disagrees with torch, or the labels of the data have changed.
-        ProofFailed: a check of the certificate fails, or the int8 variant is not worth publishing.
-        DataError: the data cannot be used.
-        RunError: the run has no usable weights, or the data have changed.
-        NameInvalid: the name cannot be used in a model repository.
-        TorchUnusable: torch cannot be imported.
+        ProofFailed: A check of the certificate fails, or the int8 variant is not worth publishing.
+        DataError: The data cannot be used.
+        RunError: The run has no usable weights, or the data have changed.
+        NameInvalid: The name cannot be used in a model repository.
+        TorchUnusable: Torch cannot be imported.
     """
     import_torch()
     from training.publish import export_and_publish
@@ -92,17 +92,17 @@ def report(
     """Write ``report.html`` into a run folder.
 
     Args:
-        run: a run with its best weights, or the path of its folder.
-        options: where the data are.
-        callbacks: functions to call with the progress.
+        run: A run with its best weights, or the path of its folder.
+        options: Where the data are.
+        callbacks: Functions to call with the progress.
 
     Returns:
         Path of the report.
 
     Raises:
-        DataError: the data cannot be used.
-        RunError: the run has no usable weights, or the data have changed.
-        TorchUnusable: torch cannot be imported.
+        DataError: The data cannot be used.
+        RunError: The run has no usable weights, or the data have changed.
+        TorchUnusable: Torch cannot be imported.
     """
     import_torch()
     from training.fit import write_run_report

@@ -22,11 +22,11 @@ class Published:
     """A file in a model repository.
 
     Attributes:
-        name: name of the model.
-        version: version of the model, a decimal number.
-        path: path of ``model.onnx``.
-        digest: digest of the file, ``sha256:...``.
-        size_bytes: size of the file in bytes.
+        name: Name of the model.
+        version: Version of the model, a decimal number.
+        path: Path of ``model.onnx``.
+        digest: Digest of the file, ``sha256:...``.
+        size_bytes: Size of the file in bytes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Variant(Published):
 
     Attributes:
         kind: ``int8``.
-        gain: speed and accuracy relative to the artifact, in words.
+        gain: Speed and accuracy relative to the artifact, in words.
     """
 
     kind: str
@@ -54,10 +54,10 @@ class Artifact(Published):
     """A published artifact.
 
     Attributes:
-        agreement: how well ONNX Runtime agrees with torch on the test images.
-        quality: accuracy and calibration on the test images.
-        temperature_reason: why its temperature was chosen, in words.
-        variants: quantized variants that were published with it.
+        agreement: How well ONNX Runtime agrees with torch on the test images.
+        quality: Accuracy and calibration on the test images.
+        temperature_reason: Why its temperature was chosen, in words.
+        variants: Quantized variants that were published with it.
     """
 
     agreement: Agreement
@@ -70,17 +70,17 @@ def export_and_publish(run: Run, repository: Path, name: str, options: ExportOpt
     """Export a run and publish the artifact, and the quantized variant if one is requested.
 
     Args:
-        run: a run with its best weights.
-        repository: folder of the model repository.
-        name: name of the model.
-        options: how to export.
-        callbacks: functions to call with the progress.
+        run: A run with its best weights.
+        repository: Folder of the model repository.
+        name: Name of the model.
+        options: How to export.
+        callbacks: Functions to call with the progress.
 
     Returns:
         The published artifact.
 
     Raises:
-        EvalmodeError: the run, the data or the repository cannot be used, or a check failed. If the check of the
+        EvalmodeError: The run, the data or the repository cannot be used, or a check failed. If the check of the
             variant failed, the artifact itself is published.
     """
     kind = options.quantize

@@ -26,8 +26,8 @@ class Ranks:
     With a count of 1, every method returns its argument unchanged.
 
     Attributes:
-        number: rank of this process, from 0. Rank 0 writes the run and prints.
-        count: number of processes.
+        number: Rank of this process, from 0. Rank 0 writes the run and prints.
+        count: Number of processes.
     """
 
     number: int = 0
@@ -78,7 +78,7 @@ class Ranks:
         """Send a value of the first process to all others.
 
         Args:
-            value: the value to send; ignored in all processes but the first. It must be picklable.
+            value: The value to send; ignored in all processes but the first. It must be picklable.
 
         Returns:
             The value of the first process.
@@ -108,7 +108,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     `Ranks.wrap` returned.
 
     Args:
-        device: the device to train on. Each process of a machine with several GPUs takes its own.
+        device: The device to train on. Each process of a machine with several GPUs takes its own.
 
     Yields:
         The position of this process; ``ALONE`` without torchrun.

@@ -15,19 +15,19 @@ class Recipe:
     """Every choice that decides the weights of a training.
 
     Attributes:
-        network: a name in ``training.networks.NETWORKS``, or ``package.module:function``.
-        width: factor of the number of filters.
-        epochs: passes over the training images, at least 1.
-        batch_size: images in a training step, at least 2.
+        network: A name in ``training.networks.NETWORKS``, or ``package.module:function``.
+        width: Factor of the number of filters.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images in a training step, at least 2.
         optimizer: Adam with a constant learning rate, or Muon with one that rises to a peak and falls to 0.
-        learning_rate: learning rate of Adam, or peak learning rate of Muon.
-        weight_decay: decoupled weight decay; each step subtracts this share of a weight, times the learning rate.
-        label_smoothing: share of the target probability that is spread over all labels.
-        dropout: share of units dropped in training.
-        mirror: whether to mirror half of the images in each epoch, and the other half in the next one.
-        shift: largest shift of an image in pixels.
-        balance: whether to weight the loss so that every label counts the same.
-        seed: seed of initial weights, order of images, augmentation, dropout and carved splits.
+        learning_rate: Learning rate of Adam, or peak learning rate of Muon.
+        weight_decay: Decoupled weight decay; each step subtracts this share of a weight, times the learning rate.
+        label_smoothing: Share of the target probability that is spread over all labels.
+        dropout: Share of units dropped in training.
+        mirror: Whether to mirror half of the images in each epoch, and the other half in the next one.
+        shift: Largest shift of an image in pixels.
+        balance: Whether to weight the loss so that every label counts the same.
+        seed: Seed of initial weights, order of images, augmentation, dropout and carved splits.
     """
 
     network: str = "reference"

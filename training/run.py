@@ -38,10 +38,10 @@ class Result:
     """The result of a training, measured with exact batch norm statistics.
 
     Attributes:
-        best_epoch: number of the epoch whose weights the run keeps, from 1.
-        exact_val_accuracy: accuracy on the validation images.
-        corrections: a ``Correction`` for each recomputed batch norm layer, as JSON values.
-        test_accuracy: accuracy on the test images.
+        best_epoch: Number of the epoch whose weights the run keeps, from 1.
+        exact_val_accuracy: Accuracy on the validation images.
+        corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
+        test_accuracy: Accuracy on the test images.
     """
 
     best_epoch: int
@@ -54,12 +54,12 @@ class Run:
     """A run folder; ``create``, ``resume`` and ``open`` check it.
 
     Args:
-        folder: path of the folder.
-        config: the data and the recipe of the run.
+        folder: Path of the folder.
+        config: The data and the recipe of the run.
 
     Attributes:
-        folder: path of the folder.
-        config: the data and the recipe of the run.
+        folder: Path of the folder.
+        config: The data and the recipe of the run.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -71,14 +71,14 @@ class Run:
         """Start a run in a new or empty folder.
 
         Args:
-            folder: path of the folder; it and its parents are created.
-            config: the data and the recipe of the run.
+            folder: Path of the folder; it and its parents are created.
+            config: The data and the recipe of the run.
 
         Returns:
             The run, without weights yet.
 
         Raises:
-            RunError: the folder is not empty.
+            RunError: The folder is not empty.
         """
         claim_folder(folder)
         write_atomically(
@@ -91,14 +91,14 @@ class Run:
         """Resume a run, or start it if its process died before ``run.json`` was written.
 
         Args:
-            folder: path of the folder.
-            config: the data and the recipe; they must equal those of the run.
+            folder: Path of the folder.
+            config: The data and the recipe; they must equal those of the run.
 
         Returns:
             The run.
 
         Raises:
-            RunError: the folder holds other files, or a run with other data or another recipe.
+            RunError: The folder holds other files, or a run with other data or another recipe.
         """
         if not (folder / "run.json").exists():
             for partial in folder.glob("run.json.partial"):
@@ -112,11 +112,11 @@ class Run:
         """Refuse to continue with other data or another recipe.
 
         Args:
-            config: the data and the recipe to continue with.
-            source: where they come from, for the error message, such as "now" or "process 1".
+            config: The data and the recipe to continue with.
+            source: Where they come from, for the error message, such as "now" or "process 1".
 
         Raises:
-            RunError: they differ from those of the run.
+            RunError: They differ from those of the run.
         """
         if differences := self.config.list_differences(config, source):
             raise RunError(
@@ -129,13 +129,13 @@ class Run:
         """Open an existing run.
 
         Args:
-            folder: path of the run folder.
+            folder: Path of the run folder.
 
         Returns:
             The run.
 
         Raises:
-            RunError: the folder holds no run, or one of another format version.
+            RunError: The folder holds no run, or one of another format version.
         """
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
@@ -153,11 +153,11 @@ class Run:
         """Save weights and statistics; an interrupted write leaves the old ones in place.
 
         Args:
-            network: the network whose state is saved.
+            network: The network whose state is saved.
             which: ``BEST``, ``INITIAL`` or ``EXACT``.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: The file cannot be written.
         """
         write_atomically(self._weights(which), save_tensors(network.state_dict()))
 
@@ -169,11 +169,11 @@ class Run:
         """Load saved weights and statistics into a network.
 
         Args:
-            network: a network of this run, changed in place.
+            network: A network of this run, changed in place.
             which: ``BEST``, ``INITIAL`` or ``EXACT``.
 
         Raises:
-            RunError: the file is missing or damaged, or holds the weights of another network.
+            RunError: The file is missing or damaged, or holds the weights of another network.
         """
         try:
             network.load_state_dict(self.read_weights(which))
@@ -190,7 +190,7 @@ class Run:
             Statistics, float32 (channels,) each.
 
         Raises:
-            RunError: the file is missing or damaged.
+            RunError: The file is missing or damaged.
         """
         return {name: tensor for name, tensor in self.read_weights(which).items() if name.endswith((MEAN, VARIANCE))}
 
@@ -204,7 +204,7 @@ class Run:
             Tensors on the CPU.
 
         Raises:
-            RunError: the file is missing or damaged.
+            RunError: The file is missing or damaged.
         """
         path = self._weights(which)
         try:
@@ -219,10 +219,10 @@ class Run:
         """Delete the lines of ``metrics.jsonl`` after an epoch, and an incomplete last line.
 
         Args:
-            epoch: the last epoch to keep; 0 deletes all lines.
+            epoch: The last epoch to keep; 0 deletes all lines.
 
         Raises:
-            OSError: the file cannot be read or written.
+            OSError: The file cannot be read or written.
         """
         path = self.folder / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if epoch and path.exists() else []
@@ -241,7 +241,7 @@ class Run:
         """Read the result of the training from the last line of ``metrics.jsonl``.
 
         Raises:
-            RunError: the training is not finished, or the file is damaged.
+            RunError: The training is not finished, or the file is damaged.
         """
         path = self.folder / "metrics.jsonl"
         try:
@@ -253,15 +253,15 @@ class Run:
         """Export the run and publish the artifact in a model repository.
 
         Args:
-            repository: folder of the model repository.
-            name: name of the model.
-            **options: callbacks, and fields of ``ExportOptions``, as in `evalmode.export`.
+            repository: Folder of the model repository.
+            name: Name of the model.
+            **options: Callbacks, and fields of ``ExportOptions``, as in `evalmode.export`.
 
         Returns:
             The published artifact.
 
         Raises:
-            ExportRefused, ProofFailed: a check failed; nothing was published.
+            ExportRefused, ProofFailed: A check failed; nothing was published.
         """
         import evalmode
 
@@ -272,10 +272,10 @@ def claim_folder(folder: Path) -> None:
     """Create a folder for a run, with its parents; an empty folder is used as it is.
 
     Args:
-        folder: path of the folder.
+        folder: Path of the folder.
 
     Raises:
-        RunError: the folder is not empty, or cannot be created.
+        RunError: The folder is not empty, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

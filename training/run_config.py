@@ -19,15 +19,15 @@ class RunConfig:
     """The data and the recipe of a run: enough to build the network and to load the data again.
 
     Attributes:
-        data: absolute path or name of the data set.
+        data: Absolute path or name of the data set.
         image_size: (height, width) in pixels to which images were resized; None if they kept their size.
-        skip_unreadable: whether unreadable files were left out.
-        data_digest: digest of labels, pixels and targets, ``sha256:...``.
-        labels: class names, in the order of the logits.
+        skip_unreadable: Whether unreadable files were left out.
+        data_digest: Digest of labels, pixels and targets, ``sha256:...``.
+        labels: Class names, in the order of the logits.
         shape: (height, width, channels) of the images.
-        recipe: how the network was trained.
-        max_image_bytes: largest encoded image in bytes.
-        max_image_pixels: largest decoded image in pixels.
+        recipe: How the network was trained.
+        max_image_bytes: Largest encoded image in bytes.
+        max_image_pixels: Largest decoded image in pixels.
     """
 
     data: str
@@ -52,11 +52,11 @@ class RunConfig:
         """Describe a run on a loaded data set.
 
         Args:
-            dataset: the data set to train on.
+            dataset: The data set to train on.
             image_size: (height, width) in pixels to which images were resized; None if they kept their size.
-            skip_unreadable: whether unreadable files were left out.
-            recipe: how to train.
-            limits: the limits on the size of an image that the data set was loaded with.
+            skip_unreadable: Whether unreadable files were left out.
+            recipe: How to train.
+            limits: The limits on the size of an image that the data set was loaded with.
 
         Returns:
             The description, with an absolute path to data that are files.
@@ -80,8 +80,8 @@ class RunConfig:
         """List the values that differ in another description.
 
         Args:
-            other: the other description.
-            source: where it comes from, such as "now" or "process 1".
+            other: The other description.
+            source: Where it comes from, such as "now" or "process 1".
 
         Returns:
             Such as ``seed 0, now 5``.

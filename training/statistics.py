@@ -38,9 +38,9 @@ class Correction:
     """The difference between the moving averages of a layer and the statistics of the training images.
 
     Attributes:
-        layer: name of the layer in the network.
-        mean: root mean square over channels of the difference of the means, in standard deviations.
-        std: root mean square over channels of the difference of the logarithms of the standard deviations.
+        layer: Name of the layer in the network.
+        mean: Root mean square over channels of the difference of the means, in standard deviations.
+        std: Root mean square over channels of the difference of the logarithms of the standard deviations.
     """
 
     layer: str
@@ -52,8 +52,8 @@ def choose_images(split: Split, limit: int = MAX_IMAGES) -> Pixels:
     """Choose evenly spaced training images to compute statistics from.
 
     Args:
-        split: the training images.
-        limit: the largest number of images to choose, at least 1.
+        split: The training images.
+        limit: The largest number of images to choose, at least 1.
 
     Returns:
         Images, uint8 (N, H, W, C).
@@ -71,8 +71,8 @@ def list_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> lis
     """List the layers whose moving statistics training changed.
 
     Args:
-        before: state of the network before the first step, or only its statistics.
-        after: a later state.
+        before: State of the network before the first step, or only its statistics.
+        after: A later state.
 
     Returns:
         Names of layers, in the order of the state.
@@ -99,10 +99,10 @@ def recompute_statistics(
     do not belong to a single input.
 
     Args:
-        network: the network, on any device; it is left in eval mode.
-        split: the training images, not augmented. At most ``MAX_IMAGES`` of them are used, evenly spaced.
-        ranks: the processes that share the images. All of them end with the same bits.
-        moved: names of the layers to recompute; by default all.
+        network: The network, on any device; it is left in eval mode.
+        split: The training images, not augmented. At most ``MAX_IMAGES`` of them are used, evenly spaced.
+        ranks: The processes that share the images. All of them end with the same bits.
+        moved: Names of the layers to recompute; by default all.
 
     Returns:
         One correction for each recomputed layer, in the order of the forward pass.
@@ -138,11 +138,11 @@ def sample_statistics(
     takes less memory than the step, which keeps every activation.
 
     Args:
-        network: the network, on any device; it is put into eval mode.
-        split: the training images.
-        moved: names of the layers whose statistics training changes.
-        batch_size: images in a training step, of all processes together.
-        ranks: the processes that share the images.
+        network: The network, on any device; it is put into eval mode.
+        split: The training images.
+        moved: Names of the layers whose statistics training changes.
+        batch_size: Images in a training step, of all processes together.
+        ranks: The processes that share the images.
     """
     network.eval()
     layers = choose_layers(network, split, moved)
@@ -163,9 +163,9 @@ def choose_layers(network: nn.Module, split: Split, moved: Collection[str] | Non
     """Choose the batch norm layers whose statistics can be computed: called once, and not shared.
 
     Args:
-        network: the network, in eval mode.
-        split: two of its images are run through the network.
-        moved: names of the layers to choose from; by default all.
+        network: The network, in eval mode.
+        split: Two of its images are run through the network.
+        moved: Names of the layers to choose from; by default all.
 
     Returns:
         Layers by name, in the order of the forward pass.

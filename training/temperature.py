@@ -23,7 +23,7 @@ def fit_temperature(logits: Tensor, targets: Indices) -> float:
 
     Args:
         logits: float32 (N, K).
-        targets: labels, int64 (N,).
+        targets: Labels, int64 (N,).
 
     Returns:
         The temperature, from 0.05 to 20. It is 1 if every prediction is right, since the lowest temperature would fit
@@ -46,8 +46,8 @@ def choose_temperature(logits: Tensor, targets: Indices) -> tuple[float, str]:
     temperatures lower the calibration error over all folds, one temperature is fitted on all images.
 
     Args:
-        logits: logits of the validation images, float32 (N, K).
-        targets: their labels, int64 (N,).
+        logits: Logits of the validation images, float32 (N, K).
+        targets: Their labels, int64 (N,).
 
     Returns:
         The temperature, 1 if none is used, and the reason in words.

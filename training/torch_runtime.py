@@ -26,8 +26,8 @@ def import_torch() -> None:
     ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY``.
 
     Raises:
-        TorchUnusable: torch is installed and cannot be imported.
-        ModuleNotFoundError: torch, or a package that it needs, is not installed.
+        TorchUnusable: Torch is installed and cannot be imported.
+        ModuleNotFoundError: Torch, or a package that it needs, is not installed.
     """
     decided = {SPIN_COUNT_VARIABLE, WAIT_POLICY_VARIABLE} & os.environ.keys()
     if not decided:

@@ -53,15 +53,15 @@ def try_network(
     The network and the random state of torch, numpy and Python stay the same, bit for bit.
 
     Args:
-        name: name of the network, for messages.
-        network: the network, on the CPU.
+        name: Name of the network, for messages.
+        network: The network, on the CPU.
         shape: (height, width, channels) of the images.
-        classes: number of labels.
-        on_warning: called with a sentence about a likely mistake.
-        shared: whether several processes train the network together.
+        classes: Number of labels.
+        on_warning: Called with a sentence about a likely mistake.
+        shared: Whether several processes train the network together.
 
     Raises:
-        NetworkError: the network cannot be trained or exported.
+        NetworkError: The network cannot be trained or exported.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise NetworkError(f"{name} is a torch.jit script, which cannot be exported to ONNX: return the module itself")
@@ -166,13 +166,13 @@ def _try_epoch_end(name: str, network: nn.Module, split: Split, before: dict[str
     """Run the end of an epoch and of the last epoch as ``train`` does, without files.
 
     Args:
-        name: name of the network, for messages.
-        network: the network, after a training step.
-        split: the images of the step.
-        before: the state of the network before the step.
+        name: Name of the network, for messages.
+        network: The network, after a training step.
+        split: The images of the step.
+        before: The state of the network before the step.
 
     Raises:
-        NetworkError: the step changed the set of weights and buffers.
+        NetworkError: The step changed the set of weights and buffers.
     """
     state = network.state_dict()
     if others := [one for one in (*before, *state) if one not in before or one not in state]:

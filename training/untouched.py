@@ -18,7 +18,7 @@ def untouched(network: nn.Module) -> Iterator[None]:
     Hooks are not removed.
 
     Args:
-        network: the network that runs inside the block, on any device.
+        network: The network that runs inside the block, on any device.
     """
     modules = list(network.modules())
     attributes = [dict(vars(module)) for module in modules]

@@ -24,11 +24,11 @@ def find_warnings(
     """Find what the user should know after an epoch: at most one warning of each kind, about the worst layer.
 
     Args:
-        loss: mean loss over the epoch, in train mode.
-        classes: number of labels.
-        layers: statistics of the batch norm layers after the epoch.
-        before: the same after the previous epoch; empty after the first one, which changes every layer.
-        still: names of layers whose moving statistics training does not change; they cannot lag.
+        loss: Mean loss over the epoch, in train mode.
+        classes: Number of labels.
+        layers: Statistics of the batch norm layers after the epoch.
+        before: The same after the previous epoch; empty after the first one, which changes every layer.
+        still: Names of layers whose moving statistics training does not change; they cannot lag.
 
     Returns:
         Warnings, a sentence each.

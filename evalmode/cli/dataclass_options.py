@@ -20,7 +20,7 @@ def dataclass_options(kind: type) -> Callable[[Command], Command]:
     """Give a command one option for each field of a dataclass.
 
     Args:
-        kind: the dataclass. The metadata of a field are those of `training.options`.
+        kind: The dataclass. The metadata of a field are those of `training.options`.
 
     Returns:
         A decorator. The command gets the values by the names of the fields.
@@ -64,9 +64,9 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     """Parse HxW as (height, width).
 
     Args:
-        ctx: context of the command.
-        param: the option.
-        value: what the user gave.
+        ctx: Context of the command.
+        param: The option.
+        value: What the user gave.
 
     Returns:
         Height and width in pixels; None if the option was not given.

@@ -24,8 +24,8 @@ def open_console(stderr: bool = False, quiet: bool = False) -> Console:
     """Open a console that prints paths and labels as they are.
 
     Args:
-        stderr: whether to print to standard error.
-        quiet: whether to print nothing.
+        stderr: Whether to print to standard error.
+        quiet: Whether to print nothing.
 
     Returns:
         The console.
@@ -40,12 +40,12 @@ class Display:
     shown, on standard error.
 
     Args:
-        output: what the user requested.
+        output: What the user requested.
 
     Attributes:
-        dataset: the data set that was shown; None before, and in all but the first of several processes.
-        outcome: the outcome that was shown; None before.
-        report: the path of the report that was shown; None before.
+        dataset: The data set that was shown; None before, and in all but the first of several processes.
+        outcome: The outcome that was shown; None before.
+        report: The path of the report that was shown; None before.
     """
 
     def __init__(self, output: Output) -> None:
@@ -67,8 +67,8 @@ class Display:
         """Print lines.
 
         Args:
-            lines: the text.
-            style: a style of rich, such as ``bold``.
+            lines: The text.
+            style: A style of rich, such as ``bold``.
         """
         self._lines.print(lines, style=style or None)
 
@@ -156,7 +156,7 @@ def show_progress(callbacks: Callbacks | None) -> Iterator[Callbacks]:
     """Show the progress of a training or an export, unless the caller has callbacks.
 
     Args:
-        callbacks: callbacks of the caller; None to show lines and progress bars.
+        callbacks: Callbacks of the caller; None to show lines and progress bars.
 
     Yields:
         The callbacks to use.
