@@ -51,17 +51,16 @@ class Display:
     def __init__(self, output: Output) -> None:
         self._lines = open_console(output.as_json, output.quiet)
         self._alerts = open_console(output.as_json or output.quiet)
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        shown = not output.quiet and _can_animate(self._lines)
-        self._bar = Progress(*columns, console=self._lines, transient=True, disable=not shown)
-        self._task = self._bar.add_task("", total=None)
+        self._bar: Progress | None = None
         self.dataset: Dataset | None = None
         self.outcome: Outcome | None = None
         self.report: Path | None = None
 
     def close(self) -> None:
-        """Remove the progress bar."""
-        self._bar.stop()
+        """Remove the progress bar, if there is one."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
 
     def print(self, lines: str, style: str = "") -> None:
         """Print lines.
@@ -89,12 +88,16 @@ class Display:
     def _warn(self, warning: str) -> None:
         self._alerts.print(f"warning   {warning}", style="yellow")
 
+    def _show_bar(self, description: str, done: int, total: int | None) -> None:
+        if self._bar is None:
+            self._bar = _open_bar(self._lines)
+        self._bar.update(self._bar.task_ids[0], description=description, completed=done, total=total)
+
     def _show_loading(self, stage: str, done: int, total: int) -> None:
-        self._bar.start()
-        self._bar.update(self._task, description=stage, completed=done, total=total)
+        self._show_bar(stage, done, total)
 
     def _show_data(self, dataset: Dataset) -> None:
-        self._bar.stop()
+        self.close()
         self.dataset = dataset
         shape = dataset.contract
         counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "val", "test"))
@@ -107,18 +110,17 @@ class Display:
         figures = f"{network.weights:,} weights, {network.multiply_adds:,} multiply-adds an image, on {device}"
         self.print(f"network   {network.name}, {figures}")
         self.print("epoch      loss  train acc  val acc  seconds", style="bold")
-        self._bar.update(self._task, description="", completed=0, total=None)
-        self._bar.start()
+        self._show_bar("", 0, None)
 
     def _show_step(self, step: int, steps: int, loss: float) -> None:
-        self._bar.update(self._task, completed=step, total=steps, description=f"loss {loss:.4f}")
+        self._show_bar(f"loss {loss:.4f}", step, steps)
 
     def _show_epoch(self, epoch: Epoch) -> None:
         figures = f"{epoch.loss:9.4f}  {epoch.train_accuracy:9.4f}  {epoch.val_accuracy:7.4f}  {epoch.seconds:7.1f}"
         self.print(f"{epoch.epoch:5d} {figures}")
 
     def _show_outcome(self, outcome: Outcome) -> None:
-        self._bar.stop()
+        self.close()
         self.outcome = outcome
         result, run = outcome.result, outcome.run
         shared_layers = outcome.norm_layers - outcome.unmoved_layers - len(result.corrections)
@@ -136,14 +138,14 @@ class Display:
         self.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 
     def _show_report(self, path: Path) -> None:
-        self._bar.stop()
+        self.close()
         self.report = path
         self.print(f"report    {path}")
 
     def _show_published(self, published: Published) -> None:
         from training.publish import Artifact, Variant
 
-        self._bar.stop()
+        self.close()
         if isinstance(published, Artifact):
             self.print(_describe_artifact(published))
         elif isinstance(published, Variant):
@@ -171,9 +173,14 @@ def show_progress(callbacks: Callbacks | None) -> Iterator[Callbacks]:
         display.close()
 
 
-def _can_animate(console: Console) -> bool:
-    """Check whether a console can show a progress bar; in a notebook, rich needs ipywidgets for it."""
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+def _open_bar(console: Console) -> Progress:
+    """Show a progress bar on a terminal, or in a notebook that has ipywidgets, which rich needs for it."""
+    shown = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=console.quiet or not shown)
+    bar.add_task("", total=None)
+    bar.start()
+    return bar
 
 
 def _describe_artifact(artifact: Artifact) -> str:
