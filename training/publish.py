@@ -18,7 +18,7 @@ from training.run import Run
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """A file in a model repository.
 
     Attributes:
@@ -37,7 +37,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Variant(Published):
+class Variant(PublishedFile):
     """A quantized variant of an artifact.
 
     Attributes:
@@ -50,7 +50,7 @@ class Variant(Published):
 
 
 @dataclass(frozen=True)
-class Artifact(Published):
+class Artifact(PublishedFile):
     """A published artifact.
 
     Attributes:
@@ -104,7 +104,7 @@ def export_and_publish(run: Run, repository: Path, name: str, options: ExportOpt
 
 
 def _publish(repository: Path, name: str, content: bytes) -> dict[str, Any]:
-    """Publish a file; returns the fields of `Published`."""
+    """Publish a file; returns the fields of `PublishedFile`."""
     path = publish(repository, name, content)
     version = path.parent.name
     return {"name": name, "version": version, "path": path, "digest": digest_file(content), "size_bytes": len(content)}

@@ -17,7 +17,7 @@ from training.callbacks import Callbacks, NetworkSummary, Outcome
 if TYPE_CHECKING:
     from training.checkpoint import Epoch
     from training.datasets import Dataset
-    from training.publish import Artifact, Published
+    from training.publish import Artifact, PublishedFile
 
 
 def open_console(stderr: bool = False, quiet: bool = False) -> Console:
@@ -142,7 +142,7 @@ class Display:
         self.report = path
         self.print(f"report    {path}")
 
-    def _show_published(self, published: Published) -> None:
+    def _show_published(self, published: PublishedFile) -> None:
         from training.publish import Artifact, Variant
 
         self.close()

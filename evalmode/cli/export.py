@@ -18,7 +18,7 @@ from training.options import ExportOptions
 from training.torch_runtime import import_torch
 
 if TYPE_CHECKING:
-    from training.publish import Published
+    from training.publish import PublishedFile
 
 
 @click.command()
@@ -45,7 +45,7 @@ def export(run: Path, repository: Path, name: str, output: Output, **options: An
     output.finish(facts)
 
 
-def _describe(published: Published) -> dict[str, Any]:
+def _describe(published: PublishedFile) -> dict[str, Any]:
     """Describe a published file as JSON values."""
     return {
         "name": published.name,
