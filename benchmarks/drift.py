@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import CONTRACT, make_artifact, serving  # beside this file
 
 from evalmode.artifact.image_statistics import MAX_IMAGES, describe_images
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits

@@ -25,7 +25,7 @@ import grpc
 import psutil
 from servers import serving  # beside this file
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import colour_artifact

@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 from servers import SIDE, make_artifact, serving  # beside this file
 
-from evalmode.artifact.repository import list_versions, publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.repository import list_versions
 from evalmode.client import AsyncClient, CallFailed
 
 NAME = "network"

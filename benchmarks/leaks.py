@@ -26,7 +26,7 @@ from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode
 from PIL import Image
 from servers import make_artifact, serving
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
 
 CONNECTIONS, IN_FLIGHT = 8, 8  # on each

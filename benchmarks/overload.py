@@ -29,7 +29,7 @@ from PIL import Image
 from servers import Server, serving
 
 from evalmode.artifact.manifest import ClassifierManifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract

@@ -25,7 +25,7 @@ import grpc
 import numpy as np
 from servers import SIDE, Server, make_artifact, serving  # beside this file
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 

@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evalmode.artifact.manifest import ClassifierManifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.bench.raw import measure_raw
 from evalmode.bench.usage import cpu_seconds

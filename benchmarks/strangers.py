@@ -25,7 +25,7 @@ from attackers import KINDS, Attacking  # beside this file
 from honest import Asking, Memory, find_misses, write_figures
 from servers import Server, make_artifact, serving
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 
 WARM_S = 2.0
 BUILD_UP_S = 1.0  # of an attack before honest callers are counted

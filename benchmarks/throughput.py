@@ -27,7 +27,7 @@ from honest import write_figures
 from PIL import Image
 from servers import SIDE, make_artifact
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
 
 CALLERS = 32

@@ -25,7 +25,7 @@ from honest import Asking, Memory, find_misses, write_figures
 from servers import Server, make_artifact, serving
 from strangers import SERVER_OPTIONS, WARM_S, find_wrong_end, stop
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 
 CLIENTS = (("watches-ordinary", 24 / 64), ("watches-ordinary", 24 / 64), ("watches-come-and-go", 16 / 64))
 PREDICTS_PER_S = 100.0

@@ -9,10 +9,6 @@ from evalmode.errors import UsageError
 MIB = 1024 * 1024
 LARGEST_BATCH = 64  # every certificate is proven up to here
 
-# The image formats that are decoded, by Pillow's names, and how their files end.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp")
-
 
 def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> int:
     text = {"minimum": minimum, "maximum": maximum, "what": what, "beyond": beyond}

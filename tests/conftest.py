@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from evalmode.artifact.manifest import ClassifierManifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden

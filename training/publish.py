@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import check_publishable, publish
+from evalmode.artifact.publishing import check_publishable, publish
 from evalmode.artifact.sealing import digest_file
 from evalmode.certification.metrics import Quality
 from training.agreement import Agreement

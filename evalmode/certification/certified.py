@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import digest_file
 from evalmode.artifact.tensors import Tensors
 from evalmode.certification.metrics import Quality

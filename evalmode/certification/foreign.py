@@ -100,8 +100,8 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
 
     Args:
         file: An ONNX file.
-        samples: Inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64
-            become golden inputs, which are in the artifact.
+        samples: Inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 become
+            golden inputs, which are in the artifact.
 
     Returns:
         The artifact and its golden inputs.

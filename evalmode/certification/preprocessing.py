@@ -13,6 +13,10 @@ from evalmode.limits import Limits
 class Preprocessing:
     """What a network expects to be done to a pixel x: ``(x / 255 * (high - low) + low - mean) / std``.
 
+    Example:
+        ImageNet's, as torchvision has it:
+        ``Preprocessing((0, 1), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))``
+
     Attributes:
         scale: (low, high), the values that 0 and 255 become.
         mean: Subtracted then: one value, or one for each channel in the order that the network expects.
@@ -38,7 +42,7 @@ class Preprocessing:
         """The scale and shift of each channel.
 
         Args:
-            channels: Of the network's images, 1 or 3.
+            channels: The number of channels of the network's images, 1 or 3.
             takes_bytes: Whether the network takes uint8.
 
         Returns:

@@ -30,7 +30,7 @@ class Probe:
     Attributes:
         runs: The network with each number of ``THREADS``.
         inputs: Tensors by name, N inputs along the first axis of each.
-        labels: K for an image classifier, whose outputs are (N, K); 0 for other networks.
+        labels: K for an image classifier, whose outputs are (N, K); 0 for other networks, or if it is unknown.
         relative: Whether differences of an output are measured as a share of its largest value.
     """
 
@@ -41,7 +41,7 @@ class Probe:
 
     @property
     def count(self) -> int:
-        """N."""
+        """The number of inputs, N."""
         return len(next(iter(self.inputs.values())))
 
     @cached_property

@@ -116,9 +116,12 @@ def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     except ArtifactInvalid as error:
         return [Verdict("runs", False, str(error), "ArtifactInvalid")]
     certificate = manifest.certificate
-    drawn = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
+    if certificate:
+        inputs = certificate.inputs
+    else:
+        inputs = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
     verdicts = []
-    if inputs := certificate.inputs if certificate else drawn:
+    if inputs:
         verdicts += _examine_runs(Probe(runs, inputs, len(manifest.labels), manifest.relative_tolerance))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: its answers were never checked", "Uncertified")]

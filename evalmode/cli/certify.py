@@ -130,7 +130,7 @@ def certify(file: Path, repository: Path, name: str, output: Output, **options: 
     For an image classifier, preprocessing and softmax become part of the graph: each pixel x becomes
     (x / 255 * (high - low) + low - mean) / std.
     """
-    from evalmode.artifact.repository import check_publishable
+    from evalmode.artifact.publishing import check_publishable
     from evalmode.certification.foreign import certify_tensors
 
     chosen = CertifyOptions(**options)

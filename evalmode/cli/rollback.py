@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalmode.artifact.repository import withdraw
+from evalmode.artifact.publishing import withdraw
 from evalmode.cli.output import Output, output_options
 
 

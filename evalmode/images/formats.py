@@ -45,6 +45,5 @@ FORMATS = (
     ImageFormat("WEBP", (".webp",), re.compile(rb"(?s)RIFF.{4}WEBP"), "evalmode.images.webp"),
     ImageFormat("BMP", (".bmp",), re.compile(rb"BM"), "evalmode.images.bmp"),
 )
-BY_NAME = {one.name: one for one in FORMATS}
-IMAGE_FORMATS = tuple(BY_NAME)
+IMAGE_FORMATS = tuple(one.name for one in FORMATS)
 IMAGE_SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)

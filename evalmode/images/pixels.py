@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch
-from evalmode.images.formats import BY_NAME
+from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
 from evalmode.images.orientation import SIDEWAYS, SIXTEEN_BIT, make_upright
 from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain, make_damaged
@@ -23,6 +23,7 @@ from evalmode.limits import Limits
 
 Pixels = npt.NDArray[np.uint8]
 
+CODECS = {one.name: one.codec for one in FORMATS}  # imported now, so that no request waits for an import
 RESIZE = "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
 
 
@@ -147,7 +148,7 @@ def probe_header(header: Header) -> PixelContract:
         size, orientation, grey = (header.width, header.height), header.orientation, header.components == 1
     else:
         with _open(header) as opened:
-            size, orientation = opened.size, BY_NAME[header.format].codec.find_orientation(header, opened)
+            size, orientation = opened.size, CODECS[header.format].find_orientation(header, opened)
             grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
     width, height = size[::-1] if orientation in SIDEWAYS else size
     return PixelContract(height, width, 1 if grey else 3)
@@ -188,7 +189,7 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _open(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow, without a limit of Pillow's own; all exceptions inside become an ``ImageError``."""
     try:
-        with BY_NAME[header.format].codec.open(io.BytesIO(header.cut())) as opened:
+        with CODECS[header.format].open(io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
             yield opened
@@ -206,7 +207,7 @@ def _decode(header: Header, channels: int) -> Image.Image:
     """
     if header.components:
         return make_upright(decode_picture(header, channels), header.orientation, channels)
-    codec = BY_NAME[header.format].codec
+    codec = CODECS[header.format]
     codec.check(header.image)
     with _open(header) as opened:
         opened.load()  # raises if the image is damaged

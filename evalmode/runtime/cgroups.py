@@ -22,5 +22,5 @@ def list_cgroups(controller: str, root: Path) -> Iterator[Path]:
         if not controllers or controller in controllers.split(","):
             mount = root / "sys/fs/cgroup" / (controller if controllers else "")
             inside = [part for part in path.split("/") if part not in ("", "..")]
-            # In a container the path may be the host's. Then its inner folders are missing, and the mount is the container's.
+            # In a container the path may be the host's: its inner folders are missing, the mount is the container's.
             yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))

@@ -21,6 +21,7 @@ from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score
 from evalmode.runtime.provider import Provider
+from evalmode.runtime.session import ort
 
 _TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
 _TYPES = {f"tensor({_TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
@@ -65,7 +66,7 @@ class Model(ABC):
     provider: Provider
     batch_invariant: bool
     max_batch: int
-    session: Any
+    session: ort.InferenceSession
     row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS), repr=False)
 
     @abstractmethod
@@ -86,7 +87,7 @@ class Model(ABC):
         """The outputs of the network."""
         return tuple(map(_read_tensor, self.session.get_outputs()))
 
-    def run(self, inputs: Tensors, options: Any = None) -> Tensors:
+    def run(self, inputs: Tensors, options: ort.RunOptions | None = None) -> Tensors:
         """Run the network on a batch.
 
         Args:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
+from evalmode.artifact.repository import find_artifact, list_names, list_versions
+from evalmode.artifact.strays import explain_missing, find_strays
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -73,7 +74,7 @@ class Models:
         keep: how many versions of a model stay loaded.
         trials: where new versions are tried before they are loaded.
         follow_links: whether symbolic links may lead out of the repository.
-        load_options: of ``load_artifact``, for those to come.
+        load_options: The fields of ``LoadOptions``, for all models that are loaded.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Models:
             pinned: names that are served in one version, and which.
             keep: how many versions of a model stay loaded once they are followed.
             stop: once set, nothing more is loaded, and none need be.
-            options: ``trials``, ``follow_links``, and of ``load_artifact``.
+            options: ``trials``, ``follow_links``, and the fields of ``LoadOptions``.
 
         Raises:
             ArtifactInvalid: it holds no model, or none that can be loaded.
@@ -398,7 +399,7 @@ class Models:
         return find_artifact(self._repository, *key, self._follow_links)
 
     def _examine(self, artifact: bytes) -> None:
-        self._trials.examine(artifact, self._load_options.get("allow_uncertified", False))
+        self._trials.examine(artifact, self._load_options.allow_uncertified)
 
     def _refuse(self, key: _Key, error: Exception) -> None:
         if str(self._refused.get(key)) != str(error):

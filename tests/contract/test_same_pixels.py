@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from evalmode.images.pixels import decode_image
 from evalmode.limits import Limits

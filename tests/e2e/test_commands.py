@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.damage import make_damaged
 from evalmode import __version__
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from tests.conftest import colour_artifact, encode, plain
 

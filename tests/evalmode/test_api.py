@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import evalmode
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain

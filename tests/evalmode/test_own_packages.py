@@ -1,4 +1,4 @@
-"""A user's folder ``training`` or ``serving`` does not reach the command, and is named where it hides ours."""
+"""A folder `training` or `serving` of a user does not affect the command; an import that it breaks names the folder."""
 
 from __future__ import annotations
 

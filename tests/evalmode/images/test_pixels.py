@@ -275,7 +275,7 @@ class TestJpegs:
     def test_are_not_opened_by_pillow(self, mode: str, orientation: int) -> None:
         options = {"exif": exif((ORIENTATION, 3, 1, orientation))} if orientation else {}
         image = encode(noise(8, 8).convert(mode), "JPEG", **options)
-        with patch.dict("evalmode.images.pixels.BY_NAME", clear=True):
+        with patch.dict("evalmode.images.pixels.CODECS", clear=True):
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
             assert probe_image(image, Limits()).channels == (1 if mode == "L" else 3)
 

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from evalmode.artifact.image_statistics import MOMENTS, describe_images
 from evalmode.artifact.manifest import ClassifierManifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden

@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from evalmode.artifact.repository import list_versions, publish, withdraw
+from evalmode.artifact.publishing import publish, withdraw
+from evalmode.artifact.repository import list_versions
 from evalmode.artifact.tensors import INPUT
 from evalmode.errors import (
     ArtifactInvalid,

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from benchmarks.damage import make_damaged
 from evalmode import __version__
 from evalmode.artifact.manifest import TensorManifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import DTYPES, LOGITS, PROBABILITIES
 from evalmode.certification.certify import certify
