@@ -120,7 +120,7 @@ class Guard:
         if growth > EXPLOSION_THRESHOLD:
             return f"Weights have exploded (their norm is {growth:.3g} times what it was): try a lower --learning-rate"
         if what.startswith("weight"):
-            return "The other weights are as large as before: this one was set or loaded so"
+            return "The other weights are as large as before: this value was assigned or loaded"
         return (
             f"Weights are as large as before: {'look at this layer, and ' if layer else ''}try a lower --learning-rate"
         )

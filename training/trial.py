@@ -80,8 +80,8 @@ def try_network(
             _try_epoch_end(name, network, Split(images, np.arange(len(images)) % classes), before)
         if gives_probabilities(logits.numpy()):
             on_warning(
-                f"{name} returns probabilities (a softmax at its end?): the loss takes logits, with probabilities it "
-                "learns slowly and badly; leave the softmax out, the export adds its own"
+                f"{name} returns probabilities (a softmax at its end?): the loss expects logits, and training on "
+                "probabilities is slow and inaccurate. Remove the softmax; the export adds one"
             )
         with _explained(f"{name} cannot be exported to ONNX"):
             _try_export(name, network, images, logits)

@@ -70,7 +70,7 @@ def test_a_weight_that_is_nan_or_infinite_is_named(
     told = run_to_fault(run, network, few, digits, spoil)
     assert f": weight {weight} is NaN or infinite in " in told  # where no image reaches it, once a step has spread it
     assert "at epoch 2, " in told
-    assert "this one was set or loaded so" in told
+    assert "this value was assigned or loaded" in told
     assert equal(state_of(network), good[0])  # weights and statistics, as they were after the last good epoch
 
 
