@@ -15,6 +15,7 @@ from evalmode.errors import UsageError
 from evalmode.limits import OWN_IMAGES, Limits
 
 BY_NETWORK = "the network's own"  # shown as the default of the values that a recipe decides
+MAX_SIDE = 99_999  # pixels
 BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 DATA = {"what": "present place of the data of the run, if they were moved"}
 CACHE = {
@@ -112,6 +113,11 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         _check(self)
+        size: Any = self.image_size
+        if size is not None and not (
+            isinstance(size, tuple) and len(size) == 2 and all(type(one) is int and 0 < one <= MAX_SIDE for one in size)
+        ):
+            raise UsageError(f"image_size {size!r} is not (height, width) in pixels, each from 1 to {MAX_SIDE}")
 
     @property
     def limits(self) -> Limits:

@@ -76,7 +76,7 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     """
     if value is None:
         return None
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)  # up to `training.options.MAX_SIDE`
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 32x32")
     return int(match[1]), int(match[2])

@@ -126,6 +126,8 @@ def test_an_unknown_network_is_refused_before_the_run_is_created(tmp_path: Path)
         ({"epochs": 0}, "epochs 0 is out of range: at least 1"),
         ({"dropout": 1.0}, "dropout 1.0 is out of range: at least 0, below 1"),
         ({"learning_rate": float("nan")}, "learning_rate nan is out of range: above 0, at most"),
+        ({"image_size": 64}, r"image_size 64 is not \(height, width\) in pixels"),
+        ({"image_size": (64, 0)}, r"image_size \(64, 0\) is not \(height, width\) in pixels"),
         ({"device": "gpu"}, "device 'gpu' is unknown: choose cpu or cuda or auto"),
     ],
     ids=str,
