@@ -23,7 +23,7 @@ MODULES = {
 # Third-party package -> the only modules that may import it.
 ONLY_IN = {
     "torch": ("training", "evalmode.cli.console", "evalmode.cli.train"),
-    "onnx": ("evalmode.artifact", "evalmode.certification", "evalmode.cli.certify", "training"),
+    "onnx": ("evalmode.artifact", "evalmode.certification", "training"),
     "onnxruntime": ("evalmode.runtime", "evalmode.certification.quantize"),
     "PIL": ("evalmode.images", "evalmode.certification", "evalmode.cli.quickstart", "training"),
     "grpc": ("serving.transports", "evalmode.client", "evalmode.bench"),

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from evalmode.client import CallFailed, Client
+from evalmode import CallFailed, Client, start_server
 from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
-from serving.embedded import start_server
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
@@ -125,9 +124,9 @@ def test_it_ends_the_transport_if_the_metrics_cannot_listen(
 def test_serve_blocks_until_a_signal_and_drains(colours: Path, transport: str, number: signal.Signals) -> None:
     code = (
         "import logging, signal, sys\n"
-        "from serving.embedded import serve\n"
+        "import evalmode\n"
         "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
-        f"serve({str(colours)!r}, port=0, no_metrics=True, lame_duck=0, transport={transport!r})\n"
+        f"evalmode.serve({str(colours)!r}, port=0, no_metrics=True, lame_duck=0, transport={transport!r})\n"
         "print('ended', signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
