@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from evalmode import CallFailed, Client, start_server
 from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
@@ -94,6 +95,19 @@ def test_options_are_those_of_the_command(colours: Path, tmp_path: Path, transpo
             ask(server)
         with Client(server.address, token="0123456789abcdef") as client:
             assert client.predict(RED).label == "red"
+
+
+def test_tls_is_used_and_its_thread_ends_with_the_server(colours: Path, tmp_path: Path) -> None:
+    authority, before = trustme.CA(), own_threads()
+    certificate, key, ca = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    with start_server(colours, tls_cert=certificate, tls_key=key) as server, Client(server.address, tls_ca=ca) as client:
+        assert client.predict(RED).label == "red"
+        assert {one.name.rpartition("-")[0] for one in own_threads()} >= {"certificates"}
+    wait_until(lambda: own_threads() == before)
 
 
 def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: Path, transport: str) -> None:
