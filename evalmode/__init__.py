@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from evalmode.loading import load
     from evalmode.prediction import Prediction
     from evalmode.workflow import export, train
+    from serving.embedded import serve, start_server
+    from serving.server import Server
     from training.callbacks import Callbacks
 
 __version__ = "0.2.0"
@@ -44,6 +46,7 @@ __all__ = [
     "Limits",
     "Prediction",
     "Preprocessing",
+    "Server",
     "Verdict",
     "certify",
     "certify_tensors",
@@ -51,6 +54,8 @@ __all__ = [
     "compare",
     "export",
     "load",
+    "serve",
+    "start_server",
     "train",
 ]
 
@@ -66,6 +71,7 @@ _SOURCES = {
     "Limits": ("evalmode.limits:Limits", ""),
     "Prediction": ("evalmode.prediction:Prediction", ""),
     "Preprocessing": ("evalmode.certification.preprocessing:Preprocessing", "serve"),
+    "Server": ("serving.server:Server", "serve"),
     "Verdict": ("evalmode.certification.verdicts:Verdict", "serve"),
     "certify": ("evalmode.certification.foreign:certify_classifier", "serve"),
     "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
@@ -73,6 +79,8 @@ _SOURCES = {
     "compare": ("evalmode.certification.compare:compare", "serve"),
     "export": ("evalmode.workflow:export", "serve,train"),
     "load": ("evalmode.loading:load", "serve"),
+    "serve": ("serving.embedded:serve", "serve"),
+    "start_server": ("serving.embedded:start_server", "serve"),
     "train": ("evalmode.workflow:train", "serve,train"),
 }
 

@@ -39,8 +39,12 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
         ``evalmode.serve("models", port=8001)``
     """
     with _terminating_by_interrupt():
-        server = _start({**options, "repository": repository})
         try:
+            server = _start({**options, "repository": repository})
+        except KeyboardInterrupt:  # nothing to drain
+            return
+        try:
+            log.info("answering requests at %s", server.address)
             server.wait()
         except KeyboardInterrupt:
             pass
@@ -83,7 +87,6 @@ def _start(options: dict[str, Any]) -> Server:
         server.load()
         server.listen()
         server.start()
-        log.info("answering requests at %s", server.address)
     except BaseException:
         server.close()
         raise

@@ -56,7 +56,7 @@ class _Serve(click.Command):
 def _make_option(option: Option) -> click.Option:
     """Make the command-line option of a field."""
     low, high = option.rules.get("minimum"), option.rules.get("maximum")
-    kinds: dict[type, click.ParamType] = {
+    kinds: dict[type, Any] = {
         bool: click.BOOL,
         int: click.IntRange(low, high),
         float: click.FloatRange(low, high),
@@ -78,7 +78,7 @@ def _make_option(option: Option) -> click.Option:
 
 @click.command(cls=_Serve, params=list(map(_make_option, list_options(ServeConfig, LogConfig))))
 @click.pass_context
-def serve(context: click.Context, **options: Any) -> None:
+def serve(context: click.Context, /, **options: Any) -> None:
     """Serve the newest version of every model in a repository over gRPC, and load new versions as they are published.
 
     On the first SIGTERM, SIGINT or SIGHUP the health status becomes NOT_SERVING. The server answers requests for

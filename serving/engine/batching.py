@@ -279,7 +279,7 @@ def _finish(job: Job, outcome: Any) -> None:
 def queue_too_long() -> QueueFull:
     """Make the error of a request that would be answered after its deadline."""
     return QueueFull(
-        "the requests in flight take longer than the deadline of this one: retry later, or set a longer deadline"
+        "the requests in flight take longer than the deadline of this request: retry later, or set a longer deadline"
     )
 
 

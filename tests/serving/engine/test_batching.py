@@ -284,7 +284,7 @@ class TestAdmission:
         batcher.pace.note(1.0, ahead=0)
         assert batcher.admit(remaining_s=0.1) == 0  # a free slot may be quicker
         for refused in (batcher.admit, batcher.check):
-            with pytest.raises(QueueFull, match="longer than this one may wait"):
+            with pytest.raises(QueueFull, match="longer than the deadline of this request"):
                 refused(1.5)
         assert batcher.admit(remaining_s=10) == 1
 

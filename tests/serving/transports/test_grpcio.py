@@ -417,7 +417,7 @@ class TestWaiting:
         here.batcher.pace.note(60.0, 0)
         refusal = refused(lambda: here.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
-        assert refusal.message.startswith("the requests in flight take longer than the deadline of this one")
+        assert refusal.message.startswith("the requests in flight take longer than the deadline of this request")
         waiting = here.enqueue(timeout_s=None)
         here.held.let_go(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
