@@ -119,7 +119,7 @@ def measure(case: Case, emulator: list[str] | None) -> dict[str, Any]:
 
 def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) -> dict[str, Any]:
     """Run every check on an artifact, load it as a server does, and load it on the emulated processor."""
-    alarms = [f"{kind}: {verdict.check}: {verdict.told}" for verdict in examine(artifact) if not verdict.passed]
+    alarms = [f"{kind}: {verdict.check}: {verdict.finding}" for verdict in examine(artifact) if not verdict.passed]
     certificate = open_artifact(artifact)[1].certificate
     assert certificate is not None
     started = time.perf_counter()

@@ -16,7 +16,9 @@ from pathlib import Path
 from evalmode import errors
 from evalmode.errors import RequestError
 from evalmode.limits import Limits
+from serving.config import LogConfig, ServeConfig
 from serving.engine.memory import MAX_DEFAULT_BYTES
+from serving.options import Option, list_options
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
@@ -128,6 +130,34 @@ def show_limits() -> str:
     return draw(("option", "default", "limits", "beyond it"), shown)
 
 
+def show_options() -> str:
+    """Show the options of ``evalmode serve`` that are not limits."""
+    limits = {limit.name for limit in fields(Limits)}
+    rows = (
+        (f"`{option.flag}`", describe_default(option), describe_values(option), option.help)
+        for option in list_options(ServeConfig, LogConfig)
+        if option.name not in limits
+    )
+    return draw(("option", "default", "values", "description"), rows)
+
+
+def describe_default(option: Option) -> str:
+    """Describe the default of an option."""
+    if option.is_required:
+        return "required"
+    return {bool: "off", tuple: ""}.get(option.kind, "" if option.default is None else str(option.default))
+
+
+def describe_values(option: Option) -> str:
+    """Describe the values that an option takes."""
+    if "choices" in option.rules:
+        return ", ".join(option.rules["choices"])
+    low, high = option.rules.get("minimum"), option.rules.get("maximum")
+    if low is not None:
+        return f"{low} to {high}" if high is not None else f"at least {low}"
+    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind)))
+
+
 def show_reasons() -> str:
     """Show the reasons of error statuses."""
     rows = [(f"`{reason_of(error)}`", code, describe_retry(error), describe(error)) for error, code in CODES.items()]
@@ -230,7 +260,7 @@ def show_threads() -> str:
 
 def show_metrics() -> str:
     """Show the metrics for Prometheus."""
-    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.says) for name, one in METRICS.items())
+    rows = ((f"`{name}`", one.kind, ", ".join(one.labels), one.help) for name, one in METRICS.items())
     return draw(("metric", "type", "labels", "description"), rows)
 
 
@@ -284,6 +314,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/architecture.md", "arrows"): draw_arrows,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
+    ("docs/operating.md", "options"): show_options,
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,

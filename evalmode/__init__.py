@@ -1,25 +1,101 @@
-"""model.onnx + image bytes -> probabilities: the server, its client, and the same without a server."""
+"""Train an image classifier, export it to one certified ONNX file, and serve it over gRPC.
+
+A name is imported when it is first used: the bare install has the client, the other functions need an extra.
+
+Example::
+
+    import evalmode
+
+    model = evalmode.load("models/cats")
+    print(model.predict("cat.jpg").label)
+
+    with evalmode.Client("127.0.0.1:8001") as client:
+        print(client.predict("cat.jpg").label)
+"""
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evalmode.runtime.model import Model
+    from evalmode.certification.compare import Comparison, compare
+    from evalmode.certification.foreign import certify_classifier as certify
+    from evalmode.certification.foreign import certify_tensors
+    from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+    from evalmode.certification.verdicts import Verdict
+    from evalmode.certification.verdicts import check_file as check
+    from evalmode.client import AsyncClient, CallFailed, Client
+    from evalmode.errors import EvalmodeError
+    from evalmode.limits import Limits
+    from evalmode.loading import load
+    from evalmode.prediction import Prediction
+    from serving.embedded import serve, start_server
+    from serving.server import Server
 
 __version__ = "0.2.0"
+__all__ = [
+    "AsyncClient",
+    "CallFailed",
+    "ClassifierOptions",
+    "Client",
+    "Comparison",
+    "EvalmodeError",
+    "Limits",
+    "Prediction",
+    "Preprocessing",
+    "Server",
+    "Verdict",
+    "certify",
+    "certify_tensors",
+    "check",
+    "compare",
+    "load",
+    "serve",
+    "start_server",
+]
+
+# Name -> the module that holds it and its name there, and the extra that it needs.
+_SOURCES = {
+    "AsyncClient": ("evalmode.client:AsyncClient", ""),
+    "CallFailed": ("evalmode.client:CallFailed", ""),
+    "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
+    "Client": ("evalmode.client:Client", ""),
+    "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
+    "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
+    "Limits": ("evalmode.limits:Limits", ""),
+    "Prediction": ("evalmode.prediction:Prediction", ""),
+    "Preprocessing": ("evalmode.certification.preprocessing:Preprocessing", "serve"),
+    "Server": ("serving.server:Server", "serve"),
+    "Verdict": ("evalmode.certification.verdicts:Verdict", "serve"),
+    "certify": ("evalmode.certification.foreign:certify_classifier", "serve"),
+    "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
+    "check": ("evalmode.certification.verdicts:check_file", "serve"),
+    "compare": ("evalmode.certification.compare:compare", "serve"),
+    "load": ("evalmode.loading:load", "serve"),
+    "serve": ("serving.embedded:serve", "serve"),
+    "start_server": ("serving.embedded:start_server", "serve"),
+}
 
 
-def load(path: str | PathLike[str]) -> Model:
-    """Load an artifact to classify images in this process, bit for bit as the server would.
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, as PEP 562 provides."""
+    if name not in _SOURCES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from evalmode.own_packages import import_own
 
-    Example:
-        ``evalmode.load("model.onnx").predict("cat.jpg").label``
+    source, extra = _SOURCES[name]
+    module, _, attribute = source.partition(":")
+    try:
+        value = getattr(import_own(module), attribute)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").partition(".")[0] in (__name__, "serving", "training"):
+            raise
+        raise ModuleNotFoundError(
+            f"evalmode.{name} needs the Python package {error.name!r}: pip install 'evalmode[{extra}]'", name=error.name
+        ) from error
+    globals()[name] = value
+    return value
 
-    Raises:
-        ArtifactInvalid: the file is not an evalmode artifact.
-    """
-    from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
 
-    return load_model(path)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SOURCES})

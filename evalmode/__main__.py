@@ -1,24 +1,23 @@
-"""The ``evalmode`` command, and ``python -m evalmode``: whatever happens from here on ends in an exit code."""
+"""The ``evalmode`` command and ``python -m evalmode``. Whatever happens, the process ends with an exit code."""
 
 import os
 import sys
 
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+INTERRUPTED = 130  # 128 plus the number of SIGINT, as in shells
 UTF8_MODE = ("-X", "utf8")
 
 
-def main(*command: str) -> None:
-    """The console script's entry point. Nothing is imported before an interrupt would be caught.
-
-    Args:
-        *command: which command it is, where the command line does not say it.
-    """
+def main() -> None:
+    """The entry point of the console script. An interrupt during the imports is handled, too."""
     try:
         if sys.getfilesystemencoding() != "utf-8" and tuple(sys.orig_argv[1:3]) != UTF8_MODE:
             _start_again()
+        from evalmode.own_packages import prefer_own_packages
+
+        prefer_own_packages()
         from evalmode.cli.main import main as run
 
-        run([*command, *sys.argv[1:]])
+        run(sys.argv[1:])
     except KeyboardInterrupt:
         if sys.stderr is not None:
             sys.stderr.write("evalmode: interrupted\n")
@@ -26,10 +25,10 @@ def main(*command: str) -> None:
 
 
 def _start_again() -> None:
-    """Go on in Python's UTF-8 mode: names of folders become labels, which are UTF-8 whatever the locale is.
+    """Restart in Python's UTF-8 mode: names of folders become labels, which are UTF-8 in any locale.
 
-    Python 3.15 has this mode by default (PEP 686), earlier ones in the C locale. It is asked for by an option, which
-    holds before a later ``-X utf8=0`` and with ``-E`` and ``-I``, and by a variable for the processes that are started.
+    Python 3.15 has this mode by default (PEP 686), earlier versions only in the C locale. The option takes precedence
+    over a later ``-X utf8=0``, and works with ``-E`` and ``-I``; the variable is for child processes.
     """
     environment = {**os.environ, "PYTHONUTF8": "1"}
     os.execve(sys.executable, [sys.executable, *UTF8_MODE, *sys.orig_argv[1:]], environment)  # noqa: S606

@@ -1,4 +1,4 @@
-"""The limits table: code, command line, README and tests all read this one."""
+"""The limits of a server. The command line, the documentation and the tests are generated from this table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from evalmode.errors import UsageError
 
 MIB = 1024 * 1024
-LARGEST_BATCH = 64  # every certificate is proven up to here
+LARGEST_BATCH = 64  # inputs: certificates cover batches up to this size
 
-# The image formats that are decoded, by Pillow's names, and how their files end.
+# The supported image formats by Pillow's names, and the suffixes of their files.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp")
 
@@ -21,51 +21,60 @@ def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much the server takes on. Sizes in bytes, times in seconds.
+    """The limits of a server. Sizes are in bytes, times in seconds.
+
+    The metadata of a field holds ``minimum``, ``maximum``, ``what`` (what the option limits) and ``beyond`` (what
+    happens when the limit is exceeded).
 
     Raises:
-        UsageError: a limit outside its range.
+        UsageError: A value is outside its range.
     """
 
-    # 178,956,970 pixels is Pillow's own ceiling against decompression bombs.
-    max_image_bytes: int = _limit(10 * MIB, 1, 2**31 - 1, "encoded image, bytes", "INVALID_ARGUMENT")
+    # 178,956,970 pixels is the limit above which Pillow refuses an image as a decompression bomb.
+    max_image_bytes: int = _limit(10 * MIB, 1, 2**31 - 1, "size of an encoded image, bytes", "INVALID_ARGUMENT")
     max_image_pixels: int = _limit(
-        50_000_000, 1, 178_956_970, "decoded image, pixels in its header", "INVALID_ARGUMENT"
+        50_000_000, 1, 178_956_970, "size of a decoded image according to its header, pixels", "INVALID_ARGUMENT"
     )
     max_decode_bytes: int = _limit(
         0,
         0,
         2**40,
-        "memory that decoding takes at once, bytes; 0: a quarter of the container's or machine's, at most 2 GiB",
-        "waits; INVALID_ARGUMENT if one image needs more",
+        "memory for decoding images, bytes; 0: a quarter of the memory of the container or machine, at most 2 GiB",
+        "the image waits; INVALID_ARGUMENT if one image needs more",
     )
-    max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "whole request, bytes", "RESOURCE_EXHAUSTED")
+    max_request_bytes: int = _limit(32 * MIB, 1024, 2**31 - 1, "size of a request message, bytes", "RESOURCE_EXHAUSTED")
     max_batch: int = _limit(
         LARGEST_BATCH,
         1,
         LARGEST_BATCH,
-        "inputs that run as one batch",
-        "the rest waits; INVALID_ARGUMENT if one request holds more",
+        "inputs in one batch",
+        "the other requests wait; INVALID_ARGUMENT if one request holds more",
     )
-    max_queue: int = _limit(512, 0, 4096, "requests that wait beside one per slot", "RESOURCE_EXHAUSTED with RetryInfo")
-    max_streams: int = _limit(128, 1, 4096, "streams open at once", "RESOURCE_EXHAUSTED with RetryInfo")
-    max_watches: int = _limit(256, 1, 4096, "health watches open at once", "RESOURCE_EXHAUSTED with RetryInfo")
-    max_connections: int = _limit(1024, 1, 65536, "connections open at once", "the one longest without data is closed")
+    max_queue: int = _limit(
+        512, 0, 4096, "requests that may wait in addition to one per slot", "RESOURCE_EXHAUSTED with RetryInfo"
+    )
+    max_streams: int = _limit(128, 1, 4096, "open streams", "RESOURCE_EXHAUSTED with RetryInfo")
+    max_watches: int = _limit(256, 1, 4096, "open health watches", "RESOURCE_EXHAUSTED with RetryInfo")
+    max_connections: int = _limit(
+        1024, 1, 65536, "open connections", "the connection that has been idle longest is closed"
+    )
     message_timeout: int = _limit(
         20,
         1,
         3600,
-        "seconds for a request to arrive, and for its answer to be taken",
-        "DEADLINE_EXCEEDED; the connection is closed",
+        "time to receive a request, and for the client to read the response, seconds",
+        "DEADLINE_EXCEEDED; if the response is not read, the connection is closed",
     )
-    grace: int = _limit(30, 0, 3600, "seconds for requests in flight at shutdown", "exit 1, saying how many were cut")
-    lame_duck: int = _limit(5, 0, 3600, "seconds between NOT_SERVING and refusing", "requests are refused")
-    load_seconds: int = _limit(50, 1, 3600, "seconds to check and replay a new version", "the version is refused")
+    grace: int = _limit(30, 0, 3600, "time for requests in flight at shutdown, seconds", "they are cut; exit code 1")
+    lame_duck: int = _limit(
+        5, 0, 3600, "time from NOT_SERVING until new requests are refused, seconds", "new requests are refused"
+    )
+    load_seconds: int = _limit(50, 1, 3600, "time to check and replay a new version, seconds", "the version is refused")
     load_bytes: int = _limit(
         640 * MIB,
         64 * MIB,
         2**40,
-        "memory to check and replay it, bytes, and 4 times its file",
+        "memory to check and replay a new version, in addition to 4 times its file, bytes",
         "the version is refused",
     )
 
@@ -76,4 +85,4 @@ class Limits:
                 raise UsageError(f"--{limit.name.replace('_', '-')} {value} is outside {low}..{high}")
 
 
-OWN_IMAGES = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # files of one's own, not requests
+OWN_IMAGES = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # for local files instead of requests

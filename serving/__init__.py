@@ -1,1 +1,1 @@
-"""Requests -> answers: the gRPC server, its scheduler, services and transports."""
+"""The gRPC server: its configuration and life, the engine, the services and the transports."""

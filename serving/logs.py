@@ -1,8 +1,8 @@
-"""The server's log: one line an event on stderr, whatever a caller has put into it.
+"""The server's log on standard error: one line per event, whatever text a client has sent.
 
-Whoever logs never waits for stderr, which may be a pipe that nobody reads: a thread writes what is logged.
+A thread writes the records, so that logging never blocks, even if standard error is a pipe that is not read.
 
-A log of JSON holds nothing else: what others write to standard error (libraries in C, tracebacks) becomes records.
+With ``json``, standard error holds JSON objects only: other output (C libraries, tracebacks) is converted to records.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
 
-QUEUED_RECORDS = 10_000  # beyond it records are dropped
-FLUSH_S = 0.5  # that the end of the process waits for what is queued, at most
-MAX_CHARACTERS = 1000  # of a message, and of each of a record's own fields
-MAX_LINE_BYTES = 64 * 1024  # of standard error; what is longer is more than one record
-# What abseil (grpc) and onnxruntime begin their lines with.
+QUEUED_RECORDS = 10_000  # further records are dropped
+FLUSH_S = 0.5  # how long the process waits at exit for queued records to be written
+MAX_CHARACTERS = 1000  # of a message, and of each additional field of a record
+MAX_LINE_BYTES = 64 * 1024  # of standard error; a longer line is split into several records
+# The beginning of a log line of abseil (grpc) or onnxruntime.
 _LEVEL = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d|.*?\[([VIWEF]):onnxruntime")
 _LEVELS = {
     "V": logging.DEBUG,
@@ -38,20 +38,20 @@ _LEVELS = {
     "E": logging.ERROR,
     "F": logging.CRITICAL,
 }
-_OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-# grpcio logs metadata that is not UTF-8 whole, tokens included, on the thread that must not wait for a log.
-_TOO_TALKATIVE = ("grpc._cython.cygrpc", "grpc._common")
+_STANDARD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# grpcio logs metadata that is not UTF-8 in full, including tokens, on a thread that must not block.
+_SILENCED = ("grpc._cython.cygrpc", "grpc._common")
 
 
 def set_up_log(level: str, form: str) -> None:
-    """Log to stderr, as text or as JSON objects; what Python would write there is logged, too.
+    """Configure the logging of the process: records go to standard error, and so do warnings and uncaught exceptions.
 
     Args:
-        level: The least level that is logged, such as "info".
+        level: The lowest level that is logged, such as "info".
         form: "text" or "json".
 
     Raises:
-        ThreadsUnavailable: The system does not start the threads that write.
+        ThreadsUnavailable: The system cannot start the threads that write.
     """
     formatter, stream = logging.Formatter("%(asctime)s %(levelname)s %(message)s"), sys.stderr
     if form == "json":
@@ -62,21 +62,21 @@ def set_up_log(level: str, form: str) -> None:
         _captured.append(_Captured())
         stream = _captured[-1].stream
     logging.basicConfig(level=level.upper(), handlers=[QueuedHandler(stream, formatter)])
-    logging.getLogger("PIL").setLevel(logging.INFO)  # else every PNG in a certificate has its say
-    for name in _TOO_TALKATIVE:
+    logging.getLogger("PIL").setLevel(logging.INFO)  # at debug level it logs every PNG in a certificate
+    for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.showwarning = _log_warning
     sys.excepthook = lambda kind, error, trace: _log_uncaught("the server", error)
-    threading.excepthook = lambda told: _log_uncaught(f"thread {told.thread and told.thread.name}", told.exc_value)
-    sys.unraisablehook = lambda told: _log_uncaught(f"{told.err_msg or 'ignored in'} {told.object!r}", told.exc_value)
+    threading.excepthook = lambda args: _log_uncaught(f"thread {args.thread and args.thread.name}", args.exc_value)
+    sys.unraisablehook = lambda args: _log_uncaught(f"{args.err_msg or 'ignored in'} {args.object!r}", args.exc_value)
     atexit.register(shut_down_log)
 
 
 def shut_down_log() -> None:
-    """Write what was logged, as far as standard error takes it in time."""
+    """Write the queued records, waiting at most ``FLUSH_S`` seconds for each handler."""
     while _captured:
         _captured.pop().end()
-    for handler in logging.getLogger().handlers:  # logging.shutdown would also wait for standard error itself
+    for handler in logging.getLogger().handlers:  # logging.shutdown could block on standard error
         handler.flush()
 
 
@@ -98,10 +98,10 @@ def _log_uncaught(where: str, error: BaseException | None) -> None:
 
 
 class _Captured:
-    """Logs what anybody writes to standard error; what the process writes while it crashes is lost.
+    """Converts output to standard error to log records. Output during a crash of the process is lost.
 
     Attributes:
-        stream: Where standard error went, for the log itself.
+        stream: The original standard error, for the log itself.
     """
 
     def __init__(self) -> None:
@@ -113,10 +113,10 @@ class _Captured:
         start_threads(1, "stderr", self._read)
 
     def end(self) -> None:
-        """Log what was written so far, and let what follows go where it went."""
+        """Log the output so far, and restore standard error."""
         with suppress(Exception):
             sys.stderr.flush()
-        os.dup2(self.stream.fileno(), 2)  # nobody writes to the pipe now
+        os.dup2(self.stream.fileno(), 2)  # nothing writes to the pipe any more
         self._ended.wait(FLUSH_S)
 
     def _read(self) -> None:
@@ -133,14 +133,14 @@ _captured: list[_Captured] = []
 
 
 class QueuedHandler(QueueHandler):
-    """Hands records to a thread that writes them as lines; one beyond ``QUEUED_RECORDS`` is dropped, and counted.
+    """Passes records to a thread that writes them. Beyond ``QUEUED_RECORDS``, records are dropped and counted.
 
     Args:
-        stream: Where lines are written.
-        formatter: Makes them.
+        stream: The stream that lines are written to.
+        formatter: Makes the lines.
 
     Raises:
-        ThreadsUnavailable: The system does not start the thread.
+        ThreadsUnavailable: The system cannot start the thread.
     """
 
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
@@ -156,7 +156,7 @@ class QueuedHandler(QueueHandler):
             ) from error
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """The record as it waits: without the frames of its exception, which hold requests."""
+        """Replace the exception of a record by its text: the frames of a traceback keep requests alive."""
         if not record.exc_info:
             return record
         text = record.exc_text or logging.Formatter().formatException(record.exc_info)
@@ -165,20 +165,20 @@ class QueuedHandler(QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Hand a record over, or drop it."""
+        """Queue a record, or drop it if the queue is full."""
         try:
             self._records.put_nowait(record)
         except Full:
             self._writer.count_dropped()
 
     def flush(self) -> None:
-        """Wait until what was logged is written, but at most ``FLUSH_S``: ``logging.shutdown`` calls it."""
+        """Wait until the queued records are written, at most ``FLUSH_S`` seconds. ``logging.shutdown`` calls it."""
         with self._records.all_tasks_done:
             self._records.all_tasks_done.wait_for(lambda: not self._records.unfinished_tasks, FLUSH_S)
 
 
 class _Writer(QueueListener):
-    """The thread that writes. No handler does: ``logging.shutdown`` would wait for its lock while it writes."""
+    """The thread that writes records. A handler would hold its lock while it writes and block ``logging.shutdown``."""
 
     def __init__(self, records: Queue[Any], stream: TextIO, formatter: logging.Formatter) -> None:
         super().__init__(records)
@@ -187,47 +187,47 @@ class _Writer(QueueListener):
         self._formatter = formatter
         self._lock = threading.Lock()
         self._dropped = 0
-        self._ahead = 0  # records to write before the next line that says how many were dropped
+        self._ahead = 0  # records to write before the number of dropped records is reported
 
     def count_dropped(self) -> None:
         with self._lock:
             if not self._dropped:
-                self._ahead = QUEUED_RECORDS + 1  # those that wait, and the one that is being written
+                self._ahead = QUEUED_RECORDS + 1  # the queued records, and the one that is being written
             self._dropped += 1
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write a record; where records are missing after it, write how many."""
+        """Write a record, and the number of records that were dropped after it."""
         self._write(record)
         with self._lock:
             self._ahead -= 1
             if not self._dropped or (self._ahead > 0 and not self._records.empty()):
                 return
             dropped, self._dropped = self._dropped, 0
-        message = "%s lines of the log were dropped: they came faster than they could be written"
+        message = "%s log records were dropped: they arrived faster than they could be written"
         self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (dropped,), None))
 
     def _write(self, record: logging.LogRecord) -> None:
         try:
             self._stream.write(self._formatter.format(record) + "\n")
             self._stream.flush()
-        except Exception as error:  # the thread goes on: stderr may be read again
-            message = "a line of the log could not be written: %s"
+        except Exception as error:  # the thread continues: standard error may become writable again
+            message = "a log record could not be written: %s"
             failed = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, (escape(repr(error)),), None)
             with suppress(Exception):
                 self._stream.write(self._formatter.format(failed) + "\n")
 
 
 def make_harmless(record: logging.LogRecord) -> bool:
-    """Escape what is not printable in a record, and cut what is long: a filter that lets every record through."""
+    """Escape and truncate the message and the additional fields of a record. Usable as a filter: returns True."""
     record.msg, record.args = escape(record.getMessage()), ()
     for name, value in vars(record).items():
-        if name not in _OWN and isinstance(value, str):
+        if name not in _STANDARD_FIELDS and isinstance(value, str):
             setattr(record, name, escape(value))
     return True
 
 
 def escape(text: str) -> str:
-    """A text in one line, at most ``MAX_CHARACTERS`` of it."""
+    """Return at most ``MAX_CHARACTERS`` of a text, with characters that are not printable escaped."""
     cut = text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
     if cut.isprintable():
         return cut

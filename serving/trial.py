@@ -1,6 +1,6 @@
-"""The process in which artifacts are tried, under limits: it loads what it is sent, and answers why not, or nothing.
+"""The child process that loads artifacts under resource limits, and reports whether they are valid.
 
-``serving.trials`` starts it and speaks to it by a socket, which is its standard input.
+``serving.trials`` starts it and communicates with it over a socket, which is its standard input.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from evalmode.errors import ArtifactInvalid, LoadLimitExceeded
 from evalmode.runtime.model import load_artifact
 from serving.trials import ORDER
 
-FILE_FACTOR = 4  # an artifact is in memory about as often: as bytes, as messages, as weights, as weights packed
-MAX_REASON = 1000  # characters: an error of onnxruntime may quote all that a hostile file says
+FILE_FACTOR = 4  # copies of an artifact in memory: the bytes, the protobuf messages, the weights, the packed weights
+MAX_REASON = 1000  # characters: an error of onnxruntime may quote the contents of the file
 _MEMORY = re.compile("bad_alloc|allocate memory|Unable to allocate|Arena alloc failed|MemoryError|Cannot allocate")
 
 
 def main() -> None:
-    """Try what is sent, one artifact after the other, until nothing more is."""
+    """Load one artifact after the other until the socket is closed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, this process goes and not the server
+    Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory, the kernel kills this process, not the server
     with socket.socket(fileno=0) as orders:
         while order := orders.recv(ORDER.size, socket.MSG_WAITALL):
             size, seconds, load_bytes, allow_uncertified = ORDER.unpack(order)
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _set_limits(seconds: int, more_bytes: int) -> None:
-    """Limit CPU seconds and address space to what is used so far and this much more."""
+    """Set the resource limits to the current usage plus a number of CPU seconds and bytes of address space."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     now = {
         resource.RLIMIT_CPU: (int(time.process_time()) + 1, seconds),
@@ -46,7 +46,7 @@ def _set_limits(seconds: int, more_bytes: int) -> None:
 
 
 def _try(artifact: bytes, load_bytes: int, allow_uncertified: bool) -> str:
-    """Load an artifact: "", or the name of the error, a colon and the reason, in one line."""
+    """Load an artifact, and return "" if it is valid, otherwise the name of the error, a colon and the reason."""
     try:
         load_artifact(artifact, allow_uncertified=allow_uncertified, arena=False)
     except (ArtifactInvalid, MemoryError) as error:
@@ -55,7 +55,7 @@ def _try(artifact: bytes, load_bytes: int, allow_uncertified: bool) -> str:
                 f"{LoadLimitExceeded.__name__}:checking and replaying it needs more memory than --load-bytes "
                 f"{load_bytes} and {FILE_FACTOR} times its file: raise --load-bytes to serve it"
             )
-        reason = "".join(sign if sign.isprintable() else " " for sign in str(error)[:MAX_REASON])
+        reason = "".join(one if one.isprintable() else " " for one in str(error)[:MAX_REASON])
         return f"{type(error).__name__}:{reason}"
     return ""
 

@@ -1,4 +1,4 @@
-"""Artifacts are tried in processes of their own, under limits, before the server loads them: docs/decisions/0018."""
+"""Loads artifacts in child processes under resource limits before the server loads them: docs/decisions/0018."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from evalmode import errors
 from evalmode.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
 from evalmode.limits import Limits
 
-# The same serving as this one, and nothing else from the folder that it lies in nor from the current one.
+# Import the same `serving` package, and nothing else from its folder or from the current directory.
 _START = (
     f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import serving; del sys.path[0]; "
     "from serving.trial import main; main()"
 )
-ORDER = struct.Struct("!QQQ?")  # length of the artifact that follows, --load-seconds, --load-bytes, --allow-uncertified
-_LONGEST_ANSWER = 64 * 1024
+# The header of a request: length of the artifact that follows, --load-seconds, --load-bytes, --allow-uncertified.
+ORDER = struct.Struct("!QQQ?")
+_MAX_ANSWER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class _Child:
-    """A process that tries artifacts, and the socket to it."""
+    """A child process and the socket that connects to it."""
 
     process: subprocess.Popen[bytes]
     orders: socket.socket
 
     def end(self) -> int:
-        """Kill it, and return what it ended with: if it had ended before, that."""
+        """Kill the process, and return its exit code, or the one with which it had ended before."""
         self.process.kill()
         code = self.process.wait()
         self.orders.close()
@@ -42,35 +43,40 @@ class _Child:
 
 
 class Trials:
-    """Tries artifacts in child processes; safe to call from several threads.
+    """Loads artifacts in child processes to find out whether they are valid. It can be used by several threads.
 
     Args:
-        limits: ``load_seconds`` and ``load_bytes`` of them.
+        limits: Gives ``load_seconds`` and ``load_bytes``.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._changing = threading.Lock()  # guards what follows
+        self._changing = threading.Lock()  # guards the following attributes
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
         self._closed = False
 
     def prepare(self) -> None:
-        """Start a child now, so that it is ready when there is something to try."""
+        """Start a child process in advance.
+
+        Raises:
+            TrialUnavailable: No process can be started.
+        """
         child = _start()
         with self._changing:
             self._idle.append(child)
 
     def examine(self, artifact: bytes, allow_uncertified: bool = False) -> None:
-        """Load an artifact in a child, on the CPU, as the server would: check it, replay it.
+        """Load an artifact in a child process as the server would, on the CPU: check and replay it.
 
         Args:
-            artifact: the bytes of a ``model.onnx``.
-            allow_uncertified: accept one that has no certificate.
+            artifact: The bytes of a ``model.onnx``.
+            allow_uncertified: Whether to accept an artifact without a certificate.
 
         Raises:
-            ArtifactInvalid: what is wrong with it; ``LoadLimitExceeded`` if it takes too long or too much memory.
-            TrialUnavailable: no process can be started now.
+            ArtifactInvalid: The artifact is invalid.
+            LoadLimitExceeded: Loading it takes too much time or memory.
+            TrialUnavailable: No process can be started.
         """
         child = self._take()
         until = time.monotonic() + self._limits.load_seconds
@@ -79,21 +85,21 @@ class Trials:
             self._put_back(child)
             return
         self._forget(child)
-        code = child.end()  # after a refusal, too: what a bad file left behind is not kept
+        code = child.end()  # also after an invalid artifact, which may have left the process in a bad state
         if answer is None:
             raise self._explain(code, late=time.monotonic() >= until)
         name, _, reason = answer.partition(":")
         raise getattr(errors, name)(reason)
 
     def rest(self) -> None:
-        """Let idle children go."""
+        """End the idle child processes."""
         with self._changing:
             idle, self._idle = self._idle, []
         for child in idle:
             child.end()
 
     def close(self) -> None:
-        """Kill all children; whoever waits for one is refused, and nothing is tried any more."""
+        """Kill all child processes. Calls of ``examine`` that wait for one raise, and so do later calls."""
         with self._changing:
             self._closed = True
             for child in self._busy:
@@ -111,7 +117,7 @@ class Trials:
         return child
 
     def _ask(self, child: _Child, artifact: bytes, allow_uncertified: bool, until: float) -> str | None:
-        """What the child answers; None if it does not: late, or dead."""
+        """Send an artifact to a child process, and return its answer; None if it was late or has ended."""
         order = ORDER.pack(len(artifact), self._limits.load_seconds, self._limits.load_bytes, allow_uncertified)
         answer = b""
         try:
@@ -120,11 +126,11 @@ class Trials:
                 child.orders.sendall(part)
             while not answer.endswith(b"\n"):
                 child.orders.settimeout(max(0.001, until - time.monotonic()))
-                received = child.orders.recv(_LONGEST_ANSWER)
+                received = child.orders.recv(_MAX_ANSWER_BYTES)
                 answer += received
-                if not received or len(answer) > _LONGEST_ANSWER:
+                if not received or len(answer) > _MAX_ANSWER_BYTES:
                     return None
-        except OSError:  # late, or the other end is closed
+        except OSError:  # a timeout, or the child process has ended
             return None
         return answer[:-1].decode(errors="replace")
 
@@ -141,7 +147,7 @@ class Trials:
             self._busy.discard(child)
 
     def _explain(self, code: int, late: bool) -> ArtifactInvalid:
-        """Why a child did not answer, by what it ended with."""
+        """Explain why a child process did not answer, by its exit code."""
         if self._closed:
             return ArtifactInvalid("not loaded: the server is shutting down")
         if late or code == -signal.SIGXCPU:
@@ -154,22 +160,22 @@ class Trials:
             how = f"by {signal.Signals(-code).name}"
         return LoadLimitExceeded(
             f"the process that checked and replayed it ended {how}: it makes onnxruntime crash, or needs more memory "
-            f"than --load-bytes {self._limits.load_bytes} or than there is"
+            f"than --load-bytes {self._limits.load_bytes} or than is available"
         )
 
 
 def _start() -> _Child:
-    ours, theirs = socket.socketpair()
-    with theirs:
+    orders, child_end = socket.socketpair()
+    with child_end:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START],
-                stdin=theirs.fileno(),
+                stdin=child_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # the terminal's SIGINT is for the server, which ends its children itself
+                start_new_session=True,  # no SIGINT from the terminal: the server ends its child processes itself
             )
         except OSError as error:
-            ours.close()
-            raise TrialUnavailable(f"no process to check it in can be started: {error}") from error
-    return _Child(process, ours)
+            orders.close()
+            raise TrialUnavailable(f"cannot start a process to check it in: {error}") from error
+    return _Child(process, orders)

@@ -25,11 +25,11 @@ from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Floats, 
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import Manifest, open_artifact
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
-from evalmode.certification.checks import run_all
-from evalmode.certification.figures import Indices, Quality, calibration_error, describe_pixels, measure_quality
 from evalmode.certification.fold import fold_norms
+from evalmode.certification.metrics import Indices, Quality, calibration_error, describe_pixels, measure_quality
 from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
+from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
 from training.datasets import Dataset, Split

@@ -19,10 +19,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.onnx import OnnxExporterError
 
 from evalmode.artifact.certificate import scale_tolerance
-from evalmode.certification.adopt import gives_probabilities
 from evalmode.certification.certify import check_graph, strip
-from evalmode.certification.checks import run_all
 from evalmode.certification.fold import fold_norms
+from evalmode.certification.metrics import gives_probabilities
+from evalmode.certification.runs import run_all
 from evalmode.errors import EvalmodeError, TrainMode
 from evalmode.images.pixels import Pixels
 from training.datasets import Split

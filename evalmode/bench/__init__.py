@@ -1,1 +1,1 @@
-"""Measure a server: how fast it answers, what that costs, and how near it comes to ONNX Runtime alone."""
+"""Measure a server: its throughput and latency, the processor time of a request, and the throughput of ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""How fast ONNX Runtime alone runs a network on these cores: what a server could reach at best."""
+"""The throughput of ONNX Runtime without a server, an upper bound for any server on these cores."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import threading
 import time
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.model import open_cpu_session
 
 BATCHES = (1, 8, 32, 64)
@@ -18,14 +19,14 @@ BATCHES = (1, 8, 32, 64)
 
 @dataclass(frozen=True)
 class Raw:
-    """One way to run it.
+    """The throughput of one way to run a network.
 
     Attributes:
-        sessions: threads of ours that run it at the same time.
-        threads: of onnxruntime's, for each.
-        batch: images a run.
-        rate: images a second.
-        median_ms: of one run.
+        sessions: The number of threads that call the session at the same time.
+        threads: The number of ONNX Runtime's threads for each call.
+        batch: The number of images in a batch.
+        rate: Images per second.
+        median_ms: The median duration of a call in milliseconds.
     """
 
     sessions: int
@@ -36,22 +37,28 @@ class Raw:
 
 
 def measure_raw(artifact: bytes, contract: PixelContract, cores: int, seconds: float) -> list[Raw]:
-    """Every sensible split of the cores, fastest first.
+    """Measure several ways to share the cores.
 
     Args:
-        artifact: the bytes of a ``model.onnx``.
-        contract: the pixels that it takes.
-        cores: that may be used.
-        seconds: for each way.
+        artifact: The bytes of a ``model.onnx``.
+        contract: The pixels that it takes.
+        cores: The number of cores to use.
+        seconds: The duration of each measurement.
+
+    Returns:
+        The measurements, the highest throughput first.
     """
     ways = {(1, 1), (cores, 1), (1, cores)}
-    found = [_measure(artifact, contract, *way, batch, seconds) for way, batch in product(sorted(ways), BATCHES)]
+    rng = np.random.default_rng(0)
+    drawn = {batch: rng.integers(0, 256, (batch, *contract.shape)).astype(np.uint8) for batch in BATCHES}
+    found = [
+        _measure(open_cpu_session(artifact, threads), drawn[batch], sessions, threads, seconds)
+        for (sessions, threads), batch in product(sorted(ways), BATCHES)
+    ]
     return sorted(found, key=lambda raw: -raw.rate)
 
 
-def _measure(artifact: bytes, contract: PixelContract, sessions: int, threads: int, batch: int, seconds: float) -> Raw:
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, *contract.shape)).astype(np.uint8)
-    session = open_cpu_session(artifact, threads)
+def _measure(session: Any, pixels: Pixels, sessions: int, threads: int, seconds: float) -> Raw:
     times: list[list[float]] = [[] for _ in range(sessions)]
     session.run([PROBABILITIES, LOGITS], {INPUT: pixels})
     started = time.perf_counter()
@@ -67,5 +74,5 @@ def _measure(artifact: bytes, contract: PixelContract, sessions: int, threads: i
     for worker in workers:
         worker.join()
     lasted = time.perf_counter() - started
-    every = np.concatenate(times)
+    every, batch = np.concatenate(times), len(pixels)
     return Raw(sessions, threads, batch, len(every) * batch / lasted, float(np.median(every)) * 1e3)

@@ -1,4 +1,4 @@
-"""What a server on this machine costs: the processor time of whoever listens on a port."""
+"""The processor time of a server on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ HERE = ("127.0.0.1", "::1", "localhost")
 
 
 def find_server(address: str) -> psutil.Process | None:
-    """The process that listens on HOST:PORT here; None: it is on another machine, or another user's."""
+    """Find the process that listens on an address.
+
+    Args:
+        address: HOST:PORT.
+
+    Returns:
+        The process; None if it is on another machine or belongs to another user.
+    """
     host, _, port_text = address.rpartition(":")
     if host.strip("[]") not in HERE or not port_text.isdecimal():
         return None
@@ -24,6 +31,6 @@ def find_server(address: str) -> psutil.Process | None:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Processor time of a process and of its children so far."""
+    """The processor time that a process and its children have used so far, in seconds."""
     spent = [process, *process.children(recursive=True)]
     return sum(times.user + times.system for times in (one.cpu_times() for one in spent))

@@ -1,1 +1,1 @@
-"""What is proven of a network before it is published, and by ``evalmode check`` ever after."""
+"""Checks that a network is in eval mode and answers as expected, when it is certified and at any time after."""

@@ -1,4 +1,4 @@
-"""Make a certificate: run a network in every way the server may, and put what it answers into the file.
+"""Make a certificate: run a network in every way in which a server may, and seal it together with its answers.
 
 Shapes: N images, H height, W width, C channels, K labels.
 """
@@ -6,7 +6,6 @@ Shapes: N images, H height, W width, C channels, K labels.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,70 +22,48 @@ from evalmode.artifact.certificate import (
     Tensors,
     scale_tolerance,
 )
-from evalmode.artifact.manifest import Manifest, check_operators, seal
-from evalmode.certification.checks import (
-    check_batches,
-    check_eval_mode,
-    check_finite,
-    check_golden,
-    check_outputs,
-    check_repeats,
-    open_runs,
-)
-from evalmode.certification.figures import Indices
+from evalmode.artifact.manifest import Manifest, seal
+from evalmode.certification.checks import GRAPH_CHECKS, RUN_CHECKS
+from evalmode.certification.golden import check_golden, least_recalls
+from evalmode.certification.metrics import Indices
+from evalmode.certification.runs import Probe, open_runs
 from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.model import load_artifact
 
-FEWEST_GOLDEN, MOST_GOLDEN = 16, 64
-# Least and greatest, of logits as `scale_tolerance` takes them, of other outputs as a share of their largest value.
-TOLERANCE = 1e-4, LARGEST_TOLERANCE
-FACTOR = 10.0  # of the largest difference measured, for processors that were not at hand
-FILES = 4  # golden images kept as JPEG and as PNG, every other one larger than the network wants
+MIN_GOLDEN, MAX_GOLDEN = 16, 64
+MIN_TOLERANCE = 1e-4  # for logits as `scale_tolerance` takes it, for other outputs a share of their largest value
+FACTOR = 10.0  # tolerance to largest difference measured: other processors round otherwise
+ENCODED = 4  # golden images that are kept as JPEG and as PNG, every other one larger than the network expects
 
 
 def certify(
     graph: onnx.ModelProto, manifest: Manifest, golden: Tensors, targets: tuple[str, ...], difference: float
 ) -> bytes:
-    """Prove that a graph is in eval mode and gives the same answers however it is run; seal it with its answers.
+    """Check a graph in every way, and seal it with its answers to golden inputs.
 
     Args:
-        graph: numbers in, numbers out, the first axis of each the batch; where the manifest says that it classifies
-            images, of the inputs and outputs that ``evalmode.artifact.certificate`` names.
-        manifest: of labels, pixels and properties; its temperature is the property ``temperature``, else 1.
-        golden: inputs that travel in the file, N of them; of a classifier of images ``image``, uint8 (N, H, W, C). Of
-            large ones only the first travel: half of what a certificate may unpack to, the rest is for the outputs.
-        targets: the names of their labels, "" where they have none.
-        difference: the largest of an output that was measured elsewhere, between runtimes or optimisations; of a
-            network that classifies no images, as a share of the output's largest value.
+        graph: the first axis of each input and output is the batch. For an image classifier, its inputs and outputs
+            are those that ``evalmode.artifact.certificate`` names.
+        manifest: labels, pixels and properties; the temperature is the property ``temperature``, by default 1.
+        golden: N inputs by name to keep in the file, for an image classifier ``image``, uint8 (N, H, W, C). They may
+            take half of what a certificate may unpack to, the other half is for outputs; the rest is left out.
+        targets: N labels of the golden inputs; "" where there is none.
+        difference: the largest difference of an output that was measured elsewhere, between runtimes or optimisations:
+            of logits, or for other networks as a share of the output's largest value.
 
     Returns:
-        The artifact's bytes.
+        The bytes of the artifact.
 
     Raises:
-        ProofFailed: what is wrong with the network.
-        ArtifactInvalid: the result is not one that a server would load.
+        ProofFailed: a check did not pass.
+        ArtifactInvalid: a server could not load the result.
     """
     check_graph(graph)
-    row_bytes = sum(array[0].nbytes for array in golden.values())
-    count = max(1, MAX_UNPACKED_BYTES // 2 // max(1, row_bytes))
-    golden, targets = {name: array[:count] for name, array in golden.items()}, targets[:count]
-    runs = open_runs(graph.SerializeToString())
-    check_outputs(runs[0], golden, len(manifest.labels))
-    check_repeats(runs[0], golden)
-    answers = [runs[0]({name: array[row : row + 1] for name, array in golden.items()}) for row in range(len(targets))]
-    expected = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-    same, largest = check_batches(runs, golden, TOLERANCE[1], relative=not manifest.image)
-    least, most = (scale_tolerance(bound, expected[LOGITS]) if manifest.image else bound for bound in TOLERANCE)
-    certificate = Certificate(
-        inputs=golden,
-        targets=targets,
-        answers=tuple(manifest.labels[index] for index in expected[LOGITS].argmax(axis=1)) if manifest.image else (),
-        outputs=expected,
-        tolerance=float(np.clip(FACTOR * max(difference, largest), least, most)),
-        temperature=float(manifest.properties.get("temperature", 1.0)) if manifest.image else None,
-        batch_invariant=same,
-        encoded=encode_some(golden[INPUT], manifest.image) if manifest.image else (),
-    )
+    golden, targets = _limit_golden(golden, targets)
+    probe = Probe(open_runs(graph.SerializeToString()), golden, len(manifest.labels), relative=not manifest.image)
+    for check in RUN_CHECKS.values():
+        check(probe)
+    certificate = _issue(probe, manifest, targets, difference)
     if manifest.image:
         check_golden(certificate, manifest.labels, least_recalls(manifest))
     artifact = seal(graph, replace(manifest, certificate=certificate))
@@ -94,37 +71,74 @@ def certify(
     return artifact
 
 
-def least_recalls(manifest: Manifest) -> Sequence[float]:
-    """What share of each label's images the file says is right at least; 0 where it says nothing."""
-    stated: Sequence[float] = manifest.properties.get("quality", {}).get("least_recalls", [0.0] * len(manifest.labels))
-    return stated
+def _limit_golden(golden: Tensors, targets: tuple[str, ...]) -> tuple[Tensors, tuple[str, ...]]:
+    """As many golden inputs as fit into a certificate, at least one."""
+    row_bytes = sum(array[0].nbytes for array in golden.values())
+    count = max(1, MAX_UNPACKED_BYTES // 2 // max(1, row_bytes))
+    return {name: array[:count] for name, array in golden.items()}, targets[:count]
+
+
+def _issue(probe: Probe, manifest: Manifest, targets: tuple[str, ...], difference: float) -> Certificate:
+    """The certificate of a network that passed the checks."""
+    outputs, found, image = probe.alone, probe.batches, manifest.image
+    bounds = MIN_TOLERANCE, LARGEST_TOLERANCE
+    least, most = (scale_tolerance(bound, outputs[LOGITS]) for bound in bounds) if image else bounds
+    return Certificate(
+        inputs=probe.inputs,
+        targets=targets,
+        answers=tuple(manifest.labels[index] for index in outputs[LOGITS].argmax(axis=1)) if image else (),
+        outputs=outputs,
+        tolerance=float(np.clip(FACTOR * max(difference, found.largest), least, most)),
+        temperature=float(manifest.properties.get("temperature", 1.0)) if image else None,
+        batch_invariant=found.same_bits,
+        encoded=encode_some(probe.inputs[INPUT], image) if image else (),
+    )
 
 
 def check_graph(graph: onnx.ModelProto) -> None:
-    """What can be told of a graph before it runs.
+    """Run the checks that need no session.
+
+    Args:
+        graph: the graph, with its weights.
 
     Raises:
-        ProofFailed, ArtifactInvalid: see the checks.
+        OperatorNotAllowed: the graph needs operators or data that are not in the file.
+        ProofFailed: it is not in eval mode, or a weight is not finite.
     """
-    check_operators(graph)
-    check_eval_mode(graph)
-    check_finite(graph)
+    for check in GRAPH_CHECKS.values():
+        check(graph)
 
 
 def choose_golden(targets: Indices, labels: int) -> Indices:
-    """Which images become golden: the first of every label, then the second, ...: at least 16, at most 64."""
+    """Choose golden images: the first of every label, then the second of every label, and so on.
+
+    Args:
+        targets: the index of each image's label, int64 (N,).
+        labels: K.
+
+    Returns:
+        The positions of the chosen images, one for each label if possible, 16 to 64.
+    """
     ranks = np.zeros(len(targets), np.int64)
     for label in range(labels):
         ranks[targets == label] = np.arange((targets == label).sum())
-    wanted = min(MOST_GOLDEN, max(FEWEST_GOLDEN, labels), len(targets))
+    wanted = min(MAX_GOLDEN, max(MIN_GOLDEN, labels), len(targets))
     return np.lexsort((targets, ranks))[:wanted]
 
 
 def draw_golden(contract: PixelContract, labels: int) -> Pixels:
-    """Golden images of no data set: noise on gradients, always the same."""
+    """Draw synthetic golden images: noise on gradients, the same at every call.
+
+    Args:
+        contract: the shape of the pixels.
+        labels: K.
+
+    Returns:
+        uint8 (N, H, W, C), N as in ``choose_golden``.
+    """
     height, width, channels = contract.shape
     rng = np.random.default_rng(0)
-    count = min(MOST_GOLDEN, max(FEWEST_GOLDEN, labels))
+    count = min(MAX_GOLDEN, max(MIN_GOLDEN, labels))
     slopes = rng.uniform(-1, 1, (count, channels, 2))
     rows, columns = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[None, :, None]
     smooth = 127.5 + 64 * (slopes[:, None, None, :, 0] * rows + slopes[:, None, None, :, 1] * columns)
@@ -132,9 +146,17 @@ def draw_golden(contract: PixelContract, labels: int) -> Pixels:
 
 
 def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
-    """Golden images as files, JPEG and PNG, some of another size, so that decoding and resizing both are proven."""
+    """Encode golden images as JPEG and PNG, some in another size, so that decoding and resizing are both checked.
+
+    Args:
+        golden: uint8 (N, H, W, C), of which the first four are used.
+        contract: the shape of the pixels.
+
+    Returns:
+        The encoded images, with the digests of their decoded pixels.
+    """
     encoded = []
-    for number, pixels in enumerate(golden[:FILES]):
+    for number, pixels in enumerate(golden[:ENCODED]):
         picture = Image.fromarray(pixels.squeeze(-1) if contract.channels == 1 else pixels)
         if number % 2:
             picture = picture.resize((contract.width * 3 // 2 + 1, contract.height * 3 // 2), Image.Resampling.NEAREST)
@@ -146,7 +168,14 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
 
 
 def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove what names the exporting machine: stack traces, scopes and doc strings."""
+    """Copy a graph without metadata and doc strings, which hold stack traces and paths of the exporting machine.
+
+    Args:
+        graph: the graph, which is not changed.
+
+    Returns:
+        The copy.
+    """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(graph)
     onnx.helper.set_model_props(stripped, {})

@@ -1,31 +1,32 @@
-"""What changes for users if one artifact replaces another, on the same labelled images."""
+"""Compare two artifacts on the same labelled images: what changes for users if one replaces the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from evalmode.certification.figures import mcnemar
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.latency import measure_ratio
+from evalmode.certification.metrics import mcnemar
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import Model, load_model
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Changed:
-    """An image whose label changes.
+    """An image whose predicted label changes.
 
     Attributes:
-        path: where it lies.
-        label: its own.
-        old: the label that the old model gives it.
-        new: the label that the new one gives it.
+        path: the file.
+        label: its label.
+        old: the label that the old model predicts.
+        new: the label that the new model predicts.
     """
 
     path: Path
@@ -36,7 +37,14 @@ class Changed:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """What changes for the images of one label."""
+    """What changes for the images of one label.
+
+    Attributes:
+        label: the label.
+        images: how many images have it.
+        gained: how many of them only the new model classifies correctly.
+        lost: how many of them only the old model classifies correctly.
+    """
 
     label: str
     images: int
@@ -46,16 +54,17 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changes.
+    """What changes if a new model replaces an old one.
 
     Attributes:
-        images: how many were asked about.
-        accuracies: old and new, shares right.
-        changed: images whose predicted label changes, in the order of their paths.
-        labels: gains and losses of each label's images.
-        p: McNemar's: the chance of so uneven gains and losses if both models are equally good.
-        latency_ratio: new to old, of one image alone, by medians of interleaved runs.
-        warnings: what of the folder was not read, a sentence each.
+        images: the number of images.
+        accuracies: of the old and the new model.
+        changed: the images whose predicted label changes, sorted by path.
+        labels: gains and losses for each label that has images.
+        p: the p-value of McNemar's test: the probability of gains and losses this uneven if both models are equally
+            accurate.
+        latency_ratio: the latency of the new model divided by that of the old one, for a single image.
+        warnings: a sentence for each kind of file that was not read.
     """
 
     images: int
@@ -68,51 +77,64 @@ class Comparison:
 
     @property
     def share_changed(self) -> float:
-        """Share of all images whose predicted label changes."""
+        """The share of images whose predicted label changes, in 0..1."""
         return len(self.changed) / self.images
 
 
-def compare(old: Model, new: Model, folder: Path, limits: Limits | None = None) -> Comparison:
-    """Ask both models about every image of a folder ``<label>/<image>``, each decoded as its model wants.
+def compare(
+    old: Model | str | PathLike[str],
+    new: Model | str | PathLike[str],
+    images: str | PathLike[str],
+    limits: Limits | None = None,
+) -> Comparison:
+    """Classify every image of a folder with both models, each decoded as its model expects.
 
     Args:
-        old: in use.
-        new: that may replace it.
-        folder: of the images.
-        limits: how large one may be; by default what a server takes.
+        old: the model in use, or its artifact.
+        new: the model to replace it, or its artifact.
+        images: a folder of labelled images, ``<label>/<image>``.
+        limits: the largest image allowed; by default a server's limits.
+
+    Returns:
+        What changes.
 
     Raises:
-        UsageError: the models know other labels, or the folder cannot be read.
+        ArtifactInvalid: a file is not an artifact.
+        ImagesNotTaken: a model does not take images.
+        UsageError: the models have different labels, or the folder cannot be read.
     """
-    labels = old.manifest.labels
-    if set(labels) != set(new.manifest.labels):
-        only = sorted(set(labels) ^ set(new.manifest.labels))
-        raise UsageError(f"the models know other labels, so their answers cannot be compared: {', '.join(only[:5])}")
-    seen = [read_labelled(folder, labels, model.manifest.pixels, limits) for model in (old, new)]
-    told = [_tell(model, images) for model, images in zip((old, new), seen, strict=True)]
+    models = [one if isinstance(one, Model) else load_model(one) for one in (old, new)]
+    labels, other_labels = (model.manifest.labels for model in models)
+    if set(labels) != set(other_labels):
+        only = sorted(set(labels) ^ set(other_labels))
+        raise UsageError(f"the models have different labels and cannot be compared: {', '.join(only[:5])}")
+    seen = [read_labelled(Path(images), labels, model.manifest.pixels, limits) for model in models]
+    predicted = [_predict(model, found) for model, found in zip(models, seen, strict=True)]
     own = np.array(labels)[seen[0].targets]
-    right = [answers == own for answers in told]
+    right = [answers == own for answers in predicted]
     gained, lost = right[1] & ~right[0], right[0] & ~right[1]
-    changed = np.flatnonzero(told[0] != told[1])
+    changed = np.flatnonzero(predicted[0] != predicted[1])
     return Comparison(
         images=len(own),
         accuracies=(float(right[0].mean()), float(right[1].mean())),
-        changed=[Changed(seen[0].paths[i], str(own[i]), str(told[0][i]), str(told[1][i])) for i in changed],
+        changed=[Changed(seen[0].paths[i], *(str(one[i]) for one in (own, *predicted))) for i in changed],
         labels=[
             LabelChange(label, int(mine.sum()), int(gained[mine].sum()), int(lost[mine].sum()))
             for label in labels
             if (mine := own == label).any()
         ],
         p=mcnemar(int(gained.sum()), int(lost.sum())),
-        latency_ratio=measure_ratio(new, seen[1].pixels[:1], old, seen[0].pixels[:1]),
+        latency_ratio=measure_ratio(models[1], seen[1].pixels[:1], models[0], seen[0].pixels[:1]),
         warnings=seen[0].warnings,
     )
 
 
-def _tell(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    """The label that a model gives each image."""
+def _predict(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+    """The label that a model predicts for each image, (N,)."""
     size = min(BATCH, model.max_batch)
     starts = range(0, len(images.pixels), size)
-    told = np.concatenate([model.classify(images.pixels[start : start + size])[0].argmax(axis=1) for start in starts])
-    labels: np.ndarray[tuple[int], np.dtype[np.str_]] = np.array(model.manifest.labels)[told]
+    indices = np.concatenate(
+        [model.classify(images.pixels[start : start + size])[0].argmax(axis=1) for start in starts]
+    )
+    labels: np.ndarray[tuple[int], np.dtype[np.str_]] = np.array(model.manifest.labels)[indices]
     return labels

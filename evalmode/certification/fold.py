@@ -1,7 +1,7 @@
-"""Fold batch norm into the convolution or dense layer before it: one operation fewer, the same answer.
+"""Fold batch norm into the convolution or dense layer before it: one operation fewer, the same answers.
 
-In float64, rounded once. Exporters do it in float32, and have more than once done it wrong; ours is proven against the
-graph that was not folded.
+Computed in float64 and rounded once. Exporters fold in float32, and some have had bugs; the export compares the result
+with the graph before folding.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm layer of an artifact: what it was trained to see, and where that is seen in the graph.
+    """A batch norm layer of an artifact: its statistics, and where in the graph they apply.
 
     Attributes:
-        name: of the layer in the network.
-        tensor: of the graph; what the layer sees, or, once it is folded, what it gives.
+        name: the layer's name in the network.
+        tensor: the name of the layer's input in the graph, or of its output once it is folded.
         folded: whether it is part of the layer before it.
-        mean: of each channel of what it sees, over the training images.
+        mean: the mean of each channel of its input, over the training images.
         variance: likewise.
-        scale: what it multiplies the normalised value by.
-        shift: what it adds.
+        scale: the factor of the normalised value, one for each channel.
+        shift: added to it, likewise.
         epsilon: added to the variance.
     """
 
@@ -45,7 +45,7 @@ class Norm:
     epsilon: float
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; floats as the shortest text that is the same float32."""
+        """Convert it to JSON values; floats have the fewest digits that give the same float32."""
         return {name: _shorten(value) if isinstance(value, list) else value for name, value in asdict(self).items()}
 
 
@@ -54,10 +54,13 @@ def _shorten(values: list[float]) -> list[float]:
 
 
 def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
-    """Fold every batch norm that follows a convolution or dense layer directly; list all of them.
+    """Fold every batch norm that directly follows a convolution or dense layer.
 
     Args:
-        graph: in eval mode; weights and statistics are initializers.
+        graph: a graph in eval mode, which is not changed.
+
+    Returns:
+        The folded graph, and every batch norm whose statistics are initializers, folded or not.
     """
     folded = onnx.ModelProto()
     folded.CopyFrom(graph)
@@ -68,13 +71,13 @@ def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
     norms = []
     for node in [node for node in folded.graph.node if node.op_type == "BatchNormalization"]:
         if not all(name in values for name in node.input[1:5]):
-            continue  # computed, as by a parametrization
+            continue  # computed in the graph, by a parametrization for example
         before = makers.get(node.input[0])
         fits = (
             before is not None
             and before.op_type in FOLDABLE
             and readers[node.input[0]] == 1
-            and all(name in values for name in before.input[1:] if name)  # not computed, as by weight norm
+            and all(name in values for name in before.input[1:] if name)  # not computed, by weight norm for example
         )
         if before is not None and fits:
             _fold(folded.graph, before, node, values)
@@ -85,7 +88,7 @@ def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
 def _fold(
     graph: onnx.GraphProto, before: onnx.NodeProto, norm: onnx.NodeProto, values: dict[str, onnx.TensorProto]
 ) -> None:
-    """Make ``before`` do what ``norm`` does after it."""
+    """Merge ``norm`` into ``before``, the layer whose output it normalises."""
     scale, shift, mean, variance = (_read(values[name]) for name in norm.input[1:5])
     factor = scale / np.sqrt(variance + _epsilon(norm))
     weights = _read(values[before.input[1]])
@@ -109,8 +112,8 @@ def _fold(
 
 
 def _multiply(weights: Doubles, factor: Doubles, node: onnx.NodeProto) -> Doubles:
-    """A layer's weights with each output multiplied by its factor."""
-    if node.op_type == "ConvTranspose":  # inputs of all groups, outputs of one
+    """Multiply the weights of each of a layer's outputs by its factor."""
+    if node.op_type == "ConvTranspose":  # axes: inputs of all groups, outputs of one group
         groups = int(_attribute(node, "group", 1))
         apart = weights.reshape(groups, -1, *weights.shape[1:])
         return (apart * factor.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))).reshape(weights.shape)
@@ -119,7 +122,7 @@ def _multiply(weights: Doubles, factor: Doubles, node: onnx.NodeProto) -> Double
 
 
 def _beta(node: onnx.NodeProto) -> float:
-    """The factor of a dense layer's bias."""
+    """The factor of a dense layer's bias, ``beta`` of Gemm."""
     return _attribute(node, "beta", 1.0)
 
 

@@ -1,188 +1,232 @@
-"""Read a network that another tool wrote, and bring its form up to date: what it answers stays the same.
-
-Old files list their weights among the inputs, many are fixed to the batch that they were exported with.
-"""
+"""Certify ONNX networks that other tools exported: image classifiers, and networks of other tensors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.manifest import walk
-from evalmode.errors import EvalmodeError, UsageError
+from evalmode.artifact.certificate import INPUT, LOGITS, Tensors, largest_value
+from evalmode.artifact.image_statistics import describe_images
+from evalmode.artifact.manifest import Manifest, seal
+from evalmode.certification.batch_sizes import check_freed
+from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
+from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
+from evalmode.certification.images import Labelled, read_labelled
+from evalmode.certification.inputs import ImageInput, find_scores, read_input
+from evalmode.certification.metrics import Quality, describe_pixels, gives_probabilities, measure_quality
+from evalmode.certification.onnx_files import explained, find_batch, first_line, free_batch, read_network
+from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+from evalmode.certification.runs import run_all
+from evalmode.certification.samples import check_samples, read_samples
+from evalmode.certification.wrap import Scores, Transform, wrap
+from evalmode.errors import GoldenMismatch, UsageError
+from evalmode.images.label_files import read_labels
+from evalmode.images.pixels import PixelContract, Pixels
+from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
 
-BATCH = "batch"
-IR_VERSION = 8  # from 4 on weights are no inputs; later ones add types only
-MIN_OPSET = 7  # the oldest that onnxruntime runs as it is meant
-MAX_BYTES = 2**31 - 1  # of one protobuf message
-OTHER_FORMATS = {  # by how a file begins
-    b"PK": "a zip archive, such as torch.save writes: export the network to ONNX",
-    b"\x80": "a Python pickle, such as torch.save writes: export the network to ONNX",
-    b"\x89HDF": "an HDF5 file, such as Keras writes: convert it with tf2onnx",
-    b"version https://git-lfs": "a Git LFS pointer: bring the file itself with git lfs pull",
-    b"<": "a web page or XML: was the download refused?",
-}
-TYPES = {value: name.lower() for name, value in TensorProto.DataType.items()}
-
-
-def read_network(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, with weights that lie beside it; IR 8 or later, opset 7 or later, weights are no inputs.
-
-    Raises:
-        UsageError: it is something else, weights are missing, or it is too new.
-    """
-    content = path.read_bytes()
-    if not content:
-        raise UsageError(f"{path} is empty")
-    known = next((what for start, what in OTHER_FORMATS.items() if content.startswith(start)), "")
-    if known:
-        raise UsageError(f"{path} is {known}")
-    try:
-        network = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's decoder raises types of its own
-        raise UsageError(f"{path} is not a whole ONNX file: {error}") from error
-    if not network.ir_version or not network.graph.node:
-        raise UsageError(f"{path} is not an ONNX file, or one without a network in it")
-    _read_weights(network, path)
-    _check_versions(network, path)
-    network = _raise_opset(network, path)
-    network.ir_version = max(network.ir_version, IR_VERSION)
-    weights = {tensor.name for tensor in network.graph.initializer}
-    for value in [value for value in network.graph.input if value.name in weights]:
-        network.graph.input.remove(value)
-    return network
+DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
+FilePath = str | PathLike[str]
 
 
-def _read_weights(network: onnx.ModelProto, path: Path) -> None:
-    outside = [tensor for tensor in walk(network, TensorProto) if tensor.data_location == TensorProto.EXTERNAL]
-    if not outside:
-        return
-    places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
-    missing = sorted(place for place in places if not (path.parent / place).is_file())
-    if missing:
-        raise UsageError(
-            f"{path}: its weights are in {', '.join(missing[:3])}, missing from {path.parent}: copy it there"
-        )
-    size = sum((path.parent / place).stat().st_size for place in places)
-    if size > MAX_BYTES:
-        raise UsageError(f"{path}: {size:,} bytes of weights, one ONNX file holds at most {MAX_BYTES:,}")
-    try:
-        onnx.load_external_data_for_model(network, os.fspath(path.parent))
-    except Exception as error:  # onnx raises types of its own
-        raise UsageError(f"{path}: its weights in {', '.join(sorted(places)[:3])} cannot be read: {error}") from error
+def certify_classifier(
+    file: FilePath,
+    images: FilePath,
+    labels: FilePath | Sequence[str],
+    preprocessing: Preprocessing,
+    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  frozen
+    on_warning: Callable[[str], None] = warnings.warn,
+) -> CertifiedClassifier:
+    """Certify an image classifier that another tool exported.
 
+    Preprocessing and softmax become part of the graph. The network is measured on the images, and some of them become
+    golden images, which are in the artifact.
 
-def _check_versions(network: onnx.ModelProto, path: Path) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
-    if opset > newest:
-        raise UsageError(
-            f"{path} needs opset {opset}, onnx {onnx.__version__} knows up to {newest}: export it with opset 20, or "
-            "install a newer onnx and onnxruntime"
-        )
-    if network.ir_version > onnx.IR_VERSION:
-        raise UsageError(
-            f"{path} is of IR version {network.ir_version}, onnx {onnx.__version__} knows up to {onnx.IR_VERSION}: "
-            "export it with an older onnx, or install a newer onnx and onnxruntime"
-        )
+    Example:
+        ``evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))``
 
-
-def _raise_opset(network: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
-    if opset >= MIN_OPSET:
-        return network
-    try:
-        return onnx.version_converter.convert_version(network, MIN_OPSET)
-    except Exception as error:  # onnx raises types of its own
-        raise UsageError(
-            f"{path} is of opset {opset}, {MIN_OPSET} or later is run, and onnx cannot convert it: {first_line(error)}"
-        ) from error
-
-
-def describe(value: onnx.ValueInfoProto) -> str:
-    """An input or output in words: ``data float32 (N, 3, 32, 32)``."""
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return f"{value.name}, a {(kind or 'thing of no type').removesuffix('_type')}"
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return f"{value.name} {name_type(tensor.elem_type)} of any shape"
-    sides = ", ".join(str(dim.dim_value) if dim.dim_value else dim.dim_param or "?" for dim in tensor.shape.dim)
-    return f"{value.name} {name_type(tensor.elem_type)} ({sides})"
-
-
-def name_type(elem_type: int) -> str:
-    """``float32`` for ONNX's FLOAT."""
-    return {"float": "float32", "double": "float64"}.get(name := TYPES.get(elem_type, "?"), name)
-
-
-def find_batch(network: onnx.ModelProto) -> int | None:
-    """The size of batch that a network is fixed to; None: any will do, or its inputs differ."""
-    shapes = [value.type.tensor_type.shape for value in network.graph.input]
-    sizes = {shape.dim[0].dim_value for shape in shapes if shape.dim}
-    return (min(sizes) or None) if len(sizes) == 1 else None
-
-
-def free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Let a network that was exported for a batch of one size take any.
-
-    Its inputs' and outputs' first axis is made free, and what it reshapes to that size of batch is reshaped to any.
-    Whether that is the same network is for the caller to prove.
+    Args:
+        file: an ONNX file.
+        images: a folder of labelled images, ``<label>/<image>``.
+        labels: K labels in the order of the network's output, or a text file of them, one a line.
+        preprocessing: what the network expects to be done to pixels.
+        options: how it is certified.
+        on_warning: called with a sentence for each kind of file in the folder that is not read.
 
     Returns:
-        A copy; the network itself where no size of batch is fixed.
-    """
-    batch = find_batch(network)
-    if batch is None:
-        return network
-    freed = onnx.ModelProto()
-    freed.CopyFrom(network)
-    del freed.graph.value_info[:]
-    for value in (*freed.graph.input, *freed.graph.output):
-        if (dims := value.type.tensor_type.shape.dim) and dims[0].dim_value == batch:
-            dims[0].dim_param = BATCH
-    constants = {tensor.name: tensor for tensor in freed.graph.initializer}
-    constants |= {
-        node.output[0]: node.attribute[0].t
-        for node in freed.graph.node
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value"
-    }
-    for number, node in enumerate(freed.graph.node):
-        if node.op_type != "Reshape" or node.input[1] not in constants:
-            continue
-        shape = numpy_helper.to_array(constants[node.input[1]]).copy()
-        if not len(shape) or shape[0] != batch:
-            continue
-        shape[0] = 0 if -1 in shape else -1  # 0: as it was
-        name = f"evalmode_shape_{number}"  # new: another node may use the old one otherwise
-        freed.graph.initializer.append(numpy_helper.from_array(shape.astype(np.int64), name))
-        node.input[1] = name
-    return freed
-
-
-@contextmanager
-def foreign(path: Path) -> Iterator[None]:
-    """What onnx and onnxruntime raise of somebody else's network, as one line of ours.
+        The artifact, and how good it is on the images.
 
     Raises:
-        UsageError: they raised something; their exceptions share no base class.
+        UsageError: the file, a folder or an option cannot be used.
+        ProofFailed: the network did not pass a check.
+    """
+    file = Path(file)
+    graph = read_network(file)
+    check_loads(graph, file)
+    names = _read_labels(labels)
+    with explained(file):
+        image = read_input(graph, options.size, partial(_runs_on, graph))
+        transform = preprocessing.to_transform(image.contract.channels, _takes_bytes(graph))
+        scores = Scores(find_scores(graph, len(names), options.output), len(names), probabilities=False)
+        labelled = read_labelled(Path(images), names, image.contract, options.limits)
+        for warning in labelled.warnings:
+            on_warning(warning)
+        wrapped = _wrap_exactly(graph, image, transform, scores, labelled)
+        logits = run_all(wrapped, labelled.pixels)
+        difference = float(np.abs(logits - run_all(wrapped, labelled.pixels, optimise=False)).max())
+        quality = measure_quality(logits, labelled.targets, temperature=1.0)
+        properties = _describe_classifier({"layout": image.layout, **asdict(transform)}, quality, labelled)
+        golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
+        artifact = certify(wrapped, Manifest(names, image.contract, properties), {INPUT: golden}, targets, difference)
+    if not options.allow_guessing:
+        _check_better_than_guessing(quality, len(names))
+    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality)
+
+
+def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:
+    """Certify a network that is not an image classifier, as it is.
+
+    Args:
+        file: an ONNX file.
+        samples: inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 of them
+            become golden inputs, which are in the artifact.
+
+    Returns:
+        The artifact and its golden inputs.
+
+    Raises:
+        UsageError: a file cannot be used, or the samples do not fit the network.
+        ProofFailed: the network did not pass a check.
+    """
+    file = Path(file)
+    graph = read_network(file)
+    check_loads(graph, file)
+    if isinstance(samples, Mapping):
+        inputs = check_samples(samples, graph, "samples")
+    else:
+        inputs = read_samples(Path(samples), graph)
+    with explained(file):
+        stripped = strip(free_batch(graph))
+        if batch := find_batch(graph):
+            check_freed(graph, stripped, batch, inputs, [output.name for output in graph.graph.output])
+        manifest = Manifest((), None, {"network": "adopted", "versions": _list_versions()})
+        outputs = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(inputs)
+        unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(outputs), dict(inputs))
+        pairs = zip(outputs.values(), unoptimised, strict=True)
+        differences = (np.abs(one.astype(np.float64) - other).max() / largest_value(one) for one, other in pairs)
+        targets = ("",) * len(next(iter(inputs.values())))
+        artifact = certify(stripped, manifest, inputs, targets, max(map(float, differences)))
+    return CertifiedNetwork(artifact, inputs)
+
+
+def check_loads(graph: onnx.ModelProto, path: Path) -> None:
+    """Check that the installed ONNX Runtime can load a network.
+
+    Args:
+        graph: the network.
+        path: its file, for the message.
+
+    Raises:
+        UsageError: it cannot.
     """
     try:
-        yield
-    except EvalmodeError:
-        raise
-    except Exception as error:
-        if not type(error).__module__.startswith(("onnx", "google.protobuf")):
-            raise
-        raise UsageError(f"{path}: {first_line(error)}") from error
+        open_cpu_session(graph.SerializeToString())
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        if newest := re.search(r"till opset (\d+)", str(error)):
+            raise UsageError(
+                f"{path} needs a later opset than the {newest[1]} that onnxruntime {ORT_VERSION} runs: export it with "
+                "opset 20, or install a newer onnxruntime"
+            ) from error
+        raise UsageError(f"{path} cannot be loaded by onnxruntime: {first_line(error)}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, without its stack of causes."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:400]
+def _runs_on(graph: onnx.ModelProto, image: ImageInput) -> bool:
+    """Whether a network of one input runs on one blank image."""
+    (value,) = graph.graph.input
+    freed = free_batch(graph)
+    zeros = np.zeros(image.shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    try:
+        open_cpu_session(freed.SerializeToString()).run(None, {value.name: zeros})
+    except Exception:  # onnxruntime's own exceptions share no base class
+        return False
+    return True
+
+
+def _takes_bytes(graph: onnx.ModelProto) -> bool:
+    """Whether the first input is uint8."""
+    return bool(graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
+
+
+def _read_labels(labels: FilePath | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str | PathLike):
+        return read_labels(Path(labels))
+    names = tuple(unicodedata.normalize("NFC", label) for label in labels)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"labels {', '.join(names)}: expected at least 2, each once")
+    return names
+
+
+def _wrap_exactly(
+    graph: onnx.ModelProto, image: ImageInput, transform: Transform, scores: Scores, labelled: Labelled
+) -> onnx.ModelProto:
+    """Wrap a network for any batch size, and check on the labelled images that its answers stay the same."""
+    freed = free_batch(graph)
+    wrapped = strip(wrap(freed, image, transform, scores))
+    if batch := find_batch(graph):
+        original = wrap(graph, image, transform, scores)
+        check_freed(original, wrapped, batch, {INPUT: labelled.pixels}, [LOGITS])
+    outputs = run_all(wrapped, labelled.pixels)
+    if outputs.shape != (len(labelled.pixels), scores.labels):
+        raise UsageError(
+            f"the network returns {outputs.shape[1:]} values for an image, there are {scores.labels} labels"
+        )
+    if gives_probabilities(outputs):
+        wrapped = strip(wrap(freed, image, transform, replace(scores, probabilities=True)))
+    return wrapped
+
+
+def _describe_classifier(preprocessing: Mapping[str, object], quality: Quality, images: Labelled) -> dict[str, object]:
+    """The properties of its manifest."""
+    return {
+        "network": "adopted",
+        "preprocessing": preprocessing,
+        "quality": asdict(quality),
+        "moments": {
+            "pixels": describe_pixels(images.pixels),
+            "images": describe_images(images.pixels),
+            "layers": [],
+        },
+        "versions": _list_versions(),
+    }
+
+
+def _choose_golden(
+    images: Labelled, contract: PixelContract, labels: tuple[str, ...], synthetic: bool
+) -> tuple[Pixels, tuple[str, ...]]:
+    """Golden images, and their labels where they have any."""
+    if synthetic:
+        golden = draw_golden(contract, len(labels))
+        return golden, ("",) * len(golden)
+    chosen = choose_golden(images.targets, len(labels))
+    return images.pixels[chosen], tuple(labels[target] for target in images.targets[chosen])
+
+
+def _check_better_than_guessing(quality: Quality, labels: int) -> None:
+    if quality.interval[0] <= 1 / labels:
+        raise GoldenMismatch(
+            f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing among {labels} "
+            "labels: are --labels, --scale, --mean, --std and --bgr right? If so: --allow-guessing"
+        )
+
+
+def _list_versions() -> dict[str, str]:
+    return {**{name: version(name) for name in DISTRIBUTIONS}, "onnxruntime": ORT_VERSION}

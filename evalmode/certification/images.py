@@ -1,4 +1,4 @@
-"""Labelled images from a folder ``<label>/<image>``, decoded as the server decodes them."""
+"""Read labelled images from a folder ``<label>/<image>``, decoded as a server decodes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evalmode.certification.figures import Indices
+from evalmode.certification.metrics import Indices
 from evalmode.errors import ImageError, UsageError
 from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
 from evalmode.images.pixels import PixelContract, Pixels, decode_image
@@ -17,13 +17,13 @@ from evalmode.limits import Limits
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Images of known labels.
+    """Images with labels.
 
     Attributes:
-        paths: where they lie, N of them.
+        paths: N paths.
         pixels: uint8 (N, H, W, C).
-        targets: int64 (N,), the labels' positions.
-        warnings: what was not read, a sentence each.
+        targets: the index of each image's label, int64 (N,).
+        warnings: a sentence for each kind of file that was not read.
     """
 
     paths: list[Path]
@@ -35,16 +35,20 @@ class Labelled:
 def read_labelled(
     folder: Path, labels: tuple[str, ...], contract: PixelContract, limits: Limits | None = None
 ) -> Labelled:
-    """Decode every image of the folders that are named like a label; none may have another name.
+    """Read and decode every image of a folder.
 
     Args:
-        folder: of ``<label>/<image>``, however deep.
-        labels: in the order of the network's outputs.
-        contract: what the pixels become.
-        limits: how large an image may be; by default what a server takes.
+        folder: ``<label>/<image>``, with any number of folders in between.
+        labels: the labels, in the order of the network's outputs.
+        contract: height, width and channels of the decoded images.
+        limits: the largest image allowed; by default a server's limits.
+
+    Returns:
+        The images, sorted by label and path.
 
     Raises:
-        UsageError: a folder of another name or that cannot be read, no image, or one that cannot be decoded.
+        UsageError: a folder is not named like a label or cannot be read, there is no image, or an image cannot be
+            decoded.
     """
     folders, beside = list_folder(folder)
     # In Unicode's normal form C: macOS names folders in form D.
@@ -53,7 +57,8 @@ def read_labelled(
     unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
     if unknown:
         raise UsageError(
-            f"{folder} holds folders that are no label: {', '.join(unknown[:5])}; labels: {', '.join(labels[:5])}, ..."
+            f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
+            f"labels: {', '.join(labels[:5])}, ..."
         )
     outside = tell_images(beside)
     paths: list[Path] = []

@@ -1,4 +1,4 @@
-"""How long one image alone takes one model, relative to another."""
+"""The latency of one model relative to another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ ROUNDS = 200
 
 
 def measure_ratio(model: Model, image: Pixels, other: Model, other_image: Pixels) -> float:
-    """Time of ``model`` divided by that of ``other``: medians of runs in turns, each of one image (1, H, W, C)."""
+    """Time two models in turns, each on a single image.
+
+    Args:
+        model: an image classifier.
+        image: uint8 (1, H, W, C).
+        other: another image classifier.
+        other_image: the image for it, uint8 (1, H, W, C).
+
+    Returns:
+        The median latency of ``model`` divided by that of ``other``.
+    """
     pairs = ((model, image), (other, other_image))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Hold batch norm's statistics against what the layers see when the exported graph itself runs."""
+"""Compare the statistics of batch norm layers with the inputs that they get when the exported graph runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from evalmode.errors import MomentsMismatch
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import open_cpu_session
 
-LIMIT = 3e-4  # of a mean in standard deviations, of a variance in itself; few small images and AVX-512 take up to 1e-4
-LEAST_SCALE = 1e-6  # a folded channel scaled by less tells nothing of what it saw
+LIMIT = 3e-4  # mean in standard deviations, variance relative to itself; few small images with AVX-512 reach 1e-4
+MIN_SCALE = 1e-6  # the input of a folded channel cannot be recovered where the scale is smaller
 
 Doubles = npt.NDArray[np.float64]
 
 
 def check_moments(graph: onnx.ModelProto, norms: list[Norm], batches: Iterable[Pixels]) -> str:
-    """Run the images the statistics were computed from, and compare.
+    """Run the images that the statistics were computed on, and compare.
+
+    Args:
+        graph: the exported graph.
+        norms: its batch norm layers.
+        batches: of the images, uint8 (N, H, W, C).
+
+    Returns:
+        What was found, in words.
 
     Raises:
-        MomentsMismatch: a layer sees another mean or variance than it normalises by.
+        MomentsMismatch: the mean or variance of a layer's input is not the one that it normalises by.
     """
     if not norms:
         return "no batch norm"
@@ -33,17 +41,26 @@ def check_moments(graph: onnx.ModelProto, norms: list[Norm], batches: Iterable[P
         difference = max(*_differ(norm, mean, variance))
         if not difference <= LIMIT:
             raise MomentsMismatch(
-                f"{norm.name} normalises by statistics that are not those of what it sees: off by {difference:.1e} "
+                f"{norm.name} normalises by statistics that are not those of its input: off by {difference:.1e} "
                 f"(limit {LIMIT:.0e}, of a standard deviation or a variance)"
             )
         worst = max(worst, difference)
-    return f"{len(norms)} batch norms see what they normalise by, within {worst:.0e}"
+    return f"{len(norms)} batch norms normalise by the statistics of their inputs, within {worst:.0e}"
 
 
 def measure_moments(
     graph: onnx.ModelProto, norms: list[Norm], batches: Iterable[Pixels]
 ) -> Iterator[tuple[Doubles, Doubles]]:
-    """Mean and variance of each channel of each layer's tensor, float64 (channels,)."""
+    """Measure the mean and variance of each channel of each layer's tensor.
+
+    Args:
+        graph: the exported graph.
+        norms: its batch norm layers.
+        batches: of images, uint8 (N, H, W, C).
+
+    Yields:
+        For each layer the means and the variances, float64 (channels,).
+    """
     exposed = onnx.ModelProto()
     exposed.CopyFrom(graph)
     del exposed.graph.output[:]
@@ -62,14 +79,14 @@ def measure_moments(
 
 
 def _differ(norm: Norm, mean: Doubles, variance: Doubles) -> tuple[float, float]:
-    """How far measured moments are from those a layer normalises by, at the worst channel."""
+    """The largest differences, over all channels, of measured mean and variance from those a layer normalises by."""
     own_mean, own_variance, scale, shift = (np.array(v) for v in (norm.mean, norm.variance, norm.scale, norm.shift))
     spread = own_variance + norm.epsilon
-    if norm.folded:  # what it gives is scale * (seen - mean) / sqrt(spread) + shift
-        told = np.abs(scale) > LEAST_SCALE
-        factor = scale[told] / np.sqrt(spread[told])
-        mean, variance = (mean[told] - shift[told]) / factor + own_mean[told], variance[told] / factor**2
-        own_mean, own_variance, spread = own_mean[told], own_variance[told], spread[told]
+    if norm.folded:  # the tensor is its output, scale * (input - mean) / sqrt(spread) + shift
+        known = np.abs(scale) > MIN_SCALE
+        factor = scale[known] / np.sqrt(spread[known])
+        mean, variance = (mean[known] - shift[known]) / factor + own_mean[known], variance[known] / factor**2
+        own_mean, own_variance, spread = own_mean[known], own_variance[known], spread[known]
     off_mean = np.abs(mean - own_mean) / np.sqrt(spread)
     off_variance = np.abs(variance - own_variance) / spread
     return float(off_mean.max(initial=0)), float(off_variance.max(initial=0))

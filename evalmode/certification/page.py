@@ -1,4 +1,4 @@
-"""The page of ``evalmode compare``: one HTML file with the pictures whose label changes."""
+"""The page of ``evalmode compare``: one HTML file with the images whose predicted label changes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from evalmode.files import write_atomically
 from evalmode.images.pixels import decode_whole
 from evalmode.limits import OWN_IMAGES
 
-MOST_PICTURES = 200
-SIDE = 128  # pixels of a picture's longer side
+MAX_PICTURES = 200
+SIDE = 128  # pixels, of the longer side of an image on the page
 
 
 def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
-    """Write the page, whole or not at all; the pictures are in it.
+    """Write a self-contained HTML page, whole or not at all.
 
     Args:
-        path: where to.
+        path: the file to write.
         comparison: what to show.
-        old: how to call the old artifact.
-        new: how to call the new one.
+        old: the name of the old artifact on the page.
+        new: the name of the new one.
+
+    Raises:
+        OSError: the file cannot be written, or an image cannot be read.
     """
     templates = Environment(
         loader=PackageLoader("evalmode.certification", "."), autoescape=True, undefined=StrictUndefined
     )
     gained = sum(label.gained for label in comparison.labels)
     lost = sum(label.lost for label in comparison.labels)
-    shown = sorted(comparison.changed, key=_rank)[:MOST_PICTURES]
+    shown = sorted(comparison.changed, key=_rank)[:MAX_PICTURES]
     page = templates.get_template("page.html.j2").render(
         comparison=comparison,
         old=old,
@@ -46,13 +49,13 @@ def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
 
 
 def _rank(changed: Changed) -> int:
-    """0 where the change is a loss, 1 a gain, 2 from wrong to wrong."""
+    """0 for a change from right to wrong, 1 from wrong to right, 2 from wrong to wrong."""
     return 0 if changed.old == changed.label else 1 if changed.new == changed.label else 2
 
 
 def _embed(path: Path) -> str:
-    """A picture as a data URI, decoded as it was for the models, no larger than it is shown."""
-    picture = Image.fromarray(decode_whole(path.read_bytes(), 3, OWN_IMAGES))  # which passed the user's own limits
+    """An image as a data URI, decoded as it was for the models, in the size in which it is shown."""
+    picture = Image.fromarray(decode_whole(path.read_bytes(), 3, OWN_IMAGES))  # it passed the user's limits already
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""An int8 variant of an artifact, and whether it earns its place: faster here, and hardly less accurate."""
+"""Quantize an artifact to int8, and check that this makes it faster here at hardly any cost in accuracy."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.certificate import INPUT
-from evalmode.certification.figures import Indices
 from evalmode.certification.latency import measure_ratio
+from evalmode.certification.metrics import Indices
 from evalmode.errors import NotWorthIt
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import Model
 
-LEAST_SPEEDUP = 1.3  # of one image alone
-MOST_LOST = 0.003  # of accuracy, on all test images
-MOST_DIFFERENCE = 0.08  # of logits, relative to their own spread: honest variants move them by 1 to 5%
-CALIBRATION = 512  # training images, at most, that the ranges are measured on
+MIN_SPEEDUP = 1.3  # for a single image
+MAX_ACCURACY_LOSS = 0.003  # on all test images
+MAX_DIFFERENCE = 0.08  # of logits, relative to their standard deviation; correct variants reach 0.01 to 0.05
+CALIBRATION = 512  # training images at most, to measure the ranges of activations
 BATCH = 64
-QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool"]  # what comes between stays float32
+QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool"]  # operators between them stay float32
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a variant gives and takes.
+    """What an int8 variant gains and costs.
 
     Attributes:
-        speedup: how many times faster one image alone is, by medians of interleaved runs.
-        lost: accuracy lost on the test images; negative where it gained.
-        difference: of the logits, root mean square, relative to their spread between labels.
+        speedup: latency of the original divided by that of the variant, for a single image.
+        lost: loss of accuracy on the test images, negative for a gain.
+        difference: root mean square difference of the logits, relative to their standard deviation between labels.
     """
 
     speedup: float
@@ -43,15 +43,18 @@ class Gain:
 
 
 def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
-    """Weights and activations of convolutions and dense layers as 8 bits, statically, by quantise-dequantise pairs.
+    """Quantize convolutions and dense layers to 8 bits, statically, as pairs of QuantizeLinear and DequantizeLinear.
 
     Args:
-        graph: float32.
-        pixels: training images that show which values to expect, uint8 (N, H, W, C).
+        graph: a float32 graph, which is not changed.
+        pixels: training images to measure the ranges of activations, uint8 (N, H, W, C).
+
+    Returns:
+        The quantized graph.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    chosen = pixels[:: -(-len(pixels) // CALIBRATION)]  # of all labels, however they are sorted
+    chosen = pixels[:: -(-len(pixels) // CALIBRATION)]  # spread over all of them, since they may be sorted by label
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         batches = iter(_cut(chosen))
@@ -70,7 +73,7 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
-            reduce_range=True,  # 7 bits: without VNNI's instructions, 8 overflow in 16-bit sums
+            reduce_range=True,  # 7 bits: on processors without VNNI, 8 bits overflow 16-bit sums
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
@@ -79,7 +82,7 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the quantiser's advice, which is for other tools, out of the log."""
+    """Suppress the warnings of ONNX Runtime's quantizer, which do not apply here."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -88,7 +91,17 @@ def _silent() -> Iterator[None]:
 
 
 def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Gain:
-    """Compare a variant with the original on all test images, and time both in turns on one of them."""
+    """Compare an int8 variant with the original.
+
+    Args:
+        old: the original.
+        new: the variant.
+        pixels: the test images, uint8 (N, H, W, C); the first one is timed.
+        targets: the index of each image's label, int64 (N,).
+
+    Returns:
+        What the variant gains and costs.
+    """
     logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in (old, new)]
     rights = [int((rows.argmax(1) == targets).sum()) for rows in logits]
     spread = np.std(logits[0] - logits[0].mean(axis=1, keepdims=True))
@@ -97,21 +110,27 @@ def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Ga
 
 
 def check_gain(gain: Gain) -> str:
-    """Whether a variant earns its place.
+    """Check that an int8 variant is worth publishing.
+
+    Args:
+        gain: what it gains and costs.
+
+    Returns:
+        The gain, in words.
 
     Raises:
-        NotWorthIt: too slow, too much accuracy lost, or too different.
+        NotWorthIt: it is too slow, loses too much accuracy, or its logits differ too much.
     """
-    told = (
-        f"{gain.speedup:.2f} times as fast, {100 * gain.lost:.2f} points of accuracy lost, logits other by "
+    described = (
+        f"{gain.speedup:.2f} times as fast, {100 * gain.lost:.2f} points of accuracy lost, logits differ by "
         f"{100 * gain.difference:.1f}%"
     )
-    if not (gain.speedup >= LEAST_SPEEDUP and gain.lost <= MOST_LOST and gain.difference <= MOST_DIFFERENCE):
+    if not (gain.speedup >= MIN_SPEEDUP and gain.lost <= MAX_ACCURACY_LOSS and gain.difference <= MAX_DIFFERENCE):
         raise NotWorthIt(
-            f"{told}: not published, since at least {LEAST_SPEEDUP} times, at most {100 * MOST_LOST:.1f} points and "
-            f"{100 * MOST_DIFFERENCE:.0f}% are wanted; on a processor with VNNI instructions it may be another"
+            f"{described}: not published, since at least {MIN_SPEEDUP} times, at most {100 * MAX_ACCURACY_LOSS:.1f} "
+            f"points and {100 * MAX_DIFFERENCE:.0f}% are required; a processor with VNNI instructions may be faster"
         )
-    return told
+    return described
 
 
 def _cut(pixels: Pixels) -> list[Pixels]:

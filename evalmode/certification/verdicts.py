@@ -1,157 +1,153 @@
-"""Every check there is on one file, each with its verdict: what ``evalmode check`` shows."""
+"""Check a file: every check that applies to it, each with its verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT, LARGEST_TOLERANCE, Certificate, Run, Tensors
-from evalmode.artifact.manifest import Manifest, check_digest, check_operators, digest_file
-from evalmode.certification.certify import draw_golden, least_recalls
-from evalmode.certification.checks import (
-    check_batches,
-    check_eval_mode,
-    check_finite,
-    check_golden,
-    check_outputs,
-    check_repeats,
-    open_runs,
-)
+from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.manifest import Manifest, check_digest, digest_file
+from evalmode.certification.certify import draw_golden
+from evalmode.certification.checks import CERTIFICATE_CHECKS, GRAPH_CHECKS, IMAGE_CHECKS, RUN_CHECKS
+from evalmode.certification.golden import Claim
+from evalmode.certification.runs import Probe, open_runs
 from evalmode.errors import ArtifactInvalid, EvalmodeError
-from evalmode.images.pixels import PixelContract
-from evalmode.limits import LARGEST_BATCH
 from evalmode.runtime.model import open_cpu_session
 
-DRAWN = 16  # inputs for a file that holds no images
+DRAWN = 16  # inputs drawn for a file that holds none
+Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at.
-        passed: None: it cannot be told of this file.
-        told: what was found, or why it cannot be told.
-        reason: the error's name where it did not pass.
+        check: the name of the check.
+        passed: whether it passed; None if the check does not apply to this file.
+        finding: what was found, or why the check does not apply.
+        reason: the name of the error if the check did not pass, else "".
     """
 
     check: str
     passed: bool | None
-    told: str
+    finding: str
     reason: str = ""
 
 
+def check_file(file: str | PathLike[str]) -> list[Verdict]:
+    """Run every check that applies to an ONNX file, and continue after those that do not pass.
+
+    Args:
+        file: an artifact, or any other ONNX file.
+
+    Returns:
+        A verdict for each check, in the order in which they ran.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return examine(Path(file).read_bytes())
+
+
 def examine(artifact: bytes) -> list[Verdict]:
-    """Run every check on a file, any ONNX classifier of images, and go on after those that do not pass."""
+    """Run every check that applies to an ONNX file, see ``check_file``.
+
+    Args:
+        artifact: the bytes of the file.
+
+    Returns:
+        A verdict for each check, in the order in which they ran.
+    """
     try:
         graph = onnx.load_model_from_string(artifact)
     except Exception as error:  # protobuf's decoder raises types of its own
         return [Verdict("file", False, f"not an ONNX file, or a damaged one: {error}", "ArtifactInvalid")]
     verdicts = [Verdict("file", True, f"{digest_file(artifact)}, {len(artifact):,} bytes, {_list_opsets(graph)}")]
-    verdicts.append(_judge("operators", lambda: check_operators(graph)))
-    whole = bool(verdicts[-1].passed)  # else there is nothing to look at, or nothing that may run
-    if whole:
-        verdicts.append(_judge("eval mode", lambda: check_eval_mode(graph)))
-        verdicts.append(_judge("weights", lambda: check_finite(graph)))
+    operators, *others = GRAPH_CHECKS.items()
+    verdicts.append(_judge(*operators, graph))
+    runnable = bool(verdicts[-1].passed)  # otherwise the graph is incomplete, or must not run
+    if runnable:
+        verdicts += [_judge(*check, graph) for check in others]
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     if not any(key.startswith("evalmode.") for key in metadata):
-        verdicts.append(Verdict("certificate", None, "none: evalmode certify gives it one"))
-        return verdicts + (_examine_foreign(artifact) if whole else [])
-    verdicts.append(_judge("digest", lambda: _check_seal(artifact)))
-    verdicts.append(_judge("metadata", lambda: f"{len(Manifest.from_metadata(metadata).labels)} labels"))
-    if whole and verdicts[-1].passed:
-        verdicts += _examine_ours(artifact, Manifest.from_metadata(metadata))
+        verdicts.append(Verdict("certificate", None, "none: evalmode certify adds one"))
+        return verdicts + (_examine_foreign(artifact) if runnable else [])
+    verdicts.append(_judge("digest", _check_seal, artifact))
+    verdicts.append(_judge("metadata", _check_metadata, metadata))
+    if runnable and verdicts[-1].passed:
+        verdicts += _examine_artifact(artifact, Manifest.from_metadata(metadata))
     return verdicts
 
 
-def _judge(check: str, look: Callable[[], str]) -> Verdict:
+def _judge(name: str, check: Callable[[Subject], str], subject: Subject) -> Verdict:
+    """Run one check; its error becomes its verdict."""
     try:
-        return Verdict(check, True, look())
+        return Verdict(name, True, check(subject))
     except EvalmodeError as error:
-        return Verdict(check, False, str(error), type(error).__name__)
+        return Verdict(name, False, str(error), type(error).__name__)
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        return Verdict(check, False, f"onnxruntime cannot run it: {error}", "ArtifactInvalid")
+        return Verdict(name, False, f"onnxruntime cannot run it: {error}", "ArtifactInvalid")
 
 
 def _check_seal(artifact: bytes) -> str:
     check_digest(artifact)
-    return "unchanged since it was sealed"
+    return "the bytes are those that were sealed"
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> str:
+    return f"{len(Manifest.from_metadata(metadata).labels)} labels"
 
 
 def _list_opsets(graph: onnx.ModelProto) -> str:
     return "opset " + ", ".join(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in graph.opset_import)
 
 
-def _examine_ours(artifact: bytes, manifest: Manifest) -> list[Verdict]:
-    """What running shows of an artifact, and what its certificate says."""
+def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
+    """Run an artifact's network, and compare it with its certificate."""
     certificate, image = manifest.certificate, manifest.image
+    try:
+        runs = open_runs(artifact)
+    except ArtifactInvalid as error:
+        return [Verdict("runs", False, str(error), "ArtifactInvalid")]
     verdicts = []
     if certificate or image:
         drawn = {INPUT: draw_golden(image, DRAWN)} if image else {}
         inputs = certificate.inputs if certificate else drawn
-        verdicts += list(_examine_runs(artifact, inputs, len(manifest.labels), relative=not image))
+        verdicts += _examine_runs(Probe(runs, inputs, len(manifest.labels), relative=not image))
     if certificate is None:
-        return [*verdicts, Verdict("certificate", False, "none: nobody vouches for its answers", "Uncertified")]
-    if image:
-        verdicts.append(_judge("decoder", lambda: _check_decoder(certificate, image)))
-    verdicts.append(_judge("replay", lambda: _replay(artifact, certificate)))
-    if image:
-        verdicts.append(_judge("labels", lambda: _check_labels(certificate, manifest)))
-    return verdicts
+        return [*verdicts, Verdict("certificate", False, "none: its answers were never checked", "Uncertified")]
+    checks = {**(IMAGE_CHECKS if image else {}), **CERTIFICATE_CHECKS}
+    claim = Claim(manifest, certificate, runs[0])
+    return verdicts + [_judge(name, check, claim) for name, check in checks.items()]
 
 
 def _examine_foreign(artifact: bytes) -> list[Verdict]:
-    """What running shows of somebody else's file, on drawn inputs."""
+    """Run the network of a file without a manifest on drawn inputs, if it takes images."""
     try:
-        session = open_cpu_session(artifact)
+        inputs, runs = open_cpu_session(artifact).get_inputs(), open_runs(artifact)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         return [Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")]
-    inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
         wanted = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         return [Verdict("runs", None, f"it takes {wanted}, not one batch of images")]
     batch, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides) or isinstance(batch, int):
-        return [Verdict("runs", None, f"its input is {inputs[0].shape}: only sizes fixed and batch free can be drawn")]
+        return [
+            Verdict("runs", None, f"its input is {inputs[0].shape}: needs a fixed image size and a free batch size")
+        ]
     rng, draw = np.random.default_rng(0), (DRAWN, *sides)
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return list(_examine_runs(artifact, {inputs[0].name: drawn}, None, relative=False))
+    return _examine_runs(Probe(runs, {inputs[0].name: drawn}, 0, relative=False))
 
 
-def _examine_runs(artifact: bytes, inputs: Tensors, labels: int | None, relative: bool) -> Iterator[Verdict]:
-    try:
-        runs = open_runs(artifact)
-    except ArtifactInvalid as error:
-        yield Verdict("runs", False, str(error), "ArtifactInvalid")
-        return
-    if labels is not None:
-        yield _judge("outputs", lambda: check_outputs(runs[0], inputs, labels))
-    yield _judge("repeats", lambda: check_repeats(runs[0], inputs))
-    yield _judge("batches", lambda: _tell_batches(runs, inputs, relative))
-
-
-def _tell_batches(runs: list[Run], inputs: Tensors, relative: bool) -> str:
-    same, largest = check_batches(runs, inputs, LARGEST_TOLERANCE, relative)
-    equal = "the same bits" if same else f"answers within {largest:.1e}: it is served one image at a time"
-    return f"at every place in batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads, {equal}"
-
-
-def _check_labels(certificate: Certificate, manifest: Manifest) -> str:
-    certificate.check_labels(manifest.labels)
-    return check_golden(certificate, manifest.labels, least_recalls(manifest))
-
-
-def _check_decoder(certificate: Certificate, contract: PixelContract) -> str:
-    certificate.check_decoder(contract)
-    return f"{len(certificate.encoded)} files become the pixels they were"
-
-
-def _replay(artifact: bytes, certificate: Certificate) -> str:
-    certificate.replay(open_runs(artifact)[0], certificate.tolerance, [LARGEST_BATCH])
-    return f"{len(certificate.targets)} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"
+def _examine_runs(probe: Probe) -> list[Verdict]:
+    return [_judge(name, check, probe) for name, check in RUN_CHECKS.items()]

@@ -1,10 +1,9 @@
-"""``evalmode certify``: give somebody else's ONNX network a certificate."""
+"""``evalmode certify``: give an ONNX network of another tool a certificate, and publish it."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +15,70 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.limits import Limits
 
 if TYPE_CHECKING:
-    import onnx
+    from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 
-NEEDED = ("--images", "--labels", "--scale")  # of a classifier of images
+REQUIRED = ("--images", "--labels", "--scale")  # for an image classifier
 
 
-def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """HxW as (height, width), HxWxC as (height, width, channels)."""
+def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Parse the size of images.
+
+    Args:
+        ctx: the command.
+        param: the option.
+        value: "HxW" or "HxWxC".
+
+    Returns:
+        (height, width) or (height, width, channels); () without a value.
+
+    Raises:
+        click.BadParameter: the text is something else.
+    """
     if value is None:
-        return None
+        return ()
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?:x([13]))?", value)
     if not match:
         raise click.BadParameter(f"{value!r} is not HxW, such as 224x224, or HxWxC with 1 or 3 channels")
     return tuple(int(side) for side in match.groups() if side)
 
 
-def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """``0.485,0.456,0.406`` as numbers."""
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """Parse a list of numbers.
+
+    Args:
+        ctx: the command.
+        param: the option.
+        value: such as "0.485,0.456,0.406".
+
+    Returns:
+        The numbers; () without a value.
+
+    Raises:
+        click.BadParameter: the text is something else.
+    """
     try:
-        return None if value is None else tuple(float(number) for number in value.split(","))
+        return () if value is None else tuple(float(number) for number in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from error
+
+
+@dataclass(frozen=True)
+class CertifyOptions:
+    """The options of ``evalmode certify``, named as on the command line."""
+
+    images: Path | None
+    labels: Path | None
+    scale: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool
+    size: tuple[int, ...]
+    scores: str
+    golden: str
+    allow_guessing: bool
+    samples: Path | None
+    max_image_bytes: int
+    max_image_pixels: int
 
 
 @click.command()
@@ -44,205 +86,107 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--images",
     type=ExistingPath(file_okay=False, path_type=Path),
-    help="folder of <label>/<image> to measure accuracy by; some of them become golden images",
+    help="folder of labelled images, <label>/<image>, to measure accuracy; some of them become golden images",
 )
 @click.option(
     "--labels",
     type=ExistingPath(dir_okay=False, path_type=Path),
-    help="text file, a label a line in the order of the network's output",
+    help="text file of labels, one a line, in the order of the network's output",
 )
-@click.option("--scale", callback=parse_numbers, help="what 0 and 255 become: 0,1 or -1,1 or 0,255")
+@click.option("--scale", callback=parse_numbers, help="the values that 0 and 255 become: 0,1 or -1,1 or 0,255")
 @click.option(
     "--mean",
     callback=parse_numbers,
-    help="then subtracted: one number, or one a channel in the order that the network wants",
+    help="subtracted then: one number, or one for each channel in the order that the network expects",
 )
-@click.option("--std", callback=parse_numbers, help="then divided by, likewise")
-@click.option("--bgr", is_flag=True, help="the network wants blue first")
+@click.option("--std", callback=parse_numbers, help="divided by then, likewise")
+@click.option("--bgr", is_flag=True, help="the network expects the channels in the order blue, green, red")
 @click.option(
     "--size",
     callback=parse_size,
     metavar="HxW[xC]",
-    help="of the images, where the network leaves it open; with the channels where these are open, too",
+    help="size of the images where the network leaves it open, with the channels where these are open, too",
 )
-@click.option("--output", "scores", help="the output that has a value for each label, where several could be it")
-@click.option("--golden", type=click.Choice(["images", "synthetic"]), default="images", help="what travels in the file")
+@click.option("--output", "scores", default="", help="the output with a value for each label, if there are several")
+@click.option(
+    "--golden",
+    type=click.Choice(["images", "synthetic"]),
+    default="images",
+    help="golden images in the file: some of --images, or synthetic ones",
+)
 @click.option("--allow-guessing", is_flag=True, help="publish a network that is no better than guessing")
 @click.option(
     "--samples",
     type=ExistingPath(dir_okay=False, path_type=Path),
-    help="instead of all of these, for a network that is no classifier of images: .npz of its inputs by name",
+    help="for a network that is not an image classifier, in place of the options above: .npz of its inputs by name",
 )
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
-@click.option("--name", required=True, help="the model's name there")
+@click.option("--name", required=True, help="name of the model in the repository")
 @image_limit_options(Limits())
 @output_options
-def certify(
-    file: Path,
-    images: Path | None,
-    labels: Path | None,
-    scale: tuple[float, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    bgr: bool,
-    size: tuple[int, ...] | None,
-    scores: str | None,
-    golden: str,
-    allow_guessing: bool,
-    samples: Path | None,
-    repository: Path,
-    name: str,
-    max_image_bytes: int,
-    max_image_pixels: int,
-    output: Output,
-) -> None:
-    """Certify FILE, an ONNX network from any tool, and publish it: it is then served like our own.
+def certify(file: Path, repository: Path, name: str, output: Output, **options: Any) -> None:
+    """Certify FILE, an ONNX network of another tool, and publish it.
 
-    Of a classifier of images, preprocessing and softmax go into the graph: for each pixel x,
+    For an image classifier, preprocessing and softmax become part of the graph: each pixel x becomes
     (x / 255 * (high - low) + low - mean) / std.
     """
-    from evalmode.artifact.manifest import digest_file
-    from evalmode.artifact.repository import check_publishable, publish
-    from evalmode.certification.adopt import adopt_tensors, check_loads, read_samples
-    from evalmode.certification.foreign import foreign, read_network
+    from evalmode.artifact.repository import check_publishable
+    from evalmode.certification.foreign import certify_tensors
 
+    chosen = CertifyOptions(**options)
     check_publishable(repository, name)
-    graph = read_network(file)
-    check_loads(graph, file)
-    if samples:
-        if images or labels or scale:
-            raise click.UsageError("--samples is for other networks than --images, --labels and --scale: choose")
-        golden_tensors = read_samples(samples, graph)
-        with foreign(file):
-            artifact = adopt_tensors(graph, golden_tensors)
-        lines = "\n".join(f"input     {one}, {array.dtype} {array.shape}" for one, array in golden_tensors.items())
-        facts: dict[str, Any] = {
-            "inputs": {one: [str(array.dtype), *array.shape] for one, array in golden_tensors.items()}
-        }
+    certified: CertifiedClassifier | CertifiedNetwork
+    if chosen.samples:
+        if chosen.images or chosen.labels or chosen.scale:
+            raise click.UsageError("--samples excludes --images, --labels and --scale: choose")
+        certified = certify_tensors(file, chosen.samples)
+        shapes = {one: [str(array.dtype), *array.shape] for one, array in certified.inputs.items()}
+        lines = "\n".join(f"input     {one}, {dtype} {tuple(shape)}" for one, (dtype, *shape) in shapes.items())
+        facts: dict[str, Any] = {"inputs": shapes}
     else:
-        missing = [option for option, given in zip(NEEDED, (images, labels, scale), strict=True) if given is None]
-        if images is None or labels is None or scale is None:
-            raise click.UsageError(f"{', '.join(missing)} missing, or --samples for a network of other tensors")
-        network = Foreign(graph, size, scores)
-        wanted = Wanted(scale, mean, std, bgr)
-        limits = Limits(max_image_bytes, max_image_pixels)
-        with foreign(file):
-            artifact, lines, facts = _adopt_images(
-                network, (images, limits), labels, wanted, golden == "synthetic", allow_guessing
-            )
-    path = publish(repository, name, artifact)
-    digest = digest_file(artifact)
-    output.say(f"{lines}\npublished {path} ({len(artifact):,} bytes)\ndigest    {digest}")
-    output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": digest, **facts})
+        certified = _certify_classifier(file, chosen)
+        lines = _describe(certified)
+        facts = {
+            "pixels": [*certified.contract.shape],
+            "layout": certified.layout,
+            "labels": list(certified.labels),
+            "quality": asdict(certified.quality),
+        }
+    path = certified.publish(repository, name)
+    output.say(f"{lines}\npublished {path} ({len(certified.artifact):,} bytes)\ndigest    {certified.digest}")
+    output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest, **facts})
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """A network, and what its user says of it where it leaves that open.
+def _certify_classifier(file: Path, chosen: CertifyOptions) -> CertifiedClassifier:
+    from evalmode.certification.foreign import certify_classifier
+    from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 
-    Attributes:
-        graph: with its weights in it.
-        size: of the images: height, width, channels or not.
-        scores: the name of the output that has a value for each label.
-    """
-
-    graph: onnx.ModelProto
-    size: tuple[int, ...] | None
-    scores: str | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the user says that the network wants done to pixels."""
-
-    scale: tuple[float, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    bgr: bool
-
-    def check(self, channels: int, takes_bytes: bool) -> None:
-        """Hold it against what the network takes.
-
-        Args:
-            channels: of its images.
-            takes_bytes: whether they are uint8.
-
-        Raises:
-            UsageError: it does not fit.
-        """
-        from evalmode.errors import UsageError
-
-        for option, numbers in (("--mean", self.mean), ("--std", self.std)):
-            if numbers is not None and len(numbers) not in (1, channels):
-                expected = "1" if channels == 1 else f"1 or {channels}"
-                raise UsageError(f"{option} has {len(numbers)} numbers: expected {expected}")
-        if self.bgr and channels == 1:
-            raise UsageError("--bgr: the network takes grey images, which have no order of colours")
-        if self.std is not None and min(self.std) <= 0:
-            raise UsageError(f"--std {_show(self.std)}: expected numbers above 0")
-        if takes_bytes and (self.scale != (0, 255) or self.mean or self.std):
-            raise UsageError("the network takes uint8, pixels as they are: --scale 0,255 without --mean and --std")
-
-
-def _show(numbers: tuple[float, ...]) -> str:
-    return ",".join(f"{one:g}" for one in numbers)
-
-
-def _adopt_images(
-    network: Foreign,
-    images: tuple[Path, Limits],
-    labels: Path,
-    wanted: Wanted,
-    synthetic: bool,
-    allow_guessing: bool,
-) -> tuple[bytes, str, dict[str, Any]]:
-    """The artifact of a classifier of images, and what to say of it, in lines and as JSON values.
-
-    Args:
-        network: as it came.
-        images: the folder, and how large one may be.
-        labels: the file of their names.
-        wanted: what is done to pixels.
-        synthetic: whether golden images are drawn.
-        allow_guessing: whether it may be no better than that.
-    """
-    from evalmode.certification.adopt import adopt, runs_on, takes_bytes
-    from evalmode.certification.images import read_labelled
-    from evalmode.certification.wrap import Preprocessing, find_scores, read_input
-    from evalmode.errors import GoldenMismatch
-    from evalmode.images.label_files import read_labels
-
-    if len(wanted.scale) != 2 or wanted.scale[0] >= wanted.scale[1]:
-        raise click.UsageError(f"--scale {_show(wanted.scale)} is not LOW,HIGH such as -1,1")
-    names = read_labels(labels)
-    entry, contract, layout = read_input(network.graph, network.size, partial(runs_on, network.graph))
-    wanted.check(contract.channels, takes_bytes(network.graph))
-    (low, high), mean, std = wanted.scale, wanted.mean or (0.0,), wanted.std or (1.0,)
-    width = max(len(mean), len(std))
-    pairs = list(zip(mean * (width // len(mean)), std * (width // len(std)), strict=True))
-    preprocessing = Preprocessing(
-        contract,
-        layout,
-        wanted.bgr,
-        scale=tuple((high - low) / 255 / deviation for _, deviation in pairs),
-        shift=tuple((low - average) / deviation for average, deviation in pairs),
+    if chosen.images is None or chosen.labels is None or not chosen.scale:
+        given = (chosen.images, chosen.labels, chosen.scale)
+        missing = ", ".join(option for option, value in zip(REQUIRED, given, strict=True) if not value)
+        raise click.UsageError(f"{missing} missing, or --samples for a network of other tensors")
+    return certify_classifier(
+        file,
+        chosen.images,
+        chosen.labels,
+        Preprocessing(chosen.scale, chosen.mean or (0.0,), chosen.std or (1.0,), chosen.bgr),
+        ClassifierOptions(
+            size=chosen.size,
+            output=chosen.scores,
+            synthetic_golden=chosen.golden == "synthetic",
+            allow_guessing=chosen.allow_guessing,
+            limits=Limits(chosen.max_image_bytes, chosen.max_image_pixels),
+        ),
+        on_warning=lambda warning: click.echo(f"evalmode: {warning}", err=True),
     )
-    scores = find_scores(network.graph, len(names), network.scores)
-    folder, limits = images
-    labelled = read_labelled(folder, names, contract, limits)
-    for warning in labelled.warnings:
-        click.echo(f"evalmode: {warning}", err=True)
-    artifact, quality = adopt(network.graph, (entry, scores), preprocessing, names, labelled, synthetic)
+
+
+def _describe(certified: CertifiedClassifier) -> str:
+    contract, quality = certified.contract, certified.quality
     least, greatest = quality.interval
-    if least <= 1 / len(names) and not allow_guessing:
-        raise GoldenMismatch(
-            f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing among {len(names)} "
-            "labels: are --labels, --scale, --mean, --std and --bgr right? If so: --allow-guessing"
-        )
-    lines = (
-        f"pixels    {contract.height}x{contract.width}, {'RGB' if contract.channels == 3 else 'grey'}, {layout}\n"
+    colours = "RGB" if contract.channels == 3 else "grey"
+    return (
+        f"pixels    {contract.height}x{contract.width}, {colours}, {certified.layout}\n"
         f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% "
         "confidence)"
     )
-    facts = {"pixels": [*contract.shape], "layout": layout, "labels": list(names)}
-    return artifact, lines, {**facts, "quality": asdict(quality)}

@@ -1,4 +1,4 @@
-"""``evalmode check``: is this file what it says it is?"""
+"""``evalmode check``: run every check on a file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ MARKS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]unkno
 @click.argument("file", type=ExistingPath(dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object instead of a table")
 def check(file: Path, as_json: bool) -> None:
-    """Verify FILE, an artifact or any other ONNX image classifier. Exit code 1: a check did not pass."""
-    from evalmode.certification.verdicts import examine
+    """Check FILE, an artifact or any other ONNX image classifier. The exit code is 1 if a check fails."""
+    from evalmode.certification.verdicts import check_file
 
-    verdicts = examine(file.read_bytes())
+    verdicts = check_file(file)
     failed = [verdict for verdict in verdicts if verdict.passed is False]
     if as_json:
         click.echo(json.dumps({"passed": not failed, "verdicts": [asdict(verdict) for verdict in verdicts]}))
     else:
-        table = Table("check", "verdict", "found", box=None, pad_edge=False)
+        table = Table("check", "verdict", "finding", box=None, pad_edge=False)
         for verdict in verdicts:
-            told = verdict.told if verdict.passed is not False else f"{verdict.reason}: {verdict.told}"
-            table.add_row(verdict.check, MARKS[verdict.passed], told.replace("[", r"\["))
+            finding = verdict.finding if verdict.passed is not False else f"{verdict.reason}: {verdict.finding}"
+            table.add_row(verdict.check, MARKS[verdict.passed], finding.replace("[", r"\["))
         Console(highlight=False).print(table)
         click.echo(f"{file}: {'failed' if failed else 'passed'}")
     sys.exit(1 if failed else 0)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -20,19 +20,27 @@ from evalmode.limits import Limits
 if TYPE_CHECKING:
     from evalmode.certification.compare import Comparison
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type checker only
-    """``2%`` or ``0.02`` as 0.02."""
+    """A share of 1: ``2%`` or ``0.02``."""
 
     name = "share"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse it.
+        """Parse a value.
+
+        Args:
+            value: the text, or a number that was parsed before.
+            param: the option.
+            ctx: the command.
+
+        Returns:
+            The share, in 0..1.
 
         Raises:
-            click.BadParameter: it is something else.
+            click.BadParameter: the text is not a share.
         """
         if isinstance(value, float):
             return value
@@ -46,6 +54,17 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
         return share
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of ``evalmode compare``, named as on the command line."""
+
+    images: Path
+    max_changed: float | None
+    page: Path | None
+    max_image_bytes: int
+    max_image_pixels: int
+
+
 @click.command()
 @click.argument("old", type=ExistingPath(dir_okay=False, path_type=Path))
 @click.argument("new", type=ExistingPath(dir_okay=False, path_type=Path))
@@ -53,52 +72,45 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
     "--images",
     type=ExistingPath(file_okay=False, path_type=Path),
     required=True,
-    help="folder of <label>/<image>",
+    help="folder of labelled images, <label>/<image>",
 )
-@click.option("--max-changed", type=Share(), help="exit with 1 if more of the labels change, such as 2%")
+@click.option("--max-changed", type=Share(), help="exit with 1 if more predicted labels change, such as 2%")
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
-    help="HTML file to write, with the pictures",
+    help="HTML file to write, with the images whose predicted label changes",
 )
 @image_limit_options(Limits())
 @output_options
-def compare(
-    old: Path,
-    new: Path,
-    images: Path,
-    max_changed: float | None,
-    page: Path | None,
-    max_image_bytes: int,
-    max_image_pixels: int,
-    output: Output,
-) -> None:
-    """Say what changes for users if NEW replaces OLD: labels, gains and losses, latency."""
-    if page:
-        check_replaceable(page)
+def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
+    """Show what changes for users if NEW replaces OLD: predicted labels, gains and losses, latency."""
+    chosen = CompareOptions(**options)
+    if chosen.page:
+        check_replaceable(chosen.page)
     from evalmode.certification.compare import compare as compare_models
-    from evalmode.runtime.model import load_model
 
-    comparison = compare_models(load_model(old), load_model(new), images, Limits(max_image_bytes, max_image_pixels))
+    limits = Limits(chosen.max_image_bytes, chosen.max_image_pixels)
+    comparison = compare_models(old, new, chosen.images, limits)
     for warning in comparison.warnings:
         click.echo(f"evalmode: {warning}", err=True)
     output.say(_describe(comparison))
-    if page:
+    if chosen.page:
         from evalmode.certification.page import write_page
 
-        write_page(page, comparison, str(old), str(new))
-        output.say(f"page      {page}")
-    passed = max_changed is None or comparison.share_changed <= max_changed
+        write_page(chosen.page, comparison, str(old), str(new))
+        output.say(f"page      {chosen.page}")
+    passed = chosen.max_changed is None or comparison.share_changed <= chosen.max_changed
     facts = asdict(comparison) | {
         "changed": [{**asdict(one), "path": str(one.path)} for one in comparison.changed],
         "share_changed": comparison.share_changed,
-        "page": str(page) if page else None,
+        "page": str(chosen.page) if chosen.page else None,
         "passed": passed,
     }
     output.finish(facts)
     if not passed:
         click.echo(
-            f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {max_changed:.2%}", err=True
+            f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}",
+            err=True,
         )
         sys.exit(1)
 
@@ -109,18 +121,18 @@ def _describe(comparison: Comparison) -> str:
     lines = [
         f"labels    {len(comparison.changed)} of {comparison.images} change ({comparison.share_changed:.2%})",
         f"accuracy  {old:.4f} -> {new:.4f}: {gained} images gained, {lost} lost, McNemar's p {comparison.p:.3g}",
-        f"latency   {comparison.latency_ratio:.2f} of the old one's, one image alone",
+        f"latency   {comparison.latency_ratio:.2f} times that of the old model, for a single image",
     ]
     table = Table("label", "images", "gained", "lost", box=None, pad_edge=False)
     uneven = sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost))
-    for label in [label for label in uneven if label.gained or label.lost][:MOST_ROWS]:
+    for label in [label for label in uneven if label.gained or label.lost][:MAX_ROWS]:
         table.add_row(label.label, str(label.images), str(label.gained), str(label.lost))
     if table.row_count:
         console = Console(highlight=False, markup=False, emoji=False)
         with console.capture() as rows:
             console.print(table)
         lines.append(rows.get().rstrip("\n"))
-    surest = [f"{one.path}: {one.label}, {one.old} -> {one.new}" for one in comparison.changed[:MOST_ROWS]]
-    if len(comparison.changed) > len(surest):
-        surest.append(f"... and {len(comparison.changed) - len(surest)} more: --page or --json shows them")
-    return "\n".join([*lines, *surest])
+    changes = [f"{one.path}: {one.label}, {one.old} -> {one.new}" for one in comparison.changed[:MAX_ROWS]]
+    if len(comparison.changed) > len(changes):
+        changes.append(f"... and {len(comparison.changed) - len(changes)} more: --page or --json shows them")
+    return "\n".join([*lines, *changes])

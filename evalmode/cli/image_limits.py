@@ -1,4 +1,4 @@
-"""The options that bound an image, of every command that reads images; ``serve`` has them among all its limits."""
+"""The options that bound an image, for every command that reads images; ``serve`` has them among its limits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ IMAGE_LIMITS = ("max_image_bytes", "max_image_pixels")
 
 
 def image_limit_options(defaults: Limits | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``--max-image-bytes`` and ``--max-image-pixels``, from the limits table.
+    """Give a command the options ``--max-image-bytes`` and ``--max-image-pixels``, from the table of limits.
 
     Args:
-        defaults: Of the command; None: it gets None where the user says nothing.
+        defaults: the command's defaults; None passes None to the command if the user gives no value.
+
+    Returns:
+        A decorator.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -268,7 +268,7 @@ def _warn_of_choice(chosen_by: float, exact: float, images: int) -> None:
         exact: The same, by exact statistics.
         images: How many there are.
     """
-    from evalmode.certification.figures import wilson_interval
+    from evalmode.certification.metrics import wilson_interval
 
     least, greatest = wilson_interval(round(chosen_by * images), images)
     if not least <= exact <= greatest:

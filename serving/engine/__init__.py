@@ -1,1 +1,1 @@
-"""When what runs together: queue, batches, slots, the budget for decoding images."""
+"""Scheduling: the queue, batches, slots, and the memory budget for decoding images."""

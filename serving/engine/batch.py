@@ -1,4 +1,4 @@
-"""Requests, and what may run together: of one model, and done before the deadline of each."""
+"""Requests, and which of them may run as one batch: those of one model that will all meet their deadlines."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from evalmode.artifact.certificate import Tensors
 from evalmode.errors import DeadlineExpired, RequestCancelled
 from evalmode.runtime.model import Model
 
-CountRun = Callable[[Model, int, int], None]  # the model, how many inputs, microseconds
-BATCH_S = 0.02  # what one batch may take, where a single request does not take more: all in it wait for its end
+CountRun = Callable[[Model, int, int], None]  # the model, the number of inputs, microseconds
+BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 
 
 class Call(Protocol):
-    """What a request knows of its caller."""
+    """The call of a request."""
 
     def time_remaining_s(self) -> float:
-        """Seconds until the caller's deadline, at most ``threading.TIMEOUT_MAX``."""
+        """Return the seconds until the client's deadline, at most ``threading.TIMEOUT_MAX``."""
 
     def waited_s(self) -> float:
-        """Seconds since the call arrived, where it had to wait before anybody read it."""
+        """Return the seconds from the arrival of the call until it was read, if it had to wait."""
 
     def cancelled(self) -> bool:
-        """True once the caller went away."""
+        """Return whether the client has cancelled the call or disconnected."""
 
 
 @dataclass(eq=False)
 class Request:
-    """Inputs that a caller wants run: tensors by name, the first axis of each its own batch.
+    """A request for one inference run.
 
     Attributes:
-        model: where.
-        inputs: at most ``max_batch`` of them.
-        call: who asks.
-        arrived: when, by ``time.perf_counter``.
-        rows: how many inputs.
+        model: The model to run.
+        inputs: Arrays by input name, at most ``max_batch`` rows along the first axis of each.
+        call: The call of the request.
+        arrived: The time of its arrival, by ``time.perf_counter``.
+        rows: The number of rows.
     """
 
     model: Model
@@ -54,32 +54,32 @@ class Request:
         self._sides = {name: array.shape[1:] for name, array in self.inputs.items()}
 
     def fits(self, other: Request) -> bool:
-        """Whether both can be one batch: of one model, and equal in every side that a network leaves open."""
+        """Return whether two requests can run in one batch: the same model and the same shapes apart from the rows."""
         return self.model is other.model and self._sides == other._sides
 
 
-Asked = TypeVar("Asked", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
-class Batch(Generic[Asked]):
-    """Requests that may run together: of one model, and done before the deadline of each.
+class Batch(Generic[AnyRequest]):
+    """Requests that may run together: of one model, and all in time for their deadlines.
 
     Args:
-        limit: how many inputs.
+        limit: The largest number of rows.
 
     Attributes:
-        requests: those that joined.
+        requests: The requests in the batch.
     """
 
     def __init__(self, limit: int) -> None:
-        self.requests: list[Asked] = []
+        self.requests: list[AnyRequest] = []
         self._rows = 0
         self._limit = limit
         self._within_s = BATCH_S
         self._row_s = 0.0
 
-    def has_room_for(self, request: Asked) -> bool:
-        """Whether one more may join those that are in it."""
+    def has_room_for(self, request: AnyRequest) -> bool:
+        """Return whether a request may be added to a batch that is not empty."""
         rows = self._rows + request.rows
         return (
             request.fits(self.requests[0])
@@ -87,8 +87,8 @@ class Batch(Generic[Asked]):
             and rows * self._row_s <= min(self._within_s, request.call.time_remaining_s())
         )
 
-    def add(self, request: Asked) -> None:
-        """Let a request join."""
+    def add(self, request: AnyRequest) -> None:
+        """Add a request."""
         self._row_s = self._row_s or request.model.expect_s(1)
         self.requests.append(request)
         self._rows += request.rows
@@ -96,21 +96,25 @@ class Batch(Generic[Asked]):
 
 
 def run_together(requests: Sequence[Request], count_run: CountRun) -> list[Tensors]:
-    """Run requests as one batch; in pieces, where one is more than the model runs at once.
+    """Run requests as one batch, or in parts if the model's ``max_batch`` is smaller than one request.
+
+    Args:
+        requests: Requests that fit into one batch; at least one.
+        count_run: Called after each run.
 
     Returns:
-        The outputs of each, by name.
+        The outputs of each request by name, in the order of the requests.
     """
     model, first = requests[0].model, requests[0].inputs
     inputs = first if len(requests) == 1 else {n: np.concatenate([one.inputs[n] for one in requests]) for n in first}
     rows = sum(request.rows for request in requests)
-    pieces = []
+    parts = []
     for row in range(0, rows, model.max_batch):
-        piece = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
+        part = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
         started = time.perf_counter()
-        pieces.append(model.run(piece))
+        parts.append(model.run(part))
         count_run(model, min(rows - row, model.max_batch), round((time.perf_counter() - started) * 1e6))
-    outputs = pieces[0] if len(pieces) == 1 else {n: np.concatenate([one[n] for one in pieces]) for n in pieces[0]}
+    outputs = parts[0] if len(parts) == 1 else {n: np.concatenate([one[n] for one in parts]) for n in parts[0]}
     ends = accumulate(request.rows for request in requests)
     return [
         {name: output[end - request.rows : end] for name, output in outputs.items()}
@@ -119,24 +123,40 @@ def run_together(requests: Sequence[Request], count_run: CountRun) -> list[Tenso
 
 
 def count_rows(inputs: Tensors) -> int:
-    """How many inputs a request holds."""
+    """Return the number of rows of a request's inputs."""
     return len(next(iter(inputs.values())))
 
 
 def reason_dead(call: Call, needed_s: float = 0.0) -> Exception | None:
-    """Why nobody would read the answer to a call, if the network takes ``needed_s`` for it."""
+    """Find out why a request should not run.
+
+    Args:
+        call: The call of the request.
+        needed_s: The time that the network needs, in seconds.
+
+    Returns:
+        The error to end the request with; None if its answer can still be used.
+    """
     if call.cancelled():
-        return RequestCancelled("the caller cancelled: the network did not run")
+        return RequestCancelled("the call was cancelled: the network did not run")
     remaining_s = call.time_remaining_s()
     if remaining_s <= 0:
         return DeadlineExpired("the deadline passed: the network did not run")
     if remaining_s <= needed_s:
-        told = f"in {remaining_s * 1e3:.3g} ms, and it takes {needed_s * 1e3:.3g} ms"
-        return DeadlineExpired(f"the deadline passes {told}: the network did not run")
+        remaining_ms, needed_ms = remaining_s * 1e3, needed_s * 1e3
+        return DeadlineExpired(
+            f"the deadline passes in {remaining_ms:.3g} ms, and the network needs {needed_ms:.3g} ms: the network did "
+            "not run"
+        )
     return None
 
 
 def check_alive(call: Call) -> None:
-    """Raise what a request ends with whose caller went away or whose deadline passed."""
-    if (dead := reason_dead(call)) is not None:
-        raise dead
+    """Check that a call is neither cancelled nor past its deadline.
+
+    Raises:
+        RequestCancelled: The call was cancelled.
+        DeadlineExpired: Its deadline has passed.
+    """
+    if (error := reason_dead(call)) is not None:
+        raise error

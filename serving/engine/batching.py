@@ -1,6 +1,6 @@
-"""Batching without waiting: a free slot runs a request at once, what waits is taken together by the next free slot.
+"""Batching without delay: a free slot runs a request at once; waiting requests run together in the next free slot.
 
-There is no timer. Each slot is a thread. Requests come from other threads, and their answers go back by a callback.
+There is no timer. Each slot is a thread. Other threads submit requests and receive the answers through a callback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One request's rows of the outputs, by name, with the time it waited and its batch ran, in microseconds."""
+    """The answer to one request.
+
+    Attributes:
+        outputs: Its rows of the outputs, by name.
+        wait_us: The time it waited for a slot, in microseconds.
+        inference_us: The time its batch ran, in microseconds.
+    """
 
     outputs: Tensors
     wait_us: int
@@ -37,7 +43,14 @@ class Answer:
 
 
 class Load(NamedTuple):
-    """How much there is to do: slots, those of them that run, requests that wait for one, and all in flight."""
+    """The load of a server.
+
+    Attributes:
+        slots: The number of slots.
+        slots_busy: The slots that are running a batch.
+        waiting: The requests that wait for a slot.
+        in_flight: All requests that are admitted and not answered yet.
+    """
 
     slots: int
     slots_busy: int
@@ -47,12 +60,12 @@ class Load(NamedTuple):
 
 @dataclass(eq=False)
 class Job(Request):
-    """A request that waits for a slot.
+    """A request with its callbacks.
 
     Attributes:
-        reply: Makes the reply of the answer; called by the slot's thread.
-        done: Called once by the slot's thread, with the reply or with the error in its place; raises nothing.
-        waits: Whether it waits for a slot.
+        reply: Makes the reply from the answer; called on the slot's thread.
+        done: Called once on the slot's thread with the reply or the exception; must not raise.
+        waits: Whether the request waits for a slot.
     """
 
     reply: Callable[[Answer], Any]
@@ -64,15 +77,17 @@ class Batcher:
     """Runs requests on a fixed number of slots.
 
     Args:
-        slots: Inferences that may run at the same time.
-        limits: ``max_batch`` and ``max_queue``.
+        slots: The number of batches that may run at the same time.
+        limits: Gives ``max_batch`` and ``max_queue``.
         count_run: Called after every run with the model, the number of inputs, and microseconds.
 
     Attributes:
-        pace: How long requests take.
+        slots: The number of slots.
+        pace: Estimates how long requests take.
+        threads: The threads of the slots.
 
     Raises:
-        ThreadsUnavailable: The system starts too few threads.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
     def __init__(self, slots: int, limits: Limits, count_run: CountRun = lambda *_: None) -> None:
@@ -84,55 +99,56 @@ class Batcher:
         self._lock = threading.Lock()
         self._free_slots = slots
         self._admitted = 0
-        self._aside = 0  # of these, the ones that nobody waits for
+        self._aside = 0  # admitted requests that delay no other request
         self._waiting: deque[Job] = deque()
-        self._handed: SimpleQueue[Job | None] = SimpleQueue()  # to slots that were free; None: to end
-        start_threads(slots, "slot", self._work)
+        self._assigned: SimpleQueue[Job | None] = SimpleQueue()  # to slots that were free; None ends a slot's thread
+        self.threads = start_threads(slots, "slot", self._work)
 
     def close(self) -> None:
-        """End the slots' threads once nothing runs."""
+        """End each slot's thread once it is free."""
         for _ in range(self.slots):
-            self._handed.put(None)
+            self._assigned.put(None)
 
     def load(self) -> Load:
-        """How much there is to do now."""
+        """Return the current load."""
         with self._lock:
             return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
 
     def queue_full(self) -> QueueFull:
-        """The error of a request that comes while every place is taken."""
+        """Make the error of a request that exceeds the limit on requests in flight."""
         return QueueFull(
             f"{self._places} requests are in flight, the limit: retry later or add a replica",
             limit_requests=self._places,
         )
 
     def is_busy(self) -> bool:
-        """Whether a request that comes now may have to wait."""
+        """Return whether a new request might have to wait."""
         return self._admitted - self._aside >= self.slots or self._admitted >= self._places
 
     def check(self, remaining_s: float) -> None:
-        """Check whether a request that comes now would get a place and its answer in time.
+        """Check whether a new request would be admitted, and answered before its deadline.
 
         Args:
-            remaining_s: Seconds until its deadline.
+            remaining_s: The seconds until its deadline.
 
         Raises:
-            QueueFull: Beside one a slot, ``max_queue`` requests are in flight, or those that are will take longer.
+            QueueFull: ``max_queue`` requests are in flight in addition to one per slot, or the requests in flight will
+                take longer than ``remaining_s``.
         """
         if self._admitted >= self._places:
             raise self.queue_full()
         ahead = self._admitted - self._aside
-        if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(ahead):  # one that has passed is found later
+        if ahead >= self.slots and 0 < remaining_s < self.pace.expect_s(ahead):  # an expired one is detected later
             raise queue_too_long()
 
     def admit(self, remaining_s: float = math.inf) -> int:
-        """Take a place, from arrival to answer, so that a request too many is refused before it costs a decode.
+        """Admit a request, so that an excess request is refused before its image is decoded.
 
         Args:
-            remaining_s: See ``check``.
+            remaining_s: The seconds until its deadline.
 
         Returns:
-            How many requests were in flight before it.
+            The number of requests in flight before it.
 
         Raises:
             QueueFull: See ``check``.
@@ -143,24 +159,24 @@ class Batcher:
             return self._admitted - self._aside - 1
 
     def set_aside(self) -> None:
-        """Note that an admitted request, a large image say, waits or runs where it holds up no other."""
+        """Note that an admitted request, for example a large image, delays no other request."""
         with self._lock:
             self._aside += 1
 
     def give_back(self, aside: bool = False) -> None:
-        """Free the place of a request.
+        """Release an admitted request.
 
         Args:
-            aside: Whether it was set aside.
+            aside: Whether ``set_aside`` was called for it.
         """
         with self._lock:
             self._admitted -= 1
             self._aside -= aside
 
     def submit(self, job: Job) -> None:
-        """Run a job: at once and alone where a slot is free, else together with others that wait.
+        """Run a job: at once and alone if a slot is free, otherwise together with other waiting jobs.
 
-        Where its call is cancelled or too late by then, it ends with that error, and the network does not run.
+        If its call is cancelled or its deadline has passed before it runs, the job ends with an exception.
         """
         with self._lock:
             if not self._free_slots:
@@ -168,13 +184,13 @@ class Batcher:
                 self._waiting.append(job)
                 return
             self._free_slots -= 1
-        self._handed.put(job)
+        self._assigned.put(job)
 
     def withdraw(self, job: Job) -> bool:
-        """Take back a job that still waits: it is never run, and never done.
+        """Remove a job from the queue. It is not run and ``done`` is not called.
 
         Returns:
-            Whether it still waited.
+            Whether it was still waiting.
         """
         with self._lock:
             if job.waits:
@@ -184,22 +200,22 @@ class Batcher:
             return False
 
     def _work(self) -> None:
-        """One slot."""
-        while job := self._handed.get():
+        """Run jobs on one slot until the batcher is closed."""
+        while job := self._assigned.get():
             batch = [job]
-            if (dead := reason_dead(job.call)) is not None:
-                _hand_out(job, dead)
+            if (error := reason_dead(job.call)) is not None:
+                _finish(job, error)
                 batch = self._take()
             while batch:
                 self._run_batch(batch)
                 batch = self._take()
-            del job  # else it would live until the next comes
+            del job  # otherwise it would be kept alive until the next one is submitted
 
     def _run_batch(self, batch: list[Job]) -> None:
-        """Run what was taken together, then hand out the replies."""
+        """Run a batch, then call ``done`` of its jobs."""
         done = [(job, self._reply(job, outcome)) for job, outcome in self._answer(batch)]
         for job, reply in done:
-            _hand_out(job, reply)
+            _finish(job, reply)
 
     def _reply(self, job: Job, outcome: Answer | Exception) -> Any:
         if isinstance(outcome, Exception):
@@ -210,7 +226,7 @@ class Batcher:
             return error
 
     def _answer(self, batch: list[Job]) -> list[tuple[Job, Answer | Exception]]:
-        """Run requests as one batch; where that fails, each alone: one's values must not cost the others' answers."""
+        """Run jobs as one batch. If that fails, run each alone: one bad input must not fail the other requests."""
         started = time.perf_counter()
         try:
             answers = run_together(batch, self._count_run)
@@ -220,7 +236,7 @@ class Batcher:
             each: list[tuple[Job, Answer | Exception]] = []
             for job in batch:
                 dead = reason_dead(job.call)
-                each += self._answer([job]) if dead is None else [(job, dead)]
+                each += [(job, dead)] if dead is not None else self._answer([job])
             return each
         inference_us = round((time.perf_counter() - started) * 1e6)
         return [
@@ -229,7 +245,7 @@ class Batcher:
         ]
 
     def _take(self) -> list[Job]:
-        """The first that waits and may still run, with all that fit into its batch; else the slot becomes free."""
+        """Take the first waiting job that may still run and all that fit into its batch. If none, free the slot."""
         ended: list[tuple[Job, Exception]] = []
         with self._lock:
             batch = Batch[Job](self._limits.max_batch)
@@ -248,23 +264,32 @@ class Batcher:
             if not batch.requests:
                 self._free_slots += 1
         for job, dead in ended:
-            _hand_out(job, dead)
+            _finish(job, dead)
         return batch.requests
 
 
-def _hand_out(job: Job, outcome: Any) -> None:
-    """Call ``done``; whatever it does, the slot goes on."""
+def _finish(job: Job, outcome: Any) -> None:
+    """Call ``done``. Its exceptions are logged, so that the slot continues."""
     try:
         job.done(outcome)
     except Exception:
-        log.exception("an answer could not be handed out")
+        log.exception("the callback of a request failed")
 
 
 def queue_too_long() -> QueueFull:
-    """What a request is refused with that would be answered after its deadline."""
-    return QueueFull("the requests in flight take longer than this one may wait: retry later, or set a longer deadline")
+    """Make the error of a request that would be answered after its deadline."""
+    return QueueFull(
+        "the requests in flight take longer than the deadline of this request: retry later, or set a longer deadline"
+    )
 
 
 def count_slots(models: Iterable[Model]) -> int:
-    """Inferences that may run at the same time: as many as CPUs; one on a GPU, which larger batches fill instead."""
+    """Choose the number of batches that run at the same time.
+
+    Args:
+        models: The models that are loaded.
+
+    Returns:
+        The number of CPUs; 1 with a GPU, which larger batches use better.
+    """
     return 1 if any(model.provider == "CUDA" for model in models) else count_cpus()

@@ -1,7 +1,7 @@
-"""Reading requests that hold images, within a budget: so many at once, and no more memory for all of them together.
+"""Decoding of the images in requests, within a budget of threads and memory.
 
-What decoding an image takes is known from its header. An image that does not fit beside those that are being decoded
-waits; it holds no thread.
+The memory that an image needs is computed from its header. An image that does not fit into the free part of the budget
+waits without occupying a thread.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from serving.threads import start_threads
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which anybody may send
+EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which any client can send
 SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
-PACE_BYTES_PER_S = 100 * MIB  # a large image waits so much longer than a small one that comes after it
+PACE_BYTES_PER_S = 100 * MIB  # smaller images that arrive later may overtake a large one for its size divided by this
 
-# What decoding takes beside the decoder: benchmarks/decode_cost.py measures it.
+# Memory for decoding in addition to the decoder's own, measured by benchmarks/decode_cost.py.
 BASE_BYTES = MIB
-SIDE_BYTES = 64  # a row or column: pointers of each picture, weights of the resize
-STRIP_BYTES = 16  # a pixel of the strip that is being converted
+SIDE_BYTES = 64  # per row and column: row pointers of each picture, resize weights
+STRIP_BYTES = 16  # per pixel of the strip that is being converted
 
 
 def count_decode_bytes(header: Header, contract: PixelContract) -> int:
-    """The most memory that decoding an image takes at once, in bytes.
+    """Compute the peak memory for decoding an image.
 
     Args:
-        header: what it announces.
-        contract: what its pixels become.
+        header: The header of the image.
+        contract: The pixels that the model takes.
+
+    Returns:
+        An upper bound in bytes.
     """
     width, height = header.width, header.height
     pixels = width * height
@@ -49,13 +52,13 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     if header.components and pixels <= COPIED_PIXELS:
         total += 3 * pixels  # an array first, then a picture
     sides = max(width, height), min(width, height)
-    total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the resize's two passes
+    total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the two resize passes
     total += pixel_bytes * sides[0] * min(contract.height, sides[1])
     return total + 2 * pixel_bytes * contract.width * contract.height
 
 
 class _ExifLog:
-    """Logs that the orientation of an image may be lost, at most once a minute."""
+    """Logs that the orientation of an image may be wrong, at most once a minute."""
 
     def __init__(self) -> None:
         self._next_s = 0.0
@@ -64,18 +67,24 @@ class _ExifLog:
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + EXIF_PAUSE_S
-            log.warning("the EXIF block of an image is damaged: it is taken as upright; logged at most once a minute")
+            log.warning("the EXIF block of an image is damaged: it is treated as upright; logged at most once a minute")
 
 
 _exif_log = _ExifLog()
 
 
 def decode_requested(header: Header, contract: PixelContract) -> Pixels:
-    """Decode an image of a request, as ``decode_announced``; where its EXIF block is damaged, a log record says so.
+    """Decode an image of a request, and log a warning if its EXIF block is damaged.
 
     Args:
-        header: what it announces.
-        contract: what its pixels become.
+        header: The header of the image.
+        contract: The pixels that the model takes.
+
+    Returns:
+        Pixels, uint8 (H, W, C).
+
+    Raises:
+        ImageError: The image cannot be decoded.
     """
     if header.exif_damaged:
         _exif_log.note()
@@ -84,14 +93,14 @@ def decode_requested(header: Header, contract: PixelContract) -> Pixels:
 
 @dataclass(order=True)
 class Turn:
-    """A piece of work that waits for a thread.
+    """A task in a lane.
 
     Attributes:
-        due: When it is its turn, by ``time.monotonic``, if there is room.
-        number: Of equals, the first goes first.
-        cost_bytes: The memory that it takes.
-        work: The work, which raises nothing; None once it has begun or is withdrawn.
-        lane: Where it waits.
+        due: The time that orders the tasks, by ``time.monotonic``.
+        number: The order of submission, for tasks with the same time.
+        cost_bytes: The memory it needs.
+        work: The task, which must not raise; None once it has started or was withdrawn.
+        lane: The lane that it was submitted to.
     """
 
     due: float
@@ -102,10 +111,10 @@ class Turn:
 
 
 class _Lane:
-    """Threads for work of one kind, and a sum of bytes for all that they do at once.
+    """A pool of threads for tasks of one kind, with a limit on the memory of all running tasks.
 
-    Work begins in order of arrival plus what its size is worth in seconds, so that small work does not wait behind all
-    the large work that came before it, and large work waits only so long behind small.
+    Tasks start in the order of their arrival time plus a delay that is proportional to their size. A small task
+    therefore does not wait behind all large tasks that arrived before it, and a large task is not delayed forever.
     """
 
     def __init__(self, threads: int, max_bytes: int, name: str) -> None:
@@ -115,8 +124,8 @@ class _Lane:
         self._closed = False
         self._numbers = count()
         self._line: list[Turn] = []
-        self._withdrawn = 0  # of those in the line
-        start_threads(threads, name, self._run)
+        self._withdrawn = 0  # tasks in the line that were withdrawn
+        self.threads = start_threads(threads, name, self._run)
 
     def submit(self, work: Callable[[], object], cost_bytes: int) -> Turn:
         with self._changed:
@@ -136,7 +145,7 @@ class _Lane:
                 self._line = [one for one in self._line if one.work is not None]
                 heapq.heapify(self._line)
                 self._withdrawn = 0
-            self._changed.notify()  # it may have been the first, which the others waited for
+            self._changed.notify()  # it may have been first in line
             return True
 
     def close(self) -> None:
@@ -150,14 +159,18 @@ class _Lane:
             try:
                 work()
             except BaseException:
-                log.exception("a request could not be read")
+                log.exception("reading a request failed")
             with self._changed:
                 self._free_bytes += cost_bytes
                 self._changed.notify()
-            del taken, work  # else it would live until the next comes
+            del taken, work  # otherwise the task would be kept alive until the next one is submitted
 
     def _take(self) -> tuple[Callable[[], object], int] | None:
-        """The first and its cost, once it fits: no other overtakes it because it is small. None: the lane is closed."""
+        """Take the first task once it fits into the free memory; no other task overtakes it.
+
+        Returns:
+            The task and its cost in bytes; None if the lane is closed.
+        """
         with self._changed:
             while True:
                 while self._line and self._line[0].work is None:
@@ -178,16 +191,16 @@ class _Lane:
 
 
 class DecodeBudget:
-    """Threads that read requests with images, and the memory that this may take.
+    """Threads that decode images, and a limit on the memory for it.
 
-    Small images have threads of their own, so that they do not wait until a large one is decoded.
+    Small images have threads of their own, so that they do not wait for large images.
 
     Args:
-        slots: Decodes of a kind, small and large, at once.
-        max_bytes: For all of them; 0: what this process may use, see ``choose_decode_bytes``.
+        slots: The number of threads for small images, and for large images.
+        max_bytes: The memory for all of them; 0: chosen from the available memory by ``choose_decode_bytes``.
 
     Raises:
-        ThreadsUnavailable: The system starts too few threads.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
     def __init__(self, slots: int, max_bytes: int = 0) -> None:
@@ -197,44 +210,55 @@ class DecodeBudget:
         self._small = _Lane(slots, 0, "small-decode")
         self._large = _Lane(slots, max_bytes - small_bytes, "large-decode")
 
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """The threads."""
+        return self._small.threads + self._large.threads
+
     def close(self) -> None:
-        """End the threads once nothing waits."""
+        """End the threads once no task waits."""
         self._small.close()
         self._large.close()
 
     def is_small(self, cost_bytes: int) -> bool:
-        """Whether a decode of this cost is bounded by the number of threads alone."""
+        """Return whether an image is small: limited by the number of threads alone, not by memory."""
         return cost_bytes <= self._max_small_bytes
 
     def check(self, cost_bytes: int) -> None:
-        """Check that a decode can ever fit.
+        """Check that an image fits into the budget at all.
+
+        Args:
+            cost_bytes: The memory for decoding it.
 
         Raises:
-            ImageNeedsTooMuchMemory: It takes more than all that there is.
+            ImageNeedsTooMuchMemory: It needs more than the whole budget.
         """
         if cost_bytes > self._large.max_bytes:
             raise ImageNeedsTooMuchMemory(
                 f"decoding this image takes {cost_bytes} bytes, the limit is {self._large.max_bytes}: send a smaller "
-                "one, or save it again as a baseline JPEG",
+                "image, or convert it to a baseline JPEG",
                 needed_bytes=cost_bytes,
                 limit_bytes=self._large.max_bytes,
             )
 
     def submit(self, work: Callable[[], object], cost_bytes: int = 0) -> Turn:
-        """Do a piece of work in a thread, once there is room for it.
+        """Run a task in a thread once its memory is available.
 
         Args:
-            work: Raises nothing.
-            cost_bytes: The memory that it takes, at most all that there is.
+            work: The task; must not raise.
+            cost_bytes: The memory it needs; more than the whole budget counts as the whole budget.
+
+        Returns:
+            A handle for ``withdraw``.
         """
         if self.is_small(cost_bytes):
             return self._small.submit(work, 0)
         return self._large.submit(work, min(cost_bytes, self._large.max_bytes))
 
     def withdraw(self, turn: Turn) -> bool:
-        """Take back work that has not begun.
+        """Cancel a task that has not started.
 
         Returns:
-            Whether it had not.
+            Whether it was cancelled.
         """
         return turn.lane.withdraw(turn)

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and giving back what it does not use any more."""
+"""How much memory this process may use, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -13,21 +13,30 @@ from evalmode.runtime.cgroups import list_cgroups
 MIB = 1024 * 1024
 MAX_DEFAULT_BYTES = 2048 * MIB
 MIN_REQUEST_BYTES = 4 * MIB
-UNLIMITED_BYTES = 2**60  # a cgroup's v1 says so by a number about as large as there is
+UNLIMITED_BYTES = 2**60  # cgroup v1 reports no limit as a value near 2**63
 
 # Source: malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class MemoryLimit(NamedTuple):
-    """How much memory there is, in bytes, and what says so."""
+    """A limit on memory.
+
+    Attributes:
+        limit_bytes: The limit in bytes.
+        source: Where it comes from, for the log.
+    """
 
     limit_bytes: int
     source: str
 
 
 def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
-    """The least of this process's cgroups' limits and of those around them, else what the machine has."""
+    """Return the lowest memory limit of this process's cgroup and its parents, or the memory of the machine.
+
+    Args:
+        root: The root of the file system.
+    """
     limits = [
         MemoryLimit(limit, "the cgroup's limit")
         for cgroup in list_cgroups("memory", root)
@@ -39,14 +48,14 @@ def read_memory_limit(root: Path = Path("/")) -> MemoryLimit:
 
 
 def choose_decode_bytes(wanted: int, root: Path = Path("/")) -> MemoryLimit:
-    """How much memory decoding may take at once.
+    """Choose how much memory decoding may take.
 
     Args:
-        wanted: ``max_decode_bytes``; 0: a quarter of what there is, at most 2 GiB.
-        root: of the file system.
+        wanted: ``max_decode_bytes``; 0: a quarter of the available memory, at most 2 GiB.
+        root: The root of the file system.
 
     Returns:
-        It, and where it comes from, for the log.
+        The limit and its source.
     """
     if wanted:
         return MemoryLimit(wanted, "--max-decode-bytes")
@@ -56,29 +65,29 @@ def choose_decode_bytes(wanted: int, root: Path = Path("/")) -> MemoryLimit:
     return MemoryLimit(limit_bytes // 4, f"a quarter of {source}, {limit_bytes // MIB} MiB")
 
 
-def choose_request_bytes(most: int, root: Path = Path("/")) -> MemoryLimit:
-    """How large a request may be, by default.
+def choose_request_bytes(largest: int, root: Path = Path("/")) -> MemoryLimit:
+    """Choose the default limit on the size of a request.
 
-    The limits of all messages together are multiples of this one, and what clients send at once arrives before it can
-    be refused.
+    The limits on all messages together are multiples of it, and messages that clients send at the same time arrive
+    before they can be refused.
 
     Args:
-        most: Where there is memory enough.
-        root: of the file system.
+        largest: The limit where memory is plentiful, in bytes.
+        root: The root of the file system.
 
     Returns:
-        A 64th of what there is, at least 4 MiB, at most ``most``; and where it comes from, for the log.
+        1/64 of the available memory, at least 4 MiB and at most ``largest``, and its source.
     """
     limit_bytes, source = read_memory_limit(root)
-    chosen = min(most, max(MIN_REQUEST_BYTES, limit_bytes // 64))
+    chosen = min(largest, max(MIN_REQUEST_BYTES, limit_bytes // 64))
     return MemoryLimit(chosen, f"{source} is {limit_bytes // MIB} MiB")
 
 
 def return_large_blocks() -> None:
-    """Have glibc give large blocks back to the system as soon as they are free; nothing elsewhere.
+    """Make glibc return large blocks to the system as soon as they are freed. Does nothing elsewhere.
 
-    Left alone, it keeps blocks of up to 32 MiB for later once one was freed, in a heap for each thread: decoded images
-    that are gone would stay resident. Small images are decoded within what is kept.
+    By default glibc keeps blocks of up to 32 MiB in per-thread heaps once one of that size has been freed, so that the
+    memory of large decoded images would stay resident. Small images are decoded within the blocks that are kept.
     """
     if sys.platform != "linux":
         return
@@ -92,5 +101,5 @@ def return_large_blocks() -> None:
 def _read_number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # not there, or "max"
+    except (OSError, ValueError):  # missing, or "max"
         return None

@@ -1,94 +1,96 @@
-"""Who may call what: bearer tokens of files, which are read again when they change."""
+"""Authorization by bearer tokens. The files that hold the tokens are read again when they change."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from evalmode.errors import ControlForbidden, TokenInvalid, TokensInvalid
-from evalmode.files import sign_file
+from serving.watching import Poller, WatchedFiles
 
 log = logging.getLogger(__name__)
 
-OPEN = "/grpc.health.v1.Health/"  # probes carry no token
+OPEN = "/grpc.health.v1.Health/"  # health probes send no token
 CONTROL = ("RepositoryModelLoad", "RepositoryModelUnload")
-RENEW_S = 0.5  # between two looks at the files
-LEAST_CHARACTERS = 16  # of a token: shorter ones can be guessed
+MIN_CHARACTERS = 16  # of a token: a shorter one can be guessed
 SCHEME = "Bearer "
 
 
 class Tokens:
-    """The tokens of a file: one a line, then, where it ends some day, a space and when, such as 2027-01-31T00:00:00Z.
+    """The bearer tokens in a file.
 
-    A line that begins with # is a comment.
+    Each line holds one token. A token that expires is followed by a space and the time at which it expires, such as
+    2027-01-31T00:00:00Z. A line that begins with # is a comment.
+
+    Args:
+        path: The file.
 
     Raises:
-        TokensInvalid: the file cannot be read, or holds no token, or a line that is none.
+        TokensInvalid: The file cannot be read, contains no token, or contains a line that is not a token.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._signature = sign_file(path)
-        self._until = dict(_read(path))
+        self._files = WatchedFiles(path)
+        self._expiries = dict(_read(path))
 
     def holds(self, token: str) -> bool:
-        """Whether a token is one of them, at this moment. Reads no file, takes no lock."""
+        """Whether a token is in the file and has not expired. Reads no file and takes no lock."""
         digest, now = hashlib.sha256(token.encode()).digest(), datetime.now(UTC)
-        # Each is compared, and as long: how long it takes tells nothing of them.
-        found = [hmac.compare_digest(digest, known) and now < until for known, until in self._until.items()]
+        # Every token is compared, each in constant time, so that the duration reveals nothing about them.
+        found = [hmac.compare_digest(digest, known) and now < expiry for known, expiry in self._expiries.items()]
         return any(found)
 
     def renew(self) -> None:
-        """Read the file again if it has changed; one that is wrong leaves those that were there."""
-        signature = sign_file(self._path)
-        if signature != self._signature:
-            self._signature = signature
+        """Read the file again if it has changed. If it is invalid, the previous tokens stay in use."""
+        if self._files.changed():
             try:
-                self._until = dict(_read(self._path))
-                log.info("%s: %s tokens", self._path, len(self._until))
+                self._expiries = dict(_read(self._path))
+                log.info("%s: read %s tokens", self._path, len(self._expiries))
             except TokensInvalid as error:
-                log.error("the tokens stay as they were: %s", error)
+                log.error("the previous tokens stay in use: %s", error)
 
 
 class Access:
-    """Decides whether a call may go on.
+    """Decides whether a call is authorized.
 
     Args:
-        tokens: of those who may predict; None: everybody may.
-        control: of those who may also load and unload models; None: nobody is asked, as nobody can.
+        tokens: Tokens that allow predictions; None: predictions need no token.
+        control: Tokens that allow predictions, loading and unloading; None: repository control is disabled.
     """
 
     def __init__(self, tokens: Tokens | None, control: Tokens | None) -> None:
         self._tokens = tokens
         self._control = control
+        self._poller: Poller | None = None
 
     def follow(self) -> None:
-        """Read the files again when they change, in a thread: a file system that hangs holds no call."""
-        threading.Thread(target=self._follow, name="tokens", daemon=True).start()
-
-    def _follow(self) -> None:
-        while True:
-            time.sleep(RENEW_S)
-            for tokens in (self._tokens, self._control):
-                if tokens is not None:
-                    tokens.renew()
-
-    def check(self, path: str, authorization: str) -> None:
-        """Let a call go on, or not.
-
-        Args:
-            path: of the method, ``/package.Service/Method``.
-            authorization: the metadata of that name, "" where there is none.
+        """Start a thread that reads the files again when they change.
 
         Raises:
-            TokenInvalid: it has no token that holds.
-            ControlForbidden: it has one, and that is not for repository control.
+            ThreadsUnavailable: The system cannot start the thread.
+        """
+        self._poller = Poller("tokens", self._renew)
+
+    def close(self) -> None:
+        """Stop the thread that ``follow`` started."""
+        if self._poller is not None:
+            self._poller.close()
+
+    def check(self, path: str, authorization: str) -> None:
+        """Check that a call is authorized.
+
+        Args:
+            path: The full name of the method, ``/package.Service/Method``.
+            authorization: The value of the ``authorization`` metadata, "" if there is none.
+
+        Raises:
+            TokenInvalid: The call carries no valid token.
+            ControlForbidden: The call carries a token for predictions only, and the method is repository control.
         """
         is_control = self._control is not None and path.rpartition("/")[2] in CONTROL
         if path.startswith(OPEN) or not (is_control or self._tokens):
@@ -101,38 +103,45 @@ class Access:
         if not (may_control or may_predict):
             raise make_token_invalid()
 
+    def _renew(self) -> None:
+        for tokens in (self._tokens, self._control):
+            if tokens is not None:
+                tokens.renew()
+
 
 def make_token_invalid() -> TokenInvalid:
-    """What a call without a token that holds is refused with."""
-    return TokenInvalid("send 'authorization: Bearer TOKEN' with a token that the server knows and that holds")
+    """The error of a call without a valid token."""
+    return TokenInvalid("no valid token: send the metadata 'authorization: Bearer TOKEN' with a current token")
 
 
 def make_control_forbidden() -> ControlForbidden:
-    """What repository control is refused with where the token is for predictions."""
-    return ControlForbidden("this token is for predictions, not for loading and unloading models")
+    """The error of repository control with a token for predictions."""
+    return ControlForbidden("this token allows predictions, but not loading and unloading models")
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, datetime]]:
-    """The digest of each token of a file, and until when it holds."""
+    """The SHA-256 digest of each token in a file, with the time at which it expires."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TokensInvalid(f"tokens cannot be read: {error}") from error
+        raise TokensInvalid(f"cannot read the tokens file: {error}") from error
     count = 0
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         token, _, until = line.strip().partition(" ")
         try:
-            ends = datetime.fromisoformat(until.strip()) if until else datetime.max.replace(tzinfo=UTC)
+            expiry = datetime.fromisoformat(until.strip()) if until else datetime.max.replace(tzinfo=UTC)
         except ValueError as error:
-            raise TokensInvalid(f"{path}, line {number}: {until!r} is no time such as 2027-01-31T00:00:00Z") from error
-        if len(token) < LEAST_CHARACTERS:
             raise TokensInvalid(
-                f"{path}, line {number}: a token of {len(token)} characters, at least {LEAST_CHARACTERS} are wanted: "
-                "openssl rand -hex 32 makes one"
+                f"{path}, line {number}: {until!r} is not a time: use the form 2027-01-31T00:00:00Z"
+            ) from error
+        if len(token) < MIN_CHARACTERS:
+            raise TokensInvalid(
+                f"{path}, line {number}: the token has {len(token)} characters, the minimum is {MIN_CHARACTERS}: "
+                "create one with 'openssl rand -hex 32'"
             )
-        yield hashlib.sha256(token.encode()).digest(), ends if ends.tzinfo else ends.replace(tzinfo=UTC)
+        yield hashlib.sha256(token.encode()).digest(), expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
         count += 1
     if not count:
-        raise TokensInvalid(f"{path} holds no token: one a line")
+        raise TokensInvalid(f"{path} contains no token: write one token per line")

@@ -1,4 +1,4 @@
-"""The ``evalmode.v1.Classifier`` service: a parsed request and its call go in, a reply or an error comes out."""
+"""The ``evalmode.v1.Classifier`` service, independent of the transport: parsed requests to replies or errors."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ DESCRIPTOR = wire.DESCRIPTOR.services_by_name["Classifier"]
 
 
 class Classifier:
-    """Classifies images with the models it was given.
+    """Classifies images.
 
     Args:
-        models: What is served.
-        limits: Of an image.
-        budget: Where images are decoded.
+        models: The models that requests can name.
+        limits: The limits on the size of an image.
+        budget: The memory budget for decoding images.
 
     Attributes:
-        handlers: What answers each call that does not infer, by its name in the contract.
+        handlers: The handler of each method that runs no inference, by the method's name in the proto file.
     """
 
     def __init__(self, models: Models, limits: Limits, budget: DecodeBudget) -> None:
@@ -52,10 +52,17 @@ class Classifier:
     def begin(self, request: wire.PredictRequest, model: Model, call: Call) -> Reading:
         """See ``Service``.
 
+        Args:
+            request: The request.
+            model: The model that it names.
+            call: Its call.
+
         Raises:
-            RequestError: See services/status.py.
+            InputMissing: The request holds neither an image nor pixels.
+            ImageError: The image is not usable.
+            PixelsMismatch: The raw pixels do not match the model's input.
         """
-        top_k = request.top_k  # not the request, which holds the image, too
+        top_k = request.top_k  # the closure must not keep the request, which holds the image, alive
 
         def write(timed: Timed) -> wire.PredictResponse:
             ranked = model.rank(timed.outputs[PROBABILITIES][0], top_k)
@@ -89,7 +96,16 @@ class Classifier:
             raise InputMissing("the request holds no input: set 'image' (encoded bytes) or 'pixels' (raw uint8)")
 
     def get_model(self, request: wire.GetModelRequest, call: Call) -> wire.GetModelResponse:
-        """Say what a model expects, what it answers with and how it is served."""
+        """Describe a model: its input, its labels, its certificate and how it is served.
+
+        Args:
+            request: Names the model.
+            call: Not used.
+
+        Raises:
+            ModelNotFound: No such model is loaded.
+            ModelUnspecified: Several models are loaded and the request names none.
+        """
         model = self._models.find(request.model, request.version)
         return wire.GetModelResponse(
             model=model.name,

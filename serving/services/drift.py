@@ -1,8 +1,8 @@
-"""Whether the images that arrive are like those that the network was trained on.
+"""Input drift: whether the images in requests are distributed like the training images.
 
-The manifest has the mean and standard deviation of each moment over the training images. The input drifts where the
-mean over a window of requests differs from that by more than chance explains: a camera was replaced, a client decodes
-differently, the light has changed, or the objects are others.
+The manifest holds the mean and the standard deviation of each moment over the training images. The input has drifted
+if the mean over a window of requests differs from the recorded mean by more than chance explains. Typical causes are a
+new camera, a client that decodes differently, changed lighting, and other objects in the images.
 """
 
 from __future__ import annotations
@@ -16,26 +16,29 @@ from evalmode.artifact.image_statistics import MOMENTS, measure_moments
 from evalmode.images.pixels import Pixels
 
 WINDOW = 200  # images
-LIMIT = 5.0  # standard errors: of 15 numbers, chance takes one so far in a window of 100,000
-MIN_SPREAD = 0.01  # of a moment: where training images do not differ at all, a small difference is no drift
+LIMIT = 5.0  # standard errors: by chance, one of 15 values exceeds it in one window of 100,000
+MIN_SPREAD = 0.01  # of a moment, so that a small difference is no drift where training images do not differ at all
 
 
-def measure_drift(middles: Sequence[Pixels], told: Mapping[str, Any]) -> dict[tuple[str, int], float]:
-    """How far images are from those of training: standard errors, by moment and channel; ``LIMIT`` is too far.
+def measure_drift(middles: Sequence[Pixels], recorded: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    """Measure how far recent images are from the training images.
 
     Args:
-        middles: of the images, as ``cut_middle`` gives them.
-        told: by ``describe_images``.
+        middles: The centers of the images, uint8 (H, W, C), as ``cut_middle`` returns them.
+        recorded: The statistics of the training images, as ``describe_images`` returns them.
+
+    Returns:
+        The difference of the means in standard errors, by moment and channel. More than ``LIMIT`` is drift.
     """
     seen = np.concatenate([measure_moments(middle[np.newaxis]) for middle in middles]).mean(0)
     drift = {}
     for row, name in enumerate(MOMENTS):
-        for channel, (mean, spread) in enumerate(zip(told[name]["mean"], told[name]["std"], strict=True)):
+        for channel, (mean, spread) in enumerate(zip(recorded[name]["mean"], recorded[name]["std"], strict=True)):
             error = max(spread, MIN_SPREAD) / np.sqrt(len(middles))
             drift[name, channel] = float((seen[row, channel] - mean) / error)
     return drift
 
 
 def drifts(distances: Iterable[float]) -> bool:
-    """Whether any distance is more than chance explains."""
+    """Whether any distance, in standard errors, exceeds ``LIMIT``."""
     return any(abs(distance) > LIMIT for distance in distances)

@@ -1,7 +1,7 @@
-"""The one path of every inference, whatever the protocol: take a place, parse, find the model, read, run, reply.
+"""The path of every inference request, whatever its protocol: admission, parsing, decoding, inference, reply.
 
-Each step runs where it costs others least: what is quick in the thread that brought the request, images in the threads
-of the decode budget, the network and the reply in a slot.
+Short steps run in the thread that received the request, images are decoded in the threads of the decode budget, and
+the network and the reply run in a slot.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from serving.engine.batching import Answer, Batcher, Job
 from serving.engine.decoding import DecodeBudget, Turn
 from serving.services.statistics import Statistics
 
-QUICK_BYTES = 64 * 1024  # a message up to this size is parsed in less time than another thread takes to begin
-TIMER_S = 1.0  # a timer cannot be taken back and holds its request: none is longer
+QUICK_BYTES = 64 * 1024  # parsing a message of this size takes less time than waking another thread
+TIMER_S = 1.0  # the longest timer: a timer cannot be cancelled, and keeps its request in memory
 
 
 class Timed(NamedTuple):
-    """A request's rows of the outputs, by name, and where its time went, in microseconds."""
+    """The outputs of one request and the durations of its phases.
+
+    Attributes:
+        outputs: The request's rows of each output, by name, with the batch as the first axis.
+        decode_us: The time for parsing and decoding, in microseconds.
+        wait_us: The time that the request waited for a slot, in microseconds.
+        inference_us: The time that its batch ran, in microseconds.
+    """
 
     outputs: Tensors
     decode_us: int
@@ -34,12 +41,12 @@ class Timed(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A request that has been read.
+    """A request that is ready to run.
 
     Attributes:
-        inputs: As the model takes them.
-        write: Makes a reply of the outputs.
-        call: The call, with the deadline that the request itself asks for.
+        inputs: The inputs of the model by name, with the batch as the first axis.
+        write: Returns the reply for the outputs.
+        call: The call, with the earlier of its own deadline and the one in the request.
     """
 
     inputs: Tensors
@@ -51,8 +58,8 @@ class Reading(NamedTuple):
     """A request that has been checked, but whose images are not decoded yet.
 
     Attributes:
-        cost_bytes: The memory that decoding takes at once; 0 where there are no images.
-        finish: Decodes them.
+        cost_bytes: The peak memory of decoding, in bytes; 0 if the request holds no images.
+        finish: Decodes the images.
         call: See ``Read``.
     """
 
@@ -62,16 +69,16 @@ class Reading(NamedTuple):
 
 
 class Service(Protocol):
-    """What a protocol does before and after the network runs."""
+    """A protocol: what it does before and after the network runs."""
 
     def has_images(self, request: Any) -> bool:
-        """Whether a request holds encoded images, which take long to read."""
+        """Whether a request holds encoded images, which take long to decode."""
 
     def find(self, request: Any) -> Model:
-        """The model that a request asks for."""
+        """The model that a request names."""
 
     def begin(self, request: Any, model: Model, call: Call) -> Reading:
-        """Check a request, but decode nothing."""
+        """Check a request without decoding its images."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +96,35 @@ class Inference:
     statistics: Statistics
 
 
+class Unparsed(NamedTuple):
+    """A message that has not been parsed.
+
+    Attributes:
+        parse: Returns the request.
+        size_bytes: The memory that ``parse`` takes.
+    """
+
+    parse: Callable[[], Any]
+    size_bytes: int
+
+
 class Work:
-    """A request under way: it begins at once.
+    """A request in progress. It starts when it is constructed.
 
     Args:
-        inference: What it is answered with.
-        service: Its protocol.
-        parse: Makes the request of its message.
-        size_bytes: The memory that ``parse`` takes.
-        call: Its call.
-        done: Called once, by any thread, with the reply or with the error in its place.
-        later: Calls a function after so many seconds; safe to call from any thread.
+        inference: The engine that answers it.
+        service: The service of its protocol.
+        message: The message of the request.
+        call: The call of the request.
+        done: Called once, by any thread, with the reply or with an exception.
+        later: Calls a function after a number of seconds. It can be called from any thread.
     """
 
     def __init__(
         self,
         inference: Inference,
         service: Service,
-        parse: Callable[[], Any],
-        size_bytes: int,
+        message: Unparsed,
         call: Call,
         done: Callable[[Any], object],
         later: Callable[[float, Callable[[], object]], object],
@@ -119,12 +136,13 @@ class Work:
         self._later = later
         self._started = time.perf_counter()
         self._read_us = 0
-        self._ahead = -1  # it has no place
+        self._ahead = -1  # not admitted
         self._model: Model | None = None
         self._turns: list[Turn] = []
         self._job: Job | None = None
         self._withdrawn = self._ended = False
-        self._aside = False  # it has waited where it holds up no other
+        self._aside = False  # whether it has waited where it does not delay other requests
+        parse, size_bytes = message
         try:
             self._ahead = self._batcher.admit(call.time_remaining_s())
             if size_bytes <= QUICK_BYTES:
@@ -139,12 +157,12 @@ class Work:
             self._end(error)
 
     def withdraw(self) -> None:
-        """End the request as soon as it waits, since its call is cancelled or its deadline has passed."""
+        """End the request once it waits: its call was cancelled or its deadline has passed."""
         self._withdrawn = True
         self._leave()
 
     def _leave(self) -> None:
-        """End the request if it waits now."""
+        """End the request if it is waiting at the moment."""
         job = self._job
         if job is not None and self._batcher.withdraw(job):
             what = "a slot"
@@ -153,13 +171,13 @@ class Work:
         else:
             return
         self._end(
-            RequestCancelled("the caller cancelled: the network did not run")
+            RequestCancelled(f"the call was cancelled while waiting for {what}: the network did not run")
             if self._call.cancelled()
             else DeadlineExpired(f"the deadline passed while waiting for {what}: the network did not run")
         )
 
     def _wait(self, step: Callable[[], object], cost_bytes: int = 0) -> None:
-        """Go on in a thread of the decode budget."""
+        """Run a step in a thread of the decode budget, once ``cost_bytes`` are available."""
 
         def work() -> None:
             try:
@@ -171,13 +189,13 @@ class Work:
             self._aside = True
             self._batcher.set_aside()
         self._turns.append(self._budget.submit(work, cost_bytes))
-        if self._ended:  # by that thread, in the meantime
+        if self._ended:  # the thread has ended the request in the meantime
             self._turns.clear()
         elif self._withdrawn:
             self._leave()
 
     def _watch_deadline(self) -> None:
-        """End the request at the deadline that it has itself; that of its call is the transport's."""
+        """End the request at its own deadline. The transport watches the deadline of the call."""
         remaining_s = self._call.time_remaining_s()
         if remaining_s <= 0:
             self.withdraw()
@@ -217,10 +235,10 @@ class Work:
         return read.write(timed)
 
     def _end(self, outcome: Any) -> None:
-        """Give the place back, count a refusal, hand out the outcome."""
+        """Release the place in the queue, count the outcome and pass it on."""
         seconds = time.perf_counter() - self._started
         self._ended = True
-        self._job = None  # it and the turns hold this work, which would keep its model until garbage is collected
+        self._job = None  # the job and the turns refer to this object: the cycle would keep the model in memory
         self._turns.clear()
         if self._ahead >= 0:
             self._batcher.give_back(self._aside)

@@ -1,4 +1,4 @@
-"""What Prometheus is told, gathered when it asks; docs/operating.md lists it."""
+"""Metrics for Prometheus, collected at each scrape. docs/operating.md lists them."""
 
 from __future__ import annotations
 
@@ -16,83 +16,108 @@ from serving.services.models import Models
 from serving.services.statistics import BOUNDS_US, Counts, Durations, Statistics
 from serving.services.status import INTERNAL_REASON
 
-LEAST_IMAGES = 100  # that drift is told of
+MIN_IMAGES = 100  # below it, drift is not reported
 FAMILIES: dict[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-TIMES = {  # a metric -> its name in InferStatistics
+TIMES = {  # metric -> its name in InferStatistics
     "evalmode_decode_seconds": "compute_input",
     "evalmode_wait_seconds": "queue",
     "evalmode_inference_seconds": "compute_infer",
     "evalmode_request_seconds": "success",
 }
-FAULT = (INTERNAL_REASON, INTERNAL_REASON)  # counted from 0 on: Prometheus sees no increase to the first value
+FAULT = (INTERNAL_REASON, INTERNAL_REASON)  # exported from 0 on: Prometheus sees no increase to a series' first value
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 VERSION = ("model", "version")
-OTHERS = "(other)"  # in place of a label
+OTHERS = "(other)"  # stands for all labels without a counter of their own
 
 
-class Described(NamedTuple):
-    """A metric as it is documented: counter, gauge or histogram; its labels; what it says."""
+class Metric(NamedTuple):
+    """A metric as it is documented.
+
+    Attributes:
+        kind: "counter", "gauge" or "histogram".
+        labels: The names of its labels.
+        help: Its help text.
+    """
 
     kind: str
     labels: tuple[str, ...]
-    says: str
+    help: str
 
 
 METRICS = {
-    "evalmode_requests_total": Described(
+    "evalmode_requests_total": Metric(
         "counter",
         (*VERSION, "code", "reason"),
-        "requests for predictions that ended so; no model: refused before it was known",
+        "Number of inference requests, by gRPC status code and reason. The labels model and version are empty if the "
+        "request was refused before its model was known.",
     ),
-    "evalmode_inputs_total": Described("counter", VERSION, "inputs that were answered"),
-    "evalmode_predictions_total": Described(
+    "evalmode_inputs_total": Metric("counter", VERSION, "Number of inputs in answered requests."),
+    "evalmode_predictions_total": Metric(
         "counter",
         (*VERSION, "label"),
-        f"answers whose most probable label it was, from its first answer on; {OTHERS}: of all labels beyond the first "
-        "--label-metrics that were answered",
+        "Number of inputs, by predicted label. A label is exported once it has been predicted. The label "
+        f"{OTHERS} counts all labels beyond the first --label-metrics that were predicted.",
     ),
-    "evalmode_decode_seconds": Described("histogram", VERSION, "from bytes to what the network takes, answers only"),
-    "evalmode_wait_seconds": Described("histogram", VERSION, "waiting for a slot, answers only"),
-    "evalmode_inference_seconds": Described("histogram", VERSION, "the network, the whole batch of it, answers only"),
-    "evalmode_request_seconds": Described("histogram", VERSION, "decoding, waiting and network, answers only"),
-    "evalmode_batch_size": Described("histogram", VERSION, "inputs that ran as one batch"),
-    "evalmode_slots": Described("gauge", (), "inferences that may run at the same time"),
-    "evalmode_slots_busy": Described("gauge", (), "inferences that run"),
-    "evalmode_requests_waiting": Described("gauge", (), "requests that wait for a slot"),
-    "evalmode_requests_in_flight": Described("gauge", (), "requests that arrived and are not answered"),
-    "evalmode_model_ready": Described(
+    "evalmode_decode_seconds": Metric(
+        "histogram", VERSION, "Time to parse an answered request and decode its images, in seconds."
+    ),
+    "evalmode_wait_seconds": Metric(
+        "histogram", VERSION, "Time that an answered request waited for a slot, in seconds."
+    ),
+    "evalmode_inference_seconds": Metric(
+        "histogram", VERSION, "Time that the batch of an answered request took to run, in seconds."
+    ),
+    "evalmode_request_seconds": Metric(
+        "histogram", VERSION, "Time to decode, wait and run the network for an answered request, in seconds."
+    ),
+    "evalmode_batch_size": Metric("histogram", VERSION, "Number of inputs in one run of the network."),
+    "evalmode_slots": Metric("gauge", (), "Number of slots: inferences that can run at the same time."),
+    "evalmode_slots_busy": Metric("gauge", (), "Number of slots that are running an inference."),
+    "evalmode_requests_waiting": Metric("gauge", (), "Number of requests that are waiting for a slot."),
+    "evalmode_requests_in_flight": Metric(
+        "gauge", (), "Number of requests that have arrived and are not answered yet."
+    ),
+    "evalmode_model_ready": Metric(
         "gauge",
         VERSION,
-        "1: loaded; 0: in the repository and not loaded, an old version, say: RepositoryIndex has the reason",
+        "1 if the version is loaded, 0 if it is in the repository but not loaded, such as an old version. "
+        "RepositoryIndex reports the reason.",
     ),
-    "evalmode_model_load_failed": Described(
-        "gauge", VERSION, "1: cannot be loaded, and no newer version is loaded in its place; 0: every other version"
+    "evalmode_model_load_failed": Metric(
+        "gauge", VERSION, "1 if the version cannot be loaded and no newer version is loaded in its place, otherwise 0."
     ),
-    "evalmode_model_info": Described(
-        "gauge", (*VERSION, "digest", "provider", "certified", "batch_invariant"), "1 for each model that is loaded"
+    "evalmode_model_info": Metric(
+        "gauge",
+        (*VERSION, "digest", "provider", "certified", "batch_invariant"),
+        "Information about a loaded model. The value is always 1.",
     ),
-    "evalmode_input_drift": Described(
+    "evalmode_input_drift": Metric(
         "gauge",
         (*VERSION, "moment", "channel"),
-        f"standard errors between the last {WINDOW} images and those of training, from {LEAST_IMAGES} images on",
+        f"Difference between the last {WINDOW} images and the training images, in standard errors. Exported once "
+        f"{MIN_IMAGES} images have arrived.",
     ),
-    "evalmode_input_drifted": Described("gauge", VERSION, f"1: a moment is {LIMIT:g} standard errors off, or more"),
-    "evalmode_info": Described("gauge", ("release",), "1, with the release of evalmode"),
+    "evalmode_input_drifted": Metric(
+        "gauge",
+        VERSION,
+        f"1 if any evalmode_input_drift of the version exceeds {LIMIT:g} standard errors, otherwise 0.",
+    ),
+    "evalmode_info": Metric("gauge", ("release",), "Release of evalmode. The value is always 1."),
 }
 
 
 class Metrics:
-    """A collector of prometheus_client.
+    """Collects the metrics, as a collector of prometheus_client.
 
     Args:
-        models: what is served.
-        statistics: what was counted.
-        load: how much there is to do.
-        labels: how many labels of a version have a counter of their own.
+        models: The models, and the versions in the repository.
+        statistics: The counters and histograms.
+        load: Returns the current load of the server.
+        labels: How many labels of a version have a counter of their own, at least 0.
     """
 
     def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load], labels: int) -> None:
@@ -102,11 +127,8 @@ class Metrics:
         self._labels = labels
 
     def collect(self) -> Iterator[Any]:
-        """Every metric with its values now."""
-        families = {
-            name: FAMILIES[one.kind](name, f"{one.says[0].upper()}{one.says[1:]}.", labels=one.labels)
-            for name, one in METRICS.items()
-        }
+        """Every metric with its current values."""
+        families = {name: FAMILIES[one.kind](name, one.help, labels=one.labels) for name, one in METRICS.items()}
         families["evalmode_info"].add_metric((evalmode.__version__,), 1)
         load = self._load()
         for name, value in zip(("slots", "slots_busy", "requests_waiting", "requests_in_flight"), load, strict=True):
@@ -118,12 +140,12 @@ class Metrics:
         manifests = {}
         for model in self._models.loaded:
             manifests[model.name, model.version] = model.manifest
-            said = (model.digest, model.provider, model.manifest.certificate is not None, model.batch_invariant)
+            facts = (model.digest, model.provider, model.manifest.certificate is not None, model.batch_invariant)
             families["evalmode_model_info"].add_metric(
-                (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in said)), 1
+                (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in facts)), 1
             )
         recent = {}
-        unknown = self._statistics.refused.copy()  # what was refused before its model was known
+        unknown = self._statistics.refused.copy()  # refused before the model was known
         unknown[FAULT] += 0
         for version, counts in {**dict.fromkeys(manifests, Counts()), **self._statistics.copy()}.items():
             if version == ("", ""):
@@ -134,9 +156,9 @@ class Metrics:
         for code, count in unknown.items():
             families["evalmode_requests_total"].add_metric(("", "", *code), count)
         for version, middles in recent.items():
-            told = manifests[version].properties.get("moments", {}).get("images") if version in manifests else None
-            if told and len(middles) >= LEAST_IMAGES:
-                drift = measure_drift(middles, told)
+            recorded = manifests[version].properties.get("moments", {}).get("images") if version in manifests else None
+            if recorded and len(middles) >= MIN_IMAGES:
+                drift = measure_drift(middles, recorded)
                 for (moment, channel), distance in drift.items():
                     families["evalmode_input_drift"].add_metric((*version, moment, str(channel)), distance)
                 families["evalmode_input_drifted"].add_metric(version, int(drifts(drift.values())))
@@ -144,7 +166,7 @@ class Metrics:
 
 
 def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Counts, labels: int) -> None:
-    """What was counted of one version, and of so many of its labels."""
+    """Add the counters of one version, with a counter for each of its first ``labels`` labels."""
     for code, count in {FAULT: 0, **counts.codes}.items():
         families["evalmode_requests_total"].add_metric((*version, *code), count)
     families["evalmode_inputs_total"].add_metric(version, counts.inputs)
@@ -152,10 +174,10 @@ def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Coun
     if len(counts.labels) > labels:
         shown[OTHERS] += sum(islice(counts.labels.values(), labels, None))
     for label, count in shown.items():
-        printable = label.encode(errors="backslashreplace").decode()  # half a surrogate pair would end every page
+        printable = label.encode(errors="backslashreplace").decode()  # half a surrogate pair would break every scrape
         families["evalmode_predictions_total"].add_metric((*version, printable), count)
-    for name, told in TIMES.items():
-        durations = counts.durations.get(told, Durations())
+    for name, phase in TIMES.items():
+        durations = counts.durations.get(phase, Durations())
         bounds = [*(bound / 1e6 for bound in BOUNDS_US), "+Inf"]
         buckets = list(zip(map(str, bounds), accumulate(durations.buckets), strict=True))
         families[name].add_metric(version, buckets, durations.ns / 1e9)

@@ -1,4 +1,4 @@
-"""The models that are served now, by name: found by every request, following the folder that they come from."""
+"""The models that requests can name, kept up to date with a model repository."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import explain_missing, find_artifact, find_strays, list_names, list_versions
+from evalmode.artifact.repository import find_strays
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -21,18 +21,17 @@ from evalmode.errors import (
     TrialUnavailable,
     UsageError,
 )
-from evalmode.files import Signature, sign_file
-from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_model
-from serving.trials import Trials
+from evalmode.runtime.model import Model
+from serving.services.source import Key, Source
+from serving.threads import start_threads
+from serving.watching import WatchedFiles
 
 log = logging.getLogger(__name__)
 
-ALL = 0  # in place of a version, where all of a model are meant
-LOADERS = 2  # threads, each of which tries one version at a time
-LOOK_S = 0.2  # between two looks at whether to stop, while waiting for what is on trial
-KEEP = 2  # versions of a model that stay loaded: the one before the newest, to go back to
-_Key = tuple[str, int]  # name and version
+ALL = 0  # stands for all versions of a model
+LOADERS = 2  # threads, each of which loads one version at a time
+LOOK_S = 0.2  # between two checks whether to stop, while waiting for versions that are being loaded
+KEEP = 2  # versions of a model that stay loaded: the newest, and the one before it to roll back to
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Entry:
     """A version in the model repository.
 
     Attributes:
-        name: the model's.
-        version: its number.
-        state: READY, or UNAVAILABLE where it is not loaded.
-        reason: why it is not.
-        failed: whether it cannot be loaded, and no newer version is loaded in its place.
+        name: The name of the model.
+        version: The version number.
+        state: "READY", or "UNAVAILABLE" if the version is not loaded.
+        reason: Why it is not loaded, or what is wrong although it is; "" if nothing is.
+        failed: Whether it cannot be loaded, and no newer version is loaded in its place.
     """
 
     name: str
@@ -55,55 +54,37 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """Whether requests may ask for it."""
+        """Whether requests can name it."""
         return self.state == "READY"
 
 
 class Models:
-    """Models by name, and the repository that they follow.
+    """The loaded models by name.
 
-    A request that names no version is answered by the newest one. Whatever changes, requests that have found their
-    model are answered by it.
+    A request that names no version is answered by the newest one. A change affects later requests only: a request that
+    has found its model is answered by it.
 
     Args:
-        loaded: the first of them, by name: versions that are loaded, the newest first.
-        repository: the folder.
-        pinned: names that are served in one version, and which.
-        keep: how many versions of a model stay loaded.
-        trials: where new versions are tried before they are loaded.
-        follow_links: whether symbolic links may lead out of the repository.
-        load_options: of ``load_artifact``, for those to come.
+        loaded: The loaded versions of each model by name, the newest first.
+        source: The repository from which versions are loaded.
+        keep: How many versions of a model stay loaded, at least 1.
     """
 
-    def __init__(
-        self,
-        loaded: Mapping[str, tuple[Model, ...]],
-        repository: Path,
-        pinned: Mapping[str, int] | None = None,
-        keep: int = KEEP,
-        trials: Trials | None = None,
-        follow_links: bool = False,
-        **load_options: Any,
-    ) -> None:
+    def __init__(self, loaded: Mapping[str, tuple[Model, ...]], source: Source, keep: int = KEEP) -> None:
         self._loaded = loaded
-        self._repository = repository
-        self._pinned = pinned or {}
+        self._source = source
         self._keep = keep
-        self._trials = trials or Trials(Limits())
-        self._follow_links = follow_links
-        self._load_options = load_options
-        self._jobs: queue.SimpleQueue[_Key | None] = queue.SimpleQueue()
-        self._changed = threading.Condition(
-            threading.RLock()
-        )  # guards what follows, and every change of what is loaded
+        self._jobs: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
+        # Guards the attributes below, and every change of ``_loaded``.
+        self._changed = threading.Condition(threading.RLock())
         self._closed = False
-        self._tried: dict[_Key, Signature] = {}  # the file of each version as it was when it was read
-        self._on_trial: set[_Key] = set()
-        self._arrived: dict[_Key, Model] = {}  # loaded, and not yet in its place among what is served
-        self._refused: dict[_Key, Exception] = {}  # those that could not be loaded
-        self._unloaded: set[_Key] = set()  # by a call
-        self._lost: dict[str, str] = {}  # served although the repository has no version of them any more, and why
-        self._strays: dict[str, str] = {}  # what looks like a version in the repository and is none, and why
+        self._tried: dict[Key, WatchedFiles] = {}  # the file of each version that was read
+        self._on_trial: set[Key] = set()  # being checked and loaded, or waiting for it
+        self._arrived: dict[Key, Model] = {}  # loaded, but not yet among those that answer requests
+        self._refused: dict[Key, Exception] = {}  # cannot be loaded
+        self._unloaded: set[Key] = set()  # by a call
+        self._lost: dict[str, str] = {}  # models that are still loaded but no longer in the repository, with the reason
+        self._strays: dict[str, str] = {}  # paths that look like versions but are none, with the reason
         self._on_change: Callable[[list[Entry]], None] = lambda entries: None
 
     @classmethod
@@ -115,69 +96,66 @@ class Models:
         stop: threading.Event | None = None,
         **options: Any,
     ) -> Models:
-        """Load the newest version that can be served of every model of a repository.
+        """Load the newest valid version of every model in a repository.
 
         Args:
-            repository: the folder.
-            pinned: names that are served in one version, and which.
-            keep: how many versions of a model stay loaded once they are followed.
-            stop: once set, nothing more is loaded, and none need be.
-            options: ``trials``, ``follow_links``, and of ``load_artifact``.
+            repository: The folder.
+            pinned: The models that are served in one fixed version, by name, with that version.
+            keep: How many versions of a model stay loaded, at least 1. Older ones are loaded after this method returns.
+            stop: Ends the loading once it is set. The result may hold no model then.
+            options: See ``Source``.
 
         Raises:
-            ArtifactInvalid: it holds no model, or none that can be loaded.
-            ProviderUnavailable: CUDA was asked for and does not work here.
+            ArtifactInvalid: The repository holds no model, or none can be loaded, or a pinned version cannot.
+            NameInvalid: A pinned name cannot be that of a model.
+            ProviderUnavailable: The execution provider is not available.
+            ThreadsUnavailable: The system cannot start the threads that load versions.
         """
-        models = cls({}, repository, pinned, 1, **options)  # those that are only kept can wait until this one answers
-        names = list_names(repository)
+        models = cls({}, Source(repository, pinned, **options), 1)  # the newest version first; older ones can wait
+        source = models._source
+        names = source.list_names()
         if not names:
             raise ArtifactInvalid(
-                f"{explain_missing(repository)}: publish a model with 'evalmode export', or correct --repository"
+                f"{source.explain_missing()}: publish a model with 'evalmode export', or correct --repository"
             )
-        for number in range(LOADERS):
-            threading.Thread(target=models._work, name=f"loader {number}", daemon=True).start()
-        models._look()
-        models._wait_until(lambda: not models._on_trial, stop=stop)
+        try:
+            models._load_newest(stop)
+        except BaseException:
+            models.close()
+            raise
         models._keep = keep
-        if stop and stop.is_set():
-            return models
-        for name, version in models._pinned.items():
-            models._find_artifact((name, version))
-            if error := models._refused.get((name, version)):
-                raise error
-        if not models._loaded:
-            raise next(iter(models._refused.values()))
         return models
 
     def close(self) -> None:
-        """Load nothing more: what is on trial is killed, and whoever waits for it is refused. What is served stays."""
+        """Stop loading. Running trials are killed, and calls that wait for them fail. Loaded models keep answering."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._trials.close()
+        self._source.trials.close()
         for _ in range(LOADERS):
             self._jobs.put(None)
 
     @property
     def served(self) -> Mapping[str, Model]:
-        """What answers requests that name no version, by name."""
+        """The newest loaded version of each model by name, which answers requests that name no version."""
         return {name: versions[0] for name, versions in self._loaded.items()}
 
     @property
     def loaded(self) -> tuple[Model, ...]:
-        """All that requests may ask for."""
+        """All loaded versions of all models."""
         return tuple(model for versions in self._loaded.values() for model in versions)
 
     def find(self, name: str, version: str, field: str = "model") -> Model:
-        """The model a request asks for.
+        """Find the model that a request names.
 
         Args:
-            name: its name; "" where one model is served.
-            version: its version, "" for the newest.
-            field: of the request that the name stands in.
+            name: The name of the model; "" is allowed if exactly one model is loaded.
+            version: The version, "" for the newest.
+            field: The request field that holds the name.
 
         Raises:
-            ModelUnspecified, ModelNotFound: none is told, or there is no such model.
+            ModelUnspecified: Several models are loaded and the request names none.
+            ModelNotFound: No such model or version is loaded.
         """
         loaded = self._loaded
         if name or len(loaded) == 1:
@@ -186,18 +164,18 @@ class Models:
                     return model
         known = ", ".join(f"{one.name}/{one.version}" for versions in loaded.values() for one in versions) or "none"
         if not name and len(loaded) > 1:
-            raise ModelUnspecified(f"several models are served, name one of {known}", field=field, served=known)
+            raise ModelUnspecified(f"several models are served: name one of {known}", field=field, served=known)
         wanted = f"{name or next(iter(loaded), '')}{'/' if version else ''}{version}"
         raise ModelNotFound(
             f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
         )
 
     def list_entries(self) -> list[Entry]:
-        """Every version in the repository, or loaded although it is no longer there; also while another is loading."""
+        """All versions that are in the repository or loaded. Does not wait for versions that are being loaded."""
         loaded, entries = self._loaded, []
-        for name in sorted({*loaded, *list_names(self._repository)}):
+        for name in sorted({*loaded, *self._source.list_names()}):
             ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
-            for version in sorted({*ready, *list_versions(self._repository, name)}):
+            for version in sorted({*ready, *self._source.list_versions(name)}):
                 state = "READY" if version in ready else "UNAVAILABLE"
                 wanted = version >= max(ready, default=0) and not self._unloaded & {(name, version), (name, ALL)}
                 failed = wanted and (name, version) in self._refused
@@ -205,54 +183,56 @@ class Models:
         return entries
 
     def follow(self, on_change: Callable[[list[Entry]], None]) -> None:
-        """Tell what there is: now, and whenever it changes."""
+        """Call a function with all entries, now and whenever they change."""
         with self._changed:
             self._on_change = on_change
             on_change(self.list_entries())
 
     def watch(self, poll_s: float, stop: threading.Event) -> None:
-        """Look every ``poll_s`` seconds what the repository holds, until told to stop; then load nothing more.
+        """Follow the repository until ``stop`` is set, then close. New versions are loaded by other threads.
 
-        What is new is loaded by other threads: this one waits for nothing but its next look.
+        Args:
+            poll_s: Seconds between two looks at the repository.
+            stop: Ends this method.
         """
         while not stop.wait(poll_s):
             try:
                 self._look()
-            except Exception:  # of the file system, say: what is served goes on
-                log.exception("the repository cannot be followed, what is loaded is served on")
+            except Exception:  # such as an error of the file system
+                log.exception("the repository cannot be followed; loaded models keep answering")
         self.close()
 
     def refresh(self) -> None:
-        """Load what is new in the repository, serve it, and forget what is gone; return once that is done."""
+        """Bring the loaded models up to date with the repository, and return once that is done."""
         self._look()
         self._wait_until(lambda: not self._on_trial)
 
     def load(self, name: str, timeout_s: float | None = None) -> None:
-        """Serve the newest version in the repository; what is served so far goes on until that one is ready.
+        """Load the newest version in the repository. The previous version answers until the new one is ready.
 
         Args:
-            name: of the model.
-            timeout_s: seconds to wait for it; it is loaded even if that takes longer.
+            name: The name of the model.
+            timeout_s: Seconds to wait for it; None: no limit. The model is loaded even if that takes longer.
 
         Raises:
-            ModelNotFound: the repository has no such model.
-            ModelInvalid: its newest version cannot be loaded.
-            DeadlineExpired: that is not known yet.
+            ModelNotFound: The repository has no such model.
+            ModelInvalid: Its newest version cannot be loaded.
+            DeadlineExpired: The version is still being checked.
         """
         with self._changed:
-            newest = self._pinned.get(name) or max(list_versions(self._repository, name), default=0)
+            newest = self._source.pinned.get(name) or max(self._source.list_versions(name), default=0)
             if not newest:
-                why = explain_missing(self._repository, name)
+                why = self._source.explain_missing(name)
                 raise ModelNotFound(f"model {name!r} is not found in the repository: {why}", model=name)
             key = (name, newest)
             self._unloaded = {entry for entry in self._unloaded if entry[0] != name}
             if key not in self._on_trial:
-                self._tried.pop(key, None)  # whoever asks wants it read again
+                self._tried.pop(key, None)  # an explicit request reads the file again
             self._advance(name)
             self._on_change(self.list_entries())
             if not self._wait_until(lambda: key not in self._on_trial, timeout_s):
                 raise DeadlineExpired(
-                    f"{name}/{newest} is still being checked and replayed: ask RepositoryIndex for it"
+                    f"{name}/{newest} is still being checked and replayed: RepositoryIndex reports its state"
                 )
             if self._closed:
                 raise ModelInvalid(f"{name}/{newest} is not loaded: the server is shutting down", model=name)
@@ -260,10 +240,14 @@ class Models:
                 raise ModelInvalid(f"{name}/{newest} cannot be loaded: {error}", model=name, version=newest) from error
 
     def unload(self, name: str, version: str = "") -> None:
-        """Serve a model, or one version of it, no longer until it is loaded again; requests that found it are answered.
+        """Unload a model, or one version of it, until it is loaded again by a call.
+
+        Args:
+            name: The name of the model.
+            version: The version, "" for all.
 
         Raises:
-            ModelNotFound: it is not served.
+            ModelNotFound: The model is not loaded.
         """
         with self._changed:
             versions = self._loaded.get(name, ())
@@ -275,13 +259,27 @@ class Models:
             self._serve(name, left)
             self._on_change(self.list_entries())
 
+    def _load_newest(self, stop: threading.Event | None) -> None:
+        """Start the threads, and wait until the newest version of every model is loaded or refused."""
+        start_threads(LOADERS, "loader", self._work)
+        self._look()
+        self._wait_until(lambda: not self._on_trial, stop=stop)
+        if stop and stop.is_set():
+            return
+        for key in self._source.pinned.items():
+            self._source.find_artifact(key)
+            if error := self._refused.get(key):
+                raise error
+        if not self._loaded:
+            raise next(iter(self._refused.values()))
+
     def _look(self) -> None:
-        """See what the repository holds, and start to load what is new."""
+        """Compare the repository with the loaded models, and start to load new versions."""
         with self._changed:
             before = self.list_entries()
-            for name in sorted({*self._loaded, *list_names(self._repository)}):
+            for name in sorted({*self._loaded, *self._source.list_names()}):
                 self._advance(name)
-            strays = find_strays(self._repository)
+            strays = find_strays(self._source.repository)
             for path, why in sorted(strays.items() - self._strays.items()):
                 log.warning("%s %s", path, why)
             self._strays = strays
@@ -291,10 +289,10 @@ class Models:
     def _wait_until(
         self, holds: Callable[[], bool], timeout_s: float | None = None, stop: threading.Event | None = None
     ) -> bool:
-        """Wait for a change of what is loaded; return at once when closed or told to stop.
+        """Wait until a condition holds, or until the models are closed or ``stop`` is set.
 
         Returns:
-            False: the time was over before.
+            Whether that happened within ``timeout_s``.
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
@@ -306,24 +304,21 @@ class Models:
         return True
 
     def _advance(self, name: str) -> None:
-        """Hold the newest versions of a model that can be loaded; start to load the newest of which that is not known.
+        """Keep the newest valid versions of a model loaded, and start to load the newest one that was not tried yet.
 
-        Older ones wait for it: they may not be wanted then. What is served is served on meanwhile.
+        Older versions wait for it, since they may not be needed then. The loaded versions answer meanwhile.
         """
-        versions = sorted(list_versions(self._repository, name), reverse=True)
+        versions = sorted(self._source.list_versions(name), reverse=True)
         if not versions and name in self._loaded:
-            why = explain_missing(self._repository, name)
+            why = self._source.explain_missing(name)
             if self._lost.get(name) != why:
-                log.warning("%s has no version in the repository any more, but is served on: %s", name, why)
+                log.warning("%s is no longer in the repository, but stays loaded: %s", name, why)
             self._lost[name] = why
             return
         self._lost.pop(name, None)
-        if name in self._pinned:
-            versions = [self._pinned[name]]
-        for known in (self._tried, self._refused, self._arrived):
-            for one, version in [*known]:
-                if one == name and version not in versions:
-                    known.pop((name, version))
+        if name in self._source.pinned:
+            versions = [self._source.pinned[name]]
+        self._forget(name, versions)
         before = self._loaded.get(name, ())
         chosen: tuple[Model, ...] = ()
         for version in versions:
@@ -344,36 +339,43 @@ class Models:
         if chosen:
             self._serve(name, chosen)
 
-    def _is_new(self, key: _Key, model: Model | None) -> bool:
-        """Whether the file of a version is to be read: it was not yet, or it has changed since."""
+    def _forget(self, name: str, versions: list[int]) -> None:
+        """Drop what is recorded about other versions of a model."""
+        for known in (self._tried, self._refused, self._arrived):
+            for one, version in [*known]:
+                if one == name and version not in versions:
+                    known.pop((name, version))
+
+    def _is_new(self, key: Key, model: Model | None) -> bool:
+        """Whether the file of a version has to be read: it was not read yet, or it has changed since."""
         if key in self._on_trial:
             return False
         try:
-            signature = sign_file(self._find_artifact(key))
+            path = self._source.find_artifact(key)
         except (UsageError, OSError) as error:
             self._refuse(key, error)
             return False
-        if self._tried.get(key) == signature and (model or key in self._refused):
+        tried = self._tried.get(key)
+        if tried and not tried.changed() and (model or key in self._refused):
             return False
-        self._tried[key] = signature
+        self._tried[key] = WatchedFiles(path)
         return True
 
     def _work(self) -> None:
-        """Load one version after the other, until closed."""
+        """Load one version after the other, until the models are closed."""
         while key := self._jobs.get():
             try:
                 self._load(key)
-            except Exception:  # of the file system, say: what is served goes on
-                log.exception("the repository cannot be followed, what is loaded is served on")
+            except Exception:  # such as an error of the file system
+                log.exception("the repository cannot be followed; loaded models keep answering")
 
-    def _load(self, key: _Key) -> None:
-        """Try a version, load it, and serve it if it is still wanted."""
-        name, version = key
+    def _load(self, key: Key) -> None:
+        """Load a version, and let it answer requests if it is still needed."""
+        name, _ = key
         try:
-            path = self._find_artifact(key)
-            model = load_model(path, name=name, version=str(version), examine=self._examine, **self._load_options)
+            model = self._source.load(key)
             error: Exception | None = None
-        except Exception as caught:  # whatever it is: it must not end the thread, nor hold up the other versions
+        except Exception as caught:  # no error may end the thread or keep other versions from being loaded
             error = caught
         with self._changed:
             self._on_trial.discard(key)
@@ -386,37 +388,33 @@ class Models:
                 self._arrived[key] = model
                 _log_loaded(model)
             self._advance(name)
-            if isinstance(error, TrialUnavailable):  # which says nothing of the file: the next look tries again
+            if isinstance(error, TrialUnavailable):  # the file may be valid: the next look tries again
                 self._tried.pop(key, None)
             self._on_change(self.list_entries())
             if not self._on_trial:
-                self._trials.rest()
+                self._source.trials.rest()
             self._changed.notify_all()
 
-    def _find_artifact(self, key: _Key) -> Path:
-        return find_artifact(self._repository, *key, self._follow_links)
-
-    def _examine(self, artifact: bytes) -> None:
-        self._trials.examine(artifact, self._load_options.get("allow_uncertified", False))
-
-    def _refuse(self, key: _Key, error: Exception) -> None:
+    def _refuse(self, key: Key, error: Exception) -> None:
         if str(self._refused.get(key)) != str(error):
-            log.error("%s/%s is not served: %s", *key, error)
+            log.error("cannot load %s/%s: %s", *key, error)
         self._refused[key] = error
 
     def _serve(self, name: str, versions: tuple[Model, ...]) -> None:
-        """Swap what is loaded of a model; () serves it no longer."""
+        """Replace the loaded versions of a model; () unloads it."""
         before = self._loaded.get(name, ())
         if versions == before:
             return
         self._loaded = dict(sorted({**self._loaded, name: versions}.items()))
         if not versions:
             self._loaded = {other: models for other, models in self._loaded.items() if other != name}
-        if versions[:1] != before[:1]:
-            log.info("%s is served in version %s", name, versions[0].version if versions else "none")
+        if not versions:
+            log.info("%s is no longer served", name)
+        elif versions[:1] != before[:1]:
+            log.info("%s is served in version %s", name, versions[0].version)
 
     def _explain(self, name: str, version: int, ready: list[int]) -> str:
-        """Why a version is not loaded, or what is wrong although it is."""
+        """Why a version is not loaded, or what is wrong although it is loaded."""
         if self._unloaded & {(name, version), (name, ALL)}:
             return "unloaded by a call"
         if (name, version) in self._on_trial and version not in ready:
@@ -425,14 +423,16 @@ class Models:
             return str(error)
         if version in ready:
             return "no longer in the repository" if name in self._lost else ""
-        if name in self._pinned:
-            return f"version {self._pinned[name]} is pinned"
+        if name in self._source.pinned:
+            return f"version {self._source.pinned[name]} is pinned"
         return f"version {ready[0]} is served" if ready else "not loaded"
 
 
 def _log_loaded(model: Model) -> None:
     log.info("loaded %s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
     if model.manifest.certificate is None:
-        log.warning("%s/%s has no certificate: nobody vouches for its answers", model.name, model.version)
+        log.warning("%s/%s has no certificate: its answers are not verified", model.name, model.version)
     elif not model.batch_invariant and model.max_batch == 1:
-        log.warning("%s/%s answers otherwise in a batch: it runs one image at a time", model.name, model.version)
+        log.warning(
+            "%s/%s gives other answers in a batch than alone: it runs one image at a time", model.name, model.version
+        )

@@ -1,4 +1,4 @@
-"""What the server counts, for ModelStatistics and for Prometheus: answers, refusals, runs, and where the time went."""
+"""Counters and durations of requests and inference runs, for ModelStatistics and for Prometheus."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from serving.services.status import explain
 
 log = logging.getLogger(__name__)
 
-# Upper bounds of the histograms of times, in microseconds; the last bucket has none.
+# Upper bounds of the duration histograms, in microseconds. The last bucket has no upper bound.
 BOUNDS_US = (
     *(50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
     *(1_000_000, 2_000_000, 5_000_000, 10_000_000),
@@ -31,11 +31,12 @@ BOUNDS_US = (
 
 @dataclass
 class Durations:
-    """How often something took how long.
+    """A histogram of durations.
 
     Attributes:
-        ns: all of it, nanoseconds.
-        buckets: how many took at most each of ``BOUNDS_US`` and longer than the one before; the last: longer than all.
+        ns: The sum of all durations, in nanoseconds.
+        buckets: The number of durations in each bucket, not cumulative. Bucket i ends at ``BOUNDS_US[i]``, inclusive;
+            the last bucket holds longer durations.
     """
 
     ns: int = 0
@@ -43,35 +44,35 @@ class Durations:
 
     @property
     def count(self) -> int:
-        """How often."""
+        """The number of durations."""
         return sum(self.buckets)
 
     def copy(self) -> Durations:
-        """Durations of the same values."""
+        """A copy that does not change."""
         return Durations(self.ns, self.buckets.copy())
 
     def add(self, us: int) -> None:
-        """Note one more."""
+        """Count one duration, in microseconds."""
         self.ns += us * 1000
         self.buckets[bisect_left(BOUNDS_US, us)] += 1
 
     def to_wire(self) -> wire.StatisticDuration:
-        """As ModelStatistics tells it."""
+        """The count and the sum as a message of ModelStatistics."""
         return wire.StatisticDuration(count=self.count, ns=self.ns)
 
 
 @dataclass(eq=False)
 class Counts:
-    """Of one version of a model; of none, what was refused before its model was known.
+    """The counters of one version of a model, or of requests that were refused before their model was known.
 
     Attributes:
-        last_ms: when the last request was answered, milliseconds since 1970.
-        inputs: how many were answered.
-        codes: requests by the code and the reason they ended with.
-        labels: answers by the most probable label, in the order in which they were first answered.
-        runs: of the network, by their batch.
-        durations: by their names in InferStatistics.
-        recent: the middles of the last images, for their moments.
+        last_ms: The time of the last answer, in milliseconds since 1970.
+        inputs: The number of inputs that were answered.
+        codes: The number of requests, by status code and reason.
+        labels: The number of inputs, by predicted label, in the order in which the labels were first predicted.
+        runs: The durations of inference runs, by batch size.
+        durations: The durations of requests, by their names in InferStatistics.
+        recent: The centers of the last ``WINDOW`` images, from which drift is measured.
     """
 
     last_ms: int = 0
@@ -83,7 +84,7 @@ class Counts:
     recent: deque[Pixels] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def copy(self) -> Counts:
-        """Counts of the same values, which do not change."""
+        """A copy that does not change."""
         return replace(
             self,
             codes=self.codes.copy(),
@@ -95,13 +96,14 @@ class Counts:
 
 
 class Statistics:
-    """Counts since the server started, of both services; safe to call from several threads.
+    """The counters of both services since the server started. Methods may be called from several threads.
 
     Attributes:
-        lock: held while ``counts`` is read or changed.
-        counts: by name and version of a model.
-        answered: requests that were answered, of all versions that were ever served.
-        refused: what was refused on arrival, by code and reason; written by one thread, which takes no lock.
+        lock: Held while ``counts`` is read or changed.
+        counts: The counters of each version of a model, by name and version.
+        answered: The number of requests that were answered, over all versions.
+        refused: The number of calls that were refused on arrival, by status code and reason. Only one thread writes
+            it, without the lock.
     """
 
     def __init__(self) -> None:
@@ -111,14 +113,29 @@ class Statistics:
         self.refused: Counter[tuple[str, str]] = Counter()
 
     def count_run(self, model: Model, inputs: int, inference_us: int) -> None:
-        """Note that the network ran once, on a batch of so many inputs."""
+        """Count one inference run.
+
+        Args:
+            model: The model that ran.
+            inputs: The batch size.
+            inference_us: The duration in microseconds.
+        """
         with self.lock:
             self.counts[model.name, model.version].runs[inputs].add(inference_us)
 
     def count_answer(
         self, model: Model, inputs: Tensors, outputs: Tensors, decode_us: int, wait_us: int, inference_us: int
     ) -> None:
-        """Note a request that was answered: what came, what it got, and where its time went."""
+        """Count a request that was answered.
+
+        Args:
+            model: The model that answered it.
+            inputs: The request's inputs by name, with the batch as the first axis.
+            outputs: The request's rows of the outputs, by name.
+            decode_us: The time for parsing and decoding, in microseconds.
+            wait_us: The time that the request waited for a slot, in microseconds.
+            inference_us: The time that its batch ran, in microseconds.
+        """
         middles = cut_middle(inputs[INPUT]) if model.manifest.image else ()
         labels = model.manifest.labels
         best = outputs[PROBABILITIES].argmax(axis=1).tolist() if labels else ()
@@ -138,34 +155,40 @@ class Statistics:
             durations["success"].add(decode_us + wait_us + inference_us)
         if log.isEnabledFor(logging.DEBUG):
             times = {"decode_us": decode_us, "wait_us": wait_us, "inference_us": inference_us}
-            told = {"model": model.name, "version": model.version, "inputs": count_rows(inputs), **times}
-            log.debug("answered %s", " ".join(f"{name}={value}" for name, value in told.items()), extra=told)
+            fields = {"model": model.name, "version": model.version, "inputs": count_rows(inputs), **times}
+            log.debug("answered %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
 
     def count_refusal(self, model: Model | None, seconds: float, error: Exception) -> None:
-        """Note a request that was not answered, how long that took, and why."""
+        """Count a request that ended with an error.
+
+        Args:
+            model: The model that the request named; None if it was not known yet.
+            seconds: The time from the arrival of the request to the error.
+            error: The error.
+        """
         with self.lock:
             counts = self.counts[(model.name, model.version) if model else ("", "")]
             counts.codes[explain(error)] += 1
             counts.durations["fail"].add(round(seconds * 1e6))
 
     def count_early_refusal(self, error: RequestError) -> None:
-        """Note a call that was refused before its message was read; for one thread alone, which takes no lock."""
+        """Count a call that was refused before its message was read. Call it from one thread only: it takes no lock."""
         self.refused[explain(error)] += 1
 
     def keep(self, models: Iterable[Model]) -> None:
-        """Forget what was counted of other models: a server may see thousands of versions."""
+        """Drop the counters of all other models: a server may load thousands of versions over time."""
         kept = {("", ""), *((model.name, model.version) for model in models)}
         with self.lock:
             for key in self.counts.keys() - kept:
                 del self.counts[key]
 
     def copy(self) -> dict[tuple[str, str], Counts]:
-        """What was counted until now, by name and version of a model."""
+        """A copy of all counters, by name and version of a model."""
         with self.lock:
             return {version: counts.copy() for version, counts in self.counts.items()}
 
-    def tell(self, model: Model) -> wire.ModelStatistics:
-        """What is known of a model."""
+    def describe(self, model: Model) -> wire.ModelStatistics:
+        """The counters of a model as ModelStatistics returns them."""
         with self.lock:
             counts = self.counts[model.name, model.version]
             return wire.ModelStatistics(

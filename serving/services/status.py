@@ -1,4 +1,4 @@
-"""The one table from errors to statuses; docs/wire-protocol.md shows it, a test holds it complete."""
+"""The table from errors to gRPC status codes. docs/wire-protocol.md shows it, and a test checks that it is complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from evalmode.errors import RequestError
 
 DOMAIN = "evalmode"
 
-# Error -> the name of its gRPC status code. Overload is not UNAVAILABLE: clients retry that at once, elsewhere.
+# Error -> the name of its gRPC status code. Overload is not UNAVAILABLE, which clients retry at once on another server.
 CODES: dict[type[RequestError], str] = {
     errors.TokenInvalid: "UNAUTHENTICATED",
     errors.ControlForbidden: "PERMISSION_DENIED",
@@ -52,7 +52,7 @@ CODES: dict[type[RequestError], str] = {
     errors.RequestCancelled: "CANCELLED",
 }
 
-# The same request may succeed here later: these carry google.rpc.RetryInfo.
+# Errors with google.rpc.RetryInfo: the same request may succeed on this server after so many seconds.
 RETRY_AFTER_S: dict[type[RequestError], float] = {
     errors.QueueFull: 0.1,
     errors.CallsFull: 0.1,
@@ -65,7 +65,7 @@ INTERNAL_REASON = "INTERNAL"
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """The name of an error's status code, and its reason."""
+    """The name of an error's gRPC status code, and its reason. An error that is not a ``RequestError`` is internal."""
     if isinstance(error, RequestError):
         return CODES[type(error)], reason_of(type(error))
     return INTERNAL_REASON, INTERNAL_REASON

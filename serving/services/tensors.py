@@ -1,6 +1,6 @@
-"""The Open Inference Protocol's rules of tensor data: a request's inputs as arrays, arrays as a reply's outputs.
+"""Tensor data of the Open Inference Protocol: datatypes, parameters, and a request's inputs as arrays.
 
-Source of the rules: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
+Source: https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_req
 
 BYTES = "BYTES"
 DATATYPES = {np.dtype(name): name.upper().replace("FLOAT", "FP") for name in DTYPES}  # numpy's -> the protocol's
-TYPED = {  # datatype -> the field of its typed contents; FP16 has none
+TYPED = {  # datatype -> the field of its typed contents, which FP16 lacks
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     "INT64": "int64_contents",
@@ -49,24 +49,24 @@ TYPED = {  # datatype -> the field of its typed contents; FP16 has none
     "FP64": "fp64_contents",
     BYTES: "bytes_contents",
 }
-LENGTH = struct.Struct("<I")  # before each element of raw BYTES
-MOST_ELEMENTS = 2**31  # more than the largest message has bytes; below it, no array is too big for numpy
+LENGTH = struct.Struct("<I")  # precedes each element of raw BYTES contents
+MAX_ELEMENTS = 2**31  # exceeds the size of the largest message in bytes, and no such array is too large for numpy
 
-INPUT_PARAMETERS = ("binary_data_size",)  # the KServe SDK sends it by default: the length of the raw contents
+INPUT_PARAMETERS = ("binary_data_size",)  # the size of the raw contents, which the KServe SDK sends by default
 
 Input = wire.ModelInferRequest.InferInputTensor
 
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A request's inputs.
+    """The inputs of a request, with encoded images not decoded yet.
 
     Attributes:
-        arrays: Those that are numbers, by name, the batch along the first axis of each.
-        images: Headers of encoded images, sent as BYTES.
-        contract: The pixels that the images become.
-        field: The field that the images are in.
-        cost_bytes: The memory that decoding them takes at once; 0 where there are none.
+        arrays: The numeric inputs by name, with the batch as the first axis.
+        images: The headers of the encoded images, which were sent as BYTES.
+        contract: The pixels that the images are decoded to; None if there are no images.
+        field: The request field that holds the images.
+        cost_bytes: The peak memory of decoding the images, in bytes; 0 if there are none.
     """
 
     arrays: Tensors
@@ -76,13 +76,18 @@ class Sent:
     cost_bytes: int = 0
 
     def decode(self, call: Call) -> Tensors:
-        """All inputs as the model takes them.
+        """Decode the images.
 
         Args:
-            call: No further image is decoded once it is cancelled or too late.
+            call: The request's call. Decoding stops once it is cancelled or its deadline has passed.
+
+        Returns:
+            All inputs of the model by name, with the batch as the first axis.
 
         Raises:
             ImageError: An image is damaged.
+            RequestCancelled: The call is cancelled.
+            DeadlineExpired: The deadline has passed.
         """
         if self.contract is None:
             return self.arrays
@@ -97,23 +102,26 @@ class Sent:
 def read_inputs(
     request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, budget: DecodeBudget
 ) -> Sent:
-    """A request's inputs, checked.
+    """Check a request's inputs and convert the numeric ones to arrays.
 
     Args:
-        request: Raw or typed contents.
-        model: That is asked for.
-        limits: Of a batch and its images.
-        allow_nonfinite: Whether NaN and infinity are let through.
-        budget: Where images will be decoded.
+        request: The request, with raw or typed contents.
+        model: The model that it names.
+        limits: The limits on the batch and its images.
+        allow_nonfinite: Whether floating-point inputs may contain NaN and infinity.
+        budget: The memory budget for decoding images.
 
     Raises:
-        TensorError, BatchTooLarge, ImageError: what is wrong, and in which field.
+        TensorError: An input does not match the model, or breaks the protocol's rules.
+        BatchTooLarge: The batch exceeds ``max_batch``.
+        ImageError: An image is not usable.
+        NotServed: The request uses shared memory.
     """
     _check_names(request, model)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise ContentsMismatch(
-            f"{len(request.inputs)} inputs but {len(raw)} raw contents: one is wanted for each, in the same order",
+            f"{len(request.inputs)} inputs but {len(raw)} raw contents: send one for each input, in the same order",
             field="raw_input_contents",
         )
     read: dict[str, Array] = {}
@@ -122,13 +130,13 @@ def read_inputs(
         field = f"inputs[{place}]"
         if raw and sent.HasField("contents"):
             raise ContentsMixed(
-                f"{sent.name} has typed contents beside raw ones: choose one for the whole request",
+                f"{sent.name} has typed contents, but the request has raw contents too: use one form for all inputs",
                 field=f"{field}.contents",
             )
         shape = _check_shape(sent, field)
         if shape[0] > limits.max_batch:
             raise BatchTooLarge(
-                f"a batch of {shape[0]}, the limit is {limits.max_batch}: send several requests",
+                f"the batch size is {shape[0]}, the limit is {limits.max_batch}: send several requests",
                 field=f"{field}.shape",
                 size_inputs=shape[0],
                 limit_inputs=limits.max_batch,
@@ -142,7 +150,7 @@ def read_inputs(
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     batches = [len(array) for array in read.values()] + ([len(images.images)] if images.contract else [])
     if len(set(batches)) > 1:
-        raise ShapeMismatch(f"inputs of different batches: {batches}", field="inputs")
+        raise ShapeMismatch(f"the inputs have different batch sizes: {batches}", field="inputs")
     if not allow_nonfinite:
         _check_finite(read)
     return images
@@ -154,33 +162,36 @@ def _check_names(request: wire.ModelInferRequest, model: Model) -> None:
     for place, name in enumerate(sent):
         if name not in wanted:
             raise TensorUnknown(
-                f"the model has no input {name!r}, it takes {', '.join(wanted)}", field=f"inputs[{place}].name"
+                f"the model has no input {name!r}; its inputs are {', '.join(wanted)}", field=f"inputs[{place}].name"
             )
         if name in sent[:place]:
-            raise TensorDuplicate(f"input {name!r} is given twice", field=f"inputs[{place}].name")
+            raise TensorDuplicate(f"input {name!r} is sent twice", field=f"inputs[{place}].name")
         check_parameters(request.inputs[place].parameters, INPUT_PARAMETERS, f"inputs[{place}].")
     missing = [name for name in wanted if name not in sent]
     if missing:
-        raise TensorMissing(f"input {', '.join(missing)} is missing, of {', '.join(wanted)}", field="inputs")
+        raise TensorMissing(
+            f"input {', '.join(missing)} is missing: the model needs {', '.join(wanted)}", field="inputs"
+        )
 
 
 def check_parameters(sent: Mapping[str, Any], known: Sequence[str], owner: str = "") -> None:
-    """Refuse what is not done here, rather than let a client believe that it was.
+    """Check that all parameters are supported: ignoring one would give an answer that the client did not ask for.
 
     Args:
-        sent: parameters of a request, of an input or of an output, by name.
-        known: the names that may be there.
-        owner: whose they are: "" or ``inputs[0].``.
+        sent: The parameters of a request, an input or an output, by name.
+        known: The names of the supported parameters.
+        owner: The field that the parameters belong to, such as ``inputs[0].``; "" for the request.
 
     Raises:
-        NotServed, ParameterInvalid: another is there.
+        NotServed: A parameter asks for shared memory.
+        ParameterInvalid: Another parameter is not supported.
     """
     unknown = sorted(set(sent) - set(known))
     if "shared_memory_region" in unknown:
-        raise NotServed("shared memory is not served: contents travel in the messages", field=f"{owner}parameters")
+        raise NotServed("shared memory is not supported: send the contents in the message", field=f"{owner}parameters")
     if unknown:
         raise ParameterInvalid(
-            f"parameters {', '.join(unknown)} are not served; here: {', '.join(known) or 'none'}",
+            f"parameters {', '.join(unknown)} are not supported; supported: {', '.join(known) or 'none'}",
             field=f"{owner}parameters",
         )
 
@@ -189,7 +200,8 @@ def _check_shape(sent: Input, field: str) -> tuple[int, ...]:
     shape = tuple(sent.shape)
     if not shape or min(shape) < 0 or shape[0] == 0:
         raise ShapeMismatch(
-            f"{sent.name} has the shape {_by(shape)}: the first axis is the batch, at least 1", field=f"{field}.shape"
+            f"{sent.name} has the shape {_by(shape)}: the first axis must be the batch, at least 1",
+            field=f"{field}.shape",
         )
     return shape
 
@@ -198,22 +210,29 @@ def _read_numbers(sent: Input, raw: bytes | None, shape: tuple[int, ...], wanted
     datatype = DATATYPES[wanted.dtype]
     if sent.datatype != datatype:
         raise DatatypeMismatch(
-            f"{sent.name} is {sent.datatype or 'of no datatype'}, the model wants {datatype}", field=f"{field}.datatype"
+            f"{sent.name} has {f'datatype {sent.datatype}' if sent.datatype else 'no datatype'}, "
+            f"the model expects {datatype}",
+            field=f"{field}.datatype",
         )
     if len(shape) != 1 + len(wanted.shape) or any(
         side not in (-1, given) for side, given in zip(wanted.shape, shape[1:], strict=True)
     ):
         raise ShapeMismatch(
-            f"{sent.name} is {_by(shape)}, the model wants {_by(('N', *wanted.shape))}", field=f"{field}.shape"
+            f"{sent.name} has the shape {_by(shape)}, the model expects {_by(('N', *wanted.shape))}",
+            field=f"{field}.shape",
         )
-    if math.prod(max(side, 1) for side in shape) >= MOST_ELEMENTS:
-        raise ShapeMismatch(f"{sent.name} is {_by(shape)}: no request holds so much", field=f"{field}.shape")
+    if math.prod(max(side, 1) for side in shape) >= MAX_ELEMENTS:
+        raise ShapeMismatch(
+            f"{sent.name} has the shape {_by(shape)}, which has too many elements: the limit is {MAX_ELEMENTS - 1}",
+            field=f"{field}.shape",
+        )
     if raw is None:
         return _read_typed(sent, math.prod(shape), wanted.dtype, datatype, field).reshape(shape)
-    size = math.prod(shape) * wanted.dtype.itemsize  # of Python's integers, which do not overflow
+    size = math.prod(shape) * wanted.dtype.itemsize  # Python's integers do not overflow
     if len(raw) != size:
         raise ContentsMismatch(
-            f"{sent.name} of {_by(shape)} {datatype} is {size} bytes, got {len(raw)}", field="raw_input_contents"
+            f"{sent.name} with shape {_by(shape)} and datatype {datatype} needs {size} bytes, got {len(raw)}",
+            field="raw_input_contents",
         )
     if datatype == "BOOL":
         return np.frombuffer(raw, np.uint8).astype(np.bool_).reshape(shape)
@@ -225,24 +244,27 @@ def _read_typed(sent: Input, count: int, dtype: np.dtype[np.generic], datatype: 
     wide = np.asarray(values, dtype if datatype in ("FP32", "FP64", "BOOL", "UINT64") else np.int64)
     read = wide.astype(dtype)
     if not np.array_equal(read, wide, equal_nan=dtype.kind == "f"):
-        raise ContentsMismatch(f"{sent.name} holds values that are no {datatype}", field=f"{field}.contents")
+        raise ContentsMismatch(
+            f"{sent.name} contains values outside the range of {datatype}", field=f"{field}.contents"
+        )
     return read
 
 
 def _typed_values(sent: Input, count: int, datatype: str, field: str) -> Sequence[Any]:
-    """The typed contents of an input, of exactly the field that its datatype wants."""
+    """The typed contents of an input, from the one field for its datatype."""
     wanted = TYPED.get(datatype)
     filled = [each.name for each, _ in sent.contents.ListFields()]
     if wanted is None:
-        raise ContentsMixed(f"{datatype} has no typed contents: send raw ones", field=f"{field}.contents")
+        raise ContentsMixed(f"{datatype} has no typed contents: send raw contents", field=f"{field}.contents")
     if filled not in ([], [wanted]):
         raise ContentsMixed(
-            f"{sent.name} is {datatype}, which goes into {wanted}; got {', '.join(filled)}", field=f"{field}.contents"
+            f"{sent.name} has datatype {datatype}, whose values belong into {wanted}; got {', '.join(filled)}",
+            field=f"{field}.contents",
         )
     values: Sequence[Any] = getattr(sent.contents, wanted)
     if len(values) != count:
         raise ContentsMismatch(
-            f"{sent.name} of {_by(tuple(sent.shape))} has {count} elements, got {len(values)}",
+            f"{sent.name} with shape {_by(tuple(sent.shape))} needs {count} elements, got {len(values)}",
             field=f"{field}.contents",
         )
     return values
@@ -251,14 +273,16 @@ def _typed_values(sent: Input, count: int, datatype: str, field: str) -> Sequenc
 def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field: str) -> Sequence[bytes]:
     """The elements of a BYTES tensor, (N,) or (N, 1)."""
     if shape[1:] not in ((), (1,)):
-        raise ShapeMismatch(f"encoded images are a BYTES tensor of N or Nx1, got {_by(shape)}", field=f"{field}.shape")
+        raise ShapeMismatch(
+            f"encoded images must be a BYTES tensor of shape N or Nx1, got {_by(shape)}", field=f"{field}.shape"
+        )
     if raw is None:
         return _typed_values(sent, shape[0], BYTES, field)
-    encoded = list(islice(_split_bytes(raw, sent.name), shape[0] + 1))  # not millions of empty ones
+    encoded = list(islice(_split_bytes(raw, sent.name), shape[0] + 1))  # the contents may hold millions of empty ones
     if len(encoded) != shape[0]:
-        told = "more" if len(encoded) > shape[0] else len(encoded)
+        count = "more" if len(encoded) > shape[0] else len(encoded)
         raise ContentsMismatch(
-            f"{sent.name} of {_by(shape)} has {shape[0]} elements, got {told}", field="raw_input_contents"
+            f"{sent.name} with shape {_by(shape)} needs {shape[0]} elements, got {count}", field="raw_input_contents"
         )
     return encoded
 
@@ -266,7 +290,7 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
 def _announce_images(
     encoded: Sequence[bytes], arrays: Tensors, model: Model, limits: Limits, budget: DecodeBudget, field: str
 ) -> Sent:
-    """The headers of images, and what decoding them costs: one at a time, and all their pixels together."""
+    """Read the headers of encoded images. The images are decoded one at a time, and all their pixels are kept."""
     contract, headers, largest = model.manifest.pixels, [], 0
     for number, image in enumerate(encoded):
         with at_field(f"{field}[{number}]"):
@@ -278,16 +302,19 @@ def _announce_images(
 
 
 def _split_bytes(raw: bytes, name: str) -> Iterator[bytes]:
-    """The elements of a raw BYTES tensor: each after its length, 4 bytes, little-endian."""
+    """Split a raw BYTES tensor into its elements. A length of 4 bytes, little-endian, precedes each element."""
     start = 0
     while start < len(raw):
         if start + LENGTH.size > len(raw):
-            raise ContentsMismatch(f"{name}: {len(raw) - start} bytes left over", field="raw_input_contents")
+            raise ContentsMismatch(
+                f"{name}: {len(raw) - start} bytes follow the last element", field="raw_input_contents"
+            )
         (size,) = LENGTH.unpack_from(raw, start)
         start += LENGTH.size
         if start + size > len(raw):
             raise ContentsMismatch(
-                f"{name}: an element claims {size} bytes, {len(raw) - start} are left", field="raw_input_contents"
+                f"{name}: an element has a length of {size} bytes, but {len(raw) - start} remain",
+                field="raw_input_contents",
             )
         yield raw[start : start + size]
         start += size
@@ -296,43 +323,9 @@ def _split_bytes(raw: bytes, name: str) -> Iterator[bytes]:
 def _check_finite(inputs: Tensors) -> None:
     for name, array in inputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise NotFinite(f"{name} holds NaN or infinity: --allow-nonfinite lets them through", field="inputs")
-
-
-def write_outputs(
-    reply: wire.ModelInferResponse, outputs: Tensors, classes: dict[str, int], labels: tuple[str, ...], raw: bool
-) -> None:
-    """Put outputs into a reply.
-
-    Args:
-        reply: to put them into.
-        outputs: arrays by name, in the order wanted.
-        classes: the outputs wanted as the best so many labels, and how many.
-        labels: of the model.
-        raw: as raw contents, else as typed ones.
-    """
-    raw = raw or any(DATATYPES[array.dtype] not in TYPED for array in outputs.values())
-    for name, array in outputs.items():
-        values = _classify(array, classes[name], labels) if name in classes else array
-        datatype = BYTES if name in classes else DATATYPES[array.dtype]
-        sent = reply.outputs.add(name=name, datatype=datatype, shape=values.shape)
-        if raw and datatype == BYTES:
-            reply.raw_output_contents.append(b"".join(LENGTH.pack(len(one)) + one for one in values.flat))
-        elif raw:
-            reply.raw_output_contents.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-        else:
-            getattr(sent.contents, TYPED[datatype]).extend(values.ravel().tolist())
-
-
-def _classify(array: Array, count: int, labels: tuple[str, ...]) -> Array:
-    """The best values of each row as ``value:index:label``, highest first, ties by lowest index; bytes (N, count)."""
-    best = np.argsort(-array.astype(np.float64), axis=1, kind="stable")[:, :count]
-    named = len(labels) == array.shape[1]
-    rows = [
-        [f"{row[index]:f}:{index}{':' + labels[index] if named else ''}".encode() for index in chosen]
-        for row, chosen in zip(array, best, strict=True)
-    ]
-    return np.array(rows, object)
+            raise NotFinite(
+                f"{name} contains NaN or infinity: the server accepts them with --allow-nonfinite", field="inputs"
+            )
 
 
 def _by(shape: tuple[object, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Where a server may listen: what options say, and why an address cannot be had."""
+"""Listening addresses: from ``--host`` and ``--port`` to addresses, and why a server cannot listen on one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from evalmode.errors import AddressUnavailable
 
 UNIX = "unix:"
 PORT, METRICS_PORT = "--port", "--metrics-port"
-ANYWHERE = ("0.0.0.0", "::")  # noqa: S104  all interfaces
+ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104
 MAX_SOCKET_PATH = 107  # bytes: struct sockaddr_un of unix(7)
 _REMEDIES = {
-    errno.EACCES: "this user may not: take a --port from 1024 on or give the process CAP_NET_BIND_SERVICE",
-    errno.EADDRINUSE: "is the port in use? Stop what listens there or take another --port",
+    errno.EACCES: "permission denied: use a --port from 1024 on, or give the process CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "the port is in use: stop the other process, or use another --port",
     errno.EADDRNOTAVAIL: "this machine has no such address: use one of its own, or 0.0.0.0 or :: for all",
-    errno.EINVAL: "an address of one link needs its interface, such as fe80::1%eth0",
+    errno.EINVAL: "a link-local address needs its interface, such as fe80::1%eth0",
     errno.EAFNOSUPPORT: "this machine has no IPv6: use 0.0.0.0",
 }
 
 
 def join_address(host: str, port: int) -> str:
-    """An address as grpc takes it, such as ``127.0.0.1:8001``, ``[::1]:8001`` or ``unix:PATH``.
+    """Return an address in grpc's form, such as ``127.0.0.1:8001``, ``[::1]:8001`` or ``unix:PATH``.
 
     Args:
-        host: Of ``--host``: an address, a name, or ``unix:PATH``.
-        port: Without a meaning for a Unix socket.
+        host: The value of ``--host``: an address, a name, or ``unix:PATH``.
+        port: The port, which is ignored for a Unix socket.
     """
     if host.startswith(UNIX):
         return UNIX + _socket_path(host)
@@ -38,20 +38,20 @@ def join_address(host: str, port: int) -> str:
 
 
 def find_local(address: str, port: int) -> str:
-    """Where this machine reaches what listens at an address.
+    """Return the address at which clients on this machine reach a server.
 
     Args:
-        address: As ``join_address`` makes it.
-        port: The one that is listened on.
+        address: The address that the server listens on, as ``join_address`` returns it.
+        port: The port that it listens on, which differs from that of ``address`` if that is 0.
     """
     host = _strip(address.rpartition(":")[0])
     if address.startswith(UNIX):
         return address
-    return join_address("127.0.0.1" if host in ANYWHERE else host, port)
+    return join_address("127.0.0.1" if host in ALL_INTERFACES else host, port)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host of ``--host``."""
+    """Whether only clients on this machine reach a server with this ``--host``."""
     if host.startswith(UNIX) or host == "localhost":
         return True
     with suppress(ValueError):
@@ -60,15 +60,15 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(host: str, port: int, option: str = PORT) -> None:
-    """Check that a server could listen, before it loads anything.
+    """Check that a server can listen on an address, before it loads anything.
 
     Args:
-        host: Of ``--host``.
-        port: 0 for a free one.
-        option: That the port comes from.
+        host: The value of ``--host``.
+        port: The port; 0 chooses a free one.
+        option: The option that sets the port, for the error message.
 
     Raises:
-        AddressUnavailable: It could not, and why.
+        AddressUnavailable: It cannot listen on the address.
     """
     if host.startswith(UNIX):
         _check_socket(_socket_path(host))
@@ -79,67 +79,70 @@ def check_address(host: str, port: int, option: str = PORT) -> None:
             with socket.socket(family, socket.SOCK_STREAM) as one:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 one.bind(address)
-                return  # a name may have addresses that are not here: one will do
+                return  # one address is enough: a name may also have addresses of other machines
         except OSError as error:
             if number == len(found):
-                raise explain(error, host, port, option) from error
+                raise explain_unavailable(error, host, port, option) from error
 
 
 def resolve(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
-    """The families and addresses of a host.
+    """Resolve a host.
 
     Args:
         host: An address or a name.
-        port: That goes with each.
+        port: The port for the addresses.
+
+    Returns:
+        The family and the address for ``socket.bind``, for each address of the host.
 
     Raises:
-        AddressUnavailable: There is no such host.
+        AddressUnavailable: The host is unknown.
     """
     bare = _strip(host)
     if not bare or (":" in bare and not _is_ipv6(bare)):
         raise AddressUnavailable(
-            f"--host {host!r} is not an address: use an IPv4 or IPv6 address, a name or unix:PATH; the port goes into "
-            "--port"
+            f"--host {host!r} is not an address: use an IPv4 or IPv6 address, a name or unix:PATH, and set the port "
+            "with --port"
         )
     try:
         found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that is no name of a host
-        why = error.strerror if isinstance(error, OSError) else "it cannot be looked up"
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot be a host name
+        why = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
         raise AddressUnavailable(
-            f"--host {host} is not known here: {why}; use an address of this machine, or 0.0.0.0 or :: for all"
+            f"--host {host} is unknown: {why}; use an address of this machine, or 0.0.0.0 or :: for all"
         ) from error
     return [(family, address) for family, _, _, _, address in found]
 
 
-def explain(error: OSError, host: str, port: int, option: str) -> AddressUnavailable:
-    """Why an address cannot be listened on.
+def explain_unavailable(error: OSError, host: str, port: int, option: str) -> AddressUnavailable:
+    """Return the error that explains why a server cannot listen on an address.
 
     Args:
-        error: Of the attempt.
-        host: Of ``--host``.
-        port: That was wanted.
-        option: That the port comes from.
+        error: The error of ``socket.bind``.
+        host: The value of ``--host``.
+        port: The port.
+        option: The option that sets the port.
     """
     what = "cannot listen" if option == PORT else "metrics cannot listen"
-    remedy = _REMEDIES.get(error.errno or 0, "take another --host").replace(PORT, option)
+    remedy = _REMEDIES.get(error.errno or 0, "use another --host").replace(PORT, option)
     return AddressUnavailable(f"{what} on {join_address(host, port)}: {remedy} ({error.strerror})")
 
 
 def _check_socket(path: str) -> None:
     if not path or len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise AddressUnavailable(f"--host {UNIX}{path}: a path of 1 to {MAX_SOCKET_PATH} bytes is wanted")
+        raise AddressUnavailable(f"--host {UNIX}{path}: the path must have 1 to {MAX_SOCKET_PATH} bytes")
     folder = Path(path).parent
     if not folder.is_dir():
-        raise AddressUnavailable(f"--host {UNIX}{path}: {folder} is not a folder; make it")
+        raise AddressUnavailable(f"--host {UNIX}{path}: {folder} is not a folder: create it")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise AddressUnavailable(f"--host {UNIX}{path}: {folder} cannot be written by this user")
+        raise AddressUnavailable(f"--host {UNIX}{path}: this user has no permission to write to {folder}")
     if not Path(path).exists():
         return
     if not Path(path).is_socket():
-        raise AddressUnavailable(f"--host {UNIX}{path}: there is a file that is no socket; take another path")
-    with socket.socket(socket.AF_UNIX) as other, suppress(OSError):  # what a server left behind is replaced
+        raise AddressUnavailable(f"--host {UNIX}{path}: a file that is not a socket exists there: use another path")
+    with socket.socket(socket.AF_UNIX) as other, suppress(OSError):  # the socket of a server that ended is replaced
         other.connect(path)
-        raise AddressUnavailable(f"--host {UNIX}{path}: another server listens there; stop it, or take another path")
+        raise AddressUnavailable(f"--host {UNIX}{path}: another server listens there: stop it, or use another path")
 
 
 def _socket_path(host: str) -> str:

@@ -1,4 +1,4 @@
-"""The calls that a grpcio server has open: what each is doing, and for how long it may."""
+"""The open calls of a grpcio server: the state of each, and timeouts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from evalmode.errors import MessageLate, RequestError
 
 log = logging.getLogger(__name__)
 
-MAX_SENDING = 4096  # calls whose answer the client has not taken: each holds some 40 kB in grpc's core
-# What a call is doing. IDLE: a stream between two requests, or a watch between two changes.
+MAX_SENDING = 4096  # calls whose reply the client has not read yet: each takes about 40 kB in grpc's core
+# The states of a call. IDLE: a stream between two requests, or a watch between two changes.
 RECEIVING, RUNNING, SENDING, IDLE = "receiving", "running", "sending", "idle"
 
 
 class OpenCall:
-    """A call as the services see it (``serving.engine.batch.Call``), and what the transport knows of it.
+    """A call: for the services a ``serving.engine.batch.Call``, for the transport its state.
+
+    Args:
+        context: The context of its handler.
+        loop: The event loop in which the handler runs.
+        path: The full name of its method, ``/package.Service/Method``.
+        state: Its first state.
 
     Attributes:
-        path: Of its method.
+        path: The full name of its method.
         connection: The name of its connection, such as ``ipv4:10.0.0.7:51200``.
-        state: What it is doing.
-        since: Since when, by ``time.monotonic``.
-        over: Whether it has ended.
-        error: What it is to end with, once the reply in hand is sent.
+        state: Its state.
+        since: When it entered the state, by ``time.monotonic``.
+        over: Whether the call has ended.
+        error: The error that ends the call once the reply in progress is sent; None if it may go on.
     """
 
     __slots__ = ("_task", "_until", "connection", "error", "over", "path", "since", "state")
@@ -41,17 +47,17 @@ class OpenCall:
         self.path = path
         self.state, self.since = state, time.monotonic()
         self._until = threading.TIMEOUT_MAX if remaining is None else self.since + remaining
-        self._task = asyncio.current_task(loop)  # without ``loop`` a system call finds it
+        self._task = asyncio.current_task(loop)  # without ``loop`` it takes a system call
         self.connection: str = context.peer()
         self.over = False
         self.error: RequestError | None = None
 
     def enter(self, state: str) -> None:
-        """Note what the call is doing from now on."""
+        """Change the state."""
         self.state, self.since = state, time.monotonic()
 
     def end(self, error: RequestError) -> None:
-        """End the call with an error: at once while it waits for its client, else after the reply in hand."""
+        """End the call with an error: at once if it waits for its client, otherwise after the reply in progress."""
         if self.error is None:
             self.error = error
             if self.state in (RECEIVING, IDLE) and self._task is not None:
@@ -71,10 +77,10 @@ class OpenCall:
 
 
 class Calls:
-    """Counts the calls of a server by what they are doing, and ends those that take too long.
+    """Counts the calls of a server by state, and ends calls that take too long.
 
     Args:
-        message_timeout_s: How long a message may take to arrive, and an answer to be taken.
+        message_timeout_s: Seconds that a message may take to arrive, and that a client may take to read a reply.
     """
 
     def __init__(self, message_timeout_s: float) -> None:
@@ -84,13 +90,13 @@ class Calls:
     def open(
         self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, path: str, state: str = RECEIVING
     ) -> OpenCall:
-        """Note a call, by its handler, until it has ended and its answer is taken.
+        """Record a call until it has ended and the client has read its reply. Its handler calls this.
 
         Args:
-            context: Its context.
-            loop: What its handler runs in.
-            path: Of its method.
-            state: What it is doing.
+            context: The context of the handler.
+            loop: The event loop in which the handler runs.
+            path: The full name of the method.
+            state: The first state of the call.
         """
         call = OpenCall(context, loop, path, state)
         self._open[call] = None
@@ -99,14 +105,17 @@ class Calls:
         return call
 
     def count(self, *states: str) -> int:
-        """How many calls are doing one of these."""
+        """The number of calls in any of these states."""
         return sum(call.state in states for call in list(self._open))
 
     def find_connections(self, message_bytes: int) -> tuple[dict[str, int], set[str]]:
-        """By connection, the most that messages hold which have not come; and the connections with any call.
+        """Find the connections with open calls.
 
         Args:
-            message_bytes: The most of one.
+            message_bytes: The maximum size of a message.
+
+        Returns:
+            The maximum size of all messages that have not arrived yet, by connection; and all connections with a call.
         """
         calls = list(self._open)
         waiting = Counter(call.connection for call in calls if call.state in (RECEIVING, IDLE))
@@ -114,23 +123,23 @@ class Calls:
         return held, {call.connection for call in calls}
 
     def sweep(self) -> dict[str, str]:
-        """End what takes too long, and what is too much.
+        """End calls whose message is late, and find connections whose client reads no replies.
 
         Returns:
-            Connections to close, each with the reason: a call whose answer is not taken cannot be ended otherwise.
+            The connections to close, each with the reason. A call whose reply is not read cannot be ended otherwise.
         """
         calls = list(self._open)
         since = time.monotonic() - self._message_timeout_s
         for call in calls:
             if call.state == RECEIVING and call.since < since:
-                call.end(MessageLate(f"no message came within {self._message_timeout_s:g} s: send it at once"))
+                call.end(MessageLate(f"no message arrived within {self._message_timeout_s:g} s: send it at once"))
         sending = [call for call in calls if call.state == SENDING]
         late = {call.connection for call in sending if call.since < since}
-        reasons = dict.fromkeys(late, f"an answer was not taken within {self._message_timeout_s:g} s")
+        reasons = dict.fromkeys(late, f"the client did not read a reply within {self._message_timeout_s:g} s")
         if len(sending) > MAX_SENDING:
             ((greediest, count),) = Counter(call.connection for call in sending).most_common(1)
             reasons[greediest] = (
-                f"{len(sending)} answers are not taken, the limit is {MAX_SENDING}; {count} of them here"
+                f"{len(sending)} replies have not been read, the limit is {MAX_SENDING}; {count} are on this connection"
             )
         return reasons
 

@@ -1,84 +1,108 @@
-"""Bounds on a server's connections: how many there are, and how much of unfinished messages they hold.
+"""Limits on a server's connections: their number, and the memory that unfinished messages take over all of them.
 
-Neither grpcio nor pygrpc-native tells how much of a message has arrived, and neither bounds it over all connections.
-The kernel counts what each connection has received, the transports count what became messages: the rest is unfinished.
-
-Source: struct tcp_info in Linux's include/uapi/linux/tcp.h. On other systems nothing is bounded here.
+Neither grpcio nor pygrpc-native reports how much of a message has arrived, and neither limits that over all
+connections. The kernel counts the bytes that each connection has received, and the transports count the bytes that
+became messages. The difference is unfinished. On systems other than Linux nothing is limited here.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import logging
 import os
 import socket
-import struct
 import sys
-import termios
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
+from serving.transports.sockets import (
+    count_bytes,
+    end_sending,
+    find_connections,
+    is_open,
+    measure_silence_ms,
+    name_peer,
+    reset,
+    stop_listening,
+)
+
 log = logging.getLogger(__name__)
 
-SWEEP_S = 0.1  # between two looks, or longer: looks take one part in LOOKS of a core at most
-LOOKS = 30
-PRESSED_S, PRESSED_LOOKS = 0.02, 5  # the same, while a connection holds much
-CALL_BYTES = 2048  # what a call may receive beside its message: headers and frames
-REFUSED_BYTES = 65_536 + CALL_BYTES  # and what one may that is refused before its message: the stream's first window
-LOOSE_FOR_EACH_SENT = 500  # so many bytes are no attack if one was sent meanwhile
-SURELY_LOOSE_BYTES = 2**20  # so much without anything sent is no call: the server grants windows as it reads
-LOOSE_BYTES = 2**16  # what a connection may send that belongs to no call: headers that never end, say
-EXCUSED_S = 5.0  # after a call that ended without its message, what is still on its way belongs to that
-# connect to no address resets a connection at once; shutdown would let what still arrives be read (connect(2)).
-_LIBC, _NOBODY = ctypes.CDLL(None), bytes(16)  # struct sockaddr of AF_UNSPEC
-_DESCRIPTORS = Path("/proc/self/fd")
-_LAST_RECEIVED_MS = struct.Struct("=52xI")  # of struct tcp_info: tcpi_last_data_recv
-_SENT = struct.Struct("=200xQ")  # tcpi_bytes_sent
-_UNREAD = struct.Struct("=i")
-_RECEIVED = struct.Struct("=128xQ")  # tcpi_bytes_received
+# A sweep begins this long after the one before, or later: sweeps take at most 1 / SWEEP_SHARE of a core.
+SWEEP_S, SWEEP_SHARE = 0.1, 30
+URGENT_SWEEP_S, URGENT_SWEEP_SHARE = 0.02, 5  # the same while a connection holds much
+CALL_BYTES = 2048  # what a call may receive in addition to its message: headers and frames
+REFUSED_BYTES = 65_536 + CALL_BYTES  # what a call that is refused before its message may receive: the first window
+# Stray bytes belong to no call, such as headers that never end.
+STRAY_BYTES_PER_BYTE_SENT = 500  # up to here the server has answered calls that it did not report
+MAX_STRAY_BYTES = 2**16  # of a connection
+CERTAIN_STRAY_BYTES = 2**20  # with nothing sent, this much is no call: the server grants windows as it reads
+EXCUSED_S = 5.0  # what arrives within this time of a call that ended without its message may belong to that call
 
 
 @dataclass
 class _Seen:
-    """What is known of a connection.
+    """The state of a connection at the last sweep.
 
     Attributes:
-        received: Bytes, at the last look.
-        unfinished: Those of them that are no whole message yet.
-        sent: What the transport had sent when the first of the loose ones came.
-        loose: Those since the last look that found a call.
-        asked: Whether they were loose already when the server was last asked to come round.
-        confirmed: Whether it has come round since, and they were still loose.
+        received: The bytes received.
+        unfinished: Those of them that are not a whole message yet.
+        sent: The bytes that the transport had sent when the first of the stray ones arrived.
+        stray: The stray bytes since the last sweep that found a call.
+        asked: Whether they were stray already when the server was last asked to answer a health check.
+        confirmed: Whether it has answered since, and they were still stray.
+        closing: Whether the connection has to be closed because of them.
     """
 
     received: int
     unfinished: int
     sent: int
-    loose: int = 0
+    stray: int = 0
     asked: bool = False
     confirmed: bool = False
+    closing: bool = False
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What the transport reports for one sweep, by the names of connections.
+
+    Attributes:
+        delivered: Bytes of the messages delivered since the last sweep.
+        refused: The number of calls refused since the last sweep.
+        with_calls: Connections that had a call before or after the bytes were counted, or shortly before.
+        waiting: The bytes that messages still to arrive may hold; None if the transport does not know all calls.
+        knows_calls: Whether the transport knows which connections have calls.
+        answered: Whether the health check was answered.
+        asking: Whether a health check is on its way.
+    """
+
+    delivered: Mapping[str, int]
+    refused: Mapping[str, int]
+    with_calls: tuple[Container[str], ...]
+    waiting: Mapping[str, int] | None
+    knows_calls: bool
+    answered: bool
+    asking: bool
 
 
 class Connections:
-    """Bounds the accepted connections of one listening address.
+    """Limits the accepted connections of one listening address.
 
     Args:
-        address: What the server listens on: a TCP port, or the path of a Unix socket.
-        find_calls: By connection with a call whose message has not come, how many bytes such messages may hold; and
-            the connections with any call. None: the transport does not know, and any connection may have one.
-        is_behind: Whether calls have come that ``find_calls`` does not know yet.
-        ask: Sends the server a call of our own. Once it is answered, ``find_calls`` knows every call that came before.
-        limit: How many connections may be open; beyond it those are closed that have been silent for longest.
-        max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
-            connection that has sent the most is closed.
+        address: The address that the server listens on: a TCP port, or the path of a Unix socket.
+        limit: The number of open connections. Beyond it, the connections that have been silent for longest are closed.
+        max_unfinished_bytes: The bytes of unfinished messages over all connections. Beyond it, the connections with the
+            most are closed.
+        find_calls: Returns how many bytes the messages that have not arrived yet may hold, by connection, and the
+            connections with any call. None: the transport does not know, and any connection may have a call.
+        is_behind: Whether calls may have arrived that ``find_calls`` does not report yet.
+        ask: Sends the server a health check. Once it is answered, ``find_calls`` reports every call that came before.
     """
 
     def __init__(
@@ -98,226 +122,212 @@ class Connections:
         self._limit = limit
         self._max_unfinished_bytes = max_unfinished_bytes
         self._lock = threading.Lock()
-        self._delivered: dict[str, int] = {}  # by connection, since the last look
-        self._refused: Counter[str] = Counter()  # the same, of calls; written by one thread, without the lock
+        self._delivered: dict[str, int] = {}  # by connection, since the last sweep
+        self._refused: Counter[str] = Counter()  # the same for calls; written by one thread, without the lock
         self._excused: dict[str, float] = {}  # by connection, until when
         self._seen: dict[str, _Seen] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Look again and again, in a thread."""
+        """Sweep repeatedly, in a thread, until ``finish``."""
         if sys.platform == "linux":
             threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
     def count_message(self, connection: str, size_bytes: int) -> None:
-        """Note that a whole message has arrived.
+        """Count a message that has arrived completely.
 
         Args:
-            connection: Its name, such as ``ipv4:10.0.0.7:51200``; any other where the transport does not know.
-            size_bytes: The message's.
+            connection: The name of its connection, such as ``ipv4:10.0.0.7:51200``; any other if it is unknown.
+            size_bytes: The size of the message.
         """
         with self._lock:
             self._delivered[connection] = self._delivered.get(connection, 0) + size_bytes + CALL_BYTES
 
     def excuse(self, connection: str) -> None:
-        """Note that a call has ended whose message had begun: too large, say, so that the transport throws it away."""
+        """Note that a call has ended whose message had begun, such as one that the transport discards as too large."""
         with self._lock:
             self._excused[connection] = time.monotonic() + EXCUSED_S
 
     def count_refusal(self, connection: str) -> None:
-        """Note that a call ended whose message was not looked at. From one thread only, which takes no lock."""
+        """Count a call that ended before its message was read. Call it from one thread only: it takes no lock."""
         self._refused[connection] += 1
 
     def close(self, reasons: Mapping[str, str]) -> None:
-        """Close connections by their names, those that are still open, each for its reason."""
-        with _accepted(self._address) as connections:
-            for one in filter(_is_open, connections):
-                with suppress(OSError):  # its peer may just have gone
-                    if (why := reasons.get(_name(one))) is not None:
-                        self._close(one, why)
+        """Close connections.
+
+        Args:
+            reasons: The reason for each, by the name of the connection. Names of closed connections are ignored.
+        """
+        with find_connections(self._address) as connections:
+            for one in filter(is_open, connections):
+                with suppress(OSError):  # the peer may have disconnected
+                    if (why := reasons.get(name_peer(one))) is not None:
+                        _close(one, why)
 
     def finish(self, wait_s: float) -> None:
-        """Accept no more connections, send no more on any, and give clients ``wait_s`` seconds to close theirs.
+        """Accept no more connections, send no more on any, and give clients time to close theirs.
 
-        What was sent before arrives; a call that was not answered ends with UNAVAILABLE at its client. The shutdown of
-        grpc's core would end those that have not reached their handler with CANCELLED, which no client retries.
+        What was sent before arrives, and a call that was not answered ends with UNAVAILABLE at its client. The shutdown
+        of grpc's core would end calls that have not reached their handler with CANCELLED, which no client retries.
+
+        Args:
+            wait_s: Seconds to wait for clients.
         """
         self._stop.set()
         if sys.platform != "linux":
             return
-        with _sockets_at(self._address) as sockets:
-            for descriptor, one in sockets:
-                if _is_listening(one):
-                    # In its place, where nobody connects: grpc's core would log an error of one that does not listen.
-                    with socket.socket(socket.AF_UNIX) as deaf:
-                        deaf.bind("")  # to a name that the kernel draws
-                        deaf.listen()
-                        deaf.setblocking(False)
-                        os.dup2(deaf.fileno(), descriptor)
+        stop_listening(self._address)
         finished: set[int] = set()
         until = time.monotonic() + wait_s
         while True:
-            with _accepted(self._address) as connections:
+            with find_connections(self._address) as connections:
                 for one in connections:
                     number = os.fstat(one.fileno()).st_ino
                     if number not in finished:
                         finished.add(number)
-                        _shut_down(one, socket.SHUT_WR)
-                if time.monotonic() >= until or not any(map(_is_open, connections)):
+                        end_sending(one)
+                if time.monotonic() >= until or not any(map(is_open, connections)):
                     return
             time.sleep(0.01)
 
     def sweep(self) -> bool:
-        """Close connections that are too many, and those that hold too much.
+        """Close connections beyond the limits.
 
         Returns:
-            Whether one holds so much that the next look should come soon.
+            Whether the next sweep should follow soon, because unfinished messages or stray bytes hold much.
         """
-        busy_before = self._find_calls()[1] if self._find_calls else ()  # those that end meanwhile are among them
+        with_calls = self._find_calls()[1] if self._find_calls else ()  # some calls end before the second look
+        delivered, refused, excused = self._take_counts()
+        behind = self._is_behind()
+        answered = self._take_answer()
+        with find_connections(self._address) as connections:
+            open_now = {}
+            for one in filter(is_open, connections):
+                with suppress(OSError):  # the peer may have disconnected
+                    open_now[name_peer(one)] = one
+            counted = {name: count_bytes(one) for name, one in open_now.items()}
+            waiting, with_calls_now = self._find_calls() if self._find_calls else ({}, ())
+            report = _Report(
+                delivered,
+                refused,
+                (with_calls, with_calls_now, excused),
+                waiting if self._find_calls and not behind else None,
+                self._find_calls is not None,
+                answered,
+                self._asked is not None,
+            )
+            seen = {
+                name: _compare(self._seen.get(name, _Seen(0, 0, 0)), name, counted[name], report) for name in open_now
+            }
+            for name in [name for name, one in seen.items() if one.closing]:
+                stray = seen.pop(name).stray
+                _close(open_now[name], f"{stray} bytes belong to no call, the limit is {MAX_STRAY_BYTES}")
+            self._ask_about([one for one in seen.values() if one.stray > MAX_STRAY_BYTES])
+            self._seen = seen
+            _deduct(seen, sum(size for name, size in delivered.items() if name not in open_now))
+            self._close_excess(open_now)
+            total = self._close_unfinished(open_now)
+        most_stray = max((one.stray for one in seen.values()), default=0)
+        return most_stray > MAX_STRAY_BYTES // 4 or total > self._max_unfinished_bytes // 4
+
+    def _take_counts(self) -> tuple[dict[str, int], Counter[str], set[str]]:
+        """What was counted since the last sweep: bytes delivered, calls refused, connections excused."""
         with self._lock:
             delivered, self._delivered = self._delivered, {}
             now = time.monotonic()
             self._excused = {name: until for name, until in self._excused.items() if until > now}
             excused = set(self._excused)
         refused, self._refused = self._refused, Counter()
-        behind = self._is_behind()
-        came_round = self._asked is not None and self._asked.done() and self._asked.code() is grpc.StatusCode.OK
-        if self._asked is not None and self._asked.done():
-            self._asked = None
-        with _accepted(self._address) as connections:
-            open_now = {}
-            for one in filter(_is_open, connections):
-                with suppress(OSError):  # its peer may just have gone
-                    open_now[_name(one)] = one
-            counted = {name: _count_bytes(one) for name, one in open_now.items()}
-            waiting, busy = self._find_calls() if self._find_calls else (None, ())
-            seen = {}
-            for name, one in open_now.items():
-                received, sent = counted[name]
-                before = self._seen.get(name, _Seen(0, 0, 0))
-                finished = delivered.get(name, 0) + refused[name] * REFUSED_BYTES
-                unfinished = before.unfinished + received - before.received - finished
-                loose, asked, confirmed, sent_before = 0, False, False, sent
-                if waiting is not None and not behind:  # beyond that, grpc throws away a message that is too large
-                    unfinished = min(unfinished, waiting.get(name, 0))
-                calls = bool(finished or name in busy_before or name in busy or name in excused)
-                if waiting is not None and not calls:
-                    loose = max(0, before.loose + received - before.received - CALL_BYTES)
-                    if before.loose:
-                        asked, confirmed, sent_before = before.asked, before.confirmed, before.sent
-                # grpc answers calls that died before anybody knew of them, and headers that never end not at all.
-                if (sent - sent_before) * LOOSE_FOR_EACH_SENT > loose:
-                    loose, asked, confirmed, sent_before = 0, False, False, sent
-                # What answers them may be on its way to the wire when the server has come round: one more look.
-                if loose > SURELY_LOOSE_BYTES or (loose > LOOSE_BYTES and confirmed):
-                    self._close(one, f"{loose} bytes belong to no call, the limit is {LOOSE_BYTES}")
-                    continue
-                confirmed = confirmed or (asked and came_round)
-                asked = asked and self._asked is not None
-                seen[name] = _Seen(received, max(0, unfinished), sent_before, loose, asked, confirmed)
-            self._ask_about([one for one in seen.values() if one.loose > LOOSE_BYTES])
-            self._seen = seen
-            total = sum(one.unfinished for one in seen.values())
-            unknown = sum(size for name, size in delivered.items() if name not in open_now)
-            if total and unknown:  # messages of some of these connections
-                for held in seen.values():
-                    held.unfinished = int(held.unfinished * max(0.0, 1 - unknown / total))
-                total = sum(one.unfinished for one in seen.values())
-            if (excess := len(open_now) - self._limit) > 0:
-                silent = sorted(open_now, key=lambda name: _LAST_RECEIVED_MS.unpack_from(_tcp_info(open_now[name]))[0])
-                for name in silent[-excess:]:
-                    self._close(open_now[name], f"{len(open_now)} connections are open, the limit is {self._limit}")
-            for name in sorted(seen, key=lambda name: -seen[name].unfinished):
-                if total <= self._max_unfinished_bytes:
-                    break
-                size = seen[name].unfinished
-                total -= size
-                self._close(
-                    open_now[name],
-                    f"unfinished messages hold more than {self._max_unfinished_bytes} bytes, this connection's {size}",
-                )
-            loosest = max((one.loose for one in seen.values()), default=0)
-            return loosest > LOOSE_BYTES // 4 or total > self._max_unfinished_bytes // 4
+        return delivered, refused, excused
 
-    def _watch(self) -> None:
-        pause_s = SWEEP_S
-        while not self._stop.wait(pause_s):
-            started, pressed = time.thread_time(), False
-            try:
-                pressed = self.sweep()
-            except Exception:
-                log.exception("connections could not be looked at")
-            least_s, looks = (PRESSED_S, PRESSED_LOOKS) if pressed else (SWEEP_S, LOOKS)
-            pause_s = max(least_s, looks * (time.thread_time() - started))
+    def _take_answer(self) -> bool:
+        """Whether the health check on its way was answered; if it has ended, the next one may be sent."""
+        if self._asked is None or not self._asked.done():
+            return False
+        answered = self._asked.code() is grpc.StatusCode.OK
+        self._asked = None
+        return answered
 
     def _ask_about(self, suspects: list[_Seen]) -> None:
-        """Let the server come round once, so that calls which it does not know yet are no reason to suspect anybody."""
+        """Send a health check: once it is answered, no call of these connections is unknown any more."""
         if suspects and self._asked is None and self._ask is not None:
             self._asked = self._ask()
             for suspect in suspects:
                 suspect.asked = True
 
-    def _close(self, connection: socket.socket, why: str) -> None:
-        log.warning("connection closed: %s", why)
-        _LIBC.connect(connection.fileno(), _NOBODY, len(_NOBODY))
+    def _close_excess(self, open_now: Mapping[str, socket.socket]) -> None:
+        """Close the connections beyond the limit on their number, those that are silent for longest."""
+        excess = len(open_now) - self._limit
+        if excess > 0:
+            for one in sorted(open_now.values(), key=measure_silence_ms)[-excess:]:
+                _close(one, f"{len(open_now)} connections are open, the limit is {self._limit}")
+
+    def _close_unfinished(self, open_now: Mapping[str, socket.socket]) -> int:
+        """Close connections until the rest hold few enough bytes of unfinished messages; return how many that are."""
+        total = sum(one.unfinished for one in self._seen.values())
+        for name, seen in sorted(self._seen.items(), key=lambda named: -named[1].unfinished):
+            if total <= self._max_unfinished_bytes:
+                break
+            total -= seen.unfinished
+            _close(
+                open_now[name],
+                f"unfinished messages hold more than {self._max_unfinished_bytes} bytes, "
+                f"{seen.unfinished} of them on this connection",
+            )
+        return total
+
+    def _watch(self) -> None:
+        pause_s = SWEEP_S
+        while not self._stop.wait(pause_s):
+            started, urgent = time.thread_time(), False
+            try:
+                urgent = self.sweep()
+            except Exception:
+                log.exception("connections could not be checked")
+            min_s, share = (URGENT_SWEEP_S, URGENT_SWEEP_SHARE) if urgent else (SWEEP_S, SWEEP_SHARE)
+            pause_s = max(min_s, share * (time.thread_time() - started))
 
 
-@contextmanager
-def _accepted(address: int | str) -> Iterator[list[socket.socket]]:
-    """Those of the sockets that have a peer."""
-    with _sockets_at(address) as sockets:
-        yield [one for _, one in sockets if not _is_listening(one)]
+def _compare(before: _Seen, name: str, counted: tuple[int, int], report: _Report) -> _Seen:
+    """The state of a connection from its state at the last sweep.
+
+    Args:
+        before: That state.
+        name: The name of the connection.
+        counted: The bytes received and the bytes sent, in total.
+        report: What the transport reports.
+    """
+    received, sent = counted
+    finished = report.delivered.get(name, 0) + report.refused.get(name, 0) * REFUSED_BYTES
+    unfinished = before.unfinished + received - before.received - finished
+    if report.waiting is not None:  # grpc discards the rest of a message that is too large
+        unfinished = min(unfinished, report.waiting.get(name, 0))
+    seen = _Seen(received, max(0, unfinished), sent)
+    if not report.knows_calls or finished or any(name in calls for calls in report.with_calls):
+        return seen
+    stray = max(0, before.stray + received - before.received - CALL_BYTES)
+    sent_before, asked, confirmed = sent, False, False
+    if before.stray:
+        sent_before, asked, confirmed = before.sent, before.asked, before.confirmed
+    # grpc answers calls that ended before the server could report them, but not headers that never end.
+    if (sent - sent_before) * STRAY_BYTES_PER_BYTE_SENT > stray:
+        return seen
+    seen.stray, seen.sent = stray, sent_before
+    # When the health check is answered, answers to stray bytes may still be on their way: they get one more sweep.
+    seen.closing = stray > CERTAIN_STRAY_BYTES or (stray > MAX_STRAY_BYTES and confirmed)
+    seen.confirmed = confirmed or (asked and report.answered)
+    seen.asked = asked and report.asking
+    return seen
 
 
-@contextmanager
-def _sockets_at(address: int | str) -> Iterator[list[tuple[int, socket.socket]]]:
-    """Descriptors of this process's sockets at an address, each with a duplicate for as long as the block runs."""
-    found: list[tuple[int, socket.socket]] = []
-    try:
-        for descriptor in _DESCRIPTORS.iterdir():
-            with suppress(OSError):
-                if not descriptor.is_socket():
-                    continue
-                one = socket.socket(fileno=os.dup(int(descriptor.name)))
-                name = one.getsockname()
-                if name == address if isinstance(address, str) else name[1:2] == (address,):
-                    found.append((int(descriptor.name), one))
-                else:
-                    one.close()
-        yield found
-    finally:
-        for _, one in found:
-            one.close()
+def _deduct(seen: Mapping[str, _Seen], unknown: int) -> None:
+    """Deduct messages whose connection is unknown from all connections, in proportion to what they hold."""
+    total = sum(one.unfinished for one in seen.values())
+    if total and unknown:
+        for one in seen.values():
+            one.unfinished = int(one.unfinished * max(0.0, 1 - unknown / total))
 
 
-def _is_listening(one: socket.socket) -> bool:
-    return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _shut_down(one: socket.socket, how: int) -> None:
-    with suppress(OSError):  # the peer may have gone
-        one.shutdown(how)
-
-
-def _is_open(one: socket.socket) -> bool:
-    """Whether the peer has not closed its side; of a Unix socket that is not known."""
-    return one.family != socket.AF_UNIX and _tcp_info(one)[0] in (1, 4, 5)  # ESTABLISHED, FIN_WAIT1, FIN_WAIT2
-
-
-def _tcp_info(one: socket.socket) -> bytes:
-    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-
-
-def _count_bytes(one: socket.socket) -> tuple[int, int]:
-    """The bytes that the transport has read (those in the kernel it has not), and those that it has sent."""
-    info = _tcp_info(one)
-    (received,), (sent,) = _RECEIVED.unpack_from(info), _SENT.unpack_from(info)
-    (unread,) = _UNREAD.unpack(fcntl.ioctl(one.fileno(), termios.FIONREAD, bytes(_UNREAD.size)))
-    return received - unread, sent
-
-
-def _name(one: socket.socket) -> str:
-    """A connection as grpc calls it: ``ipv4:HOST:PORT`` or ``ipv6:%5BHOST%5D:PORT``."""
-    host, port = one.getpeername()[:2]
-    host = host.removeprefix("::ffff:")
-    return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+def _close(connection: socket.socket, why: str) -> None:
+    log.warning("connection closed: %s", why)
+    reset(connection)

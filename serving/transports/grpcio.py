@@ -1,7 +1,7 @@
-"""gRPC by grpcio's asyncio server: the services, health and reflection on one port.
+"""The gRPC server on grpcio's asyncio API: the services of both protocols, health and reflection on one port.
 
-One thread runs the event loop, where calls come and go (``serving.transports.handlers``); grpcio's own thread feeds it
-and runs no Python. A call that waits, for its message or for its answer, holds no thread.
+One thread runs the event loop and the handlers of ``serving.transports.handlers``. grpcio's own thread feeds the loop
+and runs no Python code. A call that waits for its message or its reply occupies no thread.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 
 import grpc
@@ -23,10 +24,9 @@ from evalmode.errors import AddressUnavailable
 from evalmode.limits import Limits
 from serving.engine.batching import Load
 from serving.services import classifier, open_inference
-from serving.services.access import Access
-from serving.services.inference import Inference
+from serving.services.backend import Backend
 from serving.services.models import Entry
-from serving.threads import Threads, start_threads
+from serving.threads import Threads, join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
 from serving.transports.connections import Connections
@@ -46,21 +46,23 @@ SERVICES = (
 PREDICT = classifier.DESCRIPTOR.methods_by_name["Predict"]
 MODEL_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelInfer"]
 STREAM_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
-STREAMS = 100  # calls of one connection, the least that RFC 9113, 6.5.2, recommends: clients wait with the rest
+STREAMS = 100  # concurrent calls of one connection, the minimum that RFC 9113, 6.5.2, recommends; further calls wait
 CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
-ASK_S = 5.0  # for a call of our own to be answered
+ASK_S = 5.0  # deadline of a health check that the server sends itself
 FINISH_S = 1.0  # for clients to close their connections at the end
-UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20  # so many of the largest size may be held in parts
+JOIN_S = 5.0  # for threads to end
+# The limit on messages that have arrived in part: two of the largest size, or 16 MiB if that is more.
+UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20
 OPTIONS = (
-    ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+    ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port
     ("grpc.max_concurrent_streams", STREAMS),
     NO_INFLATION,
-    ("grpc.http2.bdp_probe", 0),  # else a client may send megabytes of a message that nobody reads yet
-    ("grpc.http.overload_protection", 0),  # which refuses calls below that number, too, with UNAVAILABLE
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients may look whether we are there
+    ("grpc.http2.bdp_probe", 0),  # otherwise a client may send megabytes of a message that is not read yet
+    ("grpc.http.overload_protection", 0),  # it would refuse calls below the limit on streams, too, with UNAVAILABLE
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # allows keepalive pings of clients
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 60_000),  # and we at them: who vanished frees the places of its streams
+    ("grpc.keepalive_time_ms", 60_000),  # ends the streams of clients that have vanished
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
@@ -69,54 +71,53 @@ class GrpcioServer:
     """A gRPC server that reports its health and drains before it stops.
 
     Args:
-        ours: The service of ``evalmode.v1``.
-        theirs: The service of the Open Inference Protocol.
-        inference: What answers requests of both.
-        address: HOST:PORT, of which PORT may be 0 for a free one, or unix:PATH.
-        limits: Of messages, streams, watches and connections.
-        access: Who may call what; None: everybody everything.
-        credentials: TLS; None: plain text.
-        reflect: Whether reflection is served.
-        connections: Of the transport that this server stands behind; None: clients connect to this one.
+        backend: What it serves.
+        address: HOST:PORT, where port 0 means a free port, or unix:PATH.
+        credentials: The TLS credentials; None: plaintext.
+        connections: The connections of the transport that forwards calls to this server; None: clients connect to
+            this server itself.
 
     Attributes:
-        port: The port listened on.
-        local_address: Where this machine reaches it without TLS.
+        port: The port it listens on.
+        local_address: The address at which this machine can reach the server without TLS.
 
     Raises:
         AddressUnavailable: The address cannot be bound.
-        ThreadsUnavailable: The system starts too few threads.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
     def __init__(
         self,
-        ours: classifier.Classifier,
-        theirs: open_inference.OpenInference,
-        inference: Inference,
+        backend: Backend,
         address: str,
-        limits: Limits,
-        access: Access | None = None,
         credentials: grpc.ServerCredentials | None = None,
-        reflect: bool = True,
         connections: Connections | None = None,
     ) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_interest)
-        self._inference = inference
-        self._theirs = theirs
+        limits = backend.limits
+        self._backend = backend
         self._health = Health()
         self._shown: Iterable[str] = ()
         self._loop = Loop()
         self._calls = Calls(limits.message_timeout)
         self._behind = connections is not None
         self._controls = Threads(CONTROL_THREADS, "control")
-        start_threads(1, "grpcio", lambda: None)  # grpcio crashes where it cannot start its own
-        self._server, self.port = self._loop.run(self._open(address, limits, credentials))
+        start_threads(1, "grpcio", lambda: None)  # grpcio crashes if it cannot start its own
+        self._sweeping: asyncio.Task[None] | None = None
+        try:
+            self._server, self.port = self._loop.run(self._open(address, limits, credentials))
+        except AddressUnavailable:
+            self._loop.close()
+            self._controls.close()
+            raise
         self.local_address = find_local(address, self.port)
+        self._resources = ExitStack()
         if credentials:
-            self._folder = make_socket_folder()
-            self.local_address = f"unix:{self._folder.name}/grpcio"
+            folder = self._resources.enter_context(make_socket_folder())
+            self.local_address = f"unix:{folder}/grpcio"
             self._server.add_insecure_port(self.local_address)
         channel = grpc.insecure_channel(self.local_address, options=[("grpc.enable_http_proxy", 0)])
+        self._resources.callback(channel.close)
         self._check_self = health_pb2_grpc.HealthStub(channel).Check
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
@@ -126,13 +127,11 @@ class GrpcioServer:
             self._loop.is_behind,
             self._ask_health,
         )
-        self._handlers = Handlers(
-            *(self._loop, inference, limits, self._calls, self._connections, access, self._controls)
-        )
-        self._register(ours, theirs, reflect)
+        self._handlers = Handlers(backend, self._loop, self._calls, self._connections, self._controls)
+        self._register(backend)
 
     def start(self) -> None:
-        """Begin to answer, healthy."""
+        """Answer calls, and report SERVING."""
         self._health.set({"": False})
         if not self._behind:
             self._connections.start()
@@ -140,7 +139,7 @@ class GrpcioServer:
         self._health.set(dict.fromkeys(("", *SERVICES), True))
 
     def show(self, entries: Iterable[Entry]) -> None:
-        """Let clients ask and watch the health of a model by its name, and of a version by NAME/VERSION."""
+        """Publish the health of models: NAME stands for any version of a model, NAME/VERSION for one."""
         ready: dict[str, bool] = {}
         for entry in entries:
             ready[f"{entry.name}/{entry.version}"] = entry.ready
@@ -149,57 +148,74 @@ class GrpcioServer:
         self._shown = ready.keys()
 
     def load(self) -> Load:
-        """How much the server has to do."""
-        return self._inference.batcher.load()
+        """The current load."""
+        return self._backend.inference.batcher.load()
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function after so many seconds, in the event loop; from any thread."""
+        """Call a function in the event loop after a delay. It can be called from any thread.
+
+        Args:
+            seconds: The delay.
+            function: The function, which must not block.
+        """
         self._loop.later(seconds, function)
 
     def announce_shutdown(self) -> None:
-        """Tell whoever asks or watches that this server is not ready, for good, while requests are still answered."""
-        self._theirs.announce_shutdown()
+        """Report NOT_SERVING from now on. Requests are still answered."""
+        self._backend.open_inference.announce_shutdown()
         self._health.leave()
 
     def drain(self, grace_s: float) -> int:
-        """Refuse new requests, answer those that were accepted, cut what is left after ``grace_s``.
+        """Refuse new requests, and answer those in flight.
+
+        Args:
+            grace_s: Seconds after which the remaining requests are cut.
 
         Returns:
-            How many requests were cut.
+            The number of requests that were cut.
         """
         until = time.monotonic() + grace_s
         cut: int = self._loop.run(self._finish_calls(until))
         if not self._behind:
             self._connections.finish(min(FINISH_S, max(0.2, until - time.monotonic())))
-        self._loop.run(self._stop())
-        self._loop.close()
-        self._controls.close()
+        self._end()
         return cut
 
+    def close(self) -> None:
+        """Release what is left of a server that was drained, or never started, and wait for its threads."""
+        if not self._loop.asyncio.is_closed():
+            self._end()
+        self._resources.close()
+        join_threads([*self._controls.threads, *self._loop.threads], JOIN_S)
+
     def _ask_health(self) -> grpc.Future:
-        """Call Health.Check through the port: grpc's core hands calls over in the order in which they came."""
+        """Call Health.Check through the port. grpc's core passes calls on in the order of their arrival."""
         return self._check_self.future(health_pb2.HealthCheckRequest(), timeout=ASK_S)
 
-    def _register(self, ours: classifier.Classifier, theirs: open_inference.OpenInference, reflect: bool) -> None:
-        """Let the server know every method."""
+    def _register(self, backend: Backend) -> None:
+        """Register the handler of every method."""
         handlers = self._handlers
         served: dict[str, dict[str, grpc.RpcMethodHandler]] = defaultdict(dict)
-        for contract, answers in ((classifier.DESCRIPTOR, ours.handlers), (open_inference.DESCRIPTOR, theirs.handlers)):
+        for contract, answers in (
+            (classifier.DESCRIPTOR, backend.classifier.handlers),
+            (open_inference.DESCRIPTOR, backend.open_inference.handlers),
+        ):
             for name, answer in answers.items():
                 served[contract.full_name][name] = handlers.control(contract.methods_by_name[name], answer)
-        for method, service in ((PREDICT, ours), (MODEL_INFER, theirs)):
-            served[method.containing_service.full_name][method.name] = handlers.infer(method, service)
-        served[open_inference.DESCRIPTOR.full_name][STREAM_INFER.name] = handlers.stream_infer(STREAM_INFER, theirs)
+        served[classifier.DESCRIPTOR.full_name][PREDICT.name] = handlers.infer(PREDICT, backend.classifier)
+        inference = served[open_inference.DESCRIPTOR.full_name]
+        inference[MODEL_INFER.name] = handlers.infer(MODEL_INFER, backend.open_inference)
+        inference[STREAM_INFER.name] = handlers.stream_infer(STREAM_INFER, backend.open_inference)
         served[HEALTH.full_name]["Check"] = handlers.check(HEALTH.methods_by_name["Check"], self._health)
         served[HEALTH.full_name]["Watch"] = handlers.watch(HEALTH.methods_by_name["Watch"], self._health)
-        if reflect:
+        if backend.reflection:
             self._add_reflection(served)
         for name, methods in served.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
         self._server.add_generic_rpc_handlers((handlers.unknown(),))
 
     def _add_reflection(self, served: dict[str, dict[str, grpc.RpcMethodHandler]]) -> None:
-        """Reflection: v1alpha is what grpcio ships, v1 what tools ask for; the messages are the same."""
+        """Add server reflection. grpcio implements v1alpha and clients prefer v1; their messages are the same."""
         servicer = reflection.ReflectionServicer(SERVICES)
         (method,) = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].methods
 
@@ -219,7 +235,7 @@ class GrpcioServer:
         try:
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError as error:
-            raise AddressUnavailable(f"cannot listen on {address}: is the port in use? ({error})") from error
+            raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
         return server, port
 
     async def _start(self) -> None:
@@ -231,12 +247,12 @@ class GrpcioServer:
             await asyncio.sleep(SWEEP_S)
             try:
                 if late := self._calls.sweep():
-                    await asyncio.to_thread(self._connections.close, late)  # which asks the system about all of them
+                    await asyncio.to_thread(self._connections.close, late)  # it makes system calls for every connection
             except Exception:
-                log.exception("calls could not be looked at")
+                log.exception("calls could not be checked")
 
     async def _finish_calls(self, until: float) -> int:
-        """Wait for calls that were accepted; how many are left."""
+        """Wait for the calls in flight, and return how many are left."""
         self._handlers.leaving = True
         for call in self._handlers.streams.list_calls():
             call.end(make_leaving())
@@ -245,24 +261,31 @@ class GrpcioServer:
         return self._calls.count(RUNNING, SENDING) if left else 0
 
     async def _stop(self) -> None:
-        self._sweeping.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         await self._server.stop(0)
+
+    def _end(self) -> None:
+        """Stop the server of grpc, and end the threads."""
+        self._loop.run(self._stop())
+        self._loop.close()
+        self._controls.close()
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a Unix socket, which nobody else may enter.
+    """Create a folder for a Unix socket that only this user can enter.
 
     Raises:
-        AddressUnavailable: No temporary file can be written.
+        AddressUnavailable: The folder cannot be created.
     """
     try:
         return tempfile.TemporaryDirectory(prefix="evalmode-")
     except OSError as error:
         raise AddressUnavailable(
-            f"no folder for a Unix socket: {error}: set TMPDIR to one that can be written"
+            f"cannot create a folder for a Unix socket ({error}): set TMPDIR to a folder that this user can write to"
         ) from error
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Whether a record of grpcio's belongs in the log: not that a client went while its answer was sent."""
+    """Whether a log record of grpcio is of interest. One that a client disconnected while it was answered is not."""
     return not str(record.msg).startswith("ExecuteBatchError raised in core")

@@ -1,4 +1,4 @@
-"""grpc.health.v1: what is ready, by name, and the calls that watch it."""
+"""The health of services and models, for grpc.health.v1."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Wake = Callable[[], object]
 
 
 class Health:
-    """States by service name.
+    """The serving status of each service and model, by name.
 
-    The lock is held for a few statements only; who watches is woken outside it. A name that is not known has no entry,
-    however often it is asked for.
+    The lock is held for a few statements only, and watchers are notified without it. A request for an unknown name
+    leaves no entry.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Health:
         self._leaving = False
 
     def set(self, states: Mapping[str, bool], forget: Iterable[str] = ()) -> None:
-        """Change states, and wake whoever watches.
+        """Set the status of names, and notify the watchers.
 
         Args:
-            states: Whether a service is ready, by name. After ``leave`` none is.
-            forget: Names that are not known any more.
+            states: Whether a service or model is ready, by name. After ``leave``, none is.
+            forget: Names to remove.
         """
         with self._lock:
             for name in forget:
@@ -45,7 +45,7 @@ class Health:
             wake()
 
     def leave(self) -> None:
-        """Be NOT_SERVING in every name, for good."""
+        """Set every name to NOT_SERVING, now and in the future."""
         with self._lock:
             self._leaving = True
             self._states = dict.fromkeys(self._states, Response.NOT_SERVING)
@@ -54,10 +54,10 @@ class Health:
             wake()
 
     def check(self, name: str) -> Response:
-        """What ``Check`` answers.
+        """The response of ``Check``.
 
         Raises:
-            ServiceUnknown: The name is not known.
+            ServiceUnknown: The name is unknown.
         """
         state = self._states.get(name)
         if state is None:
@@ -65,12 +65,12 @@ class Health:
         return Response(status=state)
 
     def watch(self, name: str) -> Response:
-        """What ``Watch`` answers now."""
+        """The current response of ``Watch``."""
         return Response(status=self._states.get(name, Response.SERVICE_UNKNOWN))
 
     @contextmanager
     def watched(self, wake: Wake) -> Iterator[None]:
-        """Call ``wake`` after each change, for as long as the block runs."""
+        """Call ``wake`` after each change until the block ends."""
         with self._lock:
             self._wakes.add(wake)
         try:

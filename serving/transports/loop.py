@@ -1,6 +1,6 @@
-"""The event loop of a grpcio server, in a thread of its own.
+"""The event loop of a grpcio server, in its own thread.
 
-uvloop takes a fifth less time a request than asyncio's own loop.
+uvloop takes a fifth less time per request than asyncio's own loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Loop:
     """Runs an asyncio event loop in a thread.
 
     Raises:
-        ThreadsUnavailable: The system does not start it.
+        ThreadsUnavailable: The system cannot start the thread.
     """
 
     def __init__(self) -> None:
@@ -30,29 +30,29 @@ class Loop:
         self._posted: deque[Callable[[], object]] = deque()
         self._scheduled = False
         self._asked = self._seen = 0
-        start_threads(1, "event-loop", self.asyncio.run_forever)
+        self.threads = start_threads(1, "event-loop", self.asyncio.run_forever)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine in the loop, from another thread, and wait for its result."""
+        """Run a coroutine in the loop, and wait for its result. Call it from another thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.asyncio).result()
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call a function in the loop soon, from any thread: what is posted together wakes the loop once.
+        """Call a function in the loop soon. Any thread may post; functions posted together wake the loop once.
 
-        Once the loop is closed, nobody waits for what is posted.
+        After ``close``, the function is not called.
         """
         self._posted.append(function)
         if not self._scheduled:
             self._scheduled = True
-            with suppress(RuntimeError):  # it is closed
+            with suppress(RuntimeError):  # the loop is closed
                 self.asyncio.call_soon_threadsafe(self._call_posted)
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function in the loop after so many seconds, from any thread."""
+        """Call a function in the loop after a delay, from any thread."""
         self.post(partial(self.asyncio.call_later, seconds, function))
 
     def is_behind(self) -> bool:
-        """Whether the loop has not come round since the last time this was asked; for one thread alone."""
+        """Whether the loop has not completed an iteration since the previous call. Call it from one thread only."""
         behind = self._asked != self._seen
         if not behind:
             self._asked += 1

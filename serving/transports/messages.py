@@ -1,6 +1,6 @@
-"""Messages: from bytes as they came to a request, within bounds whatever they are.
+"""Messages: decompresses and parses them within memory limits.
 
-grpc's core inflates a compressed message to whatever it becomes, so that is done here (``NO_INFLATION``), to the limit.
+grpc's core decompresses a message without a limit. ``NO_INFLATION`` switches that off, and it is done here.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from google.protobuf.message import DecodeError
 from evalmode.errors import MessageInvalid, MessagesFull, MessageTooLarge
 
 NO_INFLATION = ("grpc.per_message_decompression", 0)  # an option of grpc's core
-HELD_MESSAGES, MIN_HELD_BYTES = 4, 16 * 2**20  # so many of the largest size may be in memory
-_PACKED_BYTES, _INFLATED_BYTES = 2**14, 2**18  # a step of inflating
-_ANY_HEADER = 32 + zlib.MAX_WBITS  # of gzip or zlib
+HELD_MESSAGES, MIN_HELD_BYTES = 4, 16 * 2**20  # messages in memory: four of the largest size, or 16 MiB if that is more
+_PACKED_BYTES, _INFLATED_BYTES = 2**14, 2**18  # one step of decompression
+_ANY_HEADER = 32 + zlib.MAX_WBITS  # gzip or zlib
 
 
 @dataclass(eq=False)
 class Held:
-    """The bytes that a message holds; None once they are free."""
+    """The memory that a message takes, in bytes; None once it is freed."""
 
     size_bytes: int | None
 
 
 class Messages:
-    """Bounds what messages hold.
+    """Limits the memory that messages take.
 
     Args:
-        max_bytes: Of one message, inflated.
+        max_bytes: The maximum size of one message after decompression.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -42,37 +42,40 @@ class Messages:
         self._held_bytes = 0
 
     def hold(self, message: bytes) -> Held:
-        """Note that a message is in memory, until ``free``.
+        """Count the memory of a message until ``free``.
 
         Raises:
-            MessagesFull: Others hold too much.
+            MessagesFull: Other messages take too much memory.
         """
         held = Held(0)
         self._grow(held, len(message))
         return held
 
     def free(self, held: Held) -> None:
-        """The opposite of ``hold``."""
+        """Stop counting the memory of a message."""
         with self._lock:
             self._held_bytes -= held.size_bytes or 0
             held.size_bytes = None
 
     def count_bytes(self, message: bytes) -> int:
-        """The most memory that parsing a message takes."""
+        """The maximum memory that parsing a message takes, in bytes."""
         return self.max_bytes if may_be_compressed(message) else len(message)
 
     def parse(self, parse: Callable[[bytes], Any], message: bytes, held: Held) -> Any:
-        """A request of a message, compressed or not.
+        """Parse a message, which may be compressed.
 
         Args:
-            parse: Makes it of its bytes, such as ``FromString`` of its class.
-            message: As it came.
-            held: What it holds.
+            parse: Parses the bytes, such as ``FromString`` of the request's class.
+            message: The message as it arrived.
+            held: Its memory, to which the decompressed size is added.
+
+        Returns:
+            The request.
 
         Raises:
-            MessageInvalid: It is damaged, or no message of this kind.
-            MessageTooLarge: It is larger than the limit, inflated.
-            MessagesFull: Others hold too much for what it is, inflated.
+            MessageInvalid: The message is damaged, or is not of this type.
+            MessageTooLarge: The message exceeds the limit after decompression.
+            MessagesFull: Other messages take too much memory for the decompressed message.
         """
         if may_be_compressed(message):
             message = self._inflate(message)
@@ -83,7 +86,7 @@ class Messages:
         with self._lock:
             if self._held_bytes and self._held_bytes + size_bytes > self._limit_bytes:
                 raise MessagesFull(
-                    f"messages in flight hold {self._held_bytes} bytes, the limit is {self._limit_bytes}: retry later",
+                    f"messages in flight take {self._held_bytes} bytes, the limit is {self._limit_bytes}: retry later",
                     limit_bytes=self._limit_bytes,
                 )
             if held.size_bytes is not None:
@@ -94,24 +97,29 @@ class Messages:
         try:
             inflated = inflate(message, self.max_bytes)
         except zlib.error as error:
-            if message[:1] == b"x":  # which may begin a message that is not compressed
+            if message[:1] == b"x":  # a message that is not compressed may begin like this, too
                 return message
             raise MessageInvalid(f"the message, {len(message)} bytes of gzip, is damaged: {error}") from error
         if inflated is None:
             raise MessageTooLarge(
-                f"the message is larger than max ({self.max_bytes} bytes), inflated: send less at once",
+                f"the message is larger than max ({self.max_bytes} bytes) after decompression: send a smaller one",
                 limit_bytes=self.max_bytes,
             )
         return inflated
 
 
 def inflate(packed: bytes, max_bytes: int) -> bytes | None:
-    """What gzip or zlib holds; None if it is more than ``max_bytes``.
+    """Decompress gzip or zlib data, in steps: zlib would hold the interpreter's lock for the whole output.
 
-    Piece by piece: zlib puts its whole output together while it holds the interpreter's lock.
+    Args:
+        packed: The compressed data.
+        max_bytes: The maximum size of the output.
+
+    Returns:
+        The decompressed data; None if it exceeds ``max_bytes``.
 
     Raises:
-        zlib.error: It is damaged.
+        zlib.error: The data is damaged.
     """
     inflator, pieces, size = zlib.decompressobj(_ANY_HEADER), [], 0
     view = memoryview(packed)
@@ -123,29 +131,34 @@ def inflate(packed: bytes, max_bytes: int) -> bytes | None:
             if size > max_bytes:
                 return None
             piece = inflator.unconsumed_tail
-            if not piece and len(pieces[-1]) < _INFLATED_BYTES:  # else some may be left inside
+            if not piece and len(pieces[-1]) < _INFLATED_BYTES:  # a full step may have left output in zlib
                 break
     if not inflator.eof:
-        raise zlib.error("its end is missing")
+        raise zlib.error("the end of the data is missing")
     return b"".join(pieces)
 
 
 def parse_message(parse: Callable[[bytes], Any], message: bytes) -> Any:
-    """A request of its bytes.
+    """Parse a message that is not compressed.
 
     Args:
-        parse: Makes it, such as ``FromString`` of its class.
-        message: Its bytes.
+        parse: Parses the bytes, such as ``FromString`` of the request's class.
+        message: The message.
+
+    Returns:
+        The request.
 
     Raises:
-        MessageInvalid: They are none.
+        MessageInvalid: The message is not of this type.
     """
     try:
         return parse(message)
     except DecodeError as error:
-        raise MessageInvalid(f"the message, {len(message)} bytes, cannot be parsed: send this method's own") from error
+        raise MessageInvalid(
+            f"the message of {len(message)} bytes cannot be parsed: send the request message of this method"
+        ) from error
 
 
 def may_be_compressed(message: bytes) -> bool:
-    """Whether a message begins as gzip, as which no protobuf can begin, or as zlib."""
+    """Whether a message begins like gzip, which no protobuf message does, or like zlib."""
     return message[:2] == b"\x1f\x8b" or (message[:1] == b"x" and int.from_bytes(message[:2]) % 31 == 0)

@@ -1,4 +1,4 @@
-"""Metrics and health over HTTP: /metrics for Prometheus; /healthz and /livez for probes that do not speak gRPC."""
+"""Metrics and health over HTTP: /metrics for Prometheus, and /healthz and /livez for probes that do not use gRPC."""
 
 from __future__ import annotations
 
@@ -9,106 +9,114 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from serving.services.metrics import Metrics
-from serving.transports.addresses import METRICS_PORT, explain, resolve
+from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
 from serving.transports.liveness import Liveness
 
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
+REQUEST_S = 10  # seconds that a client may take to send its request
+
+Response: TypeAlias = tuple[HTTPStatus, str, bytes]  # status, content type, body
 
 
 class MetricsServer:
-    """An HTTP server in threads of its own.
+    """An HTTP server in its own threads. It serves requests as soon as it is constructed.
 
     Args:
-        metrics: what /metrics tells, beside what the process uses.
-        is_ready: Whether the server wants requests: /healthz.
-        liveness: Whether it answers: /livez.
-        host: interface to listen on.
-        port: port, or 0 for a free one.
+        metrics: The metrics for /metrics, which also serves the process metrics of prometheus_client.
+        is_ready: Whether the server is ready for requests, for /healthz.
+        liveness: Whether the server answers, for /livez.
+        host: The host to listen on.
+        port: The port; 0 chooses a free one.
 
     Attributes:
-        port: the port listened on.
+        port: The port that the server listens on.
 
     Raises:
-        AddressUnavailable: the address is not known, or cannot be bound.
+        AddressUnavailable: The host is unknown, or the address cannot be bound.
     """
 
     def __init__(
         self, metrics: Metrics, is_ready: Callable[[], bool], liveness: Liveness, host: str, port: int
     ) -> None:
-        registry = CollectorRegistry()
-        registry.register(metrics)
-        ProcessCollector(registry=registry)
-
-        class Handler(_Handler):
-            def answer(self) -> tuple[HTTPStatus, str, bytes]:
-                match self.path.partition("?")[0]:
-                    case "/metrics":
-                        encode, kind = choose_encoder(self.headers.get("Accept", ""))
-                        return HTTPStatus.OK, kind, encode(registry)
-                    case "/healthz" if is_ready():
-                        return HTTPStatus.OK, TEXT, b"ok\n"
-                    case "/healthz":
-                        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"not ready\n"
-                    case "/livez" if liveness.is_alive():
-                        return HTTPStatus.OK, TEXT, b"ok\n"
-                    case "/livez":
-                        silent = f"no health check was answered for {liveness.silent_s():.0f} s\n"
-                        return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
-                return HTTPStatus.NOT_FOUND, TEXT, b"here are /metrics, /healthz and /livez\n"
-
+        self._registry = CollectorRegistry()
+        self._registry.register(metrics)
+        ProcessCollector(registry=self._registry)
+        self._is_ready = is_ready
+        self._liveness = liveness
         (family, address), *_ = resolve(host, port)
         try:
-            self._server = _make_server(family, address, Handler)
+            self._server = _make_server(family, address, self._answer)
         except OSError as error:
-            raise explain(error, host, port, METRICS_PORT) from error
+            raise explain_unavailable(error, host, port, METRICS_PORT) from error
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, and wait for the thread that accepts connections."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, path: str, accept: str) -> Response:
+        """The response to a request with a path and an ``Accept`` header."""
+        match path.partition("?")[0]:
+            case "/metrics":
+                encode, kind = choose_encoder(accept)
+                return HTTPStatus.OK, kind, encode(self._registry)
+            case "/healthz" if self._is_ready():
+                return HTTPStatus.OK, TEXT, b"ok\n"
+            case "/healthz":
+                return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"not ready\n"
+            case "/livez" if self._liveness.is_alive():
+                return HTTPStatus.OK, TEXT, b"ok\n"
+            case "/livez":
+                silent = f"no health check was answered for {self._liveness.silent_s():.0f} s\n"
+                return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
+        return HTTPStatus.NOT_FOUND, TEXT, b"not found: use /metrics, /healthz or /livez\n"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds that a client may take to ask
+def _make_server(family: int, address: Any, answer: Callable[[str, str], Response]) -> ThreadingHTTPServer:
+    """An HTTP server that listens on an address and answers with ``answer``."""
 
-    def answer(self) -> tuple[HTTPStatus, str, bytes]:
-        """Status, content type and body."""
-        raise NotImplementedError
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_S
 
-    def do_GET(self) -> None:
-        self.wfile.write(self._answer_head())
+        def do_GET(self) -> None:
+            self.wfile.write(self._send_head())
 
-    def do_HEAD(self) -> None:
-        self._answer_head()
+        def do_HEAD(self) -> None:
+            self._send_head()
 
-    def _answer_head(self) -> bytes:
-        """Send the head of an answer, and return its body."""
-        status, kind, body = self.answer()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        return body
+        def _send_head(self) -> bytes:
+            """Send the status and the headers, and return the body."""
+            status, kind, body = answer(self.path, self.headers.get("Accept", ""))
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            return body
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """No line a request."""
+        def log_message(self, format: str, *args: Any) -> None:
+            """Log nothing: a scrape every few seconds would fill the log."""
 
-
-def _make_server(family: int, address: Any, handler: type[_Handler]) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         address_family = family
 
         def server_bind(self) -> None:
-            socketserver.TCPServer.server_bind(self)  # HTTPServer's looks the host's name up, which may take seconds
+            socketserver.TCPServer.server_bind(self)  # HTTPServer would look up the host name, which may take seconds
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Log what went wrong; not that a client went away."""
+            """Log an error, unless the client has disconnected."""
             if not isinstance(sys.exception(), OSError):
                 log.exception("a request for metrics or health failed")
 
-    return Server(address, handler)
+    return Server(address, Handler)

@@ -1,12 +1,12 @@
-"""gRPC by pygrpc-native, whose HTTP/2 runs in Rust, outside Python's lock.
+"""The gRPC server on pygrpc-native, which implements HTTP/2 in Rust, without Python's global interpreter lock.
 
-Calls that infer are handed over in the batches in which they arrived, and a thread that takes them runs them: here the
-transport is the batcher. Every other call goes to grpcio behind the same port.
+Each slot is a thread that receives inference calls in the batches in which they arrived, and runs them. All other calls
+go to grpcio behind the same port.
 
-While every slot is busy, one thread more refuses what is too much and forgets who has gone away.
+While every slot is busy, one more thread refuses calls beyond the limits and removes cancelled calls.
 
-Large images and large messages take the path of grpcio (``inference.Work``): a slot that waited for them would answer
-nobody meanwhile.
+Calls with large images or large messages are answered like those of grpcio (``inference.Work``), so that no slot waits
+for them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from google.protobuf.message_factory import GetMessageClass
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from evalmode.errors import AddressUnavailable, DeadlineExpired, MessageInvalid, RequestCancelled, RequestError
-from evalmode.limits import Limits
 from serving.engine.batch import Batch, Request, check_alive, reason_dead, run_together
 from serving.engine.batching import Load, queue_too_long
-from serving.services import classifier, open_inference
-from serving.services.access import Access
-from serving.services.inference import Inference, Service, Timed, Work
+from serving.services.backend import Backend
+from serving.services.inference import Service, Timed, Unparsed, Work
 from serving.services.models import Entry
-from serving.transports.addresses import find_local, join_address
+from serving.threads import join_threads
+from serving.transports.addresses import find_local
 from serving.transports.connections import Connections
 from serving.transports.grpcio import (
+    JOIN_S,
     MIN_UNFINISHED_BYTES,
     MODEL_INFER,
     PREDICT,
@@ -47,29 +47,42 @@ from serving.transports.handlers import find_authorization, make_leaving, path_o
 from serving.transports.messages import parse_message
 from serving.transports.refusals import refuse
 
-HOT = (PREDICT, MODEL_INFER)
-RECEIVED = 4096  # events taken at once, at most
-RESOURCE_EXHAUSTED = 8  # what the transport itself answers, without a reason
-SHARE_S = 0.006  # of work that a slot takes at once: larger batches gain nothing, and another slot may be free
-WATCH_S = 0.002  # between two looks at what has arrived while every slot is busy
-LARGE_BYTES = 2**19  # of a message: parsed in less time than it takes to hand it over
-TICK_S = 0.02  # the transport ends a call that much before its deadline by our clock, at most
-SETTLE_S = 0.2  # for answers that are not on the wire yet: the transport does not say when they are
+INFER_METHODS = (PREDICT, MODEL_INFER)
+MAX_EVENTS = 4096  # events received at once
+RESOURCE_EXHAUSTED = 8  # the gRPC status code
+SHARE_S = 0.006  # work that a slot takes at once: larger batches gain nothing, and another slot may be free
+WATCH_S = 0.002  # between two looks at arrived calls while every slot is busy
+LARGE_BYTES = 2**19  # parsing a smaller message takes less time than passing it to another thread
+TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
+IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
+SETTLE_S = 0.2  # for replies that are not sent yet: the transport does not report when they are
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A call that has arrived."""
+    """A call in flight.
+
+    Attributes:
+        id: The transport's number of the call.
+        method: The index of its method in ``INFER_METHODS``.
+        payload: Its message, b"" once it is set aside.
+        arrived: The time of its arrival, by ``time.perf_counter``.
+        deadline: Its deadline, by the same clock.
+        ahead: The number of calls in flight when it arrived.
+        is_cancelled: Whether the client has cancelled it.
+        aside: Whether ``work`` answers it instead of a slot.
+        work: Its request, if it is set aside.
+    """
 
     id: int
     method: int
     payload: bytes
     arrived: float
     deadline: float
-    ahead: int  # calls in flight when it came
-    gone: bool = False  # its caller
-    aside: bool = False  # no slot of ours answers it
-    work: Work | None = None  # but this
+    ahead: int
+    is_cancelled: bool = False
+    aside: bool = False
+    work: Work | None = None
 
     def time_remaining_s(self) -> float:
         return min(self.deadline - time.perf_counter(), threading.TIMEOUT_MAX)
@@ -78,53 +91,45 @@ class _Call:
         return time.perf_counter() - self.arrived
 
     def cancelled(self) -> bool:
-        return self.gone
+        return self.is_cancelled
 
 
 @dataclass(eq=False)
 class _Ready(Request):
-    """A request that has been read, and the arrived call that it is the contents of."""
+    """A request that is ready to run.
 
-    of: _Call
+    Attributes:
+        source: The call in flight. The request's own ``call`` may have an earlier deadline.
+        write: Returns the reply for the outputs.
+        decode_us: The time for parsing and decoding, in microseconds.
+    """
+
+    source: _Call
     write: Callable[[Timed], Any]
     decode_us: int
 
 
 class NativeServer:
-    """The same server as ``GrpcioServer``, faster, without TLS; see there.
+    """The counterpart of ``GrpcioServer`` on pygrpc-native: faster, without TLS. See there.
 
     Args:
-        ours: the service of ``evalmode.v1``.
-        theirs: the service of the Open Inference Protocol.
-        inference: what answers the requests of streams.
-        host: interface to listen on.
-        port: port, or 0 for a free one.
-        limits: of requests, batches and the queue.
-        access: who may call what; None: everybody everything.
-        reflect: tell whoever asks what can be called.
+        backend: What it serves.
+        address: HOST:PORT, where port 0 means a free port.
 
     Attributes:
-        port: the port listened on.
-        local_address: Where this machine reaches it.
+        port: The port it listens on.
+        local_address: The address at which this machine can reach the server.
 
     Raises:
-        AddressUnavailable: the address cannot be bound.
+        AddressUnavailable: The address cannot be bound.
+        ThreadsUnavailable: The system cannot start enough threads.
     """
 
-    def __init__(
-        self,
-        ours: classifier.Classifier,
-        theirs: open_inference.OpenInference,
-        inference: Inference,
-        host: str,
-        port: int,
-        limits: Limits,
-        access: Access | None = None,
-        reflect: bool = True,
-    ) -> None:
-        self._access = access
-        self._services: tuple[Service, ...] = (ours, theirs)
-        self._parse = [GetMessageClass(method.input_type).FromString for method in HOT]
+    def __init__(self, backend: Backend, address: str) -> None:
+        limits, inference = backend.limits, backend.inference
+        self._access = backend.access
+        self._services: tuple[Service, ...] = (backend.classifier, backend.open_inference)
+        self._parse = [GetMessageClass(method.input_type).FromString for method in INFER_METHODS]
         self._inference = inference
         self._statistics = inference.statistics
         self._budget = inference.budget
@@ -133,38 +138,34 @@ class NativeServer:
         socket = str(Path(self._folder.name) / "grpcio")
         try:
             self._front = NativeGrpcFront(
-                join_address(host, port),
-                [(path_of(method), False) for method in HOT],
+                address,
+                [(path_of(method), False) for method in INFER_METHODS],
                 call_details=True,
                 max_concurrent_streams=STREAMS,
             )
         except OSError as error:
-            raise AddressUnavailable(f"cannot listen on {host}:{port}: is the port in use? ({error})") from error
+            raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
         self.port = self._front.bound_port
-        self.local_address = find_local(join_address(host, port), self.port)
-        # Twice as much as with grpcio: a message over the limit is held, too, until it can be refused.
+        self.local_address = find_local(address, self.port)
+        # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
         unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
         self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
-        self._others = GrpcioServer(
-            *(ours, theirs, inference, f"unix:{socket}", limits, access),
-            reflect=reflect,
-            connections=self._connections,
-        )
+        self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
         self._front.set_fallback(socket)
         self._batcher = inference.batcher
         self._slots, self._free_slots = self._batcher.slots, 0  # each is free once its thread receives
         self._share = 1  # how many calls a slot takes at once
-        self._changed = threading.Condition()  # guards what follows, and the free slots
+        self._changed = threading.Condition()  # guards the attributes below, and the free slots
         self._calls: dict[int, _Call] = {}  # in flight
-        self._aside = 0  # of these, the ones that no slot of ours answers
-        self._waiting: deque[_Call] = deque()  # those of them that came while every slot was busy
-        self._draining = False
+        self._aside = 0  # the number of them that are set aside
+        self._waiting: deque[_Call] = deque()  # those that arrived while every slot was busy
+        self._draining = self._closed = False
         self._full = threading.Event()  # every slot is busy
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._slots)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
     def start(self) -> None:
-        """Begin to answer, healthy."""
+        """See ``GrpcioServer``."""
         self._others.start()
         self._connections.start()
         self._front.start()
@@ -176,8 +177,8 @@ class NativeServer:
         self._others.show(entries)
 
     def load(self) -> Load:
-        """How much the server has to do."""
-        others = self._others.load()  # streams
+        """The current load."""
+        others = self._others.load()  # requests of streams
         with self._changed:
             busy = self._slots - self._free_slots + others.slots_busy
             return Load(
@@ -188,14 +189,17 @@ class NativeServer:
             )
 
     def announce_shutdown(self) -> None:
-        """Tell every health watcher NOT_SERVING, for good, while requests are still answered."""
+        """See ``GrpcioServer``."""
         self._others.announce_shutdown()
 
     def drain(self, grace_s: float) -> int:
-        """Refuse new requests, wait for those in flight, cut what is left after ``grace_s``.
+        """Refuse new requests, and answer those in flight.
+
+        Args:
+            grace_s: Seconds after which the remaining requests are cut.
 
         Returns:
-            How many requests were cut.
+            The number of requests that were cut.
         """
         until = time.monotonic() + grace_s
         with self._changed:
@@ -206,21 +210,36 @@ class NativeServer:
             cut += len(self._calls)
         time.sleep(SETTLE_S)
         self._connections.finish(0.0)
-        self._front.close()
-        self._folder.cleanup()
+        self._end_front()
         return cut
 
+    def close(self) -> None:
+        """See ``GrpcioServer``."""
+        if not self._closed:
+            self._end_front()
+        self._others.close()
+        join_threads(self._threads, JOIN_S)
+
+    def _end_front(self) -> None:
+        """Close the port, and end the threads."""
+        self._front.close()
+        self._folder.cleanup()
+        with self._changed:
+            self._closed = True
+            self._full.set()
+
     def _work(self) -> None:
-        """One slot: take calls, run them, answer, until the transport is closed."""
+        """The loop of one slot: receive calls and answer them until the transport is closed."""
         while True:
             with self._changed:
                 calls = [self._waiting.popleft() for _ in range(min(self._share, len(self._waiting)))]
                 waited = bool(calls)
                 if not waited:
                     self._free_slots += 1
-                    self._full.clear()
+                    if not self._closed:
+                        self._full.clear()
             if len(calls) < self._share:
-                events = self._front.recv_batch_details(self._share - len(calls), 0 if waited else None)
+                events = self._receive(self._share - len(calls), wait=not waited)
                 if events is None:
                     return
                 with self._changed:
@@ -230,48 +249,53 @@ class NativeServer:
                         if not self._free_slots:
                             self._full.set()
                 calls += fresh
-                self._turn_away(refused)
+                self._fail_all(refused)
             try:
                 self._run(calls, waited)
-            except Exception as error:  # of ours: the slot goes on, and so do its other callers
+            except Exception as error:  # an internal error must not end the slot
                 for call in calls:
                     if call.id in self._calls and not call.aside:
                         self._end([call])
                         self._fail(call, error)
 
+    def _receive(self, limit: int, wait: bool) -> list[Any] | None:
+        """Receive events, after ``wait`` at least one; None if the server is closed.
+
+        Closing the front end wakes only one waiting thread, so that each checks again every ``IDLE_MS``.
+        """
+        events: list[Any] | None = self._front.recv_batch_details(limit, IDLE_MS if wait else 0)
+        while wait and events == []:
+            events = self._front.recv_batch_details(limit, IDLE_MS)
+        return events
+
     def _watch(self) -> None:
-        """While every slot is busy, refuse what is too much, and forget who has gone away."""
-        while True:
+        """While every slot is busy, refuse calls beyond the limits and remove cancelled ones."""
+        while not self._closed:
             self._full.wait()
             time.sleep(WATCH_S)
             with self._changed:
                 if self._free_slots:
                     continue
-                events = self._front.recv_batch_details(RECEIVED, 0)
+                events = self._front.recv_batch_details(MAX_EVENTS, 0)
                 if events is None:
                     return
                 calls, refused = self._admit(events)
                 self._waiting += calls
-            self._turn_away(refused)
+            self._fail_all(refused)
 
     def _admit(self, events: list[Any]) -> tuple[list[_Call], list[tuple[_Call, Exception]]]:
-        """New calls, and those that get no place, with the reason; forgets those that were cancelled."""
+        """Process events.
+
+        Returns:
+            The new calls, and those that are refused, each with the error.
+        """
         now = time.perf_counter()
-        gone = {event[1] for event in events if event[0] == EVENT_CANCEL}
-        for call in filter(None, map(self._calls.get, gone)):
-            late = call.deadline < now + TICK_S
-            call.gone = not late
-            if call.work is not None:
-                call.work.withdraw()
-            elif call in self._waiting:
-                self._waiting.remove(call)
-                self._end([call])
-                died = DeadlineExpired("while waiting") if late else RequestCancelled("while waiting")
-                self._statistics.count_refusal(None, now - call.arrived, died)
+        cancelled = {event[1] for event in events if event[0] == EVENT_CANCEL}
+        self._cancel(filter(None, map(self._calls.get, cancelled)), now)
         calls: list[_Call] = []
         refused: list[tuple[_Call, Exception]] = []
         for kind, call_id, method, payload, _, details in events:
-            if kind == EVENT_CANCEL or call_id in gone:
+            if kind == EVENT_CANCEL or call_id in cancelled:
                 continue
             self._connections.count_message(details[1], len(payload))
             until = math.inf if details[2] is None else now + details[2]
@@ -287,8 +311,26 @@ class NativeServer:
                 calls.append(call)
         return calls, refused
 
+    def _cancel(self, calls: Iterable[_Call], now: float) -> None:
+        """End waiting calls that the transport reports as ended: they were cancelled, or their deadline passed."""
+        for call in calls:
+            late = call.deadline < now + TICK_S
+            call.is_cancelled = not late
+            if call.work is not None:
+                call.work.withdraw()
+            elif call in self._waiting:
+                self._waiting.remove(call)
+                self._end([call])
+                error = DeadlineExpired("while waiting") if late else RequestCancelled("while waiting")
+                self._statistics.count_refusal(None, now - call.arrived, error)
+
     def _check(self, call: _Call, authorization: str) -> None:
-        """Whether a call that arrived gets a place."""
+        """Check that a call can be admitted.
+
+        Raises:
+            RequestError: The call is refused.
+            _TransportError: Its message is too large.
+        """
         if self._draining:
             raise make_leaving()
         if len(call.payload) > self._limits.max_request_bytes:
@@ -297,19 +339,19 @@ class NativeServer:
                 f"message larger than max ({len(call.payload)} vs. {self._limits.max_request_bytes})",
             )
         if self._access:
-            self._access.check(path_of(HOT[call.method]), authorization)
+            self._access.check(path_of(INFER_METHODS[call.method]), authorization)
         if len(self._calls) >= self._slots + self._limits.max_queue:
             raise self._batcher.queue_full()
         if call.ahead >= self._slots and self._batcher.pace.expect_s(call.ahead) > call.time_remaining_s():
             raise queue_too_long()
 
-    def _turn_away(self, refused: list[tuple[_Call, Exception]]) -> None:
-        """Refuse calls that get no place."""
+    def _fail_all(self, refused: list[tuple[_Call, Exception]]) -> None:
+        """Refuse calls that were not admitted."""
         for call, error in refused:
             self._fail(call, error)
 
     def _end(self, calls: Iterable[_Call]) -> None:
-        """Give the places of calls back: before their answers leave, upon which the next requests come."""
+        """Release the places of calls. This comes before their replies, which clients may answer with new calls."""
         with self._changed:
             for call in calls:
                 del self._calls[call.id]
@@ -318,7 +360,12 @@ class NativeServer:
                 self._changed.notify_all()
 
     def _run(self, calls: list[_Call], waited: bool) -> None:
-        """Read calls, run them in batches, answer; one that waited and would be done too late is not begun."""
+        """Read calls, run them in batches and answer them.
+
+        Args:
+            calls: The calls.
+            waited: Whether they waited for a slot. Those that cannot meet their deadline any more are then refused.
+        """
         ready = []
         for call in calls:
             try:
@@ -342,11 +389,11 @@ class NativeServer:
                 self._answer(batch.requests)
                 first = batch.requests[0]
                 pace_s = first.model.expect_s(first.rows)
-                self._share = max(1, min(self._limits.max_batch, int(SHARE_S / pace_s) if pace_s else RECEIVED))
+                self._share = max(1, min(self._limits.max_batch, int(SHARE_S / pace_s) if pace_s else MAX_EVENTS))
             ready, waited = left, True
 
     def _read(self, call: _Call) -> _Ready | None:
-        """Read a call's request; None where another thread does, because that takes long."""
+        """Parse and decode the request of a call; None if that takes long, so that another thread does it."""
         started = time.perf_counter()
         service, payload, parse = self._services[call.method], call.payload, self._parse[call.method]
         if len(payload) > LARGE_BYTES:
@@ -376,21 +423,21 @@ class NativeServer:
         """Let other threads answer a call.
 
         Args:
-            call: Its call.
-            parse: Makes its request.
+            call: The call.
+            parse: Returns its request.
             size_bytes: The memory that ``parse`` takes.
         """
         call.payload, call.aside = b"", True
         with self._changed:
             self._aside += 1
             call.work = Work(
-                *(self._inference, self._services[call.method], parse, size_bytes, call),
-                partial(self._hand_out, call),
+                *(self._inference, self._services[call.method], Unparsed(parse, size_bytes), call),
+                partial(self._finish_aside, call),
                 self._others.later,
             )
 
-    def _hand_out(self, call: _Call, outcome: Any) -> None:
-        """Answer a call that was set aside."""
+    def _finish_aside(self, call: _Call, outcome: Any) -> None:
+        """End a call that was set aside with its reply or its error."""
         self._end([call])
         if isinstance(outcome, Exception):
             self._fail(call, outcome)
@@ -398,7 +445,7 @@ class NativeServer:
             self._front.respond(call.id, outcome.SerializeToString())
 
     def _answer(self, batch: list[_Ready]) -> None:
-        """Run calls as one batch; where that fails, each alone: one's values must not cost the others' answers."""
+        """Run requests as one batch. If that fails, run each alone: the error may be due to one of them."""
         started = time.perf_counter()
         try:
             answers = run_together(batch, self._statistics.count_run)
@@ -413,28 +460,28 @@ class NativeServer:
                     self._answer([request])
             return
         ended = time.perf_counter()
-        self._end(request.of for request in batch)
+        self._end(request.source for request in batch)
         replies = []
         for request, outputs in zip(batch, answers, strict=True):
             wait_us = max(0, round((started - request.arrived) * 1e6) - request.decode_us)
-            self._batcher.pace.note(ended - request.of.arrived, request.of.ahead)
+            self._batcher.pace.note(ended - request.source.arrived, request.source.ahead)
             timed = Timed(outputs, request.decode_us, wait_us, round((ended - started) * 1e6))
             try:
                 self._statistics.count_answer(request.model, request.inputs, *timed)
-                replies.append((request.of.id, request.write(timed).SerializeToString()))
+                replies.append((request.source.id, request.write(timed).SerializeToString()))
             except Exception as error:
-                self._fail(request.of, error)
-        for call_id, reply in replies:  # together, so that they leave together
+                self._fail(request.source, error)
+        for call_id, reply in replies:  # together, so that they are sent together
             self._front.respond(call_id, reply)
 
     def _refuse(self, request: _Ready, error: Exception) -> None:
-        """End a call whose model is known."""
+        """Count a refused request and end its call."""
         self._statistics.count_refusal(request.model, time.perf_counter() - request.arrived, error)
-        self._end([request.of])
-        self._fail(request.of, error)
+        self._end([request.source])
+        self._fail(request.source, error)
 
     def _fail(self, call: _Call, error: Exception) -> None:
-        """End a call with a status."""
+        """End a call with the status of an error."""
         if isinstance(error, _TransportError):
             self._front.fail(call.id, error.code, str(error))
         else:
@@ -443,7 +490,7 @@ class NativeServer:
 
 
 class _TransportError(Exception):
-    """What grpcio's transport refuses by itself, without a reason of ours."""
+    """An error of the transport layer, which has a status code but no reason, as with grpcio."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

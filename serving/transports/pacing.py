@@ -1,4 +1,4 @@
-"""Pauses between large messages: grpc copies each on the event loop, and every other call waits meanwhile."""
+"""Pauses between large messages, which grpc copies on the event loop while all other calls wait."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-LARGE_BYTES = 2**20  # copied in a millisecond
-BYTES_PER_S = 256 * 2**20  # of large messages: copying so many takes a quarter of the loop's time
+LARGE_BYTES = 2**20  # copying takes a millisecond
+BYTES_PER_S = 256 * 2**20  # of large messages: copying them takes a quarter of the loop's time
 MAX_WAIT_S = 4.0
-MAX_SENDERS = 1024  # that are remembered
+MAX_SENDERS = 1024  # whose last message was large
 
-Sender: TypeAlias = tuple[str, str]  # the name of a connection, and the path of a method
+Sender: TypeAlias = tuple[str, str]  # the name of a connection, and the full name of a method
 
 
 class Pacing:
-    """Spreads the messages of connections that send large ones. For the thread of the event loop alone.
+    """Delays the messages of senders of large messages. Use it in the thread of the event loop only.
 
-    The size of a message is known once it is copied, so the one before it on the same connection, for the same method,
-    tells what to expect: health checks do not wait behind large images. A message that proves to be small lets go all
-    that wait on its connection.
+    The size of a message is known only after it is copied, so the previous message of the same connection and method
+    predicts it. Health checks therefore do not wait behind large images. A message that turns out to be small releases
+    all messages that wait for its sender.
 
     Args:
-        clock: The time in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._sizes: OrderedDict[Sender, int] = OrderedDict()  # of those whose last message was large
-        self._let_go: dict[Sender, asyncio.Event] = {}  # of those whose messages wait
-        self._next = 0.0  # when the next of these may be read
+        self._sizes: OrderedDict[Sender, int] = OrderedDict()  # of the last message, if it was large
+        self._released: dict[Sender, asyncio.Event] = {}  # of senders whose messages wait
+        self._next = 0.0  # when the next large message may be read
 
     async def wait(self, sender: Sender) -> None:
-        """Wait before a message is read, if it may be large."""
+        """Wait until a message may be read. A message that is not expected to be large does not wait."""
         if not (pause_s := self.take_turn(sender)):
             return
         cost_s = self._sizes[sender] / BYTES_PER_S
-        let_go = self._let_go.setdefault(sender, asyncio.Event())
+        released = self._released.setdefault(sender, asyncio.Event())
         with suppress(TimeoutError):
-            await asyncio.wait_for(let_go.wait(), pause_s)
-            self._next -= cost_s  # it took no turn
+            await asyncio.wait_for(released.wait(), pause_s)
+            self._next -= cost_s  # the message does not use its turn
 
     def take_turn(self, sender: Sender) -> float:
-        """How many seconds the next message of a sender has to wait."""
+        """Reserve a turn for the next message of a sender, and return the seconds until then."""
         if (size_bytes := self._sizes.get(sender)) is None:
             return 0.0
         now = self._clock()
@@ -54,16 +54,21 @@ class Pacing:
         return due - now
 
     def note(self, sender: Sender, size_bytes: int) -> None:
-        """Note the size of a message that was read."""
+        """Record the size of a message that was read.
+
+        Args:
+            sender: Its sender.
+            size_bytes: Its size.
+        """
         self._sizes.pop(sender, None)
         if size_bytes >= LARGE_BYTES:
             self._sizes[sender] = size_bytes
             if len(self._sizes) > MAX_SENDERS:
-                self._forget(self._sizes.popitem(last=False)[0])
+                self._release(self._sizes.popitem(last=False)[0])
         else:
-            self._forget(sender)
+            self._release(sender)
 
-    def _forget(self, sender: Sender) -> None:
-        """Let go what waits of a sender."""
-        if let_go := self._let_go.pop(sender, None):
-            let_go.set()
+    def _release(self, sender: Sender) -> None:
+        """Release the waiting messages of a sender."""
+        if released := self._released.pop(sender, None):
+            released.set()

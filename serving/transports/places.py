@@ -1,4 +1,4 @@
-"""Places for calls that hold memory while they wait: bounded in all, and shared fairly between connections."""
+"""A limit on calls that take memory while they wait, shared fairly between connections."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from serving.transports.calls import OpenCall
 
 
 class Places:
-    """Places of which each call of one kind holds one. For the thread of the event loop alone.
+    """Places for calls of one kind. Use it in the thread of the event loop only.
 
-    When all are taken, the connection that holds the most gives back its oldest: a client with many calls does not
-    keep out one with few.
+    If all places are taken, the connection with the most calls loses its oldest one, so that a client with many calls
+    does not keep out a client with few.
 
     Args:
-        limit: How many there are.
-        make_error: Makes the error of a call that gets no place, or loses it.
+        limit: The number of places.
+        make_error: Returns the error of a call that gets no place or loses it.
+
+    Attributes:
+        taken: The number of calls that hold a place.
     """
 
     def __init__(self, limit: int, make_error: Callable[[], RequestError]) -> None:
@@ -27,10 +30,10 @@ class Places:
         self.taken = 0
 
     def enter(self, call: OpenCall) -> None:
-        """Take a place.
+        """Take a place for a call.
 
         Raises:
-            RequestError: The connection of the call itself holds the most.
+            RequestError: All places are taken, and no connection has more calls than that of this call.
         """
         if self.taken >= self._limit:
             self._evict(call.connection)
@@ -38,7 +41,7 @@ class Places:
         self.taken += 1
 
     def leave(self, call: OpenCall) -> None:
-        """Give the place back, if the call still has it."""
+        """Release the place of a call, if it still holds one."""
         held = self._held.get(call.connection, {})
         if call in held:
             del held[call]
@@ -51,7 +54,7 @@ class Places:
         return [call for held in self._held.values() for call in held]
 
     def _evict(self, connection: str) -> None:
-        """Free a place for a call of ``connection``."""
+        """End the oldest call of the connection with the most, to make room for a call of ``connection``."""
         most = max(self._held.values(), key=len)
         if len(most) <= len(self._held.get(connection, ())) + 1:
             raise self._make_error()

@@ -1,4 +1,4 @@
-"""What a client is told of an error: a status code, a message, and google.rpc's details in the trailing metadata."""
+"""Errors as gRPC statuses: a code, a message, and the details of google.rpc.Status in the trailing metadata."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from serving.services.status import DOMAIN, RETRY_AFTER_S, explain
 
 log = logging.getLogger(__name__)
 
-MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status travels in trailers, of which clients take 8 KiB
-_NO_ID = b"\0" * 12  # stands where an id will; no message holds it
+MESSAGE_CHARACTERS, FACT_CHARACTERS = 400, 100  # a status is sent in trailers, of which clients accept 8 KiB
+_NO_ID = b"\0" * 12  # a placeholder for the id, which no message contains
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a call ends that is not answered.
+    """The status of a call that ends with an error.
 
     Attributes:
-        id: under which the log has it.
-        code: gRPC's number.
-        message: for people.
-        trailers: trailing metadata, for machines: google.rpc.Status with its details.
+        id: The id of the error in the log.
+        code: The number of the gRPC status code.
+        message: The error message.
+        trailers: The trailing metadata with google.rpc.Status and its details.
     """
 
     id: str
@@ -38,9 +38,9 @@ class Refusal:
 
 
 def refuse(error: Exception) -> Refusal:
-    """How a call ends with an error, with an id that the log has, too.
+    """Log an error, and return the status for the client.
 
-    An error that is no ``RequestError`` is described in the log alone.
+    The description of an error that is not a ``RequestError`` appears in the log only.
     """
     error_id = uuid.uuid4().hex[:12]
     code, reason = explain(error)
@@ -64,7 +64,7 @@ def refuse(error: Exception) -> Refusal:
 def _pack_error(
     code: str, reason: str, message: str, field: str, facts: tuple[tuple[str, str], ...], retry_s: float | None
 ) -> bytes:
-    """The status of an error without its id: the same error is often refused many times in a row."""
+    """The serialized status of an error without its id. It is cached, because the same error often repeats."""
     shortened = {name: _shorten(value, FACT_CHARACTERS) for name, value in facts}
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=shortened)]
     if field:
@@ -79,7 +79,7 @@ def _pack_error(
 
 
 def _pack(code: str, message: str, *details: Any) -> bytes:
-    """A google.rpc.Status; in place of the id stands ``_NO_ID``."""
+    """A serialized google.rpc.Status with ``_NO_ID`` in place of the id."""
     status = status_pb2.Status(code=code_pb2.Code.Value(code), message=message)
     for detail in (*details, error_details_pb2.RequestInfo(request_id=_NO_ID.decode())):
         status.details.add().Pack(detail)

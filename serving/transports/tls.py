@@ -1,70 +1,70 @@
-"""TLS for grpcio: certificates of files, which are read again when they change."""
+"""TLS for grpcio. The certificate files are read again when they change."""
 
 from __future__ import annotations
 
 import logging
 import ssl
-import time
 from collections import deque
 from pathlib import Path
 
 import grpc
 
 from evalmode.errors import CertificatesInvalid
-from evalmode.files import sign_file
-from serving.threads import start_threads
+from serving.watching import Poller, WatchedFiles
 
 log = logging.getLogger(__name__)
 
-RENEW_S = 0.5  # between two looks at the files
 
-
-def make_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """What grpcio listens with; new connections see a change within a second.
+class Certificates:
+    """A server certificate and its key. New connections use changed files within a second.
 
     Args:
-        certificate: the server's, PEM, with those that lead to its authority.
-        key: its private key, PEM.
-        client_ca: PEM, the authorities that clients' certificates must come from; None: clients need none.
+        certificate: PEM file with the server certificate, followed by the intermediate certificates.
+        key: PEM file with the private key of the certificate.
+        client_ca: PEM file with the authorities that must have issued a client's certificate; None: clients need no
+            certificate.
+
+    Attributes:
+        credentials: What ``grpc.aio.Server.add_secure_port`` takes.
 
     Raises:
-        CertificatesInvalid: a file cannot be read, or they do not fit together.
-        ThreadsUnavailable: The system does not start the thread that reads them again.
+        CertificatesInvalid: A file cannot be read, or the certificate and the key do not match.
+        ThreadsUnavailable: The system cannot start the thread that reads the files again.
     """
-    paths = [certificate, key, *([client_ca] if client_ca else [])]
-    signature = [*map(sign_file, paths)]
-    first = _read(*paths)
-    renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
 
-    def follow() -> None:
-        """Read the files again when they change: a file system that hangs holds up no handshake."""
-        nonlocal signature
-        while True:
-            time.sleep(RENEW_S)
-            now = [*map(sign_file, paths)]
-            if now == signature:
-                continue
-            try:
-                renewed.append(_read(*paths))
-            except CertificatesInvalid as error:  # half of a pair, say, while the other is being written
-                log.error("the certificates stay as they were: %s", error)
-            else:
-                log.info("certificates read again: %s", ", ".join(map(str, paths)))
-            signature = now
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        self._paths = (certificate, key, *([client_ca] if client_ca else []))
+        self._files = WatchedFiles(*self._paths)
+        self._renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
+        self.credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            _read(*self._paths), self._take, require_client_authentication=client_ca is not None
+        )
+        self._poller = Poller("certificates", self._renew)
 
-    def take() -> grpc.ServerCertificateConfiguration | None:
-        """The newest, once; called by grpc's own thread at each handshake, so it reads and waits for nothing."""
+    def close(self) -> None:
+        """Stop the thread that reads the files again."""
+        self._poller.close()
+
+    def _renew(self) -> None:
+        if not self._files.changed():
+            return
         try:
-            return renewed.pop()
+            self._renewed.append(_read(*self._paths))
+        except CertificatesInvalid as error:  # for example when only one file of a pair has been replaced so far
+            log.error("the previous certificates stay in use: %s", error)
+        else:
+            log.info("certificates read again: %s", ", ".join(map(str, self._paths)))
+
+    def _take(self) -> grpc.ServerCertificateConfiguration | None:
+        """The changed certificates, once. grpc calls this on its own thread at each handshake, so it must not block."""
+        try:
+            return self._renewed.pop()
         except IndexError:
             return None
 
-    start_threads(1, "certificates", follow)
-    return grpc.dynamic_ssl_server_credentials(first, take, require_client_authentication=client_ca is not None)
-
 
 def _read(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.ServerCertificateConfiguration:
-    """The files, once they were seen to fit together."""
+    """Read the files, and check that the certificate and the key match."""
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key, password="")
@@ -74,4 +74,4 @@ def _read(certificate: Path, key: Path, client_ca: Path | None = None) -> grpc.S
         return grpc.ssl_server_certificate_configuration([pair], client_ca.read_bytes() if client_ca else None)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         named = ", ".join(str(path) for path in (certificate, key, client_ca) if path)
-        raise CertificatesInvalid(f"no TLS with {named}: {error}") from error
+        raise CertificatesInvalid(f"cannot use {named} for TLS: {error}") from error

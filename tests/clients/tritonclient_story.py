@@ -134,7 +134,7 @@ def stream(client: triton.InferenceServerClient) -> None:
     marked = [("triton_final_response" in response.parameters) for response in responses]
     assert ([response.id for response in responses], marked) == (["0", "1", "2"], [False, False, True])
     [error] = [error for _, error in found if error is not None]
-    assert "1x4x2x3, the model wants Nx4x4x3" in str(error)
+    assert "1x4x2x3, the model expects Nx4x4x3" in str(error)
 
 
 def refusals(client: triton.InferenceServerClient) -> None:

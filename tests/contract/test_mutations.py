@@ -21,8 +21,8 @@ import training.export
 from evalmode.artifact.certificate import INPUT, LOGITS
 from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
 from evalmode.certification import fold, quantize
-from evalmode.certification.certify import certify, least_recalls
-from evalmode.certification.checks import check_golden
+from evalmode.certification.certify import certify
+from evalmode.certification.golden import check_golden, least_recalls
 from evalmode.certification.verdicts import examine
 from evalmode.errors import (
     ArtifactInvalid,
@@ -82,7 +82,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
     artifact, _, quality = export_run(run, dataset)
     assert quality.accuracy > 0.9
-    with patch.object(quantize, "LEAST_SPEEDUP", 0.0):
+    with patch.object(quantize, "MIN_SPEEDUP", 0.0):
         int8, _ = quantize_artifact(artifact, dataset)
     return Trained(run, dataset, artifact, int8)
 
@@ -288,7 +288,7 @@ def test_replaced_statistics_are_noticed(trained: Trained) -> None:
     norms[-1].reset_running_stats()  # as a load that skipped the buffers would leave them
     trained.run.save_weights(network, EXACT)
     try:
-        with pytest.raises(MomentsMismatch, match="normalises by statistics that are not those of what it sees"):
+        with pytest.raises(MomentsMismatch, match="normalises by statistics that are not those of its input"):
             export_run(trained.run, trained.dataset)
     finally:
         (trained.run.folder / f"{EXACT}.safetensors").unlink()
@@ -415,8 +415,8 @@ def all_reasons(artifact: bytes) -> Iterator[str]:
 
 def test_an_honest_export_passes_every_check(artifact: bytes) -> None:
     assert list(all_reasons(artifact)) == []
-    told = {verdict.check: verdict.told for verdict in examine(artifact)}
-    assert told["batches"] == "at every place in batches of 1 to 64, on 1 and 2 threads, the same bits"
+    findings = {verdict.check: verdict.finding for verdict in examine(artifact)}
+    assert findings["batches"] == "at every position of batches of 1 to 64, on 1 and 2 threads: the same bits"
     assert load_artifact(artifact).batch_invariant
 
 
@@ -442,7 +442,7 @@ def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mu
 
     with (
         patch.object(training.export, "quantize", go_wrong),
-        patch.object(quantize, "LEAST_SPEEDUP", 0.0),  # of accuracy alone
+        patch.object(quantize, "MIN_SPEEDUP", 0.0),  # of accuracy alone
         pytest.raises(INT8_MUTATIONS[mutate]),
     ):
         quantize_artifact(trained.artifact, trained.dataset)

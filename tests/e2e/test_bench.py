@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from evalmode.artifact.repository import publish
-from evalmode.bench.load import Measured, _Asking, describe
+from evalmode.bench.load import Measured, Sender, describe
 from evalmode.bench.usage import find_server
 from evalmode.wire import classifier_pb2 as wire
 from tests.conftest import colour_artifact, encode, plain, serving
@@ -65,9 +65,9 @@ def test_a_constant_rate_is_kept_whatever_the_answers_take(repository: Path, tmp
 def test_latency_counts_from_when_a_request_was_due(repository: Path) -> None:
     async def ask_late(address: str) -> list[float]:
         async with grpc.aio.insecure_channel(address) as channel:
-            asking = _Asking(channel, wire.PredictRequest(image=encode(plain("red"))).SerializeToString(), 60)
-            await asking.ask(due=time.perf_counter() - 5)
-            return asking.latencies
+            sender = Sender(channel, wire.PredictRequest(image=encode(plain("red"))).SerializeToString(), 60)
+            await sender.send(due=time.perf_counter() - 5)
+            return sender.latencies
 
     with serving(repository) as server:
         [latency_ms] = asyncio.run(ask_late(server.address))

@@ -48,9 +48,9 @@ def test_serve_never_loads_torch(colours: Path) -> None:
     """Building the whole server, models and all."""
     code = (
         "import sys\n"
-        "from evalmode.cli import serve\n"
-        "serve._run = lambda *_: print([name for name in ('torch', 'training') if name in sys.modules])\n"
-        f"serve.serve(['--repository', {str(colours)!r}, '--port', '0'])"
+        "from serving.embedded import start_server\n"
+        f"with start_server({str(colours)!r}):\n"
+        "    print([name for name in ('torch', 'training') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

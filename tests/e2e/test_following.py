@@ -145,7 +145,7 @@ def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) ->
             index = list_models(wire.RepositoryIndexRequest())
         assert [(one.version, one.state) for one in index.models] == [("1", "READY"), ("2", "UNAVAILABLE")]
         _, logged = server.stop()
-    assert logged.count("colours/2 is not served") == 1
+    assert logged.count("cannot load colours/2") == 1
 
 
 def test_pins_a_version(repository: Path) -> None:
@@ -158,7 +158,7 @@ def test_pins_a_version(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pin", "text"),
-    [("colours", "say NAME@VERSION"), ("colours@x", "say NAME@VERSION"), ("colours@9", "versions of colours: 1")],
+    [("colours", "use NAME@VERSION"), ("colours@x", "use NAME@VERSION"), ("colours@9", "versions of colours: 1")],
 )
 def test_a_pin_that_cannot_be_says_so(repository: Path, evalmode, pin: str, text: str) -> None:
     refused = evalmode("serve", "--repository", repository, "--model", pin, "--port", 0, "--no-metrics")

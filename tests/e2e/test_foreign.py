@@ -118,7 +118,7 @@ def test_a_certified_file_passes_every_check(published: Path, name: str, evalmod
 def test_somebody_elses_file_is_checked_as_far_as_it_tells(name: str, evalmode: Evalmode) -> None:
     done = evalmode("check", FOREIGN / f"{name}.onnx")
     assert done.returncode == 0, done.stdout
-    assert "none: evalmode certify gives it one" in done.stdout
+    assert "none: evalmode certify adds one" in done.stdout
 
 
 def test_all_of_them_are_served_like_our_own(published: Path, digits: Path, colours: Path) -> None:
@@ -177,7 +177,7 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
         (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
         (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: expected 1"),
         (("--scale", "0,1", "--std", "0"), "--std 0: expected numbers above 0"),
-        (("--scale", "0,1", "--bgr"), "--bgr: the network takes grey images, which have no order of colours"),
+        (("--scale", "0,1", "--bgr"), "--bgr: the network takes grey images, which have only one channel"),
         (("--scale", "0,1", "--size", "9x9"), "the network takes images of 8x8, --size says 9x9"),
         (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),
     ],
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_network_is_told(digits: Path, tmp_path: Path, evalmod
     given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
     done = evalmode("certify", digits / "labels.txt", "--labels", digits / "labels.txt", *given)
     assert done.returncode == 2
-    assert "labels.txt is not a whole ONNX file" in done.stderr
+    assert "labels.txt is not a complete ONNX file" in done.stderr
 
 
 def test_labels_in_the_wrong_order_are_no_better_than_guessing(
@@ -217,11 +217,11 @@ def test_labels_that_do_not_fit_are_told(digits: Path, tmp_path: Path, evalmode:
     given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
     done = evalmode("certify", FOREIGN / "keras.onnx", "--labels", labels, *given)
     assert done.returncode == 2
-    assert "holds folders that are no label: 0" in done.stderr
+    assert "holds folders that are not named like a label: 0" in done.stderr
     labels.write_text("".join(f"{label}\n" for label in range(11)))
     done = evalmode("certify", FOREIGN / "keras.onnx", "--labels", labels, *given)
     assert (
-        "the network gives Identity:0 float32 (unk__59, 10); none has a float value for each of 11 labels: do the "
+        "the network returns Identity:0 float32 (unk__59, 10); none has a float value for each of 11 labels: do the "
         "labels fit the network?" in done.stderr
     )
 

@@ -256,13 +256,13 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
         assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
 
 
-def test_an_interrupt_of_python_m_training_is_one_line() -> None:
+def test_an_interrupt_of_python_m_evalmode_is_one_line() -> None:
     code = (
         "import runpy, sys\n"
         "from evalmode.cli import main\n"
         "def interrupt(*_): raise KeyboardInterrupt\n"
         "main.main = interrupt\n"
-        "runpy.run_module('training', run_name='__main__')"
+        "runpy.run_module('evalmode', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "evalmode: interrupted\n")

@@ -20,10 +20,12 @@ from evalmode.runtime.model import Model
 from serving.engine.batching import Batcher
 from serving.engine.decoding import DecodeBudget
 from serving.services.access import Access
+from serving.services.backend import Backend
 from serving.services.classifier import Classifier
-from serving.services.inference import Inference, Work
+from serving.services.inference import Inference, Unparsed, Work
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.grpcio import GrpcioServer
 
@@ -87,9 +89,9 @@ class Direct:
         inference: What answers its requests.
     """
 
-    def __init__(self, service: Any, batcher: Batcher, budget: DecodeBudget, statistics: Statistics) -> None:
+    def __init__(self, service: Any, inference: Inference) -> None:
         self.service = service
-        self.inference = Inference(batcher, budget, statistics)
+        self.inference = inference
 
     def begin(self, request: Any, call: Caller | None = None, size_bytes: int = 0) -> Future[Any]:
         """Begin to answer a request: a future of its reply."""
@@ -103,7 +105,8 @@ class Direct:
             timer.daemon = True
             timer.start()
 
-        call.works.append(Work(self.inference, self.service, lambda: request, size_bytes, call, done, later))
+        message = Unparsed(lambda: request, size_bytes)
+        call.works.append(Work(self.inference, self.service, message, call, done, later))
         return future
 
     def ask(self, request: Any, call: Caller | None = None) -> Any:
@@ -172,21 +175,27 @@ def make_budget(slots: int = 2, max_bytes: int = 0) -> DecodeBudget:
 def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Direct:
     """The service of ``evalmode.v1``, for models that are loaded already."""
     limits, budget = limits or Limits(), make_budget()
-    served = Models({model.name: (model,) for model in models}, Path())
-    return Direct(Classifier(served, limits, budget), batcher or make_batcher(1, limits), budget, Statistics())
+    served = Models({model.name: (model,) for model in models}, Source(Path()))
+    inference = Inference(batcher or make_batcher(1, limits), budget, Statistics())
+    return Direct(Classifier(served, limits, budget), inference)
+
+
+def make_backend(classifier: Direct, limits: Limits, access: Access | None = None) -> Backend:
+    """Both protocols, answered with the classifier's models."""
+    inference, service = classifier.inference, classifier.service
+    return Backend(service, OpenInference(service._models, inference, limits), inference, limits, access)
 
 
 def listen(
     classifier: Direct, limits: Limits | None = None, access: Access | None = None
 ) -> GrpcioServer | NativeServer:
     """A server in this process on a free port, started; both protocols answer with the classifier's models."""
-    limits, inference, ours = limits or Limits(), classifier.inference, classifier.service
-    theirs = OpenInference(ours._models, inference.batcher.slots, limits, inference.statistics, inference.budget)
+    backend = make_backend(classifier, limits or Limits(), access)
     if tests.conftest.transport == "native":
         from serving.transports.native import NativeServer  # optional
 
-        server: GrpcioServer | NativeServer = NativeServer(ours, theirs, inference, "127.0.0.1", 0, limits, access)
+        server: GrpcioServer | NativeServer = NativeServer(backend, "127.0.0.1:0")
     else:
-        server = GrpcioServer(ours, theirs, inference, "127.0.0.1:0", limits, access)
+        server = GrpcioServer(backend, "127.0.0.1:0")
     server.start()
     return server

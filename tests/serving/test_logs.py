@@ -189,7 +189,7 @@ class TestUnreadStderr:
         spawn(write).result(WAIT_S)
         *written, last = self.lines(log, stream)
         assert written == ["INFO first", *(f"INFO line {number}" for number in range(QUEUED_RECORDS))]
-        assert last == "WARNING 7 lines of the log were dropped: they came faster than they could be written"
+        assert last == "WARNING 7 log records were dropped: they arrived faster than they could be written"
         log.info("next")
         assert self.lines(log, stream)[-2:] == [last, "INFO next"]  # counted once
 
@@ -199,7 +199,7 @@ class TestUnreadStderr:
         writer = log.handlers[0]._writer
         with patch.object(writer._records, "empty", return_value=False):  # others log as fast as this is written
             lines = self.lines(log, stream)
-        assert lines[-1].startswith("WARNING 2 lines of the log were dropped")
+        assert lines[-1].startswith("WARNING 2 log records were dropped")
 
     def test_what_waits_is_as_it_was_when_it_was_logged(self, log: logging.Logger, stream: Unread) -> None:
         mutable = ["before"]
@@ -249,10 +249,10 @@ def test_the_last_lines_arrive(form: str) -> None:
     code = (
         "import logging\n"
         "from serving.logs import set_up_log\n"
-        "from evalmode.cli.serve import _exit_now\n"
+        "from serving.process import exit_now\n"
         f"set_up_log('info', {form!r})\n"
         "for number in range(5000): logging.info('line %s', number)\n"
-        "_exit_now(0)"
+        "exit_now(0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0
@@ -360,7 +360,7 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
         (["--no-such"], "No such option"),
         (["--port", "x"], "'x' is not a valid integer"),
         (["--repository", "nowhere", "--port", "0", "--no-metrics"], "nowhere does not exist"),
-        (["--repository", "nowhere", "--host", "host.invalid"], "--host host.invalid is not known here"),
+        (["--repository", "nowhere", "--host", "host.invalid"], "--host host.invalid is unknown"),
         (["--repository", "nowhere", "--max-queue", "-1"], "-1 is not in the range"),
     ],
 )

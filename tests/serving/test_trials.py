@@ -102,9 +102,7 @@ def test_where_no_process_can_be_started_that_is_said_of_the_machine_and_not_of_
         raise BlockingIOError("too many processes")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(
-        TrialUnavailable, match="no process to check it in can be started: too many processes"
-    ) as caught:
+    with pytest.raises(TrialUnavailable, match="cannot start a process to check it in: too many processes") as caught:
         trials.examine(colour_artifact())
     assert not isinstance(caught.value, ArtifactInvalid)
 

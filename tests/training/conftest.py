@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from evalmode.certification.figures import Quality
+from evalmode.certification.metrics import Quality
 from evalmode.runtime.model import Model, load_model
 from training.datasets import Dataset, Split, load_dataset
 from training.export import Agreement, export_run

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import training
 from evalmode.artifact.certificate import softmax
 from evalmode.artifact.manifest import DIGEST, Manifest, seal
-from evalmode.certification.checks import run_all
-from evalmode.certification.figures import calibration_error
+from evalmode.certification.metrics import calibration_error
+from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.model import Model, load_model
 from training.datasets import Dataset, Split

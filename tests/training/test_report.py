@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from evalmode.certification.figures import wilson_interval
+from evalmode.certification.metrics import wilson_interval
 from training.datasets import Dataset, Split
 from training.loop import train
 from training.networks import build_network, scale_pixels

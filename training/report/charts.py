@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from evalmode.certification.figures import wilson_interval
+from evalmode.certification.metrics import wilson_interval
 from training.datasets.dataset import Indices
 from training.report.findings import Floats
 

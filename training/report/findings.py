@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
-from evalmode.certification.figures import BINS
+from evalmode.certification.metrics import measure_reliability
 from training.datasets import Split
 from training.datasets.dataset import Indices
 from training.evaluation import predict_logits
@@ -72,10 +71,8 @@ def calibrate(answers: Answers) -> tuple[Floats, Floats, Indices, float]:
         For each bin of probabilities that holds images: their mean, the share right, the images; and the expected
         calibration error, the mean distance of the two over all images.
     """
-    right, confidence = calibration_curve(answers.right, answers.confidence, n_bins=BINS, pos_label=True)
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], answers.confidence)  # as scikit-learn cuts them
-    images = np.unique(bins, return_counts=True)[1]
-    return confidence, right, images, float(np.average(abs(right - confidence), weights=images))
+    found = measure_reliability(answers.confidence, answers.right)
+    return found.confidence, found.accuracy, found.images, found.error
 
 
 def try_shifts(network: nn.Module, split: Split, furthest: int = 4) -> list[tuple[int, float, float]]:

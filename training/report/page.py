@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from evalmode.certification.figures import wilson_interval
+from evalmode.certification.metrics import wilson_interval
 from evalmode.files import write_atomically
 from training.datasets import Dataset
 from training.networks.compact import Compact

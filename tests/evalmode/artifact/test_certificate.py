@@ -25,7 +25,7 @@ from evalmode.artifact.certificate import (
 )
 from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
 from evalmode.certification.certify import certify, choose_golden, draw_golden
-from evalmode.certification.checks import check_batches
+from evalmode.certification.runs import BatchDifference, Probe, compare_batches
 from evalmode.certification.verdicts import examine
 from evalmode.errors import (
     ArtifactInvalid,
@@ -351,10 +351,10 @@ def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
         return {"large": numbers * 1e6 + 2e3 * (len(numbers) > 1), "small": numbers * 1e-3}
 
     golden = {"numbers": np.linspace(-1, 1, 16).reshape(16, 1)}
-    same, largest = check_batches([run], golden, 1e-2, relative=True)
-    assert (same, largest) == (False, pytest.approx(2e-3, rel=0.1))
+    found = compare_batches(Probe([run], golden, 0, relative=True), 1e-2)
+    assert found == BatchDifference(False, pytest.approx(2e-3, rel=0.1))
     with pytest.raises(BatchMismatch, match=r"large differ from those alone by 2\.0e\+03 \(limit 1e\+03\)"):
-        check_batches([run], golden, 1e-2, relative=False)
+        compare_batches(Probe([run], golden, 0, relative=False), 1e-2)
 
 
 @pytest.mark.parametrize(

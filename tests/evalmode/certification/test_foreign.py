@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from evalmode.artifact.certificate import LOGITS
-from evalmode.certification.adopt import read_samples
 from evalmode.certification.images import read_labelled
+from evalmode.certification.samples import read_samples
 from evalmode.cli.main import cli
 from evalmode.errors import EvalmodeError, UsageError
 from evalmode.images.label_files import read_labels
@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
         "takes data float32 (N, 3, 8, 8); mask float32 (N, 2): expected one",
     ),
     "two outputs": (TWICE, (), "scores, again have a value for each of 2 labels: choose one with --output NAME"),
-    "no such output": (TWICE, ("--output", "logits"), "no output logits, it gives scores float32 (N, 2); again"),
+    "no such output": (TWICE, ("--output", "logits"), "no output logits, it returns scores float32 (N, 2); again"),
     "other labels": ({"scores_shape": ("N", 5)}, (), "scores float32 (N, 5); none has a float value for each of 2"),
     "strings": ({"more_nodes": (IDS,), "scores_shape": ("N", 2)}, ("--output", "names"), "has no output names"),
     "opset too new": ({"opset": 99}, (), "needs opset 99, onnx "),
@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
         (),
         "cannot be loaded by onnxruntime: ",
     ),
-    "IR too new": ({"ir_version": 99}, (), "is of IR version 99, onnx "),
+    "IR too new": ({"ir_version": 99}, (), "has IR version 99, onnx "),
     "a batch that cannot be freed": (
         {**FIXED, "more_nodes": (helper.make_node("Concat", ["scores", "scores"], ["both"], axis=0),)},
         ("--output", "both"),
@@ -260,13 +260,13 @@ def test_a_batch_that_is_fixed_where_it_cannot_be_freed(images: Path, tmp_path: 
 
 FILES = {
     "empty": (b"", "is empty"),
-    "text": (b"no network at all\n", "is not a whole ONNX file"),
+    "text": (b"no network at all\n", "is not a complete ONNX file"),
     "torch": (b"PK\x03\x04...", "a zip archive, such as torch.save writes: export the network to ONNX"),
     "pickle": (b"\x80\x02}q\x00.", "a Python pickle"),
     "keras": (b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes: convert it with tf2onnx"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "page": (b"<!doctype html>", "was the download refused?"),
-    "truncated": (build().SerializeToString()[:-20], "is not a whole ONNX file"),
+    "truncated": (build().SerializeToString()[:-20], "is not a complete ONNX file"),
     "without a graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "without a network in it"),
 }
 
@@ -300,7 +300,7 @@ def test_outputs_that_are_no_tensors_are_named(images: Path, tmp_path: Path) -> 
     of_floats = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
     network.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(of_floats)))
     onnx.save(network, tmp_path / "network.onnx")
-    with pytest.raises(UsageError, match=r"gives maps, a sequence; none has .*: export it without ZipMap"):
+    with pytest.raises(UsageError, match=r"returns maps, a sequence; none has .*: export it without ZipMap"):
         certify(images, tmp_path / "network.onnx")
 
 
@@ -308,7 +308,7 @@ def test_no_outputs(images: Path, tmp_path: Path) -> None:
     network = build()
     del network.graph.output[:]
     onnx.save(network, tmp_path / "network.onnx")
-    with pytest.raises(UsageError, match="the network gives nothing; none has a float value"):
+    with pytest.raises(UsageError, match="the network returns nothing; none has a float value"):
         certify(images, tmp_path / "network.onnx")
 
 

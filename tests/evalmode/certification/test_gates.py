@@ -10,8 +10,10 @@ from onnx import helper, numpy_helper
 from evalmode.artifact.certificate import INPUT, LOGITS, Certificate
 from evalmode.artifact.manifest import Manifest
 from evalmode.certification.certify import certify, draw_golden
-from evalmode.certification.checks import check_eval_mode, check_finite, check_golden, check_repeats, open_runs, run_all
-from evalmode.certification.figures import binomial_tail, calibration_error, describe_pixels, mcnemar, measure_quality
+from evalmode.certification.golden import check_golden
+from evalmode.certification.graph import check_eval_mode, check_finite
+from evalmode.certification.metrics import binomial_tail, calibration_error, describe_pixels, mcnemar, measure_quality
+from evalmode.certification.runs import Probe, check_repeats, open_runs, run_all
 from evalmode.errors import (
     BatchMismatch,
     GoldenMismatch,
@@ -53,7 +55,7 @@ def test_a_random_operator_that_the_graph_check_does_not_know_would_not_repeat()
     graph = with_node("Add", "noise")
     graph.graph.node.insert(0, helper.make_node("RandomNormal", [], ["noise"], shape=[1, 3], scale=0.1))
     with pytest.raises(NotRepeatable, match=r"the same 16 inputs give other .* the second time, by up to"):
-        check_repeats(open_runs(graph.SerializeToString())[0], {INPUT: GOLDEN})
+        check_repeats(Probe(open_runs(graph.SerializeToString()), {INPUT: GOLDEN}, 3, relative=False))
     with pytest.raises(TrainMode, match="RandomNormal draws at random"):
         certify_colours(graph)
 
@@ -138,7 +140,7 @@ def test_a_label_that_is_hardly_ever_told_is_no_false_alarm() -> None:
 
 
 def test_labels_that_ought_to_be_right_and_are_not_are_an_alarm() -> None:
-    with pytest.raises(GoldenMismatch, match=r"8 of 16 golden images get their label, of such .* at least 0\.97"):
+    with pytest.raises(GoldenMismatch, match=r"8 of 16 golden images get their label, while .* at least 0\.97"):
         check_golden(golden_of([0] * 16, [0, 1] * 8), ("a", "b"), (0.99, 0.95))
 
 

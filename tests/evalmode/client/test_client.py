@@ -122,12 +122,12 @@ class TestPixels:
 
     @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, np.float64, np.int64, np.bool_])
     def test_of_another_type_are_refused(self, client: Client, dtype: type) -> None:
-        with pytest.raises(ValueError, match=r"wanted uint8 \(height, width, channels\)"):
+        with pytest.raises(ValueError, match=r"expected uint8 \(height, width, channels\)"):
             client.predict_pixels(np.zeros((4, 4, 3), dtype))
 
     @pytest.mark.parametrize("shape", [(), (48,), (16, 3), (1, 4, 4, 3)])
     def test_of_another_number_of_axes_are_refused(self, client: Client, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match=f"pixels are {len(shape)} axes"):
+        with pytest.raises(ValueError, match=f"pixels have {len(shape)} axes"):
             client.predict_pixels(np.zeros(shape, np.uint8))
 
     def test_without_a_buffer_are_refused(self, client: Client) -> None:

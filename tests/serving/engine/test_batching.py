@@ -185,7 +185,7 @@ def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -
     late.remaining_s, early.remaining_s = 0.4, 0.6
     held.let_go()
     assert values_in(held.next_batch()) == [2]
-    with pytest.raises(DeadlineExpired, match="passes in 400 ms, and it takes 500 ms: the network did not run"):
+    with pytest.raises(DeadlineExpired, match="passes in 400 ms, and the network needs 500 ms: the network did"):
         runs[late].result(WAIT_S)
     held.let_go()
     assert first.result(WAIT_S)
@@ -283,7 +283,7 @@ class TestAdmission:
         batcher.pace.note(1.0, ahead=0)
         assert batcher.admit(remaining_s=0.1) == 0  # a free slot may be quicker
         for refused in (batcher.admit, batcher.check):
-            with pytest.raises(QueueFull, match="longer than this one may wait"):
+            with pytest.raises(QueueFull, match="longer than the deadline of this request"):
                 refused(1.5)
         assert batcher.admit(remaining_s=10) == 1
 

@@ -14,7 +14,9 @@ from evalmode.errors import MessagesFull
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from serving.services.classifier import Classifier
+from serving.services.inference import Inference
 from serving.services.models import Models
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.messages import MIN_HELD_BYTES, Messages
 from tests.serving.conftest import Direct, listen, make_batcher, make_budget
@@ -25,8 +27,8 @@ OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
     slots, cpus, before = 2, 3, set(threading.enumerate())
     batcher, budget = make_batcher(slots), make_budget(cpus)
-    served, statistics = Models({model.name: (model,)}, Path()), Statistics()
-    direct = Direct(Classifier(served, Limits(), budget), batcher, budget, statistics)
+    served, statistics = Models({model.name: (model,)}, Source(Path())), Statistics()
+    direct = Direct(Classifier(served, Limits(), budget), Inference(batcher, budget, statistics))
     server = listen(direct)
     names = [thread.name for thread in threading.enumerate() if thread not in before]
     server.drain(0)

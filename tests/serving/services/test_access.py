@@ -24,7 +24,7 @@ from evalmode.client import CallFailed, Client
 from evalmode.errors import CertificatesInvalid, TokensInvalid
 from serving.services import classifier, open_inference
 from serving.services.access import CONTROL, Tokens
-from serving.transports.tls import make_credentials
+from serving.transports.tls import Certificates
 from tests.conftest import Server, encode, plain, serving
 from tests.serving.conftest import wait_until
 
@@ -148,10 +148,10 @@ class TestMatrix:
             wait_until(lambda: "a token of 5 characters" in server.logged())
             assert refuses(channel, f"Bearer {NEW}") == {}
             path.unlink()
-            wait_until(lambda: server.logged().count("the tokens stay as they were") == 2)
+            wait_until(lambda: server.logged().count("the previous tokens stay in use") == 2)
             assert refuses(channel, f"Bearer {NEW}") == {}
             _, logged = server.stop()
-        assert logged.count("the tokens stay as they were") == 2
+        assert logged.count("the previous tokens stay in use") == 2
         assert PREDICTS not in logged
         assert NEW not in logged
 
@@ -212,10 +212,10 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("", "holds no token"),
-            ("# only a comment\n\n", "holds no token"),
-            (f"{NEW}\nshort", "line 2: a token of 5 characters, at least 16"),
-            (f"{NEW} tomorrow", "line 1: 'tomorrow' is no time such as"),
+            ("", "contains no token"),
+            ("# only a comment\n\n", "contains no token"),
+            (f"{NEW}\nshort", "line 2: the token has 5 characters, the minimum is 16"),
+            (f"{NEW} tomorrow", "line 1: 'tomorrow' is not a time: use the form"),
         ],
     )
     def test_of_a_file_that_is_wrong_say_where_and_not_what(self, tmp_path: Path, text: str, said: str) -> None:
@@ -324,10 +324,10 @@ class TestTls:
         self, tmp_path: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
     ) -> None:
         certificate, key = write_pair(tmp_path, authority)
-        with caplog.at_level("INFO"), patch("serving.transports.tls.RENEW_S", 0.01):
-            assert make_credentials(certificate, key, None)
+        with caplog.at_level("INFO"), patch("serving.watching.POLL_S", 0.01):
+            assert Certificates(certificate, key, None)
             certificate.write_bytes(b"half of a new pair")
-            wait_until(lambda: "the certificates stay as they were: no TLS with" in caplog.text)
+            wait_until(lambda: "the previous certificates stay in use: cannot use" in caplog.text)
             assert "certificates read again" not in caplog.text
             write_pair(tmp_path, authority)
             wait_until(lambda: "certificates read again" in caplog.text)
@@ -367,9 +367,9 @@ class TestTls:
     @pytest.mark.parametrize(
         ("spoil", "said"),
         [
-            (lambda certificate, key: key.write_bytes(b""), "no TLS with"),
-            (lambda certificate, key: certificate.write_text("no certificate"), "no TLS with"),
-            (lambda certificate, key: trustme.CA().issue_cert("x").private_key_pem.write_to_path(key), "no TLS with"),
+            (lambda certificate, key: key.write_bytes(b""), "cannot use"),
+            (lambda certificate, key: certificate.write_text("no certificate"), "cannot use"),
+            (lambda certificate, key: trustme.CA().issue_cert("x").private_key_pem.write_to_path(key), "cannot use"),
         ],
     )
     def test_files_that_do_not_fit_are_named_at_the_start(
@@ -378,7 +378,7 @@ class TestTls:
         certificate, key = write_pair(tmp_path, authority)
         spoil(certificate, key)
         with pytest.raises(CertificatesInvalid, match=said):
-            make_credentials(certificate, key, None)
+            Certificates(certificate, key, None)
 
     def test_the_health_check_of_the_image_asks_over_http(self, colours: Path, tls) -> None:
         command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
@@ -392,7 +392,7 @@ class TestTls:
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
         assert refused.returncode == 2
-        assert "--transport native takes no TLS" in refused.stderr
+        assert "--transport native does not support TLS" in refused.stderr
 
 
 class TestOptions:
@@ -403,7 +403,7 @@ class TestOptions:
             (("--tls-client-ca", "FILE"), "TLS needs both --tls-cert and --tls-key"),
             (("--enable-control",), "needs both --enable-control and --control-tokens"),
             (("--control-tokens", "FILE"), "needs both --enable-control and --control-tokens"),
-            (("--tokens", "FILE"), "holds no token"),
+            (("--tokens", "FILE"), "contains no token"),
         ],
     )
     def test_that_lack_another_say_so(self, colours: Path, tmp_path: Path, evalmode, options, said: str) -> None:
@@ -417,7 +417,7 @@ class TestOptions:
         beyond = ("--host", "0.0.0.0", "--allow-unbounded-messages")
         with serving(colours, *beyond, "--tokens", files[0]) as server:
             _, logged = server.stop()
-        assert "images, answers and tokens can be read on the way" in logged
+        assert "images, answers and tokens are not encrypted" in logged
 
     def test_reflection_can_be_switched_off(self, colours: Path) -> None:
         with serving(colours, "--no-reflection") as server, grpc.insecure_channel(server.address) as channel:

@@ -172,7 +172,7 @@ class TestModelChoice:
     def test_of_several_needs_a_name(self, model: Model, others: tuple[Model, Model]) -> None:
         service = serve(model, *others)
         served = "colours/1, first/7, second/7"
-        with pytest.raises(ModelUnspecified, match=f"several models are served, name one of {served}") as caught:
+        with pytest.raises(ModelUnspecified, match=f"several models are served: name one of {served}") as caught:
             service.ask(wire.PredictRequest(image=RED))
         assert caught.value.facts == {"served": served}
         with pytest.raises(ModelUnspecified):
@@ -198,7 +198,7 @@ def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
         pytest.raises(ZeroDivisionError),
     ):
         service.ask(wire.PredictRequest(image=RED))
-    assert service.inference.statistics.tell(model).inference_stats.fail.count == 1
+    assert service.inference.statistics.describe(model).inference_stats.fail.count == 1
 
 
 def test_get_model_says_what_it_expects_and_how_it_is_served(tmp_path: Path) -> None:

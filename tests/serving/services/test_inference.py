@@ -31,9 +31,10 @@ from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2, open_inference_pb2
 from serving.engine.decoding import MIB, DecodeBudget
 from serving.services.classifier import Classifier
-from serving.services.inference import QUICK_BYTES, Work
+from serving.services.inference import QUICK_BYTES, Inference, Unparsed, Work
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Caller, Direct, Held, count_turns, make_batcher, make_budget, wait_until
@@ -91,14 +92,11 @@ class Bench(Direct):
 
     def __init__(self, model: Any, service: str = "ours", limits: Limits | None = None) -> None:
         limits, budget, statistics = limits or Limits(), make_budget(1, 64 * MIB), Statistics()
-        models = Models({model.name: (model,)}, Path())
+        models = Models({model.name: (model,)}, Source(Path()))
+        inference = Inference(make_batcher(1, limits, count_run=statistics.count_run), budget, statistics)
         super().__init__(
-            Classifier(models, limits, budget)
-            if service == "ours"
-            else OpenInference(models, 1, limits, statistics, budget),
-            make_batcher(1, limits, count_run=statistics.count_run),
-            budget,
-            statistics,
+            Classifier(models, limits, budget) if service == "ours" else OpenInference(models, inference, limits),
+            inference,
         )
         self.given_back = 0
         batcher, give_back = self.inference.batcher, self.inference.batcher.give_back
@@ -311,8 +309,7 @@ class TestOwnTimeout:
         work = Work(
             bench.inference,
             bench.service,
-            lambda: infer(50_000),
-            0,
+            Unparsed(lambda: infer(50_000), 0),
             Caller(),
             waiting.set_result,
             lambda *timer: timers.append(timer),
@@ -334,7 +331,7 @@ class TestOwnTimeout:
         answered: Future[Any] = Future()
         Work(
             bench.inference,
-            *(bench.service, lambda: infer(3600 * 10**6), 0, Caller(), answered.set_result),
+            *(bench.service, Unparsed(lambda: infer(3600 * 10**6), 0), Caller(), answered.set_result),
             lambda *timer: timers.append(timer),
         )
         assert answered.result(WAIT_S).model_name == "colours"
@@ -352,7 +349,7 @@ class TestOwnTimeout:
         with patch("serving.services.open_inference.time.monotonic", lambda: now):
             Work(
                 bench.inference,
-                *(bench.service, lambda: infer(2_500_000), 0, Caller(), ended.set_result),
+                *(bench.service, Unparsed(lambda: infer(2_500_000), 0), Caller(), ended.set_result),
                 lambda *timer: timers.append(timer),
             )
             for wanted in (1, 1, 0.5):
@@ -390,7 +387,8 @@ class TestWhere:
             parsed.append("here" if here else threading.current_thread().name.rpartition("-")[0])
             return request_
 
-        Work(bench.inference, bench.service, parse, size_bytes, Caller(), answered.set_result, lambda *_: None)
+        message = Unparsed(parse, size_bytes)
+        Work(bench.inference, bench.service, message, Caller(), answered.set_result, lambda *_: None)
         assert answered.result(WAIT_S).scores[0].label == "red"
         assert parsed == [threads]
         bench.expect_ended(1)
@@ -427,7 +425,8 @@ class TestEnd:
         def parse() -> None:
             raise MessageInvalid("no message")
 
-        Work(bench.inference, bench.service, parse, size_bytes, Caller(), ended.set_result, lambda *_: None)
+        message = Unparsed(parse, size_bytes)
+        Work(bench.inference, bench.service, message, Caller(), ended.set_result, lambda *_: None)
         assert isinstance(ended.result(WAIT_S), MessageInvalid)
         bench.expect_ended(1)
         assert bench.refusals() == {"MESSAGE_INVALID": 1}
@@ -498,9 +497,8 @@ def test_a_request_that_has_ended_leaves_nothing_behind(model: Model, request_: 
     gc.disable()
     try:
         with patch.object(bench.service, "find", lambda request: passing.pop()):
-            work = Work(
-                bench.inference, bench.service, lambda: request_, 0, Caller(), answered.set_result, lambda *_: None
-            )
+            message = Unparsed(lambda: request_, 0)
+            work = Work(bench.inference, bench.service, message, Caller(), answered.set_result, lambda *_: None)
             assert answered.result(WAIT_S).scores
         wait_until(lambda: bench.given_back == 1)
         kept = weakref.ref(work)

@@ -31,7 +31,7 @@ from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services.drift import LIMIT, WINDOW
-from serving.services.metrics import LEAST_IMAGES, METRICS
+from serving.services.metrics import METRICS, MIN_IMAGES
 from tests.conftest import COLOURS, Server, colour_artifact, colour_graph, encode, plain, serving
 
 RED, GREEN = encode(plain("red")), encode(plain((0, 255, 0)))
@@ -255,7 +255,7 @@ def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
 def test_health_over_http(fresh: Server) -> None:
     assert get(fresh, "/healthz") == (200, "ok\n")
     assert get(fresh, "/livez") == (200, "ok\n")
-    assert get(fresh, "/") == (404, "here are /metrics, /healthz and /livez\n")
+    assert get(fresh, "/") == (404, "not found: use /metrics, /healthz or /livez\n")
 
 
 def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_metrics_port_in_use_is_named(colours: Path, fresh: Server, evalmode) 
     port = fresh.metrics.rpartition(":")[2]
     refused = evalmode("serve", "--repository", colours, "--port", 0, "--metrics-port", port)
     assert refused.returncode == 2
-    assert f"metrics cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+    assert f"metrics cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
 
 
 def test_metrics_can_be_left_out(colours: Path) -> None:
@@ -301,8 +301,8 @@ class TestDrift:
     @pytest.mark.parametrize(("change", "flagged"), [(0, 0), (40, 1)])
     def test_is_told_of_the_last_images(self, tmp_path: Path, drawn: np.ndarray, change: int, flagged: int) -> None:
         with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
-            infer(channel, drawn[: LEAST_IMAGES - 1][:64])
-            infer(channel, drawn[64 : LEAST_IMAGES - 1])
+            infer(channel, drawn[: MIN_IMAGES - 1][:64])
+            infer(channel, drawn[64 : MIN_IMAGES - 1])
             assert scrape(server)("evalmode_input_drifted") == {}
             changed = (drawn + change).astype(np.uint8)
             with Client(server.address) as client:

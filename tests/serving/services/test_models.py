@@ -145,7 +145,7 @@ class TestRefresh:
         publish(repository, "colours", colour_artifact())
         models = Models.open(repository)
         models.refresh()
-        monkeypatch.setattr("serving.services.models.load_model", None)
+        monkeypatch.setattr("serving.services.source.load_model", None)
         models.refresh()
         assert loaded(models) == ["colours/3", "colours/1"]
 
@@ -215,10 +215,8 @@ class TestRefresh:
         models.refresh()
         models.refresh()
         assert told(models) == [("colours/1", "READY", "no longer in the repository")]
-        assert caplog.text.count("is served on") == 1
-        assert (
-            f"colours has no version in the repository any more, but is served on: {repository} does not" in caplog.text
-        )
+        assert caplog.text.count("but stays loaded") == 1
+        assert f"colours is no longer in the repository, but stays loaded: {repository} does not" in caplog.text
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         assert models.find("", "").manifest.labels == GERMAN
@@ -362,7 +360,7 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
         assert go.wait(WAIT_S)
         return load_model(path, **options)
 
-    monkeypatch.setattr("serving.services.models.load_model", load_slowly)
+    monkeypatch.setattr("serving.services.source.load_model", load_slowly)
     publish(repository, "colours", colour_artifact(GERMAN))
     refreshing = spawn(models.refresh)
     assert entered.wait(WAIT_S)
@@ -425,7 +423,7 @@ class TestOnTrial:
             assert go.wait(WAIT_S)
             return load_model(path, **options)
 
-        monkeypatch.setattr("serving.services.models.load_model", load_slowly)
+        monkeypatch.setattr("serving.services.source.load_model", load_slowly)
         publish(repository, "colours", colour_artifact(GERMAN))
         refreshing = spawn(models.refresh)
         assert entered.wait(WAIT_S)
@@ -446,7 +444,7 @@ class TestOnTrial:
     def test_a_fault_of_ours_refuses_one_version_and_no_other(self, repository: Path, monkeypatch) -> None:
         models = Models.open(repository)
         with monkeypatch.context() as patched:
-            patched.setattr("serving.services.models.load_model", None)
+            patched.setattr("serving.services.source.load_model", None)
             for name in ("colours", "other", "third"):  # more than there are threads
                 publish(repository, name, colour_artifact(GERMAN))
             models.refresh()

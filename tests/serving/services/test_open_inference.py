@@ -49,8 +49,10 @@ from evalmode.limits import Limits
 from evalmode.runtime.model import Model, load_artifact
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import tensors
+from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.refusals import refuse
 from tests.conformance.specification import NUMPY, TYPED
@@ -64,9 +66,9 @@ def serve(*models: Model, **options: object) -> Direct:
     limits = options.pop("limits", Limits())
     statistics, budget = Statistics(), make_budget()
     batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
-    served = Models({model.name: (model,) for model in models}, options.pop("repository", Path()))
-    service = OpenInference(served, batcher.slots, limits, statistics, budget, **options)
-    return Direct(service, batcher, budget, statistics)
+    served = Models({model.name: (model,) for model in models}, Source(options.pop("repository", Path())))
+    inference = Inference(batcher, budget, statistics)
+    return Direct(OpenInference(served, inference, limits, **options), inference)
 
 
 def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
@@ -319,7 +321,7 @@ class TestParameters:
             parameters={"binary_data_output": {"bool_param": False}},
         )
         told, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
-        assert (told, field) == ("output sum has no typed contents: ask for raw ones", "parameters")
+        assert (told, field) == ("output sum has no typed contents: request raw contents", "parameters")
 
     def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
         request = ask(RED[np.newaxis])
@@ -356,7 +358,7 @@ class TestTensors:
             inputs = [{"name": name, "datatype": "FP32", "shape": [1, 3]} for name in ("left", "right")]
             contents = [np.float32([1, bad, 2]).tobytes(), np.float32([1, 1, 1]).tobytes()]
             request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=contents)
-            assert refusal(serve(model), request, NotFinite)[0].startswith("left holds NaN or infinity")
+            assert refusal(serve(model), request, NotFinite)[0].startswith("left contains NaN or infinity")
             reply = serve(model, allow_nonfinite=True).ask(request)
             assert not np.isfinite(np.frombuffer(reply.raw_output_contents[0], "<f4")).all()
 
@@ -364,7 +366,10 @@ class TestTensors:
         model = load_artifact(tensor_artifact("int8"), name="sum", version="1")
         inputs = [{"name": n, "datatype": "INT8", "shape": [c, 3]} for n, c in (("left", 1), ("right", 2))]
         request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(3), bytes(6)])
-        assert refusal(serve(model), request, ShapeMismatch) == ("inputs of different batches: [1, 2]", "inputs")
+        assert refusal(serve(model), request, ShapeMismatch) == (
+            "the inputs have different batch sizes: [1, 2]",
+            "inputs",
+        )
 
     @pytest.mark.parametrize(("dtype", "value"), [("int8", 128), ("int8", -129), ("uint8", 256), ("uint16", 2**16)])
     def test_with_typed_values_that_do_not_fit_are_refused(self, dtype: str, value: int) -> None:
@@ -581,7 +586,7 @@ def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -
 def test_of_more_images_than_the_shape_says_no_more_is_read(model: Model) -> None:
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
-    assert refusal(serve(model), request, ContentsMismatch)[0] == "image of 1 has 1 elements, got more"
+    assert refusal(serve(model), request, ContentsMismatch)[0] == "image with shape 1 needs 1 elements, got more"
 
 
 def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
@@ -616,7 +621,7 @@ def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
     told, _ = refusal(serve(model), request, ContentsMixed)
-    assert told == "image is UINT8, which goes into uint_contents; got int_contents"
+    assert told == "image has datatype UINT8, whose values belong into uint_contents; got int_contents"
 
 
 def test_half_precision_has_no_typed_contents() -> None:
@@ -625,7 +630,7 @@ def test_half_precision_has_no_typed_contents() -> None:
     for name in ("left", "right"):
         sent = request.inputs.add(name=name, datatype="FP16", shape=[1, 3])
         sent.contents.fp32_contents.extend([1, 2, 3])
-    assert refusal(serve(model), request, ContentsMixed)[0] == "FP16 has no typed contents: send raw ones"
+    assert refusal(serve(model), request, ContentsMixed)[0] == "FP16 has no typed contents: send raw contents"
 
 
 def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> None:
@@ -809,9 +814,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def controlled(repository: Path) -> Direct:
-    models, statistics, batcher, budget = Models.open(repository), Statistics(), make_batcher(), make_budget()
-    service = OpenInference(models, 1, Limits(), statistics, budget, enable_control=True)
-    return Direct(service, batcher, budget, statistics)
+    models, inference = Models.open(repository), Inference(make_batcher(), make_budget(), Statistics())
+    return Direct(OpenInference(models, inference, Limits(), enable_control=True), inference)
 
 
 def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:
@@ -892,7 +896,7 @@ def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, nam
 
 def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
     request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
-    with pytest.raises(ParameterInvalid, match="parameters config are not served; here: unload_dependents"):
+    with pytest.raises(ParameterInvalid, match="parameters config are not supported; supported: unload_dependents"):
         controlled(repository).service.load(request, Caller())
 
 

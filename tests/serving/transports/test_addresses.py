@@ -76,7 +76,7 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
         refused = evalmode("serve", "--repository", colours, "--host", f"unix:{path}", "--no-metrics")
         assert (
             refused.stderr
-            == f"evalmode: --host unix:{path}: another server listens there; stop it, or take another path\n"
+            == f"evalmode: --host unix:{path}: another server listens there: stop it, or use another path\n"
         )
         assert answers(f"unix:{path}") == "red"
 
@@ -84,8 +84,8 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        ("host.invalid", "--host host.invalid is not known here: "),
-        ("a..b", "--host a..b is not known here: "),
+        ("host.invalid", "--host host.invalid is unknown: "),
+        ("a..b", "--host a..b is unknown: "),
         ("192.0.2.1", "cannot listen on 192.0.2.1:8001: this machine has no such address: use one of its own"),
         (
             "127.0.0.1:8001",
@@ -93,10 +93,10 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
         ),
         ("", "--host '' is not an address"),
         ("vsock:1", "--host 'vsock:1' is not an address"),
-        ("unix:", "a path of 1 to 107 bytes is wanted"),
-        ("unix:/" + "x" * 107, "a path of 1 to 107 bytes is wanted"),
-        ("unix:/no/where/socket", "/no/where is not a folder; make it"),
-        (f"unix:{__file__}", "there is a file that is no socket"),
+        ("unix:", "the path must have 1 to 107 bytes"),
+        ("unix:/" + "x" * 107, "the path must have 1 to 107 bytes"),
+        ("unix:/no/where/socket", "/no/where is not a folder: create it"),
+        (f"unix:{__file__}", "a file that is not a socket exists there"),
     ],
 )
 def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, host: str, said: str) -> None:
@@ -109,15 +109,15 @@ def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, h
 
 def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
     refused = evalmode("serve", "--repository", "nowhere", "--port", 8002)
-    assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: take two\n"
+    assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: choose two different ports\n"
 
 
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EACCES, "this user may not: take a --port from 1024 on or give the process CAP_NET_BIND_SERVICE"),
+        (errno.EACCES, "permission denied: use a --port from 1024 on, or give the process CAP_NET_BIND_SERVICE"),
         (errno.EAFNOSUPPORT, "this machine has no IPv6: use 0.0.0.0"),
-        (errno.EIO, "take another --host"),
+        (errno.EIO, "use another --host"),
     ],
 )
 def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:

@@ -86,7 +86,7 @@ def scene() -> Iterator[Scene]:
     ("state", "age_s", "error", "closed"),
     [
         (RECEIVING, TIMEOUT_S + 1, MessageLate, {}),
-        (SENDING, TIMEOUT_S + 1, None, {"a": "an answer was not taken within 20 s"}),
+        (SENDING, TIMEOUT_S + 1, None, {"a": "the client did not read a reply within 20 s"}),
         (RUNNING, 1e6, None, {}),
         (IDLE, 1e6, None, {}),
         (RECEIVING, TIMEOUT_S - 5, None, {}),
@@ -105,7 +105,7 @@ def test_only_late_receivers_are_ended_and_only_connections_of_late_senders_clos
 def test_a_late_message_is_refused_with_the_time_that_it_had(scene: Scene) -> None:
     call = scene.open(RECEIVING, TIMEOUT_S + 1)
     scene.calls.sweep()
-    assert str(call.error) == "no message came within 20 s: send it at once"
+    assert str(call.error) == "no message arrived within 20 s: send it at once"
 
 
 def test_a_call_that_goes_on_has_its_time_again(scene: Scene) -> None:
@@ -129,7 +129,7 @@ def test_of_too_many_answers_that_nobody_takes_the_connection_with_the_most_is_c
     with patch("serving.transports.calls.MAX_SENDING", 5):
         assert not scene.calls.sweep()
     with patch("serving.transports.calls.MAX_SENDING", 4):
-        assert scene.calls.sweep() == {"a": "5 answers are not taken, the limit is 4; 3 of them here"}
+        assert scene.calls.sweep() == {"a": "5 replies have not been read, the limit is 4; 3 are on this connection"}
     assert not any(scene.cancelled(call) for call in calls)
 
 
@@ -196,4 +196,4 @@ def test_a_server_looks_again_and_again_even_after_a_look_that_failed(
         server = listen(classify_by(model))
         wait_until(lambda: len(looks) > 3)
         server.drain(0)
-    assert caplog.text.count("calls could not be looked at") == 1
+    assert caplog.text.count("calls could not be checked") == 1

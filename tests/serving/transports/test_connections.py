@@ -10,13 +10,14 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from serving.transports.connections import CALL_BYTES, LOOSE_BYTES, LOOSE_FOR_EACH_SENT, Connections, _name
+from serving.transports.connections import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT, Connections
+from serving.transports.sockets import name_peer
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tcp_info is Linux's")
 
 LIMIT, MAX_BYTES = 10, 200_000
-TOO_MANY = LOOSE_BYTES + 10 * CALL_BYTES  # loose bytes: at each look, so many are forgotten as a call has
+TOO_MANY = MAX_STRAY_BYTES + 10 * CALL_BYTES  # stray bytes: at each look, so many are forgotten as a call has
 CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
 
 
@@ -172,7 +173,7 @@ class Asked:
         return self.is_code
 
 
-class TestLooseBytes:
+class TestStrayBytes:
     """Those that belong to no call: where a transport knows its calls."""
 
     def sweep_often(self, connections: Connections) -> None:
@@ -184,7 +185,7 @@ class TestLooseBytes:
         loose, fine = port.connect(2)
         connections = make(port, find_calls=no_calls, ask=Asked)
         loose.send(TOO_MANY)
-        fine.send(LOOSE_BYTES)
+        fine.send(MAX_STRAY_BYTES)
         self.sweep_often(connections)
         assert open_of([loose, fine]) == [False, True]
 
@@ -223,7 +224,7 @@ class TestLooseBytes:
         for peer in (answered, unanswered):
             peer.send(TOO_MANY)
         connections.sweep()
-        answered.server.sendall(bytes(TOO_MANY // LOOSE_FOR_EACH_SENT + 1))
+        answered.server.sendall(bytes(TOO_MANY // STRAY_BYTES_PER_BYTE_SENT + 1))
         assert len(answered.client.recv(1000)) > 100
         self.sweep_often(connections)
         assert open_of([answered, unanswered]) == [True, False]
@@ -341,7 +342,7 @@ def test_a_connection_is_called_as_grpc_calls_it(peer: tuple, name: str) -> None
         def getpeername(self) -> tuple:
             return peer
 
-    assert _name(Connected()) == name
+    assert name_peer(Connected()) == name
 
 
 def test_it_looks_again_and_again(port: Port) -> None:

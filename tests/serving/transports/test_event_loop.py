@@ -102,7 +102,7 @@ class TestHealthIsAnswered:
         access = Access(Tokens(tokens), None)
         tokens.unlink()
         os.mkfifo(tokens)  # whoever reads it waits
-        with patch("serving.services.access.RENEW_S", 0.01), Here(Held(model), access=access) as here:
+        with patch("serving.watching.POLL_S", 0.01), Here(Held(model), access=access) as here:
             here.held.let_go(2)
             access.follow()
             writers: list[int] = []

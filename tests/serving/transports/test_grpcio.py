@@ -59,7 +59,9 @@ from evalmode.wire import open_inference_pb2_grpc as inference_grpc
 from serving.engine.batch import Call
 from serving.services.access import Access, Tokens
 from serving.services.classifier import Classifier
+from serving.services.inference import Inference
 from serving.services.models import Models
+from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
 from serving.transports import handlers
@@ -265,7 +267,7 @@ class TestRefusals:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Predict")
         refusal = refused(lambda: raw(b"\xff\xff\xff", timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("INVALID_ARGUMENT", "MESSAGE_INVALID")
-        assert refusal.message == "the message, 3 bytes, cannot be parsed: send this method's own"
+        assert refusal.message == "the message of 3 bytes cannot be parsed: send the request message of this method"
 
     def test_of_an_unknown_method(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
@@ -415,7 +417,7 @@ class TestWaiting:
         here.batcher.pace.note(60.0, 0)
         refusal = refused(lambda: here.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
-        assert refusal.message.startswith("the requests in flight take longer than this one may wait")
+        assert refusal.message.startswith("the requests in flight take longer than the deadline of this request")
         waiting = here.enqueue(timeout_s=None)
         here.held.let_go(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
@@ -462,7 +464,7 @@ class Raising(Classifier):
     """A service that raises what it was given."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(Models({}, Path()), Limits(), make_budget())
+        super().__init__(Models({}, Source(Path())), Limits(), make_budget())
         self._error = error
 
     def find(self, request: wire.PredictRequest) -> Model:
@@ -474,7 +476,7 @@ class Raising(Classifier):
 
 @contextmanager
 def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
-    server = listen(Direct(Raising(error), make_batcher(), make_budget(), Statistics()))
+    server = listen(Direct(Raising(error), Inference(make_batcher(), make_budget(), Statistics())))
     with connected(f"127.0.0.1:{server.port}") as channel:
         yield wire_grpc.ClassifierStub(channel)
     server.drain(0)
@@ -567,7 +569,7 @@ class TestControlCalls:
     """On grpcio, as everything but Predict and ModelInfer is on native."""
 
     def test_too_many_are_refused_with_a_time_to_retry(self, here: Here) -> None:
-        with patch("serving.transports.handlers.MAX_CONTROLS", 0):
+        with patch("serving.transports.controls.MAX_CONTROLS", 0):
             refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "CALLS_FULL")
         assert refusal.retry is not None
@@ -582,7 +584,7 @@ class TestControlCalls:
             assert refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"))).code.name == "NOT_FOUND"
 
     def test_give_their_place_back_however_they_end(self, here: Here) -> None:
-        with patch("serving.transports.handlers.MAX_CONTROLS", 1):
+        with patch("serving.transports.controls.MAX_CONTROLS", 1):
             for _ in range(3):
                 assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
                 refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"), timeout=WAIT_S))
@@ -591,7 +593,7 @@ class TestControlCalls:
                 assert refused(lambda raw=raw: raw(b"\xff", timeout=WAIT_S)).info.reason == "MESSAGE_INVALID"
 
     def test_that_are_cancelled_keep_their_place_until_their_thread_is_free(self, here: Here) -> None:
-        with slow_handlers(here) as slow, patch("serving.transports.handlers.MAX_CONTROLS", 1):
+        with slow_handlers(here) as slow, patch("serving.transports.controls.MAX_CONTROLS", 1):
             call = here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S)
             wait_until(lambda: slow.running == 1)
             call.cancel()
@@ -600,7 +602,7 @@ class TestControlCalls:
             refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
             assert refusal.info.reason == "CALLS_FULL"
             slow.go_on.set()
-            wait_until(lambda: not others._handlers._controlling)
+            wait_until(lambda: not others._handlers._controls.running)
             assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
 
 
@@ -640,7 +642,7 @@ class TestRefusedCalls:
 class TestCallsThatWaitForTheirMessage:
     @pytest.fixture
     def here(self, model: Model) -> Iterator[Here]:
-        with patch("serving.transports.handlers.MAX_RECEIVING", 3), Here(Held(model)) as running:
+        with patch("serving.transports.receiving.MAX_RECEIVING", 3), Here(Held(model)) as running:
             running.held.let_go(10)
             yield running
 
@@ -774,7 +776,7 @@ class TestAddress:
             port = taken.getsockname()[1]
             refused = evalmode("serve", "--repository", colours, "--port", port)
         assert refused.returncode == 2
-        assert f"evalmode: cannot listen on 127.0.0.1:{port}: is the port in use?" in refused.stderr
+        assert f"evalmode: cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
         assert "Traceback" not in refused.stderr
         assert refused.stdout == ""
 
@@ -846,8 +848,8 @@ class TestShutdown:
 
     def test_begins_wherever_the_main_thread_is(self) -> None:
         code = (
-            "from evalmode.cli.serve import _listen_for_signals\n"
-            "stop = _listen_for_signals()\n"
+            "from serving.process import listen_for_signals\n"
+            "stop = listen_for_signals()\n"
             "print('ready', flush=True)\n"
             "while not stop.wait(0): pass  # most of the time it holds the lock of the event"
         )
@@ -903,7 +905,6 @@ class TestShutdown:
     def test_ends_whatever_its_threads_wait_for(self, colours: Path) -> None:
         code = (
             "import sys, threading\n"
-            "from evalmode.cli import serve\n"
             "from serving.transports.grpcio import GrpcioServer\n"
             "GrpcioServer.announce_shutdown = lambda self: threading.Event().wait()\n"
             "from evalmode.cli.main import main\n"
@@ -925,13 +926,13 @@ class TestDrain:
     """In this process, where the order of events is in the test's hand."""
 
     def test_ends_after_the_replies_have_left(self, here: Here) -> None:
-        drained, finish = threading.Event(), handlers._serialize
+        drained, finish = threading.Event(), handlers.serialize
 
         def finish_late(reply: Any) -> bytes:
             drained.wait(1)  # the answer is known, and a drain that ends too early has the time to
             return finish(reply)
 
-        with patch.object(handlers, "_serialize", finish_late):
+        with patch.object(handlers, "serialize", finish_late):
             running = here.occupy()
             drain = spawn(here.drain, WAIT_S)
             drain.add_done_callback(lambda _: drained.set())

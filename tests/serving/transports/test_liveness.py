@@ -44,8 +44,7 @@ def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
             with error:
                 return error.code, error.read().decode()
         finally:
-            server._server.shutdown()
-            server._server.server_close()
+            server.close()
 
     return get
 

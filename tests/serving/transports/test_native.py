@@ -19,9 +19,8 @@ from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as infer
 from evalmode.wire import open_inference_pb2_grpc as infer_grpc
-from serving.services.open_inference import OpenInference
 from tests.conftest import colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, make_batcher, wait_until
+from tests.serving.conftest import WAIT_S, Held, classify_by, make_backend, make_batcher, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
@@ -36,9 +35,7 @@ def repository(tmp_path: Path) -> Path:
 def listen(held: Held, slots: int, limits: Limits) -> native.NativeServer:
     """A server in this process on a free port, started."""
     direct = classify_by(held, batcher=make_batcher(slots, limits), limits=limits)
-    ours, inference = direct.service, direct.inference
-    theirs = OpenInference(ours._models, slots, limits, inference.statistics, inference.budget)
-    server = native.NativeServer(ours, theirs, inference, "127.0.0.1", 0, limits)
+    server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
     server.start()
     return server
 

@@ -61,7 +61,7 @@ class Here:
 
     def counts(self) -> tuple[int, ...]:
         """Calls and streams, requests admitted, waiting and running, and what is held on the way to there."""
-        batcher, budget = self.batcher, self.grpcio._inference.budget
+        batcher, budget = self.batcher, self.grpcio._backend.inference.budget
         running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
         if tests.conftest.transport == "native":  # which has its own, but for streams
             server = self.server
@@ -76,8 +76,8 @@ class Here:
             sum(count_turns(lane) for lane in lanes),
             sum(lane.max_bytes - lane._free_bytes for lane in lanes),
             handlers._messages._held_bytes,
-            handlers._receiving.taken,
-            handlers._controlling,
+            handlers._receiver.places.taken,
+            handlers._controls.running,
         )
 
     def expect_nothing_left(self) -> None:
@@ -89,7 +89,7 @@ class Here:
     def wait_until_cancelled(self) -> None:
         """Until the server knows that its only call is cancelled."""
         if tests.conftest.transport == "native" and self.server._calls:
-            wait_until(lambda: all(call.gone for call in self.server._calls.values()))
+            wait_until(lambda: all(call.is_cancelled for call in self.server._calls.values()))
         else:
             wait_until(lambda: not self.counts()[0])
 

@@ -1,0 +1,131 @@
+"""Measure a server under several loads, together with what limits it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalmode.bench import load, usage
+from evalmode.bench.raw import Raw, measure_raw
+from evalmode.client import Client
+from evalmode.errors import UsageError
+from evalmode.images.pixels import PixelContract
+from evalmode.runtime.cpus import count_cpus
+from evalmode.wire import classifier_pb2 as wire
+
+RAW_S = 1.0  # the duration of each measurement of ONNX Runtime
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """How a server is measured.
+
+    Attributes:
+        model: The model's name; may be "" if the server has one model.
+        image: An encoded image to send; None sends pixels of the model's size.
+        in_flight: Closed loops, with these numbers of callers.
+        rate: Requests per second of an open loop; None for closed loops.
+        seconds: The duration of each load.
+        timeout: The deadline of a call in seconds.
+        file: The artifact that is served, to measure ONNX Runtime without a server; None to leave that out.
+    """
+
+    model: str
+    image: Path | None
+    in_flight: tuple[int, ...]
+    rate: float | None
+    seconds: float
+    timeout: float
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        address: The server.
+        model: NAME/VERSION.
+        raw: The highest throughput of ONNX Runtime without a server; None if it was not measured.
+        loads: The figures of each load as JSON values.
+    """
+
+    address: str
+    model: str
+    raw: Raw | None
+    loads: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> int:
+        """The number of requests without a correct answer."""
+        outcomes = [pair for row in self.loads for pair in row["outcomes"].items()]
+        return sum(count for outcome, count in outcomes if outcome != load.OK)
+
+
+def measure_server(address: str, options: BenchOptions) -> BenchResult:
+    """Send one prepared request to a server under each load.
+
+    Args:
+        address: HOST:PORT.
+        options: How it is measured.
+
+    Returns:
+        The figures.
+
+    Raises:
+        CallFailed: The server does not describe the model.
+        UsageError: ``options.file`` is not the artifact that is served.
+    """
+    with Client(address, timeout_s=options.timeout) as client:
+        model = client.get_model(options.model)
+    contract = PixelContract(model.pixels.height, model.pixels.width, model.pixels.channels)
+    raw = None
+    if options.file:
+        _check_same(options.file, model.digest)
+        raw = measure_raw(options.file.read_bytes(), contract, count_cpus(), RAW_S)[0]
+    request = _make_request(options.image, contract, model.model)
+    rows = [_measure(address, name, run, raw) for name, run in _list_loads(address, request, options).items()]
+    return BenchResult(address, f"{model.model}/{model.version}", raw, rows)
+
+
+def _list_loads(address: str, request: bytes, options: BenchOptions) -> dict[str, Callable[[], load.Measured]]:
+    """Each load by its name."""
+    seconds, timeout_s = options.seconds, options.timeout
+    if rate := options.rate:
+        return {f"{rate:g}/s": lambda: load.at_rate(address, request, rate, seconds, timeout_s)}
+
+    def close_loop(count: int) -> Callable[[], load.Measured]:
+        return lambda: load.in_flight(address, request, count, seconds, timeout_s)
+
+    return {f"{count} in flight": close_loop(count) for count in options.in_flight}
+
+
+def _measure(address: str, name: str, run: Callable[[], load.Measured], raw: Raw | None) -> dict[str, Any]:
+    """The figures of one load, with the server's processor time if it runs on this machine."""
+    server = usage.find_server(address)
+    before = usage.cpu_seconds(server) if server else 0.0
+    measured = run()
+    row = {"load": name, **load.describe(measured)}
+    spent = usage.cpu_seconds(server) - before if server else 0.0
+    row["server_cpu_us"] = round(spent / max(1, measured.requests) * 1e6) if server else None
+    row["of_raw"] = round(measured.rate / raw.rate, 3) if raw else None
+    return row
+
+
+def _check_same(file: Path, digest: str) -> None:
+    actual = "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
+    if actual != digest:
+        raise UsageError(f"{file} is {actual}, the server answers with {digest}: give the file that is served")
+
+
+def _make_request(image: Path | None, contract: PixelContract, model: str) -> bytes:
+    if image:
+        return wire.PredictRequest(image=image.read_bytes(), model=model, top_k=1).SerializeToString()
+    drawn = np.random.default_rng(0).integers(0, 256, contract.shape).astype(np.uint8)
+    pixels = wire.Pixels(data=drawn.tobytes(), height=contract.height, width=contract.width, channels=contract.channels)
+    return wire.PredictRequest(pixels=pixels, model=model, top_k=1).SerializeToString()

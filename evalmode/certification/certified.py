@@ -1,0 +1,73 @@
+"""Artifacts that were made of networks of other tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.manifest import digest_file
+from evalmode.artifact.repository import publish
+from evalmode.certification.metrics import Quality
+from evalmode.images.pixels import PixelContract
+
+
+@dataclass(frozen=True, eq=False)
+class Certified:
+    """An artifact that was made of another tool's network.
+
+    Attributes:
+        artifact: the bytes of a ``model.onnx``.
+    """
+
+    artifact: bytes
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` and the hexadecimal digest of the file."""
+        return digest_file(self.artifact)
+
+    def publish(self, repository: str | PathLike[str], name: str) -> Path:
+        """Publish the artifact as the next version of a model.
+
+        Args:
+            repository: the folder of the model repository; it is created if it is missing.
+            name: the model's name.
+
+        Returns:
+            The path of the published file, ``repository/name/version/model.onnx``.
+
+        Raises:
+            NameInvalid: the name is not allowed.
+            OSError: the file cannot be written.
+        """
+        return publish(Path(repository), name, self.artifact)
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedClassifier(Certified):
+    """An image classifier with its certificate.
+
+    Attributes:
+        labels: K labels, in the order of the output.
+        contract: height, width and channels of the images.
+        layout: the layout of the network's input: "NCHW", "NHWC" or "flat".
+        quality: measured on the user's images.
+    """
+
+    labels: tuple[str, ...]
+    contract: PixelContract
+    layout: str
+    quality: Quality
+
+
+@dataclass(frozen=True, eq=False)
+class CertifiedNetwork(Certified):
+    """A network of tensors with its certificate.
+
+    Attributes:
+        inputs: the golden inputs by name, the batch along the first axis of each.
+    """
+
+    inputs: Tensors

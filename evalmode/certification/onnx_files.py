@@ -1,0 +1,201 @@
+"""Read ONNX files that other tools wrote, and bring them into one form without changing their answers.
+
+Old files list their weights among the inputs, and many accept only the batch size that they were exported with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from evalmode.artifact.manifest import walk
+from evalmode.errors import EvalmodeError, UsageError
+
+BATCH = "batch"
+IR_VERSION = 8  # since 4, weights need not be inputs; later versions only add types
+MIN_OPSET = 7  # the oldest that ONNX Runtime runs correctly
+MAX_BYTES = 2**31 - 1  # of one protobuf message
+OTHER_FORMATS = {  # by the first bytes of a file
+    b"PK": "a zip archive, such as torch.save writes: export the network to ONNX",
+    b"\x80": "a Python pickle, such as torch.save writes: export the network to ONNX",
+    b"\x89HDF": "an HDF5 file, such as Keras writes: convert it with tf2onnx",
+    b"version https://git-lfs": "a Git LFS pointer: bring the file itself with git lfs pull",
+    b"<": "a web page or XML: was the download refused?",
+}
+TYPES = {value: name.lower() for name, value in TensorProto.DataType.items()}
+
+
+def read_network(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, together with weights in files beside it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The network, converted to IR version 8 and opset 7 if it is older, with no weights among its inputs.
+
+    Raises:
+        UsageError: the file is not an ONNX file, weights are missing, or its version is too new.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    if not content:
+        raise UsageError(f"{path} is empty")
+    known = next((what for start, what in OTHER_FORMATS.items() if content.startswith(start)), "")
+    if known:
+        raise UsageError(f"{path} is {known}")
+    try:
+        network = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's decoder raises types of its own
+        raise UsageError(f"{path} is not a complete ONNX file: {error}") from error
+    if not network.ir_version or not network.graph.node:
+        raise UsageError(f"{path} is not an ONNX file, or one without a network in it")
+    _read_weights(network, path)
+    _check_versions(network, path)
+    network = _raise_opset(network, path)
+    network.ir_version = max(network.ir_version, IR_VERSION)
+    weights = {tensor.name for tensor in network.graph.initializer}
+    for value in [value for value in network.graph.input if value.name in weights]:
+        network.graph.input.remove(value)
+    return network
+
+
+def _read_weights(network: onnx.ModelProto, path: Path) -> None:
+    outside = [tensor for tensor in walk(network, TensorProto) if tensor.data_location == TensorProto.EXTERNAL]
+    if not outside:
+        return
+    places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
+    missing = sorted(place for place in places if not (path.parent / place).is_file())
+    if missing:
+        raise UsageError(
+            f"{path}: its weights are in {', '.join(missing[:3])}, missing from {path.parent}: copy it there"
+        )
+    size = sum((path.parent / place).stat().st_size for place in places)
+    if size > MAX_BYTES:
+        raise UsageError(f"{path}: {size:,} bytes of weights, one ONNX file can hold at most {MAX_BYTES:,}")
+    try:
+        onnx.load_external_data_for_model(network, os.fspath(path.parent))
+    except Exception as error:  # onnx raises types of its own
+        raise UsageError(f"{path}: its weights in {', '.join(sorted(places)[:3])} cannot be read: {error}") from error
+
+
+def _check_versions(network: onnx.ModelProto, path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
+    if opset > newest:
+        raise UsageError(
+            f"{path} needs opset {opset}, onnx {onnx.__version__} knows up to {newest}: export it with opset 20, or "
+            "install a newer onnx and onnxruntime"
+        )
+    if network.ir_version > onnx.IR_VERSION:
+        raise UsageError(
+            f"{path} has IR version {network.ir_version}, onnx {onnx.__version__} knows up to {onnx.IR_VERSION}: "
+            "export it with an older onnx, or install a newer onnx and onnxruntime"
+        )
+
+
+def _raise_opset(network: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
+    if opset >= MIN_OPSET:
+        return network
+    try:
+        return onnx.version_converter.convert_version(network, MIN_OPSET)
+    except Exception as error:  # onnx raises types of its own
+        raise UsageError(
+            f"{path} has opset {opset}, which onnx cannot convert to the required {MIN_OPSET}: {first_line(error)}"
+        ) from error
+
+
+def describe(value: onnx.ValueInfoProto) -> str:
+    """Describe an input or output: ``data float32 (N, 3, 32, 32)``."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return f"{value.name}, a {(kind or 'value without a type').removesuffix('_type')}"
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return f"{value.name} {name_type(tensor.elem_type)} of any shape"
+    sides = ", ".join(str(dim.dim_value) if dim.dim_value else dim.dim_param or "?" for dim in tensor.shape.dim)
+    return f"{value.name} {name_type(tensor.elem_type)} ({sides})"
+
+
+def name_type(elem_type: int) -> str:
+    """The numpy name of an ONNX element type: ``float32`` for FLOAT."""
+    return {"float": "float32", "double": "float64"}.get(name := TYPES.get(elem_type, "?"), name)
+
+
+def find_batch(network: onnx.ModelProto) -> int | None:
+    """The only batch size that a network accepts; None if it accepts any, or its inputs differ."""
+    shapes = [value.type.tensor_type.shape for value in network.graph.input]
+    sizes = {shape.dim[0].dim_value for shape in shapes if shape.dim}
+    return (min(sizes) or None) if len(sizes) == 1 else None
+
+
+def free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
+    """Let a network that was exported for one batch size accept any.
+
+    The first axis of its inputs and outputs becomes free, and so do the shapes that it reshapes tensors to. The caller
+    has to check that the answers stay the same.
+
+    Args:
+        network: the network, which is not changed.
+
+    Returns:
+        A copy, or the network itself if it accepts any batch size already.
+    """
+    batch = find_batch(network)
+    if batch is None:
+        return network
+    freed = onnx.ModelProto()
+    freed.CopyFrom(network)
+    del freed.graph.value_info[:]
+    for value in (*freed.graph.input, *freed.graph.output):
+        if (dims := value.type.tensor_type.shape.dim) and dims[0].dim_value == batch:
+            dims[0].dim_param = BATCH
+    constants = {tensor.name: tensor for tensor in freed.graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t
+        for node in freed.graph.node
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value"
+    }
+    for number, node in enumerate(freed.graph.node):
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        shape = numpy_helper.to_array(constants[node.input[1]]).copy()
+        if not len(shape) or shape[0] != batch:
+            continue
+        shape[0] = 0 if -1 in shape else -1  # 0 keeps the size of the axis
+        name = f"evalmode_shape_{number}"  # a new name: another node may share the old shape
+        freed.graph.initializer.append(numpy_helper.from_array(shape.astype(np.int64), name))
+        node.input[1] = name
+    return freed
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn errors of onnx, ONNX Runtime and protobuf, which share no base class, into one line.
+
+    Args:
+        path: the file of the network.
+
+    Raises:
+        UsageError: one of these libraries raised an error.
+    """
+    try:
+        yield
+    except EvalmodeError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(("onnx", "google.protobuf")):
+            raise
+        raise UsageError(f"{path}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 400 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:400]

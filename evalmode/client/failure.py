@@ -1,0 +1,60 @@
+"""Failed calls as one exception with the server's reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from evalmode.errors import EvalmodeError
+
+
+class CallFailed(EvalmodeError):
+    """A call was refused, or the server could not be reached.
+
+    Args:
+        message: The status code and the server's message.
+        code, reason, id, retry: See the attributes.
+        facts: The values in the message by name.
+
+    Attributes:
+        code: The name of the gRPC status code, such as ``INVALID_ARGUMENT``.
+        reason: The reason code, see docs/wire-protocol.md; "" if the error is the transport's.
+        id: The request's id in the server's log; "" if the request did not reach the server.
+        retry: Whether the same call may succeed later, or at another server.
+    """
+
+    def __init__(self, message: str, *, code: str, reason: str, id: str, retry: bool, facts: dict[str, str]) -> None:
+        super().__init__(message, **facts)
+        self.code = code
+        self.reason = reason
+        self.id = id
+        self.retry = retry
+
+
+def read_failure(error: Any) -> CallFailed:
+    """Read the ``google.rpc`` details in the trailing metadata of a failed call.
+
+    Args:
+        error: The ``grpc.RpcError``.
+
+    Returns:
+        The exception to raise.
+    """
+    info, request = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    retry = error.code() is grpc.StatusCode.UNAVAILABLE
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                detail.Unpack(info)
+                detail.Unpack(request)
+                retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+    return CallFailed(
+        f"{error.code().name}: {error.details()}",
+        code=error.code().name,
+        reason=info.reason,
+        id=request.request_id,
+        retry=retry,
+        facts=dict(info.metadata),
+    )

@@ -1,0 +1,247 @@
+"""A gRPC server: built from its configuration, then loaded, started, drained and closed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from evalmode.errors import UsageError
+from evalmode.runtime.cpus import count_cpus
+from serving.config import ServeConfig
+from serving.engine.batching import Batcher, count_slots
+from serving.engine.decoding import DecodeBudget
+from serving.engine.memory import choose_decode_bytes
+from serving.services.access import Access, Tokens
+from serving.services.backend import Backend
+from serving.services.classifier import Classifier
+from serving.services.inference import Inference
+from serving.services.metrics import Metrics
+from serving.services.models import Entry, Models
+from serving.services.open_inference import OpenInference
+from serving.services.statistics import Statistics
+from serving.threads import join_threads, start_threads
+from serving.transports.addresses import UNIX, find_local, join_address
+from serving.transports.grpcio import GrpcioServer
+from serving.transports.liveness import Liveness
+from serving.transports.metrics import MetricsServer
+from serving.transports.tls import Certificates
+from serving.trials import Trials
+
+if TYPE_CHECKING:
+    from serving.transports.native import NativeServer
+
+log = logging.getLogger("serving")
+
+MIB = 1024 * 1024
+JOIN_S = 5.0  # for the threads of a closed server to end
+
+
+class Server:
+    """A gRPC server. Its methods are called in the order ``load``, ``listen``, ``start``, ``drain``, ``close``.
+
+    Args:
+        config: Its options.
+        trials: Checks artifacts in child processes before they are loaded.
+        stopping: Set by the server when it stops. If it is set earlier, ``load`` returns early.
+    """
+
+    def __init__(self, config: ServeConfig, trials: Trials, stopping: threading.Event) -> None:
+        self._config = config
+        self._trials = trials
+        self._stopping = stopping
+        self._stopped = threading.Event()
+        self._stop_once = threading.Lock()
+        self._statistics = Statistics()
+        self._resources = ExitStack()
+        self._threads: list[threading.Thread] = []
+        self._resources.callback(trials.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        """The address for clients on this machine, such as ``127.0.0.1:8001`` or ``unix:PATH``."""
+        return find_local(join_address(self._config.host, self._transport.port), self._transport.port)
+
+    @property
+    def metrics_address(self) -> str:
+        """The address of /metrics, /healthz and /livez for clients on this machine, such as ``127.0.0.1:8002``.
+
+        Raises:
+            UsageError: The server has no metrics.
+        """
+        if self._config.no_metrics:
+            raise UsageError("the server was started with no_metrics")
+        port = self._metrics.port
+        return find_local(join_address(self._config.metrics_host, port), port)
+
+    def describe(self) -> str:
+        """Return two lines: the models and where they are served, and where metrics are served."""
+        host = self._config.host
+        where = join_address(host, 0) if host.startswith(UNIX) else f"port {self._transport.port}"
+        metrics = "no metrics" if self._config.no_metrics else f"metrics on port {self._metrics.port}"
+        return f"serving {', '.join(self._models.served)} on {where}\n{metrics}"
+
+    def load(self) -> None:
+        """Load the newest version of every model. Returns early if ``stopping`` is set.
+
+        Raises:
+            ArtifactInvalid: The repository holds no model that can be loaded.
+            ProviderUnavailable: The execution provider does not work on this machine.
+        """
+        config = self._config
+        self._models = Models.open(
+            config.repository,
+            config.pinned,
+            config.keep,
+            self._stopping,
+            trials=self._trials,
+            follow_links=config.follow_links,
+            provider=config.provider,
+            allow_uncertified=config.allow_uncertified,
+            replay_s=config.limits.load_seconds,
+        )
+        self._resources.callback(self._models.close)
+
+    def listen(self) -> None:
+        """Build the services, and bind the addresses.
+
+        Raises:
+            AddressUnavailable: An address cannot be bound.
+            CertificatesInvalid: The TLS files are not usable.
+            ThreadsUnavailable: The system cannot start enough threads.
+            TokensInvalid: A token file is not usable.
+            UsageError: The transport is not installed.
+        """
+        self._transport = self._open_transport(self._make_backend())
+        self._resources.callback(self._transport.close)
+        if not self._config.no_metrics:
+            self._metrics = self._open_metrics()
+
+    def start(self) -> None:
+        """Answer requests, report SERVING, and load new versions as they are published."""
+        self._models.follow(self._show)
+        self._transport.start()
+        self._threads += start_threads(1, "repository", self._watch_repository)
+
+    def wait(self) -> None:
+        """Block until another thread has stopped the server."""
+        self._stopped.wait()
+
+    def stop(self) -> int:
+        """Drain and close the server. Further calls do nothing.
+
+        Returns:
+            The number of requests that were cut after ``grace`` seconds.
+        """
+        with self._stop_once:
+            if self._stopped.is_set():
+                return 0
+            try:
+                return self.drain()
+            finally:
+                self.close()
+
+    def drain(self) -> int:
+        """Report NOT_SERVING, answer for ``lame_duck`` seconds, then wait ``grace`` seconds for requests in flight.
+
+        Returns:
+            The number of requests that were cut.
+        """
+        limits = self._config.limits
+        self._stopping.set()
+        log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
+        self._transport.announce_shutdown()
+        time.sleep(limits.lame_duck)
+        cut = self._transport.drain(limits.grace)
+        if cut:
+            log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)
+        else:
+            log.info("all requests answered: %s", self._statistics.answered)
+        return cut
+
+    def close(self) -> None:
+        """Release everything that the server holds, and wait for its threads."""
+        self._stopping.set()
+        self._resources.close()
+        join_threads(self._threads, JOIN_S)
+        self._stopped.set()
+
+    def _make_backend(self) -> Backend:
+        """Build the engine and the services."""
+        config, models = self._config, self._models
+        batcher = Batcher(count_slots(models.served.values()), config.limits, self._statistics.count_run)
+        self._resources.callback(batcher.close)
+        decode_bytes, source = choose_decode_bytes(config.limits.max_decode_bytes)
+        log.info("images are decoded within %s MiB: %s", decode_bytes // MIB, source)
+        budget = DecodeBudget(count_cpus(), decode_bytes)
+        self._resources.callback(budget.close)
+        self._threads += batcher.threads + budget.threads
+        inference = Inference(batcher, budget, self._statistics)
+        return Backend(
+            Classifier(models, config.limits, budget),
+            OpenInference(models, inference, config.limits, config.allow_nonfinite, config.enable_control),
+            inference,
+            config.limits,
+            self._open_access(),
+            not config.no_reflection,
+        )
+
+    def _open_access(self) -> Access | None:
+        """Read the token files, and again when they change. Returns None if no option names one."""
+        config = self._config
+        if not (config.tokens or config.control_tokens):
+            return None
+        predict, control = (Tokens(path) if path else None for path in (config.tokens, config.control_tokens))
+        access = Access(predict, control)
+        access.follow()
+        self._resources.callback(access.close)
+        return access
+
+    def _open_transport(self, backend: Backend) -> GrpcioServer | NativeServer:
+        """Bind the address of the gRPC server."""
+        config = self._config
+        address = join_address(config.host, config.port)
+        if config.transport == "native":
+            try:
+                from serving.transports.native import NativeServer
+            except ModuleNotFoundError as error:
+                raise UsageError(f"--transport native: {error}: pip install 'evalmode[native]'") from error
+            return NativeServer(backend, address)
+        credentials = None
+        if config.tls_cert and config.tls_key:
+            certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+            self._resources.callback(certificates.close)
+            credentials = certificates.credentials
+        return GrpcioServer(backend, address, credentials)
+
+    def _open_metrics(self) -> MetricsServer:
+        """Bind the address of the metrics, and start to measure liveness."""
+        config, models = self._config, self._models
+        liveness = Liveness(self._transport.local_address)
+        metrics = MetricsServer(
+            Metrics(models, self._statistics, self._transport.load, config.label_metrics),
+            lambda: bool(models.loaded) and not self._stopping.is_set(),
+            liveness,
+            config.metrics_host,
+            config.metrics_port,
+        )
+        self._resources.callback(metrics.close)
+        liveness.start()
+        self._resources.callback(liveness.close)
+        return metrics
+
+    def _show(self, entries: list[Entry]) -> None:
+        """Update the health of the models, and forget the statistics of those that are no longer loaded."""
+        self._transport.show(entries)
+        self._statistics.keep(self._models.loaded)
+
+    def _watch_repository(self) -> None:
+        self._models.watch(self._config.poll, self._stopping)

@@ -1,0 +1,108 @@
+"""The options of a server: each field is an option of the command, and is checked once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from evalmode.cli.serve import serve
+from evalmode.errors import UsageError
+from evalmode.limits import Limits
+from serving.config import LogConfig, ServeConfig
+from serving.engine import memory
+from serving.options import list_options
+
+OPTIONS = list_options(ServeConfig, LogConfig)
+
+
+def make_config(**options: Any) -> ServeConfig:
+    return ServeConfig.from_options({"repository": "models", **options})
+
+
+def test_every_field_and_every_limit_is_an_option_of_the_command() -> None:
+    names = [*(one.name for config in (ServeConfig, LogConfig, Limits) for one in fields(config))]
+    names.remove("limits")
+    assert [parameter.name for parameter in serve.params] == names
+    assert [parameter.opts for parameter in serve.params] == [[option.flag] for option in OPTIONS]
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_the_command_takes_each_option_from_its_environment_variable(option: Any) -> None:
+    (parameter,) = (one for one in serve.params if one.name == option.name)
+    context = click.Context(serve, info_name="serve", auto_envvar_prefix="EVALMODE_SERVE")
+    value = "1" if option.kind is bool else str(option.rules.get("minimum", option.rules.get("choices", ["x"])[0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(option.variable, value)
+        assert parameter.value_from_envvar(context)
+
+
+def test_options_that_are_not_given_have_the_defaults_of_the_fields() -> None:
+    config = make_config(port=0, max_queue=3)
+    assert (config.repository, config.port, config.transport, config.poll) == (Path("models"), 0, "grpcio", 1.0)
+    assert (config.limits.max_queue, config.limits.max_batch) == (3, Limits().max_batch)
+
+
+def test_the_default_limit_on_requests_fits_into_the_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory, "read_memory_limit", lambda root: memory.MemoryLimit(512 * 2**20, "the cgroup's limit"))
+    with caplog.at_level("INFO"):
+        assert make_config().limits.max_request_bytes == 8 * 2**20
+        assert make_config(max_request_bytes=2**20 * 32).limits.max_request_bytes == 2**20 * 32
+    assert caplog.messages == [
+        "requests are limited to 8388608 bytes: the cgroup's limit is 512 MiB; set --max-request-bytes to change this"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"porf": 1}, "a server has no option 'porf': did you mean 'port'?"),
+        ({"log_format": "json"}, "a server has no option 'log_format'"),
+        ({"port": "8001"}, "--port '8001' is not of type int"),
+        ({"port": True}, "--port True is not of type int"),
+        ({"port": 65536}, "--port 65536 is outside 0..65535"),
+        ({"poll": 0.01}, "--poll 0.01 is outside 0.05.."),
+        ({"transport": "http"}, "--transport 'http' is not one of grpcio, native"),
+        ({"max_queue": 4097}, "--max-queue 4097 is outside 0..4096"),
+        ({"max_queue": "many"}, "--max-queue 'many' is not of type int"),
+        ({"model": "cats"}, "--model 'cats': use NAME@VERSION, such as cats@3"),
+        ({"port": 7000, "metrics_port": 7000}, "--port and --metrics-port are both 7000: choose two different ports"),
+        ({"tls_cert": "cert.pem"}, "TLS needs both --tls-cert and --tls-key; --tls-client-ca is used in addition"),
+        ({"enable_control": True}, "needs both --enable-control and --control-tokens FILE"),
+        ({"transport": "native", "host": "unix:x"}, "--transport native does not support unix:PATH"),
+        ({"transport": "native", "host": "0.0.0.0"}, "admit trusted clients only and add --allow-unbounded-messages"),
+        (
+            {"transport": "native", "tls_cert": "cert.pem", "tls_key": "key.pem"},
+            "--transport native does not support TLS",
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value.items())) if isinstance(value, dict) else "",
+)
+def test_invalid_options_are_refused_with_the_reason(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_config(**options)
+    assert message in str(caught.value)
+
+
+def test_a_repository_is_required() -> None:
+    with pytest.raises(UsageError, match="needs the option 'repository'"):
+        ServeConfig.from_options({"port": 0})
+
+
+def test_values_of_python_are_converted() -> None:
+    config = make_config(model=["cats@3", "dogs@1"], poll=1, tokens="tokens")
+    assert config.pinned == {"cats": 3, "dogs": 1}
+    assert (config.poll, config.tokens) == (1.0, Path("tokens"))
+    assert make_config(model="cats@3").model == ("cats@3",)
+
+
+def test_a_configuration_is_checked_however_it_is_made() -> None:
+    with pytest.raises(UsageError, match="--port 65536 is outside"):
+        ServeConfig(repository=Path("models"), port=65536)
+    with pytest.raises(UsageError, match="--log-level 'loud' is not one of debug, info, warning, error"):
+        LogConfig(log_level="loud")

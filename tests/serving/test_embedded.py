@@ -1,0 +1,143 @@
+"""Servers that Python code starts, over real channels, on both transports."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalmode import CallFailed, Client, start_server
+from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
+from tests.conftest import encode, plain
+from tests.serving.conftest import WAIT_S, spawn, wait_until
+
+RED = encode(plain("red"))
+OWN = ("slot-", "small-decode-", "large-decode-", "control-", "event-loop-", "loader", "repository-", "liveness-")
+
+
+@pytest.fixture(params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> str:
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="evalmode[native] is not installed")
+    return str(request.param)
+
+
+def own_threads() -> set[threading.Thread]:
+    """The threads of servers, by their names."""
+    return {one for one in threading.enumerate() if one.name.startswith((*OWN, "metrics", "tokens", "certificates"))}
+
+
+def ask(server: Any) -> str:
+    with Client(server.address) as client:
+        return str(client.predict(RED).label)
+
+
+def test_it_answers_at_its_address_until_the_block_ends(colours: Path, transport: str) -> None:
+    with start_server(colours, transport=transport) as server:
+        assert ask(server) == "red"
+        for path in ("healthz", "livez", "metrics"):
+            with urllib.request.urlopen(f"http://{server.metrics_address}/{path}", timeout=WAIT_S) as response:
+                assert response.status == 200
+        address = server.address
+    with pytest.raises(CallFailed), Client(address, timeout_s=1) as client:
+        client.predict(RED)
+
+
+def test_its_threads_end_with_it_and_another_can_be_started(colours: Path, transport: str) -> None:
+    before = own_threads()
+    for _ in range(2):
+        with start_server(colours, transport=transport) as server:
+            assert own_threads() > before
+            assert ask(server) == "red"
+        wait_until(lambda: own_threads() == before)
+
+
+def test_two_run_in_one_process(colours: Path, transport: str) -> None:
+    with start_server(colours, transport=transport) as one, start_server(colours, transport=transport) as other:
+        assert one.address != other.address
+        assert [ask(one), ask(other)] == ["red", "red"]
+        one.stop()
+        assert ask(other) == "red"
+
+
+def test_it_leaves_signals_and_logging_alone(colours: Path, transport: str) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals, handlers = [signal.getsignal(one) for one in numbers], [*logging.getLogger().handlers]
+    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook)
+    with start_server(colours, transport=transport):
+        assert [signal.getsignal(one) for one in numbers] == signals
+        assert logging.getLogger().handlers == handlers
+        assert (sys.excepthook, threading.excepthook, sys.unraisablehook) == hooks
+
+
+def test_stopping_twice_does_nothing_and_reports_no_cut_request(colours: Path, transport: str) -> None:
+    server = start_server(colours, transport=transport, no_metrics=True)
+    waiting = spawn(server.wait)
+    assert (server.stop(), server.stop()) == (0, 0)
+    assert waiting.result(WAIT_S) is None
+    with pytest.raises(UsageError, match="no_metrics"):
+        _ = server.metrics_address
+
+
+def test_options_are_those_of_the_command(colours: Path, tmp_path: Path, transport: str) -> None:
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    with start_server(colours, transport=transport, tokens=tmp_path / "tokens") as server:
+        with pytest.raises(CallFailed, match="no valid token"):
+            ask(server)
+        with Client(server.address, token="0123456789abcdef") as client:
+            assert client.predict(RED).label == "red"
+
+
+def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: Path, transport: str) -> None:
+    before = own_threads()
+    with pytest.raises(ArtifactInvalid, match="publish a model"):
+        start_server(tmp_path, transport=transport)
+    with pytest.raises(ArtifactInvalid, match="versions of colours: 1"):
+        start_server(colours, transport=transport, model="colours@9")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for options in ({"port": port}, {"metrics_port": port}):
+            with pytest.raises(AddressUnavailable):
+                start_server(colours, transport=transport, **options)
+    wait_until(lambda: own_threads() == before)
+
+
+def test_it_ends_the_transport_if_the_metrics_cannot_listen(
+    colours: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = own_threads()
+    monkeypatch.setattr("serving.config.ServeConfig.check_addresses", lambda self: None)  # it is taken meanwhile
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(AddressUnavailable):
+        start_server(colours, transport=transport, metrics_port=other.getsockname()[1])
+    wait_until(lambda: own_threads() == before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_blocks_until_a_signal_and_drains(colours: Path, transport: str, number: signal.Signals) -> None:
+    code = (
+        "import logging, signal, sys\n"
+        "import evalmode\n"
+        "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
+        f"evalmode.serve({str(colours)!r}, port=0, no_metrics=True, lame_duck=0, transport={transport!r})\n"
+        "print('ended', signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            next(line for line in lines if "answering requests at" in line)
+            process.send_signal(number)
+            rest = list(lines)
+            assert process.wait(WAIT_S) == 0
+        finally:
+            process.kill()
+    assert rest[-1] == "ended True\n"
+    assert "INFO:serving:all requests answered: 0\n" in rest
