@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from evalmode import CallFailed, Client, start_server
+from evalmode import AsyncClient, CallFailed, Client, start_server
 from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, spawn, wait_until
@@ -78,6 +80,15 @@ def test_it_leaves_signals_and_logging_alone(colours: Path, transport: str) -> N
         assert (sys.excepthook, threading.excepthook, sys.unraisablehook) == hooks
 
 
+def test_it_starts_and_stops_inside_a_running_event_loop(colours: Path, transport: str) -> None:
+    async def use() -> str:  # as in a notebook
+        with start_server(colours, transport=transport) as server:
+            async with AsyncClient(server.address) as client:
+                return str((await client.predict(RED)).label)
+
+    assert asyncio.run(use()) == "red"
+
+
 def test_stopping_twice_does_nothing_and_reports_no_cut_request(colours: Path, transport: str) -> None:
     server = start_server(colours, transport=transport, no_metrics=True)
     waiting = spawn(server.wait)
@@ -94,6 +105,20 @@ def test_options_are_those_of_the_command(colours: Path, tmp_path: Path, transpo
             ask(server)
         with Client(server.address, token="0123456789abcdef") as client:
             assert client.predict(RED).label == "red"
+
+
+def test_tls_is_used_and_its_thread_ends_with_the_server(colours: Path, tmp_path: Path) -> None:
+    authority, before = trustme.CA(), own_threads()
+    certificate, key, ca = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(ca)
+    with start_server(colours, tls_cert=certificate, tls_key=key) as server:
+        with Client(server.address, tls_ca=ca) as client:
+            assert client.predict(RED).label == "red"
+        assert {one.name.rpartition("-")[0] for one in own_threads()} >= {"certificates"}
+    wait_until(lambda: own_threads() == before)
 
 
 def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: Path, transport: str) -> None:
