@@ -29,15 +29,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import training.batches
 import training.loop
+import training.optimizers
+from evalmode.files import write_atomically
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import evaluate
-from training.export import Mirrored
 from training.loop import prepare_network, train
 from training.networks import compact
 from training.networks.compact import Block, Compact
+from training.onnx_export import Mirrored
 from training.recipe import Recipe, choose_recipe
-from training.run import Run, RunConfig, write_atomically
+from training.run import Run
+from training.run_config import RunConfig
 
 TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]
@@ -66,7 +70,7 @@ def draw_mirrored() -> AbstractContextManager[Any]:
     def draw(count: int, epoch: int, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
 
-    return patch.object(training.loop, "choose_mirrored", draw)
+    return patch.object(training.batches, "choose_mirrored", draw)
 
 
 def use_lookahead() -> AbstractContextManager[Any]:
@@ -137,7 +141,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "ReLU instead of GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
     "average instead of max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
     "lookahead": ({}, use_lookahead),
-    "twice the learning rate for biases and dense layer": ({}, lambda: patch.object(training.loop, "SGD_RATE", 8.0)),
+    "twice the learning rate for biases and dense layer": (
+        {},
+        lambda: patch.object(training.optimizers, "SGD_RATE", 8.0),
+    ),
     "no mirroring": ({"mirror": False}, nullcontext),
     "random mirroring in each epoch": ({}, draw_mirrored),
     "no shifts": ({"shift": 0}, nullcontext),
@@ -196,7 +203,7 @@ def measure(path: Path, variant: str, seed: int, epochs: int) -> dict[str, Any]:
         network = prepare_network(config.build_network(), train_split)
         started = time.process_time()
         run = Run.create(Path(folder) / "run", config)
-        train(run, network, train_split, val, lambda *_: None, lambda _: None)
+        train(run, network, train_split, val)
         seconds = time.process_time() - started
         plain, mirrored = evaluate(network, val)[0], evaluate(Mirrored(network), val)[0]
     return {

@@ -92,8 +92,8 @@ def main() -> None:
 
 def make_network(repository: Path, network: Network) -> None:
     """Certify and publish a network."""
-    from training.export import Deployed, export_graph
     from training.networks.compact import Compact
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     side = network.side

@@ -83,7 +83,7 @@ def measure(data: str, out: Path, seed: int, epochs: int, count: int) -> dict[st
 
 def compare_statistics(run: Run, data: str, seed: int) -> float:
     """Return the largest difference between the exact statistics of a run and of one process, relative above 1."""
-    dataset = load_dataset(data, None, seed, cache=platformdirs.user_cache_path("evalmode"))
+    dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     network, kept = run.config.build_network(), run.config.build_network()
     run.load_weights(network, BEST)
     recompute_statistics(network, dataset.train)

@@ -24,10 +24,13 @@ import torch
 from torch import nn
 
 import training.loop
+import training.optimizers
+from training.callbacks import Callbacks
 from training.datasets import load_dataset
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = ("padding", "batch norm", "initial weights", "slope", "epsilon")  # defaults of torch that differ from Keras
@@ -73,7 +76,7 @@ def run(data: str, seed: int, variant: str, epochs: int) -> dict[str, float | st
 
 def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | str]:
     """Train a variant and evaluate the test images once."""
-    dataset = load_dataset(data, None, seed, cache=platformdirs.user_cache_path("evalmode"))
+    dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     recipe = choose_recipe("reference", dataset, seed=seed, epochs=epochs)
     config = RunConfig.of(dataset, None, False, recipe)
     torch.manual_seed(seed)
@@ -88,8 +91,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
             network,
             dataset.train,
             dataset.val,
-            lambda step, steps, loss: None,
-            lambda epoch: values.append(epoch.val_accuracy),
+            Callbacks(on_epoch=lambda epoch: values.append(epoch.val_accuracy)),
         )
         kept.load_weights(network)
     return {
@@ -106,7 +108,7 @@ def take_default(network: nn.Module, default: str) -> None:
     """Replace one setting of Keras by torch's default."""
     assert isinstance(network, Reference)
     if default == "epsilon":
-        training.loop.ADAM_EPS = 1e-8
+        training.optimizers.ADAM_EPS = 1e-8
     for index, module in enumerate(network.features):
         if default == "padding" and isinstance(module, SameConv2d):
             filters, channels = module.weight.shape[:2]

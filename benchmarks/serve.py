@@ -132,8 +132,8 @@ def main() -> None:
 
 def make_networks(folder: Path) -> dict[str, Path]:
     """Publish `reference` with random weights, fp32 and int8: speed does not depend on training."""
-    from training.export import Deployed, export_graph
     from training.networks.reference import Reference
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, LABELS).eval()), (SIDE, SIDE, 3))

@@ -30,8 +30,8 @@ def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
     """
     import torch
 
-    from training.export import Deployed, export_graph
     from training.networks.reference import Reference
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, len(labels)).eval()), (SIDE, SIDE, 3))

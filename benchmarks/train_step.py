@@ -16,6 +16,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as training does
 
@@ -24,12 +25,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evalmode.cli.console import keep_memory
 from training.datasets import Dataset, Split
 from training.guard import are_finite
-from training.loop import make_optimizers
 from training.networks import build_network, scale_pixels
+from training.optimizers import make_optimizers
 from training.recipe import Recipe, choose_recipe
+from training.torch_runtime import keep_memory
 
 STEPS, ROUNDS = 5, 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -42,17 +43,21 @@ IMAGES = Split(np.zeros((45_000, 32, 32, 3), np.uint8), np.zeros(45_000, np.int6
 
 
 def main() -> None:
-    """Interleave the variants and print the median of each."""
+    """Compare the variants that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--freed", action="store_true")
     parser.add_argument("network", choices=("reference", "compact"), nargs="?", default="compact")
     parser.add_argument("variants", nargs="*", default=VARIANTS)
     arguments = parser.parse_args()
-    if not arguments.freed:
-        keep_memory()
-    recipe = choose_recipe(arguments.network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
+    with nullcontext() if arguments.freed else keep_memory():
+        compare(arguments.network, arguments.variants)
+
+
+def compare(network: str, variants: list[str]) -> None:
+    """Interleave the variants of a network and print the median of each."""
+    recipe = choose_recipe(network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
     steps: dict[str, Callable[[], None]] = {}
-    for name in arguments.variants:
+    for name in variants:
         started = time.perf_counter()
         steps[name] = prepare(recipe, name)
         steps[name]()

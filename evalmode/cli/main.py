@@ -26,7 +26,7 @@ COMMANDS = {
     "quickstart": ("evalmode.cli.quickstart:quickstart", "serve,train"),
     "train": ("evalmode.cli.train:train", "serve,train"),
     "export": ("evalmode.cli.export:export", "serve,train"),
-    "report": ("evalmode.cli.train:report", "serve,train"),
+    "report": ("evalmode.cli.report:report", "serve,train"),
     "check": ("evalmode.cli.check:check", "serve"),
     "certify": ("evalmode.cli.certify:certify", "serve"),
     "compare": ("evalmode.cli.compare:compare", "serve"),

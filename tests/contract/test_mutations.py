@@ -44,7 +44,8 @@ from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, Ne
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
-from training.run import EXACT, Run, RunConfig
+from training.run import EXACT, Run
+from training.run_config import RunConfig
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")
@@ -79,12 +80,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run = Run.create(folder, RunConfig.of(dataset, None, False, recipe))
     torch.manual_seed(0)
     network = prepare_network(run.config.build_network(), dataset.train)
-    train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
-    artifact, _, quality = export_run(run, dataset)
-    assert quality.accuracy > 0.9
+    train(run, network, dataset.train, dataset.val)
+    exported = export_run(run, dataset)
+    assert exported.quality.accuracy > 0.9
     with patch.object(quantize, "MIN_SPEEDUP", 0.0):
-        int8, _ = quantize_artifact(artifact, dataset)
-    return Trained(run, dataset, artifact, int8)
+        int8, _ = quantize_artifact(exported.artifact, dataset)
+    return Trained(run, dataset, exported.artifact, int8)
 
 
 @pytest.fixture(params=["float32", "int8"])
