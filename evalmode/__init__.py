@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
+    from evalmode.workflow import export, train
     from serving.embedded import serve, start_server
     from serving.server import Server
-    from evalmode.workflow import export, train
     from training.callbacks import Callbacks
 
 __version__ = "0.2.0"
