@@ -74,5 +74,27 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert not anchor or anchor in headings, f"{document.name} links to {target}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_and_modules_exist(document: Path) -> None:
+    text = document.read_text()
+    paths = re.findall(r"\b(?:benchmarks|docker|docs|evalmode|protos|serving|tests|training)/[\w./-]+\.\w+", text)
+    if document.name in ("CHANGELOG.md", "artifact.md"):  # former modules; metadata keys such as evalmode.labels
+        names = []
+    else:
+        names = re.findall(r"`((?:evalmode|serving|training)(?:\.[a-z_]+)+)`", text)
+    assert {path for path in paths if not (ROOT / path).exists() and "DATE" not in path} == set()
+    assert {name for name in names if not _is_module(name)} == set()
+
+
+def _is_module(name: str) -> bool:
+    """Whether a name is a module or package, or a name that one of them defines."""
+    place = ROOT / name.replace(".", "/")
+    if place.is_dir() or place.with_suffix(".py").is_file():
+        return True
+    outer, last = place.parent, place.name
+    source = outer / "__init__.py" if outer.is_dir() else outer.with_suffix(".py")
+    return source.is_file() and re.search(rf"\b{last}\b", source.read_text()) is not None
+
+
 def _headings(path: Path) -> list[str]:
     return re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if path.suffix == ".md" else []
