@@ -35,6 +35,6 @@ COPY --from=build /opt/evalmode /opt/evalmode
 # whichever image runs first. The imports compile the bytecode of the standard library, which the base image lacks: it
 # halves the time of a start, and a health check takes a quarter of the time.
 RUN install -d -o 65532 -g 65532 /models \
- && python -c 'import evalmode.cli.serve, evalmode.runtime.model, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
+ && python -c 'import evalmode.cli.serve, evalmode.runtime.loading, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
 # A number, because Kubernetes' runAsNonRoot cannot decide whether a name is root.
 USER 65532:65532
