@@ -88,6 +88,12 @@ class EvalmodeError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, **facts: object) -> None:
+        """Create the error.
+
+        Args:
+            message: What is wrong, with the value and the limit, and what to do.
+            facts: The values in the message by name.
+        """
         super().__init__(message)
         self.facts = {name: str(value) for name, value in facts.items()}
 
@@ -202,6 +208,13 @@ class RequestError(EvalmodeError):
     """
 
     def __init__(self, message: str, *, field: str = "", **facts: object) -> None:
+        """Create the error.
+
+        Args:
+            message: What is wrong, with the value and the limit, and what to do.
+            field: The field of the request that is wrong, or "".
+            facts: The values in the message by name.
+        """
         super().__init__(message, **facts)
         self.field = field
 

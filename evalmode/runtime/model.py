@@ -203,7 +203,11 @@ class TensorNetwork(Model):
     manifest: TensorManifest
 
     def as_classifier(self) -> ImageClassifier:
-        """Raise ``ImagesNotTaken``."""
+        """Refuse, since the model takes tensors.
+
+        Raises:
+            ImagesNotTaken: Always.
+        """
         raise ImagesNotTaken("the model takes tensors, not images: call ModelInfer")
 
 

@@ -1,4 +1,4 @@
-"""Properties of sealing and of the metadata: what was written is read, and any other bytes are refused."""
+"""Properties of sealing and of the metadata: sealed facts are read again, and changed bytes are refused."""
 
 from __future__ import annotations
 
