@@ -23,11 +23,13 @@ from unittest.mock import patch
 import torch
 
 import training.loop
+from training.callbacks import Callbacks
 from training.checkpoint import Epoch
-from training.datasets import Dataset, Split, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import evaluate
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics, sample_statistics
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     size = arguments.image_size and tuple(map(int, arguments.image_size.split("x")))
-    dataset = load_dataset(arguments.data, size, arguments.seed)
+    dataset = load_dataset(arguments.data, ReadOptions(size), arguments.seed)
     if arguments.train_images:
         dataset = replace(dataset, train=take(dataset.train, arguments.train_images))
     recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)
@@ -87,7 +89,7 @@ def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, patch.object(training.loop, "sample_statistics", timed):
         run = Run.create(Path(folder) / "run", config)
         begun.append(time.process_time())
-        training.loop.train(run, network, dataset.train, dataset.val, lambda *_: None, look)
+        training.loop.train(run, network, dataset.train, dataset.val, Callbacks(on_epoch=look))
     by = {way: max(epochs, key=lambda epoch: epoch[way]) for way in ("moving", "sampled", "exact")}
     return {
         "images": {"train": len(dataset.train), "val": len(dataset.val), "shape": config.shape},

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # in this folder when run as
 
 from benchmarks.decoded_apart import measure_apart
 from benchmarks.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
-from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from serving.engine.decoding import count_decode_bytes
 from serving.engine.memory import return_large_blocks
@@ -74,7 +75,7 @@ def main() -> None:
 
 def measure(image: bytes) -> tuple[float, float]:
     """Measure the bytes per pixel that decoding needs; return them with the reserved ones."""
-    header = announce_image(image, LIMITS)
+    header = read_header(image, LIMITS)
     small, pixels = save(flat("RGB", 64), "PNG"), header.width * header.height
     taken = measure_apart(lambda: decode_image(image, CONTRACT, LIMITS), lambda: decode_image(small, CONTRACT, LIMITS))
     if taken.answer != "ok":

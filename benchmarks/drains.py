@@ -26,7 +26,7 @@ from honest import make_infer_request, make_request, write_figures
 from servers import Server, make_artifact, serving
 from strangers import SERVER_OPTIONS, find_wrong_end, stop
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
 
 CALLERS, STREAMS, CHANNELS = 64, 8, 8

@@ -21,8 +21,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import CONTRACT, make_artifact, serving  # in this folder
 
-from evalmode.artifact.image_statistics import MOST_IMAGES, describe_images
-from evalmode.artifact.repository import publish
+from evalmode.artifact.image_statistics import MAX_IMAGES, describe_images
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     arguments = parser.parse_args()
     chance = np.random.default_rng(0)
-    test = load(arguments.images / "test", chance, MOST_IMAGES)
+    test = load(arguments.images / "test", chance, MAX_IMAGES)
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        moments = describe_images(load(arguments.images / "train", chance, MOST_IMAGES))
+        moments = describe_images(load(arguments.images / "train", chance, MAX_IMAGES))
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10))), moments={"images": moments}))
         for kind, change in CHANGES.items():
             worst = []

@@ -28,20 +28,22 @@ import numpy as np
 import torch
 
 import training.export
-from evalmode.artifact.manifest import open_artifact
+from evalmode.artifact.sealing import open_artifact
 from evalmode.certification.verdicts import examine
-from evalmode.runtime.model import load_artifact
+from evalmode.files import write_atomically
+from evalmode.runtime.loading import load_artifact
 from training.datasets import Dataset, Split
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig, write_atomically
+from training.run import Run
+from training.run_config import RunConfig
 
 COUNT, EMULATED = 50, 5
 REPLAY = """
 import json, sys
 import numpy as np
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 model = load_model(sys.argv[1])
 certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()
@@ -100,8 +102,8 @@ def export(case: Case, folder: Path) -> dict[str, bytes]:
     run = Run.create(folder / "run", RunConfig.of(dataset, None, False, recipe))
     torch.manual_seed(case.seed)
     network = prepare_network(run.config.build_network(), dataset.train)
-    train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
-    artifact = export_run(run, dataset, case.mirrored)[0]
+    train(run, network, dataset.train, dataset.val)
+    artifact = export_run(run, dataset, case.mirrored).artifact
     with patch.object(training.export, "check_gain", str):  # whatever the speed-up
         return {"float32": artifact, "int8": quantize_artifact(artifact, dataset)[0]}
 

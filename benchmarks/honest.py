@@ -1,9 +1,9 @@
-"""Honest callers, in a process of their own: what others must go on to get while strangers do their worst.
+"""Honest callers in a process of their own, which must be served while other clients attack.
 
     python benchmarks/honest.py ADDRESS --seconds 10
 
-Asks at constant rates, whatever comes back: Predict with raw pixels, Health.Check, and Health.Check by a client that
-has just connected. A latency is counted from the moment when the call was due. Prints the figures as JSON.
+Calls at constant rates, regardless of the replies: Predict with raw pixels, Health.Check, and Health.Check from a new
+connection each time. Latency is measured from the time when a call was due. Prints the figures as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import http2  # beside this file
+import http2  # in this folder
 import numpy as np
 import psutil
 from grpc_health.v1 import health_pb2
@@ -36,19 +36,19 @@ PREDICTS_PER_S, CHECKS_PER_S, CONNECTS_PER_S = 50.0, 20.0, 2.0
 DEADLINE_S = 5.0
 SAMPLE_S = 0.05
 LARGEST_GROWTH_MB = 400.0
-SLOWER, SLOWER_MS = 2.0, 20.0  # a p99 may be that many times the quiet one, and that much more
-KILL_MB = 6000.0  # a server that has grown by so much is ended, before the machine is
+SLOWER, SLOWER_MS = 2.0, 20.0  # the p99 may be this many times the quiet one, plus this time
+KILL_MB = 6000.0  # a server that grows by this much is killed, before the machine runs out of memory
 
 
 def make_request() -> bytes:
-    """A PredictRequest of raw pixels."""
+    """Make a serialized PredictRequest of raw pixels."""
     drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     pixels = classifier_pb2.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
     return classifier_pb2.PredictRequest(pixels=pixels).SerializeToString()
 
 
 def make_infer_request() -> bytes:
-    """A ModelInferRequest of raw pixels."""
+    """Make a serialized ModelInferRequest of raw pixels."""
     pixels = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
     return open_inference_pb2.ModelInferRequest(
@@ -57,26 +57,29 @@ def make_infer_request() -> bytes:
 
 
 def main() -> None:
-    """Ask, print."""
+    """Call and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rate", type=float, default=PREDICTS_PER_S)
     arguments = parser.parse_args()
-    gc.disable()  # else its pauses are counted as the server's
+    gc.disable()  # otherwise its pauses count as the server's
     print(json.dumps(asyncio.run(ask(arguments.address, arguments.seconds, arguments.rate))))
 
 
 async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
-    """What came of the calls of each kind.
+    """Call every method at its rate.
 
     Args:
         address: HOST:PORT.
-        seconds: for how long calls are begun.
-        rate: of Predict, calls a second; 0: none.
+        seconds: Time during which calls are begun.
+        rate: Predict calls per second; 0 for none.
+
+    Returns:
+        The figures of each kind of call.
     """
     request, empty = make_request(), health_pb2.HealthCheckRequest().SerializeToString()
-    alone = (("grpc.use_local_subchannel_pool", 1),)  # two channels are two connections
+    alone = (("grpc.use_local_subchannel_pool", 1),)  # two channels for two connections
     async with (
         grpc.aio.insecure_channel(address, options=alone) as predicting,
         grpc.aio.insecure_channel(address, options=alone) as checking,
@@ -97,13 +100,16 @@ async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
 
 
 async def ask_at_rate(method: Any, request: bytes, rate: float, seconds: float) -> dict[str, Any]:
-    """An open loop; an answer counts from the moment when its call was due.
+    """Call a method in an open loop. Latency is measured from the time when a call was due.
 
     Args:
-        method: takes the request and ``timeout``.
-        request: always the same.
-        rate: calls a second.
-        seconds: for how long calls are begun.
+        method: Takes the request and ``timeout``.
+        request: The request of every call.
+        rate: Calls per second.
+        seconds: Time during which calls are begun.
+
+    Returns:
+        Counts, statuses and latencies in milliseconds.
     """
     codes: Counter[str] = Counter()
     latencies_ms: list[float] = []
@@ -128,12 +134,12 @@ async def ask_at_rate(method: Any, request: bytes, rate: float, seconds: float) 
 
 
 class Asking:
-    """A process of honest callers.
+    """A process with honest callers.
 
     Args:
         address: HOST:PORT.
-        seconds: for how long they ask.
-        rate: of Predict, calls a second.
+        seconds: Time during which they call.
+        rate: Predict calls per second.
     """
 
     def __init__(self, address: str, seconds: float, rate: float = PREDICTS_PER_S) -> None:
@@ -141,16 +147,16 @@ class Asking:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def figures(self) -> dict[str, Any]:
-        """Wait until they are done; see ``ask``."""
-        told, _ = self._process.communicate()
-        return dict(json.loads(told))
+        """Wait until the process has finished and return its figures."""
+        record, _ = self._process.communicate()
+        return dict(json.loads(record))
 
 
 class Memory:
-    """Samples the resident memory of a server and its children, and ends it when it grows beyond all bounds.
+    """Samples the resident memory of a server and its children, and kills the server if it grows without bound.
 
     Args:
-        process: the server's number.
+        process: The server's process id.
     """
 
     def __init__(self, process: int) -> None:
@@ -169,7 +175,7 @@ class Memory:
         self._thread.join()
 
     def now_mb(self) -> float:
-        """Resident megabytes; 0 once the server is gone."""
+        """Resident memory in megabytes; 0 once the server has stopped."""
         try:
             every = [self._server, *self._server.children(recursive=True)]
             return round(sum(one.memory_info().rss for one in every) / 1e6, 1)
@@ -177,7 +183,7 @@ class Memory:
             return 0.0
 
     def start_again(self) -> None:
-        """Take what it holds now as idle."""
+        """Use the current memory as the idle value."""
         self.idle_mb = self.most_mb = self.now_mb()
 
     def _watch(self) -> None:
@@ -189,13 +195,13 @@ class Memory:
 
 
 def find_misses(quiet: dict[str, Any], attacked: dict[str, Any], idle_mb: float, most_mb: float) -> list[str]:
-    """What is not as it should be under an attack.
+    """List the requirements that an attacked server did not meet.
 
     Args:
-        quiet: figures of honest callers without it.
-        attacked: theirs with it.
-        idle_mb: resident memory without it.
-        most_mb: the most with it.
+        quiet: Figures of honest callers without the attack.
+        attacked: Figures of honest callers during the attack.
+        idle_mb: Resident memory without the attack, in megabytes.
+        most_mb: Peak of the resident memory during the attack, in megabytes.
     """
     misses = []
     for kind, figures in attacked.items():
@@ -210,21 +216,21 @@ def find_misses(quiet: dict[str, Any], attacked: dict[str, Any], idle_mb: float,
 
 
 def write_figures(out: Path, arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Keep figures with what they were measured on.
+    """Write figures together with the machine and the arguments of the measurement.
 
     Args:
-        out: the JSON file.
-        arguments: of the command.
-        figures: what was measured.
+        out: The JSON file.
+        arguments: The command-line arguments.
+        figures: The figures.
     """
-    told = {
+    record = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{processor()}, {os.cpu_count()} cores",
         **{name: value for name, value in vars(arguments).items() if name != "out"},
         **figures,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
+    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Drop hostile model files into a served repository: each is refused with its reason, and nobody else notices.
+"""Publish hostile model files into a served repository: each must be refused with its reason, and no client affected.
 
     python benchmarks/hostile_files.py --out benchmarks/results/DATE-hostile-files.json [--mutations 2000]
 
-Needs strace for the mutations. Beside each file an honest version is published; it must be served within 15 s, while
-an endless one is on trial. Memory is that of the server and its children together, over that of the idle server. At the
-end an endless file is on trial and SIGTERM must end the server. Exit code 1: one of these did not hold.
+Needs strace for the mutations. An honest version is published together with each file; it must be served within 15 s,
+while an endless file is on trial. Memory is that of the server and its children together, above that of the idle
+server. At the end an endless file is on trial, and SIGTERM must stop the server. Exit code 1 if one of these fails.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from typing import Any
 
 import grpc
 import psutil
-from servers import serving  # beside this file
+from servers import serving  # in this folder
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import colour_artifact
 from tests.hostile import FILES, endless_loop
 
 REFUSED_S = 60
-HONEST_S = 15  # an endless file is still on trial then
-MOST_BYTES = 1e9
-END_S = 2  # interpreter and sockets; the trial itself would take --load-seconds
+HONEST_S = 15  # while an endless file is still on trial
+MAX_BYTES = 1e9
+END_S = 2  # interpreter and sockets; the trial itself could take --load-seconds
 MUTATE = """
 import sys, os
 import numpy as np
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.hostile import mutate
 
 rng, loaded = np.random.default_rng(1), 0
@@ -55,7 +56,7 @@ print(loaded)
 
 
 class Memory:
-    """The most that a server and its children held together, sampled."""
+    """Samples the peak memory of a server and its children together."""
 
     def __init__(self, pid: int) -> None:
         self.process, self.most, self._stop = psutil.Process(pid), 0, threading.Event()
@@ -64,7 +65,7 @@ class Memory:
         self._thread.start()
 
     def measure(self) -> int:
-        """Bytes now; what both share counts twice."""
+        """Measure the bytes now. Memory shared by both counts twice."""
         total = 0
         for process in (self.process, *self.process.children(recursive=True)):
             try:
@@ -78,32 +79,32 @@ class Memory:
             self.most = max(self.most, self.measure())
 
     def stop(self) -> None:
-        """Sample no more."""
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
 
 def main() -> None:
-    """Drop, judge, keep, print."""
+    """Publish the files, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mutations", type=int, default=2000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         files, end = drop_all(Path(name))
-    told = {"files": files, "end": end, "mutations": trace_mutations(arguments.mutations)}
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    results = {"files": files, "end": end, "mutations": trace_mutations(arguments.mutations)}
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     held = all(
-        one["refused_s"] <= REFUSED_S and one["honest_served"] and one["more_bytes"] <= MOST_BYTES
+        one["refused_s"] <= REFUSED_S and one["honest_served"] and one["more_bytes"] <= MAX_BYTES
         for one in files.values()
     )
     held &= end["exit_code"] == 0 and end["seconds"] <= END_S
-    held &= not (told["mutations"]["loaded"] or told["mutations"]["opened"])
+    held &= not (results["mutations"]["loaded"] or results["mutations"]["opened"])
     sys.exit(0 if held else 1)
 
 
 def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Publish each file as a new version of one model, and beside it an honest version of another."""
+    """Publish each file as a new version of one model, and with it an honest version of another model."""
     publish(repository, "honest", colour_artifact())
     publish(repository, "victim", colour_artifact())
     found: dict[str, Any] = {}
@@ -141,7 +142,7 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         process = psutil.Process(server.process.pid)
         while not process.children():
             time.sleep(0.05)
-        time.sleep(2)  # so that it runs
+        time.sleep(2)  # so that the child is started
         started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         end = {"exit_code": server.process.wait(), "seconds": round(time.monotonic() - started, 2)}
@@ -150,7 +151,7 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def trace_mutations(count: int) -> dict[str, int]:
-    """Load artifacts with external data wherever it can stand, and look with strace which files were opened."""
+    """Load artifacts with external data at every possible place, and list with strace the files that were opened."""
     with tempfile.TemporaryDirectory() as name:
         Path(name, "outside.bin").write_bytes(bytes(16))
         trace = Path(name, "trace")
@@ -163,9 +164,9 @@ def trace_mutations(count: int) -> dict[str, int]:
             check=True,
         )
         opened = sum("outside.bin" in line for line in trace.read_text(errors="replace").splitlines())
-    told = {"mutations": count, "loaded": int(done.stdout), "opened": opened}
-    print(told)
-    return told
+    results = {"mutations": count, "loaded": int(done.stdout), "opened": opened}
+    print(results)
+    return results
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a request costs beside its network: each step of its way through Python, with the network run in between.
+"""The cost of a request apart from its network: each step of its way through Python, with the network run in between.
 
     python benchmarks/hot_path.py [--batch 8] [--rounds 300]
 
-`reference` for 32x32 RGB runs on a batch, then its requests are read and answered one after the other: what comes first
-after the network finds cold caches. Prints medians over the rounds, microseconds a request.
+`reference` for 32x32 RGB runs on a batch, then its requests are parsed and answered one after the other, so that the
+first steps after the network find cold caches. Prints medians over the rounds in microseconds per request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from serve import SIDE, draw_jpeg, make_networks  # beside this file
+from serve import SIDE, draw_jpeg, make_networks  # in this folder
 
 from evalmode.limits import Limits
 from evalmode.wire import classifier_pb2 as wire
@@ -32,20 +32,20 @@ class Patient:
     """A caller without a deadline."""
 
     def time_remaining_s(self) -> float:
-        """A minute."""
+        """Return a minute."""
         return 60.0
 
     def waited_s(self) -> float:
-        """Not at all."""
+        """Return zero."""
         return 0.0
 
     def cancelled(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)
@@ -64,13 +64,23 @@ def main() -> None:
 
 
 def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds that each step took for a whole batch, by its name, of every round."""
+    """Measure each step.
+
+    Args:
+        models: The loaded models.
+        message: A serialized PredictRequest.
+        size: Requests per batch.
+        rounds: Number of batches.
+
+    Returns:
+        The seconds that each step took for a whole batch, by its name, for every round.
+    """
     statistics_, limits = Statistics(), Limits()
     budget = DecodeBudget(1)
     service = Classifier(models, limits, budget)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
-        messages = [bytes(bytearray(message)) for _ in range(size)]  # each its own, as from the wire
+        messages = [bytes(bytearray(message)) for _ in range(size)]  # one object each, as from the wire
         clock = [time.perf_counter()]
         requests = [wire.PredictRequest.FromString(one) for one in messages]
         clock.append(time.perf_counter())

@@ -1,10 +1,10 @@
-"""Swap a model a thousand times while it is asked: no request fails, no answer has other labels, no memory is kept.
+"""Swap a model a thousand times under load: no request fails, no reply has wrong labels, no memory leaks.
 
     python benchmarks/hot_swap.py --out benchmarks/results/DATE-hot-swap.json [--swaps 1000] [--transport native]
 
-Two artifacts that differ in their labels are published in turns; callers ask all the time, and hold each answer's
-labels against its version. Exit 1 where a request failed, a label was wrong, or the server's memory after the last swap
-is more than 20 MB above that after the hundredth.
+Two artifacts with different labels are published in turns, while callers compare the labels of each reply with its
+version. Exit 1 if a request failed, a label was wrong, or the server's memory after the last swap is more than 20 MB
+above that after the hundredth.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from typing import Any
 
 import numpy as np
 import psutil
-from servers import SIDE, make_artifact, serving  # beside this file
+from servers import SIDE, make_artifact, serving  # in this folder
 
-from evalmode.artifact.repository import list_versions, publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.repository import list_versions
 from evalmode.client import AsyncClient, CallFailed
 
 NAME = "network"
 LABELS = [tuple(f"{word}{number}" for number in range(10)) for word in ("even", "odd")]
 CALLERS = 8
-WARM = 100  # swaps before memory is first looked at
-MOST_MB = 20
+WARM = 100  # swaps before the first measurement of memory
+MAX_GROWTH_MB = 20
 SETTLE_S = 2.0
-LEFT = 4  # versions that stay on disk
+LEFT = 4  # versions that are kept on disk
 
 
 def main() -> None:
-    """Swap, judge, keep, print."""
+    """Run the swaps, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--swaps", type=int, default=1000)
@@ -48,18 +49,26 @@ def main() -> None:
         publish(Path(name), NAME, artifacts[1])
         with serving(Path(name), "--poll", 0.05, "--transport", arguments.transport) as server:
             memory = psutil.Process(server.process.pid)
-            told = asyncio.run(swap(server.address, Path(name), artifacts, arguments.swaps, memory))
-    arguments.out.write_text(json.dumps({"transport": arguments.transport, **told}, indent=1) + "\n")
-    grown = told["settled_mb"][-1] - told["settled_mb"][0]
-    print({**told, "rss_mb": f"{grown:+.1f} since swap {WARM}"})
-    if told["failed"] or told["wrong"] or grown > MOST_MB:
+            results = asyncio.run(swap(server.address, Path(name), artifacts, arguments.swaps, memory))
+    arguments.out.write_text(json.dumps({"transport": arguments.transport, **results}, indent=1) + "\n")
+    grown = results["settled_mb"][-1] - results["settled_mb"][0]
+    print({**results, "rss_mb": f"{grown:+.1f} since swap {WARM}"})
+    if results["failed"] or results["wrong"] or grown > MAX_GROWTH_MB:
         sys.exit(1)
 
 
 async def swap(
     address: str, repository: Path, artifacts: list[bytes], swaps: int, memory: psutil.Process
 ) -> dict[str, Any]:
-    """Publish in turns, each once the one before answers, while callers ask."""
+    """Publish in turns, each version once the previous one answers, while callers send requests.
+
+    Args:
+        address: HOST:PORT of the server.
+        repository: Its repository.
+        artifacts: The two files.
+        swaps: Number of swaps.
+        memory: The server's process.
+    """
     counts: Counter[str] = Counter()
     newest, stop, rss_mb, settled_mb, took_s = [1], asyncio.Event(), [], [], []
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -84,7 +93,7 @@ async def swap(
             while newest[0] < version:
                 await asyncio.sleep(0.005)
             took_s.append(time.monotonic() - published)
-            if version in (WARM + 1, swaps + 1):  # between two swaps a third version comes or goes
+            if version in (WARM + 1, swaps + 1):  # between two swaps a third version may exist
                 await asyncio.sleep(SETTLE_S)
                 settled_mb.append(round(memory.memory_info().rss / 1e6, 1))
             rss_mb.append(round(memory.memory_info().rss / 1e6, 1))

@@ -1,7 +1,7 @@
-"""HTTP/2 frames by hand: what no library would send, and requests that are built once and sent by the thousand.
+"""Handmade HTTP/2 frames: sequences that no library would send, and requests that are built once and sent many times.
 
-`h2` holds what it sends against the standard, and a benchmark of hostile clients must not; hpack alone is used. The
-server is asked for an HPACK table of size 0: then equal header blocks mean equal headers, and each is decoded once.
+`h2` validates what it sends, which a benchmark of hostile clients must not do; only hpack is used. The client requests
+an HPACK table of size 0 from the server, so that equal header blocks mean equal headers, and each is decoded once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CANCEL = 8  # an error code
 LARGEST_FRAME = 16384
 LARGEST_WINDOW = 2**31 - 1
 DEFAULT_WINDOW = 65535
-LARGEST_OUT = 4 * 1024 * 1024  # bytes that wait for the socket before data is held back
-RESET, CLOSED, UNREADABLE, EXPIRED = -1, -2, -3, -4  # in place of a gRPC status
+LARGEST_OUT = 4 * 1024 * 1024  # pending bytes for the socket above which data is held back
+RESET, CLOSED, UNREADABLE, EXPIRED = -1, -2, -3, -4  # instead of a gRPC status
 
 PREDICT = "/evalmode.v1.Classifier/Predict"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -35,7 +35,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 
 
 class Ended(NamedTuple):
-    """A call that is over: its stream, its gRPC status (negative: it has none), and whether RetryInfo was given."""
+    """A finished call: its stream, its gRPC status (negative if it has none), and whether it had RetryInfo."""
 
     stream: int
     status: int
@@ -43,34 +43,34 @@ class Ended(NamedTuple):
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame.
+    """Build a frame.
 
     Args:
-        kind: the type, such as ``HEADERS``.
-        flags: such as ``END_STREAM | END_HEADERS``.
-        stream: the stream's number; 0 is the connection.
-        payload: at most 2**24 - 1 bytes.
+        kind: The type, such as ``HEADERS``.
+        flags: The flags, such as ``END_STREAM | END_HEADERS``.
+        stream: The stream's number; 0 is the connection.
+        payload: At most 2**24 - 1 bytes.
     """
     return struct.pack(">BHBBI", len(payload) >> 16, len(payload) & 0xFFFF, kind, flags, stream) + payload
 
 
 def message(payload: bytes, compressed: bool = False, length: int | None = None) -> bytes:
-    """A gRPC message with its five-byte prefix.
+    """Build a gRPC message with its five-byte prefix.
 
     Args:
-        payload: the message.
-        compressed: the prefix's flag.
-        length: announced in place of the true one.
+        payload: The message.
+        compressed: The flag in the prefix.
+        length: The announced length in bytes, if it is not the true one.
     """
     return struct.pack(">BI", compressed, len(payload) if length is None else length) + payload
 
 
 def encode_call(path: str, *metadata: tuple[str, str]) -> bytes:
-    """The header block of a call, which refers to nothing sent before it.
+    """Encode the header block of a call. It does not refer to earlier header blocks.
 
     Args:
         path: ``/package.Service/Method``.
-        metadata: further headers, such as ``("grpc-timeout", "1S")``.
+        metadata: Further headers, such as ``("grpc-timeout", "1S")``.
     """
     headers = [
         *((":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "evalmode")),
@@ -81,7 +81,7 @@ def encode_call(path: str, *metadata: tuple[str, str]) -> bytes:
 
 
 def encode_timeout(remaining_s: float) -> bytes:
-    """The header ``grpc-timeout`` for a header block: at most 8 digits, and at least 1 us."""
+    """Encode the header ``grpc-timeout``: at most 8 digits, and at least 1 us."""
     count, unit = max(1, round(remaining_s * 1e6)), b"u"
     if count >= 10**8:
         count, unit = min(round(remaining_s * 1e3), 10**8 - 1), b"m"
@@ -95,9 +95,9 @@ class Queued:
 
     Attributes:
         block: Its header block.
-        until: Its deadline, by ``time.perf_counter``; None: the block says it, or there is none.
-        data: What was to be sent on it so far, and whether the request is over with it.
-        end: Whether the request is over with its headers.
+        until: Its deadline, by ``time.perf_counter``. None: the block contains the deadline, or there is none.
+        data: The data to send, and whether they end the request.
+        end: Whether the headers end the request.
     """
 
     block: bytes
@@ -107,20 +107,20 @@ class Queued:
 
 
 class Connection:
-    """One connection, never blocking: what cannot be sent yet waits here.
+    """A connection that never blocks: frames that cannot be sent yet are kept here.
 
-    A call beyond the server's SETTINGS_MAX_CONCURRENT_STREAMS waits, too, until another has ended, as RFC 9113, 5.1.2,
-    demands of clients; until the server's settings have come, all do.
+    A call beyond the server's SETTINGS_MAX_CONCURRENT_STREAMS waits until another has ended, as RFC 9113, 5.1.2,
+    requires of clients. All calls wait until the server's settings have arrived.
 
     Args:
         address: HOST:PORT.
-        window: bytes of answers that the server may send on a stream before it is granted more; none ever is.
-        receive_buffer: the socket's; None: the system's default.
-        hello: send the preface and settings.
-        obey: keep to the server's limit of streams; False: do what no client may.
+        window: Bytes of replies that the server may send on a stream. The window is never increased.
+        receive_buffer: Size of the socket's receive buffer in bytes; None: the system's default.
+        hello: Whether to send the preface and settings.
+        obey: Whether to respect the server's limit of streams.
 
     Attributes:
-        open_streams: Calls that are not over; those that wait are among them.
+        open_streams: Calls that have not ended, including those that wait.
     """
 
     def __init__(
@@ -140,13 +140,13 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.alive = True
-        self.going = False  # the server takes no more calls here
+        self.going = False  # the server accepts no more calls
         self.open_streams: set[int] = set()
         self._next = 1
         self._obey = obey
-        self._max_streams = 0.0 if obey else math.inf  # none before the server says how many
+        self._max_streams = 0.0 if obey else math.inf  # none until the server announces its limit
         self._queue: dict[int, Queued] = {}
-        self._begun: set[int] = set()  # streams that the client has not ended
+        self._begun: set[int] = set()  # streams whose request has not ended
         self._window, self._initial_window = DEFAULT_WINDOW, DEFAULT_WINDOW
         self._out = bytearray()
         self._in = bytearray()
@@ -166,34 +166,37 @@ class Connection:
 
     @property
     def waiting(self) -> int:
-        """Bytes that the socket has not taken."""
+        """Bytes that the socket has not accepted."""
         return len(self._out)
 
     @property
     def ready(self) -> bool:
-        """Whether calls may be sent: the server has said how many."""
+        """Whether calls may be sent: the server's settings have arrived."""
         return self._max_streams > 0
 
     @property
     def queued(self) -> int:
-        """Calls that wait for others to end."""
+        """Number of calls that wait for others to end."""
         return len(self._queue)
 
     def take_stream(self) -> int:
-        """The number of the next stream, whose frames the caller writes, whatever the server's limit is."""
+        """Return the number of the next stream, for frames that the caller writes, regardless of the server's limit."""
         stream, self._next = self._next, self._next + 2
         self.open_streams.add(stream)
         return stream
 
     def call(self, block: bytes, data: bytes | None = None, end: bool = True, until: float | None = None) -> int:
-        """Open a stream; returns its number.
+        """Open a stream.
 
         Args:
-            block: from ``encode_call``.
-            data: its message with the prefix, or a part of it; None: the headers alone.
-            end: whether the request is over with it.
-            until: its deadline, by ``time.perf_counter``: the server is told how much of it is left once the call is
-                sent, and a call that is still waiting then is never sent, and ends as ``EXPIRED``.
+            block: A header block from ``encode_call``.
+            data: The message with its prefix, or a part of it; None for the headers alone.
+            end: Whether the request ends with it.
+            until: Deadline, by ``time.perf_counter``. The remaining time is sent to the server with the call. A
+                call that is still waiting at its deadline is never sent, and ends as ``EXPIRED``.
+
+        Returns:
+            The number of the stream.
         """
         stream = self.take_stream()
         self._queue[stream] = Queued(block, until, [] if data is None else [(data, end)], end and data is None)
@@ -201,12 +204,12 @@ class Connection:
         return stream
 
     def send(self, stream: int, data: bytes, end: bool = False) -> None:
-        """Send data on a stream, as far as the server's windows allow; the rest when they grow.
+        """Send data on a stream, as far as the server's windows allow, and the rest when they grow.
 
         Args:
-            stream: from ``call``.
-            data: of any length.
-            end: whether the request is over with it.
+            stream: A number from ``call``.
+            data: Any number of bytes.
+            end: Whether the request ends with it.
         """
         if stream in self._queue:
             self._queue[stream].data.append((data, end))
@@ -222,7 +225,7 @@ class Connection:
         self._send_held()
 
     def reset(self, stream: int) -> None:
-        """Cancel a call; one that still waits is never sent."""
+        """Cancel a call. A call that still waits is never sent."""
         self.open_streams.discard(stream)
         if self._queue.pop(stream, None) is None:
             self._held.pop(stream, None)
@@ -231,11 +234,11 @@ class Connection:
             self._begin_calls()
 
     def write(self, frames: bytes) -> None:
-        """Send whatever this is."""
+        """Send arbitrary bytes."""
         self._out += frames
 
     def flush(self) -> None:
-        """Hand the socket what it takes."""
+        """Pass pending bytes to the socket, as many as it accepts."""
         while self._out and self.alive:
             try:
                 sent = self.socket.send(memoryview(self._out)[: 1 << 20])
@@ -249,7 +252,7 @@ class Connection:
                 self._send_held()
 
     def receive(self) -> list[Ended]:
-        """The calls that have ended; settings and pings are acknowledged."""
+        """Return the calls that have ended. Acknowledges settings and pings."""
         while self.alive:
             try:
                 chunk = self.socket.recv(1 << 18)
@@ -272,7 +275,7 @@ class Connection:
                 self.open_streams.discard(stream)
                 unsent = self._held.pop(stream, None) is not None or stream in self._begun
                 self._begun.discard(stream)
-                if unsent and self._obey and over[0] != RESET:  # else it would count as open for the server
+                if unsent and self._obey and over[0] != RESET:  # otherwise the server would count it as open
                     self._out += frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
                 ended.append(Ended(stream, *over))
             at = after
@@ -284,19 +287,19 @@ class Connection:
         return ended + self._drop_queued()
 
     def close(self) -> None:
-        """Close the socket, with all its calls."""
+        """Close the socket with all its calls."""
         self.alive = False
         self.socket.close()
 
     def _begin_calls(self) -> None:
-        """Send what waits, the first first, as far as the server's limit allows."""
+        """Send waiting calls in order, as far as the server's limit allows."""
         while self._queue and not self.going and len(self.open_streams) - len(self._queue) < self._max_streams:
             stream = next(iter(self._queue))
             queued = self._queue[stream]
             timeout = b""
             if queued.until is not None:
                 if (remaining_s := queued.until - time.perf_counter()) <= 0:
-                    return  # to be dropped first
+                    return  # so that it is dropped first
                 timeout = encode_timeout(remaining_s)
             del self._queue[stream]
             flags = END_HEADERS | (END_STREAM if queued.end else 0)
@@ -307,7 +310,7 @@ class Connection:
                 self.send(stream, data, end)
 
     def _drop_queued(self) -> list[Ended]:
-        """Calls that are never sent: their deadline has passed, or the server takes no more here. Begins others."""
+        """End calls that will never be sent: their deadline passed, or the server accepts none. Begin others."""
         now = time.perf_counter()
         ended = [
             Ended(stream, CLOSED if self.going else EXPIRED, False)
@@ -321,7 +324,7 @@ class Connection:
         return ended
 
     def _read(self, kind: int, flags: int, stream: int, start: int, end: int) -> tuple[int, bool] | None:
-        """Take a frame in; returns a status and whether it has details if the stream is over with it."""
+        """Process a frame. If it ends the stream, return the status and whether it has details."""
         if kind in (HEADERS, CONTINUATION):
             self._header_block += self._in[start:end]
             if not flags & END_HEADERS:
@@ -343,7 +346,7 @@ class Connection:
             self._send_held()
         elif kind == SETTINGS and not flags & ACK:
             if not self._max_streams:
-                self._max_streams = math.inf  # where a server has no limit, it does not say so
+                self._max_streams = math.inf  # a server without a limit does not announce one
             for at in range(start, end, 6):
                 name, value = struct.unpack_from(">HI", self._in, at)
                 if name == MAX_CONCURRENT_STREAMS and self._obey:
@@ -359,7 +362,7 @@ class Connection:
         return None
 
     def _decode(self, block: bytes) -> tuple[int | None, bool]:
-        """The gRPC status in a header block, if it has one, and whether error details are with it."""
+        """Read the gRPC status from a header block, if it has one, and whether it has error details."""
         if block not in self._decoded:
             try:
                 headers = {str(name): str(value) for name, value in hpack.Decoder().decode(block)}
@@ -373,7 +376,7 @@ class Connection:
         return self._decoded[block]
 
     def _send_held(self) -> None:
-        """Send what the windows allow of what waits for them."""
+        """Send the held data that the windows allow."""
         for stream in list(self._held):
             waiting, window = self._held[stream]
             while waiting and len(self._out) < LARGEST_OUT:

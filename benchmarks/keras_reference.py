@@ -1,10 +1,11 @@
-"""The lecture's CNN as the lecture has it, in Keras: from image files to model.keras in one process.
+"""The lecture's CNN in Keras, as in the lecture: from image files to model.keras in one process.
 
     KERAS/bin/python -m pip install -r benchmarks/requirements-keras.txt
     KERAS/bin/python benchmarks/keras_reference.py --train train.txt --test test.txt --out FOLDER
 
-The lists hold a line an image: the label's index, a tab, the path. Images are RGB of one size. ``benchmarks/train.py``
-writes the lists and takes the time; nothing of evalmode is imported here. TensorFlow keeps its defaults.
+The lists have one line per image: the label's index, a tab, the path. Images are RGB of one size.
+``benchmarks/train.py`` writes the lists and measures the time; nothing of evalmode is imported here. TensorFlow keeps
+its defaults.
 Source: Foster, Generative Deep Learning, 2nd ed., examples 2-15 to 2-17.
 """
 
@@ -25,7 +26,7 @@ BATCH, LEARNING_RATE = 32, 5e-4
 
 
 def main() -> None:
-    """Decode, train, read the test images once, save; figures.json beside the model says how it went."""
+    """Decode, train, evaluate the test images once, and save; write the figures to figures.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
@@ -50,27 +51,27 @@ def main() -> None:
 
 
 def read_images(listing: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Decode every listed image, on all cores as evalmode does.
+    """Decode every listed image on all cores, as evalmode does.
 
     Returns:
-        float32 (N, H, W, 3) in [-1, 1], scaled ahead of training as in the lecture, and the labels' indices (N,).
+        float32 (N, H, W, 3) in [-1, 1], scaled before training as in the lecture, and the labels' indices (N,).
     """
     targets, paths = zip(*(line.split("\t", 1) for line in listing.read_text().splitlines()), strict=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = np.stack(list(pool.map(decode, paths))).astype(np.float32)
-    images /= 127.5  # in place: a second copy would be half a gigabyte
+    images /= 127.5  # in place: a second copy would take half a gigabyte
     images -= 1.0
     return images, np.array(targets, np.int64)
 
 
 def decode(path: str) -> np.ndarray:
-    """One image, uint8 (H, W, 3)."""
+    """Decode an image to uint8 (H, W, 3)."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def build(shape: tuple[int, ...], classes: int) -> keras.Model:
-    """The network, compiled: 592,554 weights at 32x32x3 and 10 classes."""
+    """Build and compile the network: 592,554 weights for 32x32x3 and 10 classes."""
     inputs = x = keras.Input(shape)
     for filters, strides in ((32, 1), (32, 2), (64, 1), (64, 2)):
         x = layers.Conv2D(filters, kernel_size=3, strides=strides, padding="same")(x)

@@ -1,10 +1,10 @@
-"""What each trick of the compact network and its recipe is worth: one taken out or put in at a time, on validation.
+"""Measures each part of the compact network and its recipe on validation, by removing or adding one at a time.
 
     python benchmarks/ladder.py DATA --out benchmarks/results/DATE-ladder.json
 
-Every variant trains with the same seeds, on one thread, several at once: accuracy does not depend on the clock, so the
-machine may be busy. The test images are never looked at. Differences to ``compact`` are paired by seed. Runs that the
-output file holds already are not repeated.
+Every variant trains with the same seeds, on one thread, several at once. Accuracy does not depend on time, so the
+machine may be busy. The test images are not used. Differences to ``compact`` are paired by seed. Runs that the output
+file already contains are not repeated.
 """
 
 from __future__ import annotations
@@ -29,22 +29,26 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import training.batches
 import training.loop
+import training.optimizers
+from evalmode.files import write_atomically
 from training.datasets import Dataset, Split, load_dataset
 from training.evaluation import evaluate
-from training.export import Mirrored
 from training.loop import prepare_network, train
 from training.networks import compact
 from training.networks.compact import Block, Compact
+from training.onnx_export import Mirrored
 from training.recipe import Recipe, choose_recipe
-from training.run import Run, RunConfig, write_atomically
+from training.run import Run
+from training.run_config import RunConfig
 
 TRAIN_IMAGES = 45_000
 Change = Callable[[], AbstractContextManager[Any]]
 
 
 def use_sgd() -> AbstractContextManager[Any]:
-    """All weights by SGD, at a peak rate of 0.4; no other was tried."""
+    """Train all weights by SGD with a peak learning rate of 0.4, the only one that was tried."""
 
     def make(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
         learned = [weights for weights in network.parameters() if weights.requires_grad]
@@ -56,21 +60,21 @@ def use_sgd() -> AbstractContextManager[Any]:
 
 
 def learn_first_layer() -> AbstractContextManager[Any]:
-    """The first convolution is initialised at random and learned like the others."""
+    """Initialize the first convolution at random and learn it like the others."""
     return patch.object(Compact, "whiten", lambda network, x: network.whitening.requires_grad_(True))
 
 
 def draw_mirrored() -> AbstractContextManager[Any]:
-    """Every image is mirrored or not by a draw of its own in every epoch."""
+    """Mirror each image at random in every epoch."""
 
     def draw(count: int, epoch: int, seed: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
 
-    return patch.object(training.loop, "choose_mirrored", draw)
+    return patch.object(training.batches, "choose_mirrored", draw)
 
 
 def use_lookahead() -> AbstractContextManager[Any]:
-    """Every 5 steps the weights fall back on their moving average, ever more of it (Lookahead, as in airbench)."""
+    """Replace the weights by their moving average every 5 steps, with a growing share (Lookahead, as in airbench)."""
     make = training.loop.make_optimizers
 
     class Lookahead:
@@ -100,12 +104,12 @@ def use_lookahead() -> AbstractContextManager[Any]:
 
 
 def use_blocks(filters: tuple[int, int, int], convolutions: tuple[int, int, int]) -> Change:
-    """Other numbers of filters and convolutions in the blocks."""
+    """Use other numbers of filters and convolutions in the blocks."""
     return lambda: patch.multiple(compact, FILTERS=filters, CONVOLUTIONS=convolutions)
 
 
 def start_as_identity() -> AbstractContextManager[Any]:
-    """Every convolution first hands its input on (dirac initialisation)."""
+    """Initialize every convolution as the identity (dirac initialization)."""
     build = Block.__init__
 
     def init(block: Block, *arguments: Any) -> None:
@@ -118,7 +122,7 @@ def start_as_identity() -> AbstractContextManager[Any]:
 
 
 def add_input() -> AbstractContextManager[Any]:
-    """Every convolution but a block's first adds to its input (residual connections)."""
+    """Add the input of every convolution except a block's first to its output (residual connections)."""
 
     def forward(block: Block, x: Tensor) -> Tensor:
         x = block[3](block[2](block[1](block[0](x))))
@@ -131,15 +135,18 @@ def add_input() -> AbstractContextManager[Any]:
 
 VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
     "compact": ({}, nullcontext),
-    "SGD for Muon": ({}, use_sgd),
-    "learned first layer for whitening": ({}, learn_first_layer),
+    "SGD instead of Muon": ({}, use_sgd),
+    "learned first layer instead of whitening": ({}, learn_first_layer),
     "two convolutions in the last block, 88 filters": ({}, use_blocks((16, 64, 88), (2, 2, 2))),
-    "ReLU for GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
-    "average for max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
+    "ReLU instead of GELU in the blocks": ({}, lambda: patch.object(nn, "GELU", nn.ReLU)),
+    "average instead of max pooling": ({}, lambda: patch.object(nn, "MaxPool2d", nn.AvgPool2d)),
     "lookahead": ({}, use_lookahead),
-    "twice the rate for biases and dense layer": ({}, lambda: patch.object(training.loop, "SGD_RATE", 8.0)),
+    "twice the learning rate for biases and dense layer": (
+        {},
+        lambda: patch.object(training.optimizers, "SGD_RATE", 8.0),
+    ),
     "no mirroring": ({"mirror": False}, nullcontext),
-    "mirroring drawn each time": ({}, draw_mirrored),
+    "random mirroring in each epoch": ({}, draw_mirrored),
     "no shifts": ({"shift": 0}, nullcontext),
     "no label smoothing": ({"label_smoothing": 0.0}, nullcontext),
     "dropout 0.1": ({"dropout": 0.1}, nullcontext),
@@ -149,7 +156,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Change]] = {
 
 
 def main() -> None:
-    """Train what is missing, then print the ladder."""
+    """Train the missing runs, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
@@ -172,7 +179,7 @@ def main() -> None:
 
 
 def _keep_arrays(data: str, folder: Path) -> Path:
-    """Decode the images once for all runs; validation is carved with seed 0 for all of them."""
+    """Decode the images once for all runs; seed 0 decides the validation images of all."""
     dataset = load_dataset(data)
     path = folder / "arrays.npz"
     splits = {"train": dataset.train, "val": dataset.val}
@@ -182,7 +189,7 @@ def _keep_arrays(data: str, folder: Path) -> Path:
 
 
 def measure(path: Path, variant: str, seed: int, epochs: int) -> dict[str, Any]:
-    """Train a variant; its accuracy on validation, plain and as the mean of both views, and its CPU seconds."""
+    """Train a variant. Return its accuracy on validation, plain and averaged over both views, and its CPU seconds."""
     torch.set_num_threads(1)
     with np.load(path) as arrays:
         train_split, val = (Split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in ("train", "val"))
@@ -196,7 +203,7 @@ def measure(path: Path, variant: str, seed: int, epochs: int) -> dict[str, Any]:
         network = prepare_network(config.build_network(), train_split)
         started = time.process_time()
         run = Run.create(Path(folder) / "run", config)
-        train(run, network, train_split, val, lambda *_: None, lambda _: None)
+        train(run, network, train_split, val)
         seconds = time.process_time() - started
         plain, mirrored = evaluate(network, val)[0], evaluate(Mirrored(network), val)[0]
     return {
@@ -210,7 +217,7 @@ def measure(path: Path, variant: str, seed: int, epochs: int) -> dict[str, Any]:
 
 
 def _tabulate(results: list[dict[str, Any]]) -> Table:
-    """A row a variant: means over the seeds with their spread, and the mean difference to compact."""
+    """Print one row per variant: mean and range over the seeds, and the mean difference to compact."""
     table = Table("variant", "validation", "spread", "difference", "mirrored", "difference", "CPU s")
     base = {result["seed"]: result for result in results if result["variant"] == "compact"}
     for variant in dict.fromkeys(result["variant"] for result in results):

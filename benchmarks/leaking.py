@@ -1,4 +1,4 @@
-"""``evalmode`` with a leak: each answer leaves a kilobyte behind. benchmarks/leaks.py --leak must notice."""
+"""``evalmode`` with a leak: each answer keeps a kilobyte. benchmarks/leaks.py --leak must detect it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ count_answer = Statistics.count_answer
 
 @wraps(count_answer)
 def count_and_keep(*arguments: Any, **named: Any) -> None:
-    """As the method does, and keep what nobody needs."""
+    """Call the method, and keep a kilobyte."""
     kept.append(bytes(LEAKED_BYTES))
     count_answer(*arguments, **named)
 

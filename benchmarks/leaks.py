@@ -1,11 +1,11 @@
-"""Requests of each kind by the hundred thousand: the server keeps none of them in memory.
+"""Send hundreds of thousands of requests of each kind: the server must not leak memory.
 
     python benchmarks/leaks.py --out benchmarks/results/DATE-leaks-TRANSPORT.json [--transport native]
 
-Each kind against a fresh server, 64 requests in flight; resident memory is sampled 28 times after the first 20,000
-(half, where fewer than 40,000 are asked for). Exit 1 where the line through these samples grows by 1 MB or more for
-100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak` starts a server that leaks on purpose: then
-each kind that is answered must miss.
+Each kind runs against a new server, with 64 requests in flight. Resident memory is sampled 28 times after the first
+20,000 requests (half of them if fewer than 40,000 are sent). Exit 1 if the line through these samples grows by 1 MB or
+more per 100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak` starts a server that leaks on
+purpose: then each kind that is answered must fail.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from honest import Memory, make_infer_request, make_request, write_figures  # beside this file
+from honest import Memory, make_infer_request, make_request, write_figures  # in this folder
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 from PIL import Image
 from servers import make_artifact, serving
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
 
 CONNECTIONS, IN_FLIGHT = 8, 8  # on each
 WARM, SAMPLES = 20_000, 28
-LARGEST_MB = 1.0  # for 100,000 requests
-NOISE_MB = 4.0  # resident memory comes and goes by so much: what fewer than 100,000 requests may add
-MAX_REQUEST_BYTES = 16_384  # oversize must stay cheap to send
+LARGEST_MB = 1.0  # per 100,000 requests
+NOISE_MB = 4.0  # noise of resident memory: fewer than 100,000 requests may add this
+MAX_REQUEST_BYTES = 16_384  # oversize messages must stay cheap to send
 SETTLE_S = 0.3
 STUCK_S = 30.0
 LATE = ("grpc-timeout", "300u")
@@ -42,7 +42,7 @@ Begin = Callable[[Connection], None]
 
 
 def make_kinds() -> dict[str, Begin]:
-    """How a request of each kind is begun. Each ends by itself, or is cancelled by ``finish``."""
+    """Return a function for each kind that begins a request. Each ends by itself, or is cancelled by ``finish``."""
     drawn = np.random.default_rng(0)
     predict, infer, check, watch = map(encode_call, (PREDICT, INFER, CHECK, WATCH))
     fine, fine_infer = message(make_request()), message(make_infer_request())
@@ -87,11 +87,11 @@ def make_kinds() -> dict[str, Begin]:
 
 
 def void(_: object) -> None:
-    """Drop a value."""
+    """Discard a value."""
 
 
 def main() -> None:
-    """Spend, judge, keep, print."""
+    """Run each kind, write and print the figures."""
     kinds = make_kinds()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -100,24 +100,24 @@ def main() -> None:
     parser.add_argument("--kind", choices=kinds, action="append", help="may be given again; default: all")
     parser.add_argument("--leak", action="store_true", help="of a server that leaks on purpose")
     arguments = parser.parse_args()
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     print(f"{'kind':20}{'requests':>10}{'a second':>10}{'MB':>8}{'MB per 100,000':>16}")
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         for kind in arguments.kind or kinds:
-            told[kind] = spend(Path(name), kinds[kind], arguments)
-            show(kind, told[kind])
-            write_figures(arguments.out, arguments, {"kinds": told})
-    sys.exit(1 if any(one["misses"] for one in told.values()) else 0)
+            results[kind] = spend(Path(name), kinds[kind], arguments)
+            show(kind, results[kind])
+            write_figures(arguments.out, arguments, {"kinds": results})
+    sys.exit(1 if any(one["misses"] for one in results.values()) else 0)
 
 
 def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One kind against a fresh server.
+    """Send the requests of one kind to a new server.
 
     Args:
-        repository: with one model.
-        begin: of the kind.
-        arguments: of the command.
+        repository: A repository with one model.
+        begin: Begins a request.
+        arguments: The command-line arguments.
     """
     options = ("--transport", arguments.transport, "--max-request-bytes", MAX_REQUEST_BYTES, "--log-level", "error")
     program = {"program": (Path(__file__).with_name("leaking.py"),)} if arguments.leak else {}
@@ -141,18 +141,18 @@ def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict
         logged = log.tell()
     requests, megabytes = np.array(samples).T
     slope = float(np.polyfit(requests, megabytes, 1)[0]) * 1e5
-    told = {"requests": done, "seconds": round(seconds, 1), "outcomes": dict(outcomes), "logged_bytes": logged}
-    told |= {"idle_mb": idle_mb, "samples_mb": samples, "mb_per_100000": round(slope, 2)}
-    return {**told, "misses": judge(slope, done - warm, outcomes)}
+    results = {"requests": done, "seconds": round(seconds, 1), "outcomes": dict(outcomes), "logged_bytes": logged}
+    results |= {"idle_mb": idle_mb, "samples_mb": samples, "mb_per_100000": round(slope, 2)}
+    return {**results, "misses": judge(slope, done - warm, outcomes)}
 
 
 def judge(slope: float, requests: int, outcomes: Counter[str]) -> list[str]:
-    """What is not as it should be.
+    """List the requirements that the server did not meet.
 
     Args:
-        slope: megabytes for 100,000 requests.
-        requests: over which it was measured.
-        outcomes: how requests ended.
+        slope: Growth in megabytes per 100,000 requests.
+        requests: Number of requests over which it was measured.
+        outcomes: Number of requests by outcome.
     """
     bound = LARGEST_MB if requests >= 1e5 else NOISE_MB * 1e5 / requests
     misses = [] if slope < bound else [f"memory grows by {slope:.2f} MB per 100,000 requests, above {bound:.2f} MB"]
@@ -162,19 +162,19 @@ def judge(slope: float, requests: int, outcomes: Counter[str]) -> list[str]:
 
 
 def settle(memory: Memory) -> float:
-    """Resident megabytes, once what was in flight is over."""
+    """Measure the resident megabytes once no request is in flight."""
     time.sleep(SETTLE_S)
     return memory.now_mb()
 
 
 def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None:
-    """So many requests, over fresh connections; each is over when this returns.
+    """Send requests over new connections, and wait until all have ended.
 
     Args:
         address: HOST:PORT.
-        begin: begins one; it may cancel it at once.
-        count: how many.
-        outcomes: how they ended is counted here.
+        begin: Begins a request; it may cancel it at once.
+        count: Number of requests.
+        outcomes: The counts by outcome, updated here.
     """
     check, empty = encode_call(CHECK), message(b"")
     connections = [Connection(address) for _ in range(CONNECTIONS)]
@@ -201,7 +201,7 @@ def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None
                 moved = time.monotonic()
             if not one.alive or one.going:
                 raise RuntimeError(
-                    "the server closed a connection of ours: benchmarks/leaks.py sends what it must take"
+                    "the server closed a connection, although benchmarks/leaks.py sends only acceptable requests"
                 )
         if time.monotonic() - moved > STUCK_S:
             outcomes["stuck"] += sum(len(one.open_streams) for one in connections)
@@ -211,12 +211,14 @@ def send(address: str, begin: Begin, count: int, outcomes: Counter[str]) -> None
         one.close()
 
 
-def show(kind: str, told: dict[str, Any]) -> None:
-    """One line, and one for each miss."""
-    rate = told["requests"] / told["seconds"]
-    print(f"{kind:20}{told['requests']:10}{rate:10.0f}{told['samples_mb'][-1][1]:8.1f}{told['mb_per_100000']:16.2f}")
-    for miss in told["misses"]:
-        print(f"    not so: {miss}", flush=True)
+def show(kind: str, results: dict[str, Any]) -> None:
+    """Print one line, and one for each requirement that was not met."""
+    rate = results["requests"] / results["seconds"]
+    print(
+        f"{kind:20}{results['requests']:10}{rate:10.0f}{results['samples_mb'][-1][1]:8.1f}{results['mb_per_100000']:16.2f}"
+    )
+    for miss in results["misses"]:
+        print(f"    failed: {miss}", flush=True)
 
 
 if __name__ == "__main__":

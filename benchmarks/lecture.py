@@ -1,8 +1,8 @@
-"""The lecture's recipe on an image folder, trained, exported, served and asked about every test image over gRPC.
+"""Train the lecture's recipe on an image folder, export, serve, and classify every test image over gRPC.
 
     python benchmarks/lecture.py DATA --out benchmarks/results/DATE-lecture.json
 
-DATA is a folder with train/<class>/*.jpg and test/<class>/*.jpg. The commands are the ones a user types.
+DATA is a folder with train/<class>/*.jpg and test/<class>/*.jpg. The benchmark runs the commands that a user types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVALMODE = [sys.executable, "-m", "evalmode"]
 
 
 def main() -> None:
-    """Run the whole job once and write its figures."""
+    """Run everything once and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(data: Path, folder: Path, seed: int, epochs: int) -> dict[str, object]:
-    """Train, export, serve and predict; returns every figure worth keeping."""
+    """Train, export, serve and predict; return the figures."""
     run, models = folder / "run", folder / "models"
     recipe = ("--network", "reference", "--seed", str(seed), "--epochs", str(epochs))
     train_s = timed("train", str(data), "--out", str(run), "--no-report", *recipe)
@@ -60,7 +60,7 @@ def measure(data: Path, folder: Path, seed: int, epochs: int) -> dict[str, objec
 
 
 def timed(*command: str) -> float:
-    """Run an evalmode command; returns its seconds."""
+    """Run an evalmode command and return its seconds."""
     started = time.perf_counter()
     subprocess.run([*EVALMODE, *command], check=True)
     return time.perf_counter() - started
@@ -83,15 +83,15 @@ def served_accuracy(models: Path, test: Path) -> float:
         assert server.stdout is not None
         port = server.stdout.readline().split()[-1]
         predict = [*EVALMODE, "predict", str(test), "--address", f"127.0.0.1:{port}", "--csv", "--top-k", "1"]
-        told = subprocess.run(predict, check=True, capture_output=True, text=True).stderr
+        output = subprocess.run(predict, check=True, capture_output=True, text=True).stderr
         server.terminate()
-    found = re.search(r"accuracy ([\d.]+)", told)
-    assert found, told
+    found = re.search(r"accuracy ([\d.]+)", output)
+    assert found, output
     return float(found[1])
 
 
 def processor() -> str:
-    """The processor's name, as Linux knows it."""
+    """Return the processor's name from Linux."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return found[1] if found else platform.processor()
 

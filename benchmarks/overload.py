@@ -1,11 +1,11 @@
-"""What a server does that is asked for more than it can: refuses the rest, and answers as much as without it.
+"""Overload a server: it must refuse the excess, and answer as many requests as without overload.
 
     python benchmarks/overload.py --out benchmarks/results/DATE-overload-TRANSPORT.json [--transport native]
 
-For a light network (0.2 ms) and a heavy one, raw pixels and JPEG: its capacity, by 64 callers in a closed loop; then
-1.5 and 3 times that rate in an open loop, with patient callers (10 s) and with ones whose deadline is five times what a
-request takes that finds the server idle (at least 50 ms, at most 1 s). Health is asked 20 times a second. Exit 1 where
-the answers within their deadlines are fewer than 0.9 of capacity, a refusal is not RESOURCE_EXHAUSTED with details,
+For a light network (0.2 ms) and a heavy one, with raw pixels and JPEG: the capacity, measured by 64 callers in a closed
+loop; then 1.5 and 3 times that rate in an open loop, with patient callers (10 s) and with callers whose deadline is
+five times the latency of an idle server (at least 50 ms, at most 1 s). Health is checked 20 times per second. Exit 1 if
+fewer than 0.9 of the capacity are answered within their deadlines, an error is not RESOURCE_EXHAUSTED with details,
 health's p99 is 100 ms or more, or the server does not recover.
 """
 
@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from generator import Generating  # beside this file
+from generator import Generating  # in this folder
 from honest import Asking, write_figures
 from PIL import Image
 from servers import Server, serving
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 from evalmode.wire import classifier_pb2
@@ -45,11 +45,11 @@ LATE = ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED (by the client)", "OK (late)")
 
 @dataclass(frozen=True)
 class Network:
-    """A network that is not trained: what it answers does not matter here.
+    """An untrained network; its answers do not matter here.
 
     Attributes:
-        width: of `compact`.
-        side: of its images.
+        width: Width of `compact`.
+        side: Side of its images in pixels.
     """
 
     width: float
@@ -61,7 +61,7 @@ INPUTS = ("raw", "jpeg")
 
 
 def main() -> None:
-    """Measure, judge, keep, print."""
+    """Measure, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--max-queue", type=int, default=512)
     arguments = parser.parse_args()
     factors = arguments.factor or (1.5, 3.0)
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     print(f"{'':28}{'offered':>9}{'goodput':>9}{'':>7}{'answer':>9}{'refusal':>9}{'health':>9} p99 ms")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -84,32 +84,32 @@ def main() -> None:
                 request.write_bytes(make_request(kind, NETWORKS[which].side))
                 with serving(folder / which, *options) as server:
                     for one in measure(server, request, factors, arguments.seconds):
-                        told.append({"network": which, "input": kind, **one})
-                        show(told[-1])
-                        write_figures(arguments.out, arguments, {"overloads": told})
-    sys.exit(1 if any(one["misses"] for one in told) else 0)
+                        results.append({"network": which, "input": kind, **one})
+                        show(results[-1])
+                        write_figures(arguments.out, arguments, {"overloads": results})
+    sys.exit(1 if any(one["misses"] for one in results) else 0)
 
 
 def make_network(repository: Path, network: Network) -> None:
-    """Publish it, certified."""
-    from training.export import Deployed, export_graph
+    """Certify and publish a network."""
     from training.networks.compact import Compact
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     side = network.side
     graph, _ = export_graph(Deployed(Compact(3, side, side, 10, network.width).eval()), (side, side, 3))
     contract = PixelContract(side, side, 3)
-    manifest = Manifest(tuple(map(str, range(10))), contract)
+    manifest = ClassifierManifest(tuple(map(str, range(10))), contract)
     artifact = certify(strip(graph), manifest, {INPUT: draw_golden(contract, 10)}, ("",) * 16, difference=0.0)
     publish(repository, "network", artifact)
 
 
 def make_request(kind: str, side: int) -> bytes:
-    """A PredictRequest.
+    """Make a serialized PredictRequest.
 
     Args:
-        kind: of ``INPUTS``.
-        side: of the image.
+        kind: A key of ``INPUTS``.
+        side: Side of the image in pixels.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
     if kind == "raw":
@@ -121,20 +121,20 @@ def make_request(kind: str, side: int) -> bytes:
 
 
 def measure(server: Server, request: Path, factors: tuple[float, ...], seconds: float) -> list[dict[str, Any]]:
-    """Capacity, then each overload.
+    """Measure the capacity, then each overload.
 
     Args:
-        server: a running one.
-        request: a file with a PredictRequest.
-        factors: of capacity.
-        seconds: of each overload.
+        server: A running server.
+        request: A file with a PredictRequest.
+        factors: Rates relative to the capacity.
+        seconds: Duration of each overload.
     """
     Generating(server.address, request, "--callers", CALLERS, "--seconds", WARM_S, "--deadline", 30).figures()
     closed = ("--callers", CALLERS, "--seconds", CAPACITY_S, "--deadline", 30)
     capacity = Generating(server.address, request, *closed).figures()["answers_per_s"]
     alone = ask_alone(server, request)
     short_s = min(LONGEST_S, max(SHORTEST_S, IMPATIENCE * alone["answer_ms_p50"] / 1e3))
-    told = []
+    results = []
     for factor, deadline_s in product(factors, (PATIENCE_S, short_s)):
         figures = overload(server, request, factor * capacity, seconds, deadline_s)
         time.sleep(SETTLE_S)
@@ -149,29 +149,29 @@ def measure(server: Server, request: Path, factors: tuple[float, ...], seconds: 
             "offered_of_wanted": round(figures["begun_per_s"] / factor / capacity, 3),
             **figures,
         }
-        told.append({**one, "misses": judge(one)})
-    return told
+        results.append({**one, "misses": judge(one)})
+    return results
 
 
 def ask_alone(server: Server, request: Path) -> dict[str, Any]:
-    """One caller, who finds the server idle.
+    """Measure one caller on an idle server.
 
     Args:
-        server: a running one.
-        request: a file with a PredictRequest.
+        server: A running server.
+        request: A file with a PredictRequest.
     """
     return Generating(server.address, request, "--callers", 1, "--seconds", ALONE_S, "--deadline", 5).figures()
 
 
 def overload(server: Server, request: Path, rate: float, seconds: float, deadline_s: float) -> dict[str, Any]:
-    """Ask at a rate, whatever comes back.
+    """Send requests at a rate, regardless of the replies.
 
     Args:
-        server: a running one.
-        request: a file with a PredictRequest.
-        rate: calls a second.
-        seconds: for how long.
-        deadline_s: of each call.
+        server: A running server.
+        request: A file with a PredictRequest.
+        rate: Calls per second.
+        seconds: Duration.
+        deadline_s: Deadline of each call.
     """
     health = Asking(server.address, seconds, 0)
     options = ("--rate", rate, "--seconds", seconds, "--deadline", deadline_s)
@@ -180,7 +180,7 @@ def overload(server: Server, request: Path, rate: float, seconds: float, deadlin
 
 
 def judge(figures: dict[str, Any]) -> list[str]:
-    """What is not as it should be; the generator's own lateness first, since it makes the rest meaningless."""
+    """List the requirements that were not met. The generator's own lateness is first, since it invalidates the rest."""
     outcomes = figures["outcomes"]
     refused = outcomes.get("RESOURCE_EXHAUSTED", 0)
     others = {name: count for name, count in outcomes.items() if name not in ("OK", "RESOURCE_EXHAUSTED", *LATE)}
@@ -202,7 +202,7 @@ def judge(figures: dict[str, Any]) -> list[str]:
 
 
 def show(one: dict[str, Any]) -> None:
-    """One line, and one for each miss."""
+    """Print one line, and one for each requirement that was not met."""
     name = f"{one['network']} {one['input']} x{one['factor']} {one['deadline_s']} s"
     share = f"{one['goodput_of_capacity']:.0%}"
     times = "".join(
@@ -211,7 +211,7 @@ def show(one: dict[str, Any]) -> None:
     )
     print(f"{name:28}{one['begun_per_s']:9.0f}{one['answers_per_s']:9.0f}{share:>7}{times}", flush=True)
     for miss in one["misses"]:
-        print(f"    not so: {miss}", flush=True)
+        print(f"    failed: {miss}", flush=True)
 
 
 if __name__ == "__main__":

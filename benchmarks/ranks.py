@@ -1,9 +1,9 @@
-"""One training in one process and in two, on the same cores: test accuracy, wall clock, exact statistics.
+"""One training in one process and in two, on the same cores: test accuracy, wall clock time, exact statistics.
 
     python benchmarks/ranks.py DATA --seeds 3 --epochs 6 --out benchmarks/results/DATE-ranks.json
 
-The commands are the ones a user types, seed by seed in turns. The statistics that two processes computed together are
-compared with those that one process computes for the same weights.
+The benchmark runs the commands that a user types, alternating for each seed. The statistics that two processes computed
+together are compared with those that one process computes for the same weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAIN = {
 
 
 def main() -> None:
-    """Train in turns; write figures and show a table."""
+    """Train in turns; write the figures and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
@@ -47,9 +47,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(measure(arguments.data, Path(folder, "run"), seed, arguments.epochs, count))
             print(results[-1], flush=True)
-    told = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "cores": os.cpu_count()}
-    told |= {"machine": platform.processor() or platform.machine(), "epochs": arguments.epochs}
-    arguments.out.write_text(json.dumps({**told, "trainings": results}, indent=1) + "\n")
+    record = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "cores": os.cpu_count()}
+    record |= {"machine": platform.processor() or platform.machine(), "epochs": arguments.epochs}
+    arguments.out.write_text(json.dumps({**record, "trainings": results}, indent=1) + "\n")
     for count in TRAIN:
         for name in ("test_accuracy", "seconds", "epoch_seconds", "statistics_differ"):
             values = [result[name] for result in results if result["processes"] == count]
@@ -57,7 +57,15 @@ def main() -> None:
 
 
 def measure(data: str, out: Path, seed: int, epochs: int, count: int) -> dict[str, float]:
-    """Train once."""
+    """Train once.
+
+    Args:
+        data: The DATA argument of the training.
+        out: Folder of the runs.
+        seed: Seed of the training.
+        epochs: Number of epochs.
+        count: Number of processes.
+    """
     options = ["--out", str(out), "--seed", str(seed), "--epochs", str(epochs), "--no-report"]
     started = time.perf_counter()
     subprocess.run([*TRAIN[count], data, *options], check=True, capture_output=True)
@@ -74,8 +82,8 @@ def measure(data: str, out: Path, seed: int, epochs: int, count: int) -> dict[st
 
 
 def compare_statistics(run: Run, data: str, seed: int) -> float:
-    """The largest difference between a run's exact statistics and one process's, relative where they exceed 1."""
-    dataset = load_dataset(data, None, seed, cache=platformdirs.user_cache_path("evalmode"))
+    """Return the largest difference between the exact statistics of a run and of one process, relative above 1."""
+    dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     network, kept = run.config.build_network(), run.config.build_network()
     run.load_weights(network, BEST)
     recompute_statistics(network, dataset.train)

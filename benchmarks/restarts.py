@@ -1,10 +1,10 @@
-"""Restart one of two replicas again and again while they are asked: no request fails.
+"""Restart one of two replicas repeatedly under load: no request fails.
 
     python benchmarks/restarts.py --out benchmarks/results/DATE-restarts.json [--restarts 200] [--transport native]
 
-The client watches the health of both and takes turns between those that say SERVING; it does not retry. A replica gets
-SIGTERM, says NOT_SERVING, answers for a second more, drains, ends with 0 and is started anew on the same port.
-Exit 1 where a request failed.
+The client watches the health of both and balances between those that report SERVING; it does not retry. A replica gets
+SIGTERM, reports NOT_SERVING, answers for one more second, drains, exits with 0 and is restarted on the same port.
+Exit 1 if a request failed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from servers import SIDE, Server, make_artifact, serving  # beside this file
+from servers import SIDE, Server, make_artifact, serving  # in this folder
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 
@@ -34,15 +34,15 @@ CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"s
 CHANNEL = (
     ("grpc.service_config", json.dumps(CONFIG)),
     ("grpc.enable_retries", 0),
-    ("grpc.default_authority", "evalmode"),  # else the list of addresses, which native takes for no name of a server
+    ("grpc.default_authority", "evalmode"),  # otherwise the list of addresses, which native refuses as a server name
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
 )
-SETTLE_S = 0.5  # between two restarts, so that clients are connected to both again
+SETTLE_S = 0.5  # between two restarts, so that clients reconnect to both
 
 
 def main() -> None:
-    """Restart, judge, keep, print."""
+    """Run the restarts, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--restarts", type=int, default=200)
@@ -51,15 +51,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         options = (Path(name), "--transport", arguments.transport, "--lame-duck", 1)
-        told = asyncio.run(restart(options, arguments.restarts))
-    arguments.out.write_text(json.dumps({"transport": arguments.transport, **told}, indent=1) + "\n")
-    print(told)
-    if told["failed"] or set(told["exit_codes"]) != {"0"}:
+        results = asyncio.run(restart(options, arguments.restarts))
+    arguments.out.write_text(json.dumps({"transport": arguments.transport, **results}, indent=1) + "\n")
+    print(results)
+    if results["failed"] or set(results["exit_codes"]) != {"0"}:
         sys.exit(1)
 
 
 async def restart(options: tuple[Any, ...], restarts: int) -> dict[str, Any]:
-    """Restart the two in turns while callers ask."""
+    """Restart the two replicas in turns while callers send requests."""
     counts: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     stop = asyncio.Event()

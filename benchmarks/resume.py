@@ -1,10 +1,9 @@
-"""Kill a training at random moments and go on with it: every artifact has the bytes of the one that nobody killed.
+"""Kill a training at random moments and resume it: every artifact has the bytes of an uninterrupted run.
 
     python benchmarks/resume.py --out benchmarks/results/DATE-resume.json [--runs 20] [--network compact]
 
-Each run of digits gets one SIGKILL at a random moment from when its folder is made to when a whole one ends, then
-`--resume`, then export.
-Exit 1 where an artifact differs.
+Each run of digits gets one SIGKILL at a random moment between the creation of its folder and the end of an
+uninterrupted training, then `--resume`, then export. Exit 1 if an artifact differs.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ COMMAND = (sys.executable, "-m", "evalmode")
 
 
 def main() -> None:
-    """Train, kill, go on, compare."""
+    """Train, kill, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=20)
@@ -46,14 +45,14 @@ def main() -> None:
             same = export(folder / str(number)) == expected
             runs.append({"killed_after_s": round(kill_s, 2), "found": found, "same": same})
             print(runs[-1], flush=True)
-    told = {"network": arguments.network, "whole_s": round(whole_s, 1), "sha256": expected, "runs": runs}
-    arguments.out.write_text(json.dumps(told, indent=1) + "\n")
+    record = {"network": arguments.network, "whole_s": round(whole_s, 1), "sha256": expected, "runs": runs}
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     if not all(run["same"] for run in runs):
         sys.exit(1)
 
 
 def train(out: Path, *options: str, kill_s: float | None = None) -> float:
-    """Train on digits, to the end or until killed; returns the seconds since the run's folder was made."""
+    """Train on digits, to the end or until killed. Return the seconds since the run's folder was created."""
     command = [*COMMAND, "train", "digits", "--out", str(out), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not (out / "run.json").exists():
@@ -70,7 +69,7 @@ def train(out: Path, *options: str, kill_s: float | None = None) -> float:
 
 
 def export(run: Path) -> str:
-    """The digest of a run's artifact."""
+    """Return the digest of a run's artifact."""
     command = [*COMMAND, "export", str(run), "--repository", str(run / "models"), "--name", "digits"]
     subprocess.run(command, check=True, capture_output=True)
     return hashlib.sha256((run / "models" / "digits" / "1" / "model.onnx").read_bytes()).hexdigest()

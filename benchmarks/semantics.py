@@ -1,9 +1,9 @@
-"""The lecture's CNN with Keras' semantics, with torch's defaults, and with one of these at a time.
+"""The lecture's CNN with the settings of Keras, with torch's defaults, and with one of these at a time.
 
     python benchmarks/semantics.py DATA --seeds 3 --out benchmarks/results/DATE-semantics.json
 
-Two trainings at a time, on one thread each; seeds are the outer loop, so variants are interleaved. Test accuracy is
-that of the epoch that validates best, with the moving averages as training left them.
+Two trainings run at a time, on one thread each. Seeds are the outer loop, so variants are interleaved. Test accuracy is
+that of the epoch with the best validation, with the moving averages that training leaves.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ import torch
 from torch import nn
 
 import training.loop
+import training.optimizers
+from training.callbacks import Callbacks
 from training.datasets import load_dataset
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = ("padding", "batch norm", "initial weights", "slope", "epsilon")  # of torch, that differ from Keras'
+DEFAULTS = ("padding", "batch norm", "initial weights", "slope", "epsilon")  # defaults of torch that differ from Keras
 VARIANTS = {"keras": (), "torch": DEFAULTS, **{f"torch's {one}": (one,) for one in DEFAULTS}}
 
 
 def main() -> None:
-    """Train every variant with every seed, each in a process of its own; write figures and show a table."""
+    """Train every variant with every seed, each in a process of its own; write the figures and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["keras", "torch"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # of the one training of a process
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # of the process's only training
     arguments = parser.parse_args()
     if arguments.seed is not None:
         figures = train(arguments.data, arguments.variants[0], arguments.seed, arguments.epochs)
@@ -51,8 +54,8 @@ def main() -> None:
     jobs = [(seed, variant) for seed in range(arguments.seeds) for variant in arguments.variants]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: run(arguments.data, job[0], job[1], arguments.epochs), jobs))
-    told = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "epochs": arguments.epochs}
-    arguments.out.write_text(json.dumps({**told, "trainings": results}, indent=1) + "\n")
+    record = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "epochs": arguments.epochs}
+    arguments.out.write_text(json.dumps({**record, "trainings": results}, indent=1) + "\n")
     for variant in arguments.variants:
         for name in ("test_accuracy", "val_accuracy", "first_epoch_val_accuracy"):
             values = [float(result[name]) for result in results if result["variant"] == variant]
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def run(data: str, seed: int, variant: str, epochs: int) -> dict[str, float | str]:
-    """One training in a process of its own."""
+    """Run one training in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
         options = ["--seed", str(seed), "--epochs", str(epochs), "--out", str(out)]
@@ -72,8 +75,8 @@ def run(data: str, seed: int, variant: str, epochs: int) -> dict[str, float | st
 
 
 def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | str]:
-    """Train a variant and read the test images once."""
-    dataset = load_dataset(data, None, seed, cache=platformdirs.user_cache_path("evalmode"))
+    """Train a variant and evaluate the test images once."""
+    dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     recipe = choose_recipe("reference", dataset, seed=seed, epochs=epochs)
     config = RunConfig.of(dataset, None, False, recipe)
     torch.manual_seed(seed)
@@ -88,8 +91,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
             network,
             dataset.train,
             dataset.val,
-            lambda step, steps, loss: None,
-            lambda epoch: values.append(epoch.val_accuracy),
+            Callbacks(on_epoch=lambda epoch: values.append(epoch.val_accuracy)),
         )
         kept.load_weights(network)
     return {
@@ -103,10 +105,10 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
 
 
 def take_default(network: nn.Module, default: str) -> None:
-    """Put one of torch's defaults in Keras' place."""
+    """Replace one setting of Keras by torch's default."""
     assert isinstance(network, Reference)
     if default == "epsilon":
-        training.loop.ADAM_EPS = 1e-8
+        training.optimizers.ADAM_EPS = 1e-8
     for index, module in enumerate(network.features):
         if default == "padding" and isinstance(module, SameConv2d):
             filters, channels = module.weight.shape[:2]

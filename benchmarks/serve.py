@@ -1,14 +1,14 @@
-"""How fast servers answer, against ONNX Runtime alone: one network, one load generator, one run, taking turns.
+"""Measures servers against ONNX Runtime alone, with one network and one load generator, in interleaved rounds.
 
     python benchmarks/serve.py --out benchmarks/results/DATE-serve.json [--rounds 5] [--peer NAME=PYTHON ...]
 
-Makes `reference` for 32x32 RGB, fp32 and int8, and asks for one prepared image over one connection with `h2load`
-(Debian: nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton, mosec:
-benchmarks/peers) runs the same file on the same ONNX Runtime in an environment of its own, whose python is PYTHON.
-Use one build of Python for all: how it was compiled makes a third of a difference. Within `taskset`, fewer cores.
+Makes `reference` for 32x32 RGB, fp32 and int8, and sends one prepared image over one connection with `h2load` (Debian:
+nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton, mosec: benchmarks/peers)
+runs the same file on the same ONNX Runtime in an environment of its own, whose interpreter is PYTHON. Use one build of
+Python for all: the build makes a difference of a third. Run it within `taskset` to use fewer cores.
 
-h2load takes a gRPC error for a success: so before and after each load an answer is compared with ONNX Runtime's own,
-and the bytes received must be those of so many answers.
+h2load counts a gRPC error as a success. Therefore an answer is compared with ONNX Runtime's own before and after each
+load, and the number of received bytes must match the number of answers.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ import grpc
 import numpy as np
 import psutil
 import torch
-from lecture import processor  # beside this file
+from lecture import processor  # in this folder
 from matplotlib import pyplot
 from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
-from evalmode.artifact.manifest import Manifest
-from evalmode.artifact.repository import publish
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.bench.raw import measure_raw
 from evalmode.bench.usage import cpu_seconds
 from evalmode.certification.certify import certify, draw_golden, strip
@@ -55,7 +55,7 @@ from evalmode.certification.quantize import quantize
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 from evalmode.wire import classifier_pb2
 from evalmode.wire import open_inference_pb2 as wire
 
@@ -68,16 +68,16 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server, and what it is asked.
+    """A server and its request.
 
     Attributes:
-        name: in the table.
-        command: that starts it.
-        folder: where.
-        port: that it listens on.
-        method: that is called; a path of HTTP/1.1 where it begins with a slash.
-        message: the request.
-        read: the most probable label's probability in a reply.
+        name: Name in the table.
+        command: The command that starts the server.
+        folder: Working directory.
+        port: Port that the server listens on.
+        method: Path of the method; a path of HTTP/1.1 if it begins with a slash.
+        message: The request.
+        read: Reads the probability of the most probable label from a reply.
         network: "fp32" or "int8".
     """
 
@@ -92,14 +92,16 @@ class Contestant:
 
 
 def main() -> None:
-    """Measure in turns, keep, print."""
+    """Measure in turns, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="for each load")
     parser.add_argument("--peer", nargs="*", default=[], help="NAME=PYTHON: mlserver, kserve, pytriton, mosec")
     parser.add_argument("--only", nargs="*", help="these contestants alone")
-    parser.add_argument("--idle", type=float, default=0, help="also watch each of ours idle for so many seconds")
+    parser.add_argument(
+        "--idle", type=float, default=0, help="also measure each evalmode server idle for this many seconds"
+    )
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
@@ -129,9 +131,9 @@ def main() -> None:
 
 
 def make_networks(folder: Path) -> dict[str, Path]:
-    """`reference` with weights as drawn, fp32 and int8, published: speed does not ask what it learned."""
-    from training.export import Deployed, export_graph
+    """Publish `reference` with random weights, fp32 and int8: speed does not depend on training."""
     from training.networks.reference import Reference
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, LABELS).eval()), (SIDE, SIDE, 3))
@@ -140,7 +142,7 @@ def make_networks(folder: Path) -> dict[str, Path]:
     plain = strip(graph)
     found = {}
     for kind, model in (("fp32", plain), ("int8", quantize(plain, images[INPUT]))):
-        manifest = Manifest(tuple(map(str, range(LABELS))), contract)
+        manifest = ClassifierManifest(tuple(map(str, range(LABELS))), contract)
         artifact = certify(model, manifest, {INPUT: draw_golden(contract, LABELS)}, ("",) * 16, difference=0.0)
         publish(folder / kind, "network", artifact)
         found[kind] = folder / kind / "network" / "1" / "model.onnx"
@@ -148,7 +150,7 @@ def make_networks(folder: Path) -> dict[str, Path]:
 
 
 def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
-    """Our transports with both networks, pixels and JPEG; then the peers, who all speak the open protocol."""
+    """List both transports with both networks, pixels and JPEG; then the peers, which all use the open protocol."""
     drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     raw = classifier_pb2.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
     pixels = classifier_pb2.PredictRequest(pixels=raw).SerializeToString()
@@ -181,8 +183,8 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
         "pytriton": (("pytriton_network.py",), PEERS, 8100),
         "mosec": (("mosec_network.py", "--port", "8102"), PEERS, 8102),
     }
-    for told in peers:
-        name, python = told.split("=", 1)
+    for peer in peers:
+        name, python = peer.split("=", 1)
         options, where, port = known[name]
         asked = (INFER, infer.SerializeToString(), read_tensor)
         if name == "mosec":
@@ -191,12 +193,12 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
 
 
 def read_prediction(reply: bytes) -> float:
-    """Of our own service."""
+    """Read a reply of evalmode.v1."""
     return float(classifier_pb2.PredictResponse.FromString(reply).scores[0].probability)
 
 
 def read_tensor(reply: bytes) -> float:
-    """Of the open protocol."""
+    """Read a reply of the open protocol."""
     answer = wire.ModelInferResponse.FromString(reply)
     return (
         read_floats(answer.raw_output_contents[0])
@@ -206,12 +208,12 @@ def read_tensor(reply: bytes) -> float:
 
 
 def read_floats(reply: bytes) -> float:
-    """Of bare probabilities."""
+    """Read bare probabilities."""
     return float(np.frombuffer(reply, np.float32).max())
 
 
 def draw_jpeg() -> bytes:
-    """A small picture with edges, as photographs have."""
+    """Make a small picture with edges, as photographs have."""
     y, x = np.mgrid[:SIDE, :SIDE]
     drawn = np.stack([x * 8, y * 8, ((x // 8 + y // 8) % 2) * 200], axis=-1).astype(np.uint8)
     buffer = BytesIO()
@@ -220,28 +222,28 @@ def draw_jpeg() -> bytes:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def measure_raw_best(path: Path) -> dict[str, Any]:
-    """ONNX Runtime alone: the fastest way, and one image at a time on one thread."""
+    """Measure ONNX Runtime alone: the fastest configuration, and one image at a time on one thread."""
     ways = measure_raw(path.read_bytes(), PixelContract(SIDE, SIDE, 3), count_cpus(), seconds=1.0)
     alone = next(way for way in ways if (way.sessions, way.threads, way.batch) == (1, 1, 1))
     return {"rate": ways[0].rate, "way": vars(ways[0]), "alone_ms": alone.median_ms}
 
 
 def measure_decoding() -> float:
-    """JPEGs a second that all cores decode."""
+    """Measure the JPEGs per second that all cores decode."""
     cores = count_cpus()
     with ProcessPoolExecutor(cores) as pool:
         return sum(pool.map(decode_for, [1.0] * cores))
 
 
 def decode_for(seconds: float) -> float:
-    """JPEGs a second that one core decodes."""
+    """Measure the JPEGs per second that one core decodes."""
     jpeg, contract, limits = draw_jpeg(), PixelContract(SIDE, SIDE, 3), Limits()
     started, count = time.perf_counter(), 0
     while time.perf_counter() < started + seconds:
@@ -253,7 +255,7 @@ def decode_for(seconds: float) -> float:
 def measure(
     contestant: Contestant, artifacts: dict[str, Path], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Start a server; load it with one request at a time, then more."""
+    """Start a server; load it with one request at a time, then with more."""
     with running(contestant, artifacts[contestant.network]) as (process, start_s):
         yield {"start_s": start_s}
         if arguments.idle and contestant.method == PREDICT:
@@ -263,7 +265,7 @@ def measure(
         expected = expect(contestant, artifacts[contestant.network])
         for in_flight in LOADS:
             size = check(contestant, expected)
-            rate = load(contestant, in_flight, 200 * in_flight, size)["rate"]  # warms, too
+            rate = load(contestant, in_flight, 200 * in_flight, size)["rate"]  # also warms up
             before = cpu_seconds(process)
             figures = load(contestant, in_flight, max(100, round(rate * arguments.seconds)), size)
             figures["server_cpu_us"] = (cpu_seconds(process) - before) / figures["requests"] * 1e6
@@ -272,7 +274,7 @@ def measure(
 
 
 def expect(contestant: Contestant, artifact: Path) -> float:
-    """The most probable label's probability, by ONNX Runtime here."""
+    """Compute the probability of the most probable label with ONNX Runtime."""
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     if contestant.method == PREDICT and (encoded := classifier_pb2.PredictRequest.FromString(contestant.message).image):
         image = decode_image(encoded, PixelContract(SIDE, SIDE, 3), Limits())
@@ -281,19 +283,19 @@ def expect(contestant: Contestant, artifact: Path) -> float:
 
 
 def check(contestant: Contestant, expected: float) -> int:
-    """Ask once, compare; the size of the reply on the wire, by which a refusal is known from an answer."""
+    """Send one request and compare the answer. Return the size of the reply, which tells answers from errors."""
     reply = call(contestant)
     if abs((got := contestant.read(reply)) - expected) > 1e-5:
         raise SystemExit(f"{contestant.name} answers {got}, ONNX Runtime {expected}")
-    return len(reply) + (0 if contestant.method.startswith("/") else 5)  # gRPC's prefix
+    return len(reply) + (0 if contestant.method.startswith("/") else 5)  # prefix of gRPC
 
 
 @contextmanager
 def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Process, float]]:
-    """The server as a process of its own, and the seconds until it first answered."""
+    """Run the server in a process of its own; yield the seconds until its first answer."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
-        environment = {**os.environ, "MODEL": str(model), "PYTRITON_HOME": home}  # where it leaves sockets behind
+        environment = {**os.environ, "MODEL": str(model), "PYTRITON_HOME": home}  # for the sockets that it leaves
         process = subprocess.Popen(contestant.command, cwd=contestant.folder, env=environment, stdout=log, stderr=log)
         try:
             while True:
@@ -317,7 +319,7 @@ def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Proces
 
 
 def call(contestant: Contestant) -> bytes:
-    """Ask once."""
+    """Send one request."""
     if contestant.method.startswith("/"):
         url = f"http://127.0.0.1:{contestant.port}{contestant.method}"
         with urllib.request.urlopen(url, contestant.message, 10) as answer:
@@ -328,7 +330,7 @@ def call(contestant: Contestant) -> bytes:
 
 
 def load(contestant: Contestant, in_flight: int, requests: int, size: int) -> dict[str, Any]:
-    """Closed loop over one connection, one for each caller where it is HTTP/1.1; every reply must be a whole one."""
+    """Run a closed loop over one connection (one per caller for HTTP/1.1); every reply must be complete."""
     with tempfile.TemporaryDirectory() as name:
         body, log = Path(name) / "body", Path(name) / "log"
         command = ["h2load", "-n", str(requests), "-d", str(body), f"--log-file={log}"]
@@ -340,23 +342,23 @@ def load(contestant: Contestant, in_flight: int, requests: int, size: int) -> di
             command += ["-c", "1", "-m", str(in_flight), "-H", "content-type: application/grpc", "-H", "te: trailers"]
         path = contestant.method if plain else "/" + contestant.method
         command.append(f"http://127.0.0.1:{contestant.port}{path}")
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         microseconds = [int(line.split()[2]) for line in log.read_text().splitlines()]
-    rate = float(re.search(r"([\d.]+) req/s", told)[1])  # type: ignore[index]
-    succeeded = int(re.search(r"(\d+) succeeded", told)[1])  # type: ignore[index]
-    data = int(re.search(r"\((\d+)\) data", told)[1])  # type: ignore[index]
-    # A reply of ours says how long it took, in three numbers of one to three bytes each; the others' say nothing of it.
+    rate = float(re.search(r"([\d.]+) req/s", output)[1])  # type: ignore[index]
+    succeeded = int(re.search(r"(\d+) succeeded", output)[1])  # type: ignore[index]
+    data = int(re.search(r"\((\d+)\) data", output)[1])  # type: ignore[index]
+    # A reply of evalmode has three durations of one to three bytes each; replies of other servers have none.
     spread = 6 if contestant.method == PREDICT else 0
     if succeeded != requests or abs(data - size * requests) > spread * requests:
         raise SystemExit(
-            f"{contestant.name}: {succeeded} of {requests} succeeded, {data} bytes, not {size} each\n{told}"
+            f"{contestant.name}: {succeeded} of {requests} succeeded, {data} bytes, not {size} each\n{output}"
         )
     cuts = statistics.quantiles(microseconds, n=100)
     return {"rate": rate, "requests": requests, **{f"p{share}_ms": cuts[share - 1] / 1e3 for share in (50, 95, 99)}}
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds, and the median ratio to ONNX Runtime alone in the same round."""
+    """Compute medians over the rounds, and the median ratio to ONNX Runtime alone in the same round."""
     raw = {(run["round"], run["contestant"]): run["rate"] for run in runs if run["contestant"].startswith("raw")}
     summary: dict[str, Any] = {}
     for name in dict.fromkeys(run["contestant"] for run in runs):
@@ -369,27 +371,27 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
             loaded = [run for run in mine if "rate" in run and run.get("in_flight") == in_flight]
             if not loaded:
                 continue
-            told = {}
+            load_figures = {}
             for key in ("rate", "p50_ms", "p99_ms", "server_cpu_us"):
-                told.update(describe(loaded, key))
+                load_figures.update(describe(loaded, key))
             if in_flight:
                 for run in loaded:
                     run["of_raw"] = run["rate"] / raw[run["round"], f"raw {kind}"]
-                told.update(describe(loaded, "of_raw"))
-            figures[str(in_flight or "all")] = told
+                load_figures.update(describe(loaded, "of_raw"))
+            figures[str(in_flight or "all")] = load_figures
         summary[name] = figures
     return summary
 
 
 def describe(runs: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
-    """Median, least and greatest of a figure that some runs have."""
+    """Compute median, minimum and maximum of a figure that some runs have."""
     values = [run[key] for run in runs if key in run]
     figures = {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else {}
     return {key: {name: round(value, 4) for name, value in figures.items()}} if values else {}
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Show the medians: rate and median latency for each load, the share of ONNX Runtime alone at the largest."""
+    """Print the medians: rate and latency for each load, and the share of ONNX Runtime alone for the largest load."""
     table = Table(box=box.SIMPLE_HEAD, caption=f"{results['machine']}; {results['date']}; medians")
     table.add_column("contestant", style="bold", no_wrap=True)
     for name in ("start s", *(f"{count} in flight" for count in LOADS), "of raw", "server us", "idle"):
@@ -412,21 +414,21 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
-    """Images a second with the most in flight: medians, least to greatest, beside ONNX Runtime alone."""
+    """Plot images per second for the largest load: median, minimum and maximum, with ONNX Runtime alone."""
     shown = {name: figures.get("all", figures.get(str(LOADS[-1]))) for name, figures in results["summary"].items()}
     shown.pop("decoding")
     figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
     for name, figures in shown.items():
         rate = figures["rate"]
         spread = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
-        ours = name.startswith(("native", "grpcio"))
-        colour = "#9ca3af" if name.startswith("raw") else "#d1495b" if ours else "#2a6fbb"
+        is_evalmode = name.startswith(("native", "grpcio"))
+        colour = "#9ca3af" if name.startswith("raw") else "#d1495b" if is_evalmode else "#2a6fbb"
         axes.barh(name, rate["median"], xerr=spread, color=colour, error_kw={"lw": 1, "ecolor": "#374151"})
         axes.text(rate["max"], name, f" {rate['median']:,.0f}", va="center", fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"images a second, {LOADS[-1]} in flight: median, least to greatest\n{results['machine']}")
+    axes.set_xlabel(f"images a second, {LOADS[-1]} in flight: median, minimum to maximum\n{results['machine']}")
     figure.savefig(path, dpi=130)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of serving share: `reference` with weights as drawn, and servers as processes of their own."""
+"""The common part of the serving benchmarks: `reference` with random weights, and servers in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
 from evalmode.images.pixels import PixelContract
 
 SIDE = 32
 EVALMODE = ("-m", "evalmode")
-LONGEST_STOP_S = 40.0  # the default of --grace, and some
+LONGEST_STOP_S = 40.0  # the default of --grace, plus a margin
 CONTRACT = PixelContract(SIDE, SIDE, 3)
 
 
 def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
-    """`reference` for 32x32 RGB, certified: speed, swaps and drift do not ask what it learned."""
+    """Certify `reference` for 32x32 RGB with random weights: speed, swaps and drift do not depend on training.
+
+    Args:
+        labels: The labels.
+        properties: Further properties of the manifest.
+    """
     import torch
 
-    from training.export import Deployed, export_graph
     from training.networks.reference import Reference
+    from training.onnx_export import Deployed, export_graph
 
     torch.manual_seed(0)
     graph, _ = export_graph(Deployed(Reference(3, SIDE, SIDE, len(labels)).eval()), (SIDE, SIDE, 3))
     golden = draw_golden(CONTRACT, len(labels))
-    manifest = Manifest(labels, CONTRACT, properties)
+    manifest = ClassifierManifest(labels, CONTRACT, properties)
     return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 
 
@@ -48,13 +53,13 @@ class Server:
 def serving(
     repository: Path, *options: object, log: IO[str] | None = None, program: tuple[object, ...] = EVALMODE
 ) -> Iterator[Server]:
-    """``evalmode serve`` on free ports, unless the options say others; asked to leave at the end, killed if it stays.
+    """Run ``evalmode serve``, on free ports unless the options set them; stopped at the end, and killed if it hangs.
 
     Args:
-        repository: the model repository.
-        options: of the command.
-        log: an open file for what the server logs; None: this process's stderr.
-        program: what Python runs; it takes the arguments of ``evalmode``.
+        repository: The model repository.
+        options: Options of the command.
+        log: An open file for the server's log; None: this process's stderr.
+        program: What Python runs; it takes the arguments of ``evalmode``.
     """
     given = ("--repository", repository, "--port", 0, "--metrics-port", 0, "--lame-duck", 0, "--log-level", "warning")
     command = [sys.executable, *map(str, (*program, "serve", *given, *options))]

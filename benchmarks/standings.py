@@ -1,4 +1,4 @@
-"""The figures of benchmarks/train.py side by side: a summary, a table, a plot."""
+"""Compares the figures of benchmarks/train.py: a summary, a table, a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPREAD = ("test_accuracy", "mirrored_accuracy", "seconds", "export_seconds", "pe
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, spread and median of every contestant's figures, and its seconds relative to Keras' with the same seed."""
+    """Compute mean, range and median of each contestant's figures, and its seconds relative to Keras with the seed."""
     keras = {run["seed"]: run["seconds"] for run in runs if run["contestant"] == KERAS}
     summary: dict[str, Any] = {}
     for contestant in COLOURS:
@@ -34,14 +34,14 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe(values: list[float]) -> dict[str, float]:
-    """Mean, least, greatest and median."""
+    """Compute mean, minimum, maximum and median."""
     figures = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
     return {name: round(value, 4) for name, value in {**figures, "median": statistics.median(values)}.items()}
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Show the summary: means, and the spread in brackets where there is more than one run."""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"mean (least to greatest); {results['machine']}; {results['date']}")
+    """Print the summary: means, and the range in brackets if there is more than one run."""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"mean (minimum to maximum); {results['machine']}; {results['date']}")
     table.add_column("contestant", style="bold", no_wrap=True)
     for name in (
         "runs",
@@ -70,7 +70,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def show_spread(figures: dict[str, float] | None, pattern: str, scale: float = 1) -> str:
-    """``84.61% (84.40% to 84.82%)``, without the brackets where all are equal."""
+    """Format ``84.61% (84.40% to 84.82%)``, without the brackets if all values are equal."""
     if figures is None:
         return "-"
     mean, least, greatest = (pattern.format(figures[name] * scale) for name in ("mean", "min", "max"))
@@ -78,7 +78,7 @@ def show_spread(figures: dict[str, float] | None, pattern: str, scale: float = 1
 
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
-    """Accuracy against seconds: a point a run, hollow where it is the mirrored artifact's accuracy."""
+    """Plot accuracy against seconds: one point per run, hollow for the accuracy of the mirrored artifact."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -92,7 +92,7 @@ def draw_plot(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_contestant(axes: Any, contestant: str, results: dict[str, Any]) -> None:
-    """The runs of a contestant, and beside them its name and its means."""
+    """Draw the runs of a contestant with its name and its means."""
     colour, figures = COLOURS[contestant], results["summary"][contestant]
     runs = [run for run in results["runs"] if run["contestant"] == contestant]
     seconds, mirrored = [run["seconds"] for run in runs], "mirrored_accuracy" in figures
@@ -100,10 +100,10 @@ def draw_contestant(axes: Any, contestant: str, results: dict[str, Any]) -> None
     place = {"textcoords": "offset points", "va": "center", "ha": "right" if left else "left", "color": colour}
     x, offset = (min(seconds), -9) if left else (max(seconds), 9)
     axes.scatter(seconds, [100 * run["test_accuracy"] for run in runs], s=52, c=colour, edgecolors="white", zorder=3)
-    mean, drop = 100 * figures["test_accuracy"]["mean"], 6 if mirrored else 0  # the mirrored mean is just above
+    mean, drop = 100 * figures["test_accuracy"]["mean"], 6 if mirrored else 0  # the mirrored mean is just above it
     axes.annotate(contestant, (x, mean), xytext=(offset, 6 - drop), weight="bold", **place)
-    told = f"{mean:.1f}% in {figures['seconds']['mean']:.0f} s"
-    axes.annotate(told, (x, mean), xytext=(offset, -6 - drop), size=8.5, **place)
+    text = f"{mean:.1f}% in {figures['seconds']['mean']:.0f} s"
+    axes.annotate(text, (x, mean), xytext=(offset, -6 - drop), size=8.5, **place)
     if mirrored:
         axes.scatter(seconds, [100 * run["mirrored_accuracy"] for run in runs], s=40, c="white", edgecolors=colour)
         mean = 100 * figures["mirrored_accuracy"]["mean"]
@@ -111,7 +111,7 @@ def draw_contestant(axes: Any, contestant: str, results: dict[str, Any]) -> None
 
 
 def is_crowded(contestant: str, summary: dict[str, Any]) -> bool:
-    """Whether another contestant lies where this one's name would stand, to the right of its points."""
+    """Whether another contestant's points are where this one's name would be, to the right of its points."""
     end = max(figures["seconds"]["max"] for figures in summary.values())
     mine = summary[contestant]
     return any(
@@ -122,10 +122,10 @@ def is_crowded(contestant: str, summary: dict[str, Any]) -> bool:
 
 
 def dress(axes: Any, results: dict[str, Any]) -> None:
-    """Title, axes and grid."""
+    """Draw title, axes and grid."""
     axes.set_title("Test accuracy, and the seconds from images to artifact", loc="left", weight="bold", pad=22)
-    told = f"{results['machine']}; {results['date']}; a point a seed"
-    axes.text(0, 1.025, told, transform=axes.transAxes, size=8.5, color="#5f6368")
+    text = f"{results['machine']}; {results['date']}; one point per seed"
+    axes.text(0, 1.025, text, transform=axes.transAxes, size=8.5, color="#5f6368")
     axes.set_xlabel("seconds from process start to artifact, decoding included")
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter("{x:.0f}%")

@@ -1,11 +1,11 @@
-"""What others get while strangers attack the server: each kind of attack against a fresh server.
+"""Attack the server and measure its honest callers: each kind of attack against a new server.
 
     python benchmarks/strangers.py --out benchmarks/results/DATE-strangers-TRANSPORT.json [--transport native]
 
-For each kind (all of benchmarks/attackers.py unless some are named): honest callers without the attack, then with it;
-then SIGTERM (once, or twice), while it goes on. Exit 1 where an honest call failed, its p99 is above twice the quiet
-one plus 20 ms, the server's memory is more than 400 MB above the idle figure, the server ends later than --lame-duck +
---grace + 1 s, or its exit code and its last log line do not agree.
+For each kind (all of benchmarks/attackers.py unless some are named): honest callers without the attack, then during it;
+then SIGTERM (once or twice) while it continues. Exit 1 if an honest call failed, its p99 is above twice the quiet one
+plus 20 ms, the server's memory is more than 400 MB above the idle figure, the server stops later than --lame-duck +
+--grace + 1 s, or its exit code does not match its last log record.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from attackers import KINDS, Attacking  # beside this file
+from attackers import KINDS, Attacking  # in this folder
 from honest import Asking, Memory, find_misses, write_figures
 from servers import Server, make_artifact, serving
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 
 WARM_S = 2.0
-BUILD_UP_S = 1.0  # of an attack before honest callers are counted
+BUILD_UP_S = 1.0  # of an attack before honest callers are measured
 LAME_DUCK_S, GRACE_S, EXTRA_S = 1, 3, 1.0
 SERVER_OPTIONS = ("--lame-duck", LAME_DUCK_S, "--grace", GRACE_S, "--log-level", "info")
 SECOND_AFTER_S, SECOND_WITHIN_S = 0.5, 1.0
-HANGS_S = 15.0  # a server that has not ended by then is killed
+HANGS_S = 15.0  # a server that runs longer than this after SIGTERM is killed
 
 
 def main() -> None:
-    """Attack, judge, keep, print."""
+    """Run the attacks, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
@@ -51,21 +51,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         for kind in list(arguments.kind or KINDS) * arguments.stops:
-            told = attack(kind, Path(name), arguments)
-            figures.setdefault(kind, []).append(told)
-            show(kind, told)
+            result = attack(kind, Path(name), arguments)
+            figures.setdefault(kind, []).append(result)
+            show(kind, result)
             write_figures(arguments.out, arguments, {"attacks": figures})
-    if any(told["misses"] for every in figures.values() for told in every):
+    if any(result["misses"] for every in figures.values() for result in every):
         sys.exit(1)
 
 
 def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One kind against a fresh server: without, with, and the end.
+    """Run one kind of attack against a new server: without it, during it, and the shutdown.
 
     Args:
-        kind: of ``KINDS``.
-        repository: with one model.
-        arguments: of the command.
+        kind: A key of ``KINDS``.
+        repository: A repository with one model.
+        arguments: The command-line arguments.
     """
     options = ("--transport", arguments.transport, *SERVER_OPTIONS)
     with (
@@ -90,11 +90,11 @@ def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[s
 
 
 def stop(server: Server, signals: int) -> dict[str, Any]:
-    """Ask the server to end; kill it where it hangs.
+    """Stop the server; kill it if it hangs.
 
     Args:
-        server: a running one.
-        signals: how many SIGTERMs.
+        server: A running server.
+        signals: Number of SIGTERMs.
     """
     started = time.monotonic()
     for number in range(signals):
@@ -112,17 +112,17 @@ def stop(server: Server, signals: int) -> dict[str, Any]:
 
 
 def find_wrong_end(stopped: dict[str, Any], log: str, signals: int) -> list[str]:
-    """What is not as it should be in how the server ended.
+    """List the requirements that the server's end did not meet.
 
     Args:
-        stopped: from ``stop``.
-        log: what the server logged.
-        signals: how many SIGTERMs it got.
+        stopped: The result of ``stop``.
+        log: The server's log.
+        signals: Number of SIGTERMs that it received.
     """
     bound = LAME_DUCK_S + GRACE_S + EXTRA_S if signals == 1 else SECOND_WITHIN_S
     misses = []
     if stopped["exit_code"] is None:
-        return [f"still there {HANGS_S:.0f} s after SIGTERM"]
+        return [f"still running {HANGS_S:.0f} s after SIGTERM"]
     if stopped["exit_s"] > bound:
         misses.append(f"ended after {stopped['exit_s']} s, above {bound} s")
     last = log.strip().splitlines()[-1] if log.strip() else ""
@@ -134,18 +134,19 @@ def find_wrong_end(stopped: dict[str, Any], log: str, signals: int) -> list[str]
     return misses
 
 
-def show(kind: str, told: dict[str, Any]) -> None:
-    """One line, and one for each miss."""
-    attacked = told["attacked"]
+def show(kind: str, result: dict[str, Any]) -> None:
+    """Print one line, and one for each requirement that was not met."""
+    attacked = result["attacked"]
     p99s = "".join(f"{attacked[name]['p99_ms']:9.1f}" for name in ("predict", "check", "connect"))
     failed = sum(figures["failed"] for figures in attacked.values())
-    grown = told["most_mb"] - told["idle_mb"]
-    quiet = told["quiet"]["predict"]["p99_ms"]
+    grown = result["most_mb"] - result["idle_mb"]
+    quiet = result["quiet"]["predict"]["p99_ms"]
     print(
-        f"{kind:22}{quiet:8.1f}{p99s}{failed:8}{grown:+8.0f} MB  {told['exit_code']} in {told['exit_s']} s", flush=True
+        f"{kind:22}{quiet:8.1f}{p99s}{failed:8}{grown:+8.0f} MB  {result['exit_code']} in {result['exit_s']} s",
+        flush=True,
     )
-    for miss in told["misses"]:
-        print(f"    not so: {miss}", flush=True)
+    for miss in result["misses"]:
+        print(f"    failed: {miss}", flush=True)
 
 
 if __name__ == "__main__":

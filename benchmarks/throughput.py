@@ -1,10 +1,10 @@
-"""What a request costs, before and after a change: two checkouts, in turns.
+"""The cost of a request before and after a change: two checkouts, measured in turns.
 
     python benchmarks/throughput.py --before CHECKOUT --out benchmarks/results/DATE-throughput.json [--pairs 15]
 
-Serves the same network from both checkouts at the same time, idle but for the one that is asked; 32 callers in a closed
-loop send raw pixels, JPEGs of 32 and of 500 pixels. Prints CPU microseconds a request (the server's, user and system)
-and answers a second: medians, the median of the pairs' ratios, and their 95% interval by resampling.
+Serves the same network from both checkouts at the same time; one of them is loaded, the other is idle. 32 callers in a
+closed loop send raw pixels, and JPEGs of 32 and of 500 pixels. Prints CPU microseconds per request (the server's, user
+and system) and answers per second: medians, the median of the pairs' ratios, and its 95% interval by resampling.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from generator import Generating  # beside this file
+from generator import Generating  # in this folder
 from honest import write_figures
 from PIL import Image
 from servers import SIDE, make_artifact
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
 
 CALLERS = 32
@@ -36,7 +36,7 @@ RESAMPLES = 10_000
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="a checkout of the code to compare with")
     parser.add_argument("--out", type=Path, required=True)
@@ -62,15 +62,15 @@ def main() -> None:
             pairs = []
             for number in range(arguments.pairs):
                 order = servers if number % 2 else servers[::-1]
-                told = [measure(server, path, arguments.seconds) for server in order]
-                pairs.append(told if number % 2 else told[::-1])
+                measured = [measure(server, path, arguments.seconds) for server in order]
+                pairs.append(measured if number % 2 else measured[::-1])
             figures[kind] = compare(np.array(pairs))
             print(kind, figures[kind])
             write_figures(arguments.out, arguments, {"kinds": figures})
 
 
 def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
-    """Raw pixels and JPEGs, of noise that is smooth enough to be a photo's size."""
+    """Make raw pixels and JPEGs, of noise smooth enough to compress like a photo."""
     random = np.random.default_rng(0)
     raw = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     pixels = classifier_pb2.Pixels(data=raw.tobytes(), height=SIDE, width=SIDE, channels=3)
@@ -85,7 +85,7 @@ def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
 
 @contextmanager
 def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A server of a checkout: its address and its process."""
+    """Run a server of a checkout; yield its address and its process."""
     command = [sys.executable, "-P", "-c", "from evalmode.cli.main import main; main()", "serve"]
     options = ["--repository", repository, "--port", 0, "--no-metrics", "--lame-duck", 0, "--transport", transport]
     process = subprocess.Popen(
@@ -103,7 +103,7 @@ def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[
 
 
 def measure(server: tuple[str, psutil.Process], request: Path, seconds: float) -> tuple[float, float]:
-    """CPU microseconds a request, and answers a second."""
+    """Measure CPU microseconds per request, and answers per second."""
     address, process = server
     before = sum(process.cpu_times()[:2])
     asked = ("--callers", CALLERS, "--seconds", seconds, "--deadline", 30)
@@ -113,16 +113,16 @@ def measure(server: tuple[str, psutil.Process], request: Path, seconds: float) -
 
 
 def compare(pairs: np.ndarray) -> dict[str, Any]:
-    """Medians of both, and the median ratio after/before with its interval; pairs: (N, 2, 2)."""
+    """Compute the medians of both, and the median ratio after/before with its interval; pairs: (N, 2, 2)."""
     random = np.random.default_rng(0)
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for place, name in enumerate(("cpu_us", "answers_per_s")):
         ratios = pairs[:, 1, place] / pairs[:, 0, place]
         drawn = np.median(random.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
-        told[name] = [round(float(one), 1) for one in np.median(pairs[:, :, place], axis=0)]
-        told[f"{name}_ratio"] = round(float(np.median(ratios)), 3)
-        told[f"{name}_interval"] = [round(float(one), 3) for one in np.percentile(drawn, (2.5, 97.5))]
-    return told
+        figures[name] = [round(float(one), 1) for one in np.median(pairs[:, :, place], axis=0)]
+        figures[f"{name}_ratio"] = round(float(np.median(ratios)), 3)
+        figures[f"{name}_interval"] = [round(float(one), 3) for one in np.percentile(drawn, (2.5, 97.5))]
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a classifier costs and what it is worth: the lecture's two networks, `compact`, and the Keras original.
+"""Cost and accuracy of classifiers: the lecture's two networks, `compact`, and the Keras original.
 
     python benchmarks/train.py DATA --keras-python KERAS/bin/python --seeds 3 --out benchmarks/results/DATE-train.json
-    python benchmarks/train.py --from benchmarks/results/DATE-train.json       the table and the plot again
+    python benchmarks/train.py --from benchmarks/results/DATE-train.json       prints the table and the plot again
 
 DATA is a folder of train/<class>/* and test/<class>/*, RGB images of one size. Every contestant of a seed learns from
-the same images. Its seconds run from the start of its first process to the artifact on disk, decoding included and the
-report left out; its memory is the peak of its largest process. Seeds are interleaved. An interrupted benchmark goes on
-where it stopped when the same command is given again. The Keras environment: benchmarks/requirements-keras.txt.
+the same images. Its seconds run from the start of its first process to the artifact on disk, including decoding,
+without the report. Its memory is the peak of its largest process. Seeds are interleaved. An interrupted benchmark
+continues when the same command is run again. The Keras environment: benchmarks/requirements-keras.txt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lecture import EVALMODE, processor  # beside this file, like the next
+from lecture import EVALMODE, processor  # in this folder, like the next
 from standings import KERAS, draw_plot, print_table, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,18 +42,18 @@ OPTIONS = {  # of `evalmode train`
     "compact": ("--network", "compact"),
 }
 CONTESTANTS = (*OPTIONS, KERAS)
-MIRRORED = "compact"  # exported a second time, after the clock has stopped
+MIRRORED = "compact"  # exported a second time, outside the measured time
 KERAS_VERSIONS = "import json, keras, tensorflow as t; print(json.dumps([keras.__version__, t.__version__]))"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all runs share.
+    """The settings of all runs.
 
     Attributes:
-        data: the image folder.
-        keras_python: the interpreter of the Keras environment, None where Keras does not take part.
-        epochs: instead of every recipe's own number, for a quick look; None leaves them.
+        data: The image folder.
+        keras_python: The interpreter of the Keras environment; None without Keras.
+        epochs: Number of epochs for a quick test; None: the number of each recipe.
     """
 
     data: Path
@@ -62,13 +62,13 @@ class Job:
 
     @property
     def epochs_option(self) -> tuple[str, ...]:
-        """What to add to a training command."""
+        """The additional options of a training command."""
         return () if self.epochs is None else ("--epochs", str(self.epochs))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A process that came to its end: its wall clock, the peak of its resident memory, and what it printed."""
+    """A finished process: its wall clock time, the peak of its resident memory, and its output."""
 
     seconds: float
     peak_bytes: int
@@ -76,7 +76,7 @@ class Finished:
 
 
 def main() -> None:
-    """Run what is asked for and show the figures."""
+    """Run the requested trainings and print the figures."""
     arguments = parse_arguments()
     out = arguments.shown or arguments.out
     if not arguments.shown:
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, help="results to write, or to go on with")
+    parser.add_argument("--out", type=Path, help="results to write, or to continue")
     parser.add_argument("--from", dest="shown", type=Path, help="run nothing, show these results")
     parser.add_argument("--seeds", type=parse_seeds, default=range(3), help="how many, or a list: 0,1,2")
     parser.add_argument("--contestants", type=parse_contestants, default=CONTESTANTS, help=",".join(CONTESTANTS))
@@ -107,20 +107,20 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def parse_seeds(text: str) -> Sequence[int]:
-    """``3`` is 0, 1 and 2; ``3,`` is 3 alone."""
+    """Parse seeds: ``3`` means 0, 1 and 2; ``3,`` means 3 only."""
     return [int(seed) for seed in text.split(",") if seed] if "," in text else range(int(text))
 
 
 def parse_contestants(text: str) -> tuple[str, ...]:
-    """Names of contestants, in the order to run them."""
+    """Parse names of contestants, in the order to run them."""
     names = tuple(text.split(","))
     if not set(names) <= set(CONTESTANTS):
-        raise argparse.ArgumentTypeError(f"choose of {','.join(CONTESTANTS)}")
+        raise argparse.ArgumentTypeError(f"choose from {','.join(CONTESTANTS)}")
     return names
 
 
 def compete(job: Job, seeds: Sequence[int], contestants: Sequence[str], out: Path) -> None:
-    """Run every contestant with every seed that the results do not hold yet, saving after each run."""
+    """Run every contestant with every seed that the results do not contain yet, saving after each run."""
     results = open_results(job, out)
     finished = {(run["seed"], run["contestant"]) for run in results["runs"]}
     for seed, contestant in product(seeds, contestants):
@@ -136,7 +136,7 @@ def compete(job: Job, seeds: Sequence[int], contestants: Sequence[str], out: Pat
 
 
 def open_results(job: Job, out: Path) -> dict[str, Any]:
-    """New results, or those of an interrupted benchmark if machine, versions and epochs are the same."""
+    """Return new results, or those of an interrupted benchmark if machine, versions and epochs are the same."""
     header = {
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": list_versions(job.keras_python),
@@ -152,17 +152,17 @@ def open_results(job: Job, out: Path) -> dict[str, Any]:
 
 
 def list_versions(keras_python: Path | None) -> dict[str, str]:
-    """Versions of what does the work; also shows early whether the Keras environment works."""
+    """Return the versions of the libraries. Fails early if the Keras environment does not work."""
     versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")}
     versions["python"] = platform.python_version()
     if keras_python:
-        told = subprocess.run([keras_python, "-c", KERAS_VERSIONS], check=True, stdout=subprocess.PIPE).stdout
-        versions["keras"], versions["tensorflow"] = json.loads(told)
+        output = subprocess.run([keras_python, "-c", KERAS_VERSIONS], check=True, stdout=subprocess.PIPE).stdout
+        versions["keras"], versions["tensorflow"] = json.loads(output)
     return versions
 
 
 def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train and export with the commands a user types."""
+    """Train and export with the commands that a user types."""
     run, models = folder / "run", folder / "models"
     options = (*OPTIONS[contestant], *job.epochs_option, "--seed", str(seed), "--no-report")
     publish = ("export", run, "--repository", models, "--name", contestant)
@@ -177,9 +177,9 @@ def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str
         **aside(count_network, run),
     }
     if contestant == MIRRORED:
-        told = re.search(r"accuracy\s+([\d.]+)", run_process(*EVALMODE, *publish, "--mirrored").output)
-        assert told
-        figures["mirrored_accuracy"] = float(told[1])
+        match = re.search(r"accuracy\s+([\d.]+)", run_process(*EVALMODE, *publish, "--mirrored").output)
+        assert match
+        figures["mirrored_accuracy"] = float(match[1])
     return figures
 
 
@@ -200,7 +200,7 @@ def run_keras(job: Job, contestant: str, seed: int, folder: Path) -> dict[str, A
 
 
 def run_process(*command: object) -> Finished:
-    """Run a command to its end, passing on what it prints."""
+    """Run a command to its end and pass on its output."""
     argv, environment = list(map(str, command)), {**os.environ, "PYTHONPATH": str(ROOT)}
     started, lines = time.perf_counter(), []
     with subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
@@ -208,7 +208,9 @@ def run_process(*command: object) -> Finished:
         for line in child.stdout:
             lines.append(line)
             print("   ", line, end="", flush=True)
-        _, status, usage = os.wait4(child.pid, 0)  # this child's own peak, which getrusage would mix with the others'
+        _, status, usage = os.wait4(
+            child.pid, 0
+        )  # the peak of this child; getrusage would mix it with that of the others
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         sys.exit(f"exit code {child.returncode}: {' '.join(argv)}")
@@ -216,7 +218,7 @@ def run_process(*command: object) -> Finished:
 
 
 def aside(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function in a process of its own: what this process holds would count as the peak of its children."""
+    """Call a function in a process of its own, since this process's memory would count as the peak of its children."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -225,7 +227,7 @@ def list_images(data: Path, seed: int, folder: Path) -> tuple[tuple[int, int, in
     """Write train.txt and test.txt: the files whose pixels evalmode has in these splits with this seed.
 
     Returns:
-        The images' height, width and channels, and how many labels there are.
+        The images' height, width and channels, and the number of labels.
     """
     import numpy as np
     from PIL import Image
@@ -248,7 +250,7 @@ def list_images(data: Path, seed: int, folder: Path) -> tuple[tuple[int, int, in
 
 
 def count_network(run: Path) -> dict[str, int]:
-    """Multiply-adds an image and weights (those that are not trained included) of a run's network."""
+    """Count the multiply-adds per image and the weights (including those that are not trained) of a run's network."""
     from training.networks import count_multiply_adds
     from training.run import Run
 
@@ -260,7 +262,7 @@ def count_network(run: Path) -> dict[str, int]:
 
 
 def count_reference(shape: tuple[int, int, int], classes: int) -> int:
-    """Multiply-adds an image of the lecture's CNN, for images of (height, width, channels)."""
+    """Count the multiply-adds per image of the lecture's CNN, for images of (height, width, channels)."""
     from training.networks import count_multiply_adds
     from training.networks.reference import Reference
 
@@ -269,7 +271,7 @@ def count_reference(shape: tuple[int, int, int], classes: int) -> int:
 
 
 def save(out: Path, results: dict[str, Any]) -> None:
-    """Replace the results, whole or not at all; not by training.run, whose torch would count as the children's peak."""
+    """Replace the results atomically, without training.run, because torch would count as the children's peak."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1) + "\n")

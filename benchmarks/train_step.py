@@ -1,11 +1,11 @@
-"""Milliseconds of one training step, by what might make it faster.
+"""Milliseconds per training step, by variants that could make it faster.
 
     python benchmarks/train_step.py [--freed] [reference|compact [VARIANT...]]
     GOMP_SPINCOUNT=0 python benchmarks/train_step.py compact channels_last     threads that never spin while they wait
 
-"guarded" looks after each step whether all gradients are numbers, as training does, and says what share of the step
-that took. Variants are interleaved; `seconds to start` is what compiling costs before the first step, `faults` the
-pages that a step asks the system for. With --freed, memory goes back to it as is glibc's habit.
+"guarded" checks after each step whether all gradients are finite, as training does, and prints its share of the step.
+Variants are interleaved; `seconds to start` is the cost of compiling before the first step, `faults` the pages that a
+step requests from the system. With --freed, memory is returned to the system, which is glibc's default.
 """
 
 from __future__ import annotations
@@ -16,43 +16,48 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as training does
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from evalmode.cli.console import keep_memory
 from training.datasets import Dataset, Split
 from training.guard import are_finite
-from training.loop import make_optimizers
 from training.networks import build_network, scale_pixels
+from training.optimizers import make_optimizers
 from training.recipe import Recipe, choose_recipe
+from training.torch_runtime import keep_memory
 
 STEPS, ROUNDS = 5, 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-GUARD: list[float] = []  # seconds of each look
+GUARD: list[float] = []  # seconds of each check
 VARIANTS = (
     *("channels_last", "channels_last, guarded", "contiguous"),
     *("channels_last, bfloat16", "channels_last, compiled"),
 )
-IMAGES = Split(np.zeros((45_000, 32, 32, 3), np.uint8), np.zeros(45_000, np.int64))  # as many as CIFAR-10's
+IMAGES = Split(np.zeros((45_000, 32, 32, 3), np.uint8), np.zeros(45_000, np.int64))  # as many as in CIFAR-10
 
 
 def main() -> None:
-    """Interleave the variants and print the median of each."""
+    """Compare the variants that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--freed", action="store_true")
     parser.add_argument("network", choices=("reference", "compact"), nargs="?", default="compact")
     parser.add_argument("variants", nargs="*", default=VARIANTS)
     arguments = parser.parse_args()
-    if not arguments.freed:
-        keep_memory()
-    recipe = choose_recipe(arguments.network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
+    with nullcontext() if arguments.freed else keep_memory():
+        compare(arguments.network, arguments.variants)
+
+
+def compare(network: str, variants: list[str]) -> None:
+    """Interleave the variants of a network and print the median of each."""
+    recipe = choose_recipe(network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
     steps: dict[str, Callable[[], None]] = {}
-    for name in arguments.variants:
+    for name in variants:
         started = time.perf_counter()
         steps[name] = prepare(recipe, name)
         steps[name]()
@@ -73,7 +78,7 @@ def main() -> None:
 
 
 def time_steps(step: Callable[[], None]) -> float:
-    """Milliseconds a step."""
+    """Measure the milliseconds per step."""
     started = time.perf_counter()
     for _ in range(STEPS):
         step()
@@ -81,7 +86,7 @@ def time_steps(step: Callable[[], None]) -> float:
 
 
 def prepare(recipe: Recipe, variant: str) -> Callable[[], None]:
-    """One step of training on 32x32 RGB images, ready to be called."""
+    """Return a function that runs one step of training on 32x32 RGB images."""
     torch.manual_seed(0)
     layout, _, trick = variant.partition(", ")
     memory_format = LAYOUTS[layout]

@@ -1,11 +1,11 @@
-"""Clients that watch the health and go, a hundred thousand times, while others ask: every honest call is answered.
+"""Clients open health watches and leave, a hundred thousand times, while honest callers must be served.
 
     python benchmarks/watches.py --out benchmarks/results/DATE-watches-TRANSPORT.json [--minutes 10]
 
-64 clients open, cancel, reset and abandon watches: 48 of grpcio's, as any client that balances by health, and 16 that
-write their own frames. Honest callers ask in rounds of ten seconds. Ends after --watches of them, or after --minutes.
-Exit 1 where an honest call failed or is slower than benchmarks/strangers.py allows, memory grew beyond what it allows,
-or the server does not end after SIGTERM as it should.
+64 clients open, cancel, reset and abandon watches: 48 with grpcio, as any client that balances by health, and 16 that
+write their own frames. Honest callers run in rounds of ten seconds. Ends after --watches watches, or after --minutes.
+Exit 1 if an honest call failed or is slower than benchmarks/strangers.py allows, memory grew beyond what it allows, or
+the server does not stop after SIGTERM as it should.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from attackers import Attacking  # beside this file
+from attackers import Attacking  # in this folder
 from honest import Asking, Memory, find_misses, write_figures
 from servers import Server, make_artifact, serving
 from strangers import SERVER_OPTIONS, WARM_S, find_wrong_end, stop
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 
 CLIENTS = (("watches-ordinary", 24 / 64), ("watches-ordinary", 24 / 64), ("watches-come-and-go", 16 / 64))
 PREDICTS_PER_S = 100.0
@@ -33,7 +33,7 @@ ROUND_S = 10.0
 
 
 def main() -> None:
-    """Watch, judge, keep, print."""
+    """Run the clients, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
@@ -45,22 +45,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as log:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         with serving(Path(name), *options, log=log) as server, Memory(server.process.pid) as memory:
-            told = watch(server, memory, arguments)
+            results = watch(server, memory, arguments)
             log.seek(0)
-            told["misses"] += find_wrong_end(told, log.read(), 1)
-    write_figures(arguments.out, arguments, told)
-    for key, value in told.items():
+            results["misses"] += find_wrong_end(results, log.read(), 1)
+    write_figures(arguments.out, arguments, results)
+    for key, value in results.items():
         print(f"{key:12} {value}")
-    sys.exit(1 if told["misses"] else 0)
+    sys.exit(1 if results["misses"] else 0)
 
 
 def watch(server: Server, memory: Memory, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of honest callers while others watch; the first that fails is the last.
+    """Run rounds of honest callers while the other clients open watches. Ends after the first round that fails.
 
     Args:
-        server: a running one.
-        memory: its memory.
-        arguments: of the command.
+        server: A running server.
+        memory: The server's memory.
+        arguments: The command-line arguments.
     """
     Asking(server.address, WARM_S).figures()
     quiet = Asking(server.address, arguments.seconds, PREDICTS_PER_S).figures()

@@ -1,9 +1,9 @@
-"""The worst images within the limits: what each takes to decode, and what a server makes of them.
+"""The most expensive images within the limits: the cost of decoding each, and the effect on a server.
 
-    python benchmarks/worst_images.py                                   # seconds, peak memory and lock of each
-    python benchmarks/worst_images.py --server 127.0.0.1:8001 --pid PID # and what others see while 32 callers send it
+    python benchmarks/worst_images.py                                   # seconds, peak memory and lock time of each
+    python benchmarks/worst_images.py --server 127.0.0.1:8001 --pid PID # other callers while 32 callers send it
 
-Each is allowed by its size, 10 MiB encoded and 50 million pixels, and takes as much as could be got out of that.
+Each is within the limits of 10 MiB encoded and 50 million pixels, and as expensive as possible within them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apart, run as a script
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apart when run as a script
 
 from benchmarks.decoded_apart import measure_apart
 from evalmode.errors import ImageError
-from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from serving.engine.decoding import count_decode_bytes
@@ -43,14 +44,14 @@ FULL_BYTES = 10 * 2**20 - 4096
 
 
 def save(picture: Image.Image, image_format: str, **options: object) -> bytes:
-    """A picture as the bytes of a file."""
+    """Encode a picture."""
     encoded = io.BytesIO()
     picture.save(encoded, image_format, **options)
     return encoded.getvalue()
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Make a chunk of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
@@ -63,15 +64,15 @@ def png(
     paeth: bool = False,
     extra: bytes = b"",
 ) -> bytes:
-    """A black PNG by hand, of a kind that Pillow does not write.
+    """Make a black PNG of a kind that Pillow does not write.
 
     Args:
-        size: width and height.
-        depth: bits a sample.
-        colour_type: of the PNG specification.
-        interlaced: by Adam7.
-        paeth: with the filter that takes longest.
-        extra: chunks between header and pixels.
+        size: Width and height in pixels.
+        depth: Bits per sample.
+        colour_type: Color type of the PNG specification.
+        interlaced: Whether to interlace by Adam7.
+        paeth: Whether to use the slowest filter.
+        extra: Chunks between header and pixels.
     """
     width, height = size
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour_type]
@@ -84,56 +85,56 @@ def png(
 
 
 def after_header(image: bytes, extra: bytes) -> bytes:
-    """A PNG with more chunks behind its header, or a JPEG with more segments behind its first marker."""
+    """Insert chunks after the header of a PNG, or segments after the first marker of a JPEG."""
     place = 33 if image.startswith(b"\x89PNG") else 2
     return image[:place] + extra + image[place:]
 
 
 def segment(marker: int, data: bytes) -> bytes:
-    """A segment of a JPEG."""
+    """Make a segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
 def exif_bomb(size_bytes: int, entries: int) -> bytes:
-    """An EXIF block whose entries all hold the same bytes."""
+    """Make an EXIF block whose entries all refer to the same bytes."""
     room = size_bytes - 14 - 12 * entries
     packed = b"".join(struct.pack("<HHII", 0x8000 + n, 7, room // 2, 10 + 12 * entries) for n in range(entries))
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", entries) + packed + bytes(room)
 
 
 def noise(side: int) -> Image.Image:
-    """A square that compresses badly, made of one tile."""
+    """Make a square that compresses badly, from one tile."""
     tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     pixels = np.tile(tile, (-(-side // 64), -(-side // 64), 1))[:side, :side]
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def flat(mode: str, side: int) -> Image.Image:
-    """A square of one colour."""
+    """Make a square of one color."""
     return Image.new(mode, (side, side), {"RGBA": (9, 9, 9, 128), "CMYK": (9, 9, 9, 9)}.get(mode, 9))
 
 
 def oriented(orientation: int = 6) -> bytes:
-    """An EXIF block that says how the picture is turned."""
+    """Make an EXIF block with an orientation."""
     block = Image.Exif()
     block[0x0112] = orientation
     return block.tobytes()
 
 
 def empty_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG with scans that change nothing."""
+    """Make a progressive JPEG with scans that change nothing."""
     image = save(flat("RGB", side), "JPEG", progressive=True)
     scan = segment(0xDA, bytes([1, 1, 0, 1, 63, 0]))  # one component, coefficients 1 to 63, no bits
     return image[:-2] + scan * scans + image[-2:]
 
 
 def arithmetic(side: int, size_bytes: int, *, progressive: bool = False) -> bytes:
-    """A JPEG that is coded arithmetically, of data that mean something or other.
+    """Make an arithmetic-coded JPEG from arbitrary data.
 
     Args:
-        side: in pixels.
-        size_bytes: of the data of each scan.
-        progressive: in ten scans instead of one.
+        side: Side in pixels.
+        size_bytes: Size of the data of each scan.
+        progressive: Whether to use ten scans instead of one.
     """
     image = save(flat("RGB", side), "JPEG", progressive=progressive, subsampling=0)
     data = b"\x55" * size_bytes
@@ -147,19 +148,19 @@ def arithmetic(side: int, size_bytes: int, *, progressive: bool = False) -> byte
 
 
 def restarts(side: int) -> bytes:
-    """A JPEG that restarts after each block, without what it restarts at."""
+    """Make a JPEG that restarts after each block, without restart markers."""
     image = save(flat("RGB", side), "JPEG", subsampling=0)
     return after_header(image, segment(0xDD, b"\0\1"))
 
 
 def rle_bmp(width: int, height: int, codes: bytes, bits: int = 8) -> bytes:
-    """A BMP in run lengths.
+    """Make a run-length encoded BMP.
 
     Args:
-        width: in pixels.
-        height: in pixels.
-        codes: pairs of bytes, without the end.
-        bits: 8 or 4 a pixel.
+        width: Width in pixels.
+        height: Height in pixels.
+        codes: Pairs of bytes, without the end code.
+        bits: 8 or 4 bits per pixel.
     """
     palette = b"".join(bytes([n, 255 - n, n, 0]) for n in range(2**bits))
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(codes), 0, 0, 0, 0)
@@ -168,13 +169,13 @@ def rle_bmp(width: int, height: int, codes: bytes, bits: int = 8) -> bytes:
 
 
 def raw_bmp(side: int, bits: int) -> bytes:
-    """The start of an uncompressed BMP, whose pixels are missing."""
+    """Make the header of an uncompressed BMP without its pixels."""
     header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, bits, 0, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + bytes(1024)
 
 
 def webp_frames(side: int, frames: int) -> bytes:
-    """An animation of many small frames on a large canvas."""
+    """Make an animation of many small frames on a large canvas."""
     still = save(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
     frame = struct.pack("<4sI", b"ANMF", 16 + len(still)) + bytes(16) + still
     canvas = struct.pack("<I", side - 1)[:3] * 2
@@ -184,7 +185,7 @@ def webp_frames(side: int, frames: int) -> bytes:
 
 
 class _Bits:
-    """Bits, the lowest of each byte first."""
+    """A bit stream, least significant bit first."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -199,10 +200,10 @@ class _Bits:
 
 
 def webp_groups(side: int) -> bytes:
-    """A lossless WebP with another set of Huffman codes for every 4x4 pixels, up to 65,536 of them."""
+    """Make a lossless WebP with another set of Huffman codes for every 4x4 pixels, up to 65,536 of them."""
     bits, blocks = _Bits(), -(-side // 4)
     for value, count in ((side - 1, 14), (side - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (1, 1), (0, 3)):
-        bits.add(value, count)  # size, no alpha, version, no transform, no colour cache, Huffman image of 4x4 pixels
+        bits.add(value, count)  # size, no alpha, version, no transform, no color cache, Huffman image of 4x4 pixels
     bits.add(0, 1)  # which has no colour cache
     groups = min(blocks * blocks, 65536)
 
@@ -244,7 +245,7 @@ def webp_groups(side: int) -> bytes:
 
 
 def apng(side: int, frames: int) -> bytes:
-    """An animated PNG of many frames."""
+    """Make an animated PNG of many frames."""
     still = png((side, side), 8, 6)
     control = chunk(b"acTL", struct.pack(">II", frames, 0))
     first = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 10, 0, 0))
@@ -259,7 +260,7 @@ def apng(side: int, frames: int) -> bytes:
 
 
 def idat_bytes_of_blocks(size_bytes: int) -> bytes:
-    """A PNG whose data are blocks of Huffman codes for nothing, and then what is left to say."""
+    """Make a PNG whose data are empty blocks of Huffman codes, followed by the actual data."""
     stored = b"\0\0\0\xff\xff"  # a stored block of no bytes
     rows = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = b"\x78\x9c" + stored * (size_bytes // 5) + rows.compress(bytes(64 * 193)) + rows.flush()
@@ -269,7 +270,7 @@ def idat_bytes_of_blocks(size_bytes: int) -> bytes:
 
 
 def pictures_in_one(entries: int) -> bytes:
-    """A JPEG that announces many more."""
+    """Make a JPEG that announces many more."""
     tiff = b"MM\0*\0\0\0\x08" + struct.pack(">H", 3)
     tiff += struct.pack(">HHI4s", 0xB000, 7, 4, b"0100") + struct.pack(">HHII", 0xB001, 4, 1, entries)
     tiff += struct.pack(">HHII", 0xB002, 7, 16 * entries, 50) + bytes(4) + bytes(16 * entries)
@@ -339,7 +340,7 @@ WORST: dict[str, Callable[[float], bytes]] = {
 
 
 def main() -> None:
-    """Measure each alone, or what it does to a server; exit 1 where a figure is not what it should be."""
+    """Measure each by itself, or its effect on a server; exit 1 if a figure exceeds its bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", metavar="ADDRESS", help="send them to this server")
     parser.add_argument("--pid", type=int, help="of the server, whose memory is read")
@@ -357,18 +358,18 @@ def main() -> None:
 
 
 def show(name: str, image: bytes) -> bool:
-    """Decode one alone; print and judge what that takes."""
+    """Decode one by itself; print and judge its cost."""
     small, limits, contract = save(flat("RGB", 64), "PNG"), Limits(), PixelContract(224, 224, 3)
     try:
-        cost_bytes = count_decode_bytes(announce_image(image, limits), contract)
+        cost_bytes = count_decode_bytes(read_header(image, limits), contract)
     except ImageError:
-        cost_bytes = 2**20  # refused by its header
+        cost_bytes = 2**20  # refused because of its header
     runs = [
         measure_apart(lambda: decode_image(image, contract, limits), lambda: decode_image(small, contract, limits))
         for _ in range(REPEATS)
     ]
     taken = max(runs, key=lambda run: run.peak_bytes)
-    lock_s = min(run.lock_s for run in runs)  # what a busy machine adds is not in each of them
+    lock_s = min(run.lock_s for run in runs)  # a busy machine does not delay every run
     good = taken.peak_bytes <= cost_bytes and lock_s < MAX_LOCK_S
     print(
         f"{name:42} {len(image):9} bytes {taken.seconds:6.2f} s {taken.peak_bytes / 1e6:7.1f} MB of"
@@ -380,13 +381,13 @@ def show(name: str, image: bytes) -> bool:
 
 
 def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int) -> bool:
-    """Send one to a server from many callers, beside others; print and judge what those see.
+    """Send an image to a server from many callers, while others call; print and judge what the others measure.
 
     Args:
-        name: Of the image.
-        image: It.
-        options: Of the command.
-        idle_bytes: What the server held before the first of them.
+        name: Name of the image.
+        image: The image.
+        options: The command-line arguments.
+        idle_bytes: Memory of the server before the first image.
     """
     until = time.monotonic() + options.seconds
     callers = [
@@ -398,7 +399,7 @@ def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int)
     honest = save(noise(500), "JPEG")
     for caller in callers:
         caller.start()
-    time.sleep(2.0)  # they import what they need
+    time.sleep(2.0)  # they import their modules
     until = time.monotonic() + options.seconds
     with ThreadPoolExecutor(4) as threads:
         peak = threads.submit(watch_memory, options.pid, until)
@@ -422,7 +423,7 @@ def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int)
 
 
 def flood(address: str, image: bytes, callers: int, seconds: float) -> None:
-    """Send an image again and again, from many callers, in a process of its own."""
+    """Send an image repeatedly from many callers, in a process of its own."""
     with ThreadPoolExecutor(callers) as threads:
         answers = [threads.submit(ask, address, image, time.monotonic() + seconds + 2.0) for _ in range(callers)]
     codes = Counter(code for future in answers for code, _ in future.result())
@@ -431,7 +432,7 @@ def flood(address: str, image: bytes, callers: int, seconds: float) -> None:
 
 
 def ask(address: str, image: bytes, until: float) -> list[tuple[str, float]]:
-    """Ask for a prediction again and again; how each call ended, and how long it took."""
+    """Request predictions repeatedly. Return how each call ended, and how long it took."""
     ended = []
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         predict = classifier_pb2_grpc.ClassifierStub(channel).Predict
@@ -447,7 +448,7 @@ def ask(address: str, image: bytes, until: float) -> list[tuple[str, float]]:
 
 
 def check_health(address: str, until: float) -> list[float]:
-    """Ask for the server's health 20 times a second; how long each took."""
+    """Check the server's health 20 times per second. Return how long each call took."""
     waits = []
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
@@ -463,7 +464,7 @@ def check_health(address: str, until: float) -> list[float]:
 
 
 def watch_memory(pid: int, until: float) -> int:
-    """The most memory of a process that was resident, in bytes."""
+    """Return the peak of the resident memory of a process, in bytes."""
     peak = 0
     while time.monotonic() < until:
         peak = max(peak, read_resident(pid))
@@ -472,7 +473,7 @@ def watch_memory(pid: int, until: float) -> int:
 
 
 def read_resident(pid: int) -> int:
-    """Bytes of a process that are resident."""
+    """Read the resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 

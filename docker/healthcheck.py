@@ -1,4 +1,4 @@
-"""The serving image's HEALTHCHECK: exit 0 if the server answers health checks, else 1 with the reason."""
+"""The HEALTHCHECK of the serving image: exits with 0 if the server answers, otherwise with 1 and the reason."""
 
 import os
 import sys
@@ -7,11 +7,11 @@ import urllib.request
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-TIMEOUT_S = 4.0  # less than the HEALTHCHECK's own, so that its log tells the reason
+TIMEOUT_S = 4.0  # shorter than the timeout of HEALTHCHECK, so that its log contains the reason
 
 
 def main() -> None:
-    """Ask the server in this container whether it answers; without metrics, ask for its health."""
+    """Check the liveness of the server in this container; without metrics, check its health."""
     if "EVALMODE_SERVE_NO_METRICS" in os.environ:
         ask_over_grpc(f"127.0.0.1:{os.environ.get('EVALMODE_SERVE_PORT', '8001')}")
     else:
@@ -19,8 +19,8 @@ def main() -> None:
 
 
 def ask_over_grpc(address: str) -> None:
-    """Exit unless it says SERVING."""
-    # a proxy that the environment names does not lead to this container
+    """Exit with the reason unless the server reports SERVING."""
+    # a proxy from the environment does not reach this container
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
@@ -31,11 +31,11 @@ def ask_over_grpc(address: str) -> None:
 
 
 def ask_over_http(url: str) -> None:
-    """Exit unless it says 200."""
+    """Exit with the reason unless the status is 200."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         direct.open(url, timeout=TIMEOUT_S)
-    except OSError as error:  # HTTPError is one
+    except OSError as error:  # HTTPError is a subclass
         sys.exit(f"{url}: {error}")
 
 

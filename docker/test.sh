@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole story in containers: build both images, train, publish, serve on a read-only root, predict, stop.
+# Tests the containers: builds both images, trains, publishes, serves on a read-only root, predicts, stops.
 #
-#   CONTAINER      docker, or a command that takes docker's arguments (default docker)
-#   REMOVE_IMAGES  1 removes the two images at the end
+#   CONTAINER      docker, or a command with docker's arguments (default docker)
+#   REMOVE_IMAGES  1: remove the two images at the end
 #
-# Everything lies in named volumes, as in compose.yaml, so that this also tests who owns them.
+# All data are in named volumes, as in compose.yaml, so that this also tests their owners.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ healthcheck=(python /opt/evalmode/healthcheck.py)
 step() { echo "$(date +%T) == $*"; }
 
 fail() {
-  echo "container story: FAILED: $*" >&2
+  echo "container test: FAILED: $*" >&2
   exit 1
 }
 
@@ -31,7 +31,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# job ARGS...: run a container that is gone afterwards
+# job ARGS...: run a container and remove it afterwards
 job() { "$CONTAINER" run --rm --name "$name-job" "$@"; }
 
 healthy() { "$CONTAINER" exec "$name-server" "${healthcheck[@]}" 2>&1; }
@@ -42,7 +42,7 @@ step "build the serving image"
 step "build the training image"
 "$CONTAINER" build -f docker/training.Dockerfile -t "$training" .
 
-step "the serving image: a numeric user, no torch, no compiler, a health check that fails where no server is"
+step "the serving image: a numeric user, no torch, no compiler, a health check that fails without a server"
 user=$("$CONTAINER" image inspect --format '{{.Config.User}}' "$serving")
 [ "$user" = 65532:65532 ] || fail "the image's user is '$user'"
 "$CONTAINER" image inspect "$serving" | grep -F '"/opt/evalmode/healthcheck.py"' >/dev/null || fail "no HEALTHCHECK"
@@ -63,16 +63,16 @@ check = subprocess.run([sys.executable, "/opt/evalmode/healthcheck.py"], env=env
 assert check.returncode == 1, check.returncode
 print(port)
 PYTHON
-) || fail "the serving image is not as it should be"
+) || fail "the serving image is not as expected"
 
-step "the serving image without a model: exit 2, saying what is missing"
+step "the serving image without a model: exits with 2 and names what is missing"
 code=0
 said=$(job "${hardened[@]}" "$serving" 2>&1) || code=$?
 echo "$said"
 [ "$code" = 2 ] || fail "exit code $code"
-[[ $said == *"/models holds no "* ]] || fail "it does not say what is missing"
+[[ $said == *"/models holds no "* ]] || fail "the error does not name what is missing"
 
-step "the serving image: every command has help, and those that need torch name the extra"
+step "the serving image: every command has help, and commands that need torch name the extra"
 job "${hardened[@]}" --entrypoint sh "$serving" -euc '
   evalmode --help
   for command in quickstart train export report check certify compare serve predict rollback bench; do
@@ -100,7 +100,7 @@ for label, colour in {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60,
             Image.fromarray(pixels).save(folder / f"{index}.jpg")
 PYTHON
 
-step "train on the folder and publish, without a network, on a read-only root"
+step "train on the folder and publish, without network, on a read-only root"
 exported=$(
   job "${hardened[@]}" --tmpfs /tmp --network none -v "$name-data:/data:ro" -v "$name-work:/work" \
     -v "$name-models:/models" --entrypoint sh "$training" -euc '
@@ -142,6 +142,6 @@ logs=$("$CONTAINER" logs "$name-server" 2>&1)
 echo "$logs"
 code=$("$CONTAINER" inspect --format '{{.State.ExitCode}}' "$name-server")
 [ "$code" = 0 ] || fail "exit code $code"
-! grep -iE 'traceback|telemetry' <<<"$logs" || fail "the server's log says what it should not"
+! grep -iE 'traceback|telemetry' <<<"$logs" || fail "the server's log has an unexpected line"
 
-step "container story: passed"
+step "container test: passed"

@@ -5,18 +5,18 @@
 #   docker run -v "$PWD/images:/data:ro" -v runs:/work -v models:/models \
 #       evalmode-training export run --repository /models --name NAME
 #
-# PIP_ARGS goes to pip install as it is. An index's first choice of torch may be the CUDA build, several GB of it; for a
-# machine without a GPU name the index of torch's CPU builds: --build-arg PIP_ARGS='--extra-index-url ADDRESS'.
+# PIP_ARGS is passed to pip install. The default torch of an index may be the CUDA build with several GB; for a machine
+# without a GPU, name the index of torch's CPU builds: --build-arg PIP_ARGS='--extra-index-url ADDRESS'.
 
 FROM python:3.11-slim-bookworm
 ARG PIP_ARGS=
-# Unbuffered, so that an epoch is told of when it is over; matplotlib's cache where a read-only root is writable.
+# Unbuffered, so that each epoch is printed when it ends; matplotlib's cache is in a folder that is writable in a read-only root.
 ENV PATH=/opt/evalmode/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MPLCONFIGDIR=/tmp/matplotlib
 ENTRYPOINT ["evalmode"]
 COPY . /source
-# A new named volume takes the owner of the folder it is mounted on.
+# A new named volume gets the owner of the folder that it is mounted on.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/evalmode \
  && pip --python /opt/evalmode install --constraint /source/constraints.txt $PIP_ARGS "/source[serve,train]" \

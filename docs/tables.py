@@ -37,7 +37,7 @@ FOLDERS = {
     "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
     "benchmarks": "long measurements and their results",
     "docker": "container images, compose file, and their test",
-    "docs": "architecture, training, artifact, commands, operating, security, performance, wire protocol, decisions",
+    "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",
 }
 
 

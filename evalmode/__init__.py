@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
+    from evalmode.workflow import export, train
     from serving.embedded import serve, start_server
     from serving.server import Server
+    from training.callbacks import Callbacks
 
 __version__ = "0.2.0"
 __all__ = [
     "AsyncClient",
     "CallFailed",
+    "Callbacks",
     "ClassifierOptions",
     "Client",
     "Comparison",
@@ -49,15 +52,18 @@ __all__ = [
     "certify_tensors",
     "check",
     "compare",
+    "export",
     "load",
     "serve",
     "start_server",
+    "train",
 ]
 
 # Name -> the module that holds it and its name there, and the extra that it needs.
 _SOURCES = {
     "AsyncClient": ("evalmode.client:AsyncClient", ""),
     "CallFailed": ("evalmode.client:CallFailed", ""),
+    "Callbacks": ("training.callbacks:Callbacks", ""),
     "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
     "Client": ("evalmode.client:Client", ""),
     "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
@@ -71,9 +77,11 @@ _SOURCES = {
     "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
     "check": ("evalmode.certification.verdicts:check_file", "serve"),
     "compare": ("evalmode.certification.compare:compare", "serve"),
+    "export": ("evalmode.workflow:export", "serve,train"),
     "load": ("evalmode.loading:load", "serve"),
     "serve": ("serving.embedded:serve", "serve"),
     "start_server": ("serving.embedded:start_server", "serve"),
+    "train": ("evalmode.workflow:train", "serve,train"),
 }
 
 

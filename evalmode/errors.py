@@ -1,15 +1,16 @@
-"""What can go wrong, in the order in which a request flows.
+"""The errors of evalmode, in the order in which a request is processed.
 
 ::
 
     EvalmodeError
-    ├── UsageError                 a command or a file is wrong: one line, exit 2
-    │   ├── ArtifactInvalid        an artifact is refused
+    ├── UsageError                 wrong usage or input: one line, exit code 2
+    │   ├── ArtifactInvalid        the file cannot be served
     │   │   ├── DigestMismatch
     │   │   ├── OperatorNotAllowed
     │   │   ├── Uncertified
     │   │   ├── DecoderMismatch
     │   │   ├── ReplayMismatch
+    │   │   ├── LabelsMismatch
     │   │   └── LoadLimitExceeded
     │   ├── TrialUnavailable
     │   ├── NameInvalid
@@ -18,7 +19,7 @@
     │   ├── ThreadsUnavailable
     │   ├── TokensInvalid
     │   └── CertificatesInvalid
-    ├── ProofFailed                a network is not what it should be: exit 1
+    ├── ProofFailed                a check of a network failed: exit code 1
     │   ├── TrainMode
     │   ├── WeightsNotFinite
     │   ├── OutputsMismatch
@@ -27,7 +28,7 @@
     │   ├── MomentsMismatch
     │   ├── GoldenMismatch
     │   └── NotWorthIt
-    └── RequestError               a request cannot be answered: services/status.py gives each its code
+    └── RequestError               a request was refused: services/status.py maps each to a gRPC status
         ├── TokenInvalid
         ├── ControlForbidden
         ├── ControlDisabled
@@ -38,7 +39,7 @@
         ├── ModelInvalid
         ├── InputMissing
         ├── ImagesNotTaken
-        ├── TensorError            tensors are not what the model takes, or break the protocol's rules
+        ├── TensorError            tensors do not match the model or the protocol
         │   ├── TensorUnknown
         │   ├── TensorMissing
         │   ├── TensorDuplicate
@@ -49,7 +50,7 @@
         │   ├── NotFinite
         │   └── ParameterInvalid
         ├── BatchTooLarge
-        ├── ImageError             the bytes sent are not a usable image
+        ├── ImageError             the image cannot be decoded
         │   ├── ImageEmpty
         │   ├── ImageTooLarge
         │   ├── ImageTooManyPixels
@@ -60,6 +61,7 @@
         ├── PixelsMismatch
         ├── MessageInvalid
         ├── MessageTooLarge
+        ├── MessageLate
         ├── MessagesFull
         ├── QueueFull
         ├── CallsFull
@@ -69,29 +71,35 @@
         ├── DeadlineExpired
         └── RequestCancelled
 
-An error says what is wrong, with the value and the limit, and what to do. It knows nothing of gRPC.
+A message states what is wrong, with the value and the limit, and what to do. Errors do not depend on gRPC.
 """
 
 from __future__ import annotations
 
 
 class EvalmodeError(Exception):
-    """Anything evalmode refuses, with the facts behind the sentence.
+    """Base class of all errors that evalmode raises on purpose.
 
     Attributes:
-        facts: the values in the message by name, for machines (``size_bytes``, ``limit_bytes``).
-        exit_code: what a command exits with.
+        facts: The values in the message by name, for programs (``size_bytes``, ``limit_bytes``).
+        exit_code: The exit code of a command that fails with this error.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, **facts: object) -> None:
+        """Create the error.
+
+        Args:
+            message: What is wrong, with the value and the limit, and what to do.
+            facts: The values in the message by name.
+        """
         super().__init__(message)
         self.facts = {name: str(value) for name, value in facts.items()}
 
 
 class UsageError(EvalmodeError):
-    """A command or a file it was given is wrong."""
+    """The usage of a command, or a file passed to it, is wrong."""
 
 
 class ArtifactInvalid(UsageError):
@@ -99,7 +107,7 @@ class ArtifactInvalid(UsageError):
 
 
 class DigestMismatch(ArtifactInvalid):
-    """The file's bytes are not those it was sealed with."""
+    """The file has changed since it was sealed."""
 
 
 class OperatorNotAllowed(ArtifactInvalid):
@@ -107,39 +115,43 @@ class OperatorNotAllowed(ArtifactInvalid):
 
 
 class Uncertified(ArtifactInvalid):
-    """Nobody vouches for what the network answers, and that was not allowed."""
+    """The artifact has no certificate, and uncertified artifacts are not allowed."""
 
 
 class DecoderMismatch(ArtifactInvalid):
-    """Images are decoded to other pixels here than where the certificate was made."""
+    """The image decoder gives other pixels than where the certificate was made."""
 
 
 class ReplayMismatch(ArtifactInvalid):
-    """The network answers otherwise than its certificate says."""
+    """The network's outputs differ from those in its certificate."""
+
+
+class LabelsMismatch(ArtifactInvalid):
+    """The labels in the file are not those of its certificate."""
 
 
 class LoadLimitExceeded(ArtifactInvalid):
-    """Checking and replaying the artifact takes more time or memory than a server allows for it."""
+    """Checking and replaying the artifact exceeds the limits for time or memory."""
 
 
 class TrialUnavailable(UsageError):
-    """No process can be started now to check an artifact in."""
+    """The process that checks artifacts cannot be started."""
 
 
 class NameInvalid(UsageError):
-    """A model's name or version cannot be a folder of a model repository."""
+    """The name of a model is not allowed as a folder of a model repository."""
 
 
 class ProviderUnavailable(UsageError):
-    """The execution provider that was asked for does not work here."""
+    """The requested execution provider is not available."""
 
 
 class AddressUnavailable(UsageError):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on the requested address."""
 
 
 class ThreadsUnavailable(UsageError):
-    """The system does not start as many threads as the server needs."""
+    """The system cannot start as many threads as the server needs."""
 
 
 class TokensInvalid(UsageError):
@@ -150,12 +162,8 @@ class CertificatesInvalid(UsageError):
     """The files for TLS cannot be used."""
 
 
-class LabelsMismatch(ArtifactInvalid):
-    """The labels in the file are not those of its certificate."""
-
-
 class ProofFailed(EvalmodeError):
-    """A network was shown not to be what it should."""
+    """A check of a network failed."""
 
     exit_code = 1
 
@@ -165,47 +173,54 @@ class TrainMode(ProofFailed):
 
 
 class WeightsNotFinite(ProofFailed):
-    """A weight or a statistic is NaN, infinite, or a variance below 0."""
+    """A weight or a statistic is NaN or infinite, or a variance is negative."""
 
 
 class OutputsMismatch(ProofFailed):
-    """The outputs do not fit the labels, or are no numbers."""
+    """The outputs do not match the labels, or are NaN or infinite."""
 
 
 class NotRepeatable(ProofFailed):
-    """The same images get other answers the second time."""
+    """The same inputs give other outputs the second time."""
 
 
 class BatchMismatch(ProofFailed):
-    """An image gets another answer in a batch than alone."""
+    """An input gives other outputs in a batch than alone."""
 
 
 class MomentsMismatch(ProofFailed):
-    """Batch norm's statistics are not those of what it sees."""
+    """The statistics of batch norm are not those of its inputs."""
 
 
 class GoldenMismatch(ProofFailed):
-    """Golden images do not get their labels."""
+    """Too few golden images get their label."""
 
 
 class NotWorthIt(ProofFailed):
-    """A faster variant is not fast enough, or not accurate enough."""
+    """A quantized variant is too slow or too inaccurate."""
 
 
 class RequestError(EvalmodeError):
-    """A request cannot be answered.
+    """A request was refused.
 
     Attributes:
-        field: the field of the request that is wrong, as its contract names it; "" where none is.
+        field: The field of the request that is wrong, by its name in the protocol; "" if it is not a single field.
     """
 
     def __init__(self, message: str, *, field: str = "", **facts: object) -> None:
+        """Create the error.
+
+        Args:
+            message: What is wrong, with the value and the limit, and what to do.
+            field: The field of the request that is wrong, or "".
+            facts: The values in the message by name.
+        """
         super().__init__(message, **facts)
         self.field = field
 
 
 class at_field:  # noqa: N801  a context manager, called like a function
-    """Say of which field an error is that does not know its request."""
+    """Context manager that sets the field of a ``RequestError`` that has none."""
 
     def __init__(self, field: str) -> None:
         self._field = field
@@ -219,47 +234,47 @@ class at_field:  # noqa: N801  a context manager, called like a function
 
 
 class TokenInvalid(RequestError):
-    """The server was started with tokens, and the call has none that holds."""
+    """The server requires a token, and the call has no valid one."""
 
 
 class ControlForbidden(RequestError):
-    """The call's token is for predictions, not for loading and unloading models."""
+    """The token of the call does not allow to load and unload models."""
 
 
 class ControlDisabled(RequestError):
-    """Models are loaded and unloaded by calls only where the server was started with ``--enable-control``."""
+    """The server was started without ``--enable-control``, so calls cannot load and unload models."""
 
 
 class NotServed(RequestError):
-    """A call of the protocol that this server does not serve: shared memory, tracing, log settings."""
+    """The server does not support this call of the protocol: shared memory, tracing, log settings."""
 
 
 class ServiceUnknown(RequestError):
-    """A health check names a service or a model that is not served."""
+    """A health check names an unknown service or model."""
 
 
 class ModelUnspecified(RequestError):
-    """The server holds several models and the request names none."""
+    """The request names no model, and several are loaded."""
 
 
 class ModelNotFound(RequestError):
-    """No such model or version is served."""
+    """There is no such model or version."""
 
 
 class ModelInvalid(RequestError):
-    """The model's newest version in the repository cannot be loaded."""
+    """The newest version of the model in the repository cannot be loaded."""
 
 
 class InputMissing(RequestError):
-    """The request holds neither an image nor pixels."""
+    """The request contains neither an image nor pixels."""
 
 
 class ImagesNotTaken(RequestError):
-    """An image was sent to a model that takes other tensors."""
+    """The request contains an image, but the model is a network of tensors."""
 
 
 class TensorError(RequestError):
-    """Tensors are not what the model takes, or break the protocol's rules."""
+    """Tensors do not match the model or the rules of the protocol."""
 
 
 class TensorUnknown(TensorError):
@@ -267,7 +282,7 @@ class TensorUnknown(TensorError):
 
 
 class TensorMissing(TensorError):
-    """An input of the model is not in the request."""
+    """The request lacks an input of the model."""
 
 
 class TensorDuplicate(TensorError):
@@ -275,107 +290,107 @@ class TensorDuplicate(TensorError):
 
 
 class DatatypeMismatch(TensorError):
-    """A tensor's datatype is not the model's, or none of the protocol's."""
+    """The datatype of a tensor is not the model's, or not one of the protocol's."""
 
 
 class ShapeMismatch(TensorError):
-    """A tensor's shape is not the model's, or inputs differ in their batch."""
+    """The shape of a tensor is not the model's, or the inputs have different batch sizes."""
 
 
 class ContentsMixed(TensorError):
-    """Raw and typed contents in one request, or contents of a type that is not the datatype's."""
+    """The request has both raw and typed contents, or typed contents in the field of another datatype."""
 
 
 class ContentsMismatch(TensorError):
-    """Contents are not as many as shape and datatype say."""
+    """The size of the contents does not match shape and datatype."""
 
 
 class NotFinite(TensorError):
-    """A floating-point input holds NaN or infinity, and ``--allow-nonfinite`` is off."""
+    """An input contains NaN or infinite values, and ``--allow-nonfinite`` is off."""
 
 
 class ParameterInvalid(TensorError):
-    """A parameter that is not known here or has a value that it cannot have."""
+    """A parameter is unknown, or its value is not allowed."""
 
 
 class BatchTooLarge(RequestError):
-    """More inputs in one request than ``max_batch``."""
+    """The request has more inputs than ``max_batch``."""
 
 
 class ImageError(RequestError):
-    """The bytes are not a usable image."""
+    """The image cannot be decoded."""
 
 
 class ImageEmpty(ImageError):
-    """There are no bytes."""
+    """The image has 0 bytes."""
 
 
 class ImageTooLarge(ImageError):
-    """More encoded bytes than ``max_image_bytes``."""
+    """The image has more encoded bytes than ``max_image_bytes``."""
 
 
 class ImageTooManyPixels(ImageError):
-    """The header announces more pixels than ``max_image_pixels``."""
+    """The image has more pixels, according to its header, than ``max_image_pixels``."""
 
 
 class ImageTooComplex(ImageError):
-    """Decoding takes more work than the size of the image explains: scans, chunks, segments, run lengths."""
+    """Decoding takes more work than images of this size need: too many scans, chunks, segments or runs."""
 
 
 class ImageNeedsTooMuchMemory(ImageError):
-    """Decoding takes more memory than ``max_decode_bytes``, which no waiting changes."""
+    """Decoding takes more memory than ``max_decode_bytes``."""
 
 
 class ImageFormatNotAllowed(ImageError):
-    """An image, but of a format that is not served."""
+    """The image is of an unsupported format."""
 
 
 class ImageUnreadable(ImageError):
-    """Not an image, or a truncated or damaged one."""
+    """The bytes are not an image, or the image is truncated or damaged."""
 
 
 class PixelsMismatch(RequestError):
-    """Raw pixels are not of the model's shape, or not as many bytes as their shape says."""
+    """Raw pixels do not have the model's shape, or their size does not match their shape."""
 
 
 class MessageInvalid(RequestError):
-    """The call has no message, or one that cannot be parsed."""
+    """The call has no message, or the message cannot be parsed."""
 
 
 class MessageTooLarge(RequestError):
-    """The message, inflated, has more bytes than ``max_request_bytes``."""
+    """The decompressed message is larger than ``max_request_bytes``."""
 
 
 class MessageLate(RequestError):
-    """The call's message did not come in time."""
+    """The message of the call did not arrive in time."""
 
 
 class MessagesFull(RequestError):
-    """The messages of the requests in flight hold too much memory for one more."""
+    """The messages of the requests in flight use all memory that is allowed for messages."""
 
 
 class QueueFull(RequestError):
-    """``max_queue`` requests are in flight in addition to one per slot, or take longer than the deadline allows."""
+    """``max_queue`` requests are waiting, or they take longer than the deadline of this one allows."""
 
 
 class CallsFull(RequestError):
-    """More calls wait for their message than the server has places for."""
+    """Too many calls are waiting for their message."""
 
 
 class StreamsFull(RequestError):
-    """``max_streams`` streams are open already."""
+    """``max_streams`` streams are open."""
 
 
 class WatchesFull(RequestError):
-    """``max_watches`` calls watch the health already."""
+    """``max_watches`` health watches are open."""
 
 
 class ServerLeaving(RequestError):
-    """The server is shutting down and takes no new requests."""
+    """The server is shutting down and accepts no new requests."""
 
 
 class DeadlineExpired(RequestError):
-    """The deadline, the caller's or the request's ``timeout``, passed before the network could have run."""
+    """The deadline of the call, or the ``timeout`` of the request, expired before the network ran."""
 
 
 class RequestCancelled(RequestError):

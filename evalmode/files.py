@@ -1,4 +1,4 @@
-"""Files: read again when they change, written whole or not at all."""
+"""Files: detect that they changed, and write them atomically."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-Signature = tuple[int, ...]
+Signature = tuple[int, ...]  # device, inode, size in bytes, time of modification in ns; () if the file is missing
 
 
 def sign_file(path: Path) -> Signature:
-    """What tells one state of a file from another: which it is, its length, when it was written; () if it is gone."""
+    """Return a signature of a file that changes when the file is replaced or written.
+
+    Args:
+        path: The file; links are followed.
+
+    Returns:
+        The signature; () if the file cannot be read.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -25,7 +32,13 @@ def sign_file(path: Path) -> Signature:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say in every ``OSError`` which file it is of: that of a full disk names none, that of a partial file another."""
+    """Set the file name of every ``OSError`` raised inside the block.
+
+    Errors of a full disk name no file, and errors of a temporary file name that file.
+
+    Args:
+        path: The file to name.
+    """
     try:
         yield
     except OSError as error:
@@ -34,15 +47,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file, whole and on the disk, or not at all.
+    """Replace a file atomically: its content is synced to disk, then renamed into place.
+
+    Links are followed. Devices and pipes are written to directly; a pipe whose reader has closed it is not an error. If
+    the path is standard output or standard error, the content follows what was already printed.
 
     Args:
-        path: of the file; where a link leads to, and a device or a pipe, is written to and stays what it is. What
-            standard output or standard error is, is written after what was printed. A pipe's reader may leave early.
-        content: bytes, or text that is written as UTF-8.
+        path: The file to write.
+        content: Bytes, or text that is encoded as UTF-8.
 
     Raises:
-        OSError: it cannot be written; names ``path``.
+        OSError: The file cannot be written; the error names ``path``.
     """
     encoded = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     place = Path(os.path.realpath(path))
@@ -64,7 +79,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def _find_standard(path: Path) -> int | None:
-    """Which of standard output and standard error a path leads to, be it a file that they were redirected to."""
+    """Return the descriptor of standard output or standard error if a path leads to it, also by a redirection."""
     for number in (1, 2):
         with suppress(OSError):
             if os.path.samestat(path.stat(), os.fstat(number)):
@@ -73,12 +88,12 @@ def _find_standard(path: Path) -> int | None:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path leads to what cannot be replaced: a device, a pipe, standard output, standard error."""
+    """Return whether a path cannot be replaced: a device, a pipe, standard output or standard error."""
     return _find_standard(path) is not None or (path.exists() and not path.is_file())
 
 
 def _open_stream(path: Path) -> IO[bytes]:
-    """Open what cannot be replaced; a file that was opened already is written where its other writers are."""
+    """Open a path that cannot be replaced; a standard stream is continued at its current position."""
     number = _find_standard(path)
     if number is None:
         return path.open("wb")
@@ -87,10 +102,13 @@ def _open_stream(path: Path) -> IO[bytes]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Find out early whether ``write_atomically`` can write a file.
+    """Check that ``write_atomically`` will be able to write a file.
+
+    Args:
+        path: The file; it may be missing.
 
     Raises:
-        OSError: it cannot; names the file, or the folder that it is to lie in.
+        OSError: It cannot be written; the error names the file or its folder.
     """
     if not _is_stream(path):
         check_writable(Path(os.path.realpath(path)).parent)
@@ -99,10 +117,13 @@ def check_replaceable(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out early whether files can be written into a folder: what is to lie there may take long to make.
+    """Check that a folder is writable, before files for it are made at length.
+
+    Args:
+        folder: An existing folder.
 
     Raises:
-        OSError: they cannot, or it is no folder; names the folder.
+        OSError: The folder is not writable, or is not a folder; the error names it.
     """
     with naming(folder), TemporaryFile(dir=folder) as file:
         file.write(b"0")
@@ -110,5 +131,5 @@ def check_writable(folder: Path) -> None:
 
 
 def find_existing(folder: Path) -> Path:
-    """A folder, or the first above it that is there: it is where the missing ones would be made."""
+    """Return a folder if it exists, else the innermost parent that exists, in which it would be created."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -9,10 +9,6 @@ from evalmode.errors import UsageError
 MIB = 1024 * 1024
 LARGEST_BATCH = 64  # inputs: certificates cover batches up to this size
 
-# The supported image formats by Pillow's names, and the suffixes of their files.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp")
-
 
 def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> int:
     text = {"minimum": minimum, "maximum": maximum, "what": what, "beyond": beyond}

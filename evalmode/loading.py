@@ -7,7 +7,8 @@ from pathlib import Path
 
 from evalmode.artifact.repository import ARTIFACT_FILE, find_artifact, list_versions
 from evalmode.errors import UsageError
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
 
 
 def load(path: str | PathLike[str]) -> Model:

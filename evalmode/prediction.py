@@ -1,4 +1,4 @@
-"""The answer to one image: the same type from the client and from an artifact loaded in this process."""
+"""The prediction for one image: the same type from the client and from an artifact loaded in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ DEFAULT_TOP_K = 5
 
 @dataclass(frozen=True)
 class Score:
-    """A label with its probability (softmax, 0..1) and its index among the network's outputs."""
+    """A label and its probability.
+
+    Attributes:
+        label: The class name.
+        probability: The softmax probability, 0..1.
+        index: The index of the label in the network's outputs.
+    """
 
     label: str
     probability: float
@@ -18,16 +24,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says about one image.
+    """The prediction for one image.
 
     Attributes:
-        scores: the most probable label first; equal probabilities by lowest index.
-        model: the model's name.
-        version: its version, or "" for a file outside a model repository.
-        digest: ``sha256:...`` of the artifact that answered.
-        decode_us: image to pixels, microseconds.
-        wait_us: waiting for a slot.
-        inference_us: the network, for the whole batch it ran in.
+        scores: Scores, the most probable label first; equal probabilities by lowest index.
+        model: The model's name.
+        version: The model's version, or "" for a file outside a model repository.
+        digest: ``sha256:...`` of the artifact.
+        decode_us: Time to decode the image to pixels, microseconds.
+        wait_us: Time spent waiting for a slot, microseconds.
+        inference_us: Time that the network ran, for the whole batch, microseconds.
     """
 
     scores: tuple[Score, ...]
@@ -45,5 +51,5 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """The most probable label's probability."""
+        """The probability of the most probable label."""
         return self.scores[0].probability

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from evalmode.errors import ArtifactInvalid, LoadLimitExceeded
-from evalmode.runtime.model import load_artifact
+from evalmode.runtime.loading import LoadOptions, load_artifact
 from serving.trials import ORDER
 
 FILE_FACTOR = 4  # copies of an artifact in memory: the bytes, the protobuf messages, the weights, the packed weights
@@ -48,7 +48,7 @@ def _set_limits(seconds: int, more_bytes: int) -> None:
 def _try(artifact: bytes, load_bytes: int, allow_uncertified: bool) -> str:
     """Load an artifact, and return "" if it is valid, otherwise the name of the error, a colon and the reason."""
     try:
-        load_artifact(artifact, allow_uncertified=allow_uncertified, arena=False)
+        load_artifact(artifact, options=LoadOptions(allow_uncertified=allow_uncertified, arena=False))
     except (ArtifactInvalid, MemoryError) as error:
         if isinstance(error, MemoryError) or _MEMORY.search(f"{error!r} {error.__cause__!r}"):
             return (

@@ -19,7 +19,7 @@ from evalmode.limits import Limits
 
 # Import the same `serving` package, and nothing else from its folder or from the current directory.
 _START = (
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import serving; del sys.path[0]; "
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import evalmode, serving; del sys.path[0]; "
     "from serving.trial import main; main()"
 )
 # The header of a request: length of the artifact that follows, --load-seconds, --load-bytes, --allow-uncertified.

@@ -19,12 +19,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest, seal
-from evalmode.artifact.repository import publish
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
 
 COLOURS = ("red", "green", "blue")
 
@@ -111,7 +113,7 @@ def as_nobody() -> Iterator[None]:
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
     """The colour graph, certified; one that is slow on purpose goes without a certificate."""
     graph = colour_graph(slow_steps)
-    manifest = Manifest(labels, PixelContract(4, 4, 3), {"network": "colours"})
+    manifest = ClassifierManifest(labels, PixelContract(4, 4, 3), {"network": "colours"})
     if slow_steps:
         return seal(graph, manifest)
     golden = draw_golden(manifest.pixels, len(labels))

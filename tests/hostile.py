@@ -19,9 +19,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from evalmode.artifact import manifest as manifest_module
-from evalmode.artifact.certificate import Certificate
-from evalmode.artifact.manifest import Manifest, open_artifact, seal
+from evalmode.artifact.certificate import ClassifierCertificate
+from evalmode.artifact.manifest import DIGEST, ClassifierManifest, Manifest
+from evalmode.artifact.sealing import BLANK, ENTRY, open_artifact, seal
 from tests.conftest import colour_artifact
 
 GB = 10**9
@@ -176,7 +176,7 @@ def bombing_certificate(outputs: int = 60) -> bytes:
             "shape": [count, 2**27 // count],
             "data": base64.b64encode(packed).decode(),
         }
-    with patch.object(Certificate, "to_json", lambda _: facts):
+    with patch.object(ClassifierCertificate, "to_json", lambda _: facts):
         return seal_unchecked(graph, manifest)
 
 
@@ -193,7 +193,7 @@ def many_values() -> bytes:
 def _with_property(text: str) -> bytes:
     graph, manifest = open_artifact(colour_artifact())
     facts = {**manifest.to_metadata(), "evalmode.more": text}
-    with patch.object(Manifest, "to_metadata", lambda _: facts):
+    with patch.object(ClassifierManifest, "to_metadata", lambda _: facts):
         return seal_unchecked(graph, manifest)
 
 
@@ -255,10 +255,9 @@ def _seal_bytes(before: bytes, graph: onnx.ModelProto, manifest: Manifest) -> by
     """Seal a file of other fields and then the graph's, as ``seal`` does."""
     sealed = onnx.ModelProto()
     sealed.CopyFrom(graph)
-    helper.set_model_props(sealed, {**manifest.to_metadata(), manifest_module.DIGEST: manifest_module.BLANK.decode()})
+    helper.set_model_props(sealed, {**manifest.to_metadata(), DIGEST: BLANK.decode()})
     blank = before + sealed.SerializeToString(deterministic=True)
-    entry = manifest_module._ENTRY
-    return blank.replace(entry + manifest_module.BLANK, entry + hashlib.sha256(blank).hexdigest().encode())
+    return blank.replace(ENTRY + BLANK, ENTRY + hashlib.sha256(blank).hexdigest().encode())
 
 
 def _varint(value: int) -> bytes:

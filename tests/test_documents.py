@@ -1,38 +1,39 @@
-"""Documents say what the code does: tables, trees and links."""
+"""The generated tables, the packages and the links of the documents agree with the repository."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from docs.tables import RESULTS, TABLES, renew
-from evalmode.limits import IMAGE_FORMATS
+from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_reachable, renew
+from evalmode.images.formats import IMAGE_FORMATS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
-def test_tables_are_as_the_code_has_them(document: str) -> None:
-    """If not: python docs/tables.py."""
+def test_tables_are_up_to_date(document: str) -> None:
+    """If this fails, run ``python docs/tables.py``."""
     text = (ROOT / document).read_text()
     assert renew(document, text) == text
 
 
 def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
-    """If not: run the suite again, docs/conformance.md says how."""
+    """If this fails, run the suite again as docs/conformance.md describes."""
     suite = ast.parse((ROOT / "tests/conformance/test_open_inference.py").read_text())
     functions = (node for node in suite.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
     rules = {ast.get_docstring(function) for function in functions}
     results = {path.stem: json.loads(path.read_text())["rules"] for path in RESULTS.glob("*.json")}
     assert results["evalmode"].keys() == rules
     assert set(results["evalmode"].values()) == {"passed"}
-    for told in results.values():
-        assert told.keys() <= rules
+    for outcomes in results.values():
+        assert outcomes.keys() <= rules
 
 
 def test_the_decoding_table_names_the_formats() -> None:
@@ -40,14 +41,26 @@ def test_the_decoding_table_names_the_formats() -> None:
     assert f"a format other than {', '.join(names)}" in (ROOT / "docs/architecture.md").read_text()
 
 
-def test_everything_in_the_readmes_tree_exists() -> None:
-    tree = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
-    folder = ROOT
-    for line in filter(None, tree.splitlines()):
-        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
-        folder = folder if line.startswith(" ") else ROOT / names[0]
-        missing = [name for name in names if not ((folder if line.startswith(" ") else ROOT) / name).exists()]
-        assert not missing, line
+def test_every_package_and_folder_of_the_tree_exists() -> None:
+    places = [*(ROOT / name.replace(".", "/") for name in PACKAGES), *(ROOT / name for name in FOLDERS)]
+    assert [place for place in places if not place.is_dir() and not place.with_suffix(".py").is_file()] == []
+
+
+def test_the_tree_shows_every_folder_of_the_repository() -> None:
+    tracked = subprocess.run(["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    shown = {name for name in PACKAGES if "." not in name} | FOLDERS.keys()
+    assert {name for name in tracked.stdout.split() if not name.startswith(".")} <= shown
+
+
+def test_arrows_that_follow_from_others_are_not_drawn() -> None:
+    imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": {"c"}}
+    assert find_reachable(imports, "a") == {"b", "c", "d"}
+    assert find_reachable(imports, "c") == set()
+    drawn = set(re.findall(r"(\w+) --> (\w+)", draw_arrows()))
+    assert ("evalmode_artifact", "evalmode_images") in drawn
+    assert ("evalmode_artifact", "evalmode_errors") not in drawn  # through evalmode.images
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -59,6 +72,28 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert linked.exists(), f"{document.name} links to {target}"
             headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).strip().replace(" ", "-") for h in _headings(linked)}
             assert not anchor or anchor in headings, f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_paths_and_modules_exist(document: Path) -> None:
+    text = document.read_text()
+    paths = re.findall(r"\b(?:benchmarks|docker|docs|evalmode|protos|serving|tests|training)/[\w./-]+\.\w+", text)
+    if document.name in ("CHANGELOG.md", "artifact.md"):  # former modules; metadata keys such as evalmode.labels
+        names = []
+    else:
+        names = re.findall(r"`((?:evalmode|serving|training)(?:\.[a-z_]+)+)`", text)
+    assert {path for path in paths if not (ROOT / path).exists() and "DATE" not in path} == set()
+    assert {name for name in names if not _is_module(name)} == set()
+
+
+def _is_module(name: str) -> bool:
+    """Whether a name is a module or package, or a name that one of them defines."""
+    place = ROOT / name.replace(".", "/")
+    if place.is_dir() or place.with_suffix(".py").is_file():
+        return True
+    outer, last = place.parent, place.name
+    source = outer / "__init__.py" if outer.is_dir() else outer.with_suffix(".py")
+    return source.is_file() and re.search(rf"\b{last}\b", source.read_text()) is not None
 
 
 def _headings(path: Path) -> list[str]:

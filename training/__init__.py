@@ -1,1 +1,1 @@
-"""Labelled images -> model.onnx: data, the network, training and the export in eval mode."""
+"""Training: from labelled images to a run, and from a run to an artifact."""

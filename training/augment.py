@@ -1,4 +1,4 @@
-"""Other views of the training images, whole batches at a time: mirrored and shifted, as if taken from elsewhere."""
+"""Data augmentation: mirrors and shifts the training images, a batch at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ Mask = npt.NDArray[np.bool_]
 
 
 def augment(images: Pixels, mirrored: Mask, shift: int, offsets: Indices) -> Pixels:
-    """Mirror some images and shift each by an offset of its own.
+    """Mirror some images, and shift each image by its own offset.
 
     Args:
-        images: uint8 (N, H, W, C).
-        mirrored: bool (N,), which images to mirror left to right.
-        shift: the largest offset in pixels, in every direction; what moves in at the border is reflected.
-        offsets: int (2, N), from 0 to twice the shift: rows and columns, as ``draw_offsets`` gives them.
+        images: The pixels, uint8 (N, H, W, C).
+        mirrored: Which images to mirror left to right, bool (N,).
+        shift: The largest shift in pixels in every direction; pixels beyond the border are reflected.
+        offsets: The vertical and horizontal offset of each image, int64 (2, N), from 0 to ``2 * shift``; ``shift``
+            means no shift.
+
+    Returns:
+        The augmented images, uint8 (N, H, W, C).
     """
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
     padded[mirrored] = padded[mirrored, :, ::-1]
@@ -29,20 +33,32 @@ def augment(images: Pixels, mirrored: Mask, shift: int, offsets: Indices) -> Pix
 
 
 def draw_offsets(count: int, shift: int, rng: np.random.Generator) -> Indices:
-    """An offset for each image, int64 (2, N): from 0 to twice the shift, where the shift itself moves nothing."""
+    """Draw the offsets for ``augment``.
+
+    Args:
+        count: The number of images.
+        shift: The largest shift in pixels.
+        rng: The random number generator.
+
+    Returns:
+        int64 (2, N), from 0 to ``2 * shift``.
+    """
     return rng.integers(0, 2 * shift + 1, (2, count))
 
 
 def choose_mirrored(count: int, epoch: int, seed: int) -> Mask:
-    """Which of all training images to mirror: half of them, and in the next epoch the other half.
+    """Choose the training images to mirror: half of them in one epoch, the other half in the next.
 
-    So every two epochs show both views of every image. Source: Jordan, 94% on CIFAR-10 in 3.29 Seconds (2404.00498),
-    section 3.6.
+    In every two epochs, the network therefore sees both views of every image.
+    Source: Jordan, 94% on CIFAR-10 in 3.29 Seconds (2404.00498), section 3.6.
 
     Args:
-        count: training images.
-        epoch: from 1.
-        seed: decides the halves.
+        count: The number of training images.
+        epoch: The epoch, from 1.
+        seed: Decides which images are in which half.
+
+    Returns:
+        bool (N,).
     """
     halves = np.random.default_rng(seed).permutation(count) % 2
     mirrored: Mask = (halves + epoch) % 2 == 0

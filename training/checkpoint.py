@@ -1,7 +1,8 @@
-"""Where a training stands after an epoch, so that it can go on after its process died: safetensors and JSON, no pickle.
+"""Checkpoints after each epoch, from which an interrupted training resumes: safetensors and JSON, no pickle.
 
-Every draw of an epoch depends on the seed and the epoch alone, so weights, the optimizers' memory and the best epoch so
-far are all that a training is. The newest two are kept; JSON is written last and says which bytes belong to it.
+The random draws of an epoch depend only on the seed and the epoch. The state of a training is therefore its weights,
+the state of its optimizers and the best epoch so far. The newest two checkpoints are kept. The JSON file is written
+last and holds the SHA-256 of the safetensors file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from evalmode.files import write_atomically
 from training.errors import NetworkError, RunError
-from training.run import save_tensors
+from training.tensors import save_tensors
 
 KEPT = 2
 NETWORK = "network."
@@ -28,19 +30,19 @@ NETWORK = "network."
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images.
+    """The figures of one pass over the training images.
 
     Attributes:
-        epoch: from 1.
-        loss: mean loss over the pass, in train mode, on images as augmented.
-        train_accuracy: share right over the pass, in train mode, on images as augmented.
-        val_accuracy: share right of the validation images, in eval mode, with batch norm's statistics about as they
-            will be exported.
-        val_loss: mean cross-entropy of the validation images, likewise.
-        learning_rate: at the last step.
-        seconds: wall clock, validation included.
-        warnings: of what goes wrong while numbers are numbers, as ``find_warnings`` tells.
-        layers: what batch norm saw of a sample of training images, a ``LayerStatistics`` a layer, after the pass.
+        epoch: Number of the epoch, from 1.
+        loss: Mean loss over the pass, in train mode, on augmented images.
+        train_accuracy: Accuracy over the pass, in train mode, on augmented images.
+        val_accuracy: Accuracy on the validation images, in eval mode, with batch norm statistics close to those of the
+            export.
+        val_loss: Mean cross-entropy of the validation images, measured in the same way.
+        learning_rate: Learning rate of the last step.
+        seconds: Wall-clock time in seconds, validation included.
+        warnings: The warnings of ``find_warnings``.
+        layers: ``LayerStatistics`` of each batch norm layer on a sample of training images, after the pass.
     """
 
     epoch: int
@@ -54,82 +56,149 @@ class Epoch:
     layers: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """The point that a training has reached, apart from its weights and the state of its optimizers.
+
+    Attributes:
+        epoch: Number of the last completed epoch; 0 before the first one ends.
+        best: Figures of the best epoch so far; None before the first one ends.
+        backed_off: Number of times that the learning rates were halved.
+    """
+
+    epoch: int = 0
+    best: Epoch | None = None
+    backed_off: int = 0
+
+
 def save_checkpoint(
-    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], best: Epoch, backed_off: int
+    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], reached: TrainingState
 ) -> None:
-    """Keep where a training stands after an epoch, and forget all but the newest two up to it.
+    """Save the state of a training after an epoch, and delete all but the newest two checkpoints up to that epoch.
 
     Args:
-        folder: of the run.
-        epoch: after which.
-        network: with its weights and statistics.
-        optimizers: with what they remember.
-        best: the best epoch so far.
-        backed_off: how often the learning rates were halved.
+        folder: The run folder.
+        network: The network in training.
+        optimizers: The optimizers that train it.
+        reached: The progress after the epoch; its best epoch is set.
+
+    Raises:
+        OSError: A file cannot be written.
     """
+    assert reached.best is not None
     tensors = {f"{NETWORK}{name}": tensor for name, tensor in network.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{number}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     content = save_tensors(tensors)
-    path = folder / f"checkpoint-{epoch}.safetensors"
+    path = folder / f"checkpoint-{reached.epoch}.safetensors"
     write_atomically(path, content)
-    told = {"sha256": hashlib.sha256(content).hexdigest(), "best": asdict(best), "backed_off": backed_off}
-    write_atomically(path.with_suffix(".json"), json.dumps(told))
-    kept = {f"checkpoint-{one}" for one in [one for one in list_checkpoints(folder) if one <= epoch][:KEPT]}
+    facts = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "best": asdict(reached.best),
+        "backed_off": reached.backed_off,
+    }
+    write_atomically(path.with_suffix(".json"), json.dumps(facts))
+    kept = {f"checkpoint-{one}" for one in [one for one in list_checkpoints(folder) if one <= reached.epoch][:KEPT]}
     for path in sorted(folder.glob("checkpoint-*")):  # the JSON first
         if path.stem not in kept:
             path.unlink()
 
 
 def list_checkpoints(folder: Path) -> list[int]:
-    """The epochs after which checkpoints were written, the newest first."""
+    """List the epochs that have a checkpoint in a run folder, the newest first."""
     found = (re.fullmatch(r"checkpoint-(\d+)\.json", path.name) for path in folder.iterdir())
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def load_checkpoint(
-    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> tuple[Epoch, int]:
-    """Put network and optimizers where they stood after an epoch; nothing is touched if the checkpoint is damaged.
+def resume_checkpoint(
+    folder: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_warning: Callable[[str], None]
+) -> TrainingState:
+    """Restore network and optimizers from the newest checkpoint that is not damaged.
+
+    Args:
+        folder: The run folder.
+        network: The network to restore.
+        optimizers: The optimizers to restore; halved learning rates stay halved.
+        on_warning: Called about each damaged checkpoint.
 
     Returns:
-        The best epoch so far, and how often the learning rates were halved.
+        The progress at the checkpoint; that of a new training if there is none.
 
     Raises:
-        RunError: it is damaged.
-        NetworkError: it is of another network.
+        NetworkError: The checkpoint belongs to another network.
+    """
+    for epoch in list_checkpoints(folder):
+        try:
+            reached = load_checkpoint(folder, epoch, network, optimizers)
+        except RunError as error:
+            on_warning(f"{error}; it is passed over")
+        else:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["peak_lr"] /= 2**reached.backed_off
+            return reached
+    return TrainingState()
+
+
+def load_checkpoint(
+    folder: Path, epoch: int, network: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> TrainingState:
+    """Restore the weights of a network and the state of its optimizers from the checkpoint of an epoch.
+
+    Nothing is changed if the checkpoint is refused.
+
+    Args:
+        folder: The run folder.
+        epoch: Number of the epoch, from 1.
+        network: The network to restore.
+        optimizers: The optimizers to restore.
+
+    Returns:
+        The progress at the checkpoint.
+
+    Raises:
+        RunError: The checkpoint is damaged.
+        NetworkError: The checkpoint belongs to another network.
     """
     path = folder / f"checkpoint-{epoch}.safetensors"
     try:
-        told = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        best, backed_off = Epoch(**told["best"]), int(told["backed_off"])
+        facts = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        best, backed_off = Epoch(**facts["best"]), int(facts["backed_off"])
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != told["sha256"]:
-            raise ValueError("its bytes are not those that were written")
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError("its SHA-256 differs from the one that was recorded")
         tensors = safetensors.torch.load(content)
         weights = {name.removeprefix(NETWORK): tensors.pop(name) for name in list(tensors) if name.startswith(NETWORK)}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    theirs = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
-    ours = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-    if ours != theirs:
-        name, shape = min(ours ^ theirs)
-        raise NetworkError(
-            f"{path} is of another network: {name} {shape} is in {'this one' if (name, shape) in ours else 'that one'} "
-            "only. Go on with the code that it was trained with, or give another --out"
-        )
-    states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+    _check_same_network(path, weights, network)
+    states = [_collect_state(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
     network.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.state.update(state)
-    return best, backed_off
+    return TrainingState(epoch, best, backed_off)
 
 
-def _collect(
+def _check_same_network(path: Path, weights: dict[str, Tensor], network: nn.Module) -> None:
+    saved = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
+    present = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    if present != saved:
+        name, shape = min(present ^ saved)
+        raise NetworkError(
+            f"{path} is of another network: {name} {shape} is only in the "
+            f"{'present network' if (name, shape) in present else 'checkpoint'}. Resume with the code that the run was "
+            "trained with, or choose another --out"
+        )
+
+
+def _collect_state(
     tensors: dict[str, Tensor], number: int, optimizer: torch.optim.Optimizer
 ) -> dict[Tensor, dict[str, Tensor]]:
-    """An optimizer's memory by its weights; laid out in memory as they are, since sums depend on the order."""
+    """Collect the state of an optimizer by weight.
+
+    Tensors get the memory layout of their weights, since the order of a sum, and so its rounding, depends on it.
+    """
     every = [weights for group in optimizer.param_groups for weights in group["params"]]
     state: dict[Tensor, dict[str, Tensor]] = {weights: {} for weights in every}
     for name, tensor in tensors.items():
@@ -138,4 +207,4 @@ def _collect(
             weights = every[int(index)]
             alike = tensor.shape == weights.shape
             state[weights][key] = torch.empty_like(weights, requires_grad=False).copy_(tensor) if alike else tensor
-    return {weights: memory for weights, memory in state.items() if memory}
+    return {weights: values for weights, values in state.items() if values}

@@ -1,14 +1,18 @@
-"""What can go wrong on the way from images to an artifact.
+"""The errors of training and export.
 
 ::
 
     EvalmodeError (evalmode.errors)
-    ├── DataError            the labelled images cannot be used as they are: exit 2
-    ├── RunError             a run folder cannot be used: exit 2
-    ├── NetworkError         no such network, or not for this data: exit 2
-    ├── TorchUnusable        torch is installed and does not work: exit 2
-    ├── TrainingDiverged     the loss is NaN or infinite: exit 1
-    └── ExportRefused        a gate did not pass, nothing was published: exit 1
+    ├── DataError              the labelled images cannot be used: exit 2
+    ├── RunError               a run folder is missing, in use or damaged: exit 2
+    ├── NetworkError           a network does not exist or cannot be used: exit 2
+    ├── TorchUnusable          torch is installed but cannot be imported: exit 2
+    ├── TrainingDiverged       a loss, gradient, weight or statistic is NaN or infinite: exit 1
+    └── ExportRefused          a check of the export failed, nothing was published: exit 1
+        ├── LabelsReordered    the data have other labels than the run, or another order
+        ├── ModuleInTrainMode  a part of the network is in train mode
+        ├── FoldMismatch       folding batch norm changed the network's outputs
+        └── NetworksDisagree   ONNX Runtime and torch give different outputs
 """
 
 from __future__ import annotations
@@ -17,35 +21,35 @@ from evalmode.errors import EvalmodeError
 
 
 class DataError(EvalmodeError):
-    """The labelled images cannot be used as they are."""
+    """The labelled images cannot be used."""
 
 
 class RunError(EvalmodeError):
-    """A run folder is missing, taken or damaged."""
+    """A run folder is missing, in use or damaged."""
 
 
 class NetworkError(EvalmodeError):
-    """No such network, or it cannot be built for this data, or not on this device."""
+    """A network does not exist, or it cannot be built for the data or run on the device."""
 
 
 class TorchUnusable(EvalmodeError):
-    """torch is installed and cannot be imported."""
+    """torch is installed but cannot be imported."""
 
 
 class TrainingDiverged(EvalmodeError):
-    """The loss is NaN or infinite."""
+    """A loss, gradient, weight or batch norm statistic is NaN or infinite."""
 
     exit_code = 1
 
 
 class ExportRefused(EvalmodeError):
-    """A gate did not pass; nothing was published."""
+    """A check of the export failed; nothing was published."""
 
     exit_code = 1
 
 
 class LabelsReordered(ExportRefused):
-    """The data has other labels than the run, or in another order."""
+    """The data have other labels than the run, or another order of the labels."""
 
 
 class ModuleInTrainMode(ExportRefused):
@@ -53,8 +57,8 @@ class ModuleInTrainMode(ExportRefused):
 
 
 class FoldMismatch(ExportRefused):
-    """Batch norm folded into the layer before it gives other answers."""
+    """Folding batch norm into the layer before it changed the network's outputs."""
 
 
 class NetworksDisagree(ExportRefused):
-    """onnxruntime and torch give different results."""
+    """ONNX Runtime and torch give different outputs."""

@@ -1,4 +1,4 @@
-"""What a network in eval mode answers to the images of a split, and how good that is."""
+"""Run a network in eval mode on the images of a split, and measure its accuracy and loss."""
 
 from __future__ import annotations
 
@@ -13,35 +13,60 @@ from training.datasets import Split
 from training.networks import scale_pixels
 from training.ranks import ALONE, Ranks
 
-EVALUATION_PIXELS = 2**19  # of a batch: 512 images of 32x32; more would cost gigabytes where images are large
+EVALUATION_PIXELS = 2**19  # in a batch: 512 images of 32x32; larger batches of large images would take gigabytes
 
 
 def predict_logits(network: nn.Module, split: Split) -> Tensor:
-    """Logits of every image in eval mode, float32 (N, K) on the CPU."""
+    """Compute the logits of every image of a split in eval mode.
+
+    Args:
+        network: The network, on any device; it is left in eval mode.
+        split: N images.
+
+    Returns:
+        Logits, float32 (N, K), on the CPU.
+    """
     network.eval()
-    with torch.no_grad():  # not inference_mode: a tensor that the network keeps for later could not be trained with
+    with torch.no_grad():  # not inference_mode: a network could not train with a tensor that it keeps from there
         return torch.cat([network(images).cpu() for images in scale_batches(network, split)])
 
 
 def scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
-    """All images as a network takes them, where it is, in batches to evaluate."""
+    """Iterate over the images of a split in evaluation batches, as a network takes them.
+
+    Args:
+        network: Decides the device.
+        split: The images.
+
+    Returns:
+        Batches, float32 (B, C, H, W) in [-1, 1].
+    """
     device = next(network.parameters()).device
     return (scale_pixels(torch.from_numpy(images).to(device)) for images in split_evaluation(split.images))
 
 
 def split_evaluation(images: Pixels) -> list[Pixels]:
-    """Cut images into batches that bound the memory of their feature maps."""
+    """Cut images, uint8 (N, H, W, C), into batches small enough for their feature maps to fit into memory."""
     size = count_batch(images)
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def count_batch(images: Pixels) -> int:
-    """How many images such a batch holds: of large ones only one."""
+    """Count the images of an evaluation batch: at least one, however large the images are."""
     return max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
 
 
 def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of a split in eval mode, each process asking about its share."""
+    """Measure a network in eval mode on a split.
+
+    Args:
+        network: The network, on any device; it is left in eval mode.
+        split: The images and their labels.
+        ranks: The processes that share the images; each evaluates its own share.
+
+    Returns:
+        Accuracy, from 0 to 1, and mean cross-entropy.
+    """
     own = ranks.take_share(split)
     logits, targets = predict_logits(network, own), torch.from_numpy(own.targets)
     loss = functional.cross_entropy(logits, targets).double() * len(own)

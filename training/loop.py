@@ -1,47 +1,44 @@
-"""Training: from labelled images to the best weights, in a loop that reads top to bottom."""
+"""The training loop: it trains for some epochs, validates after each, and keeps the weights that validate best."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from training.augment import augment, choose_mirrored, draw_offsets
-from training.checkpoint import Epoch, list_checkpoints, load_checkpoint, save_checkpoint
+from training.batches import Batches, TrainingBatch
+from training.callbacks import SILENT, Callbacks
+from training.checkpoint import Epoch, TrainingState, resume_checkpoint, save_checkpoint
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, RunError, TrainingDiverged
 from training.evaluation import evaluate, scale_batches
 from training.guard import Guard, are_finite, choose_reason
-from training.muon import Muon
-from training.networks import lay_out, scale_pixels
-from training.networks.compact import Compact
+from training.networks import lay_out, recognise_architecture
 from training.observe import observe_layers, sample_images
+from training.optimizers import make_optimizers, schedule, take_step
 from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.run import INITIAL, Run
 from training.statistics import list_moved, list_norms, sample_statistics
 from training.warn import find_warnings
 
-ADAM_EPS = 1e-7  # Keras' default; torch's is 1e-8
-SGD_RATE = 4.0  # of SGD's learning rate to Muon's
-MOMENTUM, MUON_MOMENTUM = 0.9, 0.8
-MOST_BACK_OFFS = 3  # halvings of the learning rate after which it is not the learning rate
-WARM_UP = 0.1  # share of the steps until the learning rate peaks
-WHITENING_PIXELS = 2**21  # of all images together, at most: enough for a few thousand values
+MAX_BACK_OFFS = 3  # halvings of the learning rate, after which something else must be the cause
 
 
 def choose_device(device: str) -> torch.device:
-    """cpu, cuda, or auto: CUDA where torch can use it.
+    """Choose the device to train on.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA if torch can use it.
+
+    Returns:
+        The device.
 
     Raises:
-        NetworkError: cuda was asked for and torch cannot use it.
+        NetworkError: ``cuda`` was requested and torch cannot use it.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise NetworkError(f"--device cuda: torch {torch.__version__} finds no usable GPU; use --device cpu")
@@ -51,26 +48,51 @@ def choose_device(device: str) -> torch.device:
 
 
 def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
-    """Every process needs two images of every batch, as one has no variance, and one to validate and to test.
+    """Check that every process gets at least two images of each batch, and one to validate and to test.
+
+    Args:
+        ranks: The processes.
+        recipe: Decides the size of a batch.
+        dataset: The data set to train on.
 
     Raises:
-        RunError: there are too many processes.
+        RunError: There are too many processes.
     """
     batch, val, test = min(recipe.batch_size, len(dataset.train)), len(dataset.val), len(dataset.test)
-    most = max(min(batch // 2, val, test), 1)
-    if ranks.count > most:
+    limit = max(min(batch // 2, val, test), 1)
+    if ranks.count > limit:
         raise RunError(
             f"{ranks.count} processes are too many for batches of {batch} images, {val} to validate and {test} to "
-            f"test: at most {most}"
+            f"test: at most {limit}"
         )
 
 
 def prepare_network(network: nn.Module, split: Split) -> nn.Module:
-    """Compute what is not learned by steps from the training images: compact's whitening filters."""
-    if isinstance(network, Compact):
-        every = -(-split.images[..., 0].size // WHITENING_PIXELS)
-        network.whiten(scale_pixels(torch.from_numpy(split.images[::every])))
+    """Compute the weights that are not learned by gradient descent, such as compact's whitening filters.
+
+    Args:
+        network: The network, changed in place.
+        split: The training images.
+
+    Returns:
+        The network.
+    """
+    recognise_architecture(network).prepare(network, split.images)
     return network
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is run; not part of its recipe.
+
+    Attributes:
+        back_off: At non-finite values, continue from the last good epoch at half the learning rate, at most three
+            times, instead of raising an error.
+        ranks: The processes that train together. Each calls ``train`` in the same way; the first one writes the run.
+    """
+
+    back_off: bool = False
+    ranks: Ranks = ALONE
 
 
 def train(
@@ -78,266 +100,205 @@ def train(
     network: nn.Module,
     train_split: Split,
     val_split: Split,
-    on_step: Callable[[int, int, float], None],
-    on_epoch: Callable[[Epoch], None],
-    on_warning: Callable[[str], None] = lambda warning: None,
-    back_off: bool = False,
-    ranks: Ranks = ALONE,
+    callbacks: Callbacks = SILENT,
+    execution: Execution = Execution(),
 ) -> Epoch:
-    """Train a network and leave the weights that validate best in the run: by accuracy, ties by loss.
+    """Train a network, and save the weights that validate best in the run: by accuracy, equal ones by loss.
 
-    They validate as they will be exported: with batch norm's statistics computed from training images.
+    Validation uses batch norm statistics that are computed from training images, as the export does. A run with
+    checkpoints is continued after the newest one.
 
     Args:
-        run: its recipe says how; its folder keeps initial and best weights and a line an epoch. Where it holds a
-            checkpoint, training goes on from there.
-        network: on the device to train on.
-        train_split: what to learn from.
-        val_split: what chooses the best epoch; never the test images.
-        on_step: told the step, the steps of an epoch, and the loss.
-        on_epoch: told each epoch's figures.
-        on_warning: told of a checkpoint that is passed over, and of what was NaN or infinite where training goes on.
-        back_off: where values are NaN or infinite, go on from the last good epoch at half the learning rate, at most
-            three times.
-        ranks: the processes that train together, each called alike. A batch's images are dealt out to them; the first
-            writes the run.
+        run: Holds the recipe. Its folder gets the initial and the best weights, and a line for each epoch.
+        network: The network, on the device to train on.
+        train_split: The training images.
+        val_split: The validation images, which choose the best epoch.
+        callbacks: ``on_step``, ``on_epoch`` and ``on_warning`` are called.
+        execution: How to run the training.
 
     Returns:
-        The epoch whose weights the run keeps.
+        The figures of the epoch whose weights the run keeps.
 
     Raises:
-        NetworkError: the run's checkpoints are of another network.
-        TrainingDiverged: a loss or a gradient is NaN or infinite; the network is as it was when it was last good, and
-            the best weights so far stay in the run.
-        KeyboardInterrupt: passed on, after the weights of an unfinished first epoch are kept.
+        NetworkError: The checkpoints of the run belong to another network.
+        TrainingDiverged: A loss or a gradient is NaN or infinite. The network is in its last good state, and the run
+            keeps the best weights so far.
+        KeyboardInterrupt: Raised again after the weights of an unfinished first epoch are saved.
     """
-    recipe = run.config.recipe
-    lay_out(network)
-    optimizers = make_optimizers(network, recipe)
-    observed = sample_images(train_split)
-    done, best, backed_off = _resume(run, network, optimizers, on_warning, ranks)
-    forward = ranks.wrap(network)
-    guard = Guard(network, optimizers)
-    if ranks.is_first:
-        run.keep_metrics(done)
-    layers = observe_layers(network, observed)
-    if ranks.is_first and not done:
-        run.save_weights(network, INITIAL)
-        run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in layers]})
-    initial = ranks.ask_first(run.read_statistics(INITIAL) if ranks.is_first else {})
-    try:
-        while done < recipe.epochs:
-            epoch, started = done + 1, time.perf_counter()
-            try:
-                loss, train_accuracy = _train_epoch(
-                    forward, optimizers, guard, train_split, recipe, epoch, on_step, ranks
-                )
-                ranks.average_buffers(network)
-                moved = list_moved(initial, network.state_dict())
-                val_accuracy, val_loss = _validate(
-                    network, train_split, val_split, moved, recipe.batch_size, epoch, guard, ranks
-                )
-            except TrainingDiverged as error:
-                if not back_off or backed_off == MOST_BACK_OFFS:
-                    guard.restore()
-                    kept = f"The run keeps the weights of epoch {best.epoch}" if best else "Nothing was learned yet"
-                    raise TrainingDiverged(f"{error}. {kept}") from None
-                backed_off += 1
-                on_warning(f"{error}. Going on from the last good epoch at learning rate {guard.back_off():g}")
-                continue
-            guard.mark()
-            before, layers = layers if done else [], observe_layers(network, observed)  # the first epoch moves all
-            told = [asdict(layer) for layer in layers]
-            still = list_norms(network).keys() - set(moved)
-            warnings = find_warnings(loss, len(run.config.labels), layers, before, still)
-            rate, seconds = optimizers[0].param_groups[0]["lr"], time.perf_counter() - started
-            figures = Epoch(epoch, loss, train_accuracy, val_accuracy, val_loss, rate, seconds, warnings, told)
-            if best is None or (val_accuracy, -val_loss) > (best.val_accuracy, -best.val_loss):
-                best = figures
-            if ranks.is_first:
-                if best is figures:
-                    run.save_weights(network)
-                run.append_metrics(asdict(figures))
-                save_checkpoint(run.folder, epoch, network, optimizers, best, backed_off)
-            on_epoch(figures)
-            done = epoch
-    except KeyboardInterrupt:
-        if ranks.is_first and not run.has_weights():
-            if not are_finite(network.state_dict().values()):
-                guard.restore()
-            run.save_weights(network)
-        raise
-    assert best is not None  # a recipe has at least one epoch
-    return best
+    return _Training(run, network, train_split, val_split, callbacks, execution).run_epochs()
 
 
-def _resume(
-    run: Run,
-    network: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    on_warning: Callable[[str], None],
-    ranks: Ranks,
-) -> tuple[int, Epoch | None, int]:
-    """Go back to the newest checkpoint that is whole: its epoch, the best so far, how often rates were halved.
+class _Training:
+    """The state of one call of ``train``, which documents the arguments."""
 
-    The first process reads it and tells the others, but for the weights, which `Ranks.wrap` brings them.
-    """
-    found = _find_checkpoint(run, network, optimizers, on_warning) if ranks.is_first else (0, None, 0)
-    memories = ranks.ask_first([optimizer.state_dict() for optimizer in optimizers])
-    if not ranks.is_first:
-        for optimizer, memory in zip(optimizers, memories, strict=True):
-            optimizer.load_state_dict(memory)
-    return ranks.ask_first(found)
+    def __init__(
+        self,
+        run: Run,
+        network: nn.Module,
+        train_split: Split,
+        val_split: Split,
+        callbacks: Callbacks,
+        execution: Execution,
+    ) -> None:
+        self._run = run
+        self._recipe = run.config.recipe
+        self._network = network
+        self._splits = train_split, val_split
+        self._callbacks = callbacks
+        self._back_off = execution.back_off
+        self._ranks = execution.ranks
+        lay_out(network)
+        self._optimizers = make_optimizers(network, self._recipe)
+        self._observed = sample_images(train_split)
+        self._reached = TrainingState()
 
-
-def _find_checkpoint(
-    run: Run, network: nn.Module, optimizers: list[torch.optim.Optimizer], on_warning: Callable[[str], None]
-) -> tuple[int, Epoch | None, int]:
-    for epoch in list_checkpoints(run.folder):
+    def run_epochs(self) -> Epoch:
+        """Train all epochs of the recipe that are not done yet."""
+        run, network, ranks = self._run, self._network, self._ranks
+        self._resume()
+        forward = ranks.wrap(network)  # a local variable, so that the process group is freed: `join_ranks`
+        self._guard = Guard(network, self._optimizers)
+        if ranks.is_first:
+            run.keep_metrics(self._reached.epoch)
+        self._layers = observe_layers(network, self._observed)
+        if ranks.is_first and not self._reached.epoch:
+            run.save_weights(network, INITIAL)
+            run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in self._layers]})
+        self._initial = ranks.broadcast(run.read_statistics(INITIAL) if ranks.is_first else {})
         try:
-            best, backed_off = load_checkpoint(run.folder, epoch, network, optimizers)
-        except RunError as error:
-            on_warning(f"{error}; it is passed over")
-        else:
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["peak_lr"] /= 2**backed_off
-            return epoch, best, backed_off
-    return 0, None, 0
+            while self._reached.epoch < self._recipe.epochs:
+                self._run_epoch(forward)
+        except KeyboardInterrupt:
+            if ranks.is_first and not run.has_weights():
+                if not are_finite(network.state_dict().values()):
+                    self._guard.restore()
+                run.save_weights(network)
+            raise
+        assert self._reached.best is not None  # a recipe has at least one epoch
+        return self._reached.best
 
+    def _resume(self) -> None:
+        """Restore the newest checkpoint.
 
-def _train_epoch(
-    network: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    guard: Guard,
-    split: Split,
-    recipe: Recipe,
-    epoch: int,
-    on_step: Callable[[int, int, float], None],
-    ranks: Ranks,
-) -> tuple[float, float]:
-    """One pass over the training images in an order of its own; returns mean loss and accuracy.
+        The first process reads it and sends the state of the optimizers to the others; `Ranks.wrap` sends the weights.
+        """
+        ranks = self._ranks
+        if ranks.is_first:
+            self._reached = resume_checkpoint(
+                self._run.folder, self._network, self._optimizers, self._callbacks.on_warning
+            )
+        states = ranks.broadcast([optimizer.state_dict() for optimizer in self._optimizers])
+        if not ranks.is_first:
+            for optimizer, state in zip(self._optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+        self._reached = ranks.broadcast(self._reached)
 
-    Every process draws for all images alike and takes its share; only dropout has draws of its own in each.
-    """
-    device = next(network.parameters()).device
-    network.train()
-    rng = np.random.default_rng([recipe.seed, epoch])
-    batches = split_batches(rng.permutation(len(split)), recipe.batch_size, 2 * ranks.count)
-    mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
-    weights = balance_labels(split).to(device) if recipe.balance else None
-    learned = list(network.parameters())
-    loss_sum, right = 0.0, 0.0
-    for step, batch in enumerate(batches, 1):
-        own, offsets = batch[ranks.share], draw_offsets(len(batch), recipe.shift, rng)
-        images = augment(split.images[own], mirrored[own], recipe.shift, offsets[:, ranks.share])
-        inputs = scale_pixels(torch.from_numpy(images).to(device))
-        targets = torch.from_numpy(split.targets[own]).to(device)
-        seed = _seed(recipe.seed, epoch, step) + ranks.number  # of dropout
-        torch.manual_seed(seed)
-        logits = network(inputs)
-        judge = partial(
-            functional.cross_entropy, target=targets, weight=weights, label_smoothing=recipe.label_smoothing
+    def _run_epoch(self, forward: nn.Module) -> None:
+        """Train and validate for one epoch; after non-finite values, return to the last good epoch."""
+        epoch, started = self._reached.epoch + 1, time.perf_counter()
+        try:
+            loss, train_accuracy = self._train_epoch(forward, epoch)
+            self._ranks.average_buffers(self._network)
+            moved = list_moved(self._initial, self._network.state_dict())
+            val_accuracy, val_loss = self._validate(moved, epoch)
+        except TrainingDiverged as error:
+            self._restore(error)
+            return
+        self._guard.mark()
+        warnings = self._observe(loss, moved)
+        self._finish_epoch(
+            Epoch(
+                epoch,
+                loss,
+                train_accuracy,
+                val_accuracy,
+                val_loss,
+                learning_rate=self._optimizers[0].param_groups[0]["lr"],
+                seconds=time.perf_counter() - started,
+                warnings=warnings,
+                layers=[asdict(layer) for layer in self._layers],
+            )
         )
-        # Gradients are averaged over the processes: a share counts as much as the images in it.
-        loss = judge(logits) * (ranks.count * _weigh(split, own, weights) / _weigh(split, batch, weights))
-        hits = (logits.argmax(1) == targets).sum()
-        value, hit = ranks.sum(torch.stack([loss.detach() / ranks.count, hits])).tolist()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not (math.isfinite(value) and are_finite(one.grad for one in learned)):
-            what = f"the loss is {value}" if not math.isfinite(value) else "a gradient is NaN or infinite"
-            torch.manual_seed(seed)  # the same batch again
-            why = choose_reason(ranks.gather(guard.explain(judge, inputs, own)))
-            raise TrainingDiverged(f"{what} at epoch {epoch}, step {step} of {len(batches)}: {why}")
-        share = schedule(recipe, (epoch - 1 + (step - 0.5) / len(batches)) / recipe.epochs)
-        _take_step(optimizers, share)
-        loss_sum += value * len(batch)
-        right += hit
-        on_step(step, len(batches), value)
-    return loss_sum / len(split), right / len(split)
 
+    def _train_epoch(self, forward: nn.Module, epoch: int) -> tuple[float, float]:
+        """Pass once over the training images; returns mean loss and accuracy."""
+        forward.train()
+        split, ranks = self._splits[0], self._ranks
+        batches = Batches(split, self._recipe, epoch, ranks, next(forward.parameters()).device)
+        learned = list(forward.parameters())
+        loss_sum, right = 0.0, 0.0
+        for batch in batches:
+            torch.manual_seed(batch.seed)
+            logits = forward(batch.inputs)
+            loss = batch.loss_of(logits) * batch.loss_scale
+            hits = (logits.argmax(1) == batch.targets).sum()
+            value, hit = ranks.sum(torch.stack([loss.detach() / ranks.count, hits])).tolist()
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not (math.isfinite(value) and are_finite(one.grad for one in learned)):
+                raise self._explain_step(batch, value, f"epoch {epoch}, step {batch.step} of {len(batches)}")
+            rate_factor = schedule(self._recipe, (epoch - 1 + (batch.step - 0.5) / len(batches)) / self._recipe.epochs)
+            take_step(self._optimizers, rate_factor)
+            loss_sum += value * batch.size
+            right += hit
+            self._callbacks.on_step(batch.step, len(batches), value)
+        return loss_sum / len(split), right / len(split)
 
-def _validate(
-    network: nn.Module,
-    train_split: Split,
-    val_split: Split,
-    moved: Collection[str],
-    batch_size: int,
-    epoch: int,
-    guard: Guard,
-    ranks: Ranks,
-) -> tuple[float, float]:
-    """Accuracy and mean loss of the validation images, with batch norm's statistics about as they will be exported.
+    def _explain_step(self, batch: TrainingBatch, loss: float, place: str) -> TrainingDiverged:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is NaN or infinite"
+        torch.manual_seed(batch.seed)  # the same dropout again
+        why = choose_reason(self._ranks.gather(self._guard.explain(batch.loss_of, batch.inputs, batch.rows)))
+        return TrainingDiverged(f"{what} at {place}: {why}")
 
-    Raises:
-        TrainingDiverged: a weight, a statistic or the loss is NaN or infinite.
-    """
-    bad = "a weight or statistic is NaN or infinite"
-    if are_finite(network.state_dict().values()):
-        with sample_statistics(network, train_split, moved, batch_size, ranks):
-            accuracy, loss = evaluate(network, val_split, ranks)
-        if math.isfinite(loss):
-            return accuracy, loss
-        bad = f"the loss is {loss}"
-    why = guard.explain_evaluation(scale_batches(network, ranks.take_share(val_split)))
-    raise TrainingDiverged(f"{bad} at epoch {epoch}, in validation: {choose_reason(ranks.gather(why))}")
+    def _validate(self, moved: list[str], epoch: int) -> tuple[float, float]:
+        """Measure accuracy and mean loss on the validation images, with statistics close to those of the export.
 
+        Raises:
+            TrainingDiverged: A weight, a statistic or the loss is NaN or infinite.
+        """
+        network, ranks, (train_split, val_split) = self._network, self._ranks, self._splits
+        what = "a weight or statistic is NaN or infinite"
+        if are_finite(network.state_dict().values()):
+            with sample_statistics(network, train_split, moved, self._recipe.batch_size, ranks):
+                accuracy, loss = evaluate(network, val_split, ranks)
+            if math.isfinite(loss):
+                return accuracy, loss
+            what = f"the loss is {loss}"
+        why = self._guard.explain_evaluation(scale_batches(network, ranks.take_share(val_split)))
+        raise TrainingDiverged(f"{what} at epoch {epoch}, in validation: {choose_reason(ranks.gather(why))}")
 
-def _take_step(optimizers: list[torch.optim.Optimizer], share: float) -> None:
-    """Follow the gradients at a share of the peak learning rates."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = share * group["peak_lr"]
-        optimizer.step()
+    def _restore(self, error: TrainingDiverged) -> None:
+        """Return to the last good epoch at half the learning rate, or give up."""
+        reached = self._reached
+        if not self._back_off or reached.backed_off == MAX_BACK_OFFS:
+            self._guard.restore()
+            kept = (
+                f"The run keeps the weights of epoch {reached.best.epoch}"
+                if reached.best
+                else "Nothing was learned yet"
+            )
+            raise TrainingDiverged(f"{error}. {kept}") from None
+        self._reached = TrainingState(reached.epoch, reached.best, reached.backed_off + 1)
+        rate = self._guard.back_off()
+        self._callbacks.on_warning(f"{error}. Continuing from the last good epoch at learning rate {rate:g}")
 
+    def _observe(self, loss: float, moved: list[str]) -> list[str]:
+        """Observe the batch norm layers after an epoch, and find warnings."""
+        before = self._layers if self._reached.epoch else []  # the first epoch changes every layer
+        self._layers = observe_layers(self._network, self._observed)
+        still = list_norms(self._network).keys() - set(moved)
+        return find_warnings(loss, len(self._run.config.labels), self._layers, before, still)
 
-def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The recipe's optimizers for all weights that are learned: Adam; or Muon for convolutions and SGD for the rest."""
-    learned = [weights for weights in network.parameters() if weights.requires_grad]
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    optimizers: list[torch.optim.Optimizer]
-    if recipe.optimizer == "adam":
-        optimizers = [torch.optim.AdamW(learned, rate, eps=ADAM_EPS, weight_decay=decay)]
-    else:
-        convolutions = [weights for weights in learned if weights.ndim == 4]
-        others = [weights for weights in learned if weights.ndim != 4]
-        sgd = torch.optim.SGD(others, SGD_RATE * rate, MOMENTUM, nesterov=True, weight_decay=decay)
-        optimizers = [Muon(convolutions, rate, MUON_MOMENTUM), sgd]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
-
-
-def schedule(recipe: Recipe, progress: float) -> float:
-    """The learning rate's share of its peak when a share of all steps is done: Adam's stays, Muon's is a triangle.
-
-    Source: Page, How to Train Your ResNet; why it works: Smith and Topin, Super-Convergence (1708.07120).
-    """
-    return 1.0 if recipe.optimizer == "adam" else min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
-
-
-def balance_labels(split: Split) -> Tensor:
-    """A weight for each label, float32 (K,): labels count the same, and the images' mean weight is 1."""
-    counts = np.bincount(split.targets)
-    return torch.from_numpy((len(split) / (len(counts) * counts)).astype(np.float32))
-
-
-def _weigh(split: Split, images: np.ndarray, weights: Tensor | None) -> float:
-    """What some images count together."""
-    return len(images) if weights is None else weights[split.targets[images]].sum().item()
-
-
-def split_batches(order: np.ndarray, batch_size: int, least: int = 2) -> list[np.ndarray]:
-    """Cut an order into batches; a last one of too few images joins the one before, as one has no variance."""
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < least:
-        batches[-2:] = [np.concatenate(batches[-2:])]
-    return batches
-
-
-def _seed(seed: int, epoch: int, step: int) -> int:
-    """A seed of its own for each step, so that its draws depend on nothing that went before."""
-    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
+    def _finish_epoch(self, figures: Epoch) -> None:
+        """Save the weights if they are the best so far, the figures and a checkpoint."""
+        best = self._reached.best
+        if best is None or (figures.val_accuracy, -figures.val_loss) > (best.val_accuracy, -best.val_loss):
+            best = figures
+        self._reached = TrainingState(figures.epoch, best, self._reached.backed_off)
+        if self._ranks.is_first:
+            if best is figures:
+                self._run.save_weights(self._network)
+            self._run.append_metrics(asdict(figures))
+            save_checkpoint(self._run.folder, self._network, self._optimizers, self._reached)
+        self._callbacks.on_epoch(figures)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are orthogonalised, so that every direction of a filter bank learns at the same pace."""
+"""The Muon optimizer: momentum with orthogonalised steps, so that all directions of a matrix learn equally fast."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x + x^3 + x^5: they lift small singular values fastest
-ITERATIONS = 3  # the singular values of noise then lie within about 0.7 to 1.1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5: they increase small singular values fastest
+ITERATIONS = 3  # then the singular values of random matrices are within about 0.7 to 1.1
 
 
 class Muon(Optimizer):
     """Stochastic gradient descent with Nesterov momentum and orthogonalised steps, for convolutions before batch norm.
 
-    A convolution's weights (filters, C, H, W) are taken as a matrix (filters, C * H * W). Batch norm makes its scale
-    irrelevant, so it is held at norm sqrt(filters): then the learning rate is the share of the matrix that a step
-    replaces, at every layer and all through the training. torch's own Muon takes matrices only.
+    The weights of a convolution, (filters, C, H, W), are treated as a matrix (filters, C * H * W). Batch norm makes
+    their scale irrelevant, so before each step they are scaled to the norm sqrt(filters). The learning rate is then the
+    length of a step relative to the weights, in every layer and throughout the training. torch's Muon supports matrices
+    only.
 
-    Sources: Jordan, Muon: An optimizer for hidden layers in neural networks; the held norm: Jordan, cifar10-airbench.
+    Sources: Jordan, Muon: An optimizer for hidden layers in neural networks; the fixed norm: Jordan, cifar10-airbench.
 
     Args:
-        weights: of the convolutions, float32 (filters, C, H, W) each.
-        lr: length of a step relative to the weights.
-        momentum: share of the earlier steps' direction that stays.
+        weights: The weights of the convolutions, each float32 (filters, C, H, W).
+        lr: The learning rate, above 0.
+        momentum: The factor of the velocity in each step, in [0, 1).
     """
 
     def __init__(self, weights: Iterable[Tensor], lr: float, momentum: float) -> None:
@@ -32,7 +33,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Take a step along the gradients."""
+        """Update the weights with their gradients."""
         for group in self.param_groups:
             for weights in group["params"]:
                 state = self.state[weights]
@@ -45,9 +46,15 @@ class Muon(Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The matrix with every singular value moved to about 1, but for those near 0: float32 (M, N).
+    """Move all singular values of a matrix, except those near 0, to about 1.
 
-    By Newton-Schulz iterations, matrix products alone.
+    It uses Newton-Schulz iterations, which need matrix products only.
+
+    Args:
+        matrix: float32 (M, N).
+
+    Returns:
+        The orthogonalised matrix, float32 (M, N).
     """
     a, b, c = NEWTON_SCHULZ
     wide: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix

@@ -1,4 +1,4 @@
-"""Several processes that train one network, each a rank: torchrun starts them, gloo or NCCL joins them."""
+"""Several processes that train one network together. torchrun starts them; gloo or NCCL connects them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together. Alone, every method hands back what it was given.
+    """The position of this process among those that train together.
+
+    With a count of 1, every method returns its argument unchanged.
 
     Attributes:
-        number: of this process, from 0; the first one writes and speaks.
-        count: processes.
+        number: Rank of this process, from 0. Rank 0 writes the run and prints.
+        count: Number of processes.
     """
 
     number: int = 0
@@ -33,55 +35,65 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this is the process that writes the run and prints."""
         return self.number == 0
 
     @property
     def share(self) -> slice:
-        """Which of the images of a batch or a split are this process's: every count-th."""
+        """The images of a batch or split that this process works on: every count-th one."""
         return slice(self.number, None, self.count)
 
     def take_share(self, split: Split) -> Split:
-        """This process's images of a split."""
+        """Select the images of a split that this process works on."""
         return Split(split.images[self.share], split.targets[self.share])
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network whose gradients are the mean over all processes, which all get the first one's weights."""
+        """Wrap a network so that its gradients are averaged over all processes.
+
+        All processes get the weights of the first one.
+        """
         if self.count == 1:
             return network
         return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place; the same bits in each."""
+        """Sum a tensor over all processes, in place. All processes get the same bits."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def average_buffers(self, network: nn.Module) -> None:
-        """Give all processes the mean of their moving statistics."""
+        """Replace the floating-point buffers of a network by their mean over all processes."""
         for buffer in network.buffers():
             if buffer.is_floating_point():
                 self.sum(buffer).div_(self.count)
 
     def copy_first(self, network: nn.Module) -> None:
-        """Give all processes the first one's weights and statistics."""
+        """Copy the weights and buffers of the first process to all others."""
         if self.count > 1:
             for tensor in network.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def ask_first(self, told: T) -> T:
-        """What the first process told."""
-        answer = [told]
-        if self.count > 1:
-            dist.broadcast_object_list(answer, 0)
-        return answer[0]
+    def broadcast(self, value: T) -> T:
+        """Send a value of the first process to all others.
 
-    def gather(self, told: T) -> list[T]:
-        """What every process told."""
-        answers = [told] * self.count
+        Args:
+            value: The value to send; ignored in all processes but the first. It must be picklable.
+
+        Returns:
+            The value of the first process.
+        """
+        values = [value]
         if self.count > 1:
-            dist.all_gather_object(answers, told)
-        return answers
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Collect one picklable value from every process, in the order of the ranks."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
 
 
 ALONE = Ranks()
@@ -89,13 +101,17 @@ ALONE = Ranks()
 
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
-    """Meet the other processes, where torchrun started this one; and part from them.
+    """Join the process group if torchrun started this process, and leave it at the end.
 
-    Gloo's threads end with the last reference to the group, and one that lives on until Python ends can abort the
-    process. So nothing may hold the group when it is left: no default argument, no network that `wrap` returned.
+    Gloo's threads end with the last reference to the group. A group that lives until Python exits can abort the
+    process. Nothing may therefore hold the group at the end of the block: no default argument, and no network that
+    `Ranks.wrap` returned.
 
     Args:
-        device: to train on. Of several GPUs each process of a machine takes its own.
+        device: The device to train on. Each process of a machine with several GPUs takes its own.
+
+    Yields:
+        The position of this process; ``ALONE`` without torchrun.
     """
     if not dist.is_torchelastic_launched():
         yield ALONE
@@ -106,14 +122,14 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except BaseException as error:
-        _forget_locals(error)
+        _clear_frames(error)
         raise
     finally:
         dist.destroy_process_group()
 
 
-def _forget_locals(error: BaseException | None) -> None:
-    """Free what the frames held that an error went through."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Free the local variables of all frames that an error passed through."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -1,4 +1,4 @@
-"""How to train: a recipe a network, fitted to the data, every number of which the user can override."""
+"""Recipes: how to train each network, adapted to the data. The user can override every value."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ from typing import Any, Literal
 
 from training.datasets import Dataset
 from training.errors import NetworkError
-from training.networks import NETWORKS
-
-CHARACTERS = ("digits", "mnist")  # data sets in which a mirrored image is another character, or none
-STEPS_AN_EPOCH = 40  # at least: a small data set is cut into smaller batches
+from training.networks import NETWORKS, get_architecture
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every choice that a training depends on.
+    """Every choice that decides the weights of a training.
 
     Attributes:
-        network: a name in ``training.networks.NETWORKS``, or package.module:function.
-        width: factor of the number of filters.
-        epochs: passes over the training images.
-        batch_size: images a step.
+        network: A name in ``training.networks.NETWORKS``, or ``package.module:function``.
+        width: Factor of the number of filters.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images in a training step, at least 2.
         optimizer: Adam with a constant learning rate, or Muon with one that rises to a peak and falls to 0.
-        learning_rate: Adam's; Muon's at its peak.
-        weight_decay: share of each weight, times the learning rate, taken off it at every step.
-        label_smoothing: share of the target probability spread over all labels.
-        dropout: share of units dropped in training.
-        mirror: mirror half of the images, the other half in the next epoch.
-        shift: the largest offset of an image in pixels.
-        balance: weight the loss so that every label counts the same.
-        seed: decides initial weights, order of images, their augmentation, dropout and carved splits.
+        learning_rate: Learning rate of Adam, or peak learning rate of Muon.
+        weight_decay: Decoupled weight decay; each step subtracts this share of a weight, times the learning rate.
+        label_smoothing: Share of the target probability that is spread over all labels.
+        dropout: Share of units dropped in training.
+        mirror: Whether to mirror half of the images in each epoch, and the other half in the next one.
+        shift: Largest shift of an image in pixels.
+        balance: Whether to weight the loss so that every label counts the same.
+        seed: Seed of initial weights, order of images, augmentation, dropout and carved splits.
     """
 
     network: str = "reference"
@@ -49,40 +46,21 @@ class Recipe:
 
 
 def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
-    """The recipe of a network for a data set, with what the user decides put in its place.
-
-    A network that the user brings gets the lecture's, which is the safer of the two.
+    """Choose the recipe of a network for a data set.
 
     Args:
-        network: a name in ``training.networks.NETWORKS``, or package.module:function.
-        dataset: decides batch size, mirroring and shift of ``compact``'s recipe.
-        overrides: fields of ``Recipe``; those that are None are not decided.
+        network: A name in ``training.networks.NETWORKS``, or package.module:function.
+        dataset: The data set that the recipe is fitted to.
+        **overrides: Fields of ``Recipe`` that the user chose; None keeps the recipe's value.
+
+    Returns:
+        The recipe.
 
     Raises:
-        NetworkError: width or dropout of a network that is not ours.
+        NetworkError: There is no such network, or the user chose the width or dropout of their own network.
     """
-    decided = {name: value for name, value in overrides.items() if value is not None}
-    if network == "compact":
-        return replace(_fit_compact(dataset), **decided)
-    if network in NETWORKS:
-        return replace(Recipe(network), **decided)
-    if decided.get("width", 1.0) != 1.0 or "dropout" in decided:
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    architecture = get_architecture(network)
+    if not architecture.scalable and (chosen.get("width", 1.0) != 1.0 or "dropout" in chosen):
         raise NetworkError(f"--width and --dropout are for {' and '.join(NETWORKS)}: {network} decides its own")
-    return replace(Recipe(network, dropout=0.0), **decided)
-
-
-def _fit_compact(dataset: Dataset) -> Recipe:
-    """Steps enough for a small data set; shifts in proportion to the images; no mirrored characters."""
-    batch_size = min(512, max(32, len(dataset.train) // STEPS_AN_EPOCH))
-    side = min(dataset.contract.height, dataset.contract.width)
-    return Recipe(
-        network="compact",
-        epochs=11,
-        batch_size=batch_size,
-        optimizer="muon",
-        learning_rate=0.1,
-        label_smoothing=0.1,
-        dropout=0.0,
-        mirror=dataset.source not in CHARACTERS,
-        shift=side // 14,
-    )
+    return replace(architecture.fit_recipe(Recipe(network), dataset), **chosen)

@@ -1,7 +1,8 @@
-"""The run folder: what a training left behind, and what the export and the report need of it.
+"""The run folder: what training writes, and what the export and the report read.
 
-``run.json`` says how it was trained, ``metrics.jsonl`` has a line an epoch, ``initial.safetensors`` and
-``best.safetensors`` hold the weights before the first step and those that validated best.
+``run.json`` holds the data and the recipe, ``metrics.jsonl`` a line for each epoch and one for the result.
+``initial.safetensors`` holds the weights before the first step, ``best.safetensors`` those of the epoch that validated
+best, and ``exact.safetensors`` the best weights with recomputed batch norm statistics.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -18,71 +20,46 @@ from torch import Tensor, nn
 
 from evalmode.files import naming, write_atomically
 from evalmode.images.pixels import PixelContract
-from evalmode.limits import OWN_IMAGES, Limits
-from training.datasets import Dataset
 from training.errors import RunError
-from training.networks import build_network
 from training.recipe import Recipe
+from training.run_config import RunConfig
+from training.tensors import save_tensors
+
+if TYPE_CHECKING:
+    from training.publish import Artifact
 
 FORMAT_VERSION = 2
-MEAN, VARIANCE = ".running_mean", ".running_var"  # what batch norm's statistics are called in a network's state
-BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best with batch norm statistics recomputed
+MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
+BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """What a run was trained on and how: enough to build the network and load the data again."""
+class Result:
+    """The result of a training, measured with exact batch norm statistics.
 
-    data: str
-    image_size: tuple[int, int] | None
-    skip_unreadable: bool
-    data_digest: str
-    labels: tuple[str, ...]
-    shape: tuple[int, int, int]  # height, width, channels
-    recipe: Recipe
-    max_image_bytes: int = OWN_IMAGES.max_image_bytes
-    max_image_pixels: int = OWN_IMAGES.max_image_pixels
+    Attributes:
+        best_epoch: Number of the epoch whose weights the run keeps, from 1.
+        exact_val_accuracy: Accuracy on the validation images.
+        corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
+        test_accuracy: Accuracy on the test images.
+    """
 
-    @classmethod
-    def of(
-        cls,
-        dataset: Dataset,
-        image_size: tuple[int, int] | None,
-        skip_unreadable: bool,
-        recipe: Recipe,
-        limits: Limits = OWN_IMAGES,
-    ) -> RunConfig:
-        """Record a data set, how it was read, and a recipe.
-
-        Args:
-            dataset: what is trained on.
-            image_size: (height, width) that images were brought to.
-            skip_unreadable: whether files that cannot be read were left out.
-            recipe: how it is trained.
-            limits: how large an image may be.
-        """
-        source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
-        shape = dataset.contract.shape
-        sizes = limits.max_image_bytes, limits.max_image_pixels
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
-
-    @property
-    def limits(self) -> Limits:
-        """How large an image of the data may be."""
-        return Limits(self.max_image_bytes, self.max_image_pixels)
-
-    def build_network(self) -> nn.Module:
-        """The network of this run, freshly initialised."""
-        recipe = self.recipe
-        return build_network(recipe.network, self.shape, len(self.labels), recipe.width, recipe.dropout)
+    best_epoch: int
+    exact_val_accuracy: float
+    corrections: list[dict[str, Any]]
+    test_accuracy: float
 
 
 class Run:
-    """A run folder.
+    """A run folder; ``create``, ``resume`` and ``open`` check it.
+
+    Args:
+        folder: Path of the folder.
+        config: The data and the recipe of the run.
 
     Attributes:
-        folder: where it lies.
-        config: what was trained on and how.
+        folder: Path of the folder.
+        config: The data and the recipe of the run.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
@@ -93,8 +70,15 @@ class Run:
     def create(cls, folder: Path, config: RunConfig) -> Run:
         """Start a run in a new or empty folder.
 
+        Args:
+            folder: Path of the folder; it and its parents are created.
+            config: The data and the recipe of the run.
+
+        Returns:
+            The run, without weights yet.
+
         Raises:
-            RunError: the folder holds something already.
+            RunError: The folder is not empty.
         """
         claim_folder(folder)
         write_atomically(
@@ -104,10 +88,17 @@ class Run:
 
     @classmethod
     def resume(cls, folder: Path, config: RunConfig) -> Run:
-        """Go on with a run, or start it where its process died before it was written.
+        """Resume a run, or start it if its process died before ``run.json`` was written.
+
+        Args:
+            folder: Path of the folder.
+            config: The data and the recipe; they must equal those of the run.
+
+        Returns:
+            The run.
 
         Raises:
-            RunError: the folder holds something else, or a run of other data or another recipe.
+            RunError: The folder holds other files, or a run with other data or another recipe.
         """
         if not (folder / "run.json").exists():
             for partial in folder.glob("run.json.partial"):
@@ -117,29 +108,34 @@ class Run:
         run.check_same(config, "now")
         return run
 
-    def check_same(self, config: RunConfig, who: str) -> None:
-        """Refuse to go on with other data or another recipe.
+    def check_same(self, config: RunConfig, source: str) -> None:
+        """Refuse to continue with other data or another recipe.
 
         Args:
-            config: what is wanted.
-            who: wants it.
+            config: The data and the recipe to continue with.
+            source: Where they come from, for the error message, such as "now" or "process 1".
 
         Raises:
-            RunError: they differ.
+            RunError: They differ from those of the run.
         """
-        ours, theirs = _flatten(self.config), _flatten(config)
-        differ = [f"{name} {ours[name]!r}, {who} {theirs[name]!r}" for name in ours if ours[name] != theirs[name]]
-        if differ:
+        if differences := self.config.list_differences(config, source):
             raise RunError(
-                f"{self.folder} was begun otherwise: {'; '.join(differ)}. Give the same options, or another --out"
+                f"{self.folder} was started with other options or data: {'; '.join(differences)}. Give the same "
+                "options, or another --out"
             )
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Open a run that was trained before.
+        """Open an existing run.
+
+        Args:
+            folder: Path of the run folder.
+
+        Returns:
+            The run.
 
         Raises:
-            RunError: no run there, or one of another format.
+            RunError: The folder holds no run, or one of another format version.
         """
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
@@ -154,18 +150,30 @@ class Run:
             raise RunError(f"{folder} holds no run: {error}") from error
 
     def save_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Replace the best, the initial or the exact weights, whole or not at all."""
+        """Save weights and statistics; an interrupted write leaves the old ones in place.
+
+        Args:
+            network: The network whose state is saved.
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
         write_atomically(self._weights(which), save_tensors(network.state_dict()))
 
     def has_weights(self, which: str = BEST) -> bool:
-        """True once these weights were saved."""
+        """Check whether weights were saved: ``BEST``, ``INITIAL`` or ``EXACT``."""
         return self._weights(which).exists()
 
     def load_weights(self, network: nn.Module, which: str = BEST) -> None:
-        """Put the best, the initial or the exact weights into a network of this run.
+        """Load saved weights and statistics into a network.
+
+        Args:
+            network: A network of this run, changed in place.
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: The file is missing or damaged, or holds the weights of another network.
         """
         try:
             network.load_state_dict(self.read_weights(which))
@@ -173,22 +181,34 @@ class Run:
             raise RunError(f"{self._weights(which)} cannot be loaded: {' '.join(str(error).split())}") from error
 
     def read_statistics(self, which: str) -> dict[str, Tensor]:
-        """Batch norm's moving means and variances among the best, the initial or the exact weights, by name.
+        """Read the moving means and variances of batch norm layers from saved weights, by name.
+
+        Args:
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Returns:
+            Statistics, float32 (channels,) each.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: The file is missing or damaged.
         """
         return {name: tensor for name, tensor in self.read_weights(which).items() if name.endswith((MEAN, VARIANCE))}
 
     def read_weights(self, which: str) -> dict[str, Tensor]:
-        """The best, the initial or the exact weights and statistics, by name.
+        """Read saved weights and statistics, by name.
+
+        Args:
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Returns:
+            Tensors on the CPU.
 
         Raises:
-            RunError: there are none, or they are damaged.
+            RunError: The file is missing or damaged.
         """
         path = self._weights(which)
         try:
-            return safetensors.torch.load(path.read_bytes())  # load_file takes no path that is not UTF-8
+            return safetensors.torch.load(path.read_bytes())  # load_file fails on a path that is not UTF-8
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
@@ -196,47 +216,70 @@ class Run:
         return self.folder / f"{which}.safetensors"
 
     def keep_metrics(self, epoch: int) -> None:
-        """Forget the lines of ``metrics.jsonl`` after an epoch, and what was written of one when a process died."""
+        """Delete the lines of ``metrics.jsonl`` after an epoch, and an incomplete last line.
+
+        Args:
+            epoch: The last epoch to keep; 0 deletes all lines.
+
+        Raises:
+            OSError: The file cannot be read or written.
+        """
         path = self.folder / "metrics.jsonl"
         lines = path.read_text("utf-8").splitlines(keepends=True) if epoch and path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("epoch", epoch + 1) <= epoch]
         write_atomically(path, "".join(kept))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
+        """Append a JSON object to ``metrics.jsonl`` and flush it to the disk."""
         path = self.folder / "metrics.jsonl"
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
+    def read_result(self) -> Result:
+        """Read the result of the training from the last line of ``metrics.jsonl``.
 
-def _flatten(config: RunConfig) -> dict[str, Any]:
-    facts = asdict(config)
-    return {**facts.pop("recipe"), **facts}
+        Raises:
+            RunError: The training is not finished, or the file is damaged.
+        """
+        path = self.folder / "metrics.jsonl"
+        try:
+            return Result(**json.loads(path.read_text("utf-8").splitlines()[-1]))
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            raise RunError(f"{path} holds no result: the training is not finished, --resume continues it") from error
+
+    def export(self, repository: str | PathLike[str], name: str, **options: Any) -> Artifact:
+        """Export the run and publish the artifact in a model repository.
+
+        Args:
+            repository: Folder of the model repository.
+            name: Name of the model.
+            **options: Callbacks, and fields of ``ExportOptions``, as in `evalmode.export`.
+
+        Returns:
+            The published artifact.
+
+        Raises:
+            ExportRefused, ProofFailed: A check failed; nothing was published.
+        """
+        import evalmode
+
+        return evalmode.export(self, repository, name, **options)
 
 
 def claim_folder(folder: Path) -> None:
-    """Make a folder for a run.
+    """Create a folder for a run, with its parents; an empty folder is used as it is.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        RunError: it holds something already.
+        RunError: The folder is not empty, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error}") from error
     if any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume goes on with a run")
-
-
-def save_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """Tensors by name as the bytes of a safetensors file; what shares memory is written once for each name."""
-    apart: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().contiguous().cpu()
-        place = own.untyped_storage().data_ptr()
-        apart[name] = own.clone() if place in places else own
-        places.add(place)
-    return safetensors.torch.save(apart)
+        raise RunError(f"{folder} is not empty: choose another --out, or remove it; --resume continues a run")

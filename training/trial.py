@@ -1,4 +1,4 @@
-"""Try a user's network before the first epoch: what would stop it later, at the export even, is said within seconds."""
+"""Try a network of the user before the first epoch, so that errors appear within seconds, even those of the export."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
 from torch.onnx import OnnxExporterError
 
-from evalmode.artifact.certificate import scale_tolerance
+from evalmode.artifact.tensors import scale_tolerance
 from evalmode.certification.certify import check_graph, strip
 from evalmode.certification.fold import fold_norms
 from evalmode.certification.metrics import gives_probabilities
 from evalmode.certification.runs import run_all
 from evalmode.errors import EvalmodeError, TrainMode
 from evalmode.images.pixels import Pixels
+from training.agreement import MAX_LOGIT_TOLERANCE
 from training.datasets import Split
 from training.errors import NetworkError
 from training.evaluation import evaluate
-from training.export import MAX_LOGIT_TOLERANCE, Deployed, export_graph
 from training.networks import check_logits, explain, lay_out, list_causes, scale_pixels
 from training.observe import observe_layers
-from training.run import save_tensors
+from training.onnx_export import Deployed, export_graph
 from training.statistics import list_moved, recompute_statistics, sample_statistics
+from training.tensors import save_tensors
 from training.untouched import untouched
 
 IMAGES = 4
-NAMED = 3  # layers or weights that a message names
+NAMED = 3  # layers or weights that a message lists
 
 
 def try_network(
@@ -47,27 +48,27 @@ def try_network(
     on_warning: Callable[[str], None],
     shared: bool = False,
 ) -> None:
-    """Run a network forward, backward, through the end of an epoch and as an ONNX graph, on a few images of noise.
+    """Run a training step, the end of an epoch and an export with a few images of noise.
 
-    All values of the network stay as they are, bit for bit, and so do all random numbers.
+    The network and the random state of torch, numpy and Python stay the same, bit for bit.
 
     Args:
-        name: of the network, for messages.
-        network: on the CPU.
-        shape: height, width and channels of the images.
-        classes: labels.
-        on_warning: told of what may be meant so and hardly is.
-        shared: whether several processes train it together.
+        name: Name of the network, for messages.
+        network: The network, on the CPU.
+        shape: (height, width, channels) of the images.
+        classes: Number of labels.
+        on_warning: Called with a sentence about a likely mistake.
+        shared: Whether several processes train the network together.
 
     Raises:
-        NetworkError: it cannot be trained or exported.
+        NetworkError: The network cannot be trained or exported.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise NetworkError(f"{name} is a torch.jit script, which cannot be exported to ONNX: return the module itself")
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8)
     x = scale_pixels(torch.from_numpy(images))
     lay_out(network)  # as in training
-    with _keep_draws(), untouched(network):
+    with _keep_random_state(), untouched(network):
         with _explained(f"the weights of {name} cannot be saved"):
             save_tensors(network.state_dict())
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -79,21 +80,21 @@ def try_network(
             _try_epoch_end(name, network, Split(images, np.arange(len(images)) % classes), before)
         if gives_probabilities(logits.numpy()):
             on_warning(
-                f"{name} returns probabilities (a softmax at its end?): the loss takes logits, with probabilities it "
-                "learns slowly and badly; leave the softmax out, the export adds its own"
+                f"{name} returns probabilities (a softmax at its end?): the loss expects logits, and training on "
+                "probabilities is slow and inaccurate. Remove the softmax; the export adds one"
             )
         with _explained(f"{name} cannot be exported to ONNX"):
             _try_export(name, network, images, logits)
 
 
 def _name_some(names: list[str]) -> str:
-    """The first few names, for a message."""
+    """List the first few names, for a message."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 @contextmanager
-def _keep_draws() -> Iterator[None]:
-    """Put back the random numbers of Python and numpy, from which a network may draw."""
+def _keep_random_state() -> Iterator[None]:
+    """Restore the random state of Python and numpy, from which a network may draw."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield
@@ -104,7 +105,7 @@ def _keep_draws() -> Iterator[None]:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn whatever a network's own code, or the exporter, raises into one line."""
+    """Turn every exception of the user's code or of the exporter into a `NetworkError` of one line."""
     try:
         yield
     except NetworkError:
@@ -116,13 +117,13 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _try_step(name: str, network: nn.Module, x: Tensor, classes: int, shared: bool) -> None:
-    """Forward and backward in train mode."""
+    """Run one forward and backward pass in train mode."""
     learned = {name: weights for name, weights in network.named_parameters() if weights.requires_grad}
     if not learned:
         count = sum(weights.numel() for weights in network.parameters())
         raise NetworkError(
-            f"all {count:,} weights of {name} are frozen (requires_grad is False): there is nothing to learn; leave at "
-            "least its last layer free"
+            f"all {count:,} weights of {name} are frozen (requires_grad is False): there is nothing to learn; do not "
+            "freeze its last layer"
         )
     network.train()
     for weights in learned.values():
@@ -131,17 +132,17 @@ def _try_step(name: str, network: nn.Module, x: Tensor, classes: int, shared: bo
     check_logits(name, logits, tuple(x.shape), classes, "in train mode ")
     if logits.requires_grad:
         functional.cross_entropy(logits, torch.arange(len(x)) % classes).backward()  # type: ignore[no-untyped-call]
-    missed = [name for name, weights in learned.items() if weights.grad is None]
-    if len(missed) == len(learned) or (shared and missed):
+    unreached = [name for name, weights in learned.items() if weights.grad is None]
+    if len(unreached) == len(learned) or (shared and unreached):
         raise NetworkError(
-            f"no gradient reaches {_name_some(missed)} of {name}: is it unused, detached, or run under no_grad?"
-            + (" Several processes train only what all images reach: set its requires_grad to False" if shared else "")
+            f"no gradient reaches {_name_some(unreached)} of {name}: is it unused, detached, or run under no_grad?"
+            + (" Several processes need a gradient for every weight: set its requires_grad to False" if shared else "")
         )
 
 
 @torch.no_grad()
 def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """Logits in eval mode, the same again, and the same of an image alone."""
+    """Run a batch twice and one image alone in eval mode, compare the logits, and return those of the batch."""
     network.eval()
     logits: Tensor = network(x)
     check_logits(name, logits, tuple(x.shape), classes, "")
@@ -149,8 +150,8 @@ def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> T
     limit = scale_tolerance(MAX_LOGIT_TOLERANCE, logits.numpy())
     if float((again - logits).nan_to_num().abs().max()) > limit:
         raise NetworkError(
-            f"{name} gives other answers to the same images the second time, in eval mode: it draws random numbers. "
-            "functional.dropout drops in any mode: use nn.Dropout, or pass training=self.training"
+            f"{name} gives different results for the same images the second time, in eval mode: it draws random "
+            "numbers. functional.dropout drops units in every mode: use nn.Dropout, or pass training=self.training"
         )
     if float((alone - logits[:1]).nan_to_num().abs().max()) > limit:
         layers = [layer for layer, m in network.named_modules() if isinstance(m, BatchNorm) and m.running_mean is None]
@@ -162,13 +163,16 @@ def _try_evaluation(name: str, network: nn.Module, x: Tensor, classes: int) -> T
 
 
 def _try_epoch_end(name: str, network: nn.Module, split: Split, before: dict[str, Tensor]) -> None:
-    """What follows the steps of an epoch, and the last epoch: the way of ``train``, but for files.
+    """Run the end of an epoch and of the last epoch as ``train`` does, without files.
 
     Args:
-        name: of the network.
-        network: after a step.
-        split: its images.
-        before: its state before the step.
+        name: Name of the network, for messages.
+        network: The network, after a training step.
+        split: The images of the step.
+        before: The state of the network before the step.
+
+    Raises:
+        NetworkError: The step changed the set of weights and buffers.
     """
     state = network.state_dict()
     if others := [one for one in (*before, *state) if one not in before or one not in state]:
@@ -186,7 +190,7 @@ def _try_epoch_end(name: str, network: nn.Module, split: Split, before: dict[str
 
 
 def _explain_export(error: OnnxExporterError) -> str:
-    """What the exporter does not say in one line: the operator, or the place in the network's code."""
+    """Describe an error of the exporter in one line: the operator, or the place in the user's code."""
     cause = list(list_causes(error))[-1]
     if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
         return f"its operator {found[1]} has no counterpart there; replace the layer that calls it"
@@ -198,7 +202,7 @@ def _explain_export(error: OnnxExporterError) -> str:
 
 
 def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -> None:
-    """The way of ``export_run``, but for what needs trained weights."""
+    """Export as ``export_run`` does, without the parts that need trained weights."""
     try:
         unfolded, _ = export_graph(Deployed(network), images.shape[1:])
     except OnnxExporterError as error:
@@ -225,5 +229,5 @@ def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -
         if difference > limit:
             raise NetworkError(
                 f"{name} gives different results in onnxruntime and in torch: logits differ by {difference:.2e} (limit "
-                f"{limit:.2g}); does its code depend on the values it is given?"
+                f"{limit:.2g}); does its code depend on the values of its input?"
             )

@@ -1,4 +1,4 @@
-"""Look at a network by running it, and leave no trace."""
+"""Run a network without changing it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Put back, afterwards, all that running a network changes, bit for bit.
+    """Restore, bit for bit, everything that running a network changes.
 
-    That is its weights, buffers, gradients and modes, what its modules keep as attributes, and torch's random numbers.
-    A copy would do, but not every network can be copied: one that keeps an activation cannot. Hooks stay: whoever
-    registers them removes them.
+    Weights, buffers, gradients, train or eval mode, the attributes of its modules and torch's random state are
+    restored. The network is not copied, because some networks cannot be copied, such as one that keeps an activation.
+    Hooks are not removed.
+
+    Args:
+        network: The network that runs inside the block, on any device.
     """
     modules = list(network.modules())
     attributes = [dict(vars(module)) for module in modules]

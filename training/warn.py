@@ -1,4 +1,4 @@
-"""Signs that a training goes wrong while its numbers are still finite."""
+"""Warnings about a training that goes wrong while its loss is still finite."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 from training.observe import LayerStatistics
 
-# Trainings of CIFAR-10 stay below half of each from the first epoch on; of few images, eval mode lags for some epochs.
-MUCH_LOSS = 10.0  # times that of guessing
-MUCH_GAP = 0.5  # standard deviations, or the logarithm of their ratio
-MUCH_DRIFT = 3.0  # standard deviations
+# Trainings on CIFAR-10 stay below half of each threshold from the first epoch on. With few images, the moving
+# statistics lag for some epochs.
+LOSS_THRESHOLD = 10.0  # times the loss of guessing
+GAP_THRESHOLD = 0.5  # standard deviations, or the logarithm of their ratio
+DRIFT_THRESHOLD = 3.0  # standard deviations
 
 
 def find_warnings(
@@ -20,42 +21,45 @@ def find_warnings(
     before: list[LayerStatistics],
     still: Collection[str] = (),
 ) -> list[str]:
-    """What to tell the user after an epoch, of each kind the worst.
+    """Find what the user should know after an epoch: at most one warning of each kind, about the worst layer.
 
     Args:
-        loss: mean over the epoch, in train mode.
-        classes: labels.
-        layers: what batch norm saw after the epoch.
-        before: the same after the epoch before; nothing after the first, which moves all.
-        still: the names of layers whose statistics training does not move: those do not lag.
+        loss: Mean loss over the epoch, in train mode.
+        classes: Number of labels.
+        layers: Statistics of the batch norm layers after the epoch.
+        before: The same after the previous epoch; empty after the first one, which changes every layer.
+        still: Names of layers whose moving statistics training does not change; they cannot lag.
+
+    Returns:
+        Warnings, a sentence each.
     """
     warnings = []
-    if loss > MUCH_LOSS * math.log(classes):
+    if loss > LOSS_THRESHOLD * math.log(classes):
         warnings.append(
             f"the loss is {loss:.3g}, guessing would have {math.log(classes):.3g}: weights have exploded, try a lower "
             "--learning-rate"
         )
     gaps = [(_choose_worst(one.mean_gap, one.std_gap), one.layer) for one in layers if one.layer not in still]
-    if gaps and max(gaps)[0] > MUCH_GAP:
+    if gaps and max(gaps)[0] > GAP_THRESHOLD:
         warnings.append(
             f"{max(gaps)[1]}: moving statistics are {max(gaps)[0]:.2f} standard deviations off (more than "
-            f"{MUCH_GAP:g}): eval mode lags behind train mode by them; validation and export recompute them"
+            f"{GAP_THRESHOLD:g}): eval mode lags behind train mode; validation and export recompute the statistics"
         )
     drifts = [(_measure_drift(now, then), now.layer) for now, then in zip(layers, before, strict=False)]
-    if drifts and max(drifts)[0] > MUCH_DRIFT:
+    if drifts and max(drifts)[0] > DRIFT_THRESHOLD:
         warnings.append(
-            f"{max(drifts)[1]}: activations drifted {max(drifts)[0]:.1f} times as far as they spread (more than "
-            f"{MUCH_DRIFT:g}): weights may explode, try a lower --learning-rate"
+            f"{max(drifts)[1]}: activations drifted by {max(drifts)[0]:.1f} times their spread (more than "
+            f"{DRIFT_THRESHOLD:g}): weights may explode, try a lower --learning-rate"
         )
     return warnings
 
 
 def _measure_drift(now: LayerStatistics, then: LayerStatistics) -> float:
-    """How far a layer's input moved or spread, in its standard deviations of an epoch before."""
+    """Measure the change of the input of a layer since the previous epoch, in its standard deviations of that epoch."""
     std = max(then.batch_std, 1e-3)
     return _choose_worst(now.batch_std / std, abs(now.batch_mean - then.batch_mean) / std)
 
 
 def _choose_worst(*values: float) -> float:
-    """The largest; NaN or infinity is worse than any."""
+    """Choose the largest value; NaN and infinity count as infinity."""
     return max(values) if all(map(math.isfinite, values)) else math.inf

@@ -7,7 +7,7 @@ from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 
 
 class Network(Model):
-    """An artifact's graph, on one thread."""
+    """The graph of an artifact, on one thread."""
 
     def __init__(self) -> None:
         super().__init__("network")
@@ -17,7 +17,7 @@ class Network(Model):
         self.ready = True
 
     def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:
-        """UINT8 image (N, H, W, C) -> FP32 probabilities (N, labels)."""
+        """Map a UINT8 image (N, H, W, C) to FP32 probabilities (N, labels)."""
         (probabilities,) = self._session.run(["probabilities"], {"image": payload.inputs[0].as_numpy()})
         output = InferOutput(name="probabilities", shape=list(probabilities.shape), datatype="FP32")
         output.set_data_from_numpy(probabilities, binary_data=True)

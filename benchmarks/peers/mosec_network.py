@@ -8,7 +8,7 @@ from mosec import Server, Worker
 
 
 class Network(Worker):
-    """An artifact's graph, on one thread, in a process of its own."""
+    """The graph of an artifact, on one thread, in a process of its own."""
 
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -16,15 +16,15 @@ class Network(Worker):
         self._session = onnxruntime.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
 
     def deserialize(self, data: bytes) -> np.ndarray:
-        """UINT8 (H, W, C)."""
+        """Read UINT8 (H, W, C)."""
         return np.frombuffer(data, np.uint8).reshape(32, 32, 3)
 
     def forward(self, data: list[np.ndarray]) -> list[np.ndarray]:
-        """FP32 probabilities (labels), of each."""
+        """Return FP32 probabilities (labels) for each image."""
         return list(self._session.run(["probabilities"], {"image": np.stack(data)})[0])
 
     def serialize(self, data: np.ndarray) -> bytes:
-        """Little-endian FP32."""
+        """Return little-endian FP32."""
         return data.tobytes()
 
 

@@ -15,7 +15,7 @@ session = onnxruntime.InferenceSession(os.environ["MODEL"], options, providers=[
 
 @batch
 def infer(image: np.ndarray) -> dict[str, np.ndarray]:
-    """UINT8 (N, H, W, C) -> FP32 probabilities (N, labels)."""
+    """Map UINT8 (N, H, W, C) to FP32 probabilities (N, labels)."""
     return {"probabilities": session.run(["probabilities"], {"image": image})[0]}
 
 

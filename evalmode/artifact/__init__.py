@@ -1,1 +1,1 @@
-"""The file: manifest, certificate, image statistics, and the model repository in which files are published."""
+"""The artifact: manifest, certificate, sealing, image statistics, and the model repository."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.images.pixels import PixelContract, Pixels
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 BATCHES = (1, 8, 32, 64)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import Array, Tensors, scale_tolerance
+from evalmode.artifact.tensors import Array, Tensors, scale_tolerance
 from evalmode.certification.onnx_files import first_line
 from evalmode.errors import UsageError
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 MAX_COMPARED = 64  # inputs
 TOLERANCE = 1e-4  # for `scale_tolerance`: sums may be in another order
@@ -21,14 +21,14 @@ def check_freed(
     """Compare a network that accepts one batch size with its copy that accepts any.
 
     Args:
-        original: accepts batches of ``batch`` only.
-        freed: accepts any batch size.
-        batch: the batch size.
-        inputs: by name, any number along the first axis; repeated or cut to whole batches.
-        outputs: the names of the outputs to compare.
+        original: Accepts batches of ``batch`` only.
+        freed: Accepts any batch size.
+        batch: The batch size.
+        inputs: By name, any number along the first axis; repeated or cut to whole batches.
+        outputs: The names of the outputs to compare.
 
     Raises:
-        UsageError: the copy does not run in other batch sizes, or gives other answers.
+        UsageError: The copy does not run in other batch sizes, or gives other answers.
     """
     count = max(batch, min(MAX_COMPARED, len(next(iter(inputs.values())))) // batch * batch)
     rows = {name: np.resize(array, (count, *array.shape[1:])) for name, array in inputs.items()}

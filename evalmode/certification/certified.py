@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from evalmode.artifact.certificate import Tensors
-from evalmode.artifact.manifest import digest_file
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.sealing import digest_file
+from evalmode.artifact.tensors import Tensors
 from evalmode.certification.metrics import Quality
 from evalmode.images.pixels import PixelContract
 
@@ -18,7 +18,7 @@ class Certified:
     """An artifact that was made of another tool's network.
 
     Attributes:
-        artifact: the bytes of a ``model.onnx``.
+        artifact: The bytes of a ``model.onnx``.
     """
 
     artifact: bytes
@@ -32,15 +32,15 @@ class Certified:
         """Publish the artifact as the next version of a model.
 
         Args:
-            repository: the folder of the model repository; it is created if it is missing.
-            name: the model's name.
+            repository: The folder of the model repository; it is created if it is missing.
+            name: The model's name.
 
         Returns:
             The path of the published file, ``repository/name/version/model.onnx``.
 
         Raises:
-            NameInvalid: the name is not allowed.
-            OSError: the file cannot be written.
+            NameInvalid: The name is not allowed.
+            OSError: The file cannot be written.
         """
         return publish(Path(repository), name, self.artifact)
 
@@ -51,9 +51,9 @@ class CertifiedClassifier(Certified):
 
     Attributes:
         labels: K labels, in the order of the output.
-        contract: height, width and channels of the images.
-        layout: the layout of the network's input: "NCHW", "NHWC" or "flat".
-        quality: measured on the user's images.
+        contract: Height, width and channels of the images.
+        layout: The layout of the network's input: "NCHW", "NHWC" or "flat".
+        quality: Measured on the user's images.
     """
 
     labels: tuple[str, ...]
@@ -67,7 +67,7 @@ class CertifiedNetwork(Certified):
     """A network of tensors with its certificate.
 
     Attributes:
-        inputs: the golden inputs by name, the batch along the first axis of each.
+        inputs: The golden inputs by name, the batch along the first axis of each.
     """
 
     inputs: Tensors

@@ -12,23 +12,17 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LARGEST_TOLERANCE,
-    LOGITS,
-    MAX_UNPACKED_BYTES,
-    Certificate,
-    Encoded,
-    Tensors,
-    scale_tolerance,
-)
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.certificate import LARGEST_TOLERANCE, ClassifierCertificate, Encoded, TensorCertificate
+from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
+from evalmode.artifact.packing import MAX_UNPACKED_BYTES
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, scale_tolerance
 from evalmode.certification.checks import GRAPH_CHECKS, RUN_CHECKS
 from evalmode.certification.golden import check_golden, least_recalls
 from evalmode.certification.metrics import Indices
 from evalmode.certification.runs import Probe, open_runs
 from evalmode.images.pixels import PixelContract, Pixels
-from evalmode.runtime.model import load_artifact
+from evalmode.runtime.loading import load_artifact
 
 MIN_GOLDEN, MAX_GOLDEN = 16, 64
 MIN_TOLERANCE = 1e-4  # for logits as `scale_tolerance` takes it, for other outputs a share of their largest value
@@ -42,31 +36,32 @@ def certify(
     """Check a graph in every way, and seal it with its answers to golden inputs.
 
     Args:
-        graph: the first axis of each input and output is the batch. For an image classifier, its inputs and outputs
-            are those that ``evalmode.artifact.certificate`` names.
-        manifest: labels, pixels and properties; the temperature is the property ``temperature``, by default 1.
+        graph: The first axis of each input and output is the batch. For an image classifier, its inputs and outputs
+            are those that ``evalmode.artifact.tensors`` names.
+        manifest: Labels, pixels and properties; the temperature is the property ``temperature``, by default 1.
         golden: N inputs by name to keep in the file, for an image classifier ``image``, uint8 (N, H, W, C). They may
             take half of what a certificate may unpack to, the other half is for outputs; the rest is left out.
         targets: N labels of the golden inputs; "" where there is none.
-        difference: the largest difference of an output that was measured elsewhere, between runtimes or optimisations:
+        difference: The largest difference of an output that was measured elsewhere, between runtimes or optimisations:
             of logits, or for other networks as a share of the output's largest value.
 
     Returns:
         The bytes of the artifact.
 
     Raises:
-        ProofFailed: a check did not pass.
-        ArtifactInvalid: a server could not load the result.
+        ProofFailed: A check did not pass.
+        ArtifactInvalid: A server could not load the result.
     """
     check_graph(graph)
     golden, targets = _limit_golden(golden, targets)
-    probe = Probe(open_runs(graph.SerializeToString()), golden, len(manifest.labels), relative=not manifest.image)
+    probe = Probe(open_runs(graph.SerializeToString()), golden, len(manifest.labels), manifest.relative_tolerance)
     for check in RUN_CHECKS.values():
         check(probe)
-    certificate = _issue(probe, manifest, targets, difference)
-    if manifest.image:
-        check_golden(certificate, manifest.labels, least_recalls(manifest))
-    artifact = seal(graph, replace(manifest, certificate=certificate))
+    if isinstance(manifest, ClassifierManifest):
+        certified: Manifest = _certify_classifier(probe, manifest, targets, difference)
+    else:
+        certified = _certify_tensors(probe, manifest, difference)
+    artifact = seal(graph, certified)
     load_artifact(artifact)
     return artifact
 
@@ -78,20 +73,31 @@ def _limit_golden(golden: Tensors, targets: tuple[str, ...]) -> tuple[Tensors, t
     return {name: array[:count] for name, array in golden.items()}, targets[:count]
 
 
-def _issue(probe: Probe, manifest: Manifest, targets: tuple[str, ...], difference: float) -> Certificate:
-    """The certificate of a network that passed the checks."""
-    outputs, found, image = probe.alone, probe.batches, manifest.image
-    bounds = MIN_TOLERANCE, LARGEST_TOLERANCE
-    least, most = (scale_tolerance(bound, outputs[LOGITS]) for bound in bounds) if image else bounds
-    return Certificate(
+def _certify_classifier(
+    probe: Probe, manifest: ClassifierManifest, targets: tuple[str, ...], difference: float
+) -> ClassifierManifest:
+    """The manifest of an image classifier that passed the checks, with its certificate."""
+    logits = probe.alone[LOGITS]
+    bounds = [scale_tolerance(bound, logits) for bound in (MIN_TOLERANCE, LARGEST_TOLERANCE)]
+    certificate = ClassifierCertificate(
         inputs=probe.inputs,
+        outputs=probe.alone,
+        tolerance=float(np.clip(FACTOR * max(difference, probe.batches.largest), *bounds)),
+        batch_invariant=probe.batches.same_bits,
         targets=targets,
-        answers=tuple(manifest.labels[index] for index in outputs[LOGITS].argmax(axis=1)) if image else (),
-        outputs=outputs,
-        tolerance=float(np.clip(FACTOR * max(difference, found.largest), least, most)),
-        temperature=float(manifest.properties.get("temperature", 1.0)) if image else None,
-        batch_invariant=found.same_bits,
-        encoded=encode_some(probe.inputs[INPUT], image) if image else (),
+        answers=tuple(manifest.labels[index] for index in logits.argmax(axis=1)),
+        temperature=float(manifest.properties.get("temperature", 1.0)),
+        encoded=encode_some(probe.inputs[INPUT], manifest.pixels),
+    )
+    check_golden(certificate, manifest.labels, least_recalls(manifest))
+    return replace(manifest, certificate=certificate)
+
+
+def _certify_tensors(probe: Probe, manifest: TensorManifest, difference: float) -> TensorManifest:
+    """The manifest of a network of tensors that passed the checks, with its certificate."""
+    tolerance = float(np.clip(FACTOR * max(difference, probe.batches.largest), MIN_TOLERANCE, LARGEST_TOLERANCE))
+    return replace(
+        manifest, certificate=TensorCertificate(probe.inputs, probe.alone, tolerance, probe.batches.same_bits)
     )
 
 
@@ -99,11 +105,11 @@ def check_graph(graph: onnx.ModelProto) -> None:
     """Run the checks that need no session.
 
     Args:
-        graph: the graph, with its weights.
+        graph: The graph, with its weights.
 
     Raises:
-        OperatorNotAllowed: the graph needs operators or data that are not in the file.
-        ProofFailed: it is not in eval mode, or a weight is not finite.
+        OperatorNotAllowed: The graph needs operators or data that are not in the file.
+        ProofFailed: It is not in eval mode, or a weight is not finite.
     """
     for check in GRAPH_CHECKS.values():
         check(graph)
@@ -113,7 +119,7 @@ def choose_golden(targets: Indices, labels: int) -> Indices:
     """Choose golden images: the first of every label, then the second of every label, and so on.
 
     Args:
-        targets: the index of each image's label, int64 (N,).
+        targets: The index of each image's label, int64 (N,).
         labels: K.
 
     Returns:
@@ -122,15 +128,15 @@ def choose_golden(targets: Indices, labels: int) -> Indices:
     ranks = np.zeros(len(targets), np.int64)
     for label in range(labels):
         ranks[targets == label] = np.arange((targets == label).sum())
-    wanted = min(MAX_GOLDEN, max(MIN_GOLDEN, labels), len(targets))
-    return np.lexsort((targets, ranks))[:wanted]
+    count = min(MAX_GOLDEN, max(MIN_GOLDEN, labels), len(targets))
+    return np.lexsort((targets, ranks))[:count]
 
 
 def draw_golden(contract: PixelContract, labels: int) -> Pixels:
     """Draw synthetic golden images: noise on gradients, the same at every call.
 
     Args:
-        contract: the shape of the pixels.
+        contract: The shape of the pixels.
         labels: K.
 
     Returns:
@@ -150,7 +156,7 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
 
     Args:
         golden: uint8 (N, H, W, C), of which the first four are used.
-        contract: the shape of the pixels.
+        contract: The shape of the pixels.
 
     Returns:
         The encoded images, with the digests of their decoded pixels.
@@ -171,7 +177,7 @@ def strip(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Copy a graph without metadata and doc strings, which hold stack traces and paths of the exporting machine.
 
     Args:
-        graph: the graph, which is not changed.
+        graph: The graph, which is not changed.
 
     Returns:
         The copy.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from evalmode.artifact.manifest import check_operators
-from evalmode.certification.golden import Claim, check_decoder, check_labels, check_replay
+from evalmode.artifact.sealing import check_operators
+from evalmode.certification.golden import Claim, Replay, check_decoder, check_labels, check_replay
 from evalmode.certification.graph import check_eval_mode, check_finite
 from evalmode.certification.runs import Probe, check_batches, check_outputs, check_repeats
 
@@ -25,5 +25,5 @@ RUN_CHECKS: Mapping[str, Callable[[Probe], str]] = {
     "repeats": check_repeats,
     "batches": check_batches,
 }
-CERTIFICATE_CHECKS: Mapping[str, Callable[[Claim], str]] = {"replay": check_replay}
+CERTIFICATE_CHECKS: Mapping[str, Callable[[Replay], str]] = {"replay": check_replay}
 IMAGE_CHECKS: Mapping[str, Callable[[Claim], str]] = {"decoder": check_decoder, "labels": check_labels}

@@ -13,7 +13,8 @@ from evalmode.certification.latency import measure_ratio
 from evalmode.certification.metrics import mcnemar
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import ImageClassifier, Model
 
 BATCH = 64
 
@@ -23,10 +24,10 @@ class Changed:
     """An image whose predicted label changes.
 
     Attributes:
-        path: the file.
-        label: its label.
-        old: the label that the old model predicts.
-        new: the label that the new model predicts.
+        path: The file.
+        label: Its label.
+        old: The label that the old model predicts.
+        new: The label that the new model predicts.
     """
 
     path: Path
@@ -40,10 +41,10 @@ class LabelChange:
     """What changes for the images of one label.
 
     Attributes:
-        label: the label.
-        images: how many images have it.
-        gained: how many of them only the new model classifies correctly.
-        lost: how many of them only the old model classifies correctly.
+        label: The label.
+        images: How many images have it.
+        gained: How many of them only the new model classifies correctly.
+        lost: How many of them only the old model classifies correctly.
     """
 
     label: str
@@ -57,14 +58,14 @@ class Comparison:
     """What changes if a new model replaces an old one.
 
     Attributes:
-        images: the number of images.
-        accuracies: of the old and the new model.
-        changed: the images whose predicted label changes, sorted by path.
-        labels: gains and losses for each label that has images.
-        p: the p-value of McNemar's test: the probability of gains and losses this uneven if both models are equally
+        images: The number of images.
+        accuracies: The accuracy of the old and of the new model, in 0..1.
+        changed: The images whose predicted label changes, sorted by path.
+        labels: Gains and losses for each label that has images.
+        p: The p-value of McNemar's test: the probability of gains and losses this uneven if both models are equally
             accurate.
-        latency_ratio: the latency of the new model divided by that of the old one, for a single image.
-        warnings: a sentence for each kind of file that was not read.
+        latency_ratio: The latency of the new model divided by that of the old one, for a single image.
+        warnings: A sentence for each kind of file that was not read.
     """
 
     images: int
@@ -90,20 +91,20 @@ def compare(
     """Classify every image of a folder with both models, each decoded as its model expects.
 
     Args:
-        old: the model in use, or its artifact.
-        new: the model to replace it, or its artifact.
-        images: a folder of labelled images, ``<label>/<image>``.
-        limits: the largest image allowed; by default a server's limits.
+        old: The model in use, or its artifact.
+        new: The model to replace it, or its artifact.
+        images: A folder of labelled images, ``<label>/<image>``.
+        limits: The largest image allowed; by default a server's limits.
 
     Returns:
         What changes.
 
     Raises:
-        ArtifactInvalid: a file is not an artifact.
-        ImagesNotTaken: a model does not take images.
-        UsageError: the models have different labels, or the folder cannot be read.
+        ArtifactInvalid: A file is not an artifact.
+        ImagesNotTaken: A model does not take images.
+        UsageError: The models have different labels, or the folder cannot be read.
     """
-    models = [one if isinstance(one, Model) else load_model(one) for one in (old, new)]
+    models = [(one if isinstance(one, Model) else load_model(one)).as_classifier() for one in (old, new)]
     labels, other_labels = (model.manifest.labels for model in models)
     if set(labels) != set(other_labels):
         only = sorted(set(labels) ^ set(other_labels))
@@ -129,7 +130,7 @@ def compare(
     )
 
 
-def _predict(model: Model, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+def _predict(model: ImageClassifier, images: Labelled) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
     """The label that a model predicts for each image, (N,)."""
     size = min(BATCH, model.max_batch)
     starts = range(0, len(images.pixels), size)

@@ -25,14 +25,14 @@ class Norm:
     """A batch norm layer of an artifact: its statistics, and where in the graph they apply.
 
     Attributes:
-        name: the layer's name in the network.
-        tensor: the name of the layer's input in the graph, or of its output once it is folded.
-        folded: whether it is part of the layer before it.
-        mean: the mean of each channel of its input, over the training images.
-        variance: likewise.
-        scale: the factor of the normalised value, one for each channel.
-        shift: added to it, likewise.
-        epsilon: added to the variance.
+        name: The layer's name in the network.
+        tensor: The name of the layer's input in the graph, or of its output once it is folded.
+        folded: Whether it is part of the layer before it.
+        mean: The mean of each channel of its input, over the training images.
+        variance: Likewise.
+        scale: The factor of the normalised value, one for each channel.
+        shift: Added to it, likewise.
+        epsilon: Added to the variance.
     """
 
     name: str
@@ -57,7 +57,7 @@ def fold_norms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Norm]]:
     """Fold every batch norm that directly follows a convolution or dense layer.
 
     Args:
-        graph: a graph in eval mode, which is not changed.
+        graph: A graph in eval mode, which is not changed.
 
     Returns:
         The folded graph, and every batch norm whose statistics are initializers, folded or not.

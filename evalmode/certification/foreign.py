@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT, LOGITS, Tensors, largest_value
 from evalmode.artifact.image_statistics import describe_images
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, largest_value
 from evalmode.certification.batch_sizes import check_freed
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
@@ -32,7 +33,8 @@ from evalmode.certification.wrap import Scores, Transform, wrap
 from evalmode.errors import GoldenMismatch, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract, Pixels
-from evalmode.runtime.model import ORT_VERSION, load_artifact, open_cpu_session
+from evalmode.runtime.loading import LoadOptions, load_artifact
+from evalmode.runtime.session import ORT_VERSION, open_cpu_session
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
 FilePath = str | PathLike[str]
@@ -55,19 +57,19 @@ def certify_classifier(
         ``evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))``
 
     Args:
-        file: an ONNX file.
-        images: a folder of labelled images, ``<label>/<image>``.
+        file: An ONNX file.
+        images: A folder of labelled images, ``<label>/<image>``.
         labels: K labels in the order of the network's output, or a text file of them, one a line.
-        preprocessing: what the network expects to be done to pixels.
-        options: how it is certified.
-        on_warning: called with a sentence for each kind of file in the folder that is not read.
+        preprocessing: What the network expects to be done to pixels.
+        options: How it is certified.
+        on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
     Returns:
         The artifact, and how good it is on the images.
 
     Raises:
-        UsageError: the file, a folder or an option cannot be used.
-        ProofFailed: the network did not pass a check.
+        UsageError: The file, a folder or an option cannot be used.
+        ProofFailed: The network did not pass a check.
     """
     file = Path(file)
     graph = read_network(file)
@@ -86,7 +88,8 @@ def certify_classifier(
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
         properties = _describe_classifier({"layout": image.layout, **asdict(transform)}, quality, labelled)
         golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
-        artifact = certify(wrapped, Manifest(names, image.contract, properties), {INPUT: golden}, targets, difference)
+        manifest = ClassifierManifest(names, image.contract, properties)
+        artifact = certify(wrapped, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, len(names))
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality)
@@ -96,16 +99,16 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
     """Certify a network that is not an image classifier, as it is.
 
     Args:
-        file: an ONNX file.
-        samples: inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 of them
-            become golden inputs, which are in the artifact.
+        file: An ONNX file.
+        samples: Inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 become
+            golden inputs, which are in the artifact.
 
     Returns:
         The artifact and its golden inputs.
 
     Raises:
-        UsageError: a file cannot be used, or the samples do not fit the network.
-        ProofFailed: the network did not pass a check.
+        UsageError: A file cannot be used, or the samples do not fit the network.
+        ProofFailed: The network did not pass a check.
     """
     file = Path(file)
     graph = read_network(file)
@@ -118,8 +121,9 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         stripped = strip(free_batch(graph))
         if batch := find_batch(graph):
             check_freed(graph, stripped, batch, inputs, [output.name for output in graph.graph.output])
-        manifest = Manifest((), None, {"network": "adopted", "versions": _list_versions()})
-        outputs = load_artifact(seal(stripped, manifest), allow_uncertified=True).run(inputs)
+        manifest = TensorManifest({"network": "adopted", "versions": _list_versions()})
+        sealed = seal(stripped, manifest)
+        outputs = load_artifact(sealed, options=LoadOptions(allow_uncertified=True)).run(inputs)
         unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(outputs), dict(inputs))
         pairs = zip(outputs.values(), unoptimised, strict=True)
         differences = (np.abs(one.astype(np.float64) - other).max() / largest_value(one) for one, other in pairs)
@@ -132,11 +136,11 @@ def check_loads(graph: onnx.ModelProto, path: Path) -> None:
     """Check that the installed ONNX Runtime can load a network.
 
     Args:
-        graph: the network.
-        path: its file, for the message.
+        graph: The network.
+        path: Its file, for the message.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: It cannot.
     """
     try:
         open_cpu_session(graph.SerializeToString())

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from evalmode.artifact.certificate import Array
-from evalmode.artifact.manifest import walk
+from evalmode.artifact.sealing import walk
+from evalmode.artifact.tensors import Array
 from evalmode.errors import TrainMode, WeightsNotFinite
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -20,13 +20,13 @@ def check_eval_mode(graph: onnx.ModelProto) -> str:
     """Check that no node behaves as in training.
 
     Args:
-        graph: the graph, with its weights.
+        graph: The graph, with its weights.
 
     Returns:
         What was found, in words.
 
     Raises:
-        TrainMode: active dropout, a random operator, or batch norm that uses the statistics of its batch.
+        TrainMode: Active dropout, a random operator, or batch norm that uses the statistics of its batch.
     """
     constants, computed = dict(_named_constants(graph.graph)), _list_computed(graph.graph)
     nodes = walk(graph.graph, onnx.NodeProto)
@@ -74,13 +74,13 @@ def check_finite(graph: onnx.ModelProto) -> str:
     """Check that every weight and statistic is finite, and no variance is negative.
 
     Args:
-        graph: the graph, with its weights.
+        graph: The graph, with its weights.
 
     Returns:
         What was found, in words.
 
     Raises:
-        WeightsNotFinite: a value is NaN or infinite, or a variance is below 0.
+        WeightsNotFinite: A value is NaN or infinite, or a variance is below 0.
     """
     count = 0
     variances = {node.input[4] for node in walk(graph.graph, onnx.NodeProto) if node.op_type == "BatchNormalization"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from evalmode.certification.metrics import Indices
 from evalmode.errors import ImageError, UsageError
-from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, tell_images
+from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, separate_images
 from evalmode.images.pixels import PixelContract, Pixels, decode_image
 from evalmode.limits import Limits
 
@@ -22,8 +22,8 @@ class Labelled:
     Attributes:
         paths: N paths.
         pixels: uint8 (N, H, W, C).
-        targets: the index of each image's label, int64 (N,).
-        warnings: a sentence for each kind of file that was not read.
+        targets: The index of each image's label, int64 (N,).
+        warnings: A sentence for each kind of file that was not read.
     """
 
     paths: list[Path]
@@ -39,15 +39,15 @@ def read_labelled(
 
     Args:
         folder: ``<label>/<image>``, with any number of folders in between.
-        labels: the labels, in the order of the network's outputs.
-        contract: height, width and channels of the decoded images.
-        limits: the largest image allowed; by default a server's limits.
+        labels: The labels, in the order of the network's outputs.
+        contract: Height, width and channels of the decoded images.
+        limits: The largest image allowed; by default a server's limits.
 
     Returns:
         The images, sorted by label and path.
 
     Raises:
-        UsageError: a folder is not named like a label or cannot be read, there is no image, or an image cannot be
+        UsageError: A folder is not named like a label or cannot be read, there is no image, or an image cannot be
             decoded.
     """
     folders, beside = list_folder(folder)
@@ -60,7 +60,7 @@ def read_labelled(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
             f"labels: {', '.join(labels[:5])}, ..."
         )
-    outside = tell_images(beside)
+    outside = separate_images(beside)
     paths: list[Path] = []
     targets: list[int] = []
     others = list(outside.others)

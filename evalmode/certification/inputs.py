@@ -21,8 +21,8 @@ class ImageInput:
     """The input of a network that takes images.
 
     Attributes:
-        name: the name in the graph.
-        contract: height, width and channels.
+        name: The name in the graph.
+        contract: Height, width and channels.
         layout: "NCHW", "NHWC" or "flat" (N, H * W * C).
     """
 
@@ -46,15 +46,15 @@ def read_input(graph: onnx.ModelProto, size: tuple[int, ...], runs: Runs) -> Ima
     """Find out which images a network takes.
 
     Args:
-        graph: a network with one input.
+        graph: A network with one input.
         size: (height, width) or (height, width, channels) for what the graph leaves open; () if it leaves nothing open.
-        runs: whether the network runs on one image, called where the graph leaves the channels open.
+        runs: Whether the network runs on one image, called where the graph leaves the channels open.
 
     Returns:
         The input.
 
     Raises:
-        UsageError: the network takes something else, or the shape of its images is unknown.
+        UsageError: The network takes something else, or the shape of its images is unknown.
     """
     takes = "the network takes " + ("; ".join(map(describe, graph.graph.input)) or "nothing")
     value = _read_only_input(graph, takes)
@@ -155,15 +155,15 @@ def find_scores(graph: onnx.ModelProto, labels: int, name: str) -> str:
     """Find the output that has a value for each label.
 
     Args:
-        graph: another tool's network.
+        graph: Another tool's network.
         labels: K.
-        name: the name of the output if several have K values, else "".
+        name: The name of the output if several have K values, else "".
 
     Returns:
         The name of the output.
 
     Raises:
-        UsageError: no output has K values, or several have and none is named.
+        UsageError: No output has K values, or several have and none is named.
     """
     outputs = {value.name: value for value in graph.graph.output}
     returns = "; ".join(map(describe, outputs.values())) or "nothing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import Model
 
@@ -16,10 +16,10 @@ def measure_ratio(model: Model, image: Pixels, other: Model, other_image: Pixels
     """Time two models in turns, each on a single image.
 
     Args:
-        model: an image classifier.
+        model: An image classifier.
         image: uint8 (1, H, W, C).
-        other: another image classifier.
-        other_image: the image for it, uint8 (1, H, W, C).
+        other: Another image classifier.
+        other_image: The image for it, uint8 (1, H, W, C).
 
     Returns:
         The median latency of ``model`` divided by that of ``other``.

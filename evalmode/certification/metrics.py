@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evalmode.artifact.certificate import Floats, softmax
+from evalmode.artifact.tensors import Floats, softmax
 from evalmode.images.pixels import Pixels
 
 Z_95 = 1.959964  # 95% of a normal distribution lie within this many standard deviations of its mean
@@ -27,13 +27,13 @@ class Quality:
     """How well an artifact classifies its test images.
 
     Attributes:
-        images: the number of test images.
-        accuracy: the share of images whose predicted label is correct.
-        interval: the 95% confidence interval of the accuracy.
-        least_recalls: for each label, the lower bound of the 95% confidence interval of its recall; 0 for a label
+        images: The number of test images.
+        accuracy: The share of images whose predicted label is correct.
+        interval: The 95% confidence interval of the accuracy.
+        least_recalls: For each label, the lower bound of the 95% confidence interval of its recall; 0 for a label
             without images.
-        calibration_error: the expected calibration error without and with the temperature.
-        temperature: logits are divided by it; fitted on validation images.
+        calibration_error: The expected calibration error without and with the temperature.
+        temperature: Logits are divided by it; fitted on validation images.
     """
 
     images: int
@@ -49,10 +49,10 @@ class Reliability:
     """Predicted probability against accuracy, in bins of equal width; bins without images are left out.
 
     Attributes:
-        confidence: the mean probability of the predicted label in each bin, float64 (bins,).
-        accuracy: the share of correct predictions in each bin, float64 (bins,).
-        images: the number of images in each bin, int64 (bins,).
-        error: the expected calibration error: the mean of abs(accuracy - confidence), weighted by images.
+        confidence: The mean probability of the predicted label in each bin, float64 (bins,).
+        accuracy: The share of correct predictions in each bin, float64 (bins,).
+        images: The number of images in each bin, int64 (bins,).
+        error: The expected calibration error: the mean of abs(accuracy - confidence), weighted by images.
     """
 
     confidence: Doubles
@@ -66,8 +66,8 @@ def measure_quality(logits: Floats, targets: Indices, temperature: float) -> Qua
 
     Args:
         logits: float32 (N, K).
-        targets: the index of each image's label, int64 (N,).
-        temperature: logits are divided by it, above 0.
+        targets: The index of each image's label, int64 (N,).
+        temperature: Logits are divided by it, above 0.
 
     Returns:
         The quality, with confidence intervals.
@@ -95,8 +95,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
 
     Args:
-        right: the number of successes, 0 to ``count``.
-        count: the number of trials, at least 1.
+        right: The number of successes, 0 to ``count``.
+        count: The number of trials, at least 1.
 
     Returns:
         The lower and the upper bound, each in 0..1.
@@ -111,7 +111,7 @@ def calibration_error(probabilities: npt.NDArray[np.floating], targets: Indices)
 
     Args:
         probabilities: float (N, K).
-        targets: the index of each image's label, int64 (N,).
+        targets: The index of each image's label, int64 (N,).
 
     Returns:
         The error, in 0..1.
@@ -125,8 +125,8 @@ def measure_reliability(confidence: npt.NDArray[np.floating], right: npt.NDArray
     Source: Guo et al., On Calibration of Modern Neural Networks (1706.04599).
 
     Args:
-        confidence: the probability of each image's predicted label, float (N,) in 0..1.
-        right: whether the prediction is correct, bool (N,).
+        confidence: The probability of each image's predicted label, float (N,) in 0..1.
+        right: Whether the prediction is correct, bool (N,).
 
     Returns:
         The bins that hold images, and the expected calibration error.
@@ -144,9 +144,9 @@ def binomial_tail(right: int, count: int, share: float) -> float:
     """The cumulative distribution function of the binomial distribution.
 
     Args:
-        right: the number of successes.
-        count: the number of trials, at least 0.
-        share: the probability of a success, in 0..1.
+        right: The number of successes.
+        count: The number of trials, at least 0.
+        share: The probability of a success, in 0..1.
 
     Returns:
         The probability of at most ``right`` successes.
@@ -166,8 +166,8 @@ def mcnemar(gained: int, lost: int) -> float:
     """McNemar's exact test, two-sided, of whether two classifiers are equally accurate.
 
     Args:
-        gained: the number of images that only the new classifier classifies correctly.
-        lost: the number of images that only the old one classifies correctly.
+        gained: The number of images that only the new classifier classifies correctly.
+        lost: The number of images that only the old one classifies correctly.
 
     Returns:
         The p-value: the probability of a split at least as uneven if both are equally accurate.

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.fold import Norm
 from evalmode.errors import MomentsMismatch
 from evalmode.images.pixels import Pixels
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 LIMIT = 3e-4  # mean in standard deviations, variance relative to itself; few small images with AVX-512 reach 1e-4
 MIN_SCALE = 1e-6  # the input of a folded channel cannot be recovered where the scale is smaller
@@ -24,15 +24,15 @@ def check_moments(graph: onnx.ModelProto, norms: list[Norm], batches: Iterable[P
     """Run the images that the statistics were computed on, and compare.
 
     Args:
-        graph: the exported graph.
-        norms: its batch norm layers.
-        batches: of the images, uint8 (N, H, W, C).
+        graph: The exported graph.
+        norms: Its batch norm layers.
+        batches: The images, uint8 (N, H, W, C) each.
 
     Returns:
         What was found, in words.
 
     Raises:
-        MomentsMismatch: the mean or variance of a layer's input is not the one that it normalises by.
+        MomentsMismatch: The mean or variance of a layer's input is not the one that it normalises by.
     """
     if not norms:
         return "no batch norm"
@@ -54,9 +54,9 @@ def measure_moments(
     """Measure the mean and variance of each channel of each layer's tensor.
 
     Args:
-        graph: the exported graph.
-        norms: its batch norm layers.
-        batches: of images, uint8 (N, H, W, C).
+        graph: The exported graph.
+        norms: Its batch norm layers.
+        batches: Images, uint8 (N, H, W, C) each.
 
     Yields:
         For each layer the means and the variances, float64 (channels,).

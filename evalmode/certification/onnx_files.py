@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.manifest import walk
+from evalmode.artifact.sealing import walk
 from evalmode.errors import EvalmodeError, UsageError
 
 BATCH = "batch"
@@ -35,14 +35,14 @@ def read_network(path: Path) -> onnx.ModelProto:
     """Read an ONNX file, together with weights in files beside it.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         The network, converted to IR version 8 and opset 7 if it is older, with no weights among its inputs.
 
     Raises:
-        UsageError: the file is not an ONNX file, weights are missing, or its version is too new.
-        OSError: the file cannot be read.
+        UsageError: The file is not an ONNX file, weights are missing, or its version is too new.
+        OSError: The file cannot be read.
     """
     content = path.read_bytes()
     if not content:
@@ -143,7 +143,7 @@ def free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
     has to check that the answers stay the same.
 
     Args:
-        network: the network, which is not changed.
+        network: The network, which is not changed.
 
     Returns:
         A copy, or the network itself if it accepts any batch size already.
@@ -181,10 +181,10 @@ def explained(path: Path) -> Iterator[None]:
     """Turn errors of onnx, ONNX Runtime and protobuf, which share no base class, into one line.
 
     Args:
-        path: the file of the network.
+        path: The file of the network.
 
     Raises:
-        UsageError: one of these libraries raised an error.
+        UsageError: One of these libraries raised an error.
     """
     try:
         yield

@@ -22,13 +22,13 @@ def write_page(path: Path, comparison: Comparison, old: str, new: str) -> None:
     """Write a self-contained HTML page, whole or not at all.
 
     Args:
-        path: the file to write.
-        comparison: what to show.
-        old: the name of the old artifact on the page.
-        new: the name of the new one.
+        path: The file to write.
+        comparison: What to show.
+        old: The name of the old artifact on the page.
+        new: The name of the new one.
 
     Raises:
-        OSError: the file cannot be written, or an image cannot be read.
+        OSError: The file cannot be written, or an image cannot be read.
     """
     templates = Environment(
         loader=PackageLoader("evalmode.certification", "."), autoescape=True, undefined=StrictUndefined

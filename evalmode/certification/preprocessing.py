@@ -13,11 +13,15 @@ from evalmode.limits import Limits
 class Preprocessing:
     """What a network expects to be done to a pixel x: ``(x / 255 * (high - low) + low - mean) / std``.
 
+    Example:
+        ImageNet's, as torchvision has it:
+        ``Preprocessing((0, 1), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))``
+
     Attributes:
         scale: (low, high), the values that 0 and 255 become.
-        mean: subtracted then: one value, or one for each channel in the order that the network expects.
-        std: divided by then, likewise; above 0.
-        bgr: whether the network expects the channels in the order blue, green, red.
+        mean: Subtracted then: one value, or one for each channel in the order that the network expects.
+        std: Divided by then, likewise; above 0.
+        bgr: Whether the network expects the channels in the order blue, green, red.
 
     Raises:
         UsageError: ``scale`` is not a range, or a ``std`` is not above 0.
@@ -38,14 +42,14 @@ class Preprocessing:
         """The scale and shift of each channel.
 
         Args:
-            channels: of the network's images, 1 or 3.
-            takes_bytes: whether the network takes uint8.
+            channels: The number of channels of the network's images, 1 or 3.
+            takes_bytes: Whether the network takes uint8.
 
         Returns:
             What is done to pixels.
 
         Raises:
-            UsageError: the preprocessing does not fit the network.
+            UsageError: The preprocessing does not fit the network.
         """
         for option, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) not in (1, channels):
@@ -70,10 +74,10 @@ class ClassifierOptions:
 
     Attributes:
         size: (height, width) or (height, width, channels) of the images where the network leaves them open, else ().
-        output: the name of the output with a value for each label if there are several such outputs, else "".
-        synthetic_golden: whether golden images are synthetic, so that none of the user's images is in the artifact.
-        allow_guessing: whether a network is certified that is no better than guessing.
-        limits: the largest image that is read.
+        output: The name of the output with a value for each label if there are several such outputs, else "".
+        synthetic_golden: Whether golden images are synthetic, so that none of the user's images is in the artifact.
+        allow_guessing: Whether a network is certified that is no better than guessing.
+        limits: The largest image that is read.
     """
 
     size: tuple[int, ...] = ()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.latency import measure_ratio
 from evalmode.certification.metrics import Indices
 from evalmode.errors import NotWorthIt
@@ -32,9 +32,9 @@ class Gain:
     """What an int8 variant gains and costs.
 
     Attributes:
-        speedup: latency of the original divided by that of the variant, for a single image.
-        lost: loss of accuracy on the test images, negative for a gain.
-        difference: root mean square difference of the logits, relative to their standard deviation between labels.
+        speedup: Latency of the original divided by that of the variant, for a single image.
+        lost: Loss of accuracy on the test images, negative for a gain.
+        difference: Root mean square difference of the logits, relative to their standard deviation between labels.
     """
 
     speedup: float
@@ -46,8 +46,8 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     """Quantize convolutions and dense layers to 8 bits, statically, as pairs of QuantizeLinear and DequantizeLinear.
 
     Args:
-        graph: a float32 graph, which is not changed.
-        pixels: training images to measure the ranges of activations, uint8 (N, H, W, C).
+        graph: A float32 graph, which is not changed.
+        pixels: Training images to measure the ranges of activations, uint8 (N, H, W, C).
 
     Returns:
         The quantized graph.
@@ -94,15 +94,16 @@ def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Ga
     """Compare an int8 variant with the original.
 
     Args:
-        old: the original.
-        new: the variant.
-        pixels: the test images, uint8 (N, H, W, C); the first one is timed.
-        targets: the index of each image's label, int64 (N,).
+        old: The original.
+        new: The variant.
+        pixels: The test images, uint8 (N, H, W, C); the first one is timed.
+        targets: The index of each image's label, int64 (N,).
 
     Returns:
         What the variant gains and costs.
     """
-    logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in (old, new)]
+    classifiers = old.as_classifier(), new.as_classifier()
+    logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in classifiers]
     rights = [int((rows.argmax(1) == targets).sum()) for rows in logits]
     spread = np.std(logits[0] - logits[0].mean(axis=1, keepdims=True))
     difference = float(np.sqrt(np.mean((logits[1] - logits[0]) ** 2)) / spread)
@@ -113,13 +114,13 @@ def check_gain(gain: Gain) -> str:
     """Check that an int8 variant is worth publishing.
 
     Args:
-        gain: what it gains and costs.
+        gain: What it gains and costs.
 
     Returns:
         The gain, in words.
 
     Raises:
-        NotWorthIt: it is too slow, loses too much accuracy, or its logits differ too much.
+        NotWorthIt: It is too slow, loses too much accuracy, or its logits differ too much.
     """
     described = (
         f"{gain.speedup:.2f} times as fast, {100 * gain.lost:.2f} points of accuracy lost, logits differ by "

@@ -13,20 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LARGEST_TOLERANCE,
-    LOGITS,
-    Floats,
-    Run,
-    Tensors,
-    largest_value,
-    scale_tolerance,
-)
+from evalmode.artifact.certificate import LARGEST_TOLERANCE
+from evalmode.artifact.tensors import INPUT, LOGITS, Floats, Run, Tensors, largest_value, scale_tolerance
 from evalmode.errors import ArtifactInvalid, BatchMismatch, NotRepeatable, OutputsMismatch
 from evalmode.images.pixels import Pixels
 from evalmode.limits import LARGEST_BATCH
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 THREADS = (1, 2)
 
@@ -36,10 +28,10 @@ class Probe:
     """A network and inputs to run it on.
 
     Attributes:
-        runs: the network with each number of ``THREADS``.
-        inputs: tensors by name, N inputs along the first axis of each.
-        labels: K for an image classifier, whose outputs are (N, K); 0 for other networks.
-        relative: whether differences of an output are measured as a share of its largest value.
+        runs: The network with each number of ``THREADS``.
+        inputs: Tensors by name, N inputs along the first axis of each.
+        labels: K for an image classifier, whose outputs are (N, K); 0 for other networks, or if it is unknown.
+        relative: Whether differences of an output are measured as a share of its largest value.
     """
 
     runs: Sequence[Run]
@@ -49,7 +41,7 @@ class Probe:
 
     @property
     def count(self) -> int:
-        """N."""
+        """The number of inputs, N."""
         return len(next(iter(self.inputs.values())))
 
     @cached_property
@@ -64,7 +56,7 @@ class Probe:
         """How batches differ from inputs run alone.
 
         Raises:
-            BatchMismatch: by more than ``LARGEST_TOLERANCE``.
+            BatchMismatch: By more than ``LARGEST_TOLERANCE``.
         """
         return compare_batches(self, LARGEST_TOLERANCE)
 
@@ -74,8 +66,8 @@ class BatchDifference:
     """How the outputs of batches differ from those of inputs run alone.
 
     Attributes:
-        same_bits: whether all bits are equal.
-        largest: the largest absolute difference, or share of the output's largest value, see ``Probe.relative``.
+        same_bits: Whether all bits are equal.
+        largest: The largest absolute difference, or share of the output's largest value, see ``Probe.relative``.
     """
 
     same_bits: bool
@@ -86,7 +78,7 @@ def open_runs(graph: bytes) -> list[Run]:
     """Open a graph in an ONNX Runtime session for each number of ``THREADS``.
 
     Args:
-        graph: the bytes of an ONNX file.
+        graph: The bytes of an ONNX file.
 
     Returns:
         A function for each session, from tensors by name to tensors by name.
@@ -110,9 +102,9 @@ def run_all(graph: onnx.ModelProto, images: Pixels, optimise: bool = True) -> Fl
     """Run an image classifier on images, in batches, on one thread.
 
     Args:
-        graph: the graph of an artifact.
+        graph: The graph of an artifact.
         images: uint8 (N, H, W, C).
-        optimise: whether ONNX Runtime may optimise the graph first.
+        optimise: Whether ONNX Runtime may optimise the graph first.
 
     Returns:
         The logits, float32 (N, K).
@@ -133,13 +125,13 @@ def check_outputs(probe: Probe) -> str:
     """Check that inputs run as a batch, and that the outputs are finite and have the expected shape.
 
     Args:
-        probe: the network and its inputs.
+        probe: The network and its inputs.
 
     Returns:
         What was found, in words.
 
     Raises:
-        OutputsMismatch: they do not run, or an output has another shape, or values that are NaN or infinite.
+        OutputsMismatch: They do not run, or an output has another shape, or values that are NaN or infinite.
     """
     rows, labels = probe.count, probe.labels
     try:
@@ -160,13 +152,13 @@ def check_repeats(probe: Probe) -> str:
     """Check that two runs on the same inputs give the same bits.
 
     Args:
-        probe: the network and its inputs.
+        probe: The network and its inputs.
 
     Returns:
         What was found, in words.
 
     Raises:
-        NotRepeatable: they do not.
+        NotRepeatable: They do not.
     """
     first, second = (probe.runs[0](probe.inputs) for _ in range(2))
     for name, one in first.items():
@@ -182,13 +174,13 @@ def check_batches(probe: Probe) -> str:
     """Check that an input has the same outputs alone and in any batch.
 
     Args:
-        probe: the network and its inputs.
+        probe: The network and its inputs.
 
     Returns:
         What was found, in words.
 
     Raises:
-        BatchMismatch: an output in a batch differs by more than ``LARGEST_TOLERANCE``.
+        BatchMismatch: An output in a batch differs by more than ``LARGEST_TOLERANCE``.
     """
     found = probe.batches
     outcome = "the same bits"
@@ -201,14 +193,14 @@ def compare_batches(probe: Probe, tolerance: float) -> BatchDifference:
     """Run inputs at every position of batches of 1 to ``LARGEST_BATCH``, and compare with each input run alone.
 
     Args:
-        probe: the network and its inputs.
-        tolerance: the largest difference allowed; for logits see ``scale_tolerance``.
+        probe: The network and its inputs.
+        tolerance: The largest difference allowed; for logits see ``scale_tolerance``.
 
     Returns:
         The difference of all batches.
 
     Raises:
-        BatchMismatch: an output in a batch differs by more than the tolerance.
+        BatchMismatch: An output in a batch differs by more than the tolerance.
     """
     alone = probe.alone
     sizes = {name: largest_value(output) if probe.relative else 1.0 for name, output in alone.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.certification.certify import MAX_GOLDEN
 from evalmode.certification.onnx_files import describe, first_line, name_type
 from evalmode.errors import UsageError
@@ -17,15 +17,15 @@ def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
     """Read inputs of a network from an ``.npz`` file.
 
     Args:
-        path: the file.
-        graph: the network.
+        path: The file.
+        graph: The network.
 
     Returns:
         The first 64 inputs, by name.
 
     Raises:
-        UsageError: the file is damaged, or its arrays do not fit the network.
-        OSError: the file cannot be read.
+        UsageError: The file is damaged, or its arrays do not fit the network.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
@@ -40,15 +40,15 @@ def check_samples(samples: Tensors, graph: onnx.ModelProto, source: str) -> Tens
     """Check that arrays are inputs of a network.
 
     Args:
-        samples: arrays by name, N along the first axis of each.
-        graph: the network.
-        source: what to call the samples in an error.
+        samples: Arrays by name, N along the first axis of each.
+        graph: The network.
+        source: What to call the samples in an error.
 
     Returns:
         The first 64 inputs, by name.
 
     Raises:
-        UsageError: a name, a type or a shape is not the network's, or a value is NaN or infinite.
+        UsageError: A name, a type or a shape is not the network's, or a value is NaN or infinite.
     """
     expected = {one.name: name_type(one.type.tensor_type.elem_type) for one in graph.graph.input}
     dtypes = {name: array.dtype.name for name, array in samples.items()}

@@ -11,14 +11,14 @@ from typing import TypeVar
 import numpy as np
 import onnx
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.manifest import Manifest, check_digest, digest_file
+from evalmode.artifact.manifest import ClassifierManifest, Manifest, read_manifest
+from evalmode.artifact.sealing import check_digest, digest_file
 from evalmode.certification.certify import draw_golden
 from evalmode.certification.checks import CERTIFICATE_CHECKS, GRAPH_CHECKS, IMAGE_CHECKS, RUN_CHECKS
-from evalmode.certification.golden import Claim
+from evalmode.certification.golden import Claim, Replay
 from evalmode.certification.runs import Probe, open_runs
 from evalmode.errors import ArtifactInvalid, EvalmodeError
-from evalmode.runtime.model import open_cpu_session
+from evalmode.runtime.session import open_cpu_session
 
 DRAWN = 16  # inputs drawn for a file that holds none
 Subject = TypeVar("Subject")
@@ -29,10 +29,10 @@ class Verdict:
     """The result of one check.
 
     Attributes:
-        check: the name of the check.
-        passed: whether it passed; None if the check does not apply to this file.
-        finding: what was found, or why the check does not apply.
-        reason: the name of the error if the check did not pass, else "".
+        check: The name of the check.
+        passed: Whether it passed; None if the check does not apply to this file.
+        finding: What was found, or why the check does not apply.
+        reason: The name of the error if the check did not pass, else "".
     """
 
     check: str
@@ -45,13 +45,13 @@ def check_file(file: str | PathLike[str]) -> list[Verdict]:
     """Run every check that applies to an ONNX file, and continue after those that do not pass.
 
     Args:
-        file: an artifact, or any other ONNX file.
+        file: An artifact, or any other ONNX file.
 
     Returns:
         A verdict for each check, in the order in which they ran.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     return examine(Path(file).read_bytes())
 
@@ -60,7 +60,7 @@ def examine(artifact: bytes) -> list[Verdict]:
     """Run every check that applies to an ONNX file, see ``check_file``.
 
     Args:
-        artifact: the bytes of the file.
+        artifact: The bytes of the file.
 
     Returns:
         A verdict for each check, in the order in which they ran.
@@ -82,7 +82,7 @@ def examine(artifact: bytes) -> list[Verdict]:
     verdicts.append(_judge("digest", _check_seal, artifact))
     verdicts.append(_judge("metadata", _check_metadata, metadata))
     if runnable and verdicts[-1].passed:
-        verdicts += _examine_artifact(artifact, Manifest.from_metadata(metadata))
+        verdicts += _examine_artifact(artifact, read_manifest(metadata))
     return verdicts
 
 
@@ -102,7 +102,7 @@ def _check_seal(artifact: bytes) -> str:
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> str:
-    return f"{len(Manifest.from_metadata(metadata).labels)} labels"
+    return f"{len(read_manifest(metadata).labels)} labels"
 
 
 def _list_opsets(graph: onnx.ModelProto) -> str:
@@ -111,21 +111,26 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 
 def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """Run an artifact's network, and compare it with its certificate."""
-    certificate, image = manifest.certificate, manifest.image
     try:
         runs = open_runs(artifact)
     except ArtifactInvalid as error:
         return [Verdict("runs", False, str(error), "ArtifactInvalid")]
+    certificate = manifest.certificate
+    if certificate:
+        inputs = certificate.inputs
+    else:
+        inputs = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
     verdicts = []
-    if certificate or image:
-        drawn = {INPUT: draw_golden(image, DRAWN)} if image else {}
-        inputs = certificate.inputs if certificate else drawn
-        verdicts += _examine_runs(Probe(runs, inputs, len(manifest.labels), relative=not image))
+    if inputs:
+        verdicts += _examine_runs(Probe(runs, inputs, len(manifest.labels), manifest.relative_tolerance))
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: its answers were never checked", "Uncertified")]
-    checks = {**(IMAGE_CHECKS if image else {}), **CERTIFICATE_CHECKS}
-    claim = Claim(manifest, certificate, runs[0])
-    return verdicts + [_judge(name, check, claim) for name, check in checks.items()]
+    replay = Replay(certificate, runs[0])
+    verdicts += [_judge(name, check, replay) for name, check in CERTIFICATE_CHECKS.items()]
+    if isinstance(manifest, ClassifierManifest) and manifest.certificate:
+        claim = Claim(manifest, manifest.certificate)
+        verdicts += [_judge(name, check, claim) for name, check in IMAGE_CHECKS.items()]
+    return verdicts
 
 
 def _examine_foreign(artifact: bytes) -> list[Verdict]:
@@ -135,8 +140,8 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     except Exception as error:  # onnxruntime's own exceptions share no base class
         return [Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")]
     if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
-        wanted = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-        return [Verdict("runs", None, f"it takes {wanted}, not one batch of images")]
+        takes = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        return [Verdict("runs", None, f"it takes {takes}, not one batch of images")]
     batch, *sides = inputs[0].shape
     if not all(isinstance(side, int) for side in sides) or isinstance(batch, int):
         return [

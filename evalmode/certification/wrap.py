@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
 from evalmode.certification.inputs import ImageInput
 from evalmode.certification.onnx_files import BATCH
 
@@ -23,9 +23,9 @@ class Transform:
     """What is done to pixels x in 0..255: ``x * scale + shift``.
 
     Attributes:
-        bgr: whether the channels are put in the order blue, green, red first.
-        scale: one factor, or one for each channel in the network's order.
-        shift: likewise.
+        bgr: Whether the channels are put in the order blue, green, red first.
+        scale: One factor, or one for each channel in the network's order.
+        shift: Likewise.
     """
 
     bgr: bool
@@ -38,9 +38,9 @@ class Scores:
     """The output of a network that has a value for each label.
 
     Attributes:
-        name: the name in the graph.
+        name: The name in the graph.
         labels: K.
-        probabilities: whether the values are probabilities, rather than logits.
+        probabilities: Whether the values are probabilities, rather than logits.
     """
 
     name: str
@@ -52,10 +52,10 @@ def wrap(graph: onnx.ModelProto, image: ImageInput, transform: Transform, scores
     """Give a network the inputs and outputs of an artifact.
 
     Args:
-        graph: another tool's network.
-        image: its input.
-        transform: what is done to pixels.
-        scores: its output, (N, K) or (N, K, 1, 1).
+        graph: Another tool's network.
+        image: Its input.
+        transform: What is done to pixels.
+        scores: Its output, (N, K) or (N, K, 1, 1).
 
     Returns:
         A graph that takes uint8 (N, H, W, C) and returns probabilities and logits, float32 (N, K). If the network

@@ -24,8 +24,8 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     """Parse the size of images.
 
     Args:
-        ctx: the command.
-        param: the option.
+        ctx: The command.
+        param: The option.
         value: "HxW" or "HxWxC".
 
     Returns:
@@ -46,9 +46,9 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     """Parse a list of numbers.
 
     Args:
-        ctx: the command.
-        param: the option.
-        value: such as "0.485,0.456,0.406".
+        ctx: The command.
+        param: The option.
+        value: Such as "0.485,0.456,0.406".
 
     Returns:
         The numbers; () without a value.
@@ -130,7 +130,7 @@ def certify(file: Path, repository: Path, name: str, output: Output, **options: 
     For an image classifier, preprocessing and softmax become part of the graph: each pixel x becomes
     (x / 255 * (high - low) + low - mean) / std.
     """
-    from evalmode.artifact.repository import check_publishable
+    from evalmode.artifact.publishing import check_publishable
     from evalmode.certification.foreign import certify_tensors
 
     chosen = CertifyOptions(**options)

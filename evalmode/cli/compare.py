@@ -32,9 +32,9 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
         """Parse a value.
 
         Args:
-            value: the text, or a number that was parsed before.
-            param: the option.
-            ctx: the command.
+            value: The text, or a number that was parsed before.
+            param: The option.
+            ctx: The command.
 
         Returns:
             The share, in 0..1.

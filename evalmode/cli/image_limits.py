@@ -17,7 +17,7 @@ def image_limit_options(defaults: Limits | None) -> Callable[[Callable[..., Any]
     """Give a command the options ``--max-image-bytes`` and ``--max-image-pixels``, from the table of limits.
 
     Args:
-        defaults: the command's defaults; None passes None to the command if the user gives no value.
+        defaults: The command's defaults; None passes None to the command if the user gives no value.
 
     Returns:
         A decorator.

@@ -1,32 +1,29 @@
-"""``evalmode``: the one console script. Each command's module is imported when it is asked for."""
+"""The command ``evalmode``. The module of a subcommand is imported when the subcommand is used."""
 
 from __future__ import annotations
 
-import errno
 import importlib
-import re
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.metadata import packages_distributions, requires
 from types import FrameType
 from typing import Any
 
 import click
 
 from evalmode import __version__
+from evalmode.cli.failures import describe_os_error, explain
 from evalmode.cli.streams import discard_output, open_streams
 from evalmode.errors import EvalmodeError
 
-# Command -> where it is, and the extra it needs. Training is named here by a string, and imported by nobody.
+# Command -> its module and function, and the extra it needs.
 COMMANDS = {
     "quickstart": ("evalmode.cli.quickstart:quickstart", "serve,train"),
     "train": ("evalmode.cli.train:train", "serve,train"),
     "export": ("evalmode.cli.export:export", "serve,train"),
-    "report": ("evalmode.cli.train:report", "serve,train"),
+    "report": ("evalmode.cli.report:report", "serve,train"),
     "check": ("evalmode.cli.check:check", "serve"),
     "certify": ("evalmode.cli.certify:certify", "serve"),
     "compare": ("evalmode.cli.compare:compare", "serve"),
@@ -35,43 +32,14 @@ COMMANDS = {
     "rollback": ("evalmode.cli.rollback:rollback", ""),
     "bench": ("evalmode.cli.bench:bench", "serve"),
 }
-PACKAGES = {  # where a package is imported by another name than it is installed
-    "PIL": "pillow",
-    "google": "protobuf",
-    "grpc": "grpcio",
-    "grpc_health": "grpcio-health-checking",
-    "grpc_reflection": "grpcio-reflection",
-    "prometheus_client": "prometheus-client",
-    "pygrpc_native": "pygrpc-native",
-    "pythonjsonlogger": "python-json-logger",
-    "sklearn": "scikit-learn",
-}
-OWN = ("__main__", "evalmode", "serving", "training")
-NO_THREAD = "can't start new thread"  # in Python's words
-ADVICE = {  # by the name of an error of the operating system
-    "ENOSPC": "free some space or choose another place",
-    "EDQUOT": "free some space or choose another place",
-    "EFBIG": "choose a place that takes larger files",
-    "EROFS": "choose a place that can be written to",
-    "EACCES": "choose a place that this user may use, or change its permissions",
-    "EPERM": "choose a place that this user may use, or change its permissions",
-    "ENOENT": "check the path",
-    "ENOTDIR": "check the path, what is there is no folder",
-    "EISDIR": "check the path, what is there is a folder",
-    "ENAMETOOLONG": "choose a shorter name",
-    "ELOOP": "its links lead in a circle",
-    "EMFILE": "raise the limit on open files",
-    "EPIPE": "what should read it has ended",
-    "EIO": "is the disk, or what is mounted there, in order?",
-}
 
 
 class _Interrupted(Exception):
-    """Ctrl-C: click would print an empty line and exit with 1."""
+    """An interrupt, in place of KeyboardInterrupt, for which click prints an empty line and exits with 1."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when it is asked for."""
+    """Imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -88,7 +56,7 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = get_close_matches(args[0].lower(), COMMANDS, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+            meant = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
             raise click.UsageError(f"No such command {args[0]!r}: {meant}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -105,13 +73,13 @@ class _LazyGroup(click.Group):
 
 @contextmanager
 def _no_abort() -> Iterator[None]:
-    """Keep click from what it does about interrupts and broken pipes: it would exit with 1 and say nothing."""
+    """Replace the exceptions for which click exits with 1 and prints nothing: interrupts and broken pipes."""
     try:
         yield
     except KeyboardInterrupt as error:
         raise _Interrupted from error
     except BrokenPipeError as error:
-        raise EvalmodeError(_describe(error)) from error  # of another pipe than standard output
+        raise EvalmodeError(describe_os_error(error)) from error  # a pipe other than standard output
 
 
 @click.group(cls=_LazyGroup, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -119,18 +87,18 @@ def _no_abort() -> Iterator[None]:
 def cli() -> None:
     """Train a CNN image classifier, export it in eval mode to one ONNX file, serve it over gRPC.
 
-    Every option can be given as an environment variable: EVALMODE_SERVE_PORT is serve's --port.
+    Every option can be set by an environment variable: EVALMODE_SERVE_PORT is --port of serve.
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit.
+    """Run a command and exit.
 
     Args:
-        arguments: of the command line; its own if there are none.
+        arguments: The arguments; by default those of the command line.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, whatever became of that on the way.
+        KeyboardInterrupt: The command was interrupted, whatever error followed from that.
     """
     given = sys.argv[1:] if arguments is None else arguments
     interrupts = _count_interrupts()
@@ -145,21 +113,21 @@ def main(arguments: list[str] | None = None) -> None:
     except _Interrupted as error:
         raise KeyboardInterrupt from error
     except Exception as error:
-        if interrupts:  # some libraries turn it into an error of theirs
+        if interrupts:  # some libraries raise their own error after an interrupt
             raise KeyboardInterrupt from error
-        code = _complain(error, next((name for name in given if name in COMMANDS), ""))
+        code = _report(error, next((name for name in given if name in COMMANDS), ""))
     try:
         if not output.failed:
             sys.stdout.flush()
     except OSError as error:
-        code = _complain(error, "")
+        code = _report(error, "")
     if output.failed:
         discard_output()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _count_interrupts() -> list[int]:
-    """Interrupts from here on, where they are not ignored, as with nohup."""
+    """A list that grows with each interrupt from now on, unless interrupts are ignored, as under nohup."""
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -171,78 +139,8 @@ def _count_interrupts() -> list[int]:
     return interrupts
 
 
-def _complain(error: Exception, command: str) -> int:
-    """Say what is wrong in one line; the exit code.
-
-    Raises:
-        Exception: the error, where nothing is known that a user could do about it.
-    """
-    code = 2
-    match error:
-        case EvalmodeError():
-            line, code = str(error), error.exit_code
-        case _ if broken := _find_broken(error):
-            line = _say_broken(broken, error)
-        case ModuleNotFoundError() if error.name:
-            line = _ask_for(error.name.partition(".")[0], command)
-        case OSError():
-            line = _describe(error)
-        case MemoryError():
-            line = "there is not enough memory"
-        case RuntimeError() if str(error) == NO_THREAD:
-            line = f"{error}: raise the limit on processes or memory"
-        case _:
-            raise error
+def _report(error: Exception, command: str) -> int:
+    """Print an error in one line, and return the exit code."""
+    line, code = explain(error, command, COMMANDS[command][1] if command else "")
     click.echo(f"evalmode: {line}", err=True)
     return code
-
-
-def _describe(error: OSError) -> str:
-    """Which file it is of, what is wrong, and what to do."""
-    place = f"{click.format_filename(error.filename)}: " if error.filename is not None else ""
-    todo = ADVICE.get(errno.errorcode.get(error.errno or 0, ""), "")
-    return f"{place}{error.strerror or error}" + (f": {todo}" if todo else "")
-
-
-def _ask_for(package: str, command: str) -> str:
-    """Which package is missing, and how it is installed."""
-    if command and _is_dependency(package):
-        return f"{command} needs the Python package {package!r}: pip install 'evalmode[{COMMANDS[command][1]}]'"
-    return f"the Python package {package!r} is not installed; it is not a dependency of evalmode: install it"
-
-
-def _find_broken(error: Exception) -> str:
-    """The package that is installed and cannot be imported; "" where the error is another.
-
-    A library that it links to is missing, or it was built for another Python or numpy: each raises something else.
-    """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-        return ""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
-    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
-    package = next((name for name in reversed(names) if name not in OWN), "")
-    if not isinstance(error, ImportError):
-        return package if _is_dependency(package) else ""
-    named = (error.name or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError):
-        return package if package == named else ""  # it lacks a part of itself, not another package
-    return package or (named if named not in OWN else "")
-
-
-def _say_broken(package: str, error: Exception) -> str:
-    """Why a package cannot be imported, by the first of its errors, and what to do."""
-    first: BaseException = error
-    while isinstance(cause := first.__cause__ or first.__context__, ImportError):
-        first = cause
-    said = next((line.strip() for line in str(first).splitlines() if line.strip()), type(first).__name__)
-    line = f"the Python package {package!r} is installed and cannot be imported: {said}"
-    if not _is_dependency(package):
-        return line
-    name = PACKAGES.get(package) or packages_distributions().get(package, [package])[0]  # onnxruntime-gpu, perhaps
-    return f"{line}. Install it again: pip install --force-reinstall {name}"
-
-
-def _is_dependency(package: str) -> bool:
-    """Whether evalmode brings a package, with some of its extras."""
-    ours = {re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in requires("evalmode") or ()}
-    return PACKAGES.get(package, package) in ours

@@ -12,16 +12,24 @@ MISSING = (errno.ENOENT, errno.ENOTDIR)
 
 
 class ExistingPath(click.Path):
-    """What is there; where looking is not allowed, that is said, not that nothing is there."""
+    """A path that must exist. If it cannot be accessed, the error says so, rather than that it does not exist."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(exists=True, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check it.
+        """Check the path.
+
+        Args:
+            value: The path.
+            param: The option.
+            ctx: The command.
+
+        Returns:
+            The path, of the type that the option asks for.
 
         Raises:
-            click.BadParameter: it is not there, cannot be looked at, or is something else.
+            click.BadParameter: It does not exist, cannot be accessed, or is of another kind.
         """
         try:
             Path(value).stat()

@@ -1,4 +1,4 @@
-"""``evalmode predict``: images, folders and pipes to labels, through a server or with an artifact in this process."""
+"""``evalmode predict``: classify images, folders and pipes, by a server or by an artifact in this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import click
@@ -21,7 +22,8 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
 from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from evalmode.images.folders import describe_unread, find_images
-from evalmode.limits import IMAGE_SUFFIXES, OWN_IMAGES, Limits
+from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
@@ -34,15 +36,23 @@ class Source:
     """An image to classify.
 
     Attributes:
-        path: where it lies; ``-``: standard input.
-        root: the folder that the user gave, or its own.
+        path: The file; ``-`` is standard input.
+        root: The folder that the user named, or the folder of the file.
     """
 
     path: Path
     root: Path
 
     def find_label(self, labels: tuple[str, ...]) -> str | None:
-        """The outermost folder in the root that is named like a label, as for training; else the root itself."""
+        """The label of the image by its folders, as training reads them.
+
+        Args:
+            labels: The labels of the model.
+
+        Returns:
+            The name of the outermost folder below the root that is named like a label, or of the root; None if there
+            is no such folder.
+        """
         known = {normalize("NFC", label): label for label in labels}
         below = self.path.parent.relative_to(self.root).parts
         names = (normalize("NFC", name) for name in (*below, self.root.name))
@@ -52,58 +62,71 @@ class Source:
 Answer = tuple[Source, Prediction]
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """The options of ``evalmode predict``, named as on the command line."""
+
+    address: str
+    file: Path | None
+    model: str
+    version: str
+    top_k: int
+    timeout: float
+    token_file: Path | None
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    max_image_bytes: int | None
+    max_image_pixels: int | None
+    as_json: bool
+    as_csv: bool
+
+    def check(self) -> None:
+        """Check that the options fit together.
+
+        Raises:
+            UsageError: They do not.
+        """
+        if self.as_json and self.as_csv:
+            raise UsageError("--json and --csv exclude each other: give one")
+        if self.max_image_pixels and not self.file:
+            raise UsageError("--max-image-pixels is for --file: a server has its own limit")
+
+    @property
+    def limits(self) -> Limits:
+        """The largest image that is classified with ``--file``."""
+        default = Limits()
+        return Limits(
+            self.max_image_bytes or default.max_image_bytes, self.max_image_pixels or default.max_image_pixels
+        )
+
+
 @click.command()
 @click.argument("paths", metavar="IMAGE|DIR|-...", type=ExistingPath(allow_dash=True), nargs=-1, required=True)
 @click.option("--address", default=DEFAULT_ADDRESS, help="HOST:PORT of a server")
-@click.option("--file", type=_FILE, help="a model.onnx: no server")
-@click.option("--model", default="", help="the model's name, where the server holds several")
-@click.option("--version", default="", help="the model's version; the newest by default")
-@click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, help="labels an image")
-@click.option("--timeout", type=click.FloatRange(0.001), default=10.0, help="deadline of one call, seconds")
-@click.option("--token-file", type=_FILE, help="a file that holds the token which the server wants")
-@click.option("--tls-ca", type=_FILE, help="PEM: the server's certificate comes from one of these authorities")
-@click.option("--tls-cert", type=_FILE, help="PEM: our certificate, where the server wants one")
-@click.option("--tls-key", type=_FILE, help="PEM: the private key of --tls-cert")
+@click.option("--file", type=_FILE, help="a model.onnx to run in this process, without a server")
+@click.option("--model", default="", help="name of the model, if the server has several")
+@click.option("--version", default="", help="version of the model; the newest by default")
+@click.option("--top-k", type=click.IntRange(1), default=DEFAULT_TOP_K, help="number of labels for each image")
+@click.option("--timeout", type=click.FloatRange(0.001), default=10.0, help="deadline of a call, seconds")
+@click.option("--token-file", type=_FILE, help="file that holds the token, if the server requires one")
+@click.option("--tls-ca", type=_FILE, help="PEM: certificate authorities that may sign the server's certificate")
+@click.option("--tls-cert", type=_FILE, help="PEM: the client's certificate, if the server requires one")
+@click.option("--tls-key", type=_FILE, help="PEM: private key of --tls-cert")
 @image_limit_options(None)
-@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
-@click.option("--csv", "as_csv", is_flag=True, help="one row a label")
-def predict(
-    paths: tuple[str, ...],
-    address: str,
-    file: Path | None,
-    model: str,
-    version: str,
-    top_k: int,
-    timeout: float,
-    token_file: Path | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    max_image_bytes: int | None,
-    max_image_pixels: int | None,
-    as_json: bool,
-    as_csv: bool,
-) -> None:
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object for each image, one a line")
+@click.option("--csv", "as_csv", is_flag=True, help="print a row for each label")
+def predict(paths: tuple[str, ...], **options: Any) -> None:
     """Classify images, or every image below a folder, by a server or by a file; - is standard input."""
-    if as_json and as_csv:
-        raise UsageError("--json and --csv exclude each other: give one")
-    if max_image_pixels and not file:
-        raise UsageError("--max-image-pixels is for --file: a server has a limit of its own")
+    chosen = PredictOptions(**options)
+    chosen.check()
     images = list(_find_images(paths))
-    if file:
-        limits = Limits()
-        max_image_bytes = max_image_bytes or limits.max_image_bytes
-        limits = Limits(max_image_bytes, max_image_pixels or limits.max_image_pixels)
-        open_predictor = _open_file(file, top_k, limits)
-    else:
-        token = _read_token(token_file) if token_file else ""
-        client = Client(address, timeout, token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
-        open_predictor = _open_server(client, model, version, top_k)
-    with open_predictor as (predict_one, labels):
-        answers, failures = _predict_all(images, predict_one, max_image_bytes or OWN_IMAGES.max_image_bytes)
-    if as_json:
+    with _open_predictor(chosen) as (predict_one, labels):
+        limits = chosen.limits if chosen.file else OWN_IMAGES
+        answers, failures = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
+    if chosen.as_json:
         _print_json(answers)
-    elif as_csv:
+    elif chosen.as_csv:
         _print_csv(answers)
     else:
         _print_table(answers)
@@ -118,7 +141,7 @@ def _read_token(path: Path) -> str:
     try:
         return path.read_text("ascii").strip()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} holds no token: {error}") from error
+        raise UsageError(f"{path} does not hold a token: {error}") from error
 
 
 def _find_images(paths: Iterable[str]) -> Iterator[Source]:
@@ -140,13 +163,13 @@ def _find_images(paths: Iterable[str]) -> Iterator[Source]:
 
 
 def _read_image(path: Path, max_bytes: int) -> bytes:
-    """A file, or standard input, to its end.
+    """Read a file, or standard input, to its end.
 
     Raises:
-        ImageTooLarge: there is more than so many bytes.
-        OSError: it cannot be read.
+        ImageTooLarge: It holds more than ``max_bytes``.
+        OSError: It cannot be read.
     """
-    # Standard input by its number: Python has no sys.stdin where it was closed at the start.
+    # File descriptor 0, since sys.stdin is None if it was closed at the start.
     with open(0, "rb", closefd=False) if path == STDIN else path.open("rb") as file:
         image = file.read(max_bytes + 1)
     if len(image) > max_bytes:
@@ -158,22 +181,29 @@ def _read_image(path: Path, max_bytes: int) -> bytes:
 
 
 @contextmanager
-def _open_file(file: Path, top_k: int, limits: Limits) -> Iterator[tuple[Predict, tuple[str, ...]]]:
-    from evalmode.runtime.model import load_model  # the bare install has no onnxruntime
+def _open_predictor(options: PredictOptions) -> Iterator[tuple[Predict, tuple[str, ...]]]:
+    """A function that classifies one image, and the labels of the model."""
+    top_k = options.top_k
+    if options.file:
+        from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
-    model = load_model(file)
-    yield lambda image: model.predict(image, top_k, limits), model.manifest.labels
-
-
-@contextmanager
-def _open_server(client: Client, model: str, version: str, top_k: int) -> Iterator[tuple[Predict, tuple[str, ...]]]:
-    with client:
-        labels = tuple(client.get_model(model, version).labels)
-        yield lambda image: client.predict(image, model=model, version=version, top_k=top_k), labels
+        model, limits = load_model(options.file), options.limits
+        yield lambda image: model.predict(image, top_k, limits), model.manifest.labels
+        return
+    token = _read_token(options.token_file) if options.token_file else ""
+    tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    name, version = options.model, options.version
+    with Client(options.address, options.timeout, token=token, **tls) as client:
+        labels = tuple(client.get_model(name, version).labels)
+        yield lambda image: client.predict(image, model=name, version=version, top_k=top_k), labels
 
 
 def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> tuple[list[Answer], list[str]]:
-    """Classify every image; one that fails is told of at the end and costs no other."""
+    """Classify every image, and continue after failures.
+
+    Returns:
+        The predictions, and a line for each image that could not be classified.
+    """
     answers: list[Answer] = []
     failures: list[str] = []
     console = Console(stderr=True)
@@ -211,9 +241,9 @@ def _print_table(answers: list[Answer]) -> None:
 
 
 def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:
-    """Where every image lies in a folder named like a label, count how many were given it."""
-    told = [source.find_label(labels) for source, _ in answers]
-    if answers and None not in told:
-        right = sum(label == prediction.label for label, (_, prediction) in zip(told, answers, strict=True))
+    """Print the accuracy if every image is in a folder that is named like a label."""
+    expected = [source.find_label(labels) for source, _ in answers]
+    if answers and None not in expected:
+        right = sum(label == prediction.label for label, (_, prediction) in zip(expected, answers, strict=True))
         share = right / len(answers)
-        click.echo(f"accuracy {share:.4f}: {right} of {len(answers)} images are what their folder says", err=True)
+        click.echo(f"accuracy {share:.4f}: {right} of {len(answers)} images have the label of their folder", err=True)

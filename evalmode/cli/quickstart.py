@@ -1,4 +1,4 @@
-"""``evalmode quickstart``: every command a user would type, one after the other, on data that is embedded."""
+"""``evalmode quickstart``: runs the other commands one after the other, on data that need no download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from evalmode.cli.console import console
+from evalmode.cli.display import open_console
+from training.torch_runtime import import_torch
 
 
 @click.command()
@@ -20,12 +21,13 @@ from evalmode.cli.console import console
     "--out",
     type=click.Path(path_type=Path),
     default=Path("evalmode-quickstart"),
-    help="folder to work in, new or empty",
+    help="folder to write, new or empty",
 )
 @click.option("--epochs", type=click.IntRange(1), default=20, help="passes over the training images")
-@click.option("--seed", type=click.IntRange(0), default=3, help="as in train")
+@click.option("--seed", type=click.IntRange(0), default=3, help="seed of every random draw in training")
 def quickstart(out: Path, epochs: int, seed: int) -> None:
-    """Train on embedded digits, export, serve and predict: every command a user would type, one after the other."""
+    """Train on the digits of scikit-learn, export, serve and predict, with the commands that a user would type."""
+    import_torch()
     from training.run import claim_folder
 
     claim_folder(out)
@@ -34,25 +36,25 @@ def quickstart(out: Path, epochs: int, seed: int) -> None:
     _command("train", "digits", "--out", run, "--epochs", epochs, "--seed", seed)
     _command("export", run, "--repository", models, "--name", "digits")
     images = _save_test_images(run, held_out)
-    console.print(f"\nwrote the {len(images)} held-out test images to {held_out}/<label>/*.png")
+    _print(f"\nwrote the {len(images)} held-out test images to {held_out}/<label>/*.png")
     with _serving(models) as address:
         _command("predict", *images[:: len(images) // 5][:5], "--address", address, "--top-k", 3)
         _command("predict", held_out, "--address", address, "--csv", into=answers)
-    console.print(f"\ndone in {time.perf_counter() - started:.0f} s; everything is in {out}")
+    _print(f"\ndone in {time.perf_counter() - started:.0f} s; everything is in {out}")
 
 
 def _command(*arguments: object, into: Path | None = None) -> None:
-    """Run one of our own commands as a user would, showing it first."""
+    """Show a command of evalmode and run it; its standard output may go into a file."""
     _show_command(arguments, f" > {into}" if into else "")
-    with into.open("w") if into else nullcontext() as output, _interrupts_left_to_others():
+    with into.open("w") if into else nullcontext() as output, _ignore_interrupts():
         code = subprocess.run(_argv(arguments), stdout=output).returncode
     if code:
         sys.exit(code)
 
 
 @contextmanager
-def _interrupts_left_to_others() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal: the command that runs says so, and ends with its exit code."""
+def _ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, which reaches the running command, too; its exit code ends the quickstart."""
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         yield
@@ -62,7 +64,7 @@ def _interrupts_left_to_others() -> Iterator[None]:
 
 @contextmanager
 def _serving(models: Path) -> Iterator[str]:
-    """A server for as long as the block lasts; yields its address."""
+    """Run a server while the block runs, and yield its address."""
     arguments = ("serve", "--repository", models, "--port", 0, "--no-metrics", "--lame-duck", 0)
     _show_command(arguments)
     server = subprocess.Popen(_argv(arguments), stdout=subprocess.PIPE, text=True)
@@ -71,18 +73,22 @@ def _serving(models: Path) -> Iterator[str]:
         ready = server.stdout.readline()
         if not ready:
             sys.exit(server.wait())
-        console.print(ready.strip())
+        _print(ready.strip())
         yield "127.0.0.1:" + ready.split()[-1]
     finally:
         server.terminate()
         code = server.wait()
-    console.print(f"SIGTERM: the server drained and exited with {code}")
+    _print(f"SIGTERM: the server drained and exited with {code}")
     if code:
         sys.exit(code)
 
 
 def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
-    console.print(f"\n$ evalmode {' '.join(map(str, arguments))}{redirection}", style="bold")
+    _print(f"\n$ evalmode {' '.join(map(str, arguments))}{redirection}", style="bold")
+
+
+def _print(lines: str, style: str | None = None) -> None:
+    open_console().print(lines, style=style)
 
 
 def _argv(arguments: tuple[object, ...]) -> list[str]:
@@ -90,14 +96,14 @@ def _argv(arguments: tuple[object, ...]) -> list[str]:
 
 
 def _save_test_images(run: Path, folder: Path) -> list[Path]:
-    """Write a run's test images as PNG files, in folders named by their labels."""
+    """Write the test images of a run as PNG files, in folders named by their labels."""
     from PIL import Image
 
-    from training.datasets import load_dataset
+    from training.datasets import ReadOptions, load_dataset
     from training.run import Run
 
     config = Run.open(run).config
-    dataset = load_dataset(config.data, config.image_size, config.recipe.seed)
+    dataset = load_dataset(config.data, ReadOptions(config.image_size), config.recipe.seed)
     paths = []
     for index, (pixels, target) in enumerate(zip(dataset.test.images, dataset.test.targets, strict=True)):
         paths.append(folder / dataset.labels[target] / f"{index:04d}.png")

@@ -1,4 +1,4 @@
-"""``evalmode rollback``: take back the newest version of a model."""
+"""``evalmode rollback``: withdraw the newest version of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalmode.artifact.repository import withdraw
+from evalmode.artifact.publishing import withdraw
 from evalmode.cli.output import Output, output_options
 
 
@@ -15,9 +15,10 @@ from evalmode.cli.output import Output, output_options
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository")
 @output_options
 def rollback(name: str, repository: Path, output: Output) -> None:
-    """Take back the newest version of the model NAME: servers of the repository go back to the one before.
+    """Withdraw the newest version of the model NAME: servers of the repository return to the version before it.
 
-    The version is renamed to .withdrawn-N, its number is not given again; rename it back to serve it after all.
+    The version's folder is renamed to .withdrawn-N, and its number is not used again. Rename the folder back to serve
+    the version after all.
     """
     withdrawn, newest = withdraw(repository, name)
     output.say(f"{name}/{withdrawn} is withdrawn, the newest is {name}/{newest}")

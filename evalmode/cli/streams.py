@@ -1,4 +1,4 @@
-"""Standard output and standard error: full, closed, or of an encoding that lacks a letter, as they may be."""
+"""Standard output and standard error that may be full, closed, or unable to encode some characters."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ import sys
 from typing import TextIO
 
 STDOUT = "standard output"
-_ANY_TEXT = "evalmode.any-text"  # a way to encode, by codecs' registry
+_ANY_TEXT = "evalmode.any-text"  # the name of an error handler in the registry of codecs
 
 
 class StandardOutput(io.FileIO):
-    """Says which file could not be written, which the operating system does not.
+    """Standard output whose errors name it, which those of the operating system do not.
 
-    Once the reader went away, as ``head`` does, what is written goes nowhere: the work and its exit code do not depend
-    on who reads.
+    After the reader has closed the pipe, as ``head`` does, further output is discarded: the work and its exit code do
+    not depend on the reader.
 
     Attributes:
-        failed: whether something could not be written.
+        failed: Whether something could not be written.
     """
 
     failed = False
 
     def write(self, data: object) -> int:
-        """Write bytes, as many as can be.
+        """Write bytes, as many as possible.
+
+        Returns:
+            The number of bytes written.
 
         Raises:
-            OSError: they cannot be written; names standard output.
+            OSError: They cannot be written; its file name is "standard output".
         """
         try:
             return super().write(data)  # type: ignore[arg-type]
-        except (BrokenPipeError, ConnectionResetError):  # of a pipe, of a socket
+        except (BrokenPipeError, ConnectionResetError):  # a pipe, or a socket
             discard_output()
             return memoryview(data).nbytes  # type: ignore[arg-type]
         except OSError as error:
@@ -40,8 +43,8 @@ class StandardOutput(io.FileIO):
             raise
 
 
-class _Complaints(io.FileIO):
-    """Goes on where nobody can be told that nothing can be said."""
+class _StandardError(io.FileIO):
+    """Standard error that ignores errors, since they cannot be reported anywhere."""
 
     def write(self, data: object) -> int:
         try:
@@ -51,10 +54,10 @@ class _Complaints(io.FileIO):
 
 
 def open_streams() -> StandardOutput:
-    """Make standard output and standard error take any text, and name themselves in errors.
+    """Replace standard output and standard error by streams that accept any text.
 
-    A file descriptor that was closed leads to ``/dev/null``: else the next file that is opened would get its number,
-    and what a library prints.
+    File descriptors 0 to 2 that are closed are opened on ``/dev/null``. Otherwise the next file to be opened would get
+    their number, and the messages that libraries print.
 
     Returns:
         Standard output.
@@ -63,21 +66,22 @@ def open_streams() -> StandardOutput:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     codecs.register_error(_ANY_TEXT, _encode_any)
     output = StandardOutput(1, "w", closefd=False)
-    sys.stdout, sys.stderr = _wrap(output, sys.stdout), _wrap(_Complaints(2, "w", closefd=False), sys.stderr)
+    sys.stdout, sys.stderr = _wrap(output, sys.stdout), _wrap(_StandardError(2, "w", closefd=False), sys.stderr)
     return output
 
 
 def discard_output() -> None:
-    """Send what is still to be written to standard output nowhere: it cannot be written."""
+    """Discard what is written to standard output from now on."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
 
 
 def _wrap(raw: io.FileIO, old: TextIO | None) -> TextIO:
+    """A text stream with the encoding and buffering of an old one."""
     kept = old if isinstance(old, io.TextIOWrapper) else None
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
@@ -89,7 +93,7 @@ def _wrap(raw: io.FileIO, old: TextIO | None) -> TextIO:
 
 
 def _encode_any(error: UnicodeError) -> tuple[str | bytes, int]:
-    """A file's name that is not of this encoding as the bytes it is; other signs as escapes."""
+    """Encode undecodable bytes of file names as those bytes, and other characters as escapes."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

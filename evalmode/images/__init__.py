@@ -1,1 +1,1 @@
-"""Images: which files of a folder are images, what their headers announce, and how their bytes become pixels."""
+"""Images: finding them in folders, reading their headers, and decoding them to pixels."""

@@ -1,8 +1,8 @@
-"""Which files of a folder are images: one rule for every command that reads folders.
+"""Finding images in folders: one rule for every command that reads folders.
 
-A file is an image by its suffix. Folders are read with all folders in them, whatever their names; links are followed.
-Hidden files and folders are skipped, as are those that file systems and viewers leave behind. Whatever else is found is
-counted and named, never dropped in silence.
+A file is an image if its suffix says so. Folders are read recursively, and links are followed. Hidden files and folders
+are skipped, as are those that file systems and viewers leave behind. All other files are counted and named, so that no
+file is skipped silently.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evalmode.errors import UsageError
-from evalmode.limits import IMAGE_SUFFIXES
+from evalmode.images.formats import IMAGE_SUFFIXES
 
 # Left behind by macOS' archiver, Synology's indexer, Windows, and fsck.
 LEFT_BEHIND = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
-NAMED = 5  # files that are named; the rest is counted
+MAX_NAMED = 5  # files that a sentence names; it counts the rest
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds, however deep, in the order of the paths.
+    """The files in a folder, at any depth, sorted by path.
 
     Attributes:
-        images: Files that are images by their suffix.
+        images: Files that are images according to their suffix.
         others: All other files that are not hidden.
     """
 
@@ -34,16 +34,16 @@ class Found:
 
 
 def find_images(folder: Path) -> Found:
-    """Find the images of a folder and of the folders in it.
+    """Find the images in a folder, recursively.
 
     Raises:
         UsageError: A folder cannot be read.
     """
-    return tell_images(_walk(folder))
+    return separate_images(_walk(folder))
 
 
-def tell_images(files: Iterable[Path]) -> Found:
-    """Tell images from other files by their suffixes."""
+def separate_images(files: Iterable[Path]) -> Found:
+    """Separate images from other files by their suffixes."""
     images: list[Path] = []
     others: list[Path] = []
     for path in files:
@@ -52,7 +52,7 @@ def tell_images(files: Iterable[Path]) -> Found:
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files that lie directly in a folder, sorted, without those that are hidden.
+    """Return the folders and the files directly in a folder, sorted, without hidden ones.
 
     Raises:
         UsageError: The folder cannot be read.
@@ -66,16 +66,19 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is skipped by all alike."""
+    """Return whether files and folders of a name are skipped."""
     return name.startswith(".") or name.casefold() in LEFT_BEHIND
 
 
 def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Sentences that count and name what is not read.
+    """Describe the files that are not read, in sentences.
 
     Args:
-        others: Files that are no images.
-        outside: Images that lie in no folder of a label.
+        others: Files that are not images.
+        outside: Images that are not in the folder of a label.
+
+    Returns:
+        A sentence for each kind of file, if there are any.
     """
     sentences = []
     if others:
@@ -89,11 +92,14 @@ def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tup
 
 
 def describe_nested(images: Sequence[Path], label_folders: Sequence[Path]) -> tuple[str, ...]:
-    """A sentence that counts and names the folders in the folders of labels; none where there are none.
+    """Describe the images that are in folders inside the folder of a label.
 
     Args:
-        images: All that are read, with a label each.
-        label_folders: The folders of the labels; an image that lies deeper has the label of its outermost folder.
+        images: All images that are read.
+        label_folders: The folders of the labels. An image in a folder inside one of these has its label.
+
+    Returns:
+        One sentence, or none if there are no such images.
     """
     direct = set(label_folders)
     nested = [image for image in images if image.parent not in direct]
@@ -108,13 +114,13 @@ def describe_nested(images: Sequence[Path], label_folders: Sequence[Path]) -> tu
 
 
 def name_some(paths: Sequence[Path]) -> str:
-    """The first five, and how many more there are."""
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(map(str, paths[:NAMED])) + more
+    """Name the first five paths, and count the rest."""
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return ", ".join(map(str, paths[:MAX_NAMED])) + more
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file that is not hidden; a folder that a link leads back to is not read again below itself."""
+    """Yield every file that is not hidden. A link to a folder that contains it is not followed."""
     waiting = [(folder, frozenset({_identify(folder)}))]
     while waiting:
         folder, above = waiting.pop()
@@ -135,5 +141,5 @@ def _identify(folder: Path) -> tuple[int, int]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is a pipe, a socket or a device; a link that leads nowhere is none: reading it says why."""
-    return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113  False where Path's raise
+    """Return whether a path is a pipe, a socket or a device. A broken link is not: reading it raises the reason."""
+    return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113  Path's methods raise instead

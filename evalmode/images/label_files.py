@@ -1,4 +1,4 @@
-"""Files of labels: text, one label a line."""
+"""Label files: text files with one label per line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from evalmode.errors import UsageError
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """The labels in a text file, as ``parse_labels``.
+    """Read the labels of a file.
 
     Raises:
-        UsageError: it cannot be read, or as ``parse_labels``.
+        UsageError: The file cannot be read, or ``parse_labels`` refuses it.
     """
     try:
         return parse_labels(path.read_bytes(), str(path))
@@ -22,14 +22,17 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def parse_labels(content: bytes, source: str) -> tuple[str, ...]:
-    """Labels, one a line, in Unicode's normal form C.
+    """Parse labels, one per line. Empty lines are skipped.
 
     Args:
-        content: text in UTF-8, or in UTF-16 with a byte order mark.
-        source: what an error calls the file.
+        content: Text in UTF-8, or in UTF-16 with a byte order mark.
+        source: The name of the file in error messages.
+
+    Returns:
+        The labels in the order of the lines, in Unicode's normal form C.
 
     Raises:
-        UsageError: it is no such text, or names fewer than two labels, or one twice.
+        UsageError: The content is not such text, has fewer than two labels, or has a label twice.
     """
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

@@ -1,1 +1,1 @@
-"""The file in an ONNX Runtime session, and the CPUs that it may use."""
+"""Running artifacts on ONNX Runtime: providers, sessions, models, and the CPUs that they may use."""

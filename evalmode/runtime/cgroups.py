@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def list_cgroups(controller: str, root: Path) -> Iterator[Path]:
-    """The folders of this process's cgroups that may limit it, and of those around them, of v2 and of v1.
+    """Yield the folders of the cgroups that limit this process, and of their parents, for cgroups v2 and v1.
 
     Args:
-        controller: What they limit: "cpu" or "memory".
-        root: Of the file system.
+        controller: The controller, "cpu" or "memory".
+        root: The root of the file system.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -22,5 +22,5 @@ def list_cgroups(controller: str, root: Path) -> Iterator[Path]:
         if not controllers or controller in controllers.split(","):
             mount = root / "sys/fs/cgroup" / (controller if controllers else "")
             inside = [part for part in path.split("/") if part not in ("", "..")]
-            # In a container the path may be the host's: then its inner folders are not there, and the mount is its own.
+            # In a container the path may be the host's: its inner folders are missing, the mount is the container's.
             yield from (mount.joinpath(*inside[:depth]) for depth in range(len(inside) + 1))

@@ -1,55 +1,41 @@
-"""An artifact loaded into an ONNX Runtime session: how a model is loaded and run."""
+"""Loaded artifacts: an image classifier or a network of tensors, with one interface."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# onnxruntime's builds report to their vendor, from their first moment on, unless told otherwise before.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort
-
-from evalmode.artifact.certificate import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Run, Tensors
-from evalmode.artifact.manifest import Manifest, digest_file, open_artifact
-from evalmode.errors import ArtifactInvalid, LoadLimitExceeded, ProviderUnavailable, Uncertified
-from evalmode.images.pixels import PixelContract, Pixels, decode_image
-from evalmode.limits import LARGEST_BATCH, Limits
+from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
+from evalmode.artifact.tensors import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
+from evalmode.errors import ArtifactInvalid, ImagesNotTaken
+from evalmode.images.pixels import Pixels, decode_image
+from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score
+from evalmode.runtime.provider import Provider
+from evalmode.runtime.session import ort
 
-log = logging.getLogger(__name__)
-
-ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
-LARGEST_ARTIFACT = 2**31 - 1  # bytes: protobuf's own limit, known before any is read
-TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
-SIZES = {  # of the batches replayed at load
-    "CPU": (LARGEST_BATCH,),
-    "CUDA": tuple(range(1, LARGEST_BATCH + 1)),  # each has kernels of its own
-}
-
-
-TYPES = {f"tensor({TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
+_TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
+_TYPES = {f"tensor({_TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
+_MAX_RUNS = 8  # recent runs that the expected time is computed from
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or an output of a network.
+    """The description of an input or output of a network.
 
     Attributes:
-        name: the graph's.
-        dtype: of its elements.
-        shape: without the batch, which is the first axis; -1 where any size will do.
+        name: Its name in the graph.
+        dtype: The type of its elements.
+        shape: Its shape without the batch, which is the first axis; -1 for an axis of any size.
     """
 
     name: str
@@ -58,47 +44,61 @@ class Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A loaded artifact.
+class Model(ABC):
+    """A loaded artifact: an ``ImageClassifier`` or a ``TensorNetwork``.
 
     Attributes:
-        name: its name in the model repository, or the file's stem.
-        version: its version there, or "".
-        digest: ``sha256:`` and the hex digest of the file.
-        manifest: what the file says about itself.
-        provider: "CPU" or "CUDA", where the session really runs.
-        batch_invariant: whether an image gets the same bits in any batch; measured at export and here.
-        max_batch: the largest batch it may run in; 1 on the CPU where batches give other bits.
-        session: the ONNX Runtime session; safe to call from several threads.
-        row_s: seconds for each input that the last runs took.
+        name: Its name in the model repository, or the stem of the file.
+        version: Its version in the model repository, or "".
+        digest: ``sha256:`` and the hexadecimal digest of the file.
+        manifest: The manifest of the artifact.
+        provider: The execution provider that the session runs on.
+        batch_invariant: Whether an input gets the same bits in every batch; measured at export and when loaded.
+        max_batch: The largest batch that may be run; 1 on the CPU if batches give other bits.
+        session: The ONNX Runtime session; it may be called from several threads.
+        row_s: Seconds per input of the most recent runs.
     """
 
     name: str
     version: str
     digest: str
     manifest: Manifest
-    provider: str
+    provider: Provider
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
-    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=8), repr=False)
+    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS), repr=False)
+
+    @abstractmethod
+    def as_classifier(self) -> ImageClassifier:
+        """Return this model if it is an image classifier.
+
+        Raises:
+            ImagesNotTaken: It is a network of tensors.
+        """
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the network takes."""
+        """The inputs of the network."""
         return tuple(map(_read_tensor, self.session.get_inputs()))
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
-        """What the network answers with."""
+        """The outputs of the network."""
         return tuple(map(_read_tensor, self.session.get_outputs()))
 
     def run(self, inputs: Tensors, options: ort.RunOptions | None = None) -> Tensors:
         """Run the network on a batch.
 
         Args:
-            inputs: tensors by name, the batch along the first axis of each.
-            options: by which another thread may end the run.
+            inputs: Tensors by name, the batch along the first axis of each.
+            options: onnxruntime's ``RunOptions``, through which another thread can terminate the run.
+
+        Returns:
+            All outputs by name, the batch along the first axis of each.
+
+        Raises:
+            Exception: onnxruntime cannot run the network; its exceptions have no common base class.
         """
         started = time.perf_counter()
         answer = self.session.run(None, dict(inputs), options)
@@ -106,24 +106,16 @@ class Model:
         return dict(zip((output.name for output in self.outputs), answer, strict=True))
 
     def expect_s(self, rows: int) -> float:
-        """Seconds that a batch will hardly exceed: by the slowest but one of the last runs; at first, the replay's."""
-        lately = sorted(self.row_s.copy())  # a copy: other threads add to it
-        return rows * lately[-2] if len(lately) > 1 else 0.0
+        """Return a time that a batch will hardly exceed, from the second slowest of the most recent runs.
 
-    def classify(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
-        """Run a classifier of images: uint8 (N, H, W, C) -> probabilities and logits, float32 (N, labels)."""
-        answer = self.run({INPUT: batch_nhwc})
-        return answer[PROBABILITIES], answer[LOGITS]
+        Args:
+            rows: The number of inputs in the batch.
 
-    def rank(self, probabilities: Floats, top_k: int) -> Iterator[tuple[str, float, int]]:
-        """Label, probability and index of the ``top_k`` best of one row, highest first, ties by lowest index."""
-        best = (-probabilities).argsort(kind="stable")[: top_k or DEFAULT_TOP_K]
-        indices = best.tolist()
-        return zip(map(self.manifest.labels.__getitem__, indices), probabilities[best].tolist(), indices, strict=True)
-
-    def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
-        """What ``rank`` finds."""
-        return tuple(Score(*ranked) for ranked in self.rank(probabilities, top_k))
+        Returns:
+            Seconds; 0.0 if there were fewer than two runs. The replay of the certificate counts.
+        """
+        recent = sorted(self.row_s.copy())  # a copy: other threads append to it
+        return rows * recent[-2] if len(recent) > 1 else 0.0
 
     def predict(
         self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
@@ -131,22 +123,24 @@ class Model:
         """Classify one image.
 
         Args:
-            image: encoded bytes, or a path.
-            top_k: labels, the likeliest first.
-            limits: how large it may be; by default what a server takes.
+            image: Encoded bytes, or a path.
+            top_k: The number of labels to return, the most probable first.
+            limits: How large the image may be; by default the limits of a server.
 
         Raises:
-            ImageError: the image cannot be decoded.
-            OSError: the path cannot be read.
+            ImageError: The image cannot be decoded.
+            ImagesNotTaken: The model is a network of tensors.
+            OSError: The path cannot be read.
         """
+        classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
         started = time.perf_counter()
-        pixels = decode_image(encoded, self.manifest.pixels, limits or Limits())
+        pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits())
         decoded = time.perf_counter()
-        probabilities, _ = self.classify(pixels[np.newaxis])
+        probabilities, _ = classifier.classify(pixels[np.newaxis])
         inferred = time.perf_counter()
         return Prediction(
-            scores=self.scores(probabilities[0], top_k),
+            scores=classifier.scores(probabilities[0], top_k),
             model=self.name,
             version=self.version,
             digest=self.digest,
@@ -156,206 +150,78 @@ class Model:
         )
 
 
-def load_model(
-    path: str | PathLike[str], *, name: str = "", examine: Callable[[bytes], object] | None = None, **options: Any
-) -> Model:
-    """Load an artifact from a file: see ``load_artifact``.
+@dataclass(frozen=True, eq=False)
+class ImageClassifier(Model):
+    """A loaded image classifier."""
 
-    Args:
-        path: of the file.
-        name: the model's name; the file's stem if none is given.
-        examine: called with the file's bytes before they are loaded; what it raises refuses them.
-        options: of ``load_artifact``.
+    manifest: ClassifierManifest
 
-    Raises:
-        ArtifactInvalid, ProviderUnavailable: see ``load_artifact``.
-    """
-    path = Path(path)
-    try:
-        if (size := path.stat().st_size) > LARGEST_ARTIFACT:
-            raise ArtifactInvalid(f"{size} bytes, protobuf reads at most {LARGEST_ARTIFACT}", size_bytes=size)
-        artifact = path.read_bytes()
-        if examine:
-            examine(artifact)
-        return load_artifact(artifact, name=name or path.stem, **options)
-    except ProviderUnavailable:
-        raise
-    except (ArtifactInvalid, OSError) as error:
-        kind, facts = (type(error), error.facts) if isinstance(error, ArtifactInvalid) else (ArtifactInvalid, {})
-        raise kind(f"{path}: {error}", **facts) from error
+    def as_classifier(self) -> ImageClassifier:
+        """Return this model."""
+        return self
 
+    def classify(self, batch_nhwc: Pixels) -> tuple[Floats, Floats]:
+        """Classify a batch of images.
 
-def load_artifact(
-    artifact: bytes,
-    *,
-    name: str = "",
-    version: str = "",
-    provider: str = "cpu",
-    threads: int = 1,
-    allow_uncertified: bool = False,
-    arena: bool = True,
-    replay_s: float | None = None,
-) -> Model:
-    """Load an artifact and prove that it is whole and answers as it did where it was certified.
+        Args:
+            batch_nhwc: uint8 (N, H, W, C).
 
-    Args:
-        artifact: the bytes of a ``model.onnx``.
-        name: the model's name.
-        version: its version in the model repository.
-        provider: "cpu", "cuda" or "auto" (CUDA where it works, else the CPU).
-        threads: threads that one inference may use.
-        allow_uncertified: take a file that nobody vouches for; it is served one image at a time.
-        arena: keep memory between two runs on the CPU: faster, and up to twice as much address space.
-        replay_s: seconds that the replay may take.
+        Returns:
+            Probabilities and logits, float32 (N, K) each.
+        """
+        answer = self.run({INPUT: batch_nhwc})
+        return answer[PROBABILITIES], answer[LOGITS]
 
-    Raises:
-        ArtifactInvalid: unreadable, not an artifact, changed, uncertified, or its answers are not the certificate's.
-        ProviderUnavailable: CUDA was asked for and does not work here.
-    """
-    _, manifest = open_artifact(artifact)
-    if manifest.certificate is None and not allow_uncertified:
-        raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
-    try:
-        session, chosen = _open_session(artifact, provider, threads, arena)
-        model = Model(name, version, digest_file(artifact), manifest, chosen, False, 1, session)
-        if not (model.inputs and model.outputs):  # their types and shapes are looked at here, not at the first request
-            raise ArtifactInvalid("it has no inputs or no outputs")
-        return replace(model, **_replay(model, replay_s))
-    except (ProviderUnavailable, ArtifactInvalid):
-        raise
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ArtifactInvalid(f"not a model that onnxruntime can load: {error}") from error
+    def rank(self, probabilities: Floats, top_k: int) -> Iterator[tuple[str, float, int]]:
+        """Yield the most probable labels of one image; equal probabilities by lowest index.
+
+        Args:
+            probabilities: float32 (K,).
+            top_k: The number of labels; 0 for the default, 5.
+
+        Returns:
+            Label, probability and index of each.
+        """
+        best = (-probabilities).argsort(kind="stable")[: top_k or DEFAULT_TOP_K]
+        indices = best.tolist()
+        return zip(map(self.manifest.labels.__getitem__, indices), probabilities[best].tolist(), indices, strict=True)
+
+    def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
+        """Return the labels that ``rank`` yields, as scores.
+
+        Args:
+            probabilities: float32 (K,).
+            top_k: The number of labels; 0 for the default, 5.
+        """
+        return tuple(Score(*ranked) for ranked in self.rank(probabilities, top_k))
 
 
-def _read_tensor(told: Any) -> Tensor:
-    """What onnxruntime tells of an input or output.
+@dataclass(frozen=True, eq=False)
+class TensorNetwork(Model):
+    """A loaded network of tensors: any network that is not an image classifier."""
+
+    manifest: TensorManifest
+
+    def as_classifier(self) -> ImageClassifier:
+        """Refuse, since the model takes tensors.
+
+        Raises:
+            ImagesNotTaken: Always.
+        """
+        raise ImagesNotTaken("the model takes tensors, not images: call ModelInfer")
+
+
+def _read_tensor(described: Any) -> Tensor:
+    """Read onnxruntime's description of an input or output.
 
     Raises:
-        ArtifactInvalid: it is not numeric, or has no batch along its first axis.
+        ArtifactInvalid: It is not numeric, or its first axis is not a batch of any size.
     """
-    batch, *shape = told.shape or [1]
-    if told.type not in TYPES or isinstance(batch, int):
+    batch, *shape = described.shape or [1]
+    if described.type not in _TYPES or isinstance(batch, int):
         raise ArtifactInvalid(
-            f"{told.name} is {told.type} {told.shape}: numbers are served, with any number of them along the first axis"
+            f"{described.name} is {described.type} {described.shape}: expected numbers, with a batch of any size along "
+            "the first axis"
         )
-    return Tensor(told.name, TYPES[told.type], tuple(side if isinstance(side, int) else -1 for side in shape))
-
-
-def _replay(model: Model, replay_s: float | None) -> dict[str, Any]:
-    """Replay the certificate, which also warms the session; without one, hold outputs against labels.
-
-    Returns:
-        What was learned of ``batch_invariant`` and ``max_batch``.
-
-    Raises:
-        LoadLimitExceeded: that takes more than ``replay_s`` seconds.
-    """
-    certificate, image = model.manifest.certificate, model.manifest.image
-    if certificate and image:
-        certificate.check_decoder(image)
-        certificate.check_labels(model.manifest.labels)
-    options = ort.RunOptions()
-    timer = threading.Timer(replay_s or 0, setattr, (options, "terminate", True))
-    timer.daemon = True
-    if replay_s:
-        timer.start()
-    run = partial(model.run, options=options)
-    try:
-        if certificate is None:
-            if image:
-                _check_outputs(run, len(model.manifest.labels), image)
-            return {}
-        tolerance = certificate.tolerance
-        if model.provider != "CPU":  # another order of summation
-            tolerance = max(tolerance, certificate.largest_tolerance)
-        same = certificate.replay(run, tolerance, SIZES[model.provider])
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        if options.terminate:
-            raise LoadLimitExceeded(f"replaying it takes more than {replay_s:g} s") from error
-        raise
-    finally:
-        timer.cancel()
-    invariant = certificate.batch_invariant and same
-    return {"batch_invariant": invariant, "max_batch": LARGEST_BATCH if invariant or model.provider == "CUDA" else 1}
-
-
-def _check_outputs(run: Run, labels: int, image: PixelContract) -> None:
-    """Run blank images, alone and as a batch; hold the outputs against the labels."""
-    for images in (1, 2):
-        answer = run({INPUT: np.zeros((images, *image.shape), np.uint8)})
-        probabilities, logits = answer[PROBABILITIES], answer[LOGITS]
-        if not probabilities.shape == logits.shape == (images, labels):
-            raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
-
-
-def _open_session(artifact: bytes, provider: str, threads: int, arena: bool) -> tuple[ort.InferenceSession, str]:
-    """Open a session on the provider that was asked for, never silently on another."""
-    if provider != "cpu":
-        try:
-            return _open_cuda_session(artifact, threads), "CUDA"
-        except ProviderUnavailable as error:
-            if provider == "cuda":
-                raise
-            log.warning("provider auto: the CPU, because %s", error)
-    return open_cpu_session(artifact, threads, arena=arena), "CPU"
-
-
-def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True, arena: bool = True) -> ort.InferenceSession:
-    """Open a session on the CPU.
-
-    Args:
-        graph: the bytes of an ONNX file.
-        threads: threads that one inference may use.
-        optimise: False runs the graph node by node as it stands.
-        arena: keep memory between two runs.
-    """
-    options = _session_options(threads)
-    options.enable_cpu_mem_arena = arena
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _open_cuda_session(artifact: bytes, threads: int) -> ort.InferenceSession:
-    """Open a session on CUDA alone; onnxruntime would fall back to the CPU without a word."""
-    cuda = "CUDAExecutionProvider"
-    if cuda not in ort.get_available_providers():
-        raise ProviderUnavailable(
-            "this onnxruntime is built without CUDA: install 'evalmode[serve-cuda]' in place of 'evalmode[serve]'"
-        )
-    ort.preload_dlls()
-    missing = missing_cuda_library(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
-    if missing:
-        raise ProviderUnavailable(f"onnxruntime's CUDA provider does not load: {missing}", missing=missing)
-    options = _session_options(threads)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    try:
-        session = ort.InferenceSession(artifact, options, providers=[(cuda, {"use_tf32": "0"})])
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ProviderUnavailable(f"onnxruntime opens no session on {cuda}: {error}") from error
-    if session.get_providers()[0] != cuda:
-        raise ProviderUnavailable(f"onnxruntime chose {session.get_providers()[0]} instead of {cuda}: no usable GPU?")
-    return session
-
-
-def missing_cuda_library(provider_library: Path) -> str | None:
-    """What the dynamic loader says is missing for the CUDA provider or its driver; None if nothing is."""
-    for library in (provider_library.with_name("libonnxruntime_providers_shared.so"), provider_library, "libcuda.so.1"):
-        try:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            return str(error)
-    return None
-
-
-def _session_options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what was checked; else the bytes decide
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", os.devnull
-    )  # holds no file
-    return options
+    fixed = tuple(side if isinstance(side, int) else -1 for side in shape)
+    return Tensor(described.name, _TYPES[described.type], fixed)

@@ -57,7 +57,7 @@ class ClassifierServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Says what a model expects, what it answers with and how it is served.
+        """Describes a model: its input, its labels and how it is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

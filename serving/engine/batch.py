@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import DeadlineExpired, RequestCancelled
 from evalmode.runtime.model import Model
 

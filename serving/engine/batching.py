@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import QueueFull
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
@@ -290,6 +290,7 @@ def count_slots(models: Iterable[Model]) -> int:
         models: The models that are loaded.
 
     Returns:
-        The number of CPUs; 1 with a GPU, which larger batches use better.
+        The smallest limit of their execution providers, such as 1 on a GPU; the number of CPUs if there is no limit.
     """
-    return 1 if any(model.provider == "CUDA" for model in models) else count_cpus()
+    limits = [model.provider.max_slots for model in models if model.provider.max_slots]
+    return min(limits, default=count_cpus())

@@ -16,7 +16,9 @@ from itertools import count
 
 from evalmode.errors import ImageNeedsTooMuchMemory
 from evalmode.images.headers import Header
-from evalmode.images.pixels import COPIED_PIXELS, STRIP_PIXELS, PixelContract, Pixels, decode_announced
+from evalmode.images.orientation import STRIP_PIXELS
+from evalmode.images.pixels import PixelContract, Pixels, decode_by_header
+from evalmode.images.turbojpeg import COPIED_PIXELS
 from serving.engine.memory import choose_decode_bytes
 from serving.threads import start_threads
 
@@ -88,7 +90,7 @@ def decode_requested(header: Header, contract: PixelContract) -> Pixels:
     """
     if header.exif_damaged:
         _exif_log.note()
-    return decode_announced(header, contract)
+    return decode_by_header(header, contract)
 
 
 @dataclass(order=True)

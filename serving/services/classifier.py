@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import InputMissing, at_field
-from evalmode.images.pixels import RESIZE, announce_image, check_pixels
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import RESIZE, check_pixels
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
@@ -65,7 +66,7 @@ class Classifier:
         top_k = request.top_k  # the closure must not keep the request, which holds the image, alive
 
         def write(timed: Timed) -> wire.PredictResponse:
-            ranked = model.rank(timed.outputs[PROBABILITIES][0], top_k)
+            ranked = classifier.rank(timed.outputs[PROBABILITIES][0], top_k)
             return wire.PredictResponse(
                 scores=[{"label": label, "probability": best, "index": index} for label, best, index in ranked],
                 model=model.name,
@@ -78,9 +79,10 @@ class Classifier:
 
         sent = request.WhichOneof("input")
         with at_field(sent or "input"):
-            contract = model.manifest.pixels
+            classifier = model.as_classifier()
+            contract = classifier.manifest.pixels
             if sent == "image":
-                header = announce_image(request.image, self._limits)
+                header = read_header(request.image, self._limits)
                 cost_bytes = count_decode_bytes(header, contract)
                 self._budget.check(cost_bytes)
 
@@ -113,7 +115,7 @@ class Classifier:
             digest=model.digest,
             labels=model.manifest.labels,
             pixels=_describe_pixels(model),
-            provider=model.provider,
+            provider=model.provider.name,
             limits=asdict(self._limits),
             properties={name: json.dumps(value) for name, value in model.manifest.properties.items()},
             certified=model.manifest.certificate is not None,
@@ -122,5 +124,6 @@ class Classifier:
 
 
 def _describe_pixels(model: Model) -> wire.PixelContract | None:
-    image = model.manifest.image
-    return wire.PixelContract(**vars(image), resize=RESIZE) if image else None
+    for contract in model.manifest.image_inputs.values():
+        return wire.PixelContract(**vars(contract), resize=RESIZE)
+    return None

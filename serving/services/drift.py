@@ -20,21 +20,21 @@ LIMIT = 5.0  # standard errors: by chance, one of 15 values exceeds it in one wi
 MIN_SPREAD = 0.01  # of a moment, so that a small difference is no drift where training images do not differ at all
 
 
-def measure_drift(middles: Sequence[Pixels], recorded: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+def measure_drift(centres: Sequence[Pixels], recorded: Mapping[str, Any]) -> dict[tuple[str, int], float]:
     """Measure how far recent images are from the training images.
 
     Args:
-        middles: The centers of the images, uint8 (H, W, C), as ``cut_middle`` returns them.
+        centres: The centres of the images, uint8 (H, W, C), as ``crop_centre`` returns them.
         recorded: The statistics of the training images, as ``describe_images`` returns them.
 
     Returns:
         The difference of the means in standard errors, by moment and channel. More than ``LIMIT`` is drift.
     """
-    seen = np.concatenate([measure_moments(middle[np.newaxis]) for middle in middles]).mean(0)
+    seen = np.concatenate([measure_moments(centre[np.newaxis]) for centre in centres]).mean(0)
     drift = {}
     for row, name in enumerate(MOMENTS):
         for channel, (mean, spread) in enumerate(zip(recorded[name]["mean"], recorded[name]["std"], strict=True)):
-            error = max(spread, MIN_SPREAD) / np.sqrt(len(middles))
+            error = max(spread, MIN_SPREAD) / np.sqrt(len(centres))
             drift[name, channel] = float((seen[row, channel] - mean) / error)
     return drift
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from evalmode.artifact.certificate import Tensors
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import DeadlineExpired, RequestCancelled
 from evalmode.runtime.model import Model
 from serving.engine.batch import Call, check_alive
@@ -78,17 +78,26 @@ class Service(Protocol):
         """The model that a request names."""
 
     def begin(self, request: Any, model: Model, call: Call) -> Reading:
-        """Check a request without decoding its images."""
+        """Check a request without decoding its images.
+
+        Args:
+            request: The request.
+            model: The model that it names.
+            call: Its call.
+
+        Raises:
+            RequestError: The request cannot be answered.
+        """
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What requests of any protocol are answered with.
+    """The engine that answers the requests of all protocols.
 
     Attributes:
-        batcher: Where networks run.
-        budget: Where images are decoded.
-        statistics: Where answers and refusals are counted.
+        batcher: Runs networks in slots.
+        budget: Decodes images within a memory budget.
+        statistics: Counts answers and refusals.
     """
 
     batcher: Batcher

@@ -140,7 +140,7 @@ class Metrics:
         manifests = {}
         for model in self._models.loaded:
             manifests[model.name, model.version] = model.manifest
-            facts = (model.digest, model.provider, model.manifest.certificate is not None, model.batch_invariant)
+            facts = (model.digest, model.provider.name, model.manifest.certificate is not None, model.batch_invariant)
             families["evalmode_model_info"].add_metric(
                 (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in facts)), 1
             )
@@ -155,10 +155,10 @@ class Metrics:
             recent[version] = tuple(counts.recent)
         for code, count in unknown.items():
             families["evalmode_requests_total"].add_metric(("", "", *code), count)
-        for version, middles in recent.items():
+        for version, centres in recent.items():
             recorded = manifests[version].properties.get("moments", {}).get("images") if version in manifests else None
-            if recorded and len(middles) >= MIN_IMAGES:
-                drift = measure_drift(middles, recorded)
+            if recorded and len(centres) >= MIN_IMAGES:
+                drift = measure_drift(centres, recorded)
                 for (moment, channel), distance in drift.items():
                     families["evalmode_input_drift"].add_metric((*version, moment, str(channel)), distance)
                 families["evalmode_input_drifted"].add_metric(version, int(drifts(drift.values())))

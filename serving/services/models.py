@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import find_strays
+from evalmode.artifact.strays import find_strays
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -405,9 +405,8 @@ class Models:
         before = self._loaded.get(name, ())
         if versions == before:
             return
-        self._loaded = dict(sorted({**self._loaded, name: versions}.items()))
-        if not versions:
-            self._loaded = {other: models for other, models in self._loaded.items() if other != name}
+        others = {other: models for other, models in self._loaded.items() if other != name}
+        self._loaded = dict(sorted({**others, name: versions}.items())) if versions else others
         if not versions:
             log.info("%s is no longer served", name)
         elif versions[:1] != before[:1]:
@@ -429,7 +428,7 @@ class Models:
 
 
 def _log_loaded(model: Model) -> None:
-    log.info("loaded %s/%s on %s, %s", model.name, model.version, model.provider, model.digest)
+    log.info("loaded %s/%s on %s, %s", model.name, model.version, model.provider.name, model.digest)
     if model.manifest.certificate is None:
         log.warning("%s/%s has no certificate: its answers are not verified", model.name, model.version)
     elif not model.batch_invariant and model.max_batch == 1:

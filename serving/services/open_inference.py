@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import evalmode
 from evalmode.errors import ControlDisabled, NotServed, ParameterInvalid
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, Tensor
-from evalmode.wire import model_config_pb2 as config
+from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.engine.batch import Call
+from serving.services.descriptions import describe_config, describe_metadata
 from serving.services.inference import Inference, Read, Reading, Timed
+from serving.services.inputs import read_inputs
 from serving.services.models import Models
 from serving.services.outputs import BINARY_OUTPUTS, choose_form, choose_outputs, write_outputs
 from serving.services.status import explain
-from serving.services.tensors import BYTES, DATATYPES, check_parameters, read_inputs
+from serving.services.tensors import BYTES, check_parameters
 
 DESCRIPTOR = wire.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "statistics")
 # Request parameters: a deadline in microseconds, and whether the last response of a stream marks itself as the last.
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
@@ -184,14 +183,7 @@ class OpenInference:
             ModelUnspecified: Several models are loaded and the request names none.
         """
         model = self._find(request)
-        return wire.ModelMetadataResponse(
-            name=model.name,
-            versions=[one.version for one in self._models.loaded if one.name == model.name],
-            platform=PLATFORM,
-            inputs=map(_describe, model.inputs),
-            outputs=map(_describe, model.outputs),
-            properties=describe_properties(model),
-        )
+        return describe_metadata(model, [one.version for one in self._models.loaded if one.name == model.name])
 
     def model_config(self, request: wire.ModelConfigRequest, call: Call) -> wire.ModelConfigResponse:
         """How a model is served, in Triton's model configuration format.
@@ -204,34 +196,8 @@ class OpenInference:
             ModelNotFound: No such model is loaded.
             ModelUnspecified: Several models are loaded and the request names none.
         """
-        model = self._find(request)
-        largest = min(self._limits.max_batch, model.max_batch)
-        kind = config.ModelInstanceGroup.KIND_GPU if model.provider == "CUDA" else config.ModelInstanceGroup.KIND_CPU
-        image_format = config.ModelInput.FORMAT_NHWC if model.manifest.image else config.ModelInput.FORMAT_NONE
-        return wire.ModelConfigResponse(
-            config=config.ModelConfig(
-                name=model.name,
-                platform=PLATFORM,
-                backend="onnxruntime",
-                max_batch_size=self._limits.max_batch,
-                version_policy=config.ModelVersionPolicy(latest=config.ModelVersionPolicy.Latest(num_versions=1)),
-                input=[
-                    config.ModelInput(name=one.name, data_type=_config_type(one), dims=one.shape, format=image_format)
-                    for one in model.inputs
-                ],
-                output=[
-                    config.ModelOutput(name=one.name, data_type=_config_type(one), dims=one.shape)
-                    for one in model.outputs
-                ],
-                instance_group=[config.ModelInstanceGroup(name=model.name, kind=kind, count=self._slots)],
-                dynamic_batching=config.ModelDynamicBatching(preferred_batch_size=[largest]),
-                default_model_filename="model.onnx",
-                parameters={
-                    name: config.ModelParameter(string_value=value)
-                    for name, value in describe_properties(model).items()
-                },
-            )
-        )
+        config = describe_config(self._find(request), self._limits.max_batch, self._slots)
+        return wire.ModelConfigResponse(config=config)
 
     def model_statistics(self, request: wire.ModelStatisticsRequest, call: Call) -> wire.ModelStatisticsResponse:
         """The counters of one model, or of all loaded models.
@@ -334,30 +300,6 @@ def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:
     if timeout_us < 0:
         raise ParameterInvalid(f"{TIMEOUT} must be an integer of microseconds, at least 0", field="parameters")
     return _Sooner(call, time.monotonic() - call.waited_s() + timeout_us / 1e6) if timeout_us else call
-
-
-def describe_properties(model: Model) -> Mapping[str, str]:
-    """The properties of a model as JSON values by name, without its golden images."""
-    certificate = model.manifest.certificate
-    facts = {
-        **model.manifest.properties,
-        "labels": model.manifest.labels,
-        "digest": model.digest,
-        "provider": model.provider,
-        "batch_invariant": model.batch_invariant,
-        "certificate": certificate and {"golden": len(certificate.targets), "tolerance": certificate.tolerance},
-    }
-    return {name: json.dumps(value) for name, value in facts.items()}
-
-
-def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:
-    return wire.ModelMetadataResponse.TensorMetadata(
-        name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=(-1, *tensor.shape)
-    )
-
-
-def _config_type(tensor: Tensor) -> config.DataType:
-    return getattr(config, f"TYPE_{DATATYPES[tensor.dtype]}")  # type: ignore[no-any-return]
 
 
 def _refuse_all(request: Any, call: Call) -> Any:

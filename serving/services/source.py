@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.repository import explain_missing, find_artifact, list_names, list_versions
+from evalmode.artifact.repository import find_artifact, list_names, list_versions
+from evalmode.artifact.strays import explain_missing
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import LoadOptions, load_model
+from evalmode.runtime.model import Model
 from serving.trials import Trials
 
 Key = tuple[str, int]  # name and version of a model
@@ -22,7 +24,7 @@ class Source:
         pinned: The models that are served in one fixed version, by name, with that version.
         trials: The child processes that check a version before it is loaded. Default: with the default limits.
         follow_links: Whether symbolic links may lead out of the repository.
-        load_options: Options of ``load_artifact``.
+        load_options: The fields of ``LoadOptions``.
 
     Attributes:
         repository: The folder.
@@ -42,7 +44,7 @@ class Source:
         self.pinned = pinned or {}
         self.trials = trials or Trials(Limits())
         self._follow_links = follow_links
-        self._load_options = load_options
+        self._load_options = LoadOptions(**load_options)
 
     def list_names(self) -> list[str]:
         """The names of all models in the repository."""
@@ -76,7 +78,7 @@ class Source:
         """
         name, version = key
         path = self.find_artifact(key)
-        return load_model(path, name=name, version=str(version), examine=self._examine, **self._load_options)
+        return load_model(path, name=name, version=str(version), examine=self._examine, options=self._load_options)
 
     def _examine(self, artifact: bytes) -> None:
-        self.trials.examine(artifact, self._load_options.get("allow_uncertified", False))
+        self.trials.examine(artifact, self._load_options.allow_uncertified)

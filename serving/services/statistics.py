@@ -10,8 +10,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES, Tensors
-from evalmode.artifact.image_statistics import cut_middle
+from evalmode.artifact.image_statistics import crop_centre
+from evalmode.artifact.tensors import Tensors
 from evalmode.errors import RequestError
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import Model
@@ -72,7 +72,7 @@ class Counts:
         labels: The number of inputs, by predicted label, in the order in which the labels were first predicted.
         runs: The durations of inference runs, by batch size.
         durations: The durations of requests, by their names in InferStatistics.
-        recent: The centers of the last ``WINDOW`` images, from which drift is measured.
+        recent: The centres of the last ``WINDOW`` images, from which drift is measured.
     """
 
     last_ms: int = 0
@@ -136,18 +136,16 @@ class Statistics:
             wait_us: The time that the request waited for a slot, in microseconds.
             inference_us: The time that its batch ran, in microseconds.
         """
-        middles = cut_middle(inputs[INPUT]) if model.manifest.image else ()
-        labels = model.manifest.labels
-        best = outputs[PROBABILITIES].argmax(axis=1).tolist() if labels else ()
+        centres = [image for name in model.manifest.image_inputs for image in crop_centre(inputs[name])]
+        predicted = model.manifest.predict_labels(outputs)
         with self.lock:
             counts = self.counts[model.name, model.version]
             self.answered += 1
             counts.last_ms = time.time_ns() // 1_000_000
             counts.inputs += count_rows(inputs)
             counts.codes["OK", ""] += 1
-            for index in best:
-                counts.labels[labels[index]] += 1
-            counts.recent.extend(middles)
+            counts.labels.update(predicted)
+            counts.recent.extend(centres)
             durations = counts.durations
             durations["compute_input"].add(decode_us)
             durations["queue"].add(wait_us)

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import grpc
 
@@ -30,65 +29,14 @@ from serving.transports.sockets import (
     reset,
     stop_listening,
 )
+from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, Report, Seen, compare, deduct
 
 log = logging.getLogger(__name__)
 
 # A sweep begins this long after the one before, or later: sweeps take at most 1 / SWEEP_SHARE of a core.
 SWEEP_S, SWEEP_SHARE = 0.1, 30
 URGENT_SWEEP_S, URGENT_SWEEP_SHARE = 0.02, 5  # the same while a connection holds much
-CALL_BYTES = 2048  # what a call may receive in addition to its message: headers and frames
-REFUSED_BYTES = 65_536 + CALL_BYTES  # what a call that is refused before its message may receive: the first window
-# Stray bytes belong to no call, such as headers that never end.
-STRAY_BYTES_PER_BYTE_SENT = 500  # up to here the server has answered calls that it did not report
-MAX_STRAY_BYTES = 2**16  # of a connection
-CERTAIN_STRAY_BYTES = 2**20  # with nothing sent, this much is no call: the server grants windows as it reads
 EXCUSED_S = 5.0  # what arrives within this time of a call that ended without its message may belong to that call
-
-
-@dataclass
-class _Seen:
-    """The state of a connection at the last sweep.
-
-    Attributes:
-        received: The bytes received.
-        unfinished: Those of them that are not a whole message yet.
-        sent: The bytes that the transport had sent when the first of the stray ones arrived.
-        stray: The stray bytes since the last sweep that found a call.
-        asked: Whether they were stray already when the server was last asked to answer a health check.
-        confirmed: Whether it has answered since, and they were still stray.
-        closing: Whether the connection has to be closed because of them.
-    """
-
-    received: int
-    unfinished: int
-    sent: int
-    stray: int = 0
-    asked: bool = False
-    confirmed: bool = False
-    closing: bool = False
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What the transport reports for one sweep, by the names of connections.
-
-    Attributes:
-        delivered: Bytes of the messages delivered since the last sweep.
-        refused: The number of calls refused since the last sweep.
-        with_calls: Connections that had a call before or after the bytes were counted, or shortly before.
-        waiting: The bytes that messages still to arrive may hold; None if the transport does not know all calls.
-        knows_calls: Whether the transport knows which connections have calls.
-        answered: Whether the health check was answered.
-        asking: Whether a health check is on its way.
-    """
-
-    delivered: Mapping[str, int]
-    refused: Mapping[str, int]
-    with_calls: tuple[Container[str], ...]
-    waiting: Mapping[str, int] | None
-    knows_calls: bool
-    answered: bool
-    asking: bool
 
 
 class Connections:
@@ -125,7 +73,7 @@ class Connections:
         self._delivered: dict[str, int] = {}  # by connection, since the last sweep
         self._refused: Counter[str] = Counter()  # the same for calls; written by one thread, without the lock
         self._excused: dict[str, float] = {}  # by connection, until when
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, Seen] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -165,7 +113,7 @@ class Connections:
                         _close(one, why)
 
     def finish(self, wait_s: float) -> None:
-        """Accept no more connections, send no more on any, and give clients time to close theirs.
+        """Accept no more connections, send no more on any, and give clients time to close their connections.
 
         What was sent before arrives, and a call that was not answered ends with UNAVAILABLE at its client. The shutdown
         of grpc's core would end calls that have not reached their handler with CANCELLED, which no client retries.
@@ -207,7 +155,7 @@ class Connections:
                     open_now[name_peer(one)] = one
             counted = {name: count_bytes(one) for name, one in open_now.items()}
             waiting, with_calls_now = self._find_calls() if self._find_calls else ({}, ())
-            report = _Report(
+            report = Report(
                 delivered,
                 refused,
                 (with_calls, with_calls_now, excused),
@@ -217,14 +165,14 @@ class Connections:
                 self._asked is not None,
             )
             seen = {
-                name: _compare(self._seen.get(name, _Seen(0, 0, 0)), name, counted[name], report) for name in open_now
+                name: compare(self._seen.get(name, Seen(0, 0, 0)), name, counted[name], report) for name in open_now
             }
             for name in [name for name, one in seen.items() if one.closing]:
                 stray = seen.pop(name).stray
                 _close(open_now[name], f"{stray} bytes belong to no call, the limit is {MAX_STRAY_BYTES}")
             self._ask_about([one for one in seen.values() if one.stray > MAX_STRAY_BYTES])
             self._seen = seen
-            _deduct(seen, sum(size for name, size in delivered.items() if name not in open_now))
+            deduct(seen, sum(size for name, size in delivered.items() if name not in open_now))
             self._close_excess(open_now)
             total = self._close_unfinished(open_now)
         most_stray = max((one.stray for one in seen.values()), default=0)
@@ -248,7 +196,7 @@ class Connections:
         self._asked = None
         return answered
 
-    def _ask_about(self, suspects: list[_Seen]) -> None:
+    def _ask_about(self, suspects: list[Seen]) -> None:
         """Send a health check: once it is answered, no call of these connections is unknown any more."""
         if suspects and self._asked is None and self._ask is not None:
             self._asked = self._ask()
@@ -286,46 +234,6 @@ class Connections:
                 log.exception("connections could not be checked")
             min_s, share = (URGENT_SWEEP_S, URGENT_SWEEP_SHARE) if urgent else (SWEEP_S, SWEEP_SHARE)
             pause_s = max(min_s, share * (time.thread_time() - started))
-
-
-def _compare(before: _Seen, name: str, counted: tuple[int, int], report: _Report) -> _Seen:
-    """The state of a connection from its state at the last sweep.
-
-    Args:
-        before: That state.
-        name: The name of the connection.
-        counted: The bytes received and the bytes sent, in total.
-        report: What the transport reports.
-    """
-    received, sent = counted
-    finished = report.delivered.get(name, 0) + report.refused.get(name, 0) * REFUSED_BYTES
-    unfinished = before.unfinished + received - before.received - finished
-    if report.waiting is not None:  # grpc discards the rest of a message that is too large
-        unfinished = min(unfinished, report.waiting.get(name, 0))
-    seen = _Seen(received, max(0, unfinished), sent)
-    if not report.knows_calls or finished or any(name in calls for calls in report.with_calls):
-        return seen
-    stray = max(0, before.stray + received - before.received - CALL_BYTES)
-    sent_before, asked, confirmed = sent, False, False
-    if before.stray:
-        sent_before, asked, confirmed = before.sent, before.asked, before.confirmed
-    # grpc answers calls that ended before the server could report them, but not headers that never end.
-    if (sent - sent_before) * STRAY_BYTES_PER_BYTE_SENT > stray:
-        return seen
-    seen.stray, seen.sent = stray, sent_before
-    # When the health check is answered, answers to stray bytes may still be on their way: they get one more sweep.
-    seen.closing = stray > CERTAIN_STRAY_BYTES or (stray > MAX_STRAY_BYTES and confirmed)
-    seen.confirmed = confirmed or (asked and report.answered)
-    seen.asked = asked and report.asking
-    return seen
-
-
-def _deduct(seen: Mapping[str, _Seen], unknown: int) -> None:
-    """Deduct messages whose connection is unknown from all connections, in proportion to what they hold."""
-    total = sum(one.unfinished for one in seen.values())
-    if total and unknown:
-        for one in seen.values():
-            one.unfinished = int(one.unfinished * max(0.0, 1 - unknown / total))
 
 
 def _close(connection: socket.socket, why: str) -> None:

@@ -48,7 +48,12 @@ class Loop:
                 self.asyncio.call_soon_threadsafe(self._call_posted)
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function in the loop after a delay, from any thread."""
+        """Call a function in the loop after a delay. It can be called from any thread.
+
+        Args:
+            seconds: The delay.
+            function: The function, which must not block.
+        """
         self.post(partial(self.asyncio.call_later, seconds, function))
 
     def is_behind(self) -> bool:

@@ -40,7 +40,14 @@ def resolve(future: asyncio.Future[Any], outcome: Any) -> None:
 
 
 def unwrap(outcome: Any) -> bytes:
-    """Return a serialized reply, or raise the error in its place."""
+    """Return a serialized reply, or raise the error in its place.
+
+    Args:
+        outcome: The reply or the error.
+
+    Raises:
+        Exception: The error.
+    """
     try:
         if isinstance(outcome, Exception):
             raise outcome

@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conformance.specification import NUMPY, TYPED

@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
-from evalmode.artifact.certificate import INPUT, LOGITS
-from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.sealing import check_digest, open_artifact, seal
+from evalmode.artifact.tensors import INPUT, LOGITS
 from evalmode.certification import fold, quantize
 from evalmode.certification.certify import certify
 from evalmode.certification.golden import check_golden, least_recalls
@@ -38,13 +39,15 @@ from evalmode.errors import (
     WeightsNotFinite,
 )
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from training.datasets import Dataset, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
-from training.run import EXACT, Run, RunConfig
+from training.run import EXACT, Run
+from training.run_config import RunConfig
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")
@@ -79,12 +82,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     run = Run.create(folder, RunConfig.of(dataset, None, False, recipe))
     torch.manual_seed(0)
     network = prepare_network(run.config.build_network(), dataset.train)
-    train(run, network, dataset.train, dataset.val, lambda *_: None, lambda _: None)
-    artifact, _, quality = export_run(run, dataset)
-    assert quality.accuracy > 0.9
+    train(run, network, dataset.train, dataset.val)
+    exported = export_run(run, dataset)
+    assert exported.quality.accuracy > 0.9
     with patch.object(quantize, "MIN_SPEEDUP", 0.0):
-        int8, _ = quantize_artifact(artifact, dataset)
-    return Trained(run, dataset, artifact, int8)
+        int8, _ = quantize_artifact(exported.artifact, dataset)
+    return Trained(run, dataset, exported.artifact, int8)
 
 
 @pytest.fixture(params=["float32", "int8"])
@@ -400,7 +403,7 @@ def test_another_files_certificate_is_noticed(trained: Trained, artifact: bytes)
 
 def certified_as_it_is(graph: onnx.ModelProto, trained: Trained) -> bytes:
     """A certificate for whatever a graph answers."""
-    manifest = Manifest(COLOURS, PixelContract(8, 8, 3), {"temperature": temperature_of(trained)})
+    manifest = ClassifierManifest(COLOURS, PixelContract(8, 8, 3), {"temperature": temperature_of(trained)})
     return certify(graph, manifest, {INPUT: trained.dataset.val.images[:16]}, ("",) * 16, 0.0)
 
 

@@ -12,19 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from evalmode.images.pixels import decode_image
 from evalmode.limits import Limits
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from tests.conftest import Server, serving
-from training.datasets import Dataset, Split, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import predict_logits
-from training.export import choose_temperature, export_run
+from training.export import export_run
 from training.loop import train
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
+from training.temperature import choose_temperature
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(pictures: Path) -> Dataset:
-    return load_dataset(str(pictures), (16, 16))
+    return load_dataset(str(pictures), ReadOptions((16, 16)))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,14 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = RunConfig.of(dataset, (16, 16), False, Recipe(epochs=2, batch_size=8))
     run = Run.create(tmp_path_factory.mktemp("run") / "run", config)
     torch.manual_seed(0)
-    train(run, config.build_network(), dataset.train, dataset.val, lambda *step: None, lambda epoch: None)
+    train(run, config.build_network(), dataset.train, dataset.val)
     return run
 
 
 @pytest.fixture(scope="module")
 def models(run: Run, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("models")
-    publish(repository, "pictures", export_run(run, dataset)[0])
+    publish(repository, "pictures", export_run(run, dataset).artifact)
     return repository
 
 

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.bench.load import Measured, Sender, describe
 from evalmode.bench.usage import find_server
 from evalmode.wire import classifier_pb2 as wire

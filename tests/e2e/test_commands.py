@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.damage import make_damaged
 from evalmode import __version__
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 
@@ -318,7 +318,7 @@ class TestPredictReads:
         done = evalmode("predict", tmp_path, "--max-image-pixels", 5)
         assert (done.returncode, done.stderr.strip()) == (
             2,
-            "evalmode: --max-image-pixels is for --file: a server has a limit of its own",
+            "evalmode: --max-image-pixels is for --file: a server has its own limit",
         )
 
     def test_no_damaged_image_by_file_or_server(
@@ -440,7 +440,7 @@ def test_quiet_says_nothing(colours: Path, tmp_path: Path, evalmode: Evalmode) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     refused = evalmode("rollback", "colours", "--repository", tmp_path, "--quiet", "--json")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "has only version 1: there is nothing to go back to" in refused.stderr
+    assert "has only version 1: there is no version to roll back to" in refused.stderr
 
 
 def test_what_was_answered_before_an_error_is_not_lost(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:

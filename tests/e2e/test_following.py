@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import CallFailed, Client
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
@@ -31,7 +31,8 @@ WAIT_S = 60
 KILLED_PUBLISHERS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from evalmode.artifact.repository import list_versions, publish
+from evalmode.artifact.repository import list_versions
+from evalmode.artifact.publishing import publish
 repository, artifact, chance = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), random.Random(int(sys.argv[3]))
 for _ in range(int(sys.argv[4])):
     child = os.fork()
@@ -124,7 +125,7 @@ def test_rollback_goes_back_to_the_version_before(repository: Path, evalmode) ->
         server.stop()
     again = evalmode("rollback", "colours", "--repository", repository)
     assert again.returncode == 2
-    assert again.stderr.endswith("colours has only version 1: there is nothing to go back to\n")
+    assert again.stderr.endswith("colours has only version 1: there is no version to roll back to\n")
 
 
 def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) -> None:

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from evalmode.artifact.certificate import INPUT
+from evalmode.artifact.tensors import INPUT
 from evalmode.client import Client
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import serving

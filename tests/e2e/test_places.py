@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS
 from tests.conftest import colour_artifact, encode, plain
 

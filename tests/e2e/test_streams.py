@@ -15,7 +15,7 @@ from typing import IO
 
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from tests.conftest import colour_artifact, encode, plain
 
@@ -138,7 +138,7 @@ def test_a_pipe_of_something_else_that_breaks_is_an_error() -> None:
         "main(['rollback', 'x', '--repository', '.'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "evalmode: Broken pipe: what should read it has ended\n")
+    assert (done.returncode, done.stderr) == (2, "evalmode: Broken pipe: the process that reads it has ended\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from evalmode.errors import UsageError
-from evalmode.limits import IMAGE_FORMATS, Limits
+from evalmode.images.formats import IMAGE_FORMATS
+from evalmode.limits import Limits
 
 NAMES = [limit.name for limit in fields(Limits)]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS
 from tests.conftest import Server, colour_artifact, encode, plain
 

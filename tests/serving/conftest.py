@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tests.conftest
-from evalmode.artifact.certificate import INPUT, Tensors
+from evalmode.artifact.tensors import INPUT, Tensors
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from serving.engine.batching import Batcher
@@ -131,6 +131,9 @@ class Held:
         self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)
+
+    def as_classifier(self) -> Held:
+        return self
 
     def expect_s(self, rows: int) -> float:
         return rows * self.row_s

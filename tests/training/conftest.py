@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from evalmode.certification.metrics import Quality
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
+from training.agreement import Agreement
 from training.datasets import Dataset, Split, load_dataset
-from training.export import Agreement, export_run
+from training.export import export_run
 from training.loop import train
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
@@ -80,8 +83,8 @@ def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Expor
     folder = tmp_path_factory.mktemp("exported")
     run = Run.create(folder / "run", RunConfig.of(digits, None, False, Recipe(epochs=8)))
     torch.manual_seed(0)
-    train(run, run.config.build_network(), digits.train, digits.val, lambda *_: None, lambda _: None)
-    artifact, agreement, quality = export_run(run, digits)
+    train(run, run.config.build_network(), digits.train, digits.val)
+    exported = export_run(run, digits)
     path = folder / "model.onnx"
-    path.write_bytes(artifact)
-    return Exported(run, digits.train, artifact, agreement, quality, path, load_model(path))
+    path.write_bytes(exported.artifact)
+    return Exported(run, digits.train, exported.artifact, exported.agreement, exported.quality, path, load_model(path))

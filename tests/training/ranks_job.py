@@ -12,12 +12,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from training.callbacks import Callbacks
 from training.datasets import Split, load_dataset
 from training.errors import EvalmodeError
-from training.loop import check_ranks, train
+from training.loop import Execution, check_ranks, train
 from training.ranks import join_ranks
 from training.recipe import Recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 
 folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -68,8 +70,8 @@ try:
         check_ranks(ranks, config.recipe, digits)
         resuming = (folder / "run.json").exists()
         run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
-        ranks.ask_first(None)  # before the others write what they ended with
-        train(run, network, few, digits.val, lambda *_: None, stop, ranks=ranks)
+        ranks.broadcast(None)  # before the others write what they ended with
+        train(run, network, few, digits.val, Callbacks(on_epoch=stop), Execution(ranks=ranks))
         keep(network, f"moving-{ranks.number}")
         recompute_statistics(network, digits.train, ranks)
         assert count_gloo_threads() > 0

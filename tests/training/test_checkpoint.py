@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import nn
 
+from training.callbacks import Callbacks
 from training.checkpoint import KEPT, Epoch, list_checkpoints
 from training.datasets import Dataset, Split
 from training.errors import NetworkError
-from training.loop import train
+from training.loop import Execution, train
 from training.run import Run
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -61,7 +62,7 @@ def go_on(run: Run, few: Split, digits: Dataset) -> list[str]:
     """As a new process would: nothing is left but the folder. Returns what it warns of."""
     told: list[str] = []
     torch.manual_seed(run.config.recipe.seed)
-    train(Run.open(run.folder), run.config.build_network(), few, digits.val, ignore, ignore, told.append)
+    train(Run.open(run.folder), run.config.build_network(), few, digits.val, Callbacks(on_warning=told.append))
     return told
 
 
@@ -70,10 +71,10 @@ def go_on(run: Run, few: Split, digits: Dataset) -> list[str]:
 def test_what_died_ends_as_if_it_had_not(start_run, few: Split, digits: Dataset, optimizer: str, step: int) -> None:
     recipe = {**RECIPES[optimizer], "batch_size": 32}
     whole, network = start_run("whole", **recipe)
-    train(whole, network, few, digits.val, ignore, ignore)
+    train(whole, network, few, digits.val)
     died, network = start_run("died", **recipe)
     with pytest.raises(Died):
-        train(died, network, few, digits.val, die_at(step), ignore)
+        train(died, network, few, digits.val, Callbacks(on_step=die_at(step)))
     go_on(died, few, digits)
     assert contents(died) == contents(whole)
 
@@ -90,7 +91,7 @@ def test_a_rate_that_was_halved_stays_halved(start_run, few: Split, digits: Data
                     next(network.parameters()).fill_(torch.nan)
 
         with suppress(Died):
-            train(run, network, few, digits.val, on_step, spoil, back_off=True)
+            train(run, network, few, digits.val, Callbacks(on_step=on_step, on_epoch=spoil), Execution(back_off=True))
         return run
 
     whole = train_with_a_fault("whole", ignore)
@@ -102,7 +103,7 @@ def test_a_rate_that_was_halved_stays_halved(start_run, few: Split, digits: Data
 
 def test_only_the_newest_are_kept(start_run, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=4)
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     assert list_checkpoints(run.folder) == [4, 3]
     assert len(list(run.folder.glob("checkpoint-*"))) == 2 * KEPT
 
@@ -119,10 +120,10 @@ def test_only_the_newest_are_kept(start_run, few: Split, digits: Dataset) -> Non
 )
 def test_a_damaged_one_is_named_and_the_one_before_used(start_run, few: Split, digits: Dataset, spoil) -> None:
     whole, network = start_run("whole", epochs=4)
-    train(whole, network, few, digits.val, ignore, ignore)
+    train(whole, network, few, digits.val)
     died, network = start_run("died", epochs=4)
     with pytest.raises(Died):
-        train(died, network, few, digits.val, die_at(len(few) // 32 * 3 + 1), ignore)
+        train(died, network, few, digits.val, Callbacks(on_step=die_at(len(few) // 32 * 3 + 1)))
     newest, _ = list_checkpoints(died.folder)
     spoil(died.folder / f"checkpoint-{newest}.safetensors")
     [told] = go_on(died, few, digits)
@@ -133,7 +134,7 @@ def test_a_damaged_one_is_named_and_the_one_before_used(start_run, few: Split, d
 
 def test_with_all_of_them_damaged_it_starts_anew(start_run, few: Split, digits: Dataset) -> None:
     whole, network = start_run("whole", epochs=2)
-    train(whole, network, few, digits.val, ignore, ignore)
+    train(whole, network, few, digits.val)
     before = contents(whole)
     for path in whole.folder.glob("checkpoint-*.json"):
         path.write_text("nothing")
@@ -143,11 +144,17 @@ def test_with_all_of_them_damaged_it_starts_anew(start_run, few: Split, digits: 
 
 def test_what_starts_anew_keeps_its_new_checkpoints(start_run, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=4)
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     for path in run.folder.glob("checkpoint-*.json"):
         path.write_text("nothing")
     with pytest.raises(Died):
-        train(Run.open(run.folder), run.config.build_network(), few, digits.val, die_at(len(few) // 32 + 1), ignore)
+        train(
+            Run.open(run.folder),
+            run.config.build_network(),
+            few,
+            digits.val,
+            Callbacks(on_step=die_at(len(few) // 32 + 1)),
+        )
     assert [path.name for path in sorted(run.folder.glob("checkpoint-*"))] == [
         "checkpoint-1.json",
         "checkpoint-1.safetensors",
@@ -156,12 +163,12 @@ def test_what_starts_anew_keeps_its_new_checkpoints(start_run, few: Split, digit
 
 def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=1)
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     before, files = contents(run), {path: path.read_bytes() for path in run.folder.iterdir()}
     other = nn.Sequential(network, nn.Linear(10, 10))
     untouched = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Go on with the code"):
-        train(run, other, few, digits.val, ignore, ignore)
+    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Resume with the code"):
+        train(run, other, few, digits.val)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.state_dict().items())
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == files
     assert contents(run) == before
@@ -192,7 +199,7 @@ class TestCommand:
         assert self.run(tmp_path, "--epochs", 1).returncode == 0
         refused = self.run(tmp_path, "--epochs", 1, "--seed", 5, "--resume")
         assert refused.returncode == 2
-        assert "was begun otherwise: seed 0, now 5" in refused.stderr
+        assert "was started with other options or data: seed 0, now 5" in refused.stderr
         assert "epochs" not in refused.stderr
 
     def test_without_the_option_a_folder_that_holds_a_run_is_refused(self, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from tests.conftest import as_nobody
-from training.datasets import Dataset, Split, available_memory_bytes, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
+from training.datasets.memory import available_memory_bytes
 from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -112,9 +113,9 @@ def test_digits_are_split_otherwise_for_another_seed(digits: Dataset) -> None:
 
 
 def test_digits_cannot_be_resized() -> None:
-    assert load_dataset("digits", (8, 8)).contract == PixelContract(8, 8, 1)
-    with pytest.raises(DataError, match="the images of digits are 8x8: leave --image-size out"):
-        load_dataset("digits", (16, 16))
+    assert load_dataset("digits", ReadOptions((8, 8))).contract == PixelContract(8, 8, 1)
+    with pytest.raises(DataError, match="the images of digits are 8x8 and are not resized: omit --image-size"):
+        load_dataset("digits", ReadOptions((16, 16)))
 
 
 def test_a_folder_named_digits_goes_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,13 +270,16 @@ def test_images_in_folders_below_a_class_are_of_that_class(tmp_path: Path) -> No
     ("parents", "words"),
     [
         (("train_images", "valid", "test"), "holds test and train_images and valid, and in each .*cat, dog"),
-        (("seg_train", "seg_test"), "holds seg_test and seg_train, and in each lie folders of images .*cat, dog"),
+        (
+            ("seg_train", "seg_test"),
+            "holds seg_test and seg_train, and in each of them are folders of images .*cat, dog",
+        ),
         (("seg_train/seg_train", "seg_test/seg_test"), "holds seg_test and seg_train"),
         (("fold1", "fold2", "fold3"), "holds fold1 and fold2 and fold3"),
         (("part1/Train", "part2/Train"), "holds part1 and part2"),
-        (("data/train", "data/test", "more"), "data would be a label and holds splits .test, train.: give the folder"),
-        (("cat/train", "cat/val", "dog/train", "dog/val"), "cat would be a label and holds splits .train, val."),
-        (("train/a", "train/b"), "holds a and b, and in each lie folders of images"),
+        (("data/train", "data/test", "more"), "data would be a label but holds splits .test, train.: give the folder"),
+        (("cat/train", "cat/val", "dog/train", "dog/val"), "cat would be a label but holds splits .train, val."),
+        (("train/a", "train/b"), "holds a and b, and in each of them are folders of images"),
     ],
 )
 def test_splits_do_not_become_labels(tmp_path: Path, parents: Sequence[str], words: str) -> None:
@@ -289,13 +293,13 @@ def test_splits_do_not_become_labels(tmp_path: Path, parents: Sequence[str], wor
 def test_a_split_of_labels_beside_unlabelled_images_does_not_become_a_label(tmp_path: Path) -> None:
     write_classes(tmp_path / "train_images", 3)
     write_images(tmp_path / "test_images", 3)
-    with pytest.raises(DataError, match=r"holds train_images, and in each lie folders .*: name the folders of splits"):
+    with pytest.raises(DataError, match=r"holds train_images, and in each of them are folders .* Name split folders"):
         load_dataset(str(tmp_path))
 
 
 def test_a_root_one_level_too_high_is_refused_with_the_folder(tmp_path: Path) -> None:
     write_classes(tmp_path / "data" / "train", 3)
-    with pytest.raises(DataError, match=f"must lie directly in it, and not in {tmp_path / 'data'}"):
+    with pytest.raises(DataError, match=f"must be directly in it, not in {tmp_path / 'data'}"):
         load_dataset(str(tmp_path))
 
 
@@ -359,7 +363,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
     assert others.endswith(" and 2 more")
     named = f"{tmp_path / 'train/stray.png'}, {tmp_path / 'valid/stray.jpg'}"
     assert outside == f"left out 2 images outside of the labels' folders: {named}"
-    assert folders == f"left out folders that are no split: {tmp_path / 'unlabelled'}"
+    assert folders == f"left out folders that are not splits: {tmp_path / 'unlabelled'}"
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val", "VALID", "dev"])
@@ -384,7 +388,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
 def test_splits_without_a_train_folder_are_refused(tmp_path: Path) -> None:
     for name in ("valid", "test"):
         write_classes(tmp_path / name)
-    with pytest.raises(DataError, match="holds test, valid and no train: name the folder of the training images train"):
+    with pytest.raises(DataError, match="holds test, valid but no train: name the folder of the training images train"):
         load_dataset(str(tmp_path))
 
 
@@ -431,12 +435,12 @@ def test_images_over_a_limit_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=rf"1 of 41 images.*\n  {large}: image is 50x40 = 2000 pixels, the limit is 1999"
     ):
-        load_dataset(str(tmp_path), limits=Limits(max_image_pixels=1999))
+        load_dataset(str(tmp_path), ReadOptions(limits=Limits(max_image_pixels=1999)))
     size = large.stat().st_size
     with pytest.raises(
         DataError, match=rf"1 of 41 images.*\n  {large}: image is {size} bytes, the limit is {size - 1}"
     ):
-        load_dataset(str(tmp_path), limits=Limits(max_image_bytes=size - 1))
+        load_dataset(str(tmp_path), ReadOptions(limits=Limits(max_image_bytes=size - 1)))
 
 
 @pytest.mark.parametrize("image_size", [None, (8, 8)])
@@ -445,8 +449,8 @@ def test_images_of_damaged_exif_are_named(tmp_path: Path, image_size: tuple[int,
     bad = tmp_path / "dog" / "004.jpg"
     with Image.open(bad) as picture:
         picture.save(bad, exif=b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24))
-    (warning,) = load_dataset(str(tmp_path), image_size).warnings
-    assert warning == f"1 image has a damaged EXIF block and is taken as upright: {bad}"
+    (warning,) = load_dataset(str(tmp_path), ReadOptions(image_size)).warnings
+    assert warning == f"1 image has a damaged EXIF block and is assumed to be upright: {bad}"
 
 
 def test_damaged_jpegs_are_named(tmp_path: Path) -> None:
@@ -490,7 +494,7 @@ def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_way_out(tm
 def test_image_size_brings_every_image_to_one_size(tmp_path: Path) -> None:
     write_classes(tmp_path)
     write_images(tmp_path / "dog", 2, size=(7, 6))
-    assert load_dataset(str(tmp_path), (8, 3)).contract == PixelContract(8, 3, 1)
+    assert load_dataset(str(tmp_path), ReadOptions((8, 3))).contract == PixelContract(8, 3, 1)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
@@ -507,7 +511,7 @@ def test_pixels_are_those_that_serving_decodes(tmp_path: Path) -> None:
     for name in SPLITS:
         write_classes(tmp_path / name, 2, size=(9, 6), mode="RGB")
         write_images(tmp_path / name / "cat", 3, size=(13, 17), suffix=".jpg")
-    dataset = load_dataset(str(tmp_path), (5, 4))
+    dataset = load_dataset(str(tmp_path), ReadOptions((5, 4)))
     for name in SPLITS:
         files = sorted((tmp_path / name).glob("*/*"))
         split = getattr(dataset, name)
@@ -523,7 +527,7 @@ def test_our_own_files_may_be_larger_than_a_strangers_request(tmp_path: Path) ->
     large = tmp_path / "cat" / "large.bmp"
     Image.new("RGB", (2000, 1800)).save(large)
     assert large.stat().st_size > Limits().max_image_bytes
-    assert load_dataset(str(tmp_path), (4, 4)).contract == PixelContract(4, 4, 3)
+    assert load_dataset(str(tmp_path), ReadOptions((4, 4))).contract == PixelContract(4, 4, 3)
 
 
 def test_progress_counts_every_image_to_the_last(tmp_path: Path) -> None:
@@ -536,13 +540,15 @@ def test_progress_counts_every_image_to_the_last(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is no folder, .* and no data set's name: .* 'digits', 'mnist', "):
+    with pytest.raises(
+        DataError, match=r"nowhere is not a folder, .* or the name of a data set: .* 'digits', 'mnist', "
+    ):
         load_dataset(str(tmp_path / "nowhere"))
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, 1)
-    with pytest.raises(DataError, match=r"000.png is no folder, no .npz, no .tar.gz"):
+    with pytest.raises(DataError, match=r"000.png is not a folder, a .npz or .tar.gz file"):
         load_dataset(str(path))
 
 
@@ -557,7 +563,7 @@ def test_a_class_without_images_is_refused_by_its_folder(tmp_path: Path) -> None
     write_classes(tmp_path)
     (tmp_path / "emu").mkdir()
     (tmp_path / "emu" / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"emu holds no image \(\.jpg, .*: add some or remove the class"):
+    with pytest.raises(DataError, match=r"emu holds no images \(\.jpg, .*: add some or remove the class"):
         load_dataset(str(tmp_path))
 
 
@@ -565,14 +571,14 @@ def test_a_class_without_images_is_refused_by_its_folder(tmp_path: Path) -> None
 def test_a_class_that_train_does_not_know_is_refused_by_name(tmp_path: Path, split: str) -> None:
     write_classes(tmp_path / "train")
     write_classes(tmp_path / split, labels=("cat", "dog", "emu"))
-    with pytest.raises(DataError, match=rf"{split} holds classes that train/ does not: emu$"):
+    with pytest.raises(DataError, match=rf"{split} holds classes that train/ does not hold: emu$"):
         load_dataset(str(tmp_path))
 
 
 def test_a_class_that_the_test_folder_lacks_is_refused_by_its_folder(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", labels=("cat", "dog", "emu"))
     write_classes(tmp_path / "test")
-    with pytest.raises(DataError, match="test/emu holds no image"):
+    with pytest.raises(DataError, match="test/emu holds no images"):
         load_dataset(str(tmp_path))
 
 
@@ -580,7 +586,8 @@ def test_a_class_with_too_few_images_to_hold_some_out_is_refused_by_name(tmp_pat
     write_classes(tmp_path, 20)
     write_images(tmp_path / "emu", 2)
     with pytest.raises(
-        DataError, match="class 'emu' has 2 training images, at least 3 are needed as test and val images are taken"
+        DataError,
+        match="class 'emu' has 2 training images, at least 3 are needed because test and val images are taken",
     ):
         load_dataset(str(tmp_path))
 
@@ -588,7 +595,9 @@ def test_a_class_with_too_few_images_to_hold_some_out_is_refused_by_name(tmp_pat
 def test_a_class_with_too_few_images_for_one_missing_split_is_refused_with_that_split(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 1)
     write_classes(tmp_path / "test", 5)
-    with pytest.raises(DataError, match="class 'cat' has 1 training images, at least 2 are needed as val images are"):
+    with pytest.raises(
+        DataError, match="class 'cat' has 1 training images, at least 2 are needed because val images are"
+    ):
         load_dataset(str(tmp_path))
 
 
@@ -659,7 +668,7 @@ def test_damaged_files_are_left_out_where_the_user_wants_it(tmp_path: Path) -> N
     lost = Counter(read_pixels(path).tobytes() for path in bad)
     cut_short(bad[0])
     damage_header(bad[1])
-    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    dataset = load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
     for name in SPLITS:  # carved by name before anything is read: the others stay where they were
         assert images_of(getattr(dataset, name)) == images_of(getattr(whole, name)) - lost
         assert len(getattr(dataset, name).images) == len(getattr(dataset, name))
@@ -674,7 +683,7 @@ def test_images_keep_their_labels_where_others_are_left_out(tmp_path: Path) -> N
     write_classes(tmp_path)
     for index in (0, 5, 6, 13):
         damage_header(tmp_path / "cat" / f"{index:03d}.png")
-    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    dataset = load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
     label_of = {
         read_pixels(path).tobytes(): path.parent.name for path in tmp_path.glob("*/*") if path.stat().st_size > 20
     }
@@ -687,7 +696,7 @@ def test_three_files_left_out_are_named_and_the_rest_counted(tmp_path: Path) -> 
     write_classes(tmp_path)
     for index in range(5):
         empty(tmp_path / "cat" / f"{index:03d}.png")
-    (warning,) = load_dataset(str(tmp_path), skip_unreadable=True).warnings
+    (warning,) = load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True)).warnings
     assert warning.startswith("5 unreadable images")
     assert "002.png" in warning
     assert "003.png" not in warning
@@ -698,8 +707,8 @@ def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(tmp_path: Path)
     write_classes(tmp_path)
     for path in (tmp_path / "dog").iterdir():
         damage_header(path)
-    with pytest.raises(DataError, match=r"class 'dog' has no train image: .*\(20 unreadable images are left out"):
-        load_dataset(str(tmp_path), skip_unreadable=True)
+    with pytest.raises(DataError, match=r"class 'dog' has no train images: .*\(20 unreadable images are left out"):
+        load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
 
 
 def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
@@ -707,7 +716,7 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> Non
     for path in tmp_path.glob("*/*"):
         empty(path)
     with pytest.raises(DataError, match=r"^40 of 40 images cannot be read"):
-        load_dataset(str(tmp_path), skip_unreadable=True)
+        load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
@@ -739,19 +748,19 @@ def test_a_folder_that_may_not_be_read_is_refused_with_its_path(readable_folder:
 
 
 def test_more_pixels_than_memory_are_refused_with_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
     write_classes(tmp_path, mode="RGB")
     with pytest.raises(DataError, match=r"40 x 48 x 64 x 3 pixels need 368,640 bytes of memory and 368,639 are"):
-        load_dataset(str(tmp_path), (48, 64))
+        load_dataset(str(tmp_path), ReadOptions((48, 64)))
 
 
 def test_pixels_that_just_fit_into_memory_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 40 * 4 * 5)
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 4 * 5)
     assert load_dataset(str(write_classes(tmp_path))).contract == PixelContract(4, 5, 1)
 
 
 def test_memory_is_asked_for_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 1)
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 1)
     told: list[int] = []
     with pytest.raises(DataError, match="need 800 bytes"):
         load_dataset(str(write_classes(tmp_path)), progress=lambda what, done, total: told.append(done))
@@ -827,5 +836,5 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> Non
     (tmp_path / "cat" / "zzz.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"1 of 41 images cannot be read.*\n.*zzz\.png"):
         load_dataset(str(tmp_path))
-    dataset = load_dataset(str(tmp_path), skip_unreadable=True)
+    dataset = load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
     assert sum(map(len, (dataset.train, dataset.val, dataset.test))) == 40

@@ -12,14 +12,17 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evalmode.images.pixels import PixelContract
-from training.datasets import Dataset, Split, load_dataset, published
-from training.datasets.downloads import FILES
+from training.datasets import DATASETS, Dataset, ReadOptions, Split, cifar, load_dataset
+from training.datasets.catalog import NamedDataset
+from training.datasets.downloads import PublishedFile
+from training.datasets.idx import read_idx
 from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -137,11 +140,11 @@ IMAGES = make_images(60, 5, 4)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no IDX file: it begins with nothing, not 00000803"),
+        (b"", "is not an IDX file: it begins with nothing, not 00000803"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "begins with 89504e47, not 00000803"),
         (pack_idx(np.arange(60, dtype=np.uint8)), "begins with 00000801, not 00000803"),
         (bytes([0, 0, 13, 3]) + pack_idx(IMAGES)[4:], "begins with 00000d03"),
-        (pack_idx(IMAGES)[:10], "is no IDX file"),
+        (pack_idx(IMAGES)[:10], "is not an IDX file"),
         (pack_idx(IMAGES)[:-1], r"holds 1,199 values, its header says 60 x 5 x 4"),
         (pack_idx(IMAGES) + b"x", r"holds more values, its header says 60 x 5 x 4"),
         (bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**32 - 1, 2**16, 2**16), r"4294967295 x 65536 x 65536 pixels need"),
@@ -176,21 +179,23 @@ def test_a_class_without_enough_training_images_is_refused(tmp_path: Path) -> No
     write_idx(tmp_path)
     targets = np.array([0, 1] * 30, np.uint8)
     (tmp_path / IDX_FILES[1]).write_bytes(pack_idx(targets))
-    with pytest.raises(DataError, match="class '2' has 0 training images, at least 2 are needed as val images are"):
+    with pytest.raises(
+        DataError, match="class '2' has 0 training images, at least 2 are needed because val images are"
+    ):
         load_dataset(str(tmp_path))
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, classes=1)
-    with pytest.raises(DataError, match="there is one class only, '0': at least 2"):
+    with pytest.raises(DataError, match="there is only one class, '0': at least 2"):
         load_dataset(str(tmp_path))
 
 
 def test_published_images_are_not_resized(tmp_path: Path) -> None:
     write_idx(tmp_path)
-    assert load_dataset(str(tmp_path), (5, 4)).contract == PixelContract(5, 4, 1)
-    with pytest.raises(DataError, match="are 5x4: leave --image-size out"):
-        load_dataset(str(tmp_path), (4, 5))
+    assert load_dataset(str(tmp_path), ReadOptions((5, 4))).contract == PixelContract(5, 4, 1)
+    with pytest.raises(DataError, match="are 5x4 and are not resized: omit --image-size"):
+        load_dataset(str(tmp_path), ReadOptions((4, 5)))
 
 
 def test_published_images_are_checked_for_copies(tmp_path: Path) -> None:
@@ -204,11 +209,14 @@ def test_published_images_are_checked_for_copies(tmp_path: Path) -> None:
 # Names
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> None:
-    """Take what lies in the folder as what was published."""
-    contents = {f"{path.name}": path.read_bytes() for path in folder.iterdir()}
-    rows = {file: (len(content), hashlib.sha256(content).hexdigest()) for file, content in contents.items()}
-    monkeypatch.setitem(FILES, name, {f"{file}.gz" if name != "cifar10" else file: row for file, row in rows.items()})
+def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, suffix: str = ".gz") -> None:
+    """Take the files of the folder as the published files; uncompressed files stand for compressed ones."""
+    contents = {f"{path.name}{suffix}": path.read_bytes() for path in folder.iterdir()}
+    files = tuple(
+        PublishedFile(f"https://example.org/{file}", len(content), hashlib.sha256(content).hexdigest())
+        for file, content in contents.items()
+    )
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], files=files))
 
 
 def test_a_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +230,16 @@ def test_a_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_lies_in_the_cache_must_be_what_was_published(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
-    with pytest.raises(DataError, match=r"mnist/train-images-idx3-ubyte is not what was published"):
+    with pytest.raises(DataError, match=r"mnist/train-images-idx3-ubyte is not the published file"):
         load_dataset("mnist", cache=tmp_path)
+
+
+def test_a_record_is_all_that_a_further_data_set_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_idx(tmp_path / "pets")
+    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")))
+    monkeypatch.setitem(DATASETS, "pets", record)
+    publish(monkeypatch, "pets", tmp_path / "pets")
+    assert load_dataset("pets", cache=tmp_path).labels == ("ant", "bee", "cow")
 
 
 def test_fashion_mnist_has_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +252,7 @@ def test_fashion_mnist_has_names_of_its_own(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
 def test_a_name_without_a_cache_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=f"{name} lies in a cache"):
+    with pytest.raises(DataError, match=f"{name} is kept in a cache"):
         load_dataset(name)
 
 
@@ -262,7 +278,7 @@ def test_debians_fashion_mnist_is_what_was_published() -> None:
 @pytest.fixture
 def ten(monkeypatch: pytest.MonkeyPatch) -> int:
     """Batches of ten images instead of 10,000."""
-    monkeypatch.setattr(published, "CIFAR_BATCH_IMAGES", 10)
+    monkeypatch.setattr(cifar, "BATCH_IMAGES", 10)
     return 10
 
 
@@ -321,7 +337,7 @@ def test_cifars_archive_is_read_in_the_order_of_its_batches(tmp_path: Path, ten:
 def test_cifar10_is_found_by_its_name(tmp_path: Path, ten: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cifar10").mkdir()
     path = write_cifar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", make_members())
-    publish(monkeypatch, "cifar10", path.parent)
+    publish(monkeypatch, "cifar10", path.parent, suffix="")
     told: list[tuple[str, int, int]] = []
     dataset = load_dataset("cifar10", cache=tmp_path, progress=lambda *news: told.append(news))
     assert dataset.source == "cifar10"
@@ -371,7 +387,7 @@ def test_a_link_in_the_place_of_a_batch_is_not_followed(tmp_path: Path, ten: int
         with tarfile.open(path) as whole:
             for member in whole:
                 archive.addfile(member, whole.extractfile(member))
-    with pytest.raises(DataError, match=r"no CIFAR-10 binary archive, or damaged: cannot extract \(sym\)link"):
+    with pytest.raises(DataError, match=r"not a CIFAR-10 binary archive, or it is damaged: cannot extract \(sym\)link"):
         load_dataset(str(tmp_path / "c.tar.gz"))
 
 
@@ -382,12 +398,12 @@ def test_a_link_in_the_place_of_a_batch_is_not_followed(tmp_path: Path, ten: int
 def test_a_damaged_archive_is_refused_by_its_path(tmp_path: Path, ten: int, spoil) -> None:
     path = write_cifar(tmp_path / "c.tar.gz", make_members())
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(DataError, match=r"c\.tar\.gz is no (whole )?CIFAR-10 binary archive"):
+    with pytest.raises(DataError, match=r"c\.tar\.gz is not a (complete )?CIFAR-10 binary archive"):
         load_dataset(str(path))
 
 
 def test_an_archive_that_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 1000)
     with pytest.raises(DataError, match="60000 x 32 x 32 x 3 pixels need 184,320,000 bytes"):
         load_dataset(str(write_cifar(tmp_path / "c.tar.gz", make_members())))
 
@@ -450,7 +466,7 @@ def test_an_npz_may_name_its_labels(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"x_train": None}, "lacks x_train, it holds y_train, x_test, y_test"),
+        ({"x_train": None}, "lacks x_train; it holds y_train, x_test, y_test, and"),
         ({"y_train": None}, "lacks y_train"),
         ({"y_test": None}, "lacks y_test"),
         ({"x_train": make_images(40, 6, 5, 3) / 255}, r"x_train is float64 \(40, 6, 5, 3\): uint8 "),
@@ -461,16 +477,16 @@ def test_an_npz_may_name_its_labels(tmp_path: Path, kind: str) -> None:
         ({"x_test": make_images(8, 6, 6, 3)}, r"test images are \(6, 6, 3\), train images \(6, 5, 3\)"),
         ({"x_test": make_images(8, 6, 5)}, r"test images are \(6, 5, 1\), train images \(6, 5, 3\)"),
         ({"x_test": make_images(0, 6, 5, 3), "y_test": np.arange(0)}, r"test has images \(0, 6, 5, 3\) and 0 targets"),
-        ({"y_train": np.arange(40) % 4 / 1}, r"y_train is float64 \(40,\): one whole number"),
-        ({"y_train": np.eye(4, dtype=np.uint8)[np.arange(40) % 4]}, r"y_train is uint8 \(40, 4\): one whole number"),
-        ({"y_train": np.arange(40) % 4 - 1}, r"y_train holds -1\.\.2: targets count from 0"),
+        ({"y_train": np.arange(40) % 4 / 1}, r"y_train is float64 \(40,\): one integer"),
+        ({"y_train": np.eye(4, dtype=np.uint8)[np.arange(40) % 4]}, r"y_train is uint8 \(40, 4\): one integer"),
+        ({"y_train": np.arange(40) % 4 - 1}, r"y_train holds -1\.\.2: targets are counted from 0"),
         ({"y_train": np.full(40, 2**63, np.uint64)}, r"y_train holds 9223372036854775808\.\."),
         ({"y_train": np.full(40, 40)}, "targets up to 40 need 41 distinct labels, and there are 40 training images"),
         ({"labels": np.array(["a", "b", "c"])}, "targets up to 3 need 4 distinct labels, and they are a, b, c"),
         ({"labels": np.array(["a", "b", "c", "d", "e"])}, "class 'e' has 0 training images"),
-        ({"labels": np.array(["a", "b", "c", "b"])}, r"a\.npz: the label 'b' is there twice"),
+        ({"labels": np.array(["a", "b", "c", "b"])}, r"a\.npz: the label 'b' occurs more than once"),
         ({"x_train": np.array([b"x", {}], object)}, "cannot be read as .npz: Object arrays cannot be loaded"),
-        ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "class '3' has no test image"),
+        ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "class '3' has no test images"),
     ],
 )
 def test_an_npz_that_does_not_fit_is_refused(tmp_path: Path, change: dict, words: str) -> None:
@@ -563,7 +579,7 @@ def test_an_array_alone_is_no_npz(tmp_path: Path) -> None:
 def test_an_npz_that_memory_cannot_hold_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.datasets.dataset.available_memory_bytes", lambda: 3000)
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 3000)
     with pytest.raises(DataError, match="3728 pixels need 3,728 bytes of memory and 3,000 are available"):
         load_dataset(str(write_npz(tmp_path / "a.npz", make_arrays())))
 

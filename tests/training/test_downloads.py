@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.datasets import downloads
-from training.datasets.downloads import FILES, SOURCES, fetch, find_or_fetch, hash_content
+from training.datasets import DATASETS, downloads
+from training.datasets.downloads import PublishedFile, fetch, find_or_fetch, hash_content
 from training.errors import DataError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes()
@@ -82,7 +82,7 @@ def ignore(what: str, done: int, total: int) -> None:
 
 
 def get(site: Site, path: Path, progress=ignore, sha256: str = SHA256, size: int = len(CONTENT)) -> None:
-    fetch(site.url, sha256, size, path, progress)
+    fetch(PublishedFile(site.url, size, sha256), path, progress)
 
 
 # What arrives
@@ -161,10 +161,12 @@ def test_a_download_that_is_cut_again_and_again_leaves_what_arrived_for_the_next
 ) -> None:
     site.cut_after = [10_000] * downloads.ATTEMPTS
     path = tmp_path / "data.bin"
-    with pytest.raises(DataError, match=r"could not be downloaded, cut after 40,000 of 1,000,000 bytes") as refusal:
+    with pytest.raises(
+        DataError, match=r"could not be downloaded: the connection closed after 40,000 of 1,000,000 bytes"
+    ) as refusal:
         get(site, path)
     assert site.url in str(refusal.value)
-    assert f"run again to go on where it stopped, or put the file at {path}" in str(refusal.value)
+    assert f"Run again to continue the download, or put the file at {path}" in str(refusal.value)
     assert not path.exists()
     assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:40_000]
     site.asked.clear()
@@ -196,7 +198,7 @@ def test_another_file_is_removed_and_refused_with_both_digests(
 ) -> None:
     site.files["/data.bin"] = b"y" * length
     site.with_length = with_length
-    with pytest.raises(DataError, match="is not what was published") as refusal:
+    with pytest.raises(DataError, match="is not the published file") as refusal:
         get(site, tmp_path / "data.bin")
     found = hashlib.sha256(b"y" * length).hexdigest()
     assert (found if length == len(CONTENT) else "its sha256 is") in str(refusal.value)
@@ -209,14 +211,14 @@ def test_another_file_is_removed_and_refused_with_both_digests(
 def test_much_more_than_was_published_is_not_read_to_its_end(site: Site, tmp_path: Path) -> None:
     site.files["/data.bin"] = b"y" * 20_000_000
     told: list[int] = []
-    with pytest.raises(DataError, match="is not what was published"):
+    with pytest.raises(DataError, match="is not the published file"):
         get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
     assert told[-1] <= len(CONTENT) + downloads.CHUNK_BYTES
 
 
 def test_a_partial_file_of_something_else_is_removed(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(b"z" * 5000)
-    with pytest.raises(DataError, match="is not what was published"):
+    with pytest.raises(DataError, match="is not the published file"):
         get(site, tmp_path / "data.bin")
     assert list(tmp_path.iterdir()) == []
     get(site, tmp_path / "data.bin")
@@ -225,14 +227,14 @@ def test_a_partial_file_of_something_else_is_removed(site: Site, tmp_path: Path)
 def test_a_partial_file_longer_than_what_the_server_has_is_begun_again(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(b"z" * 1500)
     site.files["/data.bin"] = CONTENT[:1000]
-    with pytest.raises(DataError, match="cut after 1,000 of 1,000,000 bytes"):
+    with pytest.raises(DataError, match="closed after 1,000 of 1,000,000 bytes"):
         get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:1000]
 
 
 def test_a_file_that_is_not_there_is_refused_at_once(site: Site, tmp_path: Path) -> None:
     site.files.clear()
-    with pytest.raises(DataError, match=r"data\.bin could not be downloaded, HTTP Error 404"):
+    with pytest.raises(DataError, match=r"data\.bin could not be downloaded: HTTP Error 404"):
         get(site, tmp_path / "data.bin")
     assert len(site.asked) == 1
 
@@ -249,7 +251,7 @@ def test_no_server_at_all_is_refused_with_the_way_out(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
         with pytest.raises(DataError, match="Connection refused") as refusal:
-            fetch(url, SHA256, len(CONTENT), tmp_path / "data.bin", ignore)
+            fetch(PublishedFile(url, len(CONTENT), SHA256), tmp_path / "data.bin", ignore)
     assert url in str(refusal.value)
     assert f"put the file at {tmp_path / 'data.bin'}" in str(refusal.value)
 
@@ -259,7 +261,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/data.bin"
         with pytest.raises(DataError, match="timed out"):
-            fetch(url, SHA256, len(CONTENT), tmp_path / "data.bin", ignore)
+            fetch(PublishedFile(url, len(CONTENT), SHA256), tmp_path / "data.bin", ignore)
 
 
 def test_something_else_than_http_is_refused(tmp_path: Path) -> None:
@@ -272,14 +274,15 @@ def test_something_else_than_http_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as odd:
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(DataError, match="could not be downloaded, 220 smtp"):
-            fetch(f"http://127.0.0.1:{odd.getsockname()[1]}/a", SHA256, 5, tmp_path / "data.bin", ignore)
+        file = PublishedFile(f"http://127.0.0.1:{odd.getsockname()[1]}/a", 5, SHA256)
+        with pytest.raises(DataError, match="could not be downloaded: 220 smtp"):
+            fetch(file, tmp_path / "data.bin", ignore)
         thread.join()
 
 
 def test_a_place_that_cannot_be_written_is_refused(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match=r"could not be downloaded, .*file"):
+    with pytest.raises(DataError, match=r"could not be downloaded: .*file"):
         get(site, tmp_path / "file" / "data.bin")
     assert site.asked == []
 
@@ -314,68 +317,63 @@ def test_a_damaged_gz_equals_nothing(tmp_path: Path, content: bytes) -> None:
 # By name
 
 
+CONTENTS = {"images.gz": CONTENT[:5000], "labels.gz": CONTENT[5000:6000]}
+
+
 @pytest.fixture
-def published(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Two small files published on the site under the name ``pets``; their contents."""
-    contents = {"images.gz": CONTENT[:5000], "labels.gz": CONTENT[5000:6000]}
-    files = {name: gzip.compress(content) for name, content in contents.items()}
+def pets(site: Site) -> tuple[PublishedFile, ...]:
+    """Two small files that are published on the site, both compressed."""
+    files = {name: gzip.compress(content) for name, content in CONTENTS.items()}
     site.files = {f"/{name}": packed for name, packed in files.items()}
-    monkeypatch.setitem(SOURCES, "pets", site.url.removesuffix("data.bin"))
-    rows = {name: (len(files[name]), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
-    monkeypatch.setitem(FILES, "pets", rows)
-    return contents
+    url = site.url.removesuffix("data.bin")
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
+    return tuple(PublishedFile(url + name, len(files[name]), digests[name]) for name in files)
 
 
-def test_files_that_are_missing_are_downloaded_and_the_next_time_found(
-    site: Site, published: dict[str, bytes], tmp_path: Path
-) -> None:
-    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets"
-    assert {path.name: gzip.decompress(path.read_bytes()) for path in (tmp_path / "pets").iterdir()} == published
+def test_missing_files_are_downloaded_once(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
+    find_or_fetch(pets, tmp_path / "pets", ignore)
+    assert {path.name: gzip.decompress(path.read_bytes()) for path in (tmp_path / "pets").iterdir()} == CONTENTS
     site.asked.clear()
-    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets"
+    find_or_fetch(pets, tmp_path / "pets", ignore)
     assert site.asked == []
 
 
-def test_files_packed_anew_or_unpacked_are_found(site: Site, published: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / "images.gz").write_bytes(gzip.compress(published["images.gz"], 1, mtime=7))
-    (tmp_path / "pets" / "labels").write_bytes(published["labels.gz"])
-    find_or_fetch("pets", tmp_path, ignore)
+def test_files_packed_anew_or_unpacked_are_found(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
+    (tmp_path / "images.gz").write_bytes(gzip.compress(CONTENTS["images.gz"], 1, mtime=7))
+    (tmp_path / "labels").write_bytes(CONTENTS["labels.gz"])
+    find_or_fetch(pets, tmp_path, ignore)
     assert site.asked == []
 
 
-def test_only_what_is_missing_is_downloaded(site: Site, published: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / "labels").write_bytes(published["labels.gz"])
-    find_or_fetch("pets", tmp_path, ignore)
+def test_only_missing_files_are_downloaded(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(CONTENTS["labels.gz"])
+    find_or_fetch(pets, tmp_path, ignore)
     assert site.asked == [("/images.gz", None)]
 
 
 @pytest.mark.parametrize("name", ["images.gz", "images"])
-def test_a_file_found_that_is_not_what_was_published_is_refused(
-    site: Site, published: dict[str, bytes], tmp_path: Path, name: str
+def test_a_file_with_another_checksum_is_refused(
+    site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / name).write_bytes(b"cats")
-    with pytest.raises(DataError, match="is not what was published") as refusal:
-        find_or_fetch("pets", tmp_path, ignore)
-    assert str(tmp_path / "pets" / name) in str(refusal.value)
+    (tmp_path / name).write_bytes(b"cats")
+    with pytest.raises(DataError, match="is not the published file") as refusal:
+        find_or_fetch(pets, tmp_path, ignore)
+    assert str(tmp_path / name) in str(refusal.value)
     assert hashlib.sha256(b"cats").hexdigest() in str(refusal.value)
-    assert hashlib.sha256(published["images.gz"]).hexdigest() in str(refusal.value)
-    assert (tmp_path / "pets" / name).read_bytes() == b"cats"
+    assert hashlib.sha256(CONTENTS["images.gz"]).hexdigest() in str(refusal.value)
+    assert (tmp_path / name).read_bytes() == b"cats"
     assert site.asked == []
 
 
-def test_a_data_set_of_one_file_is_that_file(
-    site: Site, published: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(FILES, "pets", {"images.gz": FILES["pets"]["images.gz"]})
-    assert find_or_fetch("pets", tmp_path, ignore) == tmp_path / "pets" / "images.gz"
-
-
-def test_every_name_has_files_with_whole_checksums() -> None:
-    assert set(SOURCES) == set(FILES) == {"mnist", "fashion-mnist", "cifar10"}
-    digests = [sha256 for files in FILES.values() for _, sha256 in files.values()]
-    assert len(set(digests)) == 9
-    assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
-    assert all(url.startswith("https://") and url.endswith("/") for url in SOURCES.values())
+def test_every_named_data_set_has_addresses_and_whole_checksums() -> None:
+    files = {name: dataset.files for name, dataset in DATASETS.items()}
+    assert {name: len(listed) for name, listed in files.items()} == {
+        "digits": 0,
+        "mnist": 4,
+        "fashion-mnist": 4,
+        "cifar10": 1,
+    }
+    every = [file for listed in files.values() for file in listed]
+    assert len({file.sha256 for file in every}) == len({file.url for file in every}) == 9
+    assert all(len(bytes.fromhex(file.sha256)) == 32 for file in every)
+    assert all(file.url.startswith("https://") for file in every)

@@ -24,31 +24,26 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training
-from evalmode.artifact.certificate import softmax
-from evalmode.artifact.manifest import DIGEST, Manifest, seal
+from evalmode.artifact.manifest import DIGEST, ClassifierManifest
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import softmax
 from evalmode.certification.metrics import calibration_error
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import Model, load_model
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import Model
+from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
 from training.evaluation import evaluate, predict_logits
-from training.export import (
-    Agreement,
-    Deployed,
-    _load_network,
-    check_fold,
-    choose_temperature,
-    expect_answers,
-    export_graph,
-    export_run,
-    fit_temperature,
-    measure_agreement,
-)
+from training.export import _load_network, export_run
 from training.loop import prepare_network, train
 from training.networks import scale_pixels
+from training.onnx_export import Deployed, export_graph
 from training.recipe import choose_recipe
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
+from training.temperature import choose_temperature, fit_temperature
 
 CHECKOUT = Path(training.__file__).parents[1]
 
@@ -158,11 +153,12 @@ def test_another_process_in_another_folder_exports_the_same_bytes(exported, tmp_
 import sys
 from pathlib import Path
 import torch
+from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
 from training.datasets import load_dataset
 from training.export import export_run
 from training.run import Run
 torch.set_num_threads(1)
-Path("again.onnx").write_bytes(export_run(Run.open(Path(sys.argv[1])), load_dataset("digits"))[0])
+Path("again.onnx").write_bytes(export_run(Run.open(Path(sys.argv[1])), load_dataset("digits")).artifact)
 """
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7"}
     subprocess.run(
@@ -396,7 +392,9 @@ def test_a_part_of_the_network_in_train_mode_is_refused_by_its_name(exported) ->
     network = exported.load_network()
     network.classifier[4].train()
     assert not network.training
-    with pytest.raises(ModuleInTrainMode, match=r"^not in eval mode: classifier\.4; batch norm and dropout would act"):
+    with pytest.raises(
+        ModuleInTrainMode, match=r"^not in eval mode: classifier\.4; batch norm and dropout would behave"
+    ):
         export_graph(Deployed(network), (8, 8, 1))
 
 
@@ -419,7 +417,7 @@ def test_a_run_without_weights_is_refused(exported, digits: Dataset, tmp_path: P
 
 
 def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx.ModelProto, exported) -> None:
-    manifest = Manifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
+    manifest = ClassifierManifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
     resealed = onnx.load_from_string(seal(graph, manifest))
     said = {fact.key: fact.value for fact in resealed.metadata_props}
     assert len(said.pop(DIGEST)) == 64
@@ -429,7 +427,7 @@ def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx
 
 def test_sealing_leaves_the_graph_it_was_given_alone(graph: onnx.ModelProto) -> None:
     before = graph.SerializeToString(deterministic=True)
-    seal(graph, Manifest(("a",), PixelContract(8, 8, 1)))
+    seal(graph, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
     assert graph.SerializeToString(deterministic=True) == before
 
 
@@ -438,7 +436,7 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
     broken.CopyFrom(graph)
     broken.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
-        seal(broken, Manifest(("a",), PixelContract(8, 8, 1)))
+        seal(broken, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
 
 
 # Mirrored: both views in one answer
@@ -452,9 +450,8 @@ def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
     run = Run.create(folder / "run", config)
     torch.manual_seed(0)
     network = prepare_network(config.build_network(), digits.train)
-    train(run, network, digits.train, digits.val, lambda *_: None, lambda _: None)
-    artifact, _, _ = export_run(run, digits, mirrored=True)
-    (folder / "model.onnx").write_bytes(artifact)
+    train(run, network, digits.train, digits.val)
+    (folder / "model.onnx").write_bytes(export_run(run, digits, mirrored=True).artifact)
     return run, load_model(folder / "model.onnx")
 
 
@@ -525,10 +522,7 @@ def test_where_nothing_is_fitted_that_is_said() -> None:
 
 
 def test_test_images_have_no_part_in_the_temperature(exported, digits: Dataset) -> None:
-    said: list[str] = []
     wrong = Split(digits.test.images, np.roll(digits.test.targets, 1))  # calibration there is another
-    _, _, quality = export_run(
-        exported.run, dataclasses.replace(digits, test=wrong), synthetic=True, on_temperature=said.append
-    )
-    assert quality.temperature == exported.quality.temperature != 1.0
-    assert len(said) == 1
+    again = export_run(exported.run, dataclasses.replace(digits, test=wrong), synthetic=True)
+    assert again.quality.temperature == exported.quality.temperature != 1.0
+    assert again.temperature_reason

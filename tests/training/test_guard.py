@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.states import equal, state_of
+from training.callbacks import Callbacks
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import TrainingDiverged
 from training.guard import Guard
-from training.loop import MOST_BACK_OFFS, make_optimizers, schedule, train
+from training.loop import MAX_BACK_OFFS, Execution, train
 from training.networks import build_network, scale_pixels
+from training.optimizers import make_optimizers, schedule
 from training.run import Run
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -45,7 +47,7 @@ def ignore(*_: object) -> None:
 def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on_epoch: Any = ignore) -> str:
     """What the training says when it stops; nothing that it keeps may hold a number that is none."""
     with pytest.raises(TrainingDiverged) as stopped:
-        train(run, network, split, digits.val, ignore, on_epoch)
+        train(run, network, split, digits.val, Callbacks(on_epoch=on_epoch))
     if run.has_weights():
         run.load_weights(kept := run.config.build_network())
         assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
@@ -68,7 +70,7 @@ def test_a_weight_that_is_nan_or_infinite_is_named(
     told = run_to_fault(run, network, few, digits, spoil)
     assert f": weight {weight} is NaN or infinite in " in told  # where no image reaches it, once a step has spread it
     assert "at epoch 2, " in told
-    assert "this one was set or loaded so" in told
+    assert "this value was assigned or loaded" in told
     assert equal(state_of(network), good[0])  # weights and statistics, as they were after the last good epoch
 
 
@@ -167,7 +169,7 @@ def test_what_is_nan_or_infinite_between_layers_is_named_by_the_next(
     last = LAYERS[-1][1]
     network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: (inputs[0] - math.inf,))
     told = run_to_fault(run, network, few, digits)
-    assert f"what {last} (Linear) is given is NaN or infinite" in told
+    assert f"the input of {last} (Linear) is NaN or infinite" in told
 
 
 @pytest.mark.parametrize(("network_name", "weight"), LEARNED, ids=str)
@@ -230,9 +232,9 @@ def test_a_learning_rate_that_explodes_is_said(
     initial = state_of(network)
     told: list[str] = []
     with pytest.raises(TrainingDiverged) as stopped:
-        train(run, network, digits.train, digits.val, ignore, ignore, told.append, backs_off)
+        train(run, network, digits.train, digits.val, Callbacks(on_warning=told.append), Execution(back_off=backs_off))
     told.append(str(stopped.value))
-    assert len(told) == (1 + MOST_BACK_OFFS if backs_off else 1)
+    assert len(told) == (1 + MAX_BACK_OFFS if backs_off else 1)
     assert all("Weights have exploded" in one and "try a lower --learning-rate" in one for one in told)
     assert "Nothing was learned yet" in told[-1]
     assert equal(state_of(network), initial)
@@ -254,12 +256,14 @@ def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
             with torch.no_grad():
                 list(network.parameters())[-1].fill_(math.nan)
 
-    train(run, network, few, digits.val, ignore, spoil_once, told.append, back_off=True)
+    train(
+        run, network, few, digits.val, Callbacks(on_epoch=spoil_once, on_warning=told.append), Execution(back_off=True)
+    )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     share = schedule(run.config.recipe, (1 + 2.5 / 3) / 2)  # in the middle of the last step of three
     assert epochs[1].learning_rate == pytest.approx(share * peak / 2)
     [warning] = told
-    assert warning.endswith(f". Going on from the last good epoch at learning rate {peak / 2:g}")
+    assert warning.endswith(f". Continuing from the last good epoch at learning rate {peak / 2:g}")
     run.load_weights(kept := run.config.build_network())
     assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
 
@@ -294,7 +298,7 @@ def test_backing_off_ends_after_three_times(start_run: StartRun, few: Split, dig
     network.get_submodule(LAYERS[-1][1]).register_forward_hook(lambda module, inputs, output: output * math.nan)
     told: list[str] = []
     with pytest.raises(TrainingDiverged):
-        train(run, network, few, digits.val, ignore, ignore, told.append, back_off=True)
-    assert len(told) == MOST_BACK_OFFS
+        train(run, network, few, digits.val, Callbacks(on_warning=told.append), Execution(back_off=True))
+    assert len(told) == MAX_BACK_OFFS
     assert [warning.rpartition(" ")[2] for warning in told] == ["0.0005", "0.00025", "0.000125"]
     assert equal(state_of(network), initial)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from training.errors import NetworkError
-from training.networks import build_network
+from training.networks import NETWORKS, build_network, get_architecture, recognise_architecture
+from training.networks.own import OWN as OWN_ARCHITECTURE
 
 OWN = """
 import torch
@@ -60,3 +62,27 @@ def test_a_users_network_is_built_for_the_images_and_labels() -> None:
 def test_a_users_network_that_cannot_be_used_is_refused_with_the_reason(name: str, message: str) -> None:
     with pytest.raises(NetworkError, match=message):
         build_network(name, (6, 5, 3), 4, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_built_network_is_recognised_as_its_architecture(name: str) -> None:
+    assert recognise_architecture(build_network(name, (8, 8, 1), 3, 1.0, 0.0)) is get_architecture(name)
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_users_network_has_an_architecture_that_is_found_without_importing_it() -> None:
+    assert get_architecture("not.installed:build") is OWN_ARCHITECTURE
+    assert recognise_architecture(build_network("own_networks:build", (6, 5, 3), 4, 1.0, 0.0)) is OWN_ARCHITECTURE
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(NetworkError, match="no network 'resnet': choose compact, reference or your own"):
+        get_architecture("resnet")
+
+
+def test_preparing_changes_only_the_weights_that_are_not_learned() -> None:
+    network = build_network("compact", (8, 8, 1), 3, 1.0, 0.0)
+    before = {name: weights.clone() for name, weights in network.named_parameters()}
+    get_architecture("compact").prepare(network, np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8))
+    changed = {name for name, weights in network.named_parameters() if not torch.equal(weights, before[name])}
+    assert changed == {name for name, weights in network.named_parameters() if not weights.requires_grad}

@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from evalmode.certification.metrics import wilson_interval
+from evalmode.certification.metrics import measure_reliability, wilson_interval
 from training.datasets import Dataset, Split
 from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
-from training.report.charts import COLOURS, FOLDER, draw_lines
-from training.report.findings import Answers, calibrate, find_confusions, score_classes, try_shifts
+from training.report.charts import COLOURS, FOLDER, Axes, Line, draw_lines
+from training.report.findings import Predictions, find_confusions, score_classes, try_shifts
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
-from training.run import Run, RunConfig
+from training.run import Run
+from training.run_config import RunConfig
 
 SECTIONS = {
     "learning": "Learning curves",
@@ -34,7 +35,7 @@ SECTIONS = {
     "shifts": "Shifts",
     "filters": "First filters",
     "maps": "Feature maps",
-    "moving": "Batch against moving statistics",
+    "moving": "Batch statistics and moving statistics",
     "drift": "Activation drift",
 }
 VOID = {"meta", "link", "img", "br"}
@@ -91,7 +92,7 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     run = Run.create(folder, RunConfig.of(digits, None, False, Recipe(network="reference", epochs=2)))
     torch.manual_seed(0)
     network = run.config.build_network()
-    best = train(run, network, digits.train, digits.val, lambda *_: None, lambda _: None)
+    best = train(run, network, digits.train, digits.val)
     run.append_metrics({"best_epoch": best.epoch, "test_accuracy": 0.0})
     run.load_weights(network)
     return run, network, write_report(run, network, digits)
@@ -103,13 +104,13 @@ def page(trained: tuple[Run, nn.Module, Path]) -> Page:
 
 
 @pytest.fixture(scope="module")
-def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Answers:
+def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Predictions:
     """What the network says, computed here."""
     with torch.no_grad():
         logits = trained[1].eval()(scale_pixels(torch.from_numpy(digits.test.images))).double().numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     predicted = probabilities.argmax(1)
-    return Answers(predicted, probabilities.max(1), predicted == digits.test.targets)
+    return Predictions(predicted, probabilities.max(1), predicted == digits.test.targets)
 
 
 WriteUntrained = Callable[[nn.Module, Dataset], Page]
@@ -164,19 +165,21 @@ class TestPage:
         assert None not in page.alts
 
     def test_has_the_numbers(
-        self, page: Page, trained: tuple[Run, nn.Module, Path], answers: Answers, digits: Dataset
+        self, page: Page, trained: tuple[Run, nn.Module, Path], answers: Predictions, digits: Dataset
     ) -> None:
-        assert page.texts["accuracy"] == f"{100 * answers.right.mean():.2f}%"
-        low, high = wilson_interval(int(answers.right.sum()), len(answers.right))
+        assert page.texts["accuracy"] == f"{100 * answers.correct.mean():.2f}%"
+        low, high = wilson_interval(int(answers.correct.sum()), len(answers.correct))
         assert f"{100 * low:.1f}% to {100 * high:.1f}%" in page.words("")
-        assert "1,295 and 143 to validate, 359 to test; 8\N{MULTIPLICATION SIGN}8 grey" in page.words("")
+        assert "Training images1,295 143 validation and 359 test images; 8\N{MULTIPLICATION SIGN}8 grey" in page.words(
+            ""
+        )
         assert "99,818 weights, 10 labels" in page.words("")
         for target, label in enumerate(digits.labels):
-            right = answers.right[digits.test.targets == target]
+            right = answers.correct[digits.test.targets == target]
             assert re.search(rf" {label}{len(right)} \S+ {100 * right.mean():.1f}% ", page.words("classes"))
 
-    def test_shows_the_surest_mistakes_first(self, page: Page, answers: Answers, digits: Dataset) -> None:
-        wrong = np.flatnonzero(~answers.right)
+    def test_shows_the_surest_mistakes_first(self, page: Page, answers: Predictions, digits: Dataset) -> None:
+        wrong = np.flatnonzero(~answers.correct)
         worst = wrong[answers.confidence[wrong].argmax()]
         true, predicted = digits.labels[digits.test.targets[worst]], digits.labels[answers.predicted[worst]]
         shown = page.words("mistakes").split("in common. ")[1]
@@ -249,15 +252,15 @@ class TestFindings:
     def test_calibration(self) -> None:
         confidence = np.array([0.95, 0.92, 0.91, 0.55, 0.52])
         right = np.array([True, True, False, True, False])
-        means, shares, images, error = calibrate(Answers(np.zeros(5, np.int64), confidence, right))
-        assert means.tolist() == pytest.approx([0.535, 0.9266667])
-        assert shares.tolist() == pytest.approx([0.5, 2 / 3])
-        assert images.tolist() == [2, 3]
-        assert error == pytest.approx(0.4 * 0.035 + 0.6 * 0.26)
+        reliability = measure_reliability(confidence, right)
+        assert reliability.confidence.tolist() == pytest.approx([0.535, 0.9266667])
+        assert reliability.accuracy.tolist() == pytest.approx([0.5, 2 / 3])
+        assert reliability.images.tolist() == [2, 3]
+        assert reliability.error == pytest.approx(0.4 * 0.035 + 0.6 * 0.26)
 
     def test_calibration_of_a_network_that_is_always_right(self) -> None:
-        predicted = np.zeros(4, np.int64)
-        assert calibrate(Answers(predicted, np.full(4, 0.75), np.full(4, True)))[3] == pytest.approx(0.25)
+        reliability = measure_reliability(np.full(4, 0.75), np.full(4, True))
+        assert reliability.error == pytest.approx(0.25)
 
     def test_confusions_come_in_order(self) -> None:
         matrix = np.array([[5, 1, 0], [3, 5, 2], [0, 0, 9]])
@@ -325,7 +328,7 @@ def decode(address: str) -> np.ndarray:
 class TestCharts:
     def test_take_every_colour_from_the_page(self) -> None:
         chart = draw_lines(
-            "Gap", range(3), [(name, name, [0, 1, 2], "-") for name in COLOURS], band=([0, 0, 0], [1, 1, 1])
+            "Gap", Axes(range(3)), [Line(name, name, [0, 1, 2]) for name in COLOURS], band=([0, 0, 0], [1, 1, 1])
         )
         assert not re.search(r": #", chart.svg)
         for name in COLOURS:
@@ -338,12 +341,12 @@ class TestCharts:
             assert f"--{name}: {colour}" not in night
 
     def test_say_in_words_what_they_show(self) -> None:
-        chart = draw_lines("A & <b>", [1, 2], [("train", "blue", [0.5, 0.25], "-")])
-        assert 'aria-label="A &amp; &lt;b&gt; by epoch, at the last: train 0.25"' in chart.svg
+        chart = draw_lines("A & <b>", Axes([1, 2]), [Line("train", "blue", [0.5, 0.25])])
+        assert 'aria-label="A &amp; &lt;b&gt; by epoch; last values: train 0.25"' in chart.svg
 
 
 def test_mistakes_carry_the_names_of_their_files(
-    trained: tuple[Run, nn.Module, Path], digits: Dataset, answers: Answers, page: Page
+    trained: tuple[Run, nn.Module, Path], digits: Dataset, answers: Predictions, page: Page
 ) -> None:
     """Whatever bytes a name is; data that come without files are counted."""
     run, network, path = trained
@@ -353,7 +356,7 @@ def test_mistakes_carry_the_names_of_their_files(
     write_report(run, network, replace(digits, test=Split(test.images, test.targets, names)))
     named = set(map(int, re.findall(r"photo-(\d+)", Page(path.read_text("utf-8")).words("mistakes"))))
     path.write_bytes(before)
-    wrong = set(np.flatnonzero(~answers.right).tolist())
+    wrong = set(np.flatnonzero(~answers.correct).tolist())
     assert len(named) == min(12, len(wrong)) > 0
     assert named <= wrong
     assert set(map(int, re.findall(r"test image (\d+)", page.words("mistakes")))) == named

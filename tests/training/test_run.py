@@ -16,7 +16,8 @@ from torch import nn
 from training.datasets import Dataset
 from training.errors import NetworkError, RunError
 from training.recipe import Recipe
-from training.run import Run, RunConfig, claim_folder
+from training.run import Run, claim_folder
+from training.run_config import RunConfig
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evalmode.artifact.manifest import open_artifact
-from evalmode.cli.train import _train
+from evalmode.artifact.sealing import open_artifact
+from evalmode.cli.display import Display
+from evalmode.cli.output import Output
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
 from training.datasets import Dataset, Split
 from training.export import export_run
-from training.loop import prepare_network
+from training.fit import fit_run
+from training.loop import Execution, prepare_network
 from training.networks import build_network, scale_pixels
 from training.observe import observe_layers
-from training.ranks import ALONE
 from training.recipe import Recipe
-from training.run import EXACT, Run, RunConfig
+from training.run import EXACT, Run
+from training.run_config import RunConfig
 from training.statistics import list_moved, recompute_statistics, sample_statistics
 
 
@@ -220,15 +222,15 @@ def test_a_frozen_backbone_is_exported_as_it_was_trained(
     run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, recipe))
     network = run.config.build_network()
     before = state_of(network)
-    _train(run, network, dataset, False, ALONE)
+    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
     said = capsys.readouterr().out
-    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not move them\n" in said
+    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not change them\n" in said
     exact = run.read_weights(EXACT)
     assert torch.equal(exact["norm.running_var"], before["norm.running_var"])
     assert not torch.equal(exact["head.running_var"], run.read_weights("best")["head.running_var"])
     (run.folder / f"{EXACT}.safetensors").unlink()
     for mirrored in (False, True):  # recomputed by the export, as before
-        _, manifest = open_artifact(export_run(run, dataset, mirrored)[0])
+        _, manifest = open_artifact(export_run(run, dataset, mirrored).artifact)
         layers = {layer["name"].removeprefix("network."): layer for layer in manifest.properties["moments"]["layers"]}
         assert layers["norm"]["variance"] == pytest.approx(before["norm.running_var"].tolist())
         assert layers["head"]["variance"] == pytest.approx(exact["head.running_var"].tolist(), rel=1e-3) or mirrored
@@ -241,8 +243,8 @@ def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
     run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(epochs=1)))
     torch.manual_seed(0)
     network = run.config.build_network()
-    monkeypatch.setattr("training.evaluation.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
-    _train(run, network, dataset, False, ALONE)
+    monkeypatch.setattr("training.fit.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
+    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
     said = capsys.readouterr().out
     assert "with 95% confidence; the weights that are exported reach 0.1250\n" in said
     assert "kept " not in said

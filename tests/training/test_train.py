@@ -15,20 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.training.states import State, equal, state_of
+from training.batches import balance_labels, split_batches
+from training.callbacks import Callbacks
+from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
 from training.evaluation import evaluate, predict_logits, split_evaluation
-from training.loop import (
-    Epoch,
-    balance_labels,
-    choose_device,
-    make_optimizers,
-    prepare_network,
-    schedule,
-    split_batches,
-    train,
-)
+from training.loop import choose_device, prepare_network, train
 from training.networks import build_network, scale_pixels
+from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe
 from training.run import Run
 from training.statistics import recompute_statistics
@@ -93,7 +88,7 @@ class Scripted(nn.Module):
 def test_training_lowers_the_loss(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=5)
     losses: list[float] = []
-    train(run, network, few, digits.val, ignore, lambda epoch: losses.append(epoch.loss))
+    train(run, network, few, digits.val, Callbacks(on_epoch=lambda epoch: losses.append(epoch.loss)))
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] / 3
 
@@ -107,7 +102,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(start_run: StartRun, f
     for name in ("one", "two"):
         run, network = start_run(name, epochs=2, seed=3)
         torch.manual_seed(len(states))  # what was drawn before does not matter
-        train(run, network, few, digits.val, ignore, ignore)
+        train(run, network, few, digits.val)
         states.append(state_of(network))
     assert equal(*states)
 
@@ -118,7 +113,7 @@ def test_another_seed_gives_other_weights_from_the_same_start(start_run: StartRu
     for seed in (3, 4):
         run, network = start_run(str(seed), epochs=1, seed=seed)
         network.load_state_dict(initial.state_dict())
-        train(run, network, few, digits.val, ignore, ignore)
+        train(run, network, few, digits.val)
         states.append(state_of(network))
     assert not equal(*states)
 
@@ -126,7 +121,7 @@ def test_another_seed_gives_other_weights_from_the_same_start(start_run: StartRu
 def test_every_epoch_shows_every_image_once(start_run: StartRun) -> None:
     run, _ = start_run(epochs=3, batch_size=64)
     network = Recorder()
-    train(run, network, numbered(300), numbered(1), ignore, ignore)
+    train(run, network, numbered(300), numbered(1))
     epochs = [chain.from_iterable(network.seen[True][start : start + 5]) for start in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(300)) for epoch in epochs)
 
@@ -134,7 +129,7 @@ def test_every_epoch_shows_every_image_once(start_run: StartRun) -> None:
 def test_every_epoch_has_an_order_of_its_own(start_run: StartRun) -> None:
     run, _ = start_run(epochs=3, batch_size=300)
     network = Recorder()
-    train(run, network, numbered(300), numbered(1), ignore, ignore)
+    train(run, network, numbered(300), numbered(1))
     orders = network.seen[True]
     assert list(range(300)) not in orders
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -143,7 +138,7 @@ def test_every_epoch_has_an_order_of_its_own(start_run: StartRun) -> None:
 def test_every_epoch_has_random_draws_of_its_own(start_run: StartRun) -> None:
     run, _ = start_run(epochs=3, batch_size=300)
     network = Recorder()
-    train(run, network, numbered(300), numbered(1), ignore, ignore)
+    train(run, network, numbered(300), numbered(1))
     assert len(set(network.drawn)) == 3
 
 
@@ -153,7 +148,7 @@ def test_the_order_and_the_random_draws_follow_the_seed(start_run: StartRun, see
     for name, chosen in (("one", 0), ("two", seed)):
         run, _ = start_run(name, epochs=1, seed=chosen)
         networks.append(Recorder())
-        train(run, networks[-1], numbered(50), numbered(1), ignore, ignore)
+        train(run, networks[-1], numbered(50), numbered(1))
     one, two = networks
     assert (one.seen[True] == two.seen[True]) is alike
     assert (one.drawn == two.drawn) is alike
@@ -164,7 +159,7 @@ def test_neighbouring_seeds_share_no_epoch(start_run: StartRun) -> None:
     for seed in (0, 1, 2):
         run, _ = start_run(str(seed), epochs=3, batch_size=50, seed=seed)
         networks.append(Recorder())
-        train(run, networks[-1], numbered(50), numbered(1), ignore, ignore)
+        train(run, networks[-1], numbered(50), numbered(1))
     assert len({draw for network in networks for draw in network.drawn}) == 9
     assert len({tuple(order) for network in networks for order in network.seen[True]}) == 9
 
@@ -173,7 +168,7 @@ def test_it_learns_from_the_training_images_alone_and_only_validates_the_others(
     run, _ = start_run(epochs=2, batch_size=300)
     network = Recorder()
     validation = Split(numbered(330).images[300:], np.zeros(30, np.int64))
-    train(run, network, numbered(300), validation, ignore, ignore)
+    train(run, network, numbered(300), validation)
     assert [sorted(batch) for batch in network.seen[True]] == [list(range(300))] * 2
     assert network.seen[False] == [list(range(300, 330))] * 2
 
@@ -183,7 +178,7 @@ def test_targets_stay_with_their_images(start_run: StartRun) -> None:
     targets = np.repeat([0, 1], 16)
     run, _ = start_run(epochs=30, batch_size=8, learning_rate=0.1)
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
-    best = train(run, network, Split(images, targets), Split(images, targets), ignore, ignore)
+    best = train(run, network, Split(images, targets), Split(images, targets))
     assert best.val_accuracy == 1
     assert best.val_loss < 0.1
 
@@ -205,7 +200,7 @@ def test_weight_decay_shrinks_a_weight_apart_from_its_gradient(
 
     run, _ = start_run(epochs=1, batch_size=2, learning_rate=0.1, weight_decay=weight_decay)
     network = Idle()
-    train(run, network, numbered(4), numbered(1), ignore, ignore)  # two steps
+    train(run, network, numbered(4), numbered(1))  # two steps
     assert network.weight.item() == pytest.approx(expected)
 
 
@@ -220,14 +215,14 @@ def test_adam_has_keras_epsilon(start_run: StartRun) -> None:
 
     run, _ = start_run(epochs=1, batch_size=2, learning_rate=1.0)
     network = Faint()
-    train(run, network, numbered(2), numbered(1), ignore, ignore)
+    train(run, network, numbered(2), numbered(1))
     assert network.weight.item() == pytest.approx(-1e-7 / (1e-7 + 1e-7), rel=0.01)
 
 
 def test_the_learning_rate_is_the_size_of_adams_first_step(start_run: StartRun) -> None:
     run, _ = start_run(epochs=1, batch_size=2, learning_rate=0.03)
     network = Recorder()
-    train(run, network, numbered(2), numbered(1), ignore, ignore)
+    train(run, network, numbered(2), numbered(1))
     assert abs(network.weight.item()) == pytest.approx(0.03, rel=1e-3)
 
 
@@ -235,7 +230,7 @@ def test_dropout_takes_effect(start_run: StartRun, few: Split, digits: Dataset) 
     losses = []
     for dropout in (0.0, 0.9):
         run, network = start_run(str(dropout), epochs=3, dropout=dropout)
-        train(run, network, few, digits.val, ignore, lambda epoch: losses.append(epoch.loss))
+        train(run, network, few, digits.val, Callbacks(on_epoch=lambda epoch: losses.append(epoch.loss)))
     assert losses[2] < losses[5] / 2  # what is dropped in nine of ten units is learnt more slowly
 
 
@@ -260,7 +255,7 @@ def test_no_batch_of_one_is_left_over_and_no_image_lost(count: int, batch_size: 
 
 def test_a_left_over_image_does_not_stop_the_training(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=1)
-    train(run, network, Split(few.images[:33], few.targets[:33]), digits.val, ignore, ignore)
+    train(run, network, Split(few.images[:33], few.targets[:33]), digits.val)
     assert run.has_weights()
 
 
@@ -270,7 +265,7 @@ def test_a_left_over_image_does_not_stop_the_training(start_run: StartRun, few: 
 def test_steps_are_told_with_their_number_and_loss(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=2, batch_size=40)
     told: list[tuple[int, int, float]] = []
-    train(run, network, few, digits.val, lambda *step: told.append(step), ignore)
+    train(run, network, few, digits.val, Callbacks(on_step=lambda *step: told.append(step)))
     assert [step[:2] for step in told] == [(1, 3), (2, 3), (3, 3)] * 2
     assert all(math.isfinite(loss) for *_, loss in told)
 
@@ -280,21 +275,21 @@ def test_an_epochs_loss_is_the_mean_over_images_not_over_batches(
 ) -> None:
     run, network = start_run(epochs=1, batch_size=40)  # 40, 40 and 16
     losses: list[float] = []
-    best = train(run, network, few, digits.val, lambda step, steps, loss: losses.append(loss), ignore)
+    best = train(run, network, few, digits.val, Callbacks(on_step=lambda step, steps, loss: losses.append(loss)))
     assert best.loss == pytest.approx((40 * losses[0] + 40 * losses[1] + 16 * losses[2]) / 96)
 
 
 def test_an_epochs_accuracy_is_the_share_of_training_images_that_were_right(start_run: StartRun) -> None:
     split = Split(numbered(8).images, np.array([0, 0, 0, 0, 0, 0, 1, 1]))
     run, _ = start_run(epochs=1, batch_size=3)
-    best = train(run, Scripted([[1.0], [1.0], [1.0]]), split, numbered(1), ignore, ignore)  # in training always label 0
+    best = train(run, Scripted([[1.0], [1.0], [1.0]]), split, numbered(1))  # in training always label 0
     assert best.train_accuracy == 0.75
 
 
 def test_metrics_hold_a_line_for_every_epoch(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=3)
     told: list[Epoch] = []
-    train(run, network, few, digits.val, ignore, told.append)
+    train(run, network, few, digits.val, Callbacks(on_epoch=told.append))
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"epoch", "layers"}  # what batch norm sees before the first step
     assert lines[0]["epoch"] == 0
@@ -307,7 +302,7 @@ def test_validation_figures_are_those_of_eval_mode_with_the_statistics_of_the_tr
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(epochs=1)
-    best = train(run, network, few, digits.val, ignore, ignore)
+    best = train(run, network, few, digits.val)
     lagging, _ = evaluate(network, digits.val)
     recompute_statistics(network, few)  # as the export does
     with torch.no_grad():
@@ -328,7 +323,7 @@ def test_the_epoch_is_chosen_by_the_weights_that_are_exported(start_run: StartRu
         recompute_statistics(twin, digits.train)
         exact.append(evaluate(twin, digits.val)[0])
 
-    best = train(run, network, digits.train, digits.val, ignore, measure)
+    best = train(run, network, digits.train, digits.val, Callbacks(on_epoch=measure))
     assert max(exact) - exact[best.epoch - 1] <= 2 / 143
     assert best.val_accuracy == pytest.approx(exact[best.epoch - 1], abs=2 / 143)
 
@@ -338,7 +333,7 @@ def test_validating_leaves_the_moving_statistics_where_training_moved_them(
 ) -> None:
     run, network = start_run(epochs=1, dropout=0.0)
     twin = copy.deepcopy(network)
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     order = np.random.default_rng([0, 1]).permutation(96)  # the first epoch's
     optimizers = make_optimizers(twin, run.config.recipe)
     twin.to(memory_format=torch.channels_last).train()
@@ -370,7 +365,7 @@ def test_validation_chooses_the_weights_that_are_kept(
     start_run: StartRun, script: list[list[float]], best: int
 ) -> None:
     run, _ = start_run(epochs=len(script))
-    chosen = train(run, Scripted(script), numbered(8), numbered(2), ignore, ignore)
+    chosen = train(run, Scripted(script), numbered(8), numbered(2))
     kept = Scripted(script)
     run.load_weights(kept)
     assert (chosen.epoch, kept.steps.item()) == (best, best)
@@ -380,7 +375,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(start_run: StartRun, few: 
     misled = Split(digits.val.images, (digits.val.targets + 1) % 10)  # the more is learnt, the worse it validates
     run, network = start_run(epochs=5, learning_rate=2e-3)
     epochs: list[tuple[Epoch, State]] = []
-    best = train(run, network, few, misled, ignore, lambda epoch: epochs.append((epoch, state_of(network))))
+    best = train(run, network, few, misled, Callbacks(on_epoch=lambda epoch: epochs.append((epoch, state_of(network)))))
     expected, state = max(epochs, key=lambda epoch: (epoch[0].val_accuracy, -epoch[0].val_loss))
     assert best == expected
     assert best.epoch < 5
@@ -396,7 +391,7 @@ def test_an_exploding_loss_stops_the_training_with_where_and_how_fast(
 ) -> None:
     run, network = start_run(epochs=2, learning_rate=1e30)
     with pytest.raises(TrainingDiverged) as stop:
-        train(run, network, few, digits.val, ignore, ignore)
+        train(run, network, few, digits.val)
     assert "the loss is nan at epoch 1, step 2 of 3" in str(stop.value)
     assert "try a lower --learning-rate" in str(stop.value)
     assert stop.value.exit_code == 1
@@ -415,7 +410,7 @@ def test_an_infinite_loss_stops_the_training_too(start_run: StartRun) -> None:
 
     run, _ = start_run(epochs=1)
     with pytest.raises(TrainingDiverged, match="the loss is inf at epoch 1, step 1 of 1"):
-        train(run, Sure(), numbered(4), numbered(1), ignore, ignore)
+        train(run, Sure(), numbered(4), numbered(1))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -431,7 +426,7 @@ def test_divergence_keeps_the_best_weights_of_earlier_epochs(
             next(network.parameters()).view(-1)[0] = value
 
     with pytest.raises(TrainingDiverged, match="at epoch 2, step 1 of 3"):
-        train(run, network, few, digits.val, ignore, spoil)
+        train(run, network, few, digits.val, Callbacks(on_epoch=spoil))
     assert equal(saved_state(run), good[0])
 
 
@@ -441,7 +436,7 @@ def test_a_diverging_step_changes_no_weight(start_run: StartRun, few: Split, dig
         network.classifier[-1].bias[0] = math.nan
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     with pytest.raises(TrainingDiverged):
-        train(run, network, few, digits.val, ignore, ignore)
+        train(run, network, few, digits.val)
     after = dict(network.named_parameters())
     assert all(torch.equal(after[name].nan_to_num(7), value.nan_to_num(7)) for name, value in before.items())
 
@@ -453,7 +448,7 @@ def test_weights_that_validate_to_nan_are_never_kept_as_the_best(
     with pytest.raises(
         TrainingDiverged, match=r"the loss is nan at epoch 1, in validation: .* try a lower --learning-rate"
     ):
-        train(run, network, few, digits.val, ignore, ignore)
+        train(run, network, few, digits.val)
     assert not run.has_weights()
 
 
@@ -475,7 +470,7 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_weights_so_far(start_run: StartRun
     run, network = start_run(epochs=2)
     stop = Stop(epoch=1, step=2)
     with pytest.raises(KeyboardInterrupt):
-        train(run, network, few, digits.val, stop.on_step, stop.on_epoch)
+        train(run, network, few, digits.val, Callbacks(on_step=stop.on_step, on_epoch=stop.on_epoch))
     assert equal(saved_state(run), state_of(network))
 
 
@@ -488,7 +483,7 @@ def test_ctrl_c_leaves_no_weights_that_are_nan_or_infinite(start_run: StartRun, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(run, network, few, digits.val, explode, ignore)
+        train(run, network, few, digits.val, Callbacks(on_step=explode))
     assert equal(saved_state(run), initial)
 
 
@@ -502,7 +497,7 @@ def test_ctrl_c_later_leaves_the_best_weights(start_run: StartRun, few: Split, d
         states.append(state_of(network))
 
     with pytest.raises(KeyboardInterrupt):
-        train(run, network, few, digits.val, stop.on_step, on_epoch)
+        train(run, network, few, digits.val, Callbacks(on_step=stop.on_step, on_epoch=on_epoch))
     assert equal(saved_state(run), states[0])
     assert not equal(saved_state(run), state_of(network))
 
@@ -572,7 +567,7 @@ def test_the_learning_rate_follows_the_schedule_to_the_last_step(
     """Six steps in two epochs: the last but one has 9/12 behind it, the last 11/12."""
     run, network = start_run(network="compact", optimizer="muon", learning_rate=0.1, epochs=2)
     told: list[Epoch] = []
-    train(run, network, few, digits.val, ignore, told.append)
+    train(run, network, few, digits.val, Callbacks(on_epoch=told.append))
     assert [epoch.learning_rate for epoch in told] == pytest.approx([0.1 * (7 / 12) / 0.9, 0.1 * (1 / 12) / 0.9])
 
 
@@ -584,7 +579,7 @@ def test_muon_moves_the_convolutions_and_sgd_the_rest_and_the_frozen_stay(
     muon, sgd = make_optimizers(network, run.config.recipe)
     assert {tuple(w.shape)[2:] for group in muon.param_groups for w in group["params"]} == {(3, 3)}
     assert all(w.ndim < 4 for group in sgd.param_groups for w in group["params"])
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     changed = {name for name, value in state_of(network).items() if not torch.equal(value, before[name])}
     assert changed == set(before) - {"whitening.weight"}
 
@@ -592,7 +587,7 @@ def test_muon_moves_the_convolutions_and_sgd_the_rest_and_the_frozen_stay(
 def test_initial_weights_are_kept_beside_the_best(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=1)
     before = state_of(network)
-    train(run, network, few, digits.val, ignore, ignore)
+    train(run, network, few, digits.val)
     initial = run.config.build_network()
     run.load_weights(initial, "initial")
     assert equal(state_of(initial), before)
@@ -627,7 +622,7 @@ def views_seen(start_run: StartRun, name: str, **recipe: object) -> list[list[in
     def next_epoch(_: Epoch) -> None:
         seen.append([])
 
-    train(run, Watch(), split, split, ignore, next_epoch)
+    train(run, Watch(), split, split, Callbacks(on_epoch=next_epoch))
     return seen[:2]
 
 
@@ -653,7 +648,7 @@ def test_label_smoothing_is_part_of_the_loss(start_run: StartRun, few: Split, di
         logits = network.train()(scale_pixels(torch.from_numpy(few.images)))
         expected = functional.cross_entropy(logits, torch.from_numpy(few.targets), label_smoothing=smoothing).item()
         run, network = start_run(name + "2", epochs=1, batch_size=96, dropout=0.0, label_smoothing=smoothing)
-        losses.append(train(run, network, few, digits.val, ignore, ignore).loss)
+        losses.append(train(run, network, few, digits.val).loss)
         assert losses[-1] == pytest.approx(expected, rel=1e-5)
     assert losses[0] != losses[1]
 
@@ -672,7 +667,7 @@ def test_balancing_counts_a_rare_label_as_much_as_a_frequent_one(start_run: Star
     for name, balance in (("as they are", False), ("balanced", True)):
         run, _ = start_run(name, epochs=60, batch_size=100, learning_rate=0.1, balance=balance)
         network = Guess()
-        train(run, network, split, split, ignore, ignore)
+        train(run, network, split, split)
         shares.append(torch.softmax(network.logits, 0)[1].item())
     assert shares == pytest.approx([0.1, 0.5], abs=0.02)
 

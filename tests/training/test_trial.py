@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.training.states import equal, state_of
+from training.callbacks import Callbacks
 from training.datasets import Dataset, Split
 from training.errors import NetworkError
 from training.export import export_run
@@ -50,7 +51,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ("auxiliary", "in train mode returns tuple .* return the logits alone"),
         ("wants_size", r"AssertionError: expected 224, got 8 \(own_networks\.py, line \d+\)"),
         ("fails_in_training", "fails in training on images of shape .*: LookupError: no mask"),
-        ("functional_dropout", "other answers to the same images the second time, in eval mode: .*use nn.Dropout"),
+        ("functional_dropout", "different results for the same images the second time, in eval mode: .*use nn.Dropout"),
         ("draws", "in eval mode: it draws random numbers"),
         ("detached", r"no gradient reaches stem\.weight, stem\.bias, norm\.weight, \.\.\. of detached"),
         (
@@ -63,7 +64,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ),
         ("branches", r"branches on the values of a tensor \(own_networks\.py, line \d+\)"),
         ("adaptive_max", r"its operator aten\.adaptive_max_pool2d has no counterpart there; replace the layer"),
-        ("stuck", "not in eval mode: the network itself, stem, .* does the module keep eval"),
+        ("stuck", "not in eval mode: the network itself, stem, .* Does the module prevent eval"),
         ("scripted", "is a torch.jit script, which cannot be exported"),
         ("instance_norm", r"cannot be exported to ONNX: .* norm \(InstanceNorm2d\) with moving statistics; set track"),
         ("grows", "other weights or buffers after a step than before it: seen; register them in __init__"),
@@ -137,17 +138,17 @@ def test_what_passes_the_trial_trains_resumes_and_exports(
 ) -> None:
     try_own(name)
     run, network = start_run(network=OURS + name, epochs=2)
-    train(run, network, few, digits.val, lambda *_: None, lambda _: None)
+    train(run, network, few, digits.val)
     again, other = start_run("again", network=OURS + name, epochs=2)
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(again, other, few, digits.val, lambda *_: None, stop)
-    train(again, again.config.build_network(), few, digits.val, lambda *_: None, lambda _: None)
+        train(again, other, few, digits.val, Callbacks(on_epoch=stop))
+    train(again, again.config.build_network(), few, digits.val)
     for which in ("best", "initial"):
         assert again.read_weights(which).keys() == run.read_weights(which).keys()
         assert equal(again.read_weights(which), run.read_weights(which))
-    _, agreement, _ = export_run(run, Dataset(digits.source, digits.labels, few, digits.val, digits.test))
+    agreement = export_run(run, Dataset(digits.source, digits.labels, few, digits.val, digits.test)).agreement
     assert agreement.max_logit_difference <= agreement.tolerance

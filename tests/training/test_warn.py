@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from training.callbacks import Callbacks
 from training.datasets import Dataset
 from training.loop import train
 from training.observe import LayerStatistics
@@ -51,7 +52,7 @@ def test_a_training_of_a_frozen_backbone_is_not_warned_about_it(start_run: Start
     run, network = start_run(network="tests.training.own_networks:frozen", epochs=1)
     network.norm.running_mean += 50
     told: list[str] = []
-    train(run, network, digits.train, digits.val, lambda *_: None, lambda epoch: told.extend(epoch.warnings))
+    train(run, network, digits.train, digits.val, Callbacks(on_epoch=lambda epoch: told.extend(epoch.warnings)))
     assert not [warning for warning in told if warning.startswith("norm: moving statistics")]
 
 
@@ -64,7 +65,7 @@ def test_a_gap_that_is_nan_or_infinite_is_said() -> None:
 def test_activations_that_drift_are_said_of_the_worst_layer(moved: dict[str, float]) -> None:
     worse = replace(OTHER, **moved)  # type: ignore[arg-type]
     [told] = find_warnings(2.3, 10, [replace(HEALTHY, batch_mean=3.05), worse], [HEALTHY, OTHER])
-    assert told.startswith("other: activations drifted 3.1 times as far as they spread (more than 3): weights may")
+    assert told.startswith("other: activations drifted by 3.1 times their spread (more than 3): weights may")
     assert find_warnings(2.3, 10, [worse], []) == []  # after the first epoch
 
 
@@ -82,7 +83,7 @@ def test_a_training_says_so_each_epoch(
 ) -> None:
     run, network = start_run(**recipe)
     told: list[str] = []
-    train(run, network, digits.train, digits.val, lambda *_: None, lambda epoch: told.extend(epoch.warnings))
+    train(run, network, digits.train, digits.val, Callbacks(on_epoch=lambda epoch: told.extend(epoch.warnings)))
     assert len(told) == len(said)
     assert all(part in warning for part, warning in zip(said, told, strict=True))
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,84 +1,86 @@
-"""Labelled images as arrays, in three splits, from wherever they lie: a path or a name in, a checked ``Dataset`` out.
+"""Loads labelled images as arrays in three splits: from a folder, an archive, or the name of a published data set.
 
-``folders`` reads image folders, ``published`` the formats that data sets are published in, ``downloads`` brings them,
-``checks`` removes copies and finds what a user should know; ``dataset`` is what all of them speak of.
+``catalog`` holds the named data sets and ``downloads`` fetches their files; ``idx``, ``cifar``, ``npz`` and ``digits``
+read the published formats, ``folders`` reads image folders, and ``checks`` checks every data set.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from evalmode.limits import OWN_IMAGES, Limits
+from training.datasets.catalog import DATASETS
 from training.datasets.checks import check_dataset
-from training.datasets.dataset import Dataset, Progress, Split, available_memory_bytes
-from training.datasets.downloads import SOURCES, find_or_fetch
+from training.datasets.cifar import read_cifar
+from training.datasets.dataset import Dataset, Progress, ReadOptions, Split
+from training.datasets.downloads import find_or_fetch
 from training.datasets.folders import load_folder
-from training.datasets.published import (
-    FASHION_LABELS,
-    Published,
-    read_cifar,
-    read_digits,
-    read_idx,
-    read_npz,
-    split_published,
-)
+from training.datasets.idx import is_idx_folder, read_idx
+from training.datasets.npz import read_npz
+from training.datasets.published import Published, split_published
 from training.errors import DataError
 
-__all__ = ["DIGITS", "Dataset", "Progress", "Split", "available_memory_bytes", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "Progress", "ReadOptions", "Split", "load_dataset"]
 
-DIGITS = "digits"
+DEFAULT_OPTIONS = ReadOptions()
+
+
+def ignore_progress(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def load_dataset(
     source: str,
-    image_size: tuple[int, int] | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
     seed: int = 0,
     *,
-    skip_unreadable: bool = False,
     cache: Path | None = None,
-    progress: Progress | None = None,
-    limits: Limits = OWN_IMAGES,
+    progress: Progress = ignore_progress,
 ) -> Dataset:
     """Load a data set into memory and check it.
 
     Args:
-        source: a folder of images or of IDX files, an ``.npz``, CIFAR-10's binary archive, or a name: ``digits``,
-            ``mnist``, ``fashion-mnist``, ``cifar10``. A folder goes before a name.
-        image_size: (height, width) to bring the images of a folder to; by default the size they all have.
-        seed: decides which images are carved for a split that the data do not bring.
-        skip_unreadable: leave unreadable files of a folder out, with a warning, instead of refusing them.
-        cache: where a name's files lie, in a folder of that name, or are downloaded to; ``digits`` need none.
-        progress: told what is done ("downloading" bytes, "decoding" images), how many, and of how many.
-        limits: how large an image of a folder may be; by default what Pillow would take.
+        source: A folder of images or of IDX files, an ``.npz`` file, CIFAR-10's binary archive, or a name in
+            ``DATASETS``. A folder takes precedence over a name.
+        options: How the images are read.
+        seed: Decides which training images are carved for splits that the data do not have.
+        cache: The folder that holds the files of a named data set, in a folder of that name; missing files are
+            downloaded there. Required for every name except ``digits``.
+        progress: Called with the stage ("downloading" in bytes, "decoding" in images), what is done, and the total.
+
+    Returns:
+        The data set; its warnings say what the user should know.
 
     Raises:
-        DataError: no such data, or they cannot be used as they are; it says why and what to do.
+        DataError: The data do not exist, or cannot be used; the message says why and what to do.
+        UsageError: A folder cannot be read.
     """
-    path, progress = Path(source), progress or (lambda what, done, total: None)
+    path = Path(source)
     try:
-        if path.is_dir() and not any(path.glob("train-images-idx3-ubyte*")):
-            return check_dataset(load_folder(path, image_size, seed, skip_unreadable, progress, limits))
+        if path.is_dir() and not is_idx_folder(path):
+            return check_dataset(load_folder(path, options, seed, progress))
         published = _read_published(source, cache, progress)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    return check_dataset(split_published(source, published, image_size, seed))
+    return check_dataset(split_published(source, published, options.image_size, seed))
 
 
 def _read_published(source: str, cache: Path | None, progress: Progress) -> Published:
+    """Read a folder of IDX files, a named data set or an archive."""
     path = Path(source)
     if path.is_dir():
         return read_idx(path)
-    if source == DIGITS:
-        return read_digits()
-    if source in SOURCES:
-        if cache is None:
-            raise DataError(f"{source} lies in a cache or is downloaded into one: say where (cache)")
-        found = find_or_fetch(source, cache, progress)
-        labels = FASHION_LABELS if source == "fashion-mnist" else ()
-        return read_cifar(found, progress) if found.is_file() else read_idx(found, labels)
+    if named := DATASETS.get(source):
+        if named.files and cache is None:
+            raise DataError(f"{source} is kept in a cache folder or downloaded into one: pass cache")
+        folder = (cache or Path()) / source
+        find_or_fetch(named.files, folder, progress)
+        return named.read(folder, progress)
     if path.is_file() and path.suffix == ".npz":
         return read_npz(path)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         return read_cifar(path, progress)
-    names = ", ".join(map(repr, (DIGITS, *SOURCES)))
-    raise DataError(f"{source} is no folder, no .npz, no .tar.gz and no data set's name: give one, or {names}")
+    names = ", ".join(map(repr, DATASETS))
+    raise DataError(
+        f"{source} is not a folder, a .npz or .tar.gz file, or the name of a data set: give one of them; the names are "
+        f"{names}"
+    )

@@ -1,4 +1,4 @@
-"""What is checked of every data set: images under several labels, copies across splits, empty and uneven classes."""
+"""The checks of every data set: images with several labels, copies across splits, empty and uneven classes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ import numpy as np
 from training.datasets.dataset import SPLITS, Dataset, Split
 from training.errors import DataError
 
-NAMED = 3  # images under several labels that are named; the rest is counted
-UNEVEN = 2  # a class with more than this many times the images of another is worth a word
+NAMED = 3  # images with several labels that a warning names; the rest is counted
+UNEVEN_THRESHOLD = 2  # warn if a class has more than this many times the images of another
 
 
 def check_dataset(dataset: Dataset) -> Dataset:
-    """Leave copies out (test wins over val, val over train; arrays are reused), and warn of what a user should know.
+    """Check a data set, leave out copies of images across splits, and add warnings.
+
+    An image that is in several splits stays in the test split, or else in the validation split.
+
+    Args:
+        dataset: The data set; its arrays are reused.
+
+    Returns:
+        The data set without copies.
 
     Raises:
-        DataError: a class has no image in a split, maybe because all of them were copies, or a label cannot be one.
+        DataError: A class has no images in a split, perhaps because all of them were copies; or a label is not UTF-8
+            or looks like another one.
     """
     check_labels(dataset)
     hashes = {name: _hash_images(getattr(dataset, name)) for name in SPLITS}
@@ -30,20 +39,23 @@ def check_dataset(dataset: Dataset) -> Dataset:
         if count.min() == 0:
             why = "".join(f" ({warning})" for warning in dataset.warnings)
             label = dataset.labels[count.argmin()]
-            raise DataError(f"class {label!r} has no {name} image: add some or remove the class{why}")
-    most, least = counts["train"].argmax(), counts["train"].argmin()
-    if counts["train"][most] <= UNEVEN * counts["train"][least]:
+            raise DataError(f"class {label!r} has no {name} images: add some or remove the class{why}")
+    most, fewest = counts["train"].argmax(), counts["train"].argmin()
+    if counts["train"][most] <= UNEVEN_THRESHOLD * counts["train"][fewest]:
         return dataset
-    figures = [f"{dataset.labels[index]!r} has {counts['train'][index]:,} training images" for index in (most, least)]
-    uneven = f"classes are uneven, {' and '.join(figures)}: --balance gives every class the same weight"
+    figures = [f"{dataset.labels[index]!r} has {counts['train'][index]:,} training images" for index in (most, fewest)]
+    uneven = f"classes are uneven: {' and '.join(figures)}. --balance gives every class the same weight"
     return replace(dataset, warnings=(*dataset.warnings, uneven))
 
 
 def check_labels(dataset: Dataset) -> None:
-    """Labels are answered by the server and stand in the file: they are text, and no two look alike.
+    """Check that labels can be encoded and distinguished, because the artifact and the server's replies hold them.
+
+    Args:
+        dataset: The data set.
 
     Raises:
-        DataError: one is not UTF-8, or two differ in their code points alone.
+        DataError: A label is not UTF-8, or two labels differ only in their Unicode normal form.
     """
     seen: dict[str, str] = {}
     for label in dataset.labels:
@@ -52,13 +64,13 @@ def check_labels(dataset: Dataset) -> None:
         other = seen.setdefault(unicodedata.normalize("NFC", label), label)
         if other is not label:
             raise DataError(
-                f"{dataset.source}: the labels {other!a} and {label!a} look alike, they differ in Unicode's "
-                "normal form alone: put the images into one folder"
+                f"{dataset.source}: the labels {other!a} and {label!a} look alike; they differ only in their Unicode "
+                "normal form. Put their images into one folder"
             )
 
 
 def _find_contradictions(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Dataset:
-    """Warn of images of equal pixels that have several labels: at most one of these can be right."""
+    """Add a warning about images with equal pixels and different labels; at most one of the labels can be right."""
     first: dict[bytes, tuple[str, int]] = {}
     pairs: dict[bytes, str] = {}
     for name in SPLITS:
@@ -67,7 +79,8 @@ def _find_contradictions(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Da
             other_name, other_row = first.setdefault(image, (name, row))
             other = getattr(dataset, other_name)
             if other.targets[other_row] != target and image not in pairs:
-                pairs[image] = f"{_place(dataset, other_name, other_row)} and {_place(dataset, name, row)}"
+                pairs[image] = f"{_describe_place(dataset, other_name, other_row)} and "
+                pairs[image] += _describe_place(dataset, name, row)
     if not pairs:
         return dataset
     named = "; ".join(list(pairs.values())[:NAMED])
@@ -76,8 +89,8 @@ def _find_contradictions(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Da
     return replace(dataset, warnings=(*dataset.warnings, f"{images} several labels: {named}{more}"))
 
 
-def _place(dataset: Dataset, name: str, row: int) -> str:
-    """The file of an image; of an archive, which image of a split of the archive it is, from 0, and its label."""
+def _describe_place(dataset: Dataset, name: str, row: int) -> str:
+    """Return the file of an image; for an archive its split, its index there from 0, and its label."""
     split: Split = getattr(dataset, name)
     if split.paths:
         return str(split.paths[row])
@@ -86,6 +99,7 @@ def _place(dataset: Dataset, name: str, row: int) -> str:
 
 
 def _drop_copies(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Dataset:
+    """Leave out images that are also in a split of higher rank, with a warning that counts them."""
     for loser, winner in (("val", "test"), ("train", "test"), ("train", "val")):
         split, targets = getattr(dataset, loser), getattr(dataset, winner).targets.tolist()
         known, labelled = set(hashes[winner]), set(zip(hashes[winner], targets, strict=True))
@@ -103,6 +117,6 @@ def _drop_copies(dataset: Dataset, hashes: dict[str, list[bytes]]) -> Dataset:
 
 
 def _hash_images(split: Split) -> list[bytes]:
-    """A hash of every image's pixels; 60,000 of 32x32x3 take less than half a second."""
+    """Hash the pixels of every image; 60,000 images of 32x32x3 take less than half a second."""
     rows = split.images.reshape(len(split), math.prod(split.images.shape[1:]))
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]

@@ -1,159 +1,97 @@
-"""The networks that can be trained, by name: ours, and any that the user brings.
+"""The networks that can be trained: those in ``NETWORKS``, and any that the user provides as a function.
+
+To add a network, write a module with its class and its ``Architecture``, and add that to ``NETWORKS``.
 
 Shapes: N images, C channels, H height, W width, K classes. Pixels are (N, H, W, C), networks take (N, C, H, W).
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
-from socket import gaierror
-from urllib.error import URLError
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.errors import NetworkError
-from training.networks.compact import Compact
-from training.networks.reference import Reference
+from training.networks.architecture import Architecture
+from training.networks.compact import COMPACT
+from training.networks.inputs import lay_out, scale_pixels
+from training.networks.own import OWN, build_own, check_logits, explain, list_causes
+from training.networks.reference import REFERENCE
 
-NETWORKS = {"compact": Compact, "reference": Reference}
+__all__ = [
+    "NETWORKS",
+    "Architecture",
+    "build_network",
+    "check_logits",
+    "count_multiply_adds",
+    "explain",
+    "get_architecture",
+    "lay_out",
+    "list_causes",
+    "recognise_architecture",
+    "scale_pixels",
+]
+
+NETWORKS: dict[str, Architecture[Any]] = {"compact": COMPACT, "reference": REFERENCE}
 
 
-def scale_pixels(pixels_nhwc: Tensor) -> Tensor:
-    """Pixels as the networks want them: uint8 (N, H, W, C) in 0..255 -> float32 (N, C, H, W) in [-1, 1]."""
-    return pixels_nhwc.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+def get_architecture(name: str) -> Architecture[Any]:
+    """Return the architecture with a name.
+
+    Args:
+        name: A name in ``NETWORKS``, or ``package.module:function`` for a network of the user's, which is not imported.
+
+    Raises:
+        NetworkError: There is no network of this name.
+    """
+    if name not in NETWORKS and ":" not in name:
+        raise NetworkError(f"no network {name!r}: choose {', '.join(NETWORKS)} or your own as package.module:function")
+    return NETWORKS.get(name, OWN)
 
 
-def lay_out(network: nn.Module) -> None:
-    """Give images' weights the layout in memory in which they train fastest: docs/performance.md."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:  # no other has such a layout
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+def recognise_architecture(network: nn.Module) -> Architecture[Any]:
+    """Return the architecture of a network that is built."""
+    return next((one for one in NETWORKS.values() if isinstance(network, one.module)), OWN)
 
 
 def build_network(name: str, shape: tuple[int, int, int], classes: int, factor: float, dropout: float) -> nn.Module:
-    """Build a network, freshly initialised.
+    """Build a network with new weights.
 
     Args:
-        name: one of ``NETWORKS``, or ``package.module:function`` for the user's own. The function is called as
-            ``function(channels, height, width, classes)`` and returns a module that turns float32 (N, C, H, W) in
-            [-1, 1] into logits (N, K).
-        shape: height, width and channels of the images.
-        classes: labels.
-        factor: of the number of filters; 1 for the user's own.
-        dropout: share of units set to 0 in training; 0 for the user's own.
+        name: A name in ``NETWORKS``, or ``package.module:function`` for the user's own. The function is called as
+            ``function(channels, height, width, classes)`` and returns a module that takes float32 (N, C, H, W) in
+            [-1, 1] and returns logits, float32 (N, K).
+        shape: Height, width and channels of the images.
+        classes: The number of labels.
+        factor: The factor of the number of filters; not used for the user's own.
+        dropout: The share of units that are set to 0 in training, in [0, 1); not used for the user's own.
+
+    Returns:
+        The network, on the CPU and in train mode.
 
     Raises:
-        NetworkError: no such network, images too small for it, or none that can be built.
+        NetworkError: There is no such network, the images are too small for it, or it cannot be built.
     """
     height, width, channels = shape
-    if name in NETWORKS:
-        return NETWORKS[name](channels, height, width, classes, factor, dropout)
-    if ":" not in name:
-        raise NetworkError(f"no network {name!r}: choose {', '.join(NETWORKS)} or your own as package.module:function")
-    network = _call_function(name, _import_function(name), (channels, height, width, classes))
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
-    if not list(network.parameters()):
-        raise NetworkError(f"{name} returned a network without parameters: there is nothing to learn")
+    architecture = get_architecture(name)
+    if architecture is OWN:
+        return build_own(name, channels, height, width, classes)
+    network: nn.Module = architecture.module(channels, height, width, classes, factor, dropout)
     return network
 
 
-def _import_function(name: str) -> Callable[..., object]:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise NetworkError(f"--network {name} cannot be imported: {explain(error)}") from error
-    if not callable(found):
-        raise NetworkError(f"--network {name} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
-
-
-def _call_function(name: str, function: Callable[..., object], arguments: tuple[int, int, int, int]) -> object:
-    with suppress(ValueError, TypeError):  # builtins have no signature
-        signature = inspect.signature(function)
-        try:
-            signature.bind(*arguments)
-        except TypeError as error:
-            raise NetworkError(
-                f"--network {name} takes {signature}: it is called as function(channels, height, width, classes), "
-                f"here with {arguments}"
-            ) from error
-    try:
-        return function(*arguments)
-    except NetworkError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise NetworkError(f"--network {name} fails when it builds the network: {explain(error)}") from error
-
-
-def explain(error: BaseException) -> str:
-    """What went wrong in code that is not ours, in one line, with what to do where that is known."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"No module named {error.name!r}: install it, or check the spelling"
-    if any(isinstance(cause, URLError | ConnectionError | TimeoutError | gaierror) for cause in list_causes(error)):
-        return (
-            f"a download failed ({said or type(error).__name__}): where there is no network, put the "
-            f"weights into {torch.hub.get_dir()}/checkpoints first"
-        )
-    if "torchvision" in said and "does not exist" in said:
-        return f"{said}: this torchvision was built for another torch than {torch.__version__}, install one that fits"
-    where = _find_line(error)
-    return f"{type(error).__name__}{f': {said}' if said else ''}{f' ({where})' if where else ''}"
-
-
-def list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came of."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-
-
-def _find_line(error: BaseException) -> str:
-    """The file and line of the user's code in which an error was raised; "" if none was."""
-    frames = traceback.extract_tb(error.__traceback__)
-    installed = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
-    package = str(Path(__file__).parents[1])
-    own = [frame for frame in frames if not frame.filename.startswith((*installed, package, "<"))]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
-
-
-def check_logits(name: str, logits: object, shape: tuple[int, ...], classes: int, mode: str) -> None:
-    """Refuse what cannot be trained on.
+def count_multiply_adds(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Count the multiply-add operations of a forward pass of one image.
 
     Args:
-        name: of the network.
-        logits: what it returned.
-        shape: of the images that it was given, (N, C, H, W).
-        classes: labels.
-        mode: in which it is, in words to put before "returns"; "" for eval mode.
+        network: The network; it is put into eval mode.
+        shape: Height, width and channels of the image.
 
-    Raises:
-        NetworkError: it is no float32 tensor (N, classes).
+    Returns:
+        The number of multiplications that are followed by an addition.
     """
-    wanted = f"for images of shape {shape}, not float32 {(shape[0], classes)}"
-    if not isinstance(logits, Tensor):
-        hint = "; auxiliary outputs are not trained on: return the logits alone" if mode else ""
-        raise NetworkError(f"{name} {mode}returns {type(logits).__name__} {wanted}{hint}")
-    if logits.shape != (shape[0], classes) or logits.dtype != torch.float32:
-        raise NetworkError(f"{name} {mode}returns {logits.dtype} {tuple(logits.shape)} {wanted}")
-
-
-def count_multiply_adds(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiplications with an addition that one image of a shape (height, width, channels) costs."""
     height, width, channels = shape
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()

@@ -1,1 +1,1 @@
-"""``report.html``: what a run has learned, on one page. ``page`` writes it, from findings, charts and pictures."""
+"""The report of a training, ``report.html``: findings, charts and pictures on one page, written by ``page``."""

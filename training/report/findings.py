@@ -1,100 +1,199 @@
-"""The numbers of the report. Shapes: N images, K labels."""
+"""The numbers of the report. To add one, add a field to ``Findings`` and show it in ``page.html.j2``.
+
+Shapes: N images, H height, W width, C channels, K labels.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import nn
 
-from evalmode.certification.metrics import measure_reliability
+from evalmode.certification.metrics import Reliability, measure_reliability, wilson_interval
 from training.datasets import Split
 from training.datasets.dataset import Indices
 from training.evaluation import predict_logits
 
-SHIFTED_IMAGES = 200, 1000  # fewer large ones than small ones, as each is asked about 17 times
-SHIFTED_PIXELS = 2**20  # of all images together
+LISTED_CONFUSIONS = 10
+MIN_SHIFTED, MAX_SHIFTED = 200, 1000  # images that are shifted: fewer if they are large, because each is run 17 times
+SHIFTED_PIXELS = 2**20  # of all shifted images together
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What a network in eval mode says about N images: the label with the highest probability."""
+class Predictions:
+    """The predictions of a network in eval mode for N images.
+
+    Attributes:
+        predicted: The index of the label with the highest probability, int64 (N,).
+        confidence: Its probability, float64 (N,).
+        correct: Whether it is the true label, bool (N,).
+    """
 
     predicted: Indices
-    confidence: Floats  # the probability of that label
-    right: npt.NDArray[np.bool_]
+    confidence: Floats
+    correct: npt.NDArray[np.bool_]
 
 
-def answer(network: nn.Module, split: Split) -> Answers:
-    """Ask about every image of a split."""
+class ClassScores(NamedTuple):
+    """How well one label is predicted. Precision is NaN if it was never predicted, recall if it has no images."""
+
+    label: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Confusion(NamedTuple):
+    """A mistake of the network: how many images of a label were predicted as another one."""
+
+    label: str
+    predicted: str
+    images: int
+    share: float  # of the label's images
+
+
+class Shift(NamedTuple):
+    """How a network classifies shifted images."""
+
+    pixels: int
+    accuracy: float
+    unchanged: float  # share of the images with the same prediction as without a shift
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """How well a network classifies the test images.
+
+    Attributes:
+        predictions: Its predictions.
+        accuracy: The share of correct predictions.
+        interval: The 95% confidence interval of the accuracy.
+        matrix: The confusion matrix, int64 (K, K): true labels in rows, predicted labels in columns.
+        confusions: The most frequent mistakes.
+        classes: The scores of each label, lowest F1 first.
+        reliability: Predicted probability and accuracy.
+        shifts: The accuracy on shifted images, by pixels from 0.
+    """
+
+    predictions: Predictions
+    accuracy: float
+    interval: tuple[float, float]
+    matrix: Indices
+    confusions: list[Confusion]
+    classes: list[ClassScores]
+    reliability: Reliability
+    shifts: list[Shift]
+
+
+def examine(network: nn.Module, split: Split, labels: tuple[str, ...]) -> Findings:
+    """Measure how well a network classifies the images of a split.
+
+    Args:
+        network: The network; it is put into eval mode.
+        split: The images.
+        labels: The class names.
+
+    Returns:
+        The measurements.
+    """
+    predictions = predict(network, split)
+    matrix = confusion_matrix(split.targets, predictions.predicted, labels=range(len(labels)))
+    return Findings(
+        predictions=predictions,
+        accuracy=float(predictions.correct.mean()),
+        interval=wilson_interval(int(predictions.correct.sum()), len(split)),
+        matrix=matrix,
+        confusions=find_confusions(matrix, labels, LISTED_CONFUSIONS),
+        classes=score_classes(split.targets, predictions.predicted, labels),
+        reliability=measure_reliability(predictions.confidence, predictions.correct),
+        shifts=try_shifts(network, split),
+    )
+
+
+def predict(network: nn.Module, split: Split) -> Predictions:
+    """Predict the label of every image.
+
+    Args:
+        network: The network; it is put into eval mode.
+        split: The images.
+
+    Returns:
+        The predictions in the order of the images.
+    """
     probabilities = predict_logits(network, split).double().softmax(1).numpy()
     predicted = probabilities.argmax(1)
-    return Answers(predicted, probabilities.max(1), predicted == split.targets)
+    return Predictions(predicted, probabilities.max(1), predicted == split.targets)
 
 
-def score_classes(
-    targets: Indices, predicted: Indices, labels: tuple[str, ...]
-) -> list[tuple[str, int, float, float, float]]:
-    """Label, images, precision, recall and F1, the lowest F1 first, of every label that has images or was predicted.
+def score_classes(targets: Indices, predicted: Indices, labels: tuple[str, ...]) -> list[ClassScores]:
+    """Compute precision, recall and F1 of each label.
 
-    Precision is NaN for a label that was never predicted, recall for one without images.
+    Args:
+        targets: The true labels, int64 (N,).
+        predicted: The predicted labels, int64 (N,).
+        labels: The class names.
+
+    Returns:
+        The scores of every label that has images or was predicted, lowest F1 first.
     """
     scores = precision_recall_fscore_support(targets, predicted, labels=range(len(labels)), zero_division=np.nan)
     precision, recall, f1, images = (score.tolist() for score in scores)
-    rows = zip(labels, images, precision, recall, f1, strict=True)
-    return sorted((row for row in rows if not math.isnan(row[-1])), key=lambda row: row[-1])
+    rows = map(ClassScores, labels, images, precision, recall, f1)
+    return sorted((row for row in rows if not math.isnan(row.f1)), key=lambda row: row.f1)
 
 
-def find_confusions(matrix: Indices, labels: tuple[str, ...], count: int) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes of a confusion matrix, int64 (K, K), rows true and columns predicted.
+def find_confusions(matrix: Indices, labels: tuple[str, ...], count: int) -> list[Confusion]:
+    """Find the most frequent mistakes.
+
+    Args:
+        matrix: The confusion matrix, int64 (K, K): true labels in rows, predicted labels in columns.
+        labels: The class names.
+        count: The number of mistakes to return.
 
     Returns:
-        True label, predicted label, images, and their share of the true label's images.
+        At most that many, the most frequent first.
     """
     wrong, totals = matrix - np.diag(matrix.diagonal()), matrix.sum(1)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count].tolist()
     pairs = [divmod(cell, len(labels)) for cell in order if wrong.flat[cell]]
     return [
-        (labels[true], labels[predicted], wrong[true, predicted], wrong[true, predicted] / totals[true])
+        Confusion(labels[true], labels[predicted], wrong[true, predicted], wrong[true, predicted] / totals[true])
         for true, predicted in pairs
     ]
 
 
-def calibrate(answers: Answers) -> tuple[Floats, Floats, Indices, float]:
-    """Hold the predicted probabilities against the share right.
+def try_shifts(network: nn.Module, split: Split, max_pixels: int = 4) -> list[Shift]:
+    """Classify images that are shifted up, down, left and right; pixels at the edge are repeated.
+
+    Args:
+        network: The network; it is put into eval mode.
+        split: The images; some of them are used.
+        max_pixels: The largest shift, at least 1.
 
     Returns:
-        For each bin of probabilities that holds images: their mean, the share right, the images; and the expected
-        calibration error, the mean distance of the two over all images.
-    """
-    found = measure_reliability(answers.confidence, answers.right)
-    return found.confidence, found.accuracy, found.images, found.error
-
-
-def try_shifts(network: nn.Module, split: Split, furthest: int = 4) -> list[tuple[int, float, float]]:
-    """Shift some images up, down, left and right, repeating the edge, and ask again.
-
-    Returns:
-        For 0 to ``furthest`` pixels: the shift, the accuracy, and the share of images with the same label as without.
+        One result for each shift from 0 to ``max_pixels``.
     """
     height, width = split.images.shape[1:3]
-    count = min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), *SHIFTED_IMAGES)))
+    count = min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), MIN_SHIFTED, MAX_SHIFTED)))
     some = np.linspace(0, len(split) - 1, count).astype(int)
-    border = (furthest, furthest)
+    border = (max_pixels, max_pixels)
     padded = np.pad(split.images[some], ((0, 0), border, border, (0, 0)), mode="edge")
 
-    def ask(down: int, right: int) -> Answers:
-        moved = padded[:, furthest - down :, furthest - right :][:, :height, :width]
-        return answer(network, Split(moved, split.targets[some]))
+    def predict_shifted(down: int, right: int) -> Predictions:
+        shifted = padded[:, max_pixels - down :, max_pixels - right :][:, :height, :width]
+        return predict(network, Split(shifted, split.targets[some]))
 
-    still = ask(0, 0)
-    shifts = [(0, float(still.right.mean()), 1.0)]
-    for pixels in range(1, furthest + 1):
-        moved = [ask(pixels, 0), ask(-pixels, 0), ask(0, pixels), ask(0, -pixels)]
-        right, same = [one.right for one in moved], [one.predicted == still.predicted for one in moved]
-        shifts.append((pixels, float(np.mean(right)), float(np.mean(same))))
+    still = predict_shifted(0, 0)
+    shifts = [Shift(0, float(still.correct.mean()), 1.0)]
+    for pixels in range(1, max_pixels + 1):
+        moved = [predict_shifted(*by) for by in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))]
+        correct, same = [one.correct for one in moved], [one.predicted == still.predicted for one in moved]
+        shifts.append(Shift(pixels, float(np.mean(correct)), float(np.mean(same))))
     return shifts

@@ -1,4 +1,4 @@
-"""The page: what was found, drawn and written into the run folder."""
+"""Renders ``report.html``: measures, draws, and writes the page into the run folder."""
 
 from __future__ import annotations
 
@@ -11,61 +11,68 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
-from evalmode.certification.metrics import wilson_interval
 from evalmode.files import write_atomically
 from training.datasets import Dataset
-from training.networks.compact import Compact
+from training.networks import recognise_architecture
 from training.report import charts, findings, pictures
-from training.run import Run
+from training.report.charts import Axes, Line
+from training.run import INITIAL, Run
 
 SHOWN_MISTAKES = 12
-WORST, BEST = 20, 5  # labels in the table, where there are more
+SHOWN_CONVOLUTIONS = 6
+WORST, BEST = 20, 5  # rows of the table of labels, if there are more labels
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 T = TypeVar("T")
 
 
 def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
-    """Write ``report.html`` into the run folder, whole or not at all: one file that needs no network.
+    """Write ``report.html`` into the run folder, as one file that refers to no others.
 
     Args:
-        run: its metrics tell how the training went.
-        network: with the best weights; left in eval mode.
-        dataset: what it was trained on; the test images are asked about again.
+        run: The run; its metrics are shown.
+        network: The network with the best weights; it is left in eval mode.
+        dataset: The data set of the run; its test images are classified.
+
+    Returns:
+        The path of the file.
     """
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    facts = {"run": run, "dataset": dataset, "warnings": dataset.warnings}
-    facts |= _tell_training(rows, network) | _tell_layers(rows) | _tell_answers(run, network, dataset)
+    facts = {"run": run, "dataset": dataset}
+    facts |= _describe_training(rows, network) | _describe_layers(rows) | _describe_test(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
     path = run.folder / "report.html"
     write_atomically(path, page.get_template("page.html.j2").render(facts))
     return path
 
 
-def _tell_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
+def _describe_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
+    """Collect what the page shows of the epochs."""
     epochs = [row for row in rows if "val_accuracy" in row]
-    x = [row["epoch"] for row in epochs]
+    x = _read(epochs, "epoch")
 
-    def draw(title: str, train: str, val: str, share: bool = False) -> charts.Chart:
-        both = [row[train] for row in epochs], [row[val] for row in epochs]
-        lines = [("training", "blue", both[0], "-"), ("validation", "orange", both[1], "-")]
-        return charts.draw_lines(title, x, lines, band=both, share=share)
+    def draw(title: str, train: str, val: str, percent: bool = False) -> charts.Chart:
+        both = _read(epochs, train), _read(epochs, val)
+        lines = [Line("training", "blue", both[0]), Line("validation", "orange", both[1])]
+        return charts.draw_lines(title, Axes(x, y_percent=percent), lines, band=both)
 
     return {
         "epochs": epochs,
         "best": epochs[x.index(rows[-1]["best_epoch"])],
         "exact_accuracy": rows[-1].get("exact_val_accuracy"),
         "corrections": rows[-1].get("corrections", []),
-        "seconds": sum(row["seconds"] for row in epochs),
+        "seconds": sum(_read(epochs, "seconds")),
         "weights": sum(weights.numel() for weights in network.parameters()),
-        "learning": [draw("Accuracy", "train_accuracy", "val_accuracy", share=True), draw("Loss", "loss", "val_loss")],
+        "learning": [
+            draw("Accuracy", "train_accuracy", "val_accuracy", percent=True),
+            draw("Loss", "loss", "val_loss"),
+        ],
     }
 
 
-def _tell_layers(rows: Rows) -> dict[str, Any]:
-    """Batch norm over the epochs, of some layers if there are many."""
+def _describe_layers(rows: Rows) -> dict[str, Any]:
+    """Collect what the page shows of batch norm layers; of many layers, only some are shown."""
     layers: dict[str, Rows] = {}
     for row in rows:
         for seen in row.get("layers", ()):
@@ -74,95 +81,110 @@ def _tell_layers(rows: Rows) -> dict[str, Any]:
 
     def draw_gap(title: str, field: str) -> charts.Chart:
         lines = [
-            (one[0]["layer"], depth, _read(one, field), "-") for one, depth in zip(shown, charts.DEPTHS, strict=False)
+            Line(one[0]["layer"], depth, _read(one, field)) for one, depth in zip(shown, charts.DEPTHS, strict=False)
         ]
-        return charts.draw_lines(title, _read(shown[0], "epoch"), lines)
+        return charts.draw_lines(title, Axes(_read(shown[0], "epoch")), lines)
 
     return {
         "layer_count": len(layers),
         "layers": [one[-1] for one in shown],
-        "gaps": [draw_gap("Gap of means", "mean_gap"), draw_gap("Gap of spreads", "std_gap")] if shown else [],
+        "gaps": [draw_gap("Gap of means", "mean_gap"), draw_gap("Gap of standard deviations", "std_gap")]
+        if shown
+        else [],
         "moving": [_draw_moving(one) for one in shown],
         "drift": [_draw_drift(one) for one in shown],
     }
 
 
 def _draw_moving(rows: Rows) -> charts.Chart:
-    lines = [("batch", "blue", _read(rows, "batch_std"), "-"), ("moving", "orange", _read(rows, "moving_std"), "--")]
-    return charts.draw_lines(rows[0]["layer"], _read(rows, "epoch"), lines, size=charts.SMALL)
+    lines = [Line("batch", "blue", _read(rows, "batch_std")), Line("moving", "orange", _read(rows, "moving_std"), "--")]
+    return charts.draw_lines(rows[0]["layer"], Axes(_read(rows, "epoch"), size=charts.SMALL), lines)
 
 
 def _draw_drift(rows: Rows) -> charts.Chart:
-    lines, band = [("median", "blue", _read(rows, "median"), "-")], (_read(rows, "low"), _read(rows, "high"))
-    return charts.draw_lines(rows[0]["layer"], _read(rows, "epoch"), lines, band=band, size=charts.SMALL)
+    lines, band = [Line("median", "blue", _read(rows, "median"))], (_read(rows, "low"), _read(rows, "high"))
+    return charts.draw_lines(rows[0]["layer"], Axes(_read(rows, "epoch"), size=charts.SMALL), lines, band=band)
 
 
 def _read(rows: Rows, field: str) -> list[Any]:
     return [row[field] for row in rows]
 
 
-def _tell_answers(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    targets, labels = dataset.test.targets, dataset.labels
-    answers = findings.answer(network, dataset.test)
-    matrix = confusion_matrix(targets, answers.predicted, labels=range(len(labels)))
-    classes = findings.score_classes(targets, answers.predicted, labels)
-    confidence, right, images, error = findings.calibrate(answers)
-    pixels, accuracy, unchanged = zip(*findings.try_shifts(network, dataset.test), strict=True)
-    lines = [("right", "blue", accuracy, "-"), ("same label as unshifted", "orange", unchanged, "--")]
-    order = np.argsort(np.where(answers.right, -1, 1) * -answers.confidence, kind="stable")  # surest mistakes first
-
-    def show(index: int) -> dict[str, Any]:
-        true, predicted = labels[targets[index]], labels[answers.predicted[index]]
-        picture = pictures.embed_image(dataset.test.images[index])
-        path = dataset.test.paths[index] if dataset.test.paths else Path(f"test image {index}")
-        return {
-            "picture": picture,
-            "true": true,
-            "predicted": predicted,
-            "probability": answers.confidence[index],
-            "path": path,
-        }
-
-    sample = int(order[-1])  # the surest right answer, if there is one
+def _describe_test(run: Run, network: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """Collect what the page shows of the test images."""
+    found = findings.examine(network, dataset.test, dataset.labels)
+    correct, confidence = found.predictions.correct, found.predictions.confidence
+    order = np.argsort(np.where(correct, -1, 1) * -confidence, kind="stable")  # most confident mistakes first
+    sample = int(order[-1])  # the most confident correct prediction, if there is one
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])
+    classes = found.classes
     return {
-        "accuracy": answers.right.mean(),
-        "interval": wilson_interval(int(answers.right.sum()), len(targets)),
-        "confusion": charts.draw_confusion(matrix, labels),
-        "confusions": findings.find_confusions(matrix, labels, 10),
+        "test": found,
+        "confusion": charts.draw_confusion(found.matrix, dataset.labels),
         "classes": classes if len(classes) <= WORST + BEST else classes[:WORST] + classes[-BEST:],
-        "class_count": len(classes),
-        "calibration_error": error,
-        "reliability": charts.draw_calibration(confidence, right, images),
-        "mistakes": [show(index) for index in order[:SHOWN_MISTAKES] if not answers.right[index]],
-        "shifts": accuracy,
-        "shift_chart": charts.draw_lines("Test images", pixels, lines, axis="pixels", share=True),
-        "sample": show(sample),
+        "reliability": charts.draw_reliability(found.reliability),
+        "mistakes": [
+            _show_image(dataset, found.predictions, index) for index in order[:SHOWN_MISTAKES] if not correct[index]
+        ],
+        "shift_chart": _draw_shifts(found.shifts),
+        "sample": _show_image(dataset, found.predictions, sample),
         "convolution_count": len(maps),
-        "maps": [(name, maps[name], pictures.embed_maps(maps[name])) for name in _spread(list(maps), 6)],
+        "maps": [
+            (name, maps[name], pictures.embed_maps(maps[name])) for name in _spread(list(maps), SHOWN_CONVOLUTIONS)
+        ],
         "filters": _compare_filters(run, network, next(iter(maps), ""), dataset.contract.channels),
     }
 
 
-def _compare_filters(run: Run, network: nn.Module, name: str, channels: int) -> list[dict[str, Any]]:
-    """Filters of the image before and after training: the first convolution's, and those that whitening hides."""
+def _draw_shifts(shifts: list[findings.Shift]) -> charts.Chart:
+    pixels, accuracy, unchanged = zip(*shifts, strict=True)
+    lines = [Line("accuracy", "blue", accuracy), Line("same prediction as without a shift", "orange", unchanged, "--")]
+    return charts.draw_lines("Shifted test images", Axes(pixels, "shift in pixels", y_percent=True), lines)
+
+
+def _show_image(dataset: Dataset, predictions: findings.Predictions, index: int) -> dict[str, Any]:
+    """Collect what the page shows of one test image."""
+    test = dataset.test
+    return {
+        "picture": pictures.embed_image(test.images[index]),
+        "true": dataset.labels[test.targets[index]],
+        "predicted": dataset.labels[predictions.predicted[index]],
+        "probability": predictions.confidence[index],
+        "path": test.paths[index] if test.paths else Path(f"test image {index}"),
+    }
+
+
+def _compare_filters(run: Run, network: nn.Module, first: str, channels: int) -> list[dict[str, Any]]:
+    """Collect filters of the image before and after training.
+
+    Args:
+        run: The run; it has the initial weights.
+        network: The trained network.
+        first: The name of its first convolution; "" if it has none.
+        channels: The channels of the images; filters with other channels are not filters of the image.
+    """
     initial = copy.deepcopy(network)
-    run.load_weights(initial, "initial")
-    layers = [(name, *(getattr(one.get_submodule(name), "weight", None) for one in (initial, network)))]
-    if isinstance(network, Compact) and isinstance(initial, Compact):
-        layers.append((f"{network.first_learned}, seen through {name}", initial.see_filters(), network.see_filters()))
+    run.load_weights(initial, INITIAL)
+    before, after = _list_filters(initial, first), _list_filters(network, first)
     return [
         {
             "layer": layer,
-            "count": len(after),
-            "frozen": torch.equal(before, after),
-            "pairs": list(zip(pictures.embed_filters(before), pictures.embed_filters(after), strict=True)),
+            "count": len(trained),
+            "frozen": torch.equal(before[layer], trained),
+            "pairs": list(zip(pictures.embed_filters(before[layer]), pictures.embed_filters(trained), strict=True)),
         }
-        for layer, before, after in layers
-        if name and isinstance(before, Tensor) and isinstance(after, Tensor) and after.shape[1] == channels
+        for layer, trained in after.items()
+        if trained.shape[1] == channels
     ]
 
 
+def _list_filters(network: nn.Module, first: str) -> dict[str, Tensor]:
+    """Return the filters of the first convolution, and those that the architecture adds, by caption."""
+    weights = getattr(network.get_submodule(first), "weight", None) if first else None
+    own = {first: weights} if isinstance(weights, Tensor) else {}
+    return own | recognise_architecture(network).list_filters(network)
+
+
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most so many, evenly spread, the first and the last among them."""
+    """Choose at most this many items, evenly spaced, including the first and the last."""
     return [items[index] for index in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]

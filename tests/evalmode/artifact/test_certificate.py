@@ -13,17 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from evalmode.artifact.certificate import (
-    INPUT,
-    LOGITS,
-    PROBABILITIES,
-    Certificate,
-    Floats,
-    Tensors,
-    scale_tolerance,
-    softmax,
-)
-from evalmode.artifact.manifest import Manifest, check_digest, open_artifact, seal
+from evalmode.artifact.certificate import ClassifierCertificate, TensorCertificate
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
+from evalmode.artifact.sealing import check_digest, open_artifact, seal
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Floats, Tensors, scale_tolerance, softmax
 from evalmode.certification.certify import certify, choose_golden, draw_golden
 from evalmode.certification.runs import BatchDifference, Probe, compare_batches
 from evalmode.certification.verdicts import examine
@@ -37,16 +30,18 @@ from evalmode.errors import (
     Uncertified,
 )
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import Model, load_artifact
+from evalmode.runtime.loading import LoadOptions, load_artifact, replay
+from evalmode.runtime.model import Model
+from evalmode.runtime.provider import CUDA
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode
 
 CONTRACT = PixelContract(4, 4, 3)
 
 
 @pytest.fixture(scope="module")
-def certificate() -> Certificate:
+def certificate() -> ClassifierCertificate:
     found = open_artifact(colour_artifact())[1].certificate
-    assert found is not None
+    assert isinstance(found, ClassifierCertificate)
     return found
 
 
@@ -55,7 +50,7 @@ def answer(logits: Floats) -> Tensors:
         return {PROBABILITIES: softmax(logits).astype(np.float32), LOGITS: logits}
 
 
-def with_error(certificate: Certificate, error: float, alone: bool = True, batch: bool = True):
+def with_error(certificate: ClassifierCertificate, error: float, alone: bool = True, batch: bool = True):
     """A network that is off by an error at the last golden image's last logit."""
 
     golden = certificate.inputs[INPUT]
@@ -71,8 +66,8 @@ def with_error(certificate: Certificate, error: float, alone: bool = True, batch
     return run
 
 
-def test_it_survives_the_file(certificate: Certificate) -> None:
-    again = Certificate.from_json(certificate.to_json())
+def test_it_survives_the_file(certificate: ClassifierCertificate) -> None:
+    again = ClassifierCertificate.from_json(certificate.to_json())
     for read, kept in ((again.inputs, certificate.inputs), (again.outputs, certificate.outputs)):
         assert read.keys() == kept.keys()
         for name, array in kept.items():
@@ -81,25 +76,25 @@ def test_it_survives_the_file(certificate: Certificate) -> None:
     assert vars(replace(again, inputs=certificate.inputs, outputs=certificate.outputs)) == vars(certificate)
 
 
-def test_what_the_network_answered_is_replayed(certificate: Certificate) -> None:
+def test_what_the_network_answered_is_replayed(certificate: ClassifierCertificate) -> None:
     assert certificate.replay(with_error(certificate, 0), certificate.tolerance, [64])
 
 
 @pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
 @pytest.mark.parametrize("error", [2e-4, -1.0, np.nan, np.inf])
 def test_one_logit_of_one_image_is_enough(
-    certificate: Certificate, error: float, alone: bool, batch: bool, told: str
+    certificate: ClassifierCertificate, error: float, alone: bool, batch: bool, told: str
 ) -> None:
     with pytest.raises(ReplayMismatch, match=f"golden input 15 {told} gives logits that differ"):
         certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, [64])
 
 
-def test_other_bits_within_the_tolerance_are_told(certificate: Certificate) -> None:
+def test_other_bits_within_the_tolerance_are_told(certificate: ClassifierCertificate) -> None:
     assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, [64])
     assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, [64])
 
 
-def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> None:
+def test_probabilities_must_follow_from_the_logits(certificate: ClassifierCertificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         answered = with_error(certificate, 0)(inputs)
         return {**answered, PROBABILITIES: np.roll(answered[PROBABILITIES], 1, axis=1)}
@@ -110,7 +105,7 @@ def test_probabilities_must_follow_from_the_logits(certificate: Certificate) -> 
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
+def test_outputs_of_another_shape_are_refused(certificate: ClassifierCertificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {name: output[:, :2] for name, output in with_error(certificate, 0)(inputs).items()}
 
@@ -118,7 +113,7 @@ def test_outputs_of_another_shape_are_refused(certificate: Certificate) -> None:
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
+def test_an_output_that_is_missing_is_refused(certificate: ClassifierCertificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {PROBABILITIES: with_error(certificate, 0)(inputs)[PROBABILITIES]}
 
@@ -126,28 +121,28 @@ def test_an_output_that_is_missing_is_refused(certificate: Certificate) -> None:
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: Certificate) -> None:
+def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: ClassifierCertificate) -> None:
     certificate.check_decoder(CONTRACT)
     with (
         patch("evalmode.artifact.certificate.decode_image", lambda *_: np.zeros(CONTRACT.shape, np.uint8)),
-        pytest.raises(DecoderMismatch, match="image 0 of the certificate becomes other pixels here"),
+        pytest.raises(DecoderMismatch, match="image 0 of the certificate is decoded to other pixels than"),
     ):
         certificate.check_decoder(CONTRACT)
 
 
-def test_a_decoder_that_cannot_is_noticed(certificate: Certificate) -> None:
+def test_a_decoder_that_cannot_is_noticed(certificate: ClassifierCertificate) -> None:
     broken = replace(certificate, encoded=(replace(certificate.encoded[0], image=b"no image"),))
-    with pytest.raises(DecoderMismatch, match="image 0 of the certificate is not decoded here: not an image"):
+    with pytest.raises(DecoderMismatch, match="image 0 of the certificate cannot be decoded: not an image"):
         broken.check_decoder(CONTRACT)
 
 
-def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: Certificate) -> None:
+def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: ClassifierCertificate) -> None:
     kinds = {one.image[:4] for one in certificate.encoded}
     assert len(certificate.encoded) == 8
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-def test_every_size_is_replayed(certificate: Certificate) -> None:
+def test_every_size_is_replayed(certificate: ClassifierCertificate) -> None:
     seen: list[int] = []
 
     def run(inputs: Tensors) -> Tensors:
@@ -160,7 +155,7 @@ def test_every_size_is_replayed(certificate: Certificate) -> None:
     assert seen == [1] * 16 + [3, 21]
 
 
-def test_labels_in_another_order_are_noticed(certificate: Certificate) -> None:
+def test_labels_in_another_order_are_noticed(certificate: ClassifierCertificate) -> None:
     certificate.check_labels(COLOURS)
     reordered = tuple(reversed(COLOURS))
     with pytest.raises(LabelsMismatch, match=r"golden image 1 was .* and would be .* they were changed or reordered"):
@@ -176,7 +171,7 @@ def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
     assert manifest.certificate is not None
     facts = manifest.certificate.to_json() | {name: {"tolerance": 1e9, "batch_invariant": "false"}.get(name, 3.0)}
     with (
-        patch.object(Certificate, "to_json", lambda _: facts),
+        patch.object(ClassifierCertificate, "to_json", lambda _: facts),
         pytest.raises(ArtifactInvalid, match=f"the artifact's metadata is damaged: .*{name}"),
     ):
         open_artifact(seal(graph, manifest))
@@ -189,7 +184,7 @@ def test_a_damaged_certificate_is_told(field: str) -> None:
     facts = manifest.certificate.to_json()
     facts[field] = {"targets": ["", ""], "tolerance": "much"}.get(field, "AAAA")
     with (
-        patch.object(Certificate, "to_json", lambda _: facts),
+        patch.object(ClassifierCertificate, "to_json", lambda _: facts),
         pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
     ):
         open_artifact(seal(graph, manifest))
@@ -204,7 +199,7 @@ def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
     facts = manifest.certificate.to_json()
     facts["inputs"][INPUT]["data"] = base64.b64encode(zlib.compress(bytes(2**26), 9)).decode()
     with (
-        patch.object(Certificate, "to_json", lambda _: facts),
+        patch.object(ClassifierCertificate, "to_json", lambda _: facts),
         pytest.raises(ArtifactInvalid, match="the artifact's metadata is damaged"),
     ):
         open_artifact(seal(graph, manifest))
@@ -216,9 +211,9 @@ def test_what_all_of_it_unpacks_to_is_counted_before_any_is_unpacked(monkeypatch
     rows = len(facts["targets"])
     packed = {"dtype": "uint8", "shape": [rows, 2**26 // rows], "data": "AAAA"}
     facts["outputs"] = {f"output{number}": packed for number in range(3)}
-    monkeypatch.setattr("evalmode.artifact.certificate.zlib", None)
+    monkeypatch.setattr("evalmode.artifact.packing.zlib", None)
     with pytest.raises(ValueError, match="unpacks to 201327486 bytes, at most 134217728 are allowed: certify it with"):
-        Certificate.from_json(facts)
+        ClassifierCertificate.from_json(facts)
 
 
 def test_pixels_of_its_images_count() -> None:
@@ -228,7 +223,7 @@ def test_pixels_of_its_images_count() -> None:
     rows = len(facts["targets"])
     facts["outputs"] = {"output": {"dtype": "uint8", "shape": [rows, 2**26 * 3 // 2 // rows], "data": "AAAA"}}
     with pytest.raises(ValueError, match="unpacks to 148664064 bytes"):
-        Certificate.from_json(facts)
+        ClassifierCertificate.from_json(facts)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +233,7 @@ def test_a_shape_that_no_golden_tensor_has_is_refused(shape: list[int]) -> None:
     facts = open_artifact(colour_artifact())[1].certificate.to_json()
     facts["outputs"][LOGITS]["shape"] = shape
     with pytest.raises(ValueError, match=r"an array of shape .{0,90} in a certificate of 16 inputs: that many rows"):
-        Certificate.from_json(facts)
+        ClassifierCertificate.from_json(facts)
 
 
 def test_of_large_golden_inputs_as_many_travel_as_a_certificate_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +249,10 @@ def test_of_large_golden_inputs_as_many_travel_as_a_certificate_may_hold(monkeyp
 
 
 def test_without_a_certificate_it_is_refused_unless_allowed() -> None:
-    bare = seal(colour_graph(), Manifest(COLOURS, CONTRACT))
+    bare = seal(colour_graph(), ClassifierManifest(COLOURS, CONTRACT))
     with pytest.raises(Uncertified, match="certify it with 'evalmode certify', or use --allow-uncertified"):
         load_artifact(bare)
-    model = load_artifact(bare, allow_uncertified=True)
+    model = load_artifact(bare, options=LoadOptions(allow_uncertified=True))
     assert (model.batch_invariant, model.max_batch) == (False, 1)
 
 
@@ -274,9 +269,9 @@ def test_one_that_is_not_batch_invariant_runs_alone() -> None:
     assert (model.batch_invariant, model.max_batch) == (False, 1)
 
 
-def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Certificate) -> None:
+def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: ClassifierCertificate) -> None:
     """Without a GPU: the same code path, on the CPU's session called CUDA."""
-    model = replace(load_artifact(colour_artifact()), provider="CUDA")
+    model = replace(load_artifact(colour_artifact()), provider=CUDA)
     seen: list[int] = []
     run = Model.run
 
@@ -285,11 +280,9 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Cert
         return run(self, inputs)
 
     with patch.object(Model, "run", watch):
-        from evalmode.runtime.model import _replay
-
-        learned = _replay(model, None)
+        replayed = replay(model)
     assert {size for size in seen if size > 1} == set(range(2, 65))
-    assert learned == {"batch_invariant": True, "max_batch": 64}
+    assert (replayed.batch_invariant, replayed.max_batch) == (True, 64)
 
 
 # Networks that classify no images
@@ -308,7 +301,7 @@ def scaling_graph(factors: dict[str, float]) -> onnx.ModelProto:
 
 def certify_scaling(factors: dict[str, float]) -> bytes:
     golden = {"numbers": np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32)}
-    return certify(scaling_graph(factors), Manifest((), None), golden, ("",) * 16, difference=0.0)
+    return certify(scaling_graph(factors), TensorManifest(), golden, ("",) * 16, difference=0.0)
 
 
 def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
@@ -322,9 +315,8 @@ def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
 def test_every_output_is_held_to_its_own_size() -> None:
     artifact = certify_scaling({"large": 1e6, "small": 1e-3})
     certificate = open_artifact(artifact)[1].certificate
-    assert certificate is not None
+    assert isinstance(certificate, TensorCertificate)
     assert certificate.tolerance == pytest.approx(1e-4)
-    assert certificate.temperature is None
     run = load_artifact(artifact).run
     for name, share, passes in (
         ("large", 5e-5, True),
@@ -364,8 +356,8 @@ def test_tensors_that_no_request_could_hold_are_refused_at_load(kind: int, shape
     values = [helper.make_tensor_value_info(name, kind, shape) for name in ("put", "got")]
     graph = helper.make_graph([helper.make_node("Identity", ["put"], ["got"])], "same", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with pytest.raises(ArtifactInvalid, match=r"put is tensor\(.*\) .*: numbers are served"):
-        load_artifact(seal(proto, Manifest((), None)), allow_uncertified=True)
+    with pytest.raises(ArtifactInvalid, match=r"put is tensor\(.*\) .*: expected numbers"):
+        load_artifact(seal(proto, TensorManifest()), options=LoadOptions(allow_uncertified=True))
 
 
 # The digest
@@ -431,7 +423,7 @@ def test_a_replay_passes_rounding_and_catches_a_fault_at_any_size_of_the_logits(
     graph.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     graph.graph.node.insert(place, helper.make_node("Mul", ["raw", "factor"], ["logits"]))
     golden = draw_golden(CONTRACT, 3)
-    sealed = certify(graph, Manifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, 0.0)
+    sealed = certify(graph, ClassifierManifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, 0.0)
     model, certificate = load_artifact(sealed), open_artifact(sealed)[1].certificate
     assert certificate is not None
     size = np.abs(certificate.outputs[LOGITS]).max()
@@ -468,7 +460,7 @@ def test_a_certificate_of_before_may_have_any_tolerance_up_to_a_hundredth() -> N
 def test_the_tolerance_is_ten_times_what_was_measured_within_bounds() -> None:
     def tolerance(difference: float) -> float:
         golden = draw_golden(CONTRACT, 3)
-        sealed = certify(colour_graph(), Manifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, difference)
+        sealed = certify(colour_graph(), ClassifierManifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, difference)
         certificate = open_artifact(sealed)[1].certificate
         assert certificate is not None
         return certificate.tolerance

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from evalmode.artifact.repository import ARTIFACT_FILE, check_name, find_artifact, list_names, list_versions, publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.repository import ARTIFACT_FILE, check_name, find_artifact, list_names, list_versions
 from evalmode.errors import NameInvalid
 
 # Publishes for ever what proves itself whole: the digest of the rest comes first.
 PUBLISHER = """
 import hashlib, os, sys
 from pathlib import Path
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 body = os.urandom(1) * int(sys.argv[2])
 print("ready", flush=True)
 for _ in iter(sys.stdin.readline, ""):

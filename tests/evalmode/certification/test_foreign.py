@@ -17,14 +17,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from evalmode.artifact.certificate import LOGITS
+from evalmode.artifact.tensors import LOGITS
 from evalmode.certification.images import read_labelled
 from evalmode.certification.samples import read_samples
 from evalmode.cli.main import cli
 from evalmode.errors import EvalmodeError, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 
 SIDE = 8
 Build = Callable[..., onnx.ModelProto]

@@ -7,8 +7,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, LOGITS, Certificate
-from evalmode.artifact.manifest import Manifest
+from evalmode.artifact.certificate import ClassifierCertificate
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.tensors import INPUT, LOGITS
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.certification.golden import check_golden
 from evalmode.certification.graph import check_eval_mode, check_finite
@@ -44,7 +45,7 @@ def add_constant(graph: onnx.ModelProto, name: str, value: object) -> None:
 
 
 def certify_colours(graph: onnx.ModelProto, labels: tuple[str, ...] = COLOURS) -> bytes:
-    return certify(graph, Manifest(labels, CONTRACT), {INPUT: GOLDEN}, ("",) * len(GOLDEN), difference=0.0)
+    return certify(graph, ClassifierManifest(labels, CONTRACT), {INPUT: GOLDEN}, ("",) * len(GOLDEN), difference=0.0)
 
 
 def test_the_network_that_the_others_are_made_of_passes() -> None:
@@ -122,11 +123,10 @@ def test_a_network_for_one_image_at_a_time_is_told() -> None:
 # Golden labels, of data that are not balanced
 
 
-def golden_of(answers: list[int], targets: list[int]) -> Certificate:
+def golden_of(answers: list[int], targets: list[int]) -> ClassifierCertificate:
     logits = np.eye(2, dtype=np.float32)[answers]
     names = [tuple("ab"[index] for index in indices) for indices in (targets, answers)]
-    outputs = {LOGITS: logits}
-    return Certificate({INPUT: GOLDEN}, *names, outputs, 1e-4, 1.0, True, ())
+    return ClassifierCertificate({INPUT: GOLDEN}, {LOGITS: logits}, 1e-4, True, *names, temperature=1.0, encoded=())
 
 
 def test_a_label_that_is_hardly_ever_told_is_no_false_alarm() -> None:

@@ -319,6 +319,18 @@ def test_importing_it_needs_the_bare_install_alone(module: str) -> None:
     assert loaded.stderr == ""
 
 
+def test_beyond_the_standard_library_the_client_imports_grpc_and_protobuf_alone() -> None:
+    code = (
+        "import sys, grpc, grpc.aio, google.rpc.error_details_pb2, google.rpc.status_pb2\n"
+        "before = set(sys.modules)\n"
+        "import evalmode.client\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(added - set(sys.stdlib_module_names)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(loaded.stdout.split()) <= {"evalmode", "google", "grpc"}
+
+
 def test_the_answer_of_the_client_is_the_type_of_the_model_in_this_process(client: Client, model: Model) -> None:
     image = encode(plain("red", (9, 9)))
     ours, theirs = model.predict(image), client.predict(image)

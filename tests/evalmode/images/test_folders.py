@@ -13,8 +13,9 @@ from evalmode.certification.images import read_labelled
 from evalmode.cli.predict import Source
 from evalmode.errors import UsageError
 from evalmode.images.folders import describe_nested, describe_unread, find_images, is_hidden, list_folder
+from evalmode.images.formats import IMAGE_SUFFIXES
 from evalmode.images.pixels import PixelContract
-from evalmode.limits import IMAGE_SUFFIXES, Limits
+from evalmode.limits import Limits
 from tests.conftest import as_nobody, encode, plain
 
 CONTRACT = PixelContract(4, 4, 3)

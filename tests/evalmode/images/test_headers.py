@@ -15,9 +15,10 @@ from benchmarks import worst_images
 from benchmarks.decoded_apart import measure_apart
 from benchmarks.worst_images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 from evalmode.errors import ImageError, ImageTooComplex, ImageTooManyPixels, ImageUnreadable
-from evalmode.images import headers
-from evalmode.images.headers import find_orientation
-from evalmode.images.pixels import PixelContract, announce_image, decode_image
+from evalmode.images import jpeg
+from evalmode.images.exif import find_orientation
+from evalmode.images.headers import Header, read_header
+from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits
 from serving.engine.decoding import count_decode_bytes
 from tests.conftest import encode, plain
@@ -26,8 +27,8 @@ CONTRACT = PixelContract(8, 8, 3)
 SHARE = 0.15
 
 
-def announce(image: bytes) -> headers.Header:
-    return announce_image(image, Limits())
+def announce(image: bytes) -> Header:
+    return read_header(image, Limits())
 
 
 @pytest.mark.parametrize("name", WORST)
@@ -36,7 +37,7 @@ def test_the_worst_images_take_no_more_memory_than_they_are_counted_as(name: str
     try:
         counted = count_decode_bytes(announce(image), CONTRACT)
     except ImageError:
-        counted = 2 * headers.MAX_FILL_BYTES  # refused by the header: nothing to speak of
+        counted = 2 * jpeg.MAX_FILL_BYTES  # refused by the header: nothing to speak of
     small = encode(plain("red", (64, 64)))
     taken = measure_apart(
         lambda: decode_image(image, CONTRACT, Limits()), lambda: decode_image(small, CONTRACT, Limits())
@@ -66,23 +67,23 @@ def test_work_that_its_size_does_not_explain_is_refused(image: bytes, named: str
 
 
 def test_scans_are_allowed_as_long_as_their_pixels_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "GLANCE_BYTES", 0)
+    monkeypatch.setattr(jpeg, "GLANCE_BYTES", 0)
     image = empty_scans(64, 90)  # and the ten of every progressive JPEG
-    monkeypatch.setattr(headers, "MAX_SCAN_PIXELS", 100 * 64 * 64)
+    monkeypatch.setattr(jpeg, "MAX_SCAN_PIXELS", 100 * 64 * 64)
     assert announce(image).width == 64
-    monkeypatch.setattr(headers, "MAX_SCAN_PIXELS", 100 * 64 * 64 - 1)
+    monkeypatch.setattr(jpeg, "MAX_SCAN_PIXELS", 100 * 64 * 64 - 1)
     with pytest.raises(ImageTooComplex, match="64x64 pixels in 100 scans, the limit is 99 scans"):
         announce(image)
 
 
 def test_a_thumbnail_is_not_walked_where_no_work_could_hide(monkeypatch: pytest.MonkeyPatch) -> None:
     image = encode(plain("red", (32, 32)), "JPEG")
-    monkeypatch.setattr(headers, "_read_jpeg", lambda *_: pytest.fail("walked"))
+    monkeypatch.setattr(jpeg, "_read_segments", lambda *_: pytest.fail("walked"))
     assert announce(image).direct == "RGB"
 
 
 def test_a_thumbnail_of_many_scans_is_walked() -> None:
-    with patch.object(headers, "_read_jpeg", wraps=headers._read_jpeg) as walk:
+    with patch.object(jpeg, "_read_segments", wraps=jpeg._read_segments) as walk:
         announce(empty_scans(1000, 200))
     walk.assert_called_once()
 

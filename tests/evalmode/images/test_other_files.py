@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
-from evalmode.artifact.manifest import check_operators, open_artifact
+from evalmode.artifact.sealing import check_operators, open_artifact
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.certification.verdicts import examine
 from evalmode.errors import OperatorNotAllowed
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.conftest import colour_artifact, colour_graph
 from tests.hostile import PLACES, external_data, mutate, two_networks
 
@@ -25,7 +26,8 @@ REFUSE_ALL = """
 import sys
 import numpy as np
 from evalmode.errors import ArtifactInvalid
-from evalmode.runtime.model import load_artifact, open_cpu_session
+from evalmode.runtime.loading import load_artifact
+from evalmode.runtime.session import open_cpu_session
 from tests.hostile import mutate
 
 def on_event(event, arguments):
@@ -76,7 +78,7 @@ def test_onnxruntime_finds_no_file_either(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_place_among_weights_that_are_here_is_refused() -> None:
     graph = onnx.load_model_from_string(colour_artifact())
     graph.graph.initializer[0].external_data.add(key="location", value="secret")  # and data_location says nothing
-    with pytest.raises(OperatorNotAllowed, match="weights outside the file are not read: "):
+    with pytest.raises(OperatorNotAllowed, match="weights in another file are not allowed: "):
         check_operators(graph)
 
 

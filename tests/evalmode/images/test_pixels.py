@@ -140,9 +140,9 @@ class TestStrips:
             picture = picture.convert(mode)
         image = encode(picture, exif=exif((ORIENTATION, 3, 1, orientation)))
         for channels in (1, 3):
-            monkeypatch.setattr("evalmode.images.pixels.STRIP_PIXELS", 2**17)
+            monkeypatch.setattr("evalmode.images.orientation.STRIP_PIXELS", 2**17)
             whole = decode_whole(image, channels, Limits())
-            monkeypatch.setattr("evalmode.images.pixels.STRIP_PIXELS", 100)
+            monkeypatch.setattr("evalmode.images.orientation.STRIP_PIXELS", 100)
             assert np.array_equal(decode_whole(image, channels, Limits()), whole)
 
 
@@ -275,7 +275,7 @@ class TestJpegs:
     def test_are_not_opened_by_pillow(self, mode: str, orientation: int) -> None:
         options = {"exif": exif((ORIENTATION, 3, 1, orientation))} if orientation else {}
         image = encode(noise(8, 8).convert(mode), "JPEG", **options)
-        with patch.dict("evalmode.images.pixels.OPENERS", clear=True):
+        with patch.dict("evalmode.images.pixels.CODECS", clear=True):
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
             assert probe_image(image, Limits()).channels == (1 if mode == "L" else 3)
 

@@ -14,16 +14,19 @@ import pytest
 from onnx import TensorProto, helper
 
 import evalmode
-from evalmode.artifact.manifest import Manifest, seal
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.sealing import seal
 from evalmode.errors import ArtifactInvalid, ImageEmpty, LoadLimitExceeded, ProviderUnavailable
 from evalmode.images.pixels import PixelContract
 from evalmode.prediction import Score
-from evalmode.runtime import model as model_module
-from evalmode.runtime.model import LARGEST_ARTIFACT, Model, load_artifact, load_model, missing_cuda_library
+from evalmode.runtime import provider as provider_module
+from evalmode.runtime.loading import MAX_ARTIFACT_BYTES, LoadOptions, load_artifact, load_model
+from evalmode.runtime.model import ImageClassifier, Model
+from evalmode.runtime.provider import CPU, find_missing_library
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 from tests.hostile import endless_loop
 
-MANIFEST = Manifest(COLOURS, PixelContract(4, 4, 3))
+MANIFEST = ClassifierManifest(COLOURS, PixelContract(4, 4, 3))
 
 REAL_SESSION = ort.InferenceSession
 
@@ -33,8 +36,8 @@ class TestLoad:
         loaded = evalmode.load(str(colour_file))
         digest = hashlib.sha256(colour_file.read_bytes()).hexdigest()
         assert (loaded.name, loaded.version, loaded.digest) == ("colours", "", f"sha256:{digest}")
-        assert loaded.provider == "CPU"
-        wanted = Manifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"})
+        assert loaded.provider == CPU
+        wanted = ClassifierManifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"})
         assert vars(replace(loaded.manifest, certificate=None)) == vars(wanted)
 
     def test_takes_a_name_and_a_version(self, model: Model) -> None:
@@ -42,7 +45,7 @@ class TestLoad:
 
     def test_uses_no_more_threads_than_told(self, colour_file: Path) -> None:
         for threads in (1, 2):
-            options = load_model(colour_file, threads=threads).session.get_session_options()
+            options = load_model(colour_file, options=LoadOptions(threads=threads)).session.get_session_options()
             assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
             assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
@@ -76,9 +79,9 @@ class TestLoad:
     @pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", "c", "d")])
     def test_refuses_labels_that_do_not_match_the_outputs(self, tmp_path: Path, labels: tuple[str, ...]) -> None:
         path = tmp_path / "labels.onnx"
-        path.write_bytes(seal(colour_graph(), Manifest(labels, PixelContract(4, 4, 3))))
+        path.write_bytes(seal(colour_graph(), ClassifierManifest(labels, PixelContract(4, 4, 3))))
         with pytest.raises(ArtifactInvalid, match=rf"labels.onnx: {len(labels)} labels but outputs of shape \(1, 3\)"):
-            load_model(path, allow_uncertified=True)
+            load_model(path, options=LoadOptions(allow_uncertified=True))
 
     def test_refuses_logits_of_another_shape_than_the_probabilities(self, tmp_path: Path) -> None:
         artifact = colour_graph()
@@ -91,7 +94,7 @@ class TestLoad:
         artifact.graph.output[1].type.tensor_type.shape.dim[1].dim_value = 6
         (tmp_path / "logits.onnx").write_bytes(seal(artifact, MANIFEST))
         with pytest.raises(ArtifactInvalid, match=r"3 labels but outputs of shape \(1, 3\) and \(1, 6\)"):
-            load_model(tmp_path / "logits.onnx", allow_uncertified=True)
+            load_model(tmp_path / "logits.onnx", options=LoadOptions(allow_uncertified=True))
 
     @pytest.mark.parametrize("wrong", ["input name", "input type", "input size", "no logits"])
     def test_refuses_a_graph_that_does_not_take_what_the_manifest_says(self, tmp_path: Path, wrong: str) -> None:
@@ -107,7 +110,7 @@ class TestLoad:
             del graph.output[1]
         (tmp_path / "graph.onnx").write_bytes(seal(artifact, MANIFEST))
         with pytest.raises(ArtifactInvalid, match=r"graph\.onnx: (not a model|.* outputs of shape)"):
-            load_model(tmp_path / "graph.onnx", allow_uncertified=True)
+            load_model(tmp_path / "graph.onnx", options=LoadOptions(allow_uncertified=True))
 
     def test_refuses_a_graph_for_one_image_at_a_time(self, tmp_path: Path) -> None:
         # It would load, answer alone, and fail every request that shares a batch.
@@ -117,8 +120,8 @@ class TestLoad:
             batch.ClearField("dim_param")
             batch.dim_value = 1
         (tmp_path / "single.onnx").write_bytes(seal(artifact, MANIFEST))
-        with pytest.raises(ArtifactInvalid, match=r"single\.onnx: .*any number of them along the first axis"):
-            load_model(tmp_path / "single.onnx", allow_uncertified=True)
+        with pytest.raises(ArtifactInvalid, match=r"single\.onnx: .*a batch of any size along the first axis"):
+            load_model(tmp_path / "single.onnx", options=LoadOptions(allow_uncertified=True))
 
 
 class TestRun:
@@ -143,7 +146,8 @@ class TestRun:
 
     def test_scores_five_where_nothing_is_asked(self) -> None:
         labels = tuple("abcdefgh")
-        many = Model("many", "", "", Manifest(labels, PixelContract(4, 4, 3)), "CPU", True, 64, session=None)
+        manifest = ClassifierManifest(labels, PixelContract(4, 4, 3))
+        many = ImageClassifier("many", "", "", manifest, CPU, True, 64, session=None)
         scores = many.scores(np.linspace(0, 1, 8, dtype=np.float32), 0)
         assert "".join(score.label for score in scores) == "hgfed"
 
@@ -195,7 +199,7 @@ class TestProvider:
 
     @pytest.fixture
     def with_cuda_libraries(self, with_cuda_built_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(model_module, "missing_cuda_library", lambda path: None)
+        monkeypatch.setattr(provider_module, "find_missing_library", lambda path: None)
 
     @pytest.fixture
     def without_cuda_built_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,11 +207,11 @@ class TestProvider:
 
     def test_cuda_on_a_cpu_build_says_what_to_install(self, without_cuda_built_in: None, colour_file: Path) -> None:
         with pytest.raises(ProviderUnavailable, match=r"built without CUDA: install 'evalmode\[serve-cuda\]'"):
-            load_model(colour_file, provider="cuda")
+            load_model(colour_file, options=LoadOptions(provider="cuda"))
 
     def test_cuda_names_the_library_that_is_missing(self, with_cuda_built_in: None, colour_file: Path) -> None:
         with pytest.raises(ProviderUnavailable, match=r"CUDA provider does not load: .*\.so.*") as caught:
-            load_model(colour_file, provider="cuda")
+            load_model(colour_file, options=LoadOptions(provider="cuda"))
         assert ".so" in caught.value.facts["missing"]
 
     def test_preloads_the_libraries_of_the_wheels_first(
@@ -215,13 +219,13 @@ class TestProvider:
     ) -> None:
         steps = []
         monkeypatch.setattr(ort, "preload_dlls", lambda: steps.append("preload"))
-        monkeypatch.setattr(model_module, "missing_cuda_library", lambda path: steps.append(path.name) or "it")
+        monkeypatch.setattr(provider_module, "find_missing_library", lambda path: steps.append(path.name) or "it")
         with pytest.raises(ProviderUnavailable, match="does not load: it"):
-            load_model(colour_file, provider="cuda")
+            load_model(colour_file, options=LoadOptions(provider="cuda"))
         assert steps == ["preload", "libonnxruntime_providers_cuda.so"]
 
     def test_a_library_that_is_missing_is_named(self, tmp_path: Path) -> None:
-        named = missing_cuda_library(tmp_path / "libonnxruntime_providers_cuda.so")
+        named = find_missing_library(tmp_path / "libonnxruntime_providers_cuda.so")
         assert named is not None
         assert "libonnxruntime_providers_shared.so" in named
         assert "cannot open shared object file" in named
@@ -237,7 +241,7 @@ class TestProvider:
 
         monkeypatch.setattr(ort, "InferenceSession", on_cpu)
         with pytest.raises(ProviderUnavailable, match="chose CPUExecutionProvider instead of CUDAExecutionProvider"):
-            load_model(colour_file, provider="cuda")
+            load_model(colour_file, options=LoadOptions(provider="cuda"))
         assert asked == [("1", [("CUDAExecutionProvider", {"use_tf32": "0"})])]
 
     def test_cuda_is_refused_where_no_session_opens(
@@ -247,18 +251,18 @@ class TestProvider:
             raise RuntimeError("no CUDA-capable device is detected")
 
         monkeypatch.setattr(ort, "InferenceSession", fails)
-        with pytest.raises(ProviderUnavailable, match=r"opens no session on CUDA.*: no CUDA-capable device"):
-            load_model(colour_file, provider="cuda")
+        with pytest.raises(ProviderUnavailable, match=r"cannot open a session on CUDA.*: no CUDA-capable device"):
+            load_model(colour_file, options=LoadOptions(provider="cuda"))
 
     def test_auto_falls_back_and_says_why(
         self, without_cuda_built_in: None, colour_file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        loaded = load_model(colour_file, provider="auto")
-        assert loaded.provider == "CPU"
+        loaded = load_model(colour_file, options=LoadOptions(provider="auto"))
+        assert loaded.provider == CPU
         assert loaded.session.get_providers() == ["CPUExecutionProvider"]
-        [record] = [record for record in caplog.records if record.name == "evalmode.runtime.model"]
+        [record] = [record for record in caplog.records if record.name == "evalmode.runtime.provider"]
         assert record.levelno == logging.WARNING
-        assert "the CPU, because this onnxruntime is built without CUDA" in record.getMessage()
+        assert "CUDA is not used, because this onnxruntime is built without CUDA" in record.getMessage()
 
     def test_auto_does_not_hide_a_broken_artifact(
         self, with_cuda_libraries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,23 +270,24 @@ class TestProvider:
         path = tmp_path / "broken.onnx"
         path.write_bytes(b"broken")
         with pytest.raises(ArtifactInvalid):
-            load_model(path, provider="auto")
+            load_model(path, options=LoadOptions(provider="auto"))
 
     def test_cpu_asks_for_nothing_else(self, colour_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-        assert load_model(colour_file, provider="cpu").session.get_providers() == ["CPUExecutionProvider"]
+        session = load_model(colour_file, options=LoadOptions(provider="cpu")).session
+        assert session.get_providers() == ["CPUExecutionProvider"]
         assert caplog.records == []
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.onnx"
     with path.open("wb") as file:
-        file.truncate(LARGEST_ARTIFACT + 1)  # holes: no disk is used
-    with pytest.raises(ArtifactInvalid, match=f"{LARGEST_ARTIFACT + 1} bytes, protobuf reads at most"):
+        file.truncate(MAX_ARTIFACT_BYTES + 1)  # holes: no disk is used
+    with pytest.raises(ArtifactInvalid, match=f"{MAX_ARTIFACT_BYTES + 1} bytes, protobuf reads at most"):
         load_model(path)
 
 
 def test_a_replay_that_does_not_end_is_ended() -> None:
     """What was tried before may still behave otherwise here: a GPU rounds otherwise, a network may draw at random."""
     with pytest.raises(LoadLimitExceeded, match=r"replaying it takes more than 0\.5 s"):
-        load_artifact(endless_loop(), replay_s=0.5)
-    assert load_artifact(colour_artifact(), replay_s=3600).batch_invariant
+        load_artifact(endless_loop(), options=LoadOptions(replay_s=0.5))
+    assert load_artifact(colour_artifact(), options=LoadOptions(replay_s=3600)).batch_invariant

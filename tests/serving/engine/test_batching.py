@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES, Tensors
+from evalmode.artifact.tensors import INPUT, PROBABILITIES, Tensors
 from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
 from evalmode.runtime.model import Model
+from evalmode.runtime.provider import CUDA
 from serving.engine.batch import BATCH_S
 from serving.engine.batching import Answer, Batcher, Job, count_slots
 from tests.serving.conftest import WAIT_S, Caller, Held, make_batcher, spawn, wait_until
@@ -695,7 +696,7 @@ def test_cpus_of_this_process_are_at_least_one() -> None:
 
 def test_a_gpu_has_one_slot(model: Model) -> None:
     assert count_slots([model]) == count_slots([]) == count_cpus()
-    assert count_slots([model, replace(model, provider="CUDA")]) == 1
+    assert count_slots([model, replace(model, provider=CUDA)]) == 1
 
 
 def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None:

@@ -12,7 +12,8 @@ from unittest.mock import patch
 import pytest
 
 from evalmode.errors import ImageNeedsTooMuchMemory
-from evalmode.images.pixels import PixelContract, announce_image
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from serving.engine.decoding import MIB, DecodeBudget, Turn, _ExifLog, count_decode_bytes, decode_requested
 from tests.conftest import encode, plain
@@ -21,7 +22,7 @@ from tests.serving.conftest import WAIT_S, count_turns, make_budget, wait_until
 CONTRACT = PixelContract(4, 4, 3)
 SIDES = {"small": 8, "medium": 1500, "large": 2200, "larger": 2500}
 IMAGES = {name: encode(plain("red", (side, side))) for name, side in SIDES.items()}
-COSTS = {name: count_decode_bytes(announce_image(image, Limits()), CONTRACT) for name, image in IMAGES.items()}
+COSTS = {name: count_decode_bytes(read_header(image, Limits()), CONTRACT) for name, image in IMAGES.items()}
 
 
 class Decoder:
@@ -265,7 +266,7 @@ def test_damaged_exif_blocks_cost_one_log_record_a_minute(
     monkeypatch.setattr("serving.engine.decoding._exif_log", _ExifLog())
     contract = PixelContract(8, 8, 3)
     sound, damaged = (
-        announce_image(encode(plain("red", (8, 8)), "JPEG", exif=exif), Limits())
+        read_header(encode(plain("red", (8, 8)), "JPEG", exif=exif), Limits())
         for exif in (b"", b"Exif\0\0MM\0*\xff\xff\xff\x7f\0\2" + bytes(24))
     )
     decode_requested(sound, contract)

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from evalmode.artifact.certificate import INPUT, PROBABILITIES
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import ImageUnreadable, MessageTooLarge, QueueFull
 from evalmode.runtime.model import Model
 from serving.engine.batching import Load

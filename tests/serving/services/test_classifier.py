@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalmode.artifact.certificate import INPUT, LOGITS, PROBABILITIES, Tensors
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Tensors
 from evalmode.errors import (
     DeadlineExpired,
     ImagesNotTaken,
@@ -26,7 +26,8 @@ from evalmode.errors import (
     RequestCancelled,
 )
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_artifact, load_model
+from evalmode.runtime.loading import load_artifact, load_model
+from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
 from serving.engine.batching import Batcher
 from tests.conftest import COLOURS, colour_artifact, encode, plain

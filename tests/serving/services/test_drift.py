@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evalmode.artifact.image_statistics import LARGEST_SIDE, MOMENTS, cut_middle, describe_images, measure_moments
+from evalmode.artifact.image_statistics import MAX_SIDE, MOMENTS, crop_centre, describe_images, measure_moments
 from serving.services.drift import LIMIT, WINDOW, drifts, measure_drift
 
 
@@ -21,7 +21,7 @@ TRAINING = describe_images(draw(3000, 0))
 
 
 def drift_of(images: np.ndarray, told: dict = TRAINING) -> dict[tuple[str, int], float]:
-    return measure_drift([cut_middle(image) for image in images], told)
+    return measure_drift([crop_centre(image) for image in images], told)
 
 
 def test_moments_are_what_they_say() -> None:
@@ -85,8 +85,8 @@ def test_small_and_grey_images_have_moments_too(shape: tuple[int, int, int]) -> 
 
 def test_only_the_middle_of_a_large_image_is_kept() -> None:
     image = np.random.default_rng(0).integers(0, 256, (100, 200, 3)).astype(np.uint8)
-    middle = cut_middle(image)
-    assert middle.shape == (LARGEST_SIDE, LARGEST_SIDE, 3)
+    middle = crop_centre(image)
+    assert middle.shape == (MAX_SIDE, MAX_SIDE, 3)
     assert np.array_equal(middle, image[18:82, 68:132])
     assert not np.shares_memory(middle, image)  # the rest is not held
-    assert np.array_equal(cut_middle(image[:10, :10]), image[:10, :10])
+    assert np.array_equal(crop_centre(image[:10, :10]), image[:10, :10])

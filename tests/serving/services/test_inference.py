@@ -76,7 +76,7 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     with (
         patch("serving.services.classifier.decode_requested", gate),
-        patch("serving.services.tensors.decode_requested", gate),
+        patch("serving.services.inputs.decode_requested", gate),
     ):
         yield gate
         gate.open.set()

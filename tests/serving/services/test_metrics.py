@@ -20,10 +20,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client.parser import text_string_to_metric_families
 
-from evalmode.artifact.certificate import INPUT
 from evalmode.artifact.image_statistics import MOMENTS, describe_images
-from evalmode.artifact.manifest import Manifest, seal
-from evalmode.artifact.repository import publish
+from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.client import CallFailed, Client
 from evalmode.images.pixels import PixelContract
@@ -205,7 +206,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     onnx_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     labels = tuple(f"label {number}" for number in range(MANY))
-    publish(repository, "many", seal(onnx_model, Manifest(labels, contract, {})))
+    publish(repository, "many", seal(onnx_model, ClassifierManifest(labels, contract, {})))
     return repository
 
 
@@ -284,7 +285,7 @@ def publish_drawn(repository: Path) -> np.ndarray:
     chance = np.random.default_rng(0)
     images = chance.integers(0, 200, (WINDOW, 4, 4, 3)).astype(np.uint8)
     contract = PixelContract(4, 4, 3)
-    manifest = Manifest(COLOURS, contract, {"moments": {"images": describe_images(images)}})
+    manifest = ClassifierManifest(COLOURS, contract, {"moments": {"images": describe_images(images)}})
     golden = draw_golden(contract, 3)
     publish(
         repository, "colours", certify(colour_graph(), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from evalmode.artifact.certificate import INPUT
-from evalmode.artifact.repository import list_versions, publish, withdraw
+from evalmode.artifact.publishing import publish, withdraw
+from evalmode.artifact.repository import list_versions
+from evalmode.artifact.tensors import INPUT
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -26,7 +27,7 @@ from evalmode.errors import (
     TrialUnavailable,
 )
 from evalmode.limits import Limits
-from evalmode.runtime.model import load_model
+from evalmode.runtime.loading import load_model
 from serving.services.models import ALL, Entry, Models
 from serving.trials import Trials
 from tests.conftest import COLOURS, colour_artifact, serving
@@ -109,7 +110,7 @@ class TestOpen:
     @pytest.mark.parametrize(
         ("pin", "error", "text"),
         [
-            ({"colours": 7}, ArtifactInvalid, "7/model.onnx is not there; versions of colours: 1, 2"),
+            ({"colours": 7}, ArtifactInvalid, "7/model.onnx does not exist; versions of colours: 1, 2"),
             ({"nobody": 1}, ArtifactInvalid, "versions of nobody: none"),
             ({"../colours": 1}, NameInvalid, "is not allowed"),
             ({"colours": 2}, ArtifactInvalid, "not an ONNX file"),
@@ -315,7 +316,8 @@ class TestRefresh:
             "colours/model.onnx is not a version: a version is a folder with model.onnx, such as 1",
             f"colours/v1 {number}",
             "flat.onnx is not a model: a model is <name>/<version>/model.onnx",
-            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', no such sign first",
+            "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit",
         ]
         assert loaded(models) == ["colours/1"]
 
@@ -555,7 +557,7 @@ class TestWithdraw:
 
     @pytest.mark.parametrize(
         ("name", "text"),
-        [("colours", "has only version 1: there is nothing to go back to"), ("nobody", "nobody does not exist")],
+        [("colours", "has only version 1: there is no version to roll back to"), ("nobody", "nobody does not exist")],
     )
     def test_needs_a_version_to_go_back_to(self, repository: Path, name: str, text: str) -> None:
         with pytest.raises(ArtifactInvalid, match=text):

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 
 from benchmarks.damage import make_damaged
 from evalmode import __version__
-from evalmode.artifact.certificate import DTYPES, LOGITS, PROBABILITIES
-from evalmode.artifact.manifest import Manifest, seal
-from evalmode.artifact.repository import publish
+from evalmode.artifact.manifest import TensorManifest
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import DTYPES, LOGITS, PROBABILITIES
 from evalmode.certification.certify import certify
 from evalmode.errors import (
     BatchTooLarge,
@@ -46,9 +47,10 @@ from evalmode.errors import (
 from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, load_artifact
+from evalmode.runtime.loading import LoadOptions, load_artifact
+from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
-from serving.services import tensors
+from serving.services import inputs
 from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
@@ -132,7 +134,7 @@ def tensor_artifact(dtype: str) -> bytes:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(proto)
     golden = {name: (np.arange(12).reshape(4, 3) % 2).astype(dtype) for name in ("left", "right")}
-    return certify(proto, Manifest((), None), golden, ("",) * 4, difference=0.0)
+    return certify(proto, TensorManifest(), golden, ("",) * 4, difference=0.0)
 
 
 def open_model(open_sides: int) -> Model:
@@ -141,7 +143,8 @@ def open_model(open_sides: int) -> Model:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("numbers", "same")]
     graph = helper.make_graph([helper.make_node("Identity", ["numbers"], ["same"])], "open", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return load_artifact(seal(proto, Manifest((), None)), name="open", version="1", allow_uncertified=True)
+    options = LoadOptions(allow_uncertified=True)
+    return load_artifact(seal(proto, TensorManifest()), name="open", version="1", options=options)
 
 
 # Inference
@@ -606,7 +609,7 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
 
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
-    with patch("serving.services.tensors.decode_requested", decode), pytest.raises(RequestCancelled):
+    with patch("serving.services.inputs.decode_requested", decode), pytest.raises(RequestCancelled):
         serve(model).ask(request, caller)
     assert decoded == images[:1]
 
@@ -621,7 +624,7 @@ def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
     told, _ = refusal(serve(model), request, ContentsMixed)
-    assert told == "image has datatype UINT8, whose values belong into uint_contents; got int_contents"
+    assert told == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
 
 
 def test_half_precision_has_no_typed_contents() -> None:
@@ -778,7 +781,7 @@ def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> N
     assert told.error_message.startswith("Request for unknown model: 'nobody'")
     assert told.infer_response.id == "seven"
     assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
-    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+    with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
         told = ask_streamed(service, ask(RED[np.newaxis]))
     assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
     error_id = told.infer_response.parameters["evalmode_id"].string_param
@@ -787,7 +790,7 @@ def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> N
 
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
-    with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+    with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         service.ask(ask(RED[np.newaxis]))
     [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
     assert told.inference_stats.fail.count == 1

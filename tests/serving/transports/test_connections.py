@@ -10,8 +10,9 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-from serving.transports.connections import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT, Connections
+from serving.transports.connections import Connections
 from serving.transports.sockets import name_peer
+from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tcp_info is Linux's")

@@ -28,7 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
 import tests.conftest
-from evalmode.images.pixels import decode_announced
+from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
@@ -137,7 +137,7 @@ class TestHealthIsAnswered:
         def decode(*arguments: Any) -> np.ndarray:
             decoding.release()
             assert go_on.wait(WAIT_S)
-            return decode_announced(*arguments)
+            return decode_by_header(*arguments)
 
         with patch("serving.services.classifier.decode_requested", decode):
             calls = [here.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
@@ -329,7 +329,7 @@ def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None
 
     here.held.let_go(3)
     with (
-        patch("serving.services.classifier.decode_requested", watched(decode_announced)),
+        patch("serving.services.classifier.decode_requested", watched(decode_by_header)),
         patch.object(here.held, "rank", watched(here.held.rank)),
     ):
         for colour in ("red", "lime", "blue"):

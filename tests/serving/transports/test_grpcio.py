@@ -45,8 +45,8 @@ from http2 import (
 from PIL import Image
 
 import tests.conftest
-from evalmode.artifact.certificate import Tensors
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
+from evalmode.artifact.tensors import Tensors
 from evalmode.client import Client
 from evalmode.errors import RequestError
 from evalmode.limits import Limits

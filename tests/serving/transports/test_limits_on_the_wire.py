@@ -14,7 +14,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc

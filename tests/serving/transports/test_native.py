@@ -12,7 +12,7 @@ from unittest.mock import patch
 import grpc
 import pytest
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire

@@ -16,13 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import tests.conftest
-from evalmode.images.pixels import decode_announced
+from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
-from serving.services import tensors
+from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
@@ -147,9 +147,9 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
     def decode(*arguments: object) -> np.ndarray:
         begun.set()
         assert go_on.wait(WAIT_S)
-        return decode_announced(*arguments)
+        return decode_by_header(*arguments)
 
-    with patch.object(tensors, "decode_requested", decode):
+    with patch.object(inputs, "decode_requested", decode):
         yield begun, go_on
 
 
@@ -172,7 +172,7 @@ class TestNothingIsLeft:
         here.expect_nothing_left()
 
     def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
-        with patch.object(tensors, "_check_names", side_effect=ZeroDivisionError):
+        with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
             asked = ask(here, streamed, of_pixels())
             assert asked.outcome() == ("" if streamed else "INTERNAL")
         here.expect_nothing_left()

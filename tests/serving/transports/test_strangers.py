@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
 from worst_images import WORST
 
-from evalmode.artifact.repository import publish
+from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as inference

@@ -1,0 +1,93 @@
+"""Descriptions of models in the messages of the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from evalmode.runtime.model import Model, Tensor
+from evalmode.wire import model_config_pb2 as config
+from evalmode.wire import open_inference_pb2 as wire
+from serving.services.tensors import DATATYPES
+
+PLATFORM = "onnx_onnxv1"
+
+
+def describe_metadata(model: Model, versions: Sequence[str]) -> wire.ModelMetadataResponse:
+    """Describe the inputs, outputs and properties of a model.
+
+    Args:
+        model: The model.
+        versions: Its loaded versions.
+    """
+    return wire.ModelMetadataResponse(
+        name=model.name,
+        versions=versions,
+        platform=PLATFORM,
+        inputs=map(_describe, model.inputs),
+        outputs=map(_describe, model.outputs),
+        properties=describe_properties(model),
+    )
+
+
+def describe_config(model: Model, max_batch: int, slots: int) -> config.ModelConfig:
+    """Describe how a model is served, in Triton's model configuration format.
+
+    Args:
+        model: The model.
+        max_batch: The maximum batch size of the server.
+        slots: The number of inferences that can run at the same time.
+    """
+    largest = min(max_batch, model.max_batch)
+    kind = config.ModelInstanceGroup.KIND_GPU if model.provider.is_gpu else config.ModelInstanceGroup.KIND_CPU
+    return config.ModelConfig(
+        name=model.name,
+        platform=PLATFORM,
+        backend="onnxruntime",
+        max_batch_size=max_batch,
+        version_policy=config.ModelVersionPolicy(latest=config.ModelVersionPolicy.Latest(num_versions=1)),
+        input=[
+            config.ModelInput(
+                name=one.name, data_type=_config_type(one), dims=one.shape, format=_choose_format(model, one)
+            )
+            for one in model.inputs
+        ],
+        output=[
+            config.ModelOutput(name=one.name, data_type=_config_type(one), dims=one.shape) for one in model.outputs
+        ],
+        instance_group=[config.ModelInstanceGroup(name=model.name, kind=kind, count=slots)],
+        dynamic_batching=config.ModelDynamicBatching(preferred_batch_size=[largest]),
+        default_model_filename="model.onnx",
+        parameters={
+            name: config.ModelParameter(string_value=value) for name, value in describe_properties(model).items()
+        },
+    )
+
+
+def describe_properties(model: Model) -> Mapping[str, str]:
+    """The properties of a model as JSON values by name, without its golden images."""
+    certificate = model.manifest.certificate
+    facts = {
+        **model.manifest.properties,
+        "labels": model.manifest.labels,
+        "digest": model.digest,
+        "provider": model.provider.name,
+        "batch_invariant": model.batch_invariant,
+        "certificate": certificate and {"golden": certificate.golden_count, "tolerance": certificate.tolerance},
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:
+    return wire.ModelMetadataResponse.TensorMetadata(
+        name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=(-1, *tensor.shape)
+    )
+
+
+def _config_type(tensor: Tensor) -> config.DataType:
+    return getattr(config, f"TYPE_{DATATYPES[tensor.dtype]}")  # type: ignore[no-any-return]
+
+
+def _choose_format(model: Model, tensor: Tensor) -> config.ModelInput.Format:
+    takes_images = tensor.name in model.manifest.image_inputs
+    return config.ModelInput.FORMAT_NHWC if takes_images else config.ModelInput.FORMAT_NONE

@@ -1,0 +1,121 @@
+"""Properties of the image parsers: any bytes are an image within the limits, or a refusal; nothing else is raised."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from evalmode.errors import ImageError, UsageError
+from evalmode.images.exif import find_orientation, is_exif_damaged
+from evalmode.images.formats import FORMATS
+from evalmode.images.headers import read_header
+from evalmode.images.label_files import parse_labels
+from evalmode.images.pixels import PixelContract, decode_by_header, decode_whole_by_header, probe_header
+from evalmode.limits import Limits
+from tests.conftest import encode
+from tests.mutated import mutated, started
+
+LIMITS = Limits(max_image_bytes=4096, max_image_pixels=10_000)
+CONTRACT = PixelContract(8, 6, 3)
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+ORIENTED = Image.Exif()
+ORIENTED[0x0112] = 6
+VARIANTS: dict[str, list[bytes]] = {
+    "JPEG": [
+        encode(NOISE, "JPEG"),
+        encode(NOISE.convert("L"), "JPEG", progressive=True),
+        encode(NOISE.convert("CMYK"), "JPEG", exif=ORIENTED),
+    ],
+    "PNG": [
+        encode(NOISE, "PNG", exif=ORIENTED),
+        encode(NOISE.convert("P"), "PNG"),
+        encode(NOISE.convert("LA"), "PNG"),
+        encode(Image.fromarray(np.arange(63, dtype=np.uint16).reshape(9, 7) * 1000), "PNG"),
+    ],
+    "WEBP": [encode(NOISE, "WEBP", exif=ORIENTED), encode(NOISE.convert("RGBA"), "WEBP", lossless=True)],
+    "BMP": [encode(NOISE, "BMP"), encode(NOISE.convert("P"), "BMP"), encode(NOISE.convert("1"), "BMP")],
+}
+STARTS = {
+    "JPEG": [b"\xff\xd8\xff", b"\xff\xd8\xff\xc0\0\x11\x08\0\x08\0\x08\x03"],
+    "PNG": [b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"],
+    "WEBP": [b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0", b"RIFF\0\0\0\0WEBPVP8L", b"RIFF\0\0\0\0WEBPVP8 "],
+    "BMP": [b"BM" + bytes(12) + struct.pack("<I", size) for size in (12, 40, 124)],
+}
+
+
+def test_every_format_has_its_variants() -> None:
+    assert [*VARIANTS] == [*STARTS] == [one.name for one in FORMATS]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_undamaged_variants_are_decoded(name: str) -> None:
+    for image in VARIANTS[name]:
+        assert check_decoding(image)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_damaged_images_are_decoded_or_refused(name: str) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(mutated(VARIANTS[name]))
+    def check(image: bytes) -> None:
+        check_decoding(image)
+
+    check()
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_any_bytes_after_a_signature_are_decoded_or_refused(name: str) -> None:
+    @settings(max_examples=200, deadline=None)
+    @given(started(STARTS[name]))
+    def check(image: bytes) -> None:
+        check_decoding(image)
+
+    check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=100))
+def test_bytes_of_no_format_are_refused(image: bytes) -> None:
+    if not any(one.signature.match(image) for one in FORMATS):
+        with pytest.raises(ImageError):
+            read_header(image, LIMITS)
+
+
+def check_decoding(image: bytes) -> bool:
+    """Decode an image in all ways; return whether it was not refused."""
+    try:
+        header = read_header(image, LIMITS)
+        assert header.width * header.height <= LIMITS.max_image_pixels
+        assert header.decoder_bytes >= 0
+        contract = probe_header(header)
+        pixels = decode_by_header(header, CONTRACT)
+        whole = decode_whole_by_header(header, 1)
+    except ImageError:
+        return False
+    assert pixels.shape == CONTRACT.shape
+    assert whole.shape == (contract.height, contract.width, 1)
+    assert pixels.dtype == whole.dtype == np.uint8
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(mutated([ORIENTED.tobytes()]), st.binary(max_size=60))
+def test_any_exif_block_has_an_orientation(exif: bytes, xmp: bytes) -> None:
+    assert find_orientation(exif, xmp) >= 0
+    assert is_exif_damaged(exif) in (True, False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | mutated(["café\r\nthé\n".encode(), "a\nb\n".encode("utf-16")]))
+def test_any_file_of_labels_is_labels_or_refused(content: bytes) -> None:
+    try:
+        labels = parse_labels(content, "labels.txt")
+    except UsageError:
+        return
+    assert len(set(labels)) == len(labels) >= 2
+    assert all(label and label == label.strip() for label in labels)

@@ -1,0 +1,171 @@
+"""What ``import evalmode`` offers: every public name, imported when it is used, and what it does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import evalmode
+from evalmode.artifact.publishing import publish
+from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
+from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
+
+BARE = {"AsyncClient", "CallFailed", "Client", "EvalmodeError", "Limits", "Prediction"}  # need no extra
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six images of noise in each of three colours, in folders of labels."""
+    rng = np.random.default_rng(0)
+    for channel, label in enumerate(COLOURS):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(6):
+            pixels = rng.integers(0, 100, (4, 4, 3))
+            pixels[..., channel] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / label / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """The graph of colours as another tool would export it: float32 (N, 4, 4, 3) in 0..1 to logits."""
+    graph = colour_graph()
+    graph.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    del graph.graph.output[0]  # the probabilities
+    graph.graph.node.pop()
+    onnx.save(graph, tmp_path / "network.onnx")
+    return tmp_path / "network.onnx"
+
+
+@pytest.mark.parametrize("name", evalmode.__all__)
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert name in dir(evalmode)
+    assert getattr(evalmode, name).__doc__
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'evalmode' has no attribute 'tarin'"):
+        _ = evalmode.tarin  # type: ignore[attr-defined]
+
+
+def test_importing_evalmode_imports_nothing_else() -> None:
+    code = "import sys, evalmode; print([name for name in sys.modules if name.startswith('evalmode.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_bare_install_has_the_client_and_names_the_extra_of_the_rest() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('numpy', 'onnx', 'onnxruntime', 'PIL', 'torch'): sys.modules[name] = None\n"
+        f"from evalmode import {', '.join(sorted(BARE))}\n"
+        "try:\n    from evalmode import check\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "evalmode.check needs the Python package 'numpy': pip install 'evalmode[serve]'\n", (
+        done.stderr
+    )
+
+
+class TestLoad:
+    def test_takes_an_artifact_or_a_folder_of_the_repository(self, tmp_path: Path) -> None:
+        repository = tmp_path / "models"
+        for _ in range(2):
+            path = publish(repository, "colours", colour_artifact())
+        loaded = {place: evalmode.load(place) for place in (path, repository / "colours", repository / "colours/1")}
+        assert [(model.name, model.version) for model in loaded.values()] == [
+            ("model", ""),
+            ("colours", "2"),
+            ("colours", "1"),
+        ]
+        assert {model.predict(encode(plain("blue"))).label for model in loaded.values()} == {"blue"}
+
+    def test_takes_a_relative_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = publish(tmp_path, "colours", colour_artifact()).parents[1]
+        monkeypatch.chdir(folder)
+        assert (evalmode.load(".").name, evalmode.load("1").version) == ("colours", "1")
+
+    def test_names_a_folder_without_an_artifact(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=f"{tmp_path} holds no model.onnx and no version of a model"):
+            evalmode.load(tmp_path)
+        with pytest.raises(ArtifactInvalid, match=r"nowhere\.onnx"):
+            evalmode.load(tmp_path / "nowhere.onnx")
+
+
+class TestCertify:
+    def test_makes_an_artifact_that_is_published(self, network: Path, images: Path, tmp_path: Path) -> None:
+        certified = evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
+        assert (certified.labels, certified.layout, certified.quality.accuracy) == (COLOURS, "NHWC", 1.0)
+        path = certified.publish(tmp_path / "models", "colours")
+        assert path == tmp_path / "models/colours/1/model.onnx"
+        model = evalmode.load(path)
+        assert model.digest == certified.digest
+        assert model.predict(encode(plain("red"))).label == "red"
+        assert {verdict.passed for verdict in evalmode.check(path)} == {True}
+
+    def test_warns_of_files_that_are_not_images(self, network: Path, images: Path) -> None:
+        (images / "red" / "notes.txt").write_text("mine")
+        with pytest.warns(UserWarning, match=r"left out 1 file that is not an image .*notes\.txt"):
+            evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
+
+    def test_refuses_a_network_that_is_no_better_than_guessing(self, network: Path, images: Path) -> None:
+        labels = COLOURS[1:] + COLOURS[:1]
+        with pytest.raises(GoldenMismatch, match="no better than guessing among 3 labels"):
+            evalmode.certify(network, images, labels, Preprocessing((0, 1)))
+        options = ClassifierOptions(allow_guessing=True, synthetic_golden=True)
+        certified = evalmode.certify(network, images, labels, Preprocessing((0, 1)), options)
+        assert certified.quality.accuracy == 0
+
+    @pytest.mark.parametrize("labels", [["red"], ["red", "green", "red"]])
+    def test_refuses_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
+        with pytest.raises(UsageError, match="expected at least 2, each once"):
+            evalmode.certify(network, images, labels, Preprocessing((0, 1)))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"scale": (0, 1, 2)}, "--scale 0,1,2 is not LOW,HIGH"),
+            ({"scale": (1, 0)}, "--scale 1,0 is not LOW,HIGH"),
+            ({"scale": (0, 1), "std": (0.0,)}, "--std 0: expected numbers above 0"),
+        ],
+    )
+    def test_refuses_preprocessing_that_cannot_be(self, options: dict[str, tuple[float, ...]], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            Preprocessing(**options)  # type: ignore[arg-type]
+
+    def test_takes_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
+        samples = {"image": np.random.default_rng(0).random((100, 4, 4, 3), np.float32)}
+        np.savez(tmp_path / "samples.npz", **samples)
+        by_arrays = evalmode.certify_tensors(network, samples)
+        by_file = evalmode.certify_tensors(network, tmp_path / "samples.npz")
+        assert by_arrays.artifact == by_file.artifact
+        assert len(by_arrays.inputs["image"]) == 64
+        with pytest.raises(UsageError, match=r"samples holds image float64; the network takes image float32"):
+            evalmode.certify_tensors(network, {"image": samples["image"].astype(np.float64)})
+
+
+class TestCompare:
+    def test_takes_artifacts_or_models(self, images: Path, tmp_path: Path) -> None:
+        old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
+        old.write_bytes(colour_artifact(("green", "red", "blue")))
+        new.write_bytes(colour_artifact())
+        by_paths = evalmode.compare(old, str(new), images)
+        by_models = evalmode.compare(evalmode.load(old), evalmode.load(new), images)
+        assert by_paths.accuracies == by_models.accuracies == (pytest.approx(1 / 3), 1.0)
+        assert by_paths.changed == by_models.changed
+        assert by_paths.share_changed == pytest.approx(2 / 3)
+
+    def test_refuses_other_labels(self, images: Path, tmp_path: Path) -> None:
+        old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
+        old.write_bytes(colour_artifact(("red", "green", "violet")))
+        new.write_bytes(colour_artifact())
+        with pytest.raises(UsageError, match="have different labels and cannot be compared: blue, violet"):
+            evalmode.compare(old, new, images)

@@ -1,0 +1,45 @@
+"""Files that change are noticed, and the thread that looks for changes ends."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from unittest.mock import patch
+
+from serving.watching import Poller, WatchedFiles
+from tests.serving.conftest import wait_until
+
+
+def test_a_change_is_reported_once(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    watched = WatchedFiles(one, other)
+    assert not watched.changed()
+    one.write_text("more than before")
+    assert watched.changed()
+    assert not watched.changed()
+    other.write_text("a file that did not exist")
+    assert watched.changed()
+    other.unlink()
+    assert watched.changed()
+    assert not watched.changed()
+
+
+def test_a_file_that_replaces_another_of_the_same_size_and_time_is_a_change(tmp_path: Path) -> None:
+    path, new = tmp_path / "file", tmp_path / "new"
+    for one in (path, new):
+        one.write_text("same size")
+        os.utime(one, ns=(0, 0))
+    watched = WatchedFiles(path)
+    new.replace(path)
+    assert watched.changed()
+
+
+def test_polling_ends_with_close() -> None:
+    polled = threading.Event()
+    with patch("serving.watching.POLL_S", 0.001):
+        poller = Poller("poller-of-a-test", polled.set)
+        wait_until(polled.is_set)
+        poller.close()
+    wait_until(lambda: not any(one.name.startswith("poller-of-a-test") for one in threading.enumerate()))

@@ -1,0 +1,159 @@
+"""Training and export from Python: the same run as by the command, with progress by callbacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evalmode
+from evalmode.errors import UsageError
+from tests.training.states import equal
+from training.callbacks import SILENT, Callbacks
+from training.datasets import Dataset
+from training.errors import NetworkError, RunError
+from training.interrupts import TrainingStopped
+from training.options import TrainOptions
+from training.run import EXACT, Run
+
+OPTIONS: dict[str, Any] = {"network": "reference", "epochs": 2, "seed": 3, "device": "cpu", "report": False}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def events() -> list[tuple[Any, ...]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, ...]]) -> Run:
+    """Two epochs on the digits; what the callbacks were called with is kept."""
+    names = ("on_data", "on_network", "on_step", "on_epoch", "on_outcome")
+    callbacks = {name: lambda *values, name=name: events.append((name, *values)) for name in names}
+    folder = tmp_path_factory.mktemp("python") / "run"
+    return evalmode.train("digits", folder, callbacks=Callbacks(**callbacks), **OPTIONS)
+
+
+def test_callbacks_are_called_in_order(run: Run, events: list[tuple[Any, ...]], digits: Dataset) -> None:
+    names = [name for name, *_ in events]
+    steps = -(-len(digits.train) // 32)
+    epoch = ["on_step"] * steps + ["on_epoch"]
+    assert names == ["on_data", "on_network", *epoch, *epoch, "on_outcome"]
+    data, network, outcome = events[0][1], events[1][1], events[-1][1]
+    assert data.digest() == digits.digest()
+    assert (network.name, network.device, network.processes) == ("reference", "cpu", 1)
+    assert [event[1:3] for event in events[2 : 2 + steps]] == [(step, steps) for step in range(1, steps + 1)]
+    assert outcome.run.folder == run.folder
+    assert outcome.best.epoch == outcome.result.best_epoch
+    assert outcome.result == run.read_result()
+
+
+def test_the_run_is_the_same_as_by_the_command(run: Run, tmp_path: Path) -> None:
+    flags = ["--network", "reference", "--epochs", "2", "--seed", "3", "--device", "cpu", "--no-report"]
+    command = [sys.executable, "-m", "evalmode", "train", "digits", "--out", str(tmp_path / "run"), *flags]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    other = Run.open(tmp_path / "run")
+    assert other.config == run.config
+    for which in ("initial", "best", EXACT):
+        assert equal(other.read_weights(which), run.read_weights(which))
+    assert other.read_result() == run.read_result()
+
+
+def test_a_run_is_exported_from_its_object_or_its_folder(run: Run, tmp_path: Path) -> None:
+    published: list[object] = []
+    artifact = run.export(tmp_path / "models", "digits", callbacks=Callbacks(on_published=published.append))
+    assert published == [artifact]
+    assert artifact.path == tmp_path / "models" / "digits" / "1" / "model.onnx"
+    assert (artifact.name, artifact.version, artifact.variants) == ("digits", "1", ())
+    assert artifact.size_bytes == artifact.path.stat().st_size
+    again = evalmode.export(run.folder, tmp_path / "models", "digits", callbacks=SILENT)
+    assert (again.version, again.digest) == ("2", artifact.digest)
+    assert evalmode.load(artifact.path).labels == run.config.labels
+
+
+def test_lines_are_shown_without_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evalmode.train("digits", tmp_path / "run", **{**OPTIONS, "epochs": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith("warning")] == [
+        *("data", "pixels", "network", "epoch", "1", "best", "test", "run")
+    ]
+
+
+def test_ctrl_c_leaves_the_weights_so_far_and_the_handler_of_the_caller(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(step: int, steps: int, loss: float) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingStopped, match=r"the best weights so far are in .*run"):
+        evalmode.train("digits", tmp_path / "run", callbacks=Callbacks(on_step=press), **OPTIONS)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Run.open(tmp_path / "run").has_weights()
+    with pytest.raises(RunError, match="the training is not finished"):
+        Run.open(tmp_path / "run").read_result()
+
+
+def test_a_run_is_resumed(run: Run, tmp_path: Path) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStopped):
+        evalmode.train("digits", tmp_path / "run", callbacks=Callbacks(on_epoch=stop), **OPTIONS)
+    resumed = evalmode.train("digits", tmp_path / "run", callbacks=SILENT, resume=True, **OPTIONS)
+    assert equal(resumed.read_weights(EXACT), run.read_weights(EXACT))
+
+
+def test_a_folder_that_is_not_empty_is_refused(run: Run) -> None:
+    with pytest.raises(RunError, match="is not empty"):
+        evalmode.train("digits", run.folder, callbacks=SILENT, **OPTIONS)
+
+
+def test_an_unknown_network_is_refused_before_the_run_is_created(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="no network 'resnet'"):
+        evalmode.train("digits", tmp_path / "run", callbacks=SILENT, network="resnet")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs 0 is out of range: at least 1"),
+        ({"dropout": 1.0}, "dropout 1.0 is out of range: at least 0, below 1"),
+        ({"learning_rate": float("nan")}, "learning_rate nan is out of range: above 0, at most"),
+        ({"image_size": 64}, r"image_size 64 is not \(height, width\) in pixels"),
+        ({"image_size": (64, 0)}, r"image_size \(64, 0\) is not \(height, width\) in pixels"),
+        ({"device": "gpu"}, "device 'gpu' is unknown: choose cpu or cuda or auto"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        evalmode.train("digits", tmp_path / "run", **options)
+
+
+def test_an_unknown_option_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'epoch'"):
+        evalmode.train("digits", tmp_path / "run", epoch=1)
+
+
+def test_bounds_that_belong_to_the_range_are_accepted() -> None:
+    assert TrainOptions(width=0.125, learning_rate=1e30, dropout=0.0, seed=2**32 - 1).seed == 2**32 - 1
+
+
+def test_the_command_has_a_flag_for_every_option() -> None:
+    from evalmode.cli.train import train
+
+    names = {parameter.name for parameter in train.params}
+    assert set(TrainOptions.__dataclass_fields__) | {"data", "out", "as_json", "quiet"} == names
+
+
+def test_help_needs_neither_torch_nor_numpy() -> None:
+    code = "import sys, evalmode.cli.train, evalmode.cli.export, evalmode.cli.report\n"
+    code += "assert not {'torch', 'numpy', 'platformdirs'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,230 @@
+"""Train a network on a data set: from loading the data to the report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from evalmode.certification.metrics import wilson_interval
+from training.callbacks import SILENT, Callbacks, NetworkSummary, Outcome
+from training.checkpoint import Epoch
+from training.datasets import Dataset, ReadOptions
+from training.evaluation import evaluate
+from training.interrupts import TrainingStopped, delay_interrupts
+from training.loading import load_data
+from training.loop import Execution, check_ranks, choose_device, prepare_network, train
+from training.networks import NETWORKS, count_multiply_adds
+from training.options import TrainOptions
+from training.ranks import Ranks, join_ranks
+from training.recipe import Recipe, choose_recipe
+from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
+from training.run_config import RunConfig
+from training.statistics import list_moved, list_norms, recompute_statistics
+from training.torch_runtime import keep_memory
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
+
+
+def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Run:
+    """Train a classifier, evaluate it and write the report.
+
+    Args:
+        data: Path or name of the data set.
+        out: Run folder; new or empty, unless the training is resumed.
+        options: How to train.
+        callbacks: Functions to call with the progress, in the first of several processes.
+
+    Returns:
+        The run.
+
+    Raises:
+        EvalmodeError: The data, the network or the folder cannot be used, or the training diverged.
+        TrainingStopped: Ctrl-C was pressed.
+    """
+    device = choose_device(options.device)
+    with keep_memory(), join_ranks(device) as ranks:
+        if not ranks.is_first:
+            callbacks = SILENT
+        elif not options.resume:
+            claim_folder(out)
+        read = ReadOptions(options.image_size, options.skip_unreadable, options.limits)
+        dataset = load_data(data, read, options.seed, options.cache, callbacks)
+        callbacks.on_data(dataset)
+        recipe = choose_recipe(options.network, dataset, **_list_overrides(options))
+        check_ranks(ranks, recipe, dataset)
+        config = RunConfig.of(dataset, options.image_size, options.skip_unreadable, recipe, options.limits)
+        network = _build_network(config, dataset, ranks, callbacks).to(device)
+        callbacks.on_network(_summarise(network, config, ranks))
+        run = _open_run(out, config, options.resume, ranks)
+        try:
+            fit_run(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
+        except KeyboardInterrupt as error:
+            raise TrainingStopped(f"stopped; the best weights so far are in {out}") from error
+        if options.report and ranks.is_first:
+            write_run_report(run, dataset, callbacks)
+        return run
+
+
+def _list_overrides(options: TrainOptions) -> dict[str, object]:
+    """List the options that replace values of the recipe."""
+    names = {one.name for one in fields(Recipe)} & {one.name for one in fields(TrainOptions)} - {"network"}
+    return {name: getattr(options, name) for name in names}
+
+
+def _build_network(config: RunConfig, dataset: Dataset, ranks: Ranks, callbacks: Callbacks) -> nn.Module:
+    """Build the network with its initial weights, and try it if it is the user's."""
+    torch.manual_seed(config.recipe.seed)
+    network = prepare_network(config.build_network(), dataset.train)
+    name = config.recipe.network
+    if ranks.is_first and name not in NETWORKS:
+        from training.trial import try_network  # it imports the exporter, which takes seconds
+
+        try_network(name, network, config.shape, len(config.labels), callbacks.on_warning, ranks.count > 1)
+    return network
+
+
+def _summarise(network: nn.Module, config: RunConfig, ranks: Ranks) -> NetworkSummary:
+    weights = sum(tensor.numel() for tensor in network.parameters())
+    device = next(network.parameters()).device.type
+    multiply_adds = count_multiply_adds(network, config.shape)
+    return NetworkSummary(config.recipe.network, weights, multiply_adds, device, ranks.count)
+
+
+def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
+    """Create or resume the run in the first process, and compare the other processes with it.
+
+    Raises:
+        RunError: Another process has other options or other data.
+    """
+    begin = Run.resume if resume else Run.create
+    run = begin(out, config) if ranks.is_first else Run(out, config)
+    Run(out, ranks.broadcast(config)).check_same(config, f"process {ranks.number}")
+    return run
+
+
+def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution, callbacks: Callbacks) -> Outcome:
+    """Train the network of a run, compute its exact batch norm statistics, and measure the result.
+
+    Args:
+        run: The run, with its folder. It gets the weights, the figures and the result.
+        network: The network with its initial weights, on the device to train on. It ends on the CPU with the best
+            weights and exact statistics.
+        dataset: The data set to train on.
+        execution: How to run the training.
+        callbacks: Functions to call with the progress.
+
+    Returns:
+        The outcome, as passed to ``on_outcome``.
+
+    Raises:
+        TrainingDiverged: A loss or a gradient is NaN or infinite.
+    """
+    ranks = execution.ranks
+    best = _train_with_events(run, network, dataset, execution, callbacks)
+    network.cpu()  # where float32 is exact; CUDA may round to TF32
+    if ranks.is_first:
+        run.load_weights(network)
+    ranks.copy_first(network)
+    moved = ranks.broadcast(
+        list_moved(run.read_statistics(INITIAL), run.read_statistics(BEST)) if ranks.is_first else []
+    )
+    corrections = recompute_statistics(network, dataset.train, ranks, moved)
+    val_accuracy, _ = evaluate(network, dataset.val, ranks)
+    test_accuracy, _ = evaluate(network, dataset.test, ranks)
+    result = Result(best.epoch, val_accuracy, [asdict(one) for one in corrections], test_accuracy)
+    if ranks.is_first:
+        run.save_weights(network, EXACT)
+        run.append_metrics(asdict(result))
+    norms = list_norms(network).keys()
+    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.test))
+    if warning := describe_choice(best.val_accuracy, val_accuracy, len(dataset.val)):
+        callbacks.on_warning(warning)
+    callbacks.on_outcome(outcome)
+    return outcome
+
+
+def _train_with_events(
+    run: Run, network: nn.Module, dataset: Dataset, execution: Execution, callbacks: Callbacks
+) -> Epoch:
+    """Train a network with events for TensorBoard; Ctrl-C takes effect between two steps."""
+    events_of = _open_events(run.folder, callbacks) if execution.ranks.is_first else nullcontext()
+    with events_of as events, delay_interrupts() as check_interrupt:
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            callbacks.on_step(step, steps, loss)
+            check_interrupt()
+
+        def on_epoch(epoch: Epoch) -> None:
+            callbacks.on_epoch(epoch)
+            for warning in epoch.warnings:
+                callbacks.on_warning(warning)
+            if events:
+                for name in EVENTS:
+                    events.add_scalar(name, getattr(epoch, name), epoch.epoch)
+
+        heard = replace(callbacks, on_step=on_step, on_epoch=on_epoch)
+        return train(run, network, dataset.train, dataset.val, heard, execution)
+
+
+def _open_events(folder: Path, callbacks: Callbacks) -> AbstractContextManager[SummaryWriter | None]:
+    """Open the event file of TensorBoard, if tensorboard is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return nullcontext()
+    try:
+        return SummaryWriter(folder)
+    except UnicodeEncodeError:
+        callbacks.on_warning(f"no events for TensorBoard, which cannot use a folder whose name is not UTF-8: {folder}")
+        return nullcontext()
+
+
+def describe_choice(chosen_by: float, exact: float, images: int) -> str:
+    """Describe a significant difference between the accuracy that chose the epoch and that of the exported weights.
+
+    Args:
+        chosen_by: Accuracy on the validation images with sampled statistics, which chose the epoch.
+        exact: The same with exact statistics.
+        images: Number of validation images.
+
+    Returns:
+        A warning; "" if the difference is not significant.
+    """
+    low, high = wilson_interval(round(chosen_by * images), images)
+    if low <= exact <= high:
+        return ""
+    return (
+        f"the epoch was chosen by {chosen_by:.4f} on validation images, which is {low:.4f} to {high:.4f} "
+        f"with 95% confidence; the weights that are exported reach {exact:.4f}"
+    )
+
+
+def write_run_report(run: Run, dataset: Dataset, callbacks: Callbacks) -> Path:
+    """Write ``report.html`` of a run.
+
+    Args:
+        run: A run with its best weights.
+        dataset: The data set that it was trained on.
+        callbacks: ``on_report`` is called.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        RunError: The run has no usable weights.
+    """
+    from training.report.page import write_report  # it imports matplotlib, which takes seconds
+
+    network = run.config.build_network()  # a new one: the memory layout of the trained one would change the last digits
+    run.load_weights(network, EXACT if run.has_weights(EXACT) else BEST)
+    path = write_report(run, network, dataset)
+    callbacks.on_report(path)
+    return path

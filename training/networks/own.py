@@ -1,0 +1,153 @@
+"""Networks that the user provides: imported, called, and checked; errors in their code become one line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from socket import gaierror
+from typing import TYPE_CHECKING
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from training.errors import NetworkError
+from training.networks.architecture import Architecture
+
+if TYPE_CHECKING:
+    from training.datasets import Dataset
+    from training.recipe import Recipe
+
+
+def _fit_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Use the defaults, which are the lecture's, without dropout: the network has its own dropout or none."""
+    return replace(recipe, dropout=0.0)
+
+
+OWN = Architecture(nn.Module, _fit_recipe, scalable=False)
+
+
+def build_own(name: str, channels: int, height: int, width: int, classes: int) -> nn.Module:
+    """Build a network by calling the user's function.
+
+    Args:
+        name: ``package.module:function``.
+        channels: 3 (RGB) or 1 (grey).
+        height: The height of the images in pixels.
+        width: Their width in pixels.
+        classes: The number of labels.
+
+    Returns:
+        The network that the function returns.
+
+    Raises:
+        NetworkError: The function cannot be imported or called, it raises an error, or it returns something other than
+            a module with parameters.
+    """
+    network = _call_function(name, _import_function(name), (channels, height, width, classes))
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+    if not list(network.parameters()):
+        raise NetworkError(f"{name} returned a network without parameters: there is nothing to learn")
+    return network
+
+
+def _import_function(name: str) -> Callable[..., object]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise NetworkError(f"--network {name} cannot be imported: {explain(error)}") from error
+    if not callable(found):
+        raise NetworkError(f"--network {name} is a {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _call_function(name: str, function: Callable[..., object], arguments: tuple[int, int, int, int]) -> object:
+    with suppress(ValueError, TypeError):  # builtins have no signature
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise NetworkError(
+                f"--network {name} takes {signature}, but it is called as function(channels, height, width, classes), "
+                f"here with {arguments}"
+            ) from error
+    try:
+        return function(*arguments)
+    except NetworkError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise NetworkError(f"--network {name} fails when it builds the network: {explain(error)}") from error
+
+
+def explain(error: BaseException) -> str:
+    """Describe an error that the user's code raised, in one line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its message and place; for frequent causes also what to do.
+    """
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"No module named {error.name!r}: install it, or check the spelling"
+    if any(isinstance(cause, URLError | ConnectionError | TimeoutError | gaierror) for cause in list_causes(error)):
+        return (
+            f"a download failed ({message or type(error).__name__}): without a network connection, put the weights "
+            f"into {torch.hub.get_dir()}/checkpoints first"
+        )
+    if "torchvision" in message and "does not exist" in message:
+        return (
+            f"{message}: this torchvision was built for another torch than {torch.__version__}, install one that fits"
+        )
+    where = _find_line(error)
+    return f"{type(error).__name__}{f': {message}' if message else ''}{f' ({where})' if where else ''}"
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, the error that caused it, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def _find_line(error: BaseException) -> str:
+    """Return the file and line of the user's code that raised an error; "" if another package raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
+    package = str(Path(__file__).parents[1])
+    own = [frame for frame in frames if not frame.filename.startswith((*installed, package, "<"))]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+
+
+def check_logits(name: str, logits: object, shape: tuple[int, ...], classes: int, mode: str) -> None:
+    """Check that a network returns logits that can be trained on.
+
+    Args:
+        name: The name of the network, for messages.
+        logits: What it returned.
+        shape: The shape of the images that were passed to it, (N, C, H, W).
+        classes: The number of labels.
+        mode: The mode of the network, as words to put before "returns"; "" for eval mode.
+
+    Raises:
+        NetworkError: It did not return a float32 tensor (N, classes).
+    """
+    wanted = f"for images of shape {shape}, not float32 {(shape[0], classes)}"
+    if not isinstance(logits, Tensor):
+        hint = "; auxiliary outputs are not trained: return the logits alone" if mode else ""
+        raise NetworkError(f"{name} {mode}returns {type(logits).__name__} {wanted}{hint}")
+    if logits.shape != (shape[0], classes) or logits.dtype != torch.float32:
+        raise NetworkError(f"{name} {mode}returns {logits.dtype} {tuple(logits.shape)} {wanted}")

@@ -1,0 +1,119 @@
+"""Export a network to an ONNX graph in eval mode."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+import onnx
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
+from training.errors import ModuleInTrainMode
+from training.networks import scale_pixels
+
+OPSET = 20
+
+
+class Deployed(nn.Module):
+    """The network as it is served, with scaling of pixels and softmax inside.
+
+    Args:
+        network: Turns images, float32 (N, C, H, W), into logits, float32 (N, K).
+        temperature: Divides the logits before the softmax; above 0.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (N, H, W, C) -> probabilities and logits, float32 (N, K)."""
+        logits = self.network(scale_pixels(image))
+        return torch.softmax(logits / self.temperature, dim=1), logits
+
+
+class Mirrored(nn.Module):
+    """The mean of the logits for an image and its mirror image, which are therefore equal for both, bit for bit.
+
+    Args:
+        network: Turns images, float32 (N, C, H, W), into logits, float32 (N, K).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (N, C, H, W) -> logits, float32 (N, K)."""
+        logits: Tensor = self.network(torch.cat([x, x.flip(3)]))  # one pass over both views costs less than two
+        return logits.view(2, -1, logits.shape[1]).mean(0)
+
+
+def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Export a network to an ONNX graph for any batch size. Batch norm is not folded yet.
+
+    Args:
+        deployed: The network, in eval mode; it is moved to the CPU.
+        shape: (height, width, channels) of the images.
+
+    Returns:
+        The graph, and for each layer of the network the name of its output tensor in the graph.
+
+    Raises:
+        ModuleInTrainMode: A module of the network is in train mode.
+    """
+    network = deployed.network
+    training = [name or "the network itself" for name, module in network.named_modules() if module.training]
+    if training:
+        raise ModuleInTrainMode(
+            f"not in eval mode: {', '.join(training)}; batch norm and dropout would behave as in training. Does the "
+            "module prevent eval() from taking effect?"
+        )
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    with warnings.catch_warnings(), _without_output():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            deployed.eval().cpu(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            optimize=False,  # it would fold batch norm in float32
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[PROBABILITIES, LOGITS],
+            dynamic_shapes=({0: "batch"},),
+        )
+    assert program is not None
+    onnxscript.optimizer.fold_constants(program.model)
+    onnxscript.optimizer.remove_unused_nodes(program.model)
+    graph = program.model_proto
+    return graph, dict(_list_outputs(graph))
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Suppress what the exporter logs and prints, such as that torchvision is missing. Its errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _list_outputs(graph: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """List each layer with its output tensor, from the metadata of the exporter."""
+    for node in graph.graph.node:
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = metadata.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").split(",")
+        scopes = [scope.strip("' ") for scope in scopes]
+        if len(scopes) > 2:
+            yield scopes[-2].removeprefix("network."), node.output[0]  # the last scope is the operation itself

@@ -1,0 +1,200 @@
+"""The options of training, export and report.
+
+The command line and the Python API use the same dataclasses: a field gives the flag, its range, its default and its
+help text. This module imports no other package, so that ``--help`` works in the bare install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from evalmode.errors import UsageError
+from evalmode.limits import OWN_IMAGES, Limits
+
+BY_NETWORK = "the network's own"  # shown as the default of the values that a recipe decides
+MAX_SIDE = 99_999  # pixels
+BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
+DATA = {"what": "present place of the data of the run, if they were moved"}
+CACHE = {
+    "what": "folder for published data sets, as CACHE/NAME/<files>; missing files are downloaded into it",
+    "shown": "the user's cache folder for evalmode",
+}
+
+
+def _option(default: Any, what: str, **rules: Any) -> Any:
+    """Define an option.
+
+    Args:
+        default: Value if the user gives none.
+        what: Help text.
+        **rules: ``minimum`` and ``maximum`` of the range, ``above`` and ``below`` for bounds that are excluded, and
+            ``shown`` for a default that is not shown as it is.
+
+    Returns:
+        The dataclass field.
+    """
+    return field(default=default, metadata={"what": what, **rules})
+
+
+def _image_limit(name: str) -> Any:
+    """Define an option with the range and the help text of a limit."""
+    limit = next(one for one in fields(Limits) if one.name == name).metadata
+    what = f"{limit['what']}; a larger one is an error"
+    return _option(getattr(OWN_IMAGES, name), what, minimum=limit["minimum"], maximum=limit["maximum"])
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of a training.
+
+    A value of None in a field that the recipe of the network decides means the value of that recipe.
+
+    Attributes:
+        network: ``compact``, ``reference``, or a function of the user as ``package.module:function``.
+        width: Factor of the number of filters, from 0.125 to 16.
+        image_size: (height, width) in pixels to resize every image to; None if all images have one size.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images in a training step, at least 2.
+        learning_rate: Peak learning rate, above 0.
+        weight_decay: Decoupled weight decay, at least 0.
+        dropout: Share of units dropped in training, from 0 to below 1.
+        label_smoothing: Share of the target probability that is spread over all labels, from 0 to below 1.
+        mirror: Whether to train on mirrored images, too.
+        shift: Largest shift of an image in pixels, at least 0.
+        balance: Whether to weight the loss so that rare labels count as much as frequent ones.
+        skip_unreadable: Whether to leave out unreadable files, instead of raising an error.
+        on_nonfinite: ``stop`` at a loss or gradient that is NaN or infinite, or ``backoff`` to half the learning rate.
+        resume: Whether to continue the run in the folder after its last complete epoch.
+        seed: Seed of every random draw, from 0 to 2**32 - 1.
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA if torch can use it.
+        report: Whether to write ``report.html``.
+        max_image_bytes: Largest encoded image in bytes.
+        max_image_pixels: Largest decoded image in pixels.
+        cache: Folder for published data sets; None for the cache folder of the user.
+
+    Raises:
+        UsageError: A value is unknown or outside its range.
+    """
+
+    network: str = _option("compact", "compact, reference, or your own as package.module:function")
+    width: float = _option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
+    image_size: tuple[int, int] | None = _option(
+        None, "resize every image to this size; without it, all images must have one size"
+    )
+    epochs: int | None = _option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
+    batch_size: int | None = _option(None, "images in a training step", minimum=2, shown=BY_NETWORK)
+    learning_rate: float | None = _option(None, "peak learning rate", above=0, maximum=1e30, shown=BY_NETWORK)
+    weight_decay: float | None = _option(None, "decoupled weight decay", minimum=0, shown=BY_NETWORK)
+    dropout: float | None = _option(None, "share of units dropped", minimum=0, below=1, shown=BY_NETWORK)
+    label_smoothing: float | None = _option(
+        None, "share of the target spread over all labels", minimum=0, below=1, shown=BY_NETWORK
+    )
+    mirror: bool | None = _option(
+        None,
+        "train on mirrored images, too; not for labels that differ only by left and right",
+        shown=f"{BY_NETWORK}, never for characters",
+    )
+    shift: int | None = _option(None, "largest shift of an image in pixels", minimum=0, shown=BY_NETWORK)
+    balance: bool = _option(False, "weight the loss so that rare labels count as much as frequent ones")
+    skip_unreadable: bool = _option(False, "leave out files that cannot be read; without it, they are an error")
+    on_nonfinite: Literal["stop", "backoff"] = _option(
+        "stop", "if a loss or gradient is NaN or infinite: stop, or halve the learning rate, at most three times"
+    )
+    resume: bool = _option(False, "continue the run in --out after its last complete epoch")
+    seed: int = _option(0, "seed of every random draw", minimum=0, maximum=2**32 - 1)
+    device: Literal["cpu", "cuda", "auto"] = _option("auto", "device to train on")
+    report: bool = _option(True, "write report.html at the end")
+    max_image_bytes: int = _image_limit("max_image_bytes")
+    max_image_pixels: int = _image_limit("max_image_pixels")
+    cache: Path | None = field(default=None, metadata=CACHE)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        size: Any = self.image_size
+        if size is not None and not (
+            isinstance(size, tuple) and len(size) == 2 and all(type(one) is int and 0 < one <= MAX_SIDE for one in size)
+        ):
+            raise UsageError(f"image_size {size!r} is not (height, width) in pixels, each from 1 to {MAX_SIDE}")
+
+    @property
+    def limits(self) -> Limits:
+        """The limits on the size of an image of the data."""
+        return Limits(self.max_image_bytes, self.max_image_pixels)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of an export.
+
+    Attributes:
+        mirrored: Whether to answer with the mean over an image and its mirror image.
+        golden: The images kept in the file as proof: of the validation split, or ``synthetic`` ones for private data.
+        quantize: ``int8`` to publish a quantized variant, too, if it is faster and as accurate; None for no variant.
+        data: Present place of the data of the run, if they were moved; None if they were not.
+        cache: Folder for published data sets; None for the cache folder of the user.
+
+    Raises:
+        UsageError: A value is unknown.
+    """
+
+    mirrored: bool = _option(False, "answer with the mean over the image and its mirror image: twice the cost")
+    golden: Literal["validation", "synthetic"] = _option(
+        "validation", "images kept in the file as its proof: validation images, or synthetic ones for private data"
+    )
+    quantize: Literal["int8"] | None = _option(None, "also publish NAME-int8, if it is faster and as accurate")
+    data: str | None = field(default=None, metadata=DATA)
+    cache: Path | None = field(default=None, metadata=CACHE)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of a report.
+
+    Attributes:
+        data: Present place of the data of the run, if they were moved; None if they were not.
+        cache: Folder for published data sets; None for the cache folder of the user.
+    """
+
+    data: str | None = field(default=None, metadata=DATA)
+    cache: Path | None = field(default=None, metadata=CACHE)
+
+
+def list_choices(annotation: Any) -> tuple[str, ...]:
+    """List the values that an option may have.
+
+    Args:
+        annotation: Type of the option, such as ``Literal["cpu", "cuda"]`` or a union with None.
+
+    Returns:
+        The values; empty if the type is no ``Literal``.
+    """
+    types = [annotation, *get_args(annotation)]
+    return next((get_args(one) for one in types if get_origin(one) is Literal), ())
+
+
+def _check(options: TrainOptions | ExportOptions) -> None:
+    hints = get_type_hints(type(options))
+    for one in fields(options):
+        value, rules, choices = getattr(options, one.name), one.metadata, list_choices(hints[one.name])
+        if value is None:
+            continue
+        if choices and value not in choices:
+            raise UsageError(f"{one.name} {value!r} is unknown: choose {' or '.join(choices)}")
+        if rules.keys() & BOUNDS.keys() and not _is_inside(value, rules):
+            allowed = ", ".join(f"{words} {rules[name]:,}" for name, words in BOUNDS.items() if name in rules)
+            raise UsageError(f"{one.name} {value} is out of range: {allowed}")
+
+
+def _is_inside(value: float, rules: Mapping[str, Any]) -> bool:
+    """Check a value against the bounds of its option; NaN is outside of all."""
+    return (
+        rules.get("minimum", value) <= value <= rules.get("maximum", value)
+        and ("above" not in rules or value > rules["above"])
+        and ("below" not in rules or value < rules["below"])
+    )

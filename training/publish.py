@@ -1,0 +1,110 @@
+"""Export a run and publish the artifact in a model repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evalmode.artifact.publishing import check_publishable, publish
+from evalmode.artifact.sealing import digest_file
+from evalmode.certification.metrics import Quality
+from training.agreement import Agreement
+from training.callbacks import Callbacks
+from training.export import export_run, quantize_artifact
+from training.loading import reload_data
+from training.options import ExportOptions
+from training.run import Run
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file in a model repository.
+
+    Attributes:
+        name: Name of the model.
+        version: Version of the model, a decimal number.
+        path: Path of ``model.onnx``.
+        digest: Digest of the file, ``sha256:...``.
+        size_bytes: Size of the file in bytes.
+    """
+
+    name: str
+    version: str
+    path: Path
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Variant(PublishedFile):
+    """A quantized variant of an artifact.
+
+    Attributes:
+        kind: ``int8``.
+        gain: Speed and accuracy relative to the artifact, in words.
+    """
+
+    kind: str
+    gain: str
+
+
+@dataclass(frozen=True)
+class Artifact(PublishedFile):
+    """A published artifact.
+
+    Attributes:
+        agreement: How well ONNX Runtime agrees with torch on the test images.
+        quality: Accuracy and calibration on the test images.
+        temperature_reason: Why its temperature was chosen, in words.
+        variants: Quantized variants that were published with it.
+    """
+
+    agreement: Agreement
+    quality: Quality
+    temperature_reason: str
+    variants: tuple[Variant, ...] = ()
+
+
+def export_and_publish(run: Run, repository: Path, name: str, options: ExportOptions, callbacks: Callbacks) -> Artifact:
+    """Export a run and publish the artifact, and the quantized variant if one is requested.
+
+    Args:
+        run: A run with its best weights.
+        repository: Folder of the model repository.
+        name: Name of the model.
+        options: How to export.
+        callbacks: Functions to call with the progress.
+
+    Returns:
+        The published artifact.
+
+    Raises:
+        EvalmodeError: The run, the data or the repository cannot be used, or a check failed. If the check of the
+            variant failed, the artifact itself is published.
+    """
+    kind = options.quantize
+    for one in (name, f"{name}-{kind}") if kind else (name,):
+        check_publishable(repository, one)
+    dataset = reload_data(run, options.data, options.cache, callbacks)
+    exported = export_run(run, dataset, options.mirrored, options.golden == "synthetic")
+    artifact = Artifact(
+        **_publish(repository, name, exported.artifact),
+        agreement=exported.agreement,
+        quality=exported.quality,
+        temperature_reason=exported.temperature_reason,
+    )
+    callbacks.on_published(artifact)
+    if not kind:
+        return artifact
+    content, gain = quantize_artifact(exported.artifact, dataset)
+    variant = Variant(**_publish(repository, f"{name}-{kind}", content), kind=kind, gain=gain)
+    callbacks.on_published(variant)
+    return replace(artifact, variants=(variant,))
+
+
+def _publish(repository: Path, name: str, content: bytes) -> dict[str, Any]:
+    """Publish a file; returns the fields of `PublishedFile`."""
+    path = publish(repository, name, content)
+    version = path.parent.name
+    return {"name": name, "version": version, "path": path, "digest": digest_file(content), "size_bytes": len(content)}
