@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from evalmode.artifact.certificate import Array, Tensors
+from evalmode.artifact.tensors import Array, Tensors
 from evalmode.errors import ParameterInvalid, TensorDuplicate, TensorUnknown
 from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
