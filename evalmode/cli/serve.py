@@ -64,15 +64,15 @@ def _make_option(option: Option) -> click.Option:
         Path: click.Path(path_type=Path) if option.is_required else ExistingPath(dir_okay=False, path_type=Path),
         tuple: click.STRING,
     }
+    presence: dict[str, Any] = {"required": True} if option.is_required else {"default": option.default}
     return click.Option(
         [option.flag],
         type=kinds[option.kind],
-        default=None if option.is_required else option.default,
-        required=option.is_required,
         is_flag=option.kind is bool,
         multiple=option.kind is tuple,
         metavar=option.rules.get("metavar"),
         help=option.help,
+        **presence,
     )
 
 
