@@ -13,7 +13,7 @@ FOLDERS = ("evalmode", "training", "serving", "protos", "docs", "tests", "benchm
 SUFFIXES = {
     ".css",
     ".html",
-    ".jinja",
+    ".j2",
     ".md",
     ".mjs",
     ".proto",
