@@ -883,7 +883,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: 
 def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving(repository: Path) -> None:
     service = controlled(repository)
     with (
-        patch("serving.services.models.load_model", side_effect=ProviderUnavailable("no CUDA")),
+        patch("serving.services.source.load_model", side_effect=ProviderUnavailable("no CUDA")),
         pytest.raises(ModelInvalid, match="colours/2 cannot be loaded: no CUDA"),
     ):
         service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())
