@@ -145,7 +145,7 @@ class TestMatrix:
             wait_until(lambda: refuses(channel, f"Bearer {PREDICTS}") == EVERY_CALL_BUT_HEALTH)
             assert refuses(channel, f"Bearer {NEW}") == {}
             path.write_text("short")
-            wait_until(lambda: "a token of 5 characters" in server.logged())
+            wait_until(lambda: "the token has 5 characters" in server.logged())
             assert refuses(channel, f"Bearer {NEW}") == {}
             path.unlink()
             wait_until(lambda: server.logged().count("the previous tokens stay in use") == 2)
