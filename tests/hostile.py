@@ -36,7 +36,7 @@ def _info(name: str, kind: int, shape: tuple[int, ...] | None = ()) -> onnx.Valu
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def spoil(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> bytes:
+def add_nodes(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> bytes:
     """The colour network with more nodes, whose ``extra`` (a number, 0 if they ever end) is added to its logits."""
     graph, manifest = open_artifact(colour_artifact())
     for node in graph.graph.node:
@@ -73,7 +73,7 @@ def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, of_in
         helper.make_node("ReduceMax", ["end"], ["extra"], keepdims=0),
     ]
     constants = [_scalar("go", True, bool), start]
-    return spoil(nodes, constants + ([] if steps is None else [_scalar("steps", steps, np.int64)]))
+    return add_nodes(nodes, constants + ([] if steps is None else [_scalar("steps", steps, np.int64)]))
 
 
 def _square() -> onnx.TensorProto:
@@ -104,7 +104,7 @@ def expand() -> bytes:
         helper.make_node("Expand", ["nothing", "shape"], ["large"]),
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [_scalar("shape", [25, GB], np.int64), _scalar("zero", 0, np.float32)])
+    return add_nodes(nodes, [_scalar("shape", [25, GB], np.int64), _scalar("zero", 0, np.float32)])
 
 
 def tile() -> bytes:
@@ -114,7 +114,7 @@ def tile() -> bytes:
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
     small = numpy_helper.from_array(np.zeros(250, np.float32), "small")
-    return spoil(nodes, [small, _scalar("repeats", [GB // 10], np.int64)])
+    return add_nodes(nodes, [small, _scalar("repeats", [GB // 10], np.int64)])
 
 
 def constant_of_shape() -> bytes:
@@ -123,21 +123,21 @@ def constant_of_shape() -> bytes:
         helper.make_node("ConstantOfShape", ["shape"], ["large"]),
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [_scalar("shape", [25, GB], np.int64)])
+    return add_nodes(nodes, [_scalar("shape", [25, GB], np.int64)])
 
 
 def doubling() -> bytes:
     """40 nodes, each of which concatenates what it is given with itself."""
     nodes = [helper.make_node("Concat", [f"x{n}", f"x{n}"], [f"x{n + 1}"], axis=0) for n in range(40)]
     nodes.append(helper.make_node("ReduceMax", ["x40"], ["extra"], keepdims=0))
-    return spoil(nodes, [numpy_helper.from_array(np.zeros(1024, np.float32), "x0")])
+    return add_nodes(nodes, [numpy_helper.from_array(np.zeros(1024, np.float32), "x0")])
 
 
 def long_chain(count: int = 400_000) -> bytes:
     """So many nodes that whatever is quadratic in their number takes for ever."""
     nodes = [helper.make_node("Add", [f"x{n}", "x0"], [f"x{n + 1}"]) for n in range(count)]
     nodes.append(helper.make_node("ReduceMax", [f"x{count}"], ["extra"], keepdims=0))
-    return spoil(nodes, [_scalar("x0", 0, np.float32)])
+    return add_nodes(nodes, [_scalar("x0", 0, np.float32)])
 
 
 def nested_ifs(depth: int = 25) -> bytes:
@@ -151,7 +151,7 @@ def nested_ifs(depth: int = 25) -> bytes:
         choice = helper.make_node("If", ["go"], [name], then_branch=graph, else_branch=small)
         graph = helper.make_graph([choice], f"g{level}", [], [_info(name, TensorProto.FLOAT)])
     nodes = [*graph.node, helper.make_node("Identity", [f"inner{depth - 1}"], ["extra"])]
-    return spoil(nodes, [_scalar("go", True, bool), _scalar("zero", 1, np.float32)])
+    return add_nodes(nodes, [_scalar("go", True, bool), _scalar("zero", 1, np.float32)])
 
 
 def many_messages(count: int = 15_000_000) -> bytes:
@@ -209,7 +209,7 @@ def external_data(location: str) -> bytes:
         helper.make_node("Cast", ["secret"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["numbers"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [])
+    return add_nodes(nodes, [])
 
 
 def set_external(tensor: onnx.TensorProto, location: str) -> None:

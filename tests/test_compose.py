@@ -41,20 +41,20 @@ def run_training(folder: Path, **variables: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ("", []),
         ("--image-size 64x64 --epochs 3", ["--image-size", "64x64", "--epochs", "3"]),
         ("--network 'my nets:build' --skip '*'", ["--network", "my nets:build", "--skip", "*"]),
     ],
 )
-def test_options_go_to_training_and_to_export(tmp_path: Path, options: str, told: list[str]) -> None:
+def test_options_go_to_training_and_to_export(tmp_path: Path, options: str, expected: list[str]) -> None:
     trained, export = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
-    assert (trained[:3], trained[4:]) == (["train", "/data", "--out"], told)
+    assert (trained[:3], trained[4:]) == (["train", "/data", "--out"], expected)
     assert export == ["export", trained[3], "--repository", "/models", "--name", "nobody"]
     (tmp_path / "calls").unlink()
     _, export = run_training(tmp_path, NAME="nobody", EXPORT_OPTIONS=options)
-    assert export[6:] == told
+    assert export[6:] == expected
 
 
 @pytest.mark.parametrize("options", TRAIN_OPTIONS)

@@ -138,9 +138,9 @@ def test_the_server_is_told_what_is_left_of_the_time(peer: Peer) -> None:
         peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds)
     with patch("http2.time.perf_counter", return_value=now + 0.5):
         peer.allow(2)
-    told = [dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS]
-    assert [one["grpc-timeout"] for one in told] == ["1000000u", "999500m"]
-    assert {one[":path"] for one in told} == {PREDICT}
+    headers = [dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS]
+    assert [one["grpc-timeout"] for one in headers] == ["1000000u", "999500m"]
+    assert {one[":path"] for one in headers} == {PREDICT}
 
 
 def test_a_call_that_is_cancelled_while_it_waits_is_never_sent(peer: Peer) -> None:

@@ -27,14 +27,14 @@ from tests.conftest import Server, colour_artifact, serving
 from tests.serving.services.test_open_inference import tensor_artifact
 
 WAIT_S = 30
-OURS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of numbers, by their type
+TENSOR_NETWORKS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of numbers, by their type
 MANY = 256  # requests at once that are to be too many
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_name" in metafunc.fixturenames:
         given = metafunc.config.getoption("--model")
-        metafunc.parametrize("model_name", [given] if given else ["colours", *OURS], scope="session")
+        metafunc.parametrize("model_name", [given] if given else ["colours", *TENSOR_NETWORKS], scope="session")
 
 
 RULES = pytest.StashKey[dict[str, str]]()
@@ -43,8 +43,8 @@ SERVER = pytest.StashKey[str]()
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if path := session.config.getoption("--result"):
-        kept = session.config.stash
-        result = {"server": kept[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": kept[RULES]}
+        stash = session.config.stash
+        result = {"server": stash[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": stash[RULES]}
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -67,7 +67,7 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         return
     repository = tmp_path_factory.mktemp("models")
     publish(repository, "colours", colour_artifact())
-    for name, dtype in OURS.items():
+    for name, dtype in TENSOR_NETWORKS.items():
         publish(repository, name, tensor_artifact(dtype))
     with serving(repository) as running:
         yield running.address
@@ -88,8 +88,8 @@ def stub(address: str, pytestconfig: pytest.Config) -> Iterator[wire_grpc.GRPCIn
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(address, options=unlimited) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
-        pytestconfig.stash[SERVER] = f"{told.name} {told.version}"
+        metadata = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+        pytestconfig.stash[SERVER] = f"{metadata.name} {metadata.version}"
         yield stub
 
 

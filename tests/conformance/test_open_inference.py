@@ -45,24 +45,24 @@ def test_model_ready(target: Target) -> None:
 def test_model_not_ready(stub: Stub) -> None:
     """ModelReady of an unknown model is false, or NOT_FOUND [Model Ready]"""
     request = wire.ModelReadyRequest(name="nobody-knows-it")
-    told = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
-    assert told == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
+    code = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
+    assert code == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
 
 
 def test_server_metadata(stub: Stub) -> None:
     """ServerMetadata has a name and a version [Server Metadata]"""
-    told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
-    assert told.name
-    assert told.version
+    metadata = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+    assert metadata.name
+    assert metadata.version
 
 
 def test_model_metadata(target: Target) -> None:
     """ModelMetadata has a name, and inputs and outputs with a name, a datatype and a shape [Model Metadata]"""
-    told = target.metadata
-    assert told.name
-    assert told.inputs
-    assert told.outputs
-    for tensor in (*told.inputs, *told.outputs):
+    metadata = target.metadata
+    assert metadata.name
+    assert metadata.inputs
+    assert metadata.outputs
+    for tensor in (*metadata.inputs, *metadata.outputs):
         assert tensor.name
         assert tensor.datatype in {*NUMPY, "BYTES"}
         assert tensor.shape
@@ -378,8 +378,8 @@ def test_timeout(busy: Server) -> None:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         request = of_pixels(parameters={"timeout": {"int64_param": 1}})
         assert code_of(lambda: stub.ModelInfer(request, timeout=WAIT_S)) == "DEADLINE_EXCEEDED"
-        [told] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
-        assert told.execution_count == 0
+        [statistics] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
+        assert statistics.execution_count == 0
 
 
 def test_overload(busy: Server) -> None:
@@ -425,5 +425,5 @@ def of_pixels(**fields: object) -> wire.ModelInferRequest:
 
 def test_not_served(stub: Stub) -> None:
     """An unsupported method: UNIMPLEMENTED [Service]"""
-    told = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
-    assert told in ("UNIMPLEMENTED", "OK")
+    code = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
+    assert code in ("UNIMPLEMENTED", "OK")

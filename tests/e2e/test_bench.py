@@ -37,16 +37,16 @@ def test_a_closed_loop_says_how_near_it_comes_to_onnxruntime(repository: Path) -
         done = bench(server.address, "--in-flight", "1,4", "--file", file, "--json")
         shown = bench(server.address, "--in-flight", "2")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["model"] == "colours/1"
-    assert [row["load"] for row in told["loads"]] == ["1 in flight", "4 in flight"]
-    for row in told["loads"]:
+    report = json.loads(done.stdout)
+    assert report["model"] == "colours/1"
+    assert [row["load"] for row in report["loads"]] == ["1 in flight", "4 in flight"]
+    for row in report["loads"]:
         assert set(row["outcomes"]) == {"OK"}
         assert row["outcomes"]["OK"] > 10
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["client_cpu_us"] > 0
         assert row["server_cpu_us"] > 0
-        assert row["of_raw"] == pytest.approx(row["rate"] / told["raw"]["rate"], abs=0.0006)
+        assert row["of_raw"] == pytest.approx(row["rate"] / report["raw"]["rate"], abs=0.0006)
     assert shown.stdout.splitlines()[0].startswith("colours/1 at ")
     assert "2 in flight" in shown.stdout
 
@@ -75,8 +75,8 @@ def test_latency_counts_from_when_a_request_was_due(repository: Path) -> None:
 
 
 def test_figures_without_an_answer_are_json() -> None:
-    told = describe(Measured(1.0, {"UNAVAILABLE": 3}, np.array([]), 0.0))
-    assert json.loads(json.dumps(told, allow_nan=False))["p99_ms"] is None
+    figures = describe(Measured(1.0, {"UNAVAILABLE": 3}, np.array([]), 0.0))
+    assert json.loads(json.dumps(figures, allow_nan=False))["p99_ms"] is None
 
 
 def test_a_server_elsewhere_is_not_taken_for_one_here(repository: Path) -> None:

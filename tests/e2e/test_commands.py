@@ -58,9 +58,9 @@ def test_serve_never_loads_torch(colours: Path) -> None:
 
 def test_serve_says_at_debug_how_long_each_phase_of_its_start_took(colours: Path) -> None:
     with serving(colours, "--log-level", "debug") as server:
-        code, told = server.stop()
+        code, logged = server.stop()
     assert code == 0
-    phases = re.findall(r"DEBUG ([\d.]+) s: (.*)", told)
+    phases = re.findall(r"DEBUG ([\d.]+) s: (.*)", logged)
     assert [name for _, name in phases] == ["imports", "models loaded, checked and replayed", "listening"]
     assert sorted(phases) == phases
 
@@ -97,7 +97,7 @@ BROKEN = {  # how packages fail that are installed: a missing library, another n
 def test_a_package_that_cannot_be_imported_is_one_line(
     command: str, package: str, colours: Path, tmp_path: Path, evalmode: Evalmode
 ) -> None:
-    code, said = BROKEN[package]
+    code, expected = BROKEN[package]
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(code)
     artifact = colours / "colours/1/model.onnx"
@@ -112,7 +112,7 @@ def test_a_package_that_cannot_be_imported_is_one_line(
     done = evalmode(command, *arguments[command], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.returncode == 2
     assert done.stderr.startswith(
-        f"evalmode: the Python package {package!r} is installed and cannot be imported: {said}"
+        f"evalmode: the Python package {package!r} is installed and cannot be imported: {expected}"
     )
     assert done.stderr.endswith(f". Install it again: pip install --force-reinstall {package}\n")
     assert done.stderr.count("\n") == 1
@@ -135,7 +135,7 @@ def test_a_package_of_the_users_own_that_cannot_be_imported_is_not_to_be_install
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (
             ["train", "no-such-folder", "--out", "run"],
@@ -169,7 +169,7 @@ def test_a_package_of_the_users_own_that_cannot_be_imported_is_not_to_be_install
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    arguments: list[str], said: str, tmp_path: Path, evalmode: Evalmode
+    arguments: list[str], expected: str, tmp_path: Path, evalmode: Evalmode
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
@@ -179,7 +179,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     publish(tmp_path / "models", "colours", colour_artifact())
     done = evalmode(*arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]) == 1
     assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
@@ -335,8 +335,8 @@ class TestPredictReads:
     def test_standard_input_that_is_closed(self, model: Path) -> None:
         command = [sys.executable, "-m", "evalmode", "predict", "-", "--file", str(model)]
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(0))
-        told = ["evalmode: -: image is empty: 0 bytes", "evalmode: 1 of 1 images were not classified"]
-        assert (done.returncode, done.stderr.splitlines()) == (2, told)
+        expected = ["evalmode: -: image is empty: 0 bytes", "evalmode: 1 of 1 images were not classified"]
+        assert (done.returncode, done.stderr.splitlines()) == (2, expected)
 
     def test_folders_that_macos_named_for_labels(self, tmp_path: Path, evalmode: Evalmode) -> None:
         model = publish(tmp_path / "models", "colours", colour_artifact(("ros\u00e9", "green", "blue")))
@@ -399,9 +399,9 @@ def test_a_run_that_cannot_be_published_is_refused_before_it_is_read(tmp_path: P
 
 @pytest.mark.parametrize("command", ["train", "predict", "certify", "compare", "serve"])
 def test_the_limits_of_an_image_are_options_wherever_images_are_read(command: str, evalmode: Evalmode) -> None:
-    told = evalmode(command, "--help").stdout
-    assert "--max-image-bytes" in told
-    assert "--max-image-pixels" in told
+    shown = evalmode(command, "--help").stdout
+    assert "--max-image-bytes" in shown
+    assert "--max-image-pixels" in shown
 
 
 def test_what_is_made_is_said_as_json_and_nothing_else(tmp_path: Path, evalmode: Evalmode) -> None:

@@ -94,12 +94,12 @@ def check(server: Server, service: str) -> str:
     """What the server says of a service's health."""
     with grpc.insecure_channel(server.address) as channel:
         try:
-            told = health_pb2_grpc.HealthStub(channel).Check(
+            reply = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S
             )
         except grpc.RpcError as error:
             return error.code().name
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
 
 def test_swaps_under_load_lose_no_request_and_mix_no_labels(repository: Path) -> None:

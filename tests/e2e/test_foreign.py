@@ -80,9 +80,9 @@ def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("name", ACCURACY)
 def test_accuracy_is_what_the_other_tool_measured(published: Path, name: str) -> None:
-    told = re.search(r"accuracy  ([\d.]+) of 397 images", (published / f"{name}.txt").read_text())
-    assert told
-    assert float(told[1]) == ACCURACY[name]
+    accuracy = re.search(r"accuracy  ([\d.]+) of 397 images", (published / f"{name}.txt").read_text())
+    assert accuracy
+    assert float(accuracy[1]) == ACCURACY[name]
 
 
 def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colours: Path) -> None:
@@ -138,10 +138,10 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     page = tmp_path / "page.html"
     done = evalmode("compare", old, new, "--images", digits / "images", "--page", page, "--max-changed", "2%")
     assert done.returncode == 1
-    told = [load_model(path) for path in (old, new)]
+    models = [load_model(path) for path in (old, new)]
     right, labels, changed = [], [], 0
     for path in sorted((digits / "images").glob("*/*.png")):
-        answers = [model.predict(path).label for model in told]
+        answers = [model.predict(path).label for model in models]
         right.append([answer == path.parent.name for answer in answers])
         labels.append(path.parent.name)
         changed += answers[0] != answers[1]
@@ -172,7 +172,7 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
         (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: expected 1"),
@@ -182,11 +182,13 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
         (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),
     ],
 )
-def test_wrong_options_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode, options: tuple, told: str) -> None:
+def test_wrong_options_are_told(
+    digits: Path, tmp_path: Path, evalmode: Evalmode, options: tuple, expected: str
+) -> None:
     given = ("--images", digits / "images", "--labels", digits / "labels.txt", "--repository", tmp_path, "--name", "x")
     done = evalmode("certify", FOREIGN / "keras.onnx", *given, *options)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,7 +281,7 @@ def test_a_network_of_numbers_is_certified_by_samples_and_served(
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "expected"),
     [
         ({"x": np.zeros((3, 4))}, "holds x float64; the network takes x float32"),
         ({"z": np.zeros((3, 4), np.float32)}, "holds z float32; the network takes x float32"),
@@ -288,14 +290,14 @@ def test_a_network_of_numbers_is_certified_by_samples_and_served(
     ],
 )
 def test_samples_that_the_network_does_not_take_are_told(
-    regression: Path, tmp_path: Path, evalmode: Evalmode, arrays: dict, told: str
+    regression: Path, tmp_path: Path, evalmode: Evalmode, arrays: dict, expected: str
 ) -> None:
     np.savez(tmp_path / "samples.npz", **arrays)
     done = evalmode(
         "certify", regression, "--samples", tmp_path / "samples.npz", "--repository", tmp_path / "m", "--name", "double"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 

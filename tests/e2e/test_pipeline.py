@@ -90,10 +90,10 @@ def story(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_tells_what_it_does(story: Path) -> None:
-    told = (story / "train.txt").read_text()
-    assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", told)
-    assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", told, re.MULTILINE)) == 6
-    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", told)
+    output = (story / "train.txt").read_text()
+    assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", output)
+    assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", output, re.MULTILINE)) == 6
+    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", output)
 
 
 def test_it_learned_more_than_chance(story: Path) -> None:
@@ -162,9 +162,9 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
     while not process.stdout.readline().startswith("    2 "):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; the best weights so far are in run" in told
+    assert "stopped; the best weights so far are in run" in output
     done = evalmode("export", "run", "--repository", "models", "--name", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -190,8 +190,8 @@ def test_ctrl_c_while_events_are_written_stops_after_them(tmp_path: Path, monkey
 def test_quickstart_tells_the_whole_story(tmp_path: Path, evalmode: Evalmode) -> None:
     done = evalmode("quickstart", "--epochs", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    shown = [line.split()[2] for line in told if line.startswith("$ evalmode ")]
+    lines = done.stdout.splitlines()
+    shown = [line.split()[2] for line in lines if line.startswith("$ evalmode ")]
     assert shown == ["train", "export", "serve", "predict", "predict"]
-    assert "SIGTERM: the server drained and exited with 0" in told
+    assert "SIGTERM: the server drained and exited with 0" in lines
     assert len((tmp_path / "evalmode-quickstart" / "answers.csv").read_text().splitlines()) == 1 + 359 * 5

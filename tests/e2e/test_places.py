@@ -162,5 +162,5 @@ def _run(arguments: tuple[str, ...], place: str, root: Path, seed: Path) -> subp
 def _check(done: subprocess.CompletedProcess[str], fine: bool) -> None:
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert done.returncode == (0 if fine else 2), (done.stdout, done.stderr)
-    told = [line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]
-    assert len(told) == (0 if fine else 1), done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]
+    assert len(errors) == (0 if fine else 1), done.stderr

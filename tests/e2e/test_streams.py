@@ -68,8 +68,8 @@ def test_a_full_standard_output_is_one_line_and_exit_code_2(name: str, place: Pa
     with Path("/dev/full").open("wb") as full:
         done = run(*commands(place)[name], stdout=full)
         assert run(*commands(place)[name], stdout=full, stderr=full).returncode == 2
-    told = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("evalmode: ")]
-    assert told == ["evalmode: standard output: No space left on device: free some space or choose another place"]
+    errors = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("evalmode: ")]
+    assert errors == ["evalmode: standard output: No space left on device: free some space or choose another place"]
     assert b"Traceback" not in done.stderr
     assert done.returncode == 2
 
@@ -196,8 +196,8 @@ def test_the_command_starts_again_in_utf8_mode_once(package: str, options: tuple
     label = os.fsdecode("no-such-ü".encode())
     command = [sys.executable, *options, "-m", package, label, *("--out", tmp_path / "run")]
     done = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, timeout=30)
-    said = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
-    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
+    expected = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
+    assert (done.returncode, expected in done.stderr.decode()) == (2, True), done.stderr
 
 
 TORCH = ("train", "export")
@@ -247,12 +247,12 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
     for event in [1, *range(events // MOMENTS, events, events // MOMENTS)]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = interrupt(event)
-        told = done.stderr.decode(errors="replace")
-        assert done.returncode in (130, 0), (event, told)  # 0: the work was done when it came
+        errors = done.stderr.decode(errors="replace")
+        assert done.returncode in (130, 0), (event, errors)  # 0: the work was done when it came
         if done.returncode == 130:
             stopped = b"stopped; the best weights so far are in" in done.stdout
-            assert stopped or told.splitlines()[-1:] == ["evalmode: interrupted"], (event, told)
-        assert "Traceback" not in told, (event, told)
+            assert stopped or errors.splitlines()[-1:] == ["evalmode: interrupted"], (event, errors)
+        assert "Traceback" not in errors, (event, errors)
         assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
 
 

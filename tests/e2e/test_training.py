@@ -49,8 +49,8 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_metadata(path: Path) -> dict[str, object]:
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    ours = {name: value for name, value in metadata.items() if name.startswith("evalmode.") and name != DIGEST}
-    return {name.removeprefix("evalmode."): json.loads(value) for name, value in ours.items()}
+    own = {name: value for name, value in metadata.items() if name.startswith("evalmode.") and name != DIGEST}
+    return {name.removeprefix("evalmode."): json.loads(value) for name, value in own.items()}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def run(arrays: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmo
 
 
 def test_training_tells_the_network_its_cost_and_what_the_data_lack(run: Path) -> None:
-    said = (run.parent / "said.txt").read_text()
-    assert "network   compact, " in said
-    assert "multiply-adds an image, on cpu" in said
-    assert "warning   " in said
-    assert "blue" in said
-    assert "--balance" in said
+    output = (run.parent / "said.txt").read_text()
+    assert "network   compact, " in output
+    assert "multiply-adds an image, on cpu" in output
+    assert "warning   " in output
+    assert "blue" in output
+    assert "--balance" in output
 
 
 def test_training_leaves_a_report(run: Path) -> None:
@@ -105,7 +105,7 @@ def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp
 def test_golden_images_are_validation_images_or_drawn(
     run: Path, arrays: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:
-    ours = {image.tobytes() for image in np.load(arrays)["x_train"]}  # validation is carved from them
+    candidates = {image.tobytes() for image in np.load(arrays)["x_train"]}  # validation is carved from them
     found = {}
     for golden in ("validation", "synthetic"):
         done = evalmode("export", run, "--repository", tmp_path, "--name", golden, "--golden", golden)
@@ -113,19 +113,23 @@ def test_golden_images_are_validation_images_or_drawn(
         certificate = load_model(tmp_path / golden / "1" / "model.onnx").manifest.certificate
         found[golden] = {image.tobytes() for image in certificate.inputs["image"]}
         assert set(certificate.targets) == ({"red", "green", "blue"} if golden == "validation" else {""})
-    assert found["validation"] <= ours
-    assert not found["synthetic"] & ours
+    assert found["validation"] <= candidates
+    assert not found["synthetic"] & candidates
 
 
 def test_an_int8_variant_is_published_if_it_earns_it_or_its_figures_are_said(
     run: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:
     done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", "--quantize", "int8")
-    told = re.search(r"([\d.]+) times as fast, (-?[\d.]+) points of accuracy lost", done.stdout + done.stderr)
-    assert told, done.stderr
+    figures = re.search(r"([\d.]+) times as fast, (-?[\d.]+) points of accuracy lost", done.stdout + done.stderr)
+    assert figures, done.stderr
     earned = "not published" not in done.stderr
     assert done.returncode == (0 if earned else 1)
-    assert earned == (float(told[1]) >= 1.3 and float(told[2]) <= 0.3) or told[1] == "1.30" or told[2] == "0.30"
+    assert (
+        earned == (float(figures[1]) >= 1.3 and float(figures[2]) <= 0.3)
+        or figures[1] == "1.30"
+        or figures[2] == "0.30"
+    )
     published = sorted(path.name for path in tmp_path.iterdir())
     assert published == (["colours", "colours-int8"] if earned else ["colours"])
     if earned:
@@ -156,7 +160,7 @@ def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Pat
     command = ("train", "photos", "--out", "run", "--epochs", 1, "--image-size", "8x8")
     refused = evalmode(*command, cwd=tmp_path)
     assert refused.returncode == 2
-    assert all(said in refused.stderr for said in ("photos/red/a.jpg", "photos/red/b.jpg", "--skip-unreadable"))
+    assert all(expected in refused.stderr for expected in ("photos/red/a.jpg", "photos/red/b.jpg", "--skip-unreadable"))
     trained = evalmode(*command, "--skip-unreadable", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "warning   " in trained.stdout

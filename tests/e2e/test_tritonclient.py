@@ -43,8 +43,8 @@ def run(python: Path, *arguments: object) -> str:
 def test_every_call_of_its_api_works(python: Path, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "control").write_text("who-may-load-and-unload")
     with serving(colours, "--enable-control", "--control-tokens", tmp_path / "control") as running:
-        told = run(python, CLIENTS / "tritonclient_story.py", running.address)
-    assert tuple(told.split()) == CHAPTERS
+        output = run(python, CLIENTS / "tritonclient_story.py", running.address)
+    assert tuple(output.split()) == CHAPTERS
 
 
 def test_it_works_beside_our_client_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def list_fields(message: Descriptor) -> Iterator[list[object]]:
 
 
 def test_its_contract_is_part_of_ours(python: Path) -> None:
-    theirs = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
+    published = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
     files = (open_inference_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
     fields = [one for file in files for message in file.message_types_by_name.values() for one in list_fields(message)]
     values = [[v.name, v.number] for file in files for enum in file.enum_types_by_name.values() for v in enum.values]
@@ -82,9 +82,9 @@ def test_its_contract_is_part_of_ours(python: Path) -> None:
         [one.name, one.input_type.full_name, one.output_type.full_name, one.client_streaming, one.server_streaming]
         for one in service.methods
     ]
-    assert len(theirs["fields"]) > 300
-    assert [one for one in theirs["fields"] if one not in fields] == []
-    ours_alone = {one[1] for one in fields if one not in theirs["fields"] and "Entry" not in str(one[0])}
-    assert ours_alone == {"properties"}
-    assert values == theirs["values"]
-    assert calls == theirs["calls"]
+    assert len(published["fields"]) > 300
+    assert [one for one in published["fields"] if one not in fields] == []
+    own_fields = {one[1] for one in fields if one not in published["fields"] and "Entry" not in str(one[0])}
+    assert own_fields == {"properties"}
+    assert values == published["values"]
+    assert calls == published["calls"]

@@ -62,7 +62,7 @@ class Caller:
 
     def __init__(self, remaining_s: float = 3600.0) -> None:
         self.remaining_s = remaining_s
-        self.gone = False
+        self.is_cancelled = False
         self.works: list[Work] = []
 
     def time_remaining_s(self) -> float:
@@ -72,11 +72,11 @@ class Caller:
         return 0.0
 
     def cancelled(self) -> bool:
-        return self.gone
+        return self.is_cancelled
 
     def cancel(self) -> None:
         """Cancel, and let the request be withdrawn where it waits, as transports do."""
-        self.gone = True
+        self.is_cancelled = True
         for work in self.works:
             work.withdraw()
 
@@ -119,7 +119,7 @@ def count_turns(lane: Any) -> int:
     return sum(turn.work is not None for turn in tuple(lane._line))
 
 
-class Held:
+class BlockedModel:
     """A model whose every run shows its batch in ``entered`` and then waits to be let go; ``row_s`` is its pace."""
 
     def __init__(self, model: Model) -> None:
@@ -132,7 +132,7 @@ class Held:
         self._model = model
         self._permits = threading.Semaphore(0)
 
-    def as_classifier(self) -> Held:
+    def as_classifier(self) -> BlockedModel:
         return self
 
     def expect_s(self, rows: int) -> float:
@@ -148,7 +148,7 @@ class Held:
         """The next batch that entered, waiting for it."""
         return self.entered.get(timeout=WAIT_S)
 
-    def let_go(self, runs: int = 1) -> None:
+    def release(self, runs: int = 1) -> None:
         self._permits.release(runs)
 
 

@@ -208,11 +208,11 @@ class TestUnreadStderr:
         assert self.lines(log, stream)[1:] == ["INFO ['before']"]
 
     def test_what_waits_holds_no_request(self, log: logging.Logger, stream: Unread) -> None:
-        class Held:
+        class Message:
             """What a frame of an exception may hold: a message, say."""
 
-        def fail() -> weakref.ref[Held]:
-            held = Held()
+        def fail() -> weakref.ref[Message]:
+            held = Message()
             try:
                 raise ZeroDivisionError
             except ZeroDivisionError:
@@ -257,8 +257,8 @@ def test_the_last_lines_arrive(form: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    told = [json.loads(line)["message"] if form == "json" else line.partition(" INFO ")[2] for line in lines]
-    assert told == [f"line {number}" for number in range(5000)]
+    messages = [json.loads(line)["message"] if form == "json" else line.partition(" INFO ")[2] for line in lines]
+    assert messages == [f"line {number}" for number in range(5000)]
 
 
 def test_a_traceback_is_a_field_of_json() -> None:
@@ -271,12 +271,12 @@ def test_a_traceback_is_a_field_of_json() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     [line] = done.stderr.splitlines()
-    told = json.loads(line)
-    assert {name: told[name] for name in ("level", "logger", "message", "model")} == {
+    record = json.loads(line)
+    assert {name: record[name] for name in ("level", "logger", "message", "model")} == {
         **{"level": "ERROR", "logger": "root", "message": "failed", "model": "cats"}
     }
-    assert told["exc_info"].startswith("Traceback (most recent call last):\n")
-    assert told["exc_info"].endswith("\nZeroDivisionError: division by zero")
+    assert record["exc_info"].startswith("Traceback (most recent call last):\n")
+    assert record["exc_info"].endswith("\nZeroDivisionError: division by zero")
 
 
 @pytest.mark.parametrize("is_read_later", [True, False])
@@ -330,19 +330,19 @@ def test_json_holds_json_only_whoever_writes() -> None:
         [sys.executable, "-c", STRANGE.format(form="json")], capture_output=True, text=True, timeout=WAIT_S
     )
     assert done.returncode == 1
-    told = [json.loads(line) for line in done.stderr.splitlines()]
-    assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in told} == {
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in records} == {
         ("WARNING", "py.warnings", "RuntimeWarning: careful\\nnow"),
         ("CRITICAL", "serving.logs", "uncaught in thread worker: ZeroDivisionError('division by zero')"),
         ("CRITICAL", "serving.logs", "uncaught in the server: KeyError('uncaught')"),
-        *{(one["level"], one["logger"], one["message"]) for one in told if "Broken.__del__" in one["message"]},
+        *{(one["level"], one["logger"], one["message"]) for one in records if "Broken.__del__" in one["message"]},
         ("WARNING", "stderr", "printed"),
         ("ERROR", "stderr", r"E0000 00:00:1732600000.123456   12345 chttp2_server.cc:1046] \xff failed"),
         ("WARNING", "stderr", "2026-01-01 00:00:00.0 [W:onnxruntime:, graph.cc:1] a warning"),
         ("WARNING", "stderr", "without an end"),
     }
-    assert len(told) == 8
-    assert sum("Traceback" in one.get("exc_info", "") for one in told) == 3
+    assert len(records) == 8
+    assert sum("Traceback" in one.get("exc_info", "") for one in records) == 3
 
 
 def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
@@ -354,7 +354,7 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ([], "Missing option '--repository'"),
         (["--no-such"], "No such option"),
@@ -365,15 +365,15 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
     ],
 )
 @pytest.mark.parametrize("by", ["option", "option=", "environment"])
-def test_what_ends_the_server_is_json_too(evalmode: Callable, options: list[str], said: str, by: str) -> None:
+def test_what_ends_the_server_is_json_too(evalmode: Callable, options: list[str], expected: str, by: str) -> None:
     form = {"option": ["--log-format", "json"], "option=": ["--log-format=json"], "environment": []}[by]
     environment = {**os.environ, **({"EVALMODE_SERVE_LOG_FORMAT": "json"} if by == "environment" else {})}
     refused = evalmode("serve", *options, *form, env=environment)
     assert refused.returncode == 2
     [line] = refused.stderr.splitlines()
-    told = json.loads(line)
-    assert told["level"] == "CRITICAL"
-    assert said in told["message"]
+    record = json.loads(line)
+    assert record["level"] == "CRITICAL"
+    assert expected in record["message"]
 
 
 @pytest.mark.parametrize("path", [PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", MODEL_INFER, "/no.such/Method"])

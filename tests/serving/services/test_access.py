@@ -37,13 +37,13 @@ HEALTH = {"/grpc.health.v1.Health/Check": UNARY, "/grpc.health.v1.Health/Watch":
 REFLECTION = {
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": STREAM for version in ("v1", "v1alpha")
 }
-OURS = {
+OWN_CALLS = {
     f"/{contract.full_name}/{method.name}": STREAM if method.client_streaming else UNARY
     for contract in (classifier.DESCRIPTOR, open_inference.DESCRIPTOR)
     for method in contract.methods
 }
-CALLS = {**OURS, **HEALTH, **REFLECTION}
-CONTROLS = [path for path in OURS if path.endswith(CONTROL)]
+CALLS = {**OWN_CALLS, **HEALTH, **REFLECTION}
+CONTROLS = [path for path in OWN_CALLS if path.endswith(CONTROL)]
 MESSAGES = {path: reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString() for path in REFLECTION}
 
 
@@ -70,10 +70,10 @@ def call(channel: grpc.Channel, path: str, authorization: str | None) -> tuple[s
 def refuses(channel: grpc.Channel, authorization: str | None) -> dict[str, tuple[str, str]]:
     """The calls that are not let through, with what they are told."""
     answers = {path: call(channel, path, authorization) for path in CALLS}
-    return {path: told for path, told in answers.items() if told[0] in ("UNAUTHENTICATED", "PERMISSION_DENIED")}
+    return {path: answer for path, answer in answers.items() if answer[0] in ("UNAUTHENTICATED", "PERMISSION_DENIED")}
 
 
-EVERY_CALL_BUT_HEALTH = dict.fromkeys((*OURS, *REFLECTION), ("UNAUTHENTICATED", "TOKEN_INVALID"))
+EVERY_CALL_BUT_HEALTH = dict.fromkeys((*OWN_CALLS, *REFLECTION), ("UNAUTHENTICATED", "TOKEN_INVALID"))
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +85,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def guarded(colours: Path, files: tuple[Path, Path]) -> Iterator[Server]:
+def token_server(colours: Path, files: tuple[Path, Path]) -> Iterator[Server]:
     options = ("--tokens", files[0], "--enable-control", "--control-tokens", files[1])
     with serving(colours, *options) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def channel(guarded: Server) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(guarded.address) as opened:
+def channel(token_server: Server) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(token_server.address) as opened:
         yield opened
 
 
@@ -170,27 +170,27 @@ class TestMatrix:
 
 
 @pytest.mark.native_lacks("early refusal")
-def test_a_large_message_of_a_stranger_is_not_read(guarded: Server) -> None:
-    with Client(guarded.address) as client, pytest.raises(CallFailed) as caught:
+def test_a_large_message_of_a_stranger_is_not_read(token_server: Server) -> None:
+    with Client(token_server.address) as client, pytest.raises(CallFailed) as caught:
         client.predict(bytes(40 * 1024 * 1024))  # more than the limit, which would be RESOURCE_EXHAUSTED
     assert caught.value.code == "UNAUTHENTICATED"
 
 
 class TestClient:
-    def test_sends_its_token(self, guarded: Server) -> None:
-        with Client(guarded.address, token=PREDICTS) as client:
+    def test_sends_its_token(self, token_server: Server) -> None:
+        with Client(token_server.address, token=PREDICTS) as client:
             assert client.predict(RED).label == "red"
         with (
-            Client(guarded.address) as client,
+            Client(token_server.address) as client,
             pytest.raises(CallFailed, match="authorization: Bearer TOKEN") as caught,
         ):
             client.predict(RED)
         assert (caught.value.code, caught.value.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
 
-    def test_of_the_command_reads_it_from_a_file(self, guarded: Server, tmp_path: Path, evalmode) -> None:
+    def test_of_the_command_reads_it_from_a_file(self, token_server: Server, tmp_path: Path, evalmode) -> None:
         (tmp_path / "red.png").write_bytes(RED)
         (tmp_path / "token").write_text(PREDICTS + "\n")
-        asked = ("predict", tmp_path / "red.png", "--address", guarded.address)
+        asked = ("predict", tmp_path / "red.png", "--address", token_server.address)
         assert "red" in evalmode(*asked, "--token-file", tmp_path / "token").stdout
         refused = evalmode(*asked)
         assert refused.returncode == 2
@@ -210,7 +210,7 @@ class TestTokens:
         assert not self.holds(tmp_path, f"{NEW} 2026-01-01", NEW)
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "expected"),
         [
             ("", "contains no token"),
             ("# only a comment\n\n", "contains no token"),
@@ -218,9 +218,9 @@ class TestTokens:
             (f"{NEW} tomorrow", "line 1: 'tomorrow' is not a time: use the form"),
         ],
     )
-    def test_of_a_file_that_is_wrong_say_where_and_not_what(self, tmp_path: Path, text: str, said: str) -> None:
+    def test_of_a_file_that_is_wrong_say_where_and_not_what(self, tmp_path: Path, text: str, expected: str) -> None:
         (tmp_path / "tokens").write_text(text)
-        with pytest.raises(TokensInvalid, match=said) as caught:
+        with pytest.raises(TokensInvalid, match=expected) as caught:
             Tokens(tmp_path / "tokens")
         assert NEW not in str(caught.value)
 
@@ -239,10 +239,10 @@ class TestTokens:
             assert not tokens.holds(PREDICTS)
 
 
-def test_who_is_refused_is_counted(guarded: Server) -> None:
-    with Client(guarded.address) as client, pytest.raises(CallFailed):
+def test_who_is_refused_is_counted(token_server: Server) -> None:
+    with Client(token_server.address) as client, pytest.raises(CallFailed):
         client.predict(RED)
-    page = urllib.request.urlopen(f"http://{guarded.metrics}/metrics").read().decode()
+    page = urllib.request.urlopen(f"http://{token_server.metrics}/metrics").read().decode()
     counted = re.search(
         r'evalmode_requests_total{code="UNAUTHENTICATED",model="",reason="TOKEN_INVALID",version=""} (\S+)', page
     )
@@ -365,7 +365,7 @@ class TestTls:
             assert (asked.returncode, "red" in asked.stdout) == (0, True), asked.stderr
 
     @pytest.mark.parametrize(
-        ("spoil", "said"),
+        ("spoil", "expected"),
         [
             (lambda certificate, key: key.write_bytes(b""), "cannot use"),
             (lambda certificate, key: certificate.write_text("no certificate"), "cannot use"),
@@ -373,21 +373,21 @@ class TestTls:
         ],
     )
     def test_files_that_do_not_fit_are_named_at_the_start(
-        self, tmp_path: Path, authority: trustme.CA, spoil: Callable[[Path, Path], object], said: str
+        self, tmp_path: Path, authority: trustme.CA, spoil: Callable[[Path, Path], object], expected: str
     ) -> None:
         certificate, key = write_pair(tmp_path, authority)
         spoil(certificate, key)
-        with pytest.raises(CertificatesInvalid, match=said):
+        with pytest.raises(CertificatesInvalid, match=expected):
             Certificates(certificate, key, None)
 
     def test_the_health_check_of_the_image_asks_over_http(self, colours: Path, tls) -> None:
         command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
         with serving(colours, *tls) as server:
-            told = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
-            assert subprocess.run(command, env={**os.environ, **told}).returncode == 0
-        gone = subprocess.run(command, env={**os.environ, **told}, capture_output=True, text=True)
-        assert gone.returncode == 1
-        assert "/livez: " in gone.stderr
+            environment = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
+            assert subprocess.run(command, env={**os.environ, **environment}).returncode == 0
+        stopped = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+        assert stopped.returncode == 1
+        assert "/livez: " in stopped.stderr
 
     def test_the_other_transport_refuses_it(self, colours: Path, tls, evalmode) -> None:
         refused = evalmode("serve", "--repository", colours, *tls[2:], "--transport", "native")
@@ -397,7 +397,7 @@ class TestTls:
 
 class TestOptions:
     @pytest.mark.parametrize(
-        ("options", "said"),
+        ("options", "expected"),
         [
             (("--tls-cert", "FILE"), "TLS needs both --tls-cert and --tls-key"),
             (("--tls-client-ca", "FILE"), "TLS needs both --tls-cert and --tls-key"),
@@ -406,12 +406,12 @@ class TestOptions:
             (("--tokens", "FILE"), "contains no token"),
         ],
     )
-    def test_that_lack_another_say_so(self, colours: Path, tmp_path: Path, evalmode, options, said: str) -> None:
+    def test_that_lack_another_say_so(self, colours: Path, tmp_path: Path, evalmode, options, expected: str) -> None:
         (tmp_path / "file").write_text("")
         given = (str(tmp_path / "file") if one == "FILE" else one for one in options)
         refused = evalmode("serve", "--repository", colours, "--port", 0, *given)
         assert refused.returncode == 2
-        assert said in refused.stderr
+        assert expected in refused.stderr
 
     def test_beyond_loopback_without_tls_there_is_a_warning(self, colours: Path, files: tuple[Path, Path]) -> None:
         beyond = ("--host", "0.0.0.0", "--allow-unbounded-messages")

@@ -31,7 +31,7 @@ from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
 from serving.engine.batching import Batcher
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import Caller, Direct, Held, classify_by, make_batcher
+from tests.serving.conftest import Caller, Direct, BlockedModel, classify_by, make_batcher
 from tests.serving.services.test_open_inference import tensor_artifact
 
 RED = encode(plain("red"))
@@ -73,8 +73,8 @@ class TestPredict:
             noise = np.random.default_rng(seed).integers(0, 256, (31, 17, 3), np.uint8)
             image = encode(Image.fromarray(noise), "JPEG")
             reply = service.ask(wire.PredictRequest(image=image))
-            ours = [(score.label, score.probability, score.index) for score in reply.scores]
-            assert ours == [(score.label, score.probability, score.index) for score in model.predict(image).scores]
+            answered = [(score.label, score.probability, score.index) for score in reply.scores]
+            assert answered == [(score.label, score.probability, score.index) for score in model.predict(image).scores]
 
     @pytest.mark.parametrize(("top_k", "answered"), [(0, 3), (1, 1), (2, 2), (3, 3), (99, 3), (2**32 - 1, 3)])
     def test_answers_as_many_labels_as_asked(self, model: Model, top_k: int, answered: int) -> None:
@@ -84,7 +84,7 @@ class TestPredict:
     def test_answers_five_labels_where_nothing_is_asked(self, model: Model) -> None:
         many = replace(model, manifest=replace(model.manifest, labels=tuple("abcdefgh")))
 
-        class Eight(Held):
+        class Eight(BlockedModel):
             def run(self, inputs: Tensors) -> Tensors:
                 rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(inputs[INPUT]), 1))
                 return {PROBABILITIES: rows, LOGITS: rows}
@@ -113,14 +113,14 @@ class TestPredict:
                 serve(model).ask(wire.PredictRequest(pixels=pixels))
 
     def test_of_a_caller_that_went_away_does_not_run(self, model: Model) -> None:
-        held = Held(model)
-        service, gone = serve(held), Caller()
-        gone.cancel()
+        blocked = BlockedModel(model)
+        service, cancelled = serve(blocked), Caller()
+        cancelled.cancel()
         with pytest.raises(RequestCancelled):
-            service.ask(wire.PredictRequest(image=RED), gone)
+            service.ask(wire.PredictRequest(image=RED), cancelled)
         with pytest.raises(DeadlineExpired):
             service.ask(wire.PredictRequest(image=RED), Caller(remaining_s=0))
-        assert held.entered.empty()
+        assert blocked.entered.empty()
 
     def test_beyond_the_queue_is_refused_before_it_is_decoded(self, model: Model) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))

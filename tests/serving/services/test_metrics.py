@@ -93,9 +93,9 @@ def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
             iter([wire.ModelInferRequest(model_name="colours")])
         )
         assert next(stream).error_message
-    told = scrape(fresh)
+    read = scrape(fresh)
     one = ("colours", "1")
-    assert told("evalmode_requests_total") == {
+    assert read("evalmode_requests_total") == {
         (*one, "OK", ""): 13,
         (*one, "INVALID_ARGUMENT", "IMAGE_UNREADABLE"): 2,
         (*one, "INVALID_ARGUMENT", "SHAPE_MISMATCH"): 1,
@@ -104,31 +104,31 @@ def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
         ("", "", "INTERNAL", "INTERNAL"): 0,
         ("", "", "NOT_FOUND", "MODEL_NOT_FOUND"): 1,
     }
-    assert told("evalmode_inputs_total") == {one: 15}
-    assert told("evalmode_predictions_total") == {(*one, "red"): 7, (*one, "green"): 5, (*one, "blue"): 3}
+    assert read("evalmode_inputs_total") == {one: 15}
+    assert read("evalmode_predictions_total") == {(*one, "red"): 7, (*one, "green"): 5, (*one, "blue"): 3}
     for name in ("decode", "wait", "inference", "request"):
-        assert told(f"evalmode_{name}_seconds_count") == {one: 13}
-        buckets = [count for (*_, _bound), count in told(f"evalmode_{name}_seconds_bucket").items()]
+        assert read(f"evalmode_{name}_seconds_count") == {one: 13}
+        buckets = [count for (*_, _bound), count in read(f"evalmode_{name}_seconds_bucket").items()]
         assert buckets == sorted(buckets)
         assert buckets[-1] == 13
-    spent = {name: told(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
+    spent = {name: read(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
     assert spent["request"] == pytest.approx(spent["decode"] + spent["wait"] + spent["inference"])
-    assert told("evalmode_batch_size_sum") == {one: 15}
-    assert told("evalmode_model_ready") == {one: 1}
-    [info] = told("evalmode_model_info")
+    assert read("evalmode_batch_size_sum") == {one: 15}
+    assert read("evalmode_model_ready") == {one: 1}
+    [info] = read("evalmode_model_info")
     assert info[:2] + info[3:] == ("colours", "1", "CPU", "true", "true")
     assert info[2].startswith("sha256:")
     for name in ("slots_busy", "requests_waiting", "requests_in_flight"):
-        assert told(f"evalmode_{name}") == {(): 0}
-    assert told("evalmode_slots")[()] >= 1
-    assert told("process_resident_memory_bytes")[()] > 1e6
+        assert read(f"evalmode_{name}") == {(): 0}
+    assert read("evalmode_slots")[()] >= 1
+    assert read("process_resident_memory_bytes")[()] > 1e6
 
 
 def test_what_is_told_is_what_is_documented(fresh: Server) -> None:
     _, text = get(fresh, "/metrics")
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
-    ours = {name: kind for name, kind in families.items() if name.startswith("evalmode_")}
-    assert ours == {name.removesuffix("_total"): one.kind for name, one in METRICS.items()}
+    families_of_evalmode = {name: kind for name, kind in families.items() if name.startswith("evalmode_")}
+    assert families_of_evalmode == {name.removesuffix("_total"): one.kind for name, one in METRICS.items()}
 
 
 def test_what_is_in_flight_shows(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_what_is_in_flight_shows(tmp_path: Path) -> None:
         calls = [stub.Predict.future(classifier_pb2.PredictRequest(image=RED), timeout=60) for _ in range(12)]
         until = time.monotonic() + WAIT_S
         while True:
-            told = scrape(server)
+            read = scrape(server)
             slots, busy, waiting, flying = (
-                told(f"evalmode_{name}")[()]
+                read(f"evalmode_{name}")[()]
                 for name in ("slots", "slots_busy", "requests_waiting", "requests_in_flight")
             )
             if busy == slots and waiting and flying == 12:
@@ -161,16 +161,16 @@ def test_the_repository_shows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
 def test_head_says_what_get_says_without_a_body(fresh: Server, path: str) -> None:
-    told = {}
+    replies = {}
     for method in ("GET", "HEAD"):
         with closing(http.client.HTTPConnection(fresh.metrics, timeout=WAIT_S)) as connection:
             connection.request(method, path)
             reply = connection.getresponse()
-            told[method] = (reply.status, reply.headers["Content-Type"])
+            replies[method] = (reply.status, reply.headers["Content-Type"])
             body, length = reply.read(), int(reply.headers["Content-Length"])
             assert length > 0
             assert len(body) == (length if method == "GET" else 0)
-    assert told["HEAD"] == told["GET"]
+    assert replies["HEAD"] == replies["GET"]
 
 
 MANY = 20_000
@@ -231,8 +231,8 @@ def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
         with grpc.insecure_channel(server.address) as channel:
             for numbers in ((19_999,), (7, 7), (0, 19_999), (300,)):
                 show(channel, *numbers)
-        told = scrape(server)("evalmode_predictions_total")
-        assert told == {("many", "1", label): count for label, count in shown.items()}
+        counted = scrape(server)("evalmode_predictions_total")
+        assert counted == {("many", "1", label): count for label, count in shown.items()}
 
 
 def test_a_label_that_is_no_text_ends_no_page(tmp_path: Path) -> None:
@@ -309,9 +309,9 @@ class TestDrift:
             with Client(server.address) as client:
                 for image in changed:  # those before are forgotten
                     client.predict_pixels(image)
-            told = scrape(server)
-        assert told("evalmode_input_drifted") == {("colours", "1"): flagged}
-        drift = told("evalmode_input_drift")
+            read = scrape(server)
+        assert read("evalmode_input_drifted") == {("colours", "1"): flagged}
+        drift = read("evalmode_input_drift")
         assert set(drift) == {("colours", "1", moment, str(channel)) for moment in MOMENTS for channel in range(3)}
         assert (max(map(abs, drift.values())) > LIMIT) == bool(flagged)
 

@@ -46,7 +46,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def told(models: Models) -> list[tuple[str, str, str]]:
+def list_states(models: Models) -> list[tuple[str, str, str]]:
     return [(f"{one.name}/{one.version}", one.state, one.reason) for one in models.list_entries()]
 
 
@@ -69,7 +69,7 @@ class TestOpen:
         publish(repository, "colours", b"no artifact")
         models = Models.open(repository)
         assert models.find("colours", "").version == "1"
-        (good, bad) = told(models)
+        (good, bad) = list_states(models)
         assert good == ("colours/1", "READY", "")
         assert bad[:2] == ("colours/2", "UNAVAILABLE")
         assert "not an ONNX file" in bad[2]
@@ -80,7 +80,7 @@ class TestOpen:
             Models.open(tmp_path)
 
     @pytest.mark.parametrize(
-        ("prepare", "said"),
+        ("prepare", "expected"),
         [
             (lambda path: None, "models does not exist"),
             (lambda path: path.write_text(""), "models is a file, not a folder"),
@@ -90,12 +90,12 @@ class TestOpen:
         ],
     )
     def test_of_a_repository_that_holds_nothing_says_why_and_what_to_do(
-        self, tmp_path: Path, prepare: Callable[[Path], object], said: str
+        self, tmp_path: Path, prepare: Callable[[Path], object], expected: str
     ) -> None:
         prepare(tmp_path / "models")
         with pytest.raises(ArtifactInvalid) as caught:
             Models.open(tmp_path / "models")
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
         assert str(caught.value).endswith(": publish a model with 'evalmode export', or correct --repository")
 
     def test_serves_the_pinned_version_and_stays_there(self, repository: Path) -> None:
@@ -105,7 +105,7 @@ class TestOpen:
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         assert loaded(models) == ["colours/1", "other/1"]
-        assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in told(models)
+        assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in list_states(models)
 
     @pytest.mark.parametrize(
         ("pin", "error", "text"),
@@ -182,7 +182,7 @@ class TestRefresh:
         path.write_bytes(colour_artifact())
         models.refresh()
         assert loaded(models) == ["colours/2", "colours/1"]
-        assert told(models)[1] == ("colours/2", "READY", "")
+        assert list_states(models)[1] == ("colours/2", "READY", "")
 
     @pytest.mark.parametrize("change", ["touched", "replaced by its equal", "replaced by another"])
     def test_a_file_that_changes_while_it_is_served_is_loaded_again(
@@ -197,7 +197,7 @@ class TestRefresh:
             fresh.write_bytes(colour_artifact(COLOURS if "equal" in change else GERMAN))
             fresh.rename(path)
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "")]
+        assert list_states(models) == [("colours/1", "READY", "")]
         assert models.find("", "") is not before
         assert models.find("", "").manifest.labels == (GERMAN if "another" in change else COLOURS)
         assert "cannot be followed" not in caplog.text
@@ -206,7 +206,7 @@ class TestRefresh:
         models = Models.open(repository)
         (repository / "colours" / "1" / "model.onnx").write_bytes(b"spoilt")
         models.refresh()
-        ((entry, state, reason),) = told(models)
+        ((entry, state, reason),) = list_states(models)
         assert (entry, state) == ("colours/1", "READY")
         assert "not an ONNX file" in reason
 
@@ -215,7 +215,7 @@ class TestRefresh:
         shutil.rmtree(repository)  # a volume that is not mounted any more, say
         models.refresh()
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         assert caplog.text.count("but stays loaded") == 1
         assert f"colours is no longer in the repository, but stays loaded: {repository} does not" in caplog.text
         publish(repository, "colours", colour_artifact(GERMAN))
@@ -230,7 +230,7 @@ class TestRefresh:
         for version in (2, 3, 4):
             shutil.rmtree(repository / "colours" / str(version))
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "")]
+        assert list_states(models) == [("colours/1", "READY", "")]
         assert (list(models._tried), models._refused) == ([("colours", 1)], {})
 
     def test_a_link_out_of_the_repository_is_not_followed(self, repository: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ class TestRefresh:
         models = Models.open(repository)
         models.refresh()
         assert loaded(models) == ["colours/1"]
-        reasons = {entry: reason for entry, _, reason in told(models)}
+        reasons = {entry: reason for entry, _, reason in list_states(models)}
         for entry in ("colours/2", "elsewhere/1"):
             assert "outside the repository" in reasons[entry]
 
@@ -288,7 +288,7 @@ class TestRefresh:
                 (tmp_path / "mounted").symlink_to(f"/proc/{other.pid}/root{tmp_path}/seen/models")
                 models = Models.open(tmp_path / "mounted")
                 assert loaded(models) == ["colours/1", "stable/1"]
-                assert "outside the repository" in told(models)[1][2]
+                assert "outside the repository" in list_states(models)[1][2]
             finally:
                 other.kill()
 
@@ -306,9 +306,9 @@ class TestRefresh:
         (repository / "colours" / "notes").mkdir()
         models = Models.open(repository)
         models.refresh()
-        said = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
+        logged = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
         number = "is not a version: a version is a whole number from 1 on, up to nine digits, without leading zeros"
-        assert [text for text in said if not text.startswith(("loaded", "colours is served"))] == [
+        assert [text for text in logged if not text.startswith(("loaded", "colours is served"))] == [
             f"colours/0001 {number}",
             "colours/7 holds no model.onnx, but Model.onnx",
             "colours/8 holds model.onnx as a link to gone, which does not exist",
@@ -341,7 +341,7 @@ class TestRefresh:
         monkeypatch.setattr(Path, "stat", hidden)
         models.refresh()
         assert f"{closed} cannot be read: Permission denied" in caplog.text
-        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         with pytest.raises(ArtifactInvalid, match=f"{closed} cannot be read: Permission denied"):
             Models.open(repository)
 
@@ -366,7 +366,7 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
     publish(repository, "colours", colour_artifact(GERMAN))
     refreshing = spawn(models.refresh)
     assert entered.wait(WAIT_S)
-    assert spawn(told, models).result(WAIT_S) == [
+    assert spawn(list_states, models).result(WAIT_S) == [
         ("colours/1", "READY", ""),
         ("colours/2", "UNAVAILABLE", "being checked and replayed"),
     ]
@@ -377,45 +377,45 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
 
 
 @pytest.fixture
-def held(repository: Path):
+def on_trial(repository: Path):
     """Models that follow a repository in which version 2 of colours is on trial for ever."""
     models, stop = Models.open(repository, trials=Trials(Limits(load_seconds=3600))), threading.Event()
     publish(repository, "colours", endless_loop())
     watching = spawn(models.watch, 0.05, stop)
-    wait_until(lambda: ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(models))
+    wait_until(lambda: ("colours/2", "UNAVAILABLE", "being checked and replayed") in list_states(models))
     yield models
     stop.set()
     watching.result(WAIT_S)
 
 
 class TestOnTrial:
-    def test_others_load_meanwhile(self, held: Models, repository: Path) -> None:
+    def test_others_load_meanwhile(self, on_trial: Models, repository: Path) -> None:
         publish(repository, "other", colour_artifact())
-        wait_until(lambda: "other/1" in loaded(held))
+        wait_until(lambda: "other/1" in loaded(on_trial))
         publish(repository, "colours", colour_artifact(GERMAN))
-        wait_until(lambda: held.find("colours", "").version == "3")
-        assert loaded(held) == ["colours/3", "colours/1", "other/1"]
-        assert ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(held)
+        wait_until(lambda: on_trial.find("colours", "").version == "3")
+        assert loaded(on_trial) == ["colours/3", "colours/1", "other/1"]
+        assert ("colours/2", "UNAVAILABLE", "being checked and replayed") in list_states(on_trial)
 
-    def test_control_goes_on(self, held: Models, repository: Path) -> None:
+    def test_control_goes_on(self, on_trial: Models, repository: Path) -> None:
         publish(repository, "other", colour_artifact())
-        spawn(held.load, "other").result(WAIT_S)
-        spawn(held.unload, "other").result(WAIT_S)
-        assert ("other/1", "UNAVAILABLE", "unloaded by a call") in told(held)
-        spawn(held.refresh)  # which waits for all, and holds nobody
-        spawn(held.load, "other").result(WAIT_S)
-        assert "other/1" in loaded(held)
+        spawn(on_trial.load, "other").result(WAIT_S)
+        spawn(on_trial.unload, "other").result(WAIT_S)
+        assert ("other/1", "UNAVAILABLE", "unloaded by a call") in list_states(on_trial)
+        spawn(on_trial.refresh)  # which waits for all, and holds nobody
+        spawn(on_trial.load, "other").result(WAIT_S)
+        assert "other/1" in loaded(on_trial)
 
-    def test_whoever_asks_for_it_waits_until_his_deadline(self, held: Models) -> None:
+    def test_whoever_asks_for_it_waits_until_his_deadline(self, on_trial: Models) -> None:
         with pytest.raises(DeadlineExpired, match="colours/2 is still being checked and replayed"):
-            held.load("colours", timeout_s=0.1)
+            on_trial.load("colours", timeout_s=0.1)
 
-    def test_closing_refuses_whoever_waits(self, held: Models) -> None:
-        waiting = spawn(held.load, "colours")
-        held.close()
+    def test_closing_refuses_whoever_waits(self, on_trial: Models) -> None:
+        waiting = spawn(on_trial.load, "colours")
+        on_trial.close()
         with pytest.raises(ModelInvalid, match="shutting down"):
             waiting.result(WAIT_S)
-        assert loaded(held) == ["colours/1"]
+        assert loaded(on_trial) == ["colours/1"]
 
     def test_what_is_unloaded_meanwhile_is_not_served_afterwards(self, repository: Path, monkeypatch) -> None:
         models, entered, go = Models.open(repository), threading.Event(), threading.Event()
@@ -450,7 +450,7 @@ class TestOnTrial:
             for name in ("colours", "other", "third"):  # more than there are threads
                 publish(repository, name, colour_artifact(GERMAN))
             models.refresh()
-        assert [reason for _, _, reason in told(models)] == ["", *["'NoneType' object is not callable"] * 3]
+        assert [reason for _, _, reason in list_states(models)] == ["", *["'NoneType' object is not callable"] * 3]
         publish(repository, "fourth", colour_artifact())
         models.refresh()
         assert "fourth/1" in loaded(models)
@@ -461,7 +461,7 @@ class TestOnTrial:
         with monkeypatch.context() as patched:
             patched.setattr(Trials, "examine", Mock(side_effect=TrialUnavailable("too many processes")))
             models.refresh()
-        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
         models.refresh()
         assert models.find("", "").version == "2"
 
@@ -484,7 +484,7 @@ class TestControl:
         models.unload("colours", "2")
         assert models.find("", "").version == "1"
         models.refresh()
-        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
         publish(repository, "colours", colour_artifact())
         models.refresh()
         assert loaded(models) == ["colours/3", "colours/1"]
@@ -510,7 +510,7 @@ class TestControl:
         before = models.find("", "")
         for _ in range(2):
             models.load("colours")
-            assert told(models) == [("colours/1", "READY", "")]
+            assert list_states(models) == [("colours/1", "READY", "")]
         assert models.find("", "") is not before
 
     def test_loading_reads_a_bad_version_again(self, repository: Path) -> None:
@@ -524,16 +524,16 @@ class TestControl:
 
 class TestFollow:
     def test_tells_what_there_is_and_what_changes(self, repository: Path) -> None:
-        models, seen = Models.open(repository), []
-        models.follow(seen.append)
-        assert seen == [[Entry("colours", "1", "READY", "")]]
+        models, shown = Models.open(repository), []
+        models.follow(shown.append)
+        assert shown == [[Entry("colours", "1", "READY", "")]]
         models.refresh()
-        assert len(seen) == 1
+        assert len(shown) == 1
         publish(repository, "colours", b"no artifact")
         models.refresh()
-        assert [entry.ready for entry in seen[-1]] == [True, False]
+        assert [entry.ready for entry in shown[-1]] == [True, False]
         models.unload("colours")
-        assert [entry.ready for entry in seen[-1]] == [False, False]
+        assert [entry.ready for entry in shown[-1]] == [False, False]
 
     def test_watches_until_told_to_stop_whatever_happens(self, repository: Path, monkeypatch, caplog) -> None:
         models, stop = Models.open(repository), threading.Event()

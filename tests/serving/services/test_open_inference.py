@@ -59,7 +59,7 @@ from serving.services.statistics import Statistics
 from serving.transports.refusals import refuse
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Caller, Direct, Held, make_batcher, make_budget
+from tests.serving.conftest import WAIT_S, Caller, Direct, BlockedModel, make_batcher, make_budget
 
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
@@ -189,8 +189,8 @@ class TestInfer:
             request.inputs[0].contents.bytes_contents.extend(images)
         reply = serve(model).ask(request)
         rows = [list(output.contents.fp32_contents) for output in reply.outputs if output.name == PROBABILITIES]
-        told = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
-        for image, row in zip(images, told, strict=True):
+        probabilities = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
+        for image, row in zip(images, probabilities, strict=True):
             scores = {score.index: score.probability for score in model.predict(image).scores}
             assert [scores[index] for index in range(3)] == row.tolist()
 
@@ -204,14 +204,14 @@ class TestInfer:
         wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
         reply = serve(model).ask(ask(np.stack([RED, BLUE]), outputs=wanted))
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
-        told = [text.decode().split(":") for text in elements(reply.raw_output_contents[0])]
-        assert [(index, label) for _, index, label in told] == [
+        scores = [text.decode().split(":") for text in elements(reply.raw_output_contents[0])]
+        assert [(index, label) for _, index, label in scores] == [
             ("0", "red"),
             ("1", "green"),
             ("2", "blue"),
             ("0", "red"),
         ]
-        assert float(told[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
+        assert float(scores[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
 
     def test_classification_answers_no_more_labels_than_there_are(self, model: Model) -> None:
         wanted = [{"name": LOGITS, "parameters": {"classification": {"int64_param": 99}}}]
@@ -219,26 +219,26 @@ class TestInfer:
         assert list(reply.outputs[0].shape) == [1, 3]
 
     def test_images_of_a_request_run_as_one_batch_and_those_that_wait_join_it(self, model: Model) -> None:
-        held = Held(model)
-        service = serve(held)
+        blocked = BlockedModel(model)
+        service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
-        held.next_batch()
+        blocked.next_batch()
         waiting = [service.begin(ask(np.stack([BLUE] * count))) for count in (2, 3)]
         assert service.inference.batcher.load().waiting == 2
-        held.let_go(2)
-        assert len(held.next_batch()) == 5
+        blocked.release(2)
+        assert len(blocked.next_batch()) == 5
         assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
 
     def test_a_model_that_runs_alone_runs_a_batch_one_by_one(self, model: Model) -> None:
-        held = Held(replace(model, max_batch=1))
-        held.let_go(3)
-        service = serve(held)
+        blocked = BlockedModel(replace(model, max_batch=1))
+        blocked.release(3)
+        service = serve(blocked)
         reply = service.ask(ask(np.stack([RED, BLUE, RED])))
-        assert [len(held.next_batch()) for _ in range(3)] == [1, 1, 1]
+        assert [len(blocked.next_batch()) for _ in range(3)] == [1, 1, 1]
         assert read(reply, LOGITS).argmax(1).tolist() == [0, 2, 0]
-        [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-        assert (told.inference_count, told.execution_count) == (3, 3)
-        assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 3)]
+        [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        assert (statistics.inference_count, statistics.execution_count) == (3, 3)
+        assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 3)]
 
     def test_beyond_the_queue_is_refused_before_it_is_read(self, model: Model) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))
@@ -249,17 +249,17 @@ class TestInfer:
 
 class TestParameters:
     def test_a_timeout_ends_the_wait_and_the_network_never_runs(self, model: Model) -> None:
-        held = Held(model)
-        service = serve(held)
+        blocked = BlockedModel(model)
+        service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
-        held.next_batch()
+        blocked.next_batch()
         waiting = ask(BLUE[np.newaxis], parameters={"timeout": {"int64_param": 50_000}})
         with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
             service.ask(waiting)  # while the slot is busy
         assert not running.done()
-        held.let_go()
+        blocked.release()
         assert running.result(WAIT_S)
-        assert held.entered.empty()
+        assert blocked.entered.empty()
 
     def test_a_timeout_beyond_the_callers_deadline_changes_nothing(self, model: Model) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
@@ -323,8 +323,8 @@ class TestParameters:
             raw_input_contents=[bytes(6), bytes(6)],
             parameters={"binary_data_output": {"bool_param": False}},
         )
-        told, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
-        assert (told, field) == ("output sum has no typed contents: request raw contents", "parameters")
+        text, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
+        assert (text, field) == ("output sum has no typed contents: request raw contents", "parameters")
 
     def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
         request = ask(RED[np.newaxis])
@@ -348,11 +348,11 @@ class TestTensors:
         reply = serve(load_artifact(tensor_artifact(dtype), name="sum", version="1")).ask(request)
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == (datatype, [2, 3])
         if reply.raw_output_contents:
-            told = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
+            sums = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
         else:
-            told = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
+            sums = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
         assert bool(reply.raw_output_contents) == (raw or datatype == "FP16")
-        assert np.array_equal(told, left + right)
+        assert np.array_equal(sums, left + right)
         assert [output.name for output in reply.outputs] == ["sum", "product"]
 
     def test_with_nan_or_infinity_are_refused_unless_let_through(self) -> None:
@@ -572,9 +572,9 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_what_breaks_a_rule_is_refused_naming_the_field(model: Model, what: str) -> None:
     kind, fields, field = BAD[what]
-    told, where = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
-    assert where == field
-    assert told
+    text, at = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
+    assert at == field
+    assert text
 
 
 def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -> None:
@@ -623,8 +623,8 @@ def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None
 def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
-    told, _ = refusal(serve(model), request, ContentsMixed)
-    assert told == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
+    text, _ = refusal(serve(model), request, ContentsMixed)
+    assert text == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
 
 
 def test_half_precision_has_no_typed_contents() -> None:
@@ -648,17 +648,17 @@ def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> 
 
 
 def test_server_metadata_names_the_server_and_what_it_can(model: Model) -> None:
-    told = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
-    assert (told.name, told.version) == ("evalmode", __version__)
-    assert {"classification", "model_configuration", "model_repository", "statistics"} == set(told.extensions)
+    metadata = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
+    assert (metadata.name, metadata.version) == ("evalmode", __version__)
+    assert {"classification", "model_configuration", "model_repository", "statistics"} == set(metadata.extensions)
 
 
 def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -> None:
-    told = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
-    assert (told.name, list(told.versions), told.platform) == ("colours", ["1"], "onnx_onnxv1")
-    tensors = {one.name: (one.datatype, list(one.shape)) for one in (*told.inputs, *told.outputs)}
+    metadata = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
+    assert (metadata.name, list(metadata.versions), metadata.platform) == ("colours", ["1"], "onnx_onnxv1")
+    tensors = {one.name: (one.datatype, list(one.shape)) for one in (*metadata.inputs, *metadata.outputs)}
     assert tensors == {"image": ("UINT8", [-1, 4, 4, 3]), PROBABILITIES: ("FP32", [-1, 3]), LOGITS: ("FP32", [-1, 3])}
-    facts = {name: json.loads(value) for name, value in told.properties.items()}
+    facts = {name: json.loads(value) for name, value in metadata.properties.items()}
     assert facts["labels"] == list(COLOURS)
     assert facts["digest"] == model.digest
     assert facts["certificate"] == {"golden": 16, "tolerance": 1e-4}
@@ -668,39 +668,39 @@ def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -
 def test_golden_images_never_leave(model: Model) -> None:
     assert model.manifest.certificate is not None
     service = serve(model)
-    told = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
-    told += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
+    sent = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
+    sent += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
     packed = json.dumps(model.manifest.certificate.to_json())
-    assert len(told) < 3_000 < len(packed)
+    assert len(sent) < 3_000 < len(packed)
 
 
 def test_model_config_tells_batch_types_and_labels(model: Model) -> None:
-    told = (
+    config = (
         serve(model, limits=Limits(max_batch=32))
         .service.model_config(wire.ModelConfigRequest(name="colours"), Caller())
         .config
     )
-    assert (told.name, told.platform, told.backend, told.max_batch_size) == (
+    assert (config.name, config.platform, config.backend, config.max_batch_size) == (
         "colours",
         "onnx_onnxv1",
         "onnxruntime",
         32,
     )
-    [image] = told.input
+    [image] = config.input
     assert (image.name, image.data_type, list(image.dims), image.format) == ("image", 2, [4, 4, 3], 1)
-    assert [(one.name, one.data_type, list(one.dims)) for one in told.output] == [
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [
         (PROBABILITIES, 11, [3]),
         (LOGITS, 11, [3]),
     ]
-    assert json.loads(told.parameters["labels"].string_value) == list(COLOURS)
+    assert json.loads(config.parameters["labels"].string_value) == list(COLOURS)
 
 
 def test_a_model_is_ready_if_it_is_served(model: Model) -> None:
     service = serve(model)
     wanted = {("colours", ""): True, ("colours", "1"): True, ("colours", "2"): False, ("other", ""): False}
     for (name, version), ready in wanted.items():
-        told = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
-        assert told.ready is ready
+        reply = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
+        assert reply.ready is ready
 
 
 @pytest.mark.parametrize("call", ["model_metadata", "model_config", "model_statistics"])
@@ -765,35 +765,40 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
     for _ in range(2):
         with pytest.raises(ContentsMismatch):
             service.ask(ask(RED[np.newaxis], raw_input_contents=[b""]))
-    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-    assert (told.name, told.version, told.inference_count, told.execution_count) == ("colours", "1", 7, 3)
-    assert told.last_inference > 1_700_000_000_000
-    spent = told.inference_stats
+    [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert (statistics.name, statistics.version, statistics.inference_count, statistics.execution_count) == (
+        "colours",
+        "1",
+        7,
+        3,
+    )
+    assert statistics.last_inference > 1_700_000_000_000
+    spent = statistics.inference_stats
     assert [one.count for one in (spent.success, spent.queue, spent.compute_input, spent.compute_infer)] == [3] * 4
     assert spent.fail.count == 2
     assert spent.success.ns == spent.queue.ns + spent.compute_input.ns + spent.compute_infer.ns > 0
-    assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 1), (3, 2)]
+    assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 1), (3, 2)]
 
 
 def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
     service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
-    told = ask_streamed(service, request)
-    assert told.error_message.startswith("Request for unknown model: 'nobody'")
-    assert told.infer_response.id == "seven"
-    assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
+    reply = ask_streamed(service, request)
+    assert reply.error_message.startswith("Request for unknown model: 'nobody'")
+    assert reply.infer_response.id == "seven"
+    assert reply.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
     with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
-        told = ask_streamed(service, ask(RED[np.newaxis]))
-    assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
-    error_id = told.infer_response.parameters["evalmode_id"].string_param
-    assert told.error_message == f"internal error {error_id}: the server's log has the cause under this id"
+        reply = ask_streamed(service, ask(RED[np.newaxis]))
+    assert reply.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
+    error_id = reply.infer_response.parameters["evalmode_id"].string_param
+    assert reply.error_message == f"internal error {error_id}: the server's log has the cause under this id"
 
 
 def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     service = serve(model)
     with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         service.ask(ask(RED[np.newaxis]))
-    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-    assert told.inference_stats.fail.count == 1
+    [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert statistics.inference_stats.fail.count == 1
 
 
 def test_after_the_announcement_nothing_is_ready_and_all_is_answered(model: Model) -> None:
@@ -822,8 +827,8 @@ def controlled(repository: Path) -> Direct:
 
 
 def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:
-    told = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
-    return [(one.name, one.version, one.state, one.reason) for one in told]
+    entries = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
+    return [(one.name, one.version, one.state, one.reason) for one in entries]
 
 
 def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Path) -> None:
@@ -865,8 +870,8 @@ def test_loading_takes_the_newest_version(repository: Path) -> None:
 
 def test_clients_that_number_the_name_1_are_understood(repository: Path) -> None:
     service = controlled(repository)
-    theirs = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
-    service.service.unload(theirs, Caller())
+    request = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
+    service.service.unload(request, Caller())
     assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
     service.service.load(wire.RepositoryModelLoadRequest.FromString(b"\n\x07colours"), Caller())
     assert service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready

@@ -82,7 +82,7 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "expected"),
     [
         ("host.invalid", "--host host.invalid is unknown: "),
         ("a..b", "--host a..b is unknown: "),
@@ -99,12 +99,12 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
         (f"unix:{__file__}", "a file that is not a socket exists there"),
     ],
 )
-def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, host: str, said: str) -> None:
+def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, host: str, expected: str) -> None:
     refused = evalmode("serve", "--repository", "nowhere", "--host", host)
     assert refused.returncode == 2
     [line] = refused.stderr.splitlines()
     assert line.startswith("evalmode: ")
-    assert said in line
+    assert expected in line
 
 
 def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
@@ -113,21 +113,21 @@ def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "expected"),
     [
         (errno.EACCES, "permission denied: use a --port from 1024 on, or give the process CAP_NET_BIND_SERVICE"),
         (errno.EAFNOSUPPORT, "this machine has no IPv6: use 0.0.0.0"),
         (errno.EIO, "use another --host"),
     ],
 )
-def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, number: int, expected: str) -> None:
     def refuse(one: socket.socket, address: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(AddressUnavailable) as caught:
         check_address("127.0.0.1", 80)
-    assert str(caught.value) == f"cannot listen on 127.0.0.1:80: {said} ({os.strerror(number)})"
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:80: {expected} ({os.strerror(number)})"
     with pytest.raises(AddressUnavailable, match="metrics cannot listen"):
         check_address("127.0.0.1", 80, "--metrics-port")
 

@@ -161,7 +161,7 @@ class TestUnfinishedBytes:
         assert open_of([peer]) == [False]
 
 
-class Asked:
+class OwnCall:
     """The answer of the server to a call of its own."""
 
     def __init__(self, code: grpc.StatusCode | None = grpc.StatusCode.OK) -> None:
@@ -184,7 +184,7 @@ class TestStrayBytes:
 
     def test_close_their_connection_and_no_other(self, port: Port) -> None:
         loose, fine = port.connect(2)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         loose.send(TOO_MANY)
         fine.send(MAX_STRAY_BYTES)
         self.sweep_often(connections)
@@ -193,7 +193,7 @@ class TestStrayBytes:
     def test_are_not_those_of_a_message_that_grpc_throws_away(self, port: Port) -> None:
         """One over the limit: its call has ended, and its bytes still come."""
         [peer] = port.connect(1)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         connections.excuse(peer.name)
         peer.send(TOO_MANY)
         self.sweep_often(connections)
@@ -204,14 +204,14 @@ class TestStrayBytes:
         """Whether it waits for its message, or runs."""
         [peer] = port.connect(1)
         waiting = {peer.name: 2**30} if is_waiting else {}
-        connections = make(port, find_calls=lambda: (waiting, {peer.name}), ask=Asked)
+        connections = make(port, find_calls=lambda: (waiting, {peer.name}), ask=OwnCall)
         peer.send(TOO_MANY)
         self.sweep_often(connections)
         assert open_of([peer]) == [True]
 
     def test_are_not_those_of_calls_that_came_and_went(self, port: Port) -> None:
         [fine] = port.connect(1)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         for _ in range(4):
             fine.send(50_000)
             connections.count_message(fine.name, 50_000)
@@ -221,7 +221,7 @@ class TestStrayBytes:
     def test_are_not_those_of_calls_that_died_before_anybody_knew_of_them(self, port: Port) -> None:
         """They are answered, although they were never seen."""
         answered, unanswered = port.connect(2)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         for peer in (answered, unanswered):
             peer.send(TOO_MANY)
         connections.sweep()
@@ -233,10 +233,10 @@ class TestStrayBytes:
     def test_are_not_known_before_the_server_has_looked_at_all_calls_that_came(self, port: Port) -> None:
         """It is asked to; the answer comes after all that came before the question."""
         [behind] = port.connect(1)
-        asked: list[Asked] = []
+        asked: list[OwnCall] = []
 
-        def ask() -> Asked:
-            asked.append(Asked(None))
+        def ask() -> OwnCall:
+            asked.append(OwnCall(None))
             return asked[-1]
 
         connections = make(port, find_calls=no_calls, ask=ask)

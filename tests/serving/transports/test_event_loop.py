@@ -41,13 +41,13 @@ from serving.transports.loop import Loop
 from serving.transports.messages import Messages
 from serving.transports.pacing import LARGE_BYTES
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Held, spawn, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, spawn, wait_until
 from tests.serving.transports.test_grpcio import (
     AUTHORIZED,
     RED,
     SERVING,
     TOKEN,
-    Here,
+    LocalServer,
     check_health,
     fallback,
     refused,
@@ -62,38 +62,38 @@ PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes(48), height=4, width=
 
 
 @pytest.fixture
-def here(model: Model) -> Iterator[Here]:
-    with Here(Held(model)) as running:
+def local(model: Model) -> Iterator[LocalServer]:
+    with LocalServer(BlockedModel(model)) as running:
         yield running
 
 
-def check_often(here: Here) -> None:
+def check_often(local: LocalServer) -> None:
     """Health is answered, by a connection that was there and by a new one."""
     for _ in range(5):
-        assert check_health(here.channel, "") == SERVING
-    with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        assert check_health(local.channel, "") == SERVING
+    with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         assert check_health(channel, "") == SERVING
 
 
 class TestHealthIsAnswered:
     def test_while_the_lock_of_the_statistics_is_held(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=0)) as here:
-            watch = watch_health(here.channel, "new")
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local:
+            watch = watch_health(local.channel, "new")
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            with here.statistics.lock:
-                here.held.let_go()
-                counted = here.occupy()
-                told = here.channel.unary_unary(STATISTICS).future(b"", timeout=WAIT_S)
+            with local.statistics.lock:
+                local.blocked.release()
+                counted = local.occupy()
+                statistics = local.channel.unary_unary(STATISTICS).future(b"", timeout=WAIT_S)
                 if tests.conftest.transport == "grpcio":  # natively, a refusal is counted by the thread of a slot
-                    refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+                    refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))
                     assert refusal.info.reason == "QUEUE_FULL"
-                check_often(here)
-                fallback(here.server)._health.set({"new": True})
+                check_often(local)
+                fallback(local.server)._health.set({"new": True})
                 assert next(watch).status == SERVING
                 assert not counted.done()
-                assert not told.done()
+                assert not statistics.done()
             assert counted.result().scores[0].label == "red"
-            assert told.result()
+            assert statistics.result()
             watch.cancel()
 
     def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: Model, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ class TestHealthIsAnswered:
         access = Access(Tokens(tokens), None)
         tokens.unlink()
         os.mkfifo(tokens)  # whoever reads it waits
-        with patch("serving.watching.POLL_S", 0.01), Here(Held(model), access=access) as here:
-            here.held.let_go(2)
+        with patch("serving.watching.POLL_S", 0.01), LocalServer(BlockedModel(model), access=access) as local:
+            local.blocked.release(2)
             access.follow()
             writers: list[int] = []
 
@@ -113,25 +113,25 @@ class TestHealthIsAnswered:
                 return bool(writers)
 
             wait_until(is_read)
-            check_often(here)
-            assert here.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED).scores[0].label == "red"
-            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED).model == "colours"
-            assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
+            check_often(local)
+            assert local.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED).scores[0].label == "red"
+            assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED).model == "colours"
+            assert refused(lambda: local.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
             os.write(writers[0], TOKEN.encode())
             os.close(writers[0])
 
-    def test_while_every_thread_of_other_calls_is_busy(self, here: Here) -> None:
-        with slow_handlers(here) as slow:
-            calls = [here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
+    def test_while_every_thread_of_other_calls_is_busy(self, local: LocalServer) -> None:
+        with slow_handlers(local) as slow:
+            calls = [local.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
             wait_until(lambda: slow.running == CONTROL_THREADS)
-            check_often(here)
-            here.held.let_go()
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            check_often(local)
+            local.blocked.release()
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not any(call.done() for call in calls)
             slow.go_on.set()
             assert {call.result().model for call in calls} == {"colours"}
 
-    def test_while_every_thread_decodes(self, here: Here) -> None:
+    def test_while_every_thread_decodes(self, local: LocalServer) -> None:
         decoding, go_on = threading.Semaphore(0), threading.Event()
 
         def decode(*arguments: Any) -> np.ndarray:
@@ -140,24 +140,24 @@ class TestHealthIsAnswered:
             return decode_by_header(*arguments)
 
         with patch("serving.services.classifier.decode_requested", decode):
-            calls = [here.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
+            calls = [local.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
             assert decoding.acquire(timeout=WAIT_S)
-            check_often(here)
-            here.held.let_go(20)
+            check_often(local)
+            local.blocked.release(20)
             if tests.conftest.transport == "grpcio":  # natively, slots decode
-                assert here.stub.Predict(PIXELS, timeout=WAIT_S).scores
+                assert local.stub.Predict(PIXELS, timeout=WAIT_S).scores
             assert not any(call.done() for call in calls)
             go_on.set()
             assert {call.result().scores[0].label for call in calls} == {"red"}
 
     def test_while_slots_run_and_the_queue_is_full(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=2)) as here:
-            calls = [here.occupy(), here.enqueue(), here.enqueue()]
-            check_often(here)
-            here.held.let_go(3)
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=2)) as local:
+            calls = [local.occupy(), local.enqueue(), local.enqueue()]
+            check_often(local)
+            local.blocked.release(3)
             assert {call.result().scores[0].label for call in calls} == {"red"}
 
-    def test_while_calls_wait_for_their_messages(self, here: Here) -> None:
+    def test_while_calls_wait_for_their_messages(self, local: LocalServer) -> None:
         send = threading.Event()
 
         def nothing_yet() -> Iterator[bytes]:
@@ -165,9 +165,9 @@ class TestHealthIsAnswered:
             return
             yield
 
-        calls = [here.channel.stream_unary(CHECK).future(nothing_yet(), timeout=WAIT_S) for _ in range(50)]
-        wait_until(lambda: fallback(here.server)._calls.count("receiving") == 50)
-        check_often(here)
+        calls = [local.channel.stream_unary(CHECK).future(nothing_yet(), timeout=WAIT_S) for _ in range(50)]
+        wait_until(lambda: fallback(local.server)._calls.count("receiving") == 50)
+        check_often(local)
         send.set()
         assert {call.code().name for call in calls} == {"INVALID_ARGUMENT"}
 
@@ -182,11 +182,11 @@ class TestHealthIsAnswered:
             close(connections, reasons)
 
         with (
-            Here(Held(model), limits=Limits(message_timeout=1)) as here,
+            LocalServer(BlockedModel(model), limits=Limits(message_timeout=1)) as local,
             patch.object(Connections, "close", close_slowly),
-            Connection(here.address, window=0) as slow,
+            Connection(local.address, window=0) as slow,
         ):
-            here.held.let_go(2)
+            local.blocked.release(2)
 
             def is_closed() -> bool:
                 slow.flush()
@@ -196,19 +196,19 @@ class TestHealthIsAnswered:
             slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
             wait_until(lambda: is_closed() or closing)
             assert "event-loop-0" not in closing
-            check_often(here)
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            check_often(local)
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not is_closed()
             assert len(closing) == 1  # the next look waits for it
             go_on.set()
             wait_until(is_closed)
 
-    def test_while_watches_come_and_go(self, here: Here) -> None:
-        handlers, stop = fallback(here.server)._handlers, threading.Event()
+    def test_while_watches_come_and_go(self, local: LocalServer) -> None:
+        handlers, stop = fallback(local.server)._handlers, threading.Event()
 
         def come_and_go() -> int:
             opened = 0
-            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
                 while not stop.is_set():
                     watches = [watch_health(channel) for _ in range(40)]
                     for watch in watches:
@@ -221,23 +221,23 @@ class TestHealthIsAnswered:
         clients = [spawn(come_and_go) for _ in range(4)]
         until = time.monotonic() + 1
         while time.monotonic() < until:
-            check_often(here)
-            here.server.show([])
+            check_often(local)
+            local.server.show([])
         stop.set()
         assert sum(client.result(WAIT_S) for client in clients) > 300
         wait_until(lambda: not handlers._watches.taken)
-        wait_until(lambda: not fallback(here.server)._health._wakes)
+        wait_until(lambda: not fallback(local.server)._health._wakes)
 
 
 def test_of_too_many_watches_one_is_refused_and_the_others_go_on(model: Model) -> None:
-    with Here(Held(model), limits=Limits(max_watches=3)) as here:
-        watches = [watch_health(here.channel, "new") for _ in range(3)]
+    with LocalServer(BlockedModel(model), limits=Limits(max_watches=3)) as local:
+        watches = [watch_health(local.channel, "new") for _ in range(3)]
         assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVICE_UNKNOWN}
-        refusal = refused(lambda: next(watch_health(here.channel)))
+        refusal = refused(lambda: next(watch_health(local.channel)))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL")
         assert dict(refusal.info.metadata) == {"limit_watches": "3"}
-        check_often(here)
-        fallback(here.server)._health.set({"new": True})
+        check_often(local)
+        fallback(local.server)._health.set({"new": True})
         assert {next(watch).status for watch in watches} == {SERVING}
         for watch in watches:
             watch.cancel()
@@ -270,7 +270,7 @@ class TestMessages:
         ids=["small", "large", "compressed", "ModelInfer", "stream", "GetModel"],
     )
     def test_that_may_take_long_are_parsed_beside_the_loop(
-        self, here: Here, ask: Callable[[grpc.Channel], object], thread: str
+        self, local: LocalServer, ask: Callable[[grpc.Channel], object], thread: str
     ) -> None:
         threads: list[str] = []
         parse = Messages.parse
@@ -279,45 +279,45 @@ class TestMessages:
             threads.append(threading.current_thread().name)
             return parse(*arguments)
 
-        here.held.let_go()
+        local.blocked.release()
         with patch.object(Messages, "parse", watched), suppress(grpc.RpcError):
-            ask(here.channel)
+            ask(local.channel)
         assert len(threads) == 1
         assert threads[0].startswith(thread)
 
     @pytest.mark.native_lacks("inflation")
     @pytest.mark.parametrize("path", [CHECK, WATCH, REFLECT])
     @pytest.mark.parametrize("compressed", [False, True])
-    def test_that_are_read_in_the_loop_are_small(self, here: Here, path: str, compressed: bool) -> None:
+    def test_that_are_read_in_the_loop_are_small(self, local: LocalServer, path: str, compressed: bool) -> None:
         message = health_pb2.HealthCheckRequest(service="x" * QUICK_BYTES).SerializeToString()
         compression = grpc.Compression.Gzip if compressed else None
-        method = here.channel.stream_stream(path)
+        method = local.channel.stream_stream(path)
         refusal = refused(lambda: next(method(iter([message]), timeout=WAIT_S, compression=compression)))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
         assert dict(refusal.info.metadata) == {"limit_bytes": str(QUICK_BYTES)}
 
     @pytest.mark.native_lacks("pauses")
-    def test_that_are_large_leave_time_for_others(self, here: Here) -> None:
+    def test_that_are_large_leave_time_for_others(self, local: LocalServer) -> None:
         large = inference.ModelInferRequest(model_name="unknown", id="x" * LARGE_BYTES)
         with patch.multiple("serving.transports.pacing", BYTES_PER_S=1, MAX_WAIT_S=WAIT_S):
             for _ in range(2):  # the second waits for none, and the third for the second
                 with pytest.raises(grpc.RpcError):
-                    here.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
-            third = here.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
-            check_often(here)
-            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                    local.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
+            third = local.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
+            check_often(local)
+            with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
                 assert refused(lambda: call(INFER, UNKNOWN.SerializeToString())(channel)).info.reason
             assert not third.done()
             third.cancel()
 
-    def test_of_others_leave_room_for_health_checks(self, here: Here) -> None:
-        messages = fallback(here.server)._handlers._messages
+    def test_of_others_leave_room_for_health_checks(self, local: LocalServer) -> None:
+        messages = fallback(local.server)._handlers._messages
         messages.hold(bytes(messages._limit_bytes))
-        assert refused(lambda: check_health(here.channel, "unknown")).info.reason == "SERVICE_UNKNOWN"
-        assert check_health(here.channel, "evalmode.v1.Classifier") == SERVING
+        assert refused(lambda: check_health(local.channel, "unknown")).info.reason == "SERVICE_UNKNOWN"
+        assert check_health(local.channel, "evalmode.v1.Classifier") == SERVING
 
 
-def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None:
+def test_images_are_decoded_and_replies_made_beside_the_loop(local: LocalServer) -> None:
     threads: dict[str, set[str]] = defaultdict(set)
 
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -327,13 +327,13 @@ def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None
 
         return call
 
-    here.held.let_go(3)
+    local.blocked.release(3)
     with (
         patch("serving.services.classifier.decode_requested", watched(decode_by_header)),
-        patch.object(here.held, "rank", watched(here.held.rank)),
+        patch.object(local.blocked, "rank", watched(local.blocked.rank)),
     ):
         for colour in ("red", "lime", "blue"):
-            assert here.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
+            assert local.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
     assert set(threads) == {"decode_announced", "rank"}
     assert not any(name == "event-loop-0" for names in threads.values() for name in names)
 
@@ -441,30 +441,30 @@ class Watch:
 
 
 @contextmanager
-def watched_loop(model: Model, tokens: Path, limits: Limits) -> Iterator[tuple[Watch, Here]]:
+def watched_loop(model: Model, tokens: Path, limits: Limits) -> Iterator[tuple[Watch, LocalServer]]:
     """A server that asks for tokens, and what its event loop does."""
     tokens.write_text(TOKEN)
     watch = Watch()
     threading.setprofile(watch.profile)
     try:
-        with Here(Held(model), limits=limits, access=Access(Tokens(tokens), None)) as here:
+        with LocalServer(BlockedModel(model), limits=limits, access=Access(Tokens(tokens), None)) as local:
             threading.setprofile(None)  # the loop has its own
-            yield watch, here
+            yield watch, local
     finally:
         threading.setprofile(None)
 
 
 def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path) -> None:
-    with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (watch, here):
+    with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (watch, local):
 
         def ask(path: str, message: bytes = b"", metadata: Any = AUTHORIZED, timeout: float = WAIT_S) -> grpc.Future:
-            return here.channel.unary_unary(path).future(message, metadata=metadata, timeout=timeout)
+            return local.channel.unary_unary(path).future(message, metadata=metadata, timeout=timeout)
 
         red = RED.SerializeToString()
         # answered, of an unknown method, without a token, of no model, damaged, and health without a token
-        here.held.let_go()
+        local.blocked.release()
         assert ask(PREDICT, red).result(WAIT_S)
-        here.held.next_batch()
+        local.blocked.next_batch()
         assert ask(GET_MODEL).result(WAIT_S)
         assert ask("/evalmode.v1.Classifier/Guess").code().name == "UNIMPLEMENTED"
         assert ask(PREDICT, red, ()).code().name == "UNAUTHENTICATED"
@@ -472,12 +472,12 @@ def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path)
         assert ask(PREDICT, gzip.compress(red)[:-9]).code().name == "INVALID_ARGUMENT"
         assert ask(CHECK, b"", ()).result(WAIT_S)
         # watches that come and go, of which one is too many
-        stub = health_pb2_grpc.HealthStub(here.channel)
+        stub = health_pb2_grpc.HealthStub(local.channel)
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
         assert {next(one).status for one in watches} == {1}
         with pytest.raises(grpc.RpcError, match="health watches are open"):
             next(stub.Watch(health_pb2.HealthCheckRequest()))
-        here.server.show([])
+        local.server.show([])
         for one in watches:
             one.cancel()
         # a stream that is cancelled, a call that is cancelled while it waits, a full queue, and too short a deadline
@@ -487,29 +487,29 @@ def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path)
             yield b""
             ended.wait(WAIT_S)
 
-        stream = here.channel.stream_stream(STREAM_INFER)(requests(), metadata=AUTHORIZED)
+        stream = local.channel.stream_stream(STREAM_INFER)(requests(), metadata=AUTHORIZED)
         assert next(stream)
         stream.cancel()
         ended.set()
         running = ask(PREDICT, red)
-        here.held.next_batch()
+        local.blocked.next_batch()
         waiting = ask(PREDICT, red)
-        wait_until(here.count_queued)
+        wait_until(local.count_queued)
         if tests.conftest.transport == "grpcio":
             assert ask(PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
         waiting.cancel()
-        wait_until(lambda: not here.count_queued())
-        here.batcher.pace.note(60.0, 0)
+        wait_until(lambda: not local.count_queued())
+        local.batcher.pace.note(60.0, 0)
         if tests.conftest.transport == "grpcio":
             assert ask(PREDICT, red, timeout=5).code().name == "RESOURCE_EXHAUSTED"
-        here.held.let_go(10)
+        local.blocked.release(10)
         assert running.result(WAIT_S)
         # and while it leaves
-        here.server.announce_shutdown()
-        fallback(here.server)._handlers.leaving = True
+        local.server.announce_shutdown()
+        fallback(local.server)._handlers.leaving = True
         assert ask(GET_MODEL).code().name == "UNAVAILABLE"
-        here.channel.close()
-        here.drain(0)
+        local.channel.close()
+        local.drain(0)
     assert watch.forbidden == set()
     assert watch.functions >= {
         "Access.check",
@@ -546,7 +546,7 @@ def test_what_it_must_not_do_is_seen(model: Model, tmp_path: Path, forbidden: Ca
 
     with (
         patch.object(Access, "check", careless),
-        watched_loop(model, tmp_path / "tokens", Limits()) as (watch, here),
+        watched_loop(model, tmp_path / "tokens", Limits()) as (watch, local),
     ):
-        assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED)
+        assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED)
     assert watch.forbidden

@@ -71,7 +71,7 @@ from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import (
     WAIT_S,
     Direct,
-    Held,
+    BlockedModel,
     classify_by,
     listen,
     make_batcher,
@@ -253,8 +253,8 @@ class TestRefusals:
         stub = wire_grpc.ClassifierStub(channel)
         refusal = refused(lambda: stub.Predict(wire.PredictRequest(image=b"x", model=name), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
-        told = f"Request for unknown model: {name!r} is not found, served: colours/1"
-        assert refusal.message == told or refusal.message.endswith("x…")
+        expected = f"Request for unknown model: {name!r} is not found, served: colours/1"
+        assert refusal.message == expected or refusal.message.endswith("x…")
 
     def test_of_a_request_over_the_limit_are_the_transports_own(self, channel: grpc.Channel) -> None:
         stub = wire_grpc.ClassifierStub(channel)
@@ -287,16 +287,16 @@ class TestRefusals:
 
 
 @dataclass
-class Here:
+class LocalServer:
     """A server in this process, on a real socket, whose model runs when it is let go."""
 
-    held: Held
+    blocked: BlockedModel
     slots: int = 1
     limits: Limits = field(default_factory=Limits)
     access: Access | None = None
 
-    def __enter__(self) -> Here:
-        self.direct = classify_by(self.held, batcher=make_batcher(self.slots, self.limits), limits=self.limits)
+    def __enter__(self) -> LocalServer:
+        self.direct = classify_by(self.blocked, batcher=make_batcher(self.slots, self.limits), limits=self.limits)
         self.batcher, self.statistics = self.direct.inference.batcher, self.direct.inference.statistics
         self.server = listen(self.direct, self.limits, self.access)
         self.address = f"127.0.0.1:{self.server.port}"
@@ -306,7 +306,7 @@ class Here:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.held.let_go(1000)
+        self.blocked.release(1000)
         self.channel.close()
         if not self._drained:
             self.drain(0)
@@ -319,7 +319,7 @@ class Here:
     def occupy(self) -> grpc.Future:
         """A request that holds the slot."""
         future = self.stub.Predict.future(RED, timeout=WAIT_S)
-        self.held.next_batch()
+        self.blocked.next_batch()
         return future
 
     def enqueue(self, timeout_s: float | None = WAIT_S) -> grpc.Future:
@@ -341,111 +341,111 @@ class Here:
 
 
 @pytest.fixture
-def here(model: Model) -> Iterator[Here]:
-    with Here(Held(model)) as running:
+def local(model: Model) -> Iterator[LocalServer]:
+    with LocalServer(BlockedModel(model)) as running:
         yield running
 
 
 class TestWaiting:
     def test_beyond_the_queue_is_refused_with_a_time_to_retry(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=1)) as here:
-            answers = [here.occupy(), here.enqueue()]
-            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=1)) as local:
+            answers = [local.occupy(), local.enqueue()]
+            refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))
             assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
             assert dict(refusal.info.metadata) == {"limit_requests": "2"}
             assert refusal.retry is not None
             assert refusal.retry.retry_delay.ToMilliseconds() == 100
-            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).limits["max_queue"] == 1
-            here.held.let_go(3)
+            assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).limits["max_queue"] == 1
+            local.blocked.release(3)
             assert [answer.result().scores[0].label for answer in answers] == ["red", "red"]
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
 
-    def test_is_left_when_the_caller_cancels_and_never_runs(self, here: Here) -> None:
-        running = here.occupy()
-        waiting = here.enqueue()
+    def test_is_left_when_the_caller_cancels_and_never_runs(self, local: LocalServer) -> None:
+        running = local.occupy()
+        waiting = local.enqueue()
         waiting.cancel()
-        here.wait_until_left("REQUEST_CANCELLED")
-        here.held.let_go()
+        local.wait_until_left("REQUEST_CANCELLED")
+        local.blocked.release()
         assert running.result().scores[0].label == "red"
-        assert here.held.entered.empty()
-        here.occupy()  # the slot is free
+        assert local.blocked.entered.empty()
+        local.occupy()  # the slot is free
 
-    def test_is_left_when_the_callers_process_dies(self, here: Here) -> None:
-        running = here.occupy()
+    def test_is_left_when_the_callers_process_dies(self, local: LocalServer) -> None:
+        running = local.occupy()
         caller = (
             "import sys; from evalmode.client import Client; Client(sys.argv[1], 60).predict(sys.stdin.buffer.read())"
         )
-        with subprocess.Popen([sys.executable, "-c", caller, here.address], stdin=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, "-c", caller, local.address], stdin=subprocess.PIPE) as process:
             process.stdin.write(RED.image)
             process.stdin.close()
-            wait_until(here.count_queued)
+            wait_until(local.count_queued)
             process.kill()
-        here.wait_until_left("REQUEST_CANCELLED")
-        here.held.let_go()
+        local.wait_until_left("REQUEST_CANCELLED")
+        local.blocked.release()
         assert running.result().scores[0].label == "red"
-        assert here.held.entered.empty()
+        assert local.blocked.entered.empty()
 
-    def test_is_left_when_the_deadline_passes_and_never_runs(self, here: Here) -> None:
-        running = here.occupy()
-        waiting = here.enqueue(timeout_s=0.3)
+    def test_is_left_when_the_deadline_passes_and_never_runs(self, local: LocalServer) -> None:
+        running = local.occupy()
+        waiting = local.enqueue(timeout_s=0.3)
         assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         # Which of the two it is depends on who looks at the clock first: the client, which then cancels, or the server.
-        here.wait_until_left("DEADLINE_EXPIRED", "REQUEST_CANCELLED")
-        here.held.let_go()
+        local.wait_until_left("DEADLINE_EXPIRED", "REQUEST_CANCELLED")
+        local.blocked.release()
         assert running.result().scores[0].label == "red"
-        assert here.held.entered.empty()
+        assert local.blocked.entered.empty()
 
-    def test_without_a_deadline_is_endless(self, here: Here) -> None:
-        running = here.occupy()
-        waiting = here.enqueue(timeout_s=None)
-        here.held.let_go(2)
+    def test_without_a_deadline_is_endless(self, local: LocalServer) -> None:
+        running = local.occupy()
+        waiting = local.enqueue(timeout_s=None)
+        local.blocked.release(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
 
     @pytest.mark.native_lacks("early refusal")
     def test_beyond_the_queue_is_refused_without_its_message(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=0)) as here, Connection(here.address) as other:
-            running = here.occupy()
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local, Connection(local.address) as other:
+            running = local.occupy()
             other.call(encode_call(PREDICT), end=False)
             assert end_of(other).status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-            assert here.statistics.refused == {("RESOURCE_EXHAUSTED", "QUEUE_FULL"): 1}
-            here.held.let_go()
+            assert local.statistics.refused == {("RESOURCE_EXHAUSTED", "QUEUE_FULL"): 1}
+            local.blocked.release()
             assert running.result().scores[0].label == "red"
 
     @pytest.mark.native_lacks("early refusal")
-    def test_that_would_end_after_the_deadline_is_refused_at_once(self, here: Here) -> None:
-        running = here.occupy()
-        here.batcher.pace.note(60.0, 0)
-        refusal = refused(lambda: here.stub.Predict(RED, timeout=10))
+    def test_that_would_end_after_the_deadline_is_refused_at_once(self, local: LocalServer) -> None:
+        running = local.occupy()
+        local.batcher.pace.note(60.0, 0)
+        refusal = refused(lambda: local.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert refusal.message.startswith("the requests in flight take longer than the deadline of this request")
-        waiting = here.enqueue(timeout_s=None)
-        here.held.let_go(2)
+        waiting = local.enqueue(timeout_s=None)
+        local.blocked.release(2)
         assert [answer.result(WAIT_S).scores[0].label for answer in (running, waiting)] == ["red", "red"]
 
     @pytest.mark.native_lacks("early refusal")
     def test_too_late_even_for_a_refusal_is_no_answer(self, model: Model) -> None:
         """The deadline passes before a refusal is read; a client whose clock is behind must not read an answer."""
         with (
-            Here(Held(model), limits=Limits(max_queue=0)) as here,
+            LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local,
             patch("serving.transports.handlers.HOPELESS_S", WAIT_S),
         ):
-            running = here.occupy()
-            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S / 2))
+            running = local.occupy()
+            refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S / 2))
             assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            here.held.let_go()
+            local.blocked.release()
             assert running.result().scores[0].label == "red"
 
     @pytest.mark.native_lacks("early refusal")
     def test_beyond_the_queue_tells_a_stranger_nothing_of_the_load(self, model: Model, tmp_path: Path) -> None:
         (tmp_path / "tokens").write_text(TOKEN)
         access = Access(Tokens(tmp_path / "tokens"), None)
-        with Here(Held(model), limits=Limits(max_queue=0), access=access) as here:
-            running = here.stub.Predict.future(RED, timeout=WAIT_S, metadata=AUTHORIZED)
-            here.held.next_batch()
-            assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
-            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED))
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=0), access=access) as local:
+            running = local.stub.Predict.future(RED, timeout=WAIT_S, metadata=AUTHORIZED)
+            local.blocked.next_batch()
+            assert refused(lambda: local.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
+            refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED))
             assert refusal.info.reason == "QUEUE_FULL"
-            here.held.let_go()
+            local.blocked.release()
             assert running.result().scores[0].label == "red"
 
 
@@ -524,7 +524,7 @@ class TestErrors:
         assert len(ids) == 5
 
     def test_of_grpcio_are_logged_but_for_a_client_that_went_while_its_answer_was_sent(
-        self, here: Here, caplog: pytest.LogCaptureFixture
+        self, local: LocalServer, caplog: pytest.LogCaptureFixture
     ) -> None:
         log = logging.getLogger("grpc._cython.cygrpc")  # its words, in callback_common.pyx.pxi and server.pyx.pxi
         log.error("ExecuteBatchError raised in core by servicer method [%s]", "Predict")
@@ -534,7 +534,7 @@ class TestErrors:
     def test_of_a_network_that_fails_are_internal_and_the_next_request_is_answered(
         self, model: Model, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class FailsOnce(Held):
+        class FailsOnce(BlockedModel):
             failed = False
 
             def run(self, inputs: Tensors) -> Tensors:
@@ -543,11 +543,11 @@ class TestErrors:
                     raise RuntimeError("out of memory at address 0x7f")
                 return model.run(inputs)
 
-        with Here(FailsOnce(model), limits=Limits(max_queue=0)) as here:
-            refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+        with LocalServer(FailsOnce(model), limits=Limits(max_queue=0)) as local:
+            refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))
             assert (refusal.code.name, refusal.info.reason) == ("INTERNAL", "INTERNAL")
             assert "address" not in refusal.message
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
         assert "out of memory at address 0x7f" in caplog.text
 
     def test_fit_into_the_trailers_however_many_models_are_served(self, model: Model) -> None:
@@ -568,42 +568,42 @@ def type_of(call: grpc.UnaryUnaryMultiCallable) -> type:
 class TestControlCalls:
     """On grpcio, as everything but Predict and ModelInfer is on native."""
 
-    def test_too_many_are_refused_with_a_time_to_retry(self, here: Here) -> None:
+    def test_too_many_are_refused_with_a_time_to_retry(self, local: LocalServer) -> None:
         with patch("serving.transports.controls.MAX_CONTROLS", 0):
-            refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
+            refusal = refused(lambda: local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "CALLS_FULL")
         assert refusal.retry is not None
-        assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+        assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
 
-    def test_beyond_the_threads_wait_and_are_answered(self, here: Here) -> None:
-        with slow_handlers(here) as slow:
-            calls = [here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(20)]
+    def test_beyond_the_threads_wait_and_are_answered(self, local: LocalServer) -> None:
+        with slow_handlers(local) as slow:
+            calls = [local.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(20)]
             wait_until(lambda: slow.running == CONTROL_THREADS)
             slow.go_on.set()
             assert {call.result().model for call in calls} == {"colours"}
-            assert refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"))).code.name == "NOT_FOUND"
+            assert refused(lambda: local.stub.GetModel(wire.GetModelRequest(model="x"))).code.name == "NOT_FOUND"
 
-    def test_give_their_place_back_however_they_end(self, here: Here) -> None:
+    def test_give_their_place_back_however_they_end(self, local: LocalServer) -> None:
         with patch("serving.transports.controls.MAX_CONTROLS", 1):
             for _ in range(3):
-                assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
-                refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(model="x"), timeout=WAIT_S))
+                assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+                refusal = refused(lambda: local.stub.GetModel(wire.GetModelRequest(model="x"), timeout=WAIT_S))
                 assert refusal.info.reason == "MODEL_NOT_FOUND"
-                raw = here.channel.unary_unary("/evalmode.v1.Classifier/GetModel")
+                raw = local.channel.unary_unary("/evalmode.v1.Classifier/GetModel")
                 assert refused(lambda raw=raw: raw(b"\xff", timeout=WAIT_S)).info.reason == "MESSAGE_INVALID"
 
-    def test_that_are_cancelled_keep_their_place_until_their_thread_is_free(self, here: Here) -> None:
-        with slow_handlers(here) as slow, patch("serving.transports.controls.MAX_CONTROLS", 1):
-            call = here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S)
+    def test_that_are_cancelled_keep_their_place_until_their_thread_is_free(self, local: LocalServer) -> None:
+        with slow_handlers(local) as slow, patch("serving.transports.controls.MAX_CONTROLS", 1):
+            call = local.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S)
             wait_until(lambda: slow.running == 1)
             call.cancel()
-            others = fallback(here.server)
+            others = fallback(local.server)
             wait_until(lambda: not others._calls.count(RECEIVING, RUNNING, SENDING))
-            refusal = refused(lambda: here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
+            refusal = refused(lambda: local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S))
             assert refusal.info.reason == "CALLS_FULL"
             slow.go_on.set()
             wait_until(lambda: not others._handlers._controls.running)
-            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
+            assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S).model == "colours"
 
 
 @pytest.mark.native_lacks("early refusal")
@@ -613,24 +613,27 @@ class TestRefusedCalls:
     @pytest.mark.parametrize("path", [PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", "/evalmode.v1.Classifier/X"])
     @pytest.mark.parametrize("is_full", [False, True])
     def test_end_although_the_client_takes_no_message(self, model: Model, path: str, is_full: bool) -> None:
-        with Here(Held(model), limits=Limits(max_queue=0)) as here, Connection(here.address, window=0) as other:
-            running = [here.occupy()] if is_full else []
+        with (
+            LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local,
+            Connection(local.address, window=0) as other,
+        ):
+            running = [local.occupy()] if is_full else []
             other.call(encode_call(path), message(b"\xff"))
             assert end_of(other).status > 0
-            wait_until(lambda: here.server._calls.count(RECEIVING, RUNNING, SENDING) == len(running))
+            wait_until(lambda: local.server._calls.count(RECEIVING, RUNNING, SENDING) == len(running))
 
     @pytest.mark.parametrize(
         "path", [PREDICT, STREAM_INFER, INFER, CHECK, "/evalmode.v1.Classifier/GetModel", "/evalmode.v1.Classifier/X"]
     )
-    def test_leave_no_message_to_the_garbage_collector(self, here: Here, path: str) -> None:
-        method, damaged = here.channel.stream_stream(path), b"\xff" * 2**20
+    def test_leave_no_message_to_the_garbage_collector(self, local: LocalServer, path: str) -> None:
+        method, damaged = local.channel.stream_stream(path), b"\xff" * 2**20
         gc.collect()
         gc.disable()
         tracemalloc.start()
         try:
             for _ in range(10):
                 assert refused(lambda: list(method(iter([damaged]), timeout=WAIT_S))).code.value[0] > 0
-            wait_until(lambda: not here.server._calls._open)
+            wait_until(lambda: not local.server._calls._open)
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -641,32 +644,32 @@ class TestRefusedCalls:
 @pytest.mark.native_lacks("connections")
 class TestCallsThatWaitForTheirMessage:
     @pytest.fixture
-    def here(self, model: Model) -> Iterator[Here]:
-        with patch("serving.transports.receiving.MAX_RECEIVING", 3), Here(Held(model)) as running:
-            running.held.let_go(10)
+    def local(self, model: Model) -> Iterator[LocalServer]:
+        with patch("serving.transports.receiving.MAX_RECEIVING", 3), LocalServer(BlockedModel(model)) as running:
+            running.blocked.release(10)
             yield running
 
-    def open(self, here: Here, connection: Connection, path: str) -> None:
+    def open(self, local: LocalServer, connection: Connection, path: str) -> None:
         """A call without a message, once the server has seen it."""
-        before = here.server._calls.count(RECEIVING)
+        before = local.server._calls.count(RECEIVING)
         connection.call(encode_call(path), end=False)
-        wait_until(lambda: connection.flush() or connection.receive() or here.server._calls.count(RECEIVING) > before)
+        wait_until(lambda: connection.flush() or connection.receive() or local.server._calls.count(RECEIVING) > before)
 
     @pytest.mark.parametrize("path", [PREDICT, CHECK, WATCH, "/evalmode.v1.Classifier/GetModel"])
-    def test_give_way_to_another_connection_the_oldest_first(self, here: Here, path: str) -> None:
-        with Connection(here.address) as many:
+    def test_give_way_to_another_connection_the_oldest_first(self, local: LocalServer, path: str) -> None:
+        with Connection(local.address) as many:
             for _ in range(3):
-                self.open(here, many, path)
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+                self.open(local, many, path)
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert end_of(many) == (1, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], True)
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert many.open_streams == {3, 5}
             assert not many.receive()
 
-    def test_are_refused_where_their_own_connection_has_the_most(self, here: Here) -> None:
-        with Connection(here.address) as many:
+    def test_are_refused_where_their_own_connection_has_the_most(self, local: LocalServer) -> None:
+        with Connection(local.address) as many:
             for _ in range(3):
-                self.open(here, many, CHECK)
+                self.open(local, many, CHECK)
             many.call(encode_call(CHECK), message(b""))
             assert end_of(many) == (7, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], True)
             assert many.open_streams == {1, 3, 5}
@@ -683,7 +686,7 @@ class Slow:
 
 
 @contextmanager
-def slow_handlers(here: Here) -> Iterator[Slow]:
+def slow_handlers(local: LocalServer) -> Iterator[Slow]:
     """Every call that looks for a model in ``GetModel`` waits until it may go on."""
     slow, find, lock = Slow(), Models.find, threading.Lock()
 
@@ -718,37 +721,37 @@ class TestHealth:
         refusal = refused(lambda: check_health(channel, "colour"))
         assert (refusal.code.name, refusal.info.reason) == ("NOT_FOUND", "SERVICE_UNKNOWN")
 
-    def test_of_a_model_that_comes_and_goes_is_watched(self, here: Here) -> None:
-        watch = watch_health(here.channel, "colours")
+    def test_of_a_model_that_comes_and_goes_is_watched(self, local: LocalServer) -> None:
+        watch = watch_health(local.channel, "colours")
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        [entry] = here.direct.service._models.list_entries()
-        here.server.show([entry])
+        [entry] = local.direct.service._models.list_entries()
+        local.server.show([entry])
         assert next(watch).status == SERVING
-        assert check_health(here.channel, "colours/1") == SERVING
-        here.server.show([])
+        assert check_health(local.channel, "colours/1") == SERVING
+        local.server.show([])
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watch.cancel()
 
     def test_is_watched_by_many_without_holding_up_requests(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=0)) as here:
-            watches = [watch_health(here.channel) for _ in range(90)]
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local:
+            watches = [watch_health(local.channel) for _ in range(90)]
             assert {next(watch).status for watch in watches} == {SERVING}
-            here.held.let_go()
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            local.blocked.release()
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             for watch in watches:
                 watch.cancel()
 
-    def test_turns_for_good_when_shutdown_is_announced(self, here: Here) -> None:
-        watch = watch_health(here.channel)
+    def test_turns_for_good_when_shutdown_is_announced(self, local: LocalServer) -> None:
+        watch = watch_health(local.channel)
         assert next(watch).status == SERVING
-        here.server.announce_shutdown()
+        local.server.announce_shutdown()
         assert next(watch).status == NOT_SERVING
-        theirs = inference_grpc.GRPCInferenceServiceStub(here.channel)
-        assert not theirs.ServerReady(inference.ServerReadyRequest(), timeout=WAIT_S).ready
-        assert not theirs.ModelReady(inference.ModelReadyRequest(name="colours"), timeout=WAIT_S).ready
-        assert {check_health(here.channel, service) for service in ("", *NAMES)} == {NOT_SERVING}
-        here.held.let_go()
-        assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        open_inference = inference_grpc.GRPCInferenceServiceStub(local.channel)
+        assert not open_inference.ServerReady(inference.ServerReadyRequest(), timeout=WAIT_S).ready
+        assert not open_inference.ModelReady(inference.ModelReadyRequest(name="colours"), timeout=WAIT_S).ready
+        assert {check_health(local.channel, service) for service in ("", *NAMES)} == {NOT_SERVING}
+        local.blocked.release()
+        assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
         watch.cancel()
 
 
@@ -925,7 +928,7 @@ class TestShutdown:
 class TestDrain:
     """In this process, where the order of events is in the test's hand."""
 
-    def test_ends_after_the_replies_have_left(self, here: Here) -> None:
+    def test_ends_after_the_replies_have_left(self, local: LocalServer) -> None:
         drained, finish = threading.Event(), handlers.serialize
 
         def finish_late(reply: Any) -> bytes:
@@ -933,65 +936,65 @@ class TestDrain:
             return finish(reply)
 
         with patch.object(handlers, "serialize", finish_late):
-            running = here.occupy()
-            drain = spawn(here.drain, WAIT_S)
+            running = local.occupy()
+            drain = spawn(local.drain, WAIT_S)
             drain.add_done_callback(lambda _: drained.set())
-            here.held.let_go()
+            local.blocked.release()
             assert running.result().scores[0].label == "red"
             assert drain.result(WAIT_S) == 0
 
     @pytest.mark.native_lacks("early refusal")  # nothing shows that it has sent an answer
     @pytest.mark.parametrize("takes", [False, True])
-    def test_waits_for_replies_that_the_client_has_not_taken(self, here: Here, takes: bool) -> None:
-        calls = here.server._calls
-        here.held.let_go()
+    def test_waits_for_replies_that_the_client_has_not_taken(self, local: LocalServer, takes: bool) -> None:
+        calls = local.server._calls
+        local.blocked.release()
 
         def is_sending() -> bool:
             slow.flush()
             assert not slow.receive()
             return calls.count(SENDING) == 1
 
-        with Connection(here.address, window=0) as slow:
+        with Connection(local.address, window=0) as slow:
             stream = slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
             wait_until(is_sending)
             if takes:
-                drain = spawn(here.drain, WAIT_S)
-                wait_until(lambda: here.server._handlers.leaving)
+                drain = spawn(local.drain, WAIT_S)
+                wait_until(lambda: local.server._handlers.leaving)
                 slow.write(frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 1000)))
                 assert end_of(slow).status == 0
                 slow.close()
                 assert drain.result(WAIT_S) == 0
             else:
-                assert here.drain(0.1) == 1
+                assert local.drain(0.1) == 1
 
     def test_counts_running_and_waiting_requests_that_it_cuts(self, model: Model) -> None:
         for _ in range(5):
-            with Here(Held(model)) as here:
-                requests = [here.occupy(), here.enqueue(), here.enqueue(), here.enqueue()]
-                assert here.drain(0.3) == 4
+            with LocalServer(BlockedModel(model)) as local:
+                requests = [local.occupy(), local.enqueue(), local.enqueue(), local.enqueue()]
+                assert local.drain(0.3) == 4
                 codes = {request.code() for request in requests}
                 assert codes <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
-    def test_answers_what_waits_before_it_ends(self, here: Here) -> None:
-        requests = [here.occupy(), here.enqueue(), here.enqueue()]
+    def test_answers_what_waits_before_it_ends(self, local: LocalServer) -> None:
+        requests = [local.occupy(), local.enqueue(), local.enqueue()]
         with ThreadPoolExecutor(1) as thread:
-            drained = thread.submit(here.drain, WAIT_S)
-            here.held.let_go(2)
+            drained = thread.submit(local.drain, WAIT_S)
+            local.blocked.release(2)
             assert [request.result().scores[0].label for request in requests] == ["red"] * 3
             assert drained.result(WAIT_S) == 0
 
-    def test_refuses_what_comes_meanwhile_with_a_reason(self, here: Here) -> None:
-        running = here.occupy()
-        drained = spawn(here.drain, WAIT_S)
+    def test_refuses_what_comes_meanwhile_with_a_reason(self, local: LocalServer) -> None:
+        running = local.occupy()
+        drained = spawn(local.drain, WAIT_S)
         native = tests.conftest.transport == "native"
-        wait_until(lambda: here.server._draining if native else here.server._handlers.leaving)
-        refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+        wait_until(lambda: local.server._draining if native else local.server._handlers.leaving)
+        refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))
         assert (refusal.code.name, refusal.info.reason) == ("UNAVAILABLE", "SERVER_LEAVING")
-        here.held.let_go()
+        local.blocked.release()
         assert running.result().scores[0].label == "red"
         assert drained.result(WAIT_S) == 0
 
-    def test_ends_streams_after_the_reply_in_hand(self, here: Here) -> None:
+    def test_ends_streams_after_the_reply_in_hand(self, local: LocalServer) -> None:
         """The one that waits for its next request at once, the other with its reply."""
         request = inference.ModelInferRequest(model_name="colours")
         request.inputs.add(name="image", datatype="UINT8", shape=(1, 4, 4, 3))
@@ -1002,20 +1005,22 @@ class TestDrain:
             yield request
             ended.wait(WAIT_S)
 
-        streams = [inference_grpc.GRPCInferenceServiceStub(here.channel).ModelStreamInfer(requests()) for _ in range(2)]
-        here.held.let_go()
+        streams = [
+            inference_grpc.GRPCInferenceServiceStub(local.channel).ModelStreamInfer(requests()) for _ in range(2)
+        ]
+        local.blocked.release()
         replies = [spawn(next, stream) for stream in streams]
         wait_until(lambda: sum(reply.done() for reply in replies) == 1)
-        drained = spawn(here.drain, WAIT_S)
+        drained = spawn(local.drain, WAIT_S)
         idle, busy = sorted(range(2), key=lambda number: not replies[number].done())
         refusals = [refused(lambda: next(streams[idle]))]
-        here.held.let_go()
+        local.blocked.release()
         assert not replies[busy].result(WAIT_S).error_message
         refusals.append(refused(lambda: next(streams[busy])))
         assert {(one.code.name, one.info.reason) for one in refusals} == {("UNAVAILABLE", "SERVER_LEAVING")}
         assert drained.result(WAIT_S) == 0
         ended.set()
 
-    def test_refuses_what_comes_after(self, here: Here) -> None:
-        assert here.drain(1) == 0
-        assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).code is grpc.StatusCode.UNAVAILABLE
+    def test_refuses_what_comes_after(self, local: LocalServer) -> None:
+        assert local.drain(1) == 0
+        assert refused(lambda: local.stub.Predict(RED, timeout=WAIT_S)).code is grpc.StatusCode.UNAVAILABLE

@@ -45,7 +45,7 @@ def infer(channel: grpc.Channel, *images: bytes) -> object:
 both = pytest.mark.parametrize("send", [predict, infer], ids=["Predict", "ModelInfer"])
 
 
-def told(refusal: Refusal) -> tuple[str, str, dict[str, str]]:
+def read_refusal(refusal: Refusal) -> tuple[str, str, dict[str, str]]:
     return refusal.code.name, refusal.info.reason, dict(refusal.info.metadata)
 
 
@@ -56,7 +56,7 @@ def test_max_image_bytes(colours: Path, send: Callable[..., object]) -> None:
         send(channel, image)
         refusal = refused(lambda: send(channel, image + b"\0"))
     facts = {"size_bytes": str(len(image) + 1), "limit_bytes": str(len(image))}
-    assert told(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", facts)
+    assert read_refusal(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", facts)
 
 
 @both
@@ -64,7 +64,11 @@ def test_max_image_pixels(colours: Path, send: Callable[..., object]) -> None:
     with serving(colours, "--max-image-pixels", 100) as server, connected(server.address) as channel:
         send(channel, encode(plain("red", (10, 10))))
         refusal = refused(lambda: send(channel, encode(plain("red", (10, 11)))))
-    assert told(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_MANY_PIXELS", {"pixels": "110", "limit_pixels": "100"})
+    assert read_refusal(refusal) == (
+        "INVALID_ARGUMENT",
+        "IMAGE_TOO_MANY_PIXELS",
+        {"pixels": "110", "limit_pixels": "100"},
+    )
 
 
 @both
@@ -72,7 +76,7 @@ def test_max_decode_bytes(colours: Path, send: Callable[..., object]) -> None:
     with serving(colours, "--max-decode-bytes", 16 * 2**20) as server, connected(server.address) as channel:
         send(channel, encode(plain("red", (1500, 1500))))
         refusal = refused(lambda: send(channel, encode(plain("red", (2500, 2500)))))
-    code, reason, facts = told(refusal)
+    code, reason, facts = read_refusal(refusal)
     assert (code, reason, facts["limit_bytes"]) == ("INVALID_ARGUMENT", "IMAGE_NEEDS_TOO_MUCH_MEMORY", str(14 * 2**20))
     assert refusal.retry is None
 
@@ -83,7 +87,7 @@ def test_max_request_bytes(colours: Path, send: Callable[..., object]) -> None:
         send(channel, encode(plain("red")))
         refusal = refused(lambda: send(channel, bytes(1024)))
         send(channel, encode(plain("red")))
-    assert told(refusal) == ("RESOURCE_EXHAUSTED", "", {})  # the transport's own
+    assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "", {})  # the transport's own
     assert refusal.retry is None
 
 
@@ -92,7 +96,7 @@ def test_max_batch(colours: Path) -> None:
     with serving(colours, "--max-batch", 2) as server, connected(server.address) as channel:
         infer(channel, image, image)
         refusal = refused(lambda: infer(channel, image, image, image))
-    assert told(refusal) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", {"size_inputs": "3", "limit_inputs": "2"})
+    assert read_refusal(refusal) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", {"size_inputs": "3", "limit_inputs": "2"})
 
 
 def test_max_queue(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_max_queue(tmp_path: Path) -> None:
         counted = scrape(server)("evalmode_requests_total")
         assert sum(count for labels, count in counted.items() if labels[-1] == "QUEUE_FULL") == len(refusals)
         assert len(asked) + 1 - len(refusals) >= places
-    assert {told(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
+    assert {read_refusal(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
     assert all(refusal.retry is not None for refusal in refusals)
 
 
@@ -129,7 +133,7 @@ def test_max_streams(colours: Path) -> None:
         first = list_services(channel, hold)
         next(first)
         refusal = refused(lambda: next(list_services(channel, [])))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
         assert refusal.retry is not None
         predict(channel, encode(plain("red")))  # streams take no place of requests
         hold.clear()
@@ -153,7 +157,7 @@ def test_max_watches(colours: Path) -> None:
         watches = [watch_health(one) for _ in range(2)]
         assert [next(watch).status for watch in watches] == [1, 1]
         refusal = refused(lambda: next(watch_health(one)))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         assert refusal.retry is not None
         predict(other, encode(plain("red")))
 
@@ -171,9 +175,9 @@ def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> 
             watches.append(watch_health(channel))
             assert next(watches[-1]).status == 1
         refusal = refused(lambda: next(watches[0]))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         refusal = refused(lambda: next(watch_health(one)))  # none has two more now
-        assert told(refusal)[1] == "WATCHES_FULL"
+        assert read_refusal(refusal)[1] == "WATCHES_FULL"
 
 
 def test_max_connections(colours: Path) -> None:

@@ -25,23 +25,23 @@ from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, count_turns, listen, make_batcher, wait_until
 
 IMAGE = encode(plain("red"))
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 
 
 @dataclass
-class Here:
+class LocalServer:
     """A server in this process on a real socket, whose model runs when it is let go."""
 
     model: Model
     limits: Limits = field(default_factory=Limits)
 
-    def __enter__(self) -> Here:
-        self.held = Held(self.model)
+    def __enter__(self) -> LocalServer:
+        self.blocked = BlockedModel(self.model)
         self.batcher = make_batcher(1, self.limits)
-        self.server = listen(classify_by(self.held, batcher=self.batcher, limits=self.limits), self.limits)
+        self.server = listen(classify_by(self.blocked, batcher=self.batcher, limits=self.limits), self.limits)
         self.grpcio = getattr(self.server, "_others", self.server)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub = wire_grpc.GRPCInferenceServiceStub(self.channel)
@@ -49,7 +49,7 @@ class Here:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.held.let_go(1000)
+        self.blocked.release(1000)
         self.channel.close()
         if not self._drained:
             self.drain(0)
@@ -95,7 +95,7 @@ class Here:
 
 
 @dataclass
-class Asked:
+class SentRequest:
     """A call, or a stream with one request on it."""
 
     call: grpc.Call
@@ -108,17 +108,17 @@ class Asked:
             return error.code().name
 
 
-def ask(here: Here, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S) -> Asked:
+def ask(local: LocalServer, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S) -> SentRequest:
     if not streamed:
-        future = here.stub.ModelInfer.future(request, timeout=timeout_s)
-        return Asked(future, future.result)
+        future = local.stub.ModelInfer.future(request, timeout=timeout_s)
+        return SentRequest(future, future.result)
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         yield request
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=timeout_s)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=timeout_s)
 
     def read() -> wire.ModelInferResponse:
         answer = next(stream)
@@ -126,7 +126,7 @@ def ask(here: Here, streamed: bool, request: wire.ModelInferRequest, timeout_s: 
         assert list(stream) == []
         return answer.infer_response
 
-    return Asked(stream, read)
+    return SentRequest(stream, read)
 
 
 def of_pixels(request_id: str = "") -> wire.ModelInferRequest:
@@ -154,107 +154,109 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
 
 
 @pytest.fixture
-def here(model: Model) -> Iterator[Here]:
-    with Here(model) as running:
+def local(model: Model) -> Iterator[LocalServer]:
+    with LocalServer(model) as running:
         yield running
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["call", "stream"])
 class TestNothingIsLeft:
-    def test_after_an_answer(self, here: Here, streamed: bool) -> None:
-        here.held.let_go()
-        assert ask(here, streamed, of_pixels()).outcome() == "colours"
-        here.expect_nothing_left()
+    def test_after_an_answer(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release()
+        assert ask(local, streamed, of_pixels()).outcome() == "colours"
+        local.expect_nothing_left()
 
-    def test_after_a_refusal(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, wire.ModelInferRequest(model_name="nobody"))
-        assert asked.outcome() == ("nobody" if streamed else "NOT_FOUND")
-        here.expect_nothing_left()
+    def test_after_a_refusal(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = ask(local, streamed, wire.ModelInferRequest(model_name="nobody"))
+        assert sent_request.outcome() == ("nobody" if streamed else "NOT_FOUND")
+        local.expect_nothing_left()
 
-    def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
+    def test_after_a_fault_of_the_server(self, local: LocalServer, streamed: bool) -> None:
         with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
-            asked = ask(here, streamed, of_pixels())
-            assert asked.outcome() == ("" if streamed else "INTERNAL")
-        here.expect_nothing_left()
+            sent_request = ask(local, streamed, of_pixels())
+            assert sent_request.outcome() == ("" if streamed else "INTERNAL")
+        local.expect_nothing_left()
 
-    def test_after_a_deadline_while_waiting(self, here: Here, streamed: bool) -> None:
-        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
-        here.held.next_batch()
-        told = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": the stream's last answer, in time
-        assert ask(here, streamed, of_pixels(), timeout_s=0.3).outcome() in told
-        here.held.let_go()
+    def test_after_a_deadline_while_waiting(self, local: LocalServer, streamed: bool) -> None:
+        running = ask(local, streamed, of_pixels())  # natively, streams have slots of their own
+        local.blocked.next_batch()
+        outcomes = (
+            {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}
+        )  # "": the stream's last answer, in time
+        assert ask(local, streamed, of_pixels(), timeout_s=0.3).outcome() in outcomes
+        local.blocked.release()
         assert running.outcome() == "colours"
-        here.expect_nothing_left()
-        assert here.held.entered.empty()
+        local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_a_deadline_while_running(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels(), timeout_s=0.3)
-        here.held.next_batch()
-        assert asked.outcome() == "DEADLINE_EXCEEDED"
-        here.held.let_go()
-        here.expect_nothing_left()
+    def test_after_a_deadline_while_running(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = ask(local, streamed, of_pixels(), timeout_s=0.3)
+        local.blocked.next_batch()
+        assert sent_request.outcome() == "DEADLINE_EXCEEDED"
+        local.blocked.release()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_at_once(self, here: Here, streamed: bool) -> None:
-        here.held.let_go(100)
+    def test_after_being_cancelled_at_once(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release(100)
         for _ in range(20):
-            ask(here, streamed, of_pixels()).call.cancel()
-        here.expect_nothing_left()
+            ask(local, streamed, of_pixels()).call.cancel()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_while_decoding(self, here: Here, streamed: bool) -> None:
+    def test_after_being_cancelled_while_decoding(self, local: LocalServer, streamed: bool) -> None:
         with decoding_held() as (begun, go_on):
-            asked = ask(here, streamed, of_an_image())
+            sent_request = ask(local, streamed, of_an_image())
             assert begun.wait(WAIT_S)
-            asked.call.cancel()
-            here.wait_until_cancelled()
+            sent_request.call.cancel()
+            local.wait_until_cancelled()
             go_on.set()
-            here.expect_nothing_left()
-        assert here.held.entered.empty()
+            local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_being_cancelled_while_waiting(self, here: Here, streamed: bool) -> None:
-        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
-        here.held.next_batch()
-        asked = ask(here, streamed, of_pixels())
-        wait_until(lambda: here.counts()[3])
-        asked.call.cancel()
-        wait_until(lambda: not here.counts()[3])
-        here.held.let_go()
+    def test_after_being_cancelled_while_waiting(self, local: LocalServer, streamed: bool) -> None:
+        running = ask(local, streamed, of_pixels())  # natively, streams have slots of their own
+        local.blocked.next_batch()
+        sent_request = ask(local, streamed, of_pixels())
+        wait_until(lambda: local.counts()[3])
+        sent_request.call.cancel()
+        wait_until(lambda: not local.counts()[3])
+        local.blocked.release()
         assert running.outcome() == "colours"
-        here.expect_nothing_left()
-        assert here.held.entered.empty()
+        local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_being_cancelled_while_running(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels())
-        here.held.next_batch()
-        asked.call.cancel()
-        here.held.let_go()
-        here.expect_nothing_left()
+    def test_after_being_cancelled_while_running(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = ask(local, streamed, of_pixels())
+        local.blocked.next_batch()
+        sent_request.call.cancel()
+        local.blocked.release()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_with_the_answer_on_its_way(self, here: Here, streamed: bool) -> None:
-        here.held.let_go(100)
+    def test_after_being_cancelled_with_the_answer_on_its_way(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release(100)
         for _ in range(20):
-            asked = ask(here, streamed, of_pixels())
-            here.held.next_batch()
-            asked.call.cancel()
-        here.expect_nothing_left()
+            sent_request = ask(local, streamed, of_pixels())
+            local.blocked.next_batch()
+            sent_request.call.cancel()
+        local.expect_nothing_left()
 
-    def test_after_the_servers_end(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels())
-        here.held.next_batch()
-        assert here.drain(0.1) == 1
-        assert asked.outcome() in ("UNAVAILABLE", "CANCELLED")
-        here.held.let_go()
-        here.expect_nothing_left()
-
-
-def test_a_drain_waits_for_the_request_of_a_stream(here: Here) -> None:
-    asked = ask(here, True, of_pixels())
-    here.held.next_batch()
-    threading.Timer(0.3, here.held.let_go).start()
-    assert here.drain(WAIT_S) == 0
-    assert next(asked.call).infer_response.model_name == "colours"
+    def test_after_the_servers_end(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = ask(local, streamed, of_pixels())
+        local.blocked.next_batch()
+        assert local.drain(0.1) == 1
+        assert sent_request.outcome() in ("UNAVAILABLE", "CANCELLED")
+        local.blocked.release()
+        local.expect_nothing_left()
 
 
-def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
+def test_a_drain_waits_for_the_request_of_a_stream(local: LocalServer) -> None:
+    sent_request = ask(local, True, of_pixels())
+    local.blocked.next_batch()
+    threading.Timer(0.3, local.blocked.release).start()
+    assert local.drain(WAIT_S) == 0
+    assert next(sent_request.call).infer_response.model_name == "colours"
+
+
+def test_a_drain_ends_a_stream_after_the_reply_in_hand(local: LocalServer) -> None:
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
@@ -262,10 +264,10 @@ def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
             yield of_pixels(str(number))
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
-    here.held.next_batch()
-    threading.Timer(0.3, here.held.let_go, [5]).start()
-    assert here.drain(WAIT_S) == 0
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    local.blocked.next_batch()
+    threading.Timer(0.3, local.blocked.release, [5]).start()
+    assert local.drain(WAIT_S) == 0
     assert next(stream).infer_response.id == "0"
     with pytest.raises(grpc.RpcError) as ended:
         next(stream)
@@ -274,17 +276,17 @@ def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
     more.set()
 
 
-def test_a_drain_ends_idle_streams_at_once_and_says_why(here: Here) -> None:
-    here.held.let_go()
+def test_a_drain_ends_idle_streams_at_once_and_says_why(local: LocalServer) -> None:
+    local.blocked.release()
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         yield of_pixels()
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     assert next(stream).infer_response.model_name == "colours"
-    assert here.drain(WAIT_S) == 0
+    assert local.drain(WAIT_S) == 0
     with pytest.raises(grpc.RpcError) as ended:
         next(stream)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -292,39 +294,39 @@ def test_a_drain_ends_idle_streams_at_once_and_says_why(here: Here) -> None:
     more.set()
 
 
-def test_a_drain_ends_a_stream_that_goes_on(here: Here) -> None:
-    here.held.let_go(1000)
+def test_a_drain_ends_a_stream_that_goes_on(local: LocalServer) -> None:
+    local.blocked.release(1000)
     stop = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         while not stop.wait(0.01):
             yield of_pixels()
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     next(stream)
-    assert here.drain(WAIT_S) == 0
+    assert local.drain(WAIT_S) == 0
     stop.set()
 
 
 class TestHealth:
     """Never waits behind inference."""
 
-    def check(self, here: Here) -> None:
-        stub = health_pb2_grpc.HealthStub(here.channel)
+    def check(self, local: LocalServer) -> None:
+        stub = health_pb2_grpc.HealthStub(local.channel)
         for _ in range(20):
-            told = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert told.status == health_pb2.HealthCheckResponse.SERVING
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
     def test_is_told_with_slots_and_queue_full(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=2)) as here:
-            asked = [ask(here, False, of_pixels()) for _ in range(3)]
-            wait_until(lambda: here.counts()[2] == 3)
-            self.check(here)
-            here.held.let_go(3)
-            assert [one.outcome() for one in asked] == ["colours"] * 3
+        with LocalServer(model, Limits(max_queue=2)) as local:
+            sent_request = [ask(local, False, of_pixels()) for _ in range(3)]
+            wait_until(lambda: local.counts()[2] == 3)
+            self.check(local)
+            local.blocked.release(3)
+            assert [one.outcome() for one in sent_request] == ["colours"] * 3
 
     def test_is_told_with_many_calls_half_sent(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=0, max_streams=1)) as here:
+        with LocalServer(model, Limits(max_queue=0, max_streams=1)) as local:
             send = threading.Event()
 
             def nothing_yet() -> Iterator[bytes]:
@@ -332,19 +334,19 @@ class TestHealth:
                 yield of_pixels().SerializeToString()
 
             path = f"/{wire.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/ModelInfer"
-            half_sent = [here.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
+            half_sent = [local.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
             if tests.conftest.transport == "grpcio":  # natively, nothing shows that they have come
-                wait_until(lambda: here.counts()[0] == 30)
-            self.check(here)
+                wait_until(lambda: local.counts()[0] == 30)
+            self.check(local)
             send.set()
-            here.held.let_go(1000)
+            local.blocked.release(1000)
             assert "OK" in {one.code().name for one in half_sent}
 
 
 class TestStreams:
     def test_of_every_kind_do_not_hold_up_requests(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=0, max_streams=48)) as here:
-            here.held.let_go(1000)
+        with LocalServer(model, Limits(max_queue=0, max_streams=48)) as local:
+            local.blocked.release(1000)
             idle = threading.Event()
 
             def nothing_yet() -> Iterator[wire.ModelInferRequest]:
@@ -352,21 +354,21 @@ class TestStreams:
                 return
                 yield
 
-            streams = [here.stub.ModelStreamInfer(nothing_yet(), timeout=WAIT_S) for _ in range(32)]
-            reflect = reflection_pb2_grpc.ServerReflectionStub(here.channel).ServerReflectionInfo
+            streams = [local.stub.ModelStreamInfer(nothing_yet(), timeout=WAIT_S) for _ in range(32)]
+            reflect = reflection_pb2_grpc.ServerReflectionStub(local.channel).ServerReflectionInfo
             for _ in range(16):
                 stream = reflect(_and_then_wait(idle), timeout=WAIT_S)
                 assert next(stream).list_services_response.service
                 streams.append(stream)
-            watching = grpc.insecure_channel(f"127.0.0.1:{here.server.port}", [("grpc.use_local_subchannel_pool", 1)])
+            watching = grpc.insecure_channel(f"127.0.0.1:{local.server.port}", [("grpc.use_local_subchannel_pool", 1)])
             watch = health_pb2_grpc.HealthStub(watching).Watch
             watches = [watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(64)]
             assert all(next(one).status == health_pb2.HealthCheckResponse.SERVING for one in watches)
-            wait_until(lambda: here.counts()[1] == 48)
-            predict = classifier_pb2_grpc.ClassifierStub(here.channel).Predict
+            wait_until(lambda: local.counts()[1] == 48)
+            predict = classifier_pb2_grpc.ClassifierStub(local.channel).Predict
             for _ in range(20):
                 assert predict(classifier_pb2.PredictRequest(image=IMAGE), timeout=WAIT_S).scores[0].label == "red"
-            one_more = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            one_more = local.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
             with pytest.raises(grpc.RpcError) as refused:
                 next(one_more)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -374,8 +376,8 @@ class TestStreams:
             idle.set()
             for one in watches:
                 one.cancel()
-            here.expect_nothing_left()
-            [answer] = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            local.expect_nothing_left()
+            [answer] = local.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
             assert answer.infer_response.model_name == "colours"
 
 

@@ -67,7 +67,7 @@ def peak_bytes(server: Server) -> int:
 @contextmanager
 def unfinished(address: str, path: str, connections: int, calls: int, part: bytes | None) -> Iterator[list[Connection]]:
     """Calls that the server has seen, and whose message does not come, or not whole."""
-    held = [Connection(address, obey=False) for _ in range(connections)]
+    opened = [Connection(address, obey=False) for _ in range(connections)]
 
     def is_seen(one: Connection) -> bool:
         one.flush()
@@ -75,13 +75,13 @@ def unfinished(address: str, path: str, connections: int, calls: int, part: byte
         return not one.waiting and len(one.open_streams) <= STREAMS  # those beyond are refused
 
     try:
-        for one in held:
+        for one in opened:
             for _ in range(calls):
                 one.call(encode_call(path), part, end=False)
             wait_until(lambda one=one: is_seen(one))
-        yield held
+        yield opened
     finally:
-        for one in held:
+        for one in opened:
             one.close()
 
 
