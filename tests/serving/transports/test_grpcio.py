@@ -70,8 +70,8 @@ from serving.transports.grpcio import CONTROL_THREADS, GrpcioServer
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import (
     WAIT_S,
-    Direct,
     BlockedModel,
+    Direct,
     classify_by,
     listen,
     make_batcher,
