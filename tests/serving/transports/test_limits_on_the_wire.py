@@ -1,10 +1,10 @@
-"""Every row of the limits table, set by its option, felt by a client of either protocol: at the limit, and beyond."""
+"""Every row of the limits table, set by its option and tested by clients of both protocols at and over the limit."""
 
 from __future__ import annotations
 
 import socket
 import struct
-import time
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_max_batch(colours: Path) -> None:
 def test_max_queue(tmp_path: Path) -> None:
     publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
     request = classifier_pb2.PredictRequest(image=encode(plain("red")))
-    places = count_cpus() + 1  # one runs on each, one waits
+    places = count_cpus() + 1  # one runs on each CPU, one waits
     with (
         serving(tmp_path, "--allow-uncertified", "--max-queue", 1) as server,
         connected(server.address) as channel,
@@ -120,39 +120,40 @@ def test_max_queue(tmp_path: Path) -> None:
 
 
 def test_max_streams(colours: Path) -> None:
-    def list_services(channel: grpc.Channel, hold: list[None]) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+    may_end = threading.Event()
+
+    def list_services(channel: grpc.Channel) -> Iterator[reflection_pb2.ServerReflectionResponse]:
         def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
             yield reflection_pb2.ServerReflectionRequest(list_services="")
-            while hold:
-                time.sleep(0.01)
+            may_end.wait(WAIT_S)
 
         return reflect(channel, "v1", requests())
 
+    def is_accepted(channel: grpc.Channel) -> bool:
+        try:
+            next(list_services(channel))
+        except grpc.RpcError:
+            return False
+        return True
+
     with serving(colours, "--max-streams", 1) as server, connected(server.address) as channel:
-        hold = [None]
-        first = list_services(channel, hold)
+        first = list_services(channel)
         next(first)
-        refusal = refused(lambda: next(list_services(channel, [])))
+        refusal = refused(lambda: next(list_services(channel)))
         assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
         assert refusal.retry is not None
-        predict(channel, encode(plain("red")))  # streams take no place of requests
-        hold.clear()
+        predict(channel, encode(plain("red")))  # streams do not count as requests
+        may_end.set()
         assert list(first) == []
-        until = time.monotonic() + WAIT_S
-        while True:  # the server hears of the end a little later
-            try:
-                next(list_services(channel, []))
-                break
-            except grpc.RpcError:
-                assert time.monotonic() < until
+        wait_until(lambda: is_accepted(channel))  # the server sees the end a little later
 
 
 def test_max_watches(colours: Path) -> None:
-    alone = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
     with (
         serving(colours, "--max-watches", 2) as server,
-        grpc.insecure_channel(server.address, alone) as one,
-        grpc.insecure_channel(server.address, alone) as other,
+        grpc.insecure_channel(server.address, own_connection) as one,
+        grpc.insecure_channel(server.address, own_connection) as other,
     ):
         watches = [watch_health(one) for _ in range(2)]
         assert [next(watch).status for watch in watches] == [1, 1]
@@ -163,12 +164,12 @@ def test_max_watches(colours: Path) -> None:
 
 
 @pytest.mark.native_lacks("connections")
-def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> None:
-    alone = [("grpc.use_local_subchannel_pool", 1)]
+def test_the_oldest_watch_ends_for_one_of_a_connection_with_fewer(colours: Path) -> None:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
     with (
         serving(colours, "--max-watches", 2) as server,
-        grpc.insecure_channel(server.address, alone) as one,
-        grpc.insecure_channel(server.address, alone) as other,
+        grpc.insecure_channel(server.address, own_connection) as one,
+        grpc.insecure_channel(server.address, own_connection) as other,
     ):
         watches = []
         for channel in (one, one, other):
@@ -176,7 +177,7 @@ def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> 
             assert next(watches[-1]).status == 1
         refusal = refused(lambda: next(watches[0]))
         assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
-        refusal = refused(lambda: next(watch_health(one)))  # none has two more now
+        refusal = refused(lambda: next(watch_health(one)))  # no connection has two more than this one
         assert read_refusal(refusal)[1] == "WATCHES_FULL"
 
 
@@ -184,14 +185,14 @@ def test_max_connections(colours: Path) -> None:
     with serving(colours, "--max-connections", 2, "--no-metrics") as server:
         connections = [Connection(server.address) for _ in range(2)]
         for one in connections:
-            answer_health(one)
+            check_health(one)
         silent, busy = connections
-        wait_until(lambda: answer_health(busy) or silent_ms(silent.socket) - silent_ms(busy.socket) > 100)
+        wait_until(lambda: check_health(busy) or read_idle_ms(silent.socket) - read_idle_ms(busy.socket) > 100)
         with Connection(server.address) as new:
-            answer_health(new)
+            check_health(new)
             wait_until(lambda: silent.receive() or not silent.alive)
-            answer_health(new)
-            answer_health(busy)
+            check_health(new)
+            check_health(busy)
             assert (busy.alive, new.alive) == (True, True)
         silent.close()
         busy.close()
@@ -201,7 +202,7 @@ def test_max_connections(colours: Path) -> None:
     "path", [CHECK, WATCH, pytest.param(PREDICT, marks=pytest.mark.native_lacks("message timeout"))]
 )
 def test_message_timeout(colours: Path, path: str) -> None:
-    """A call whose message does not come, and one whose message comes in part; a stream may wait between two."""
+    """A call without a message, and one with part of a message; a stream may wait between two messages."""
     half = message(classifier_pb2.PredictRequest(image=bytes(1000)).SerializeToString())[:500]
     with serving(colours, "--message-timeout", 1) as server, Connection(server.address) as one:
         stream = one.call(encode_call(STREAM_INFER), None, end=False)
@@ -217,36 +218,36 @@ def test_message_timeout(colours: Path, path: str) -> None:
         assert set(ended) == late
         assert set(ended.values()) == {(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], True)}
         assert one.open_streams == {stream}
-        answer_health(one)
+        check_health(one)
 
 
 @pytest.mark.native_lacks("message timeout")
 @pytest.mark.parametrize("path", [CHECK, PREDICT, WATCH])
-def test_answers_that_are_not_taken_close_their_connection(colours: Path, path: str) -> None:
-    """After --message-timeout, and no other: such calls cannot be ended by themselves."""
+def test_unread_replies_close_their_connection(colours: Path, path: str) -> None:
+    """After --message-timeout, and no other connection: gRPC cannot end such calls alone."""
     request = classifier_pb2.PredictRequest(image=encode(plain("red"))).SerializeToString() if path == PREDICT else b""
     with (
         serving(colours, "--message-timeout", 1) as server,
-        Connection(server.address, window=0) as reads_nothing,
+        Connection(server.address, window=0) as unread,
         Connection(server.address) as idle,
     ):
         stream = idle.call(encode_call(STREAM_INFER), None, end=False)
-        reads_nothing.call(encode_call(path), message(request))
+        unread.call(encode_call(path), message(request))
 
         def is_closed() -> bool:
-            for one in (reads_nothing, idle):
+            for one in (unread, idle):
                 one.flush()
                 one.receive()
-            return not reads_nothing.alive
+            return not unread.alive
 
         wait_until(is_closed)
-        answer_health(idle)
+        check_health(idle)
         assert idle.open_streams == {stream}
         assert "the client did not read a reply within 1 s" in server.logged()
 
 
-def answer_health(one: Connection) -> None:
-    """A health check, answered; other calls that end meanwhile are not looked at."""
+def check_health(one: Connection) -> None:
+    """Make a health check and wait for its reply; other calls may end meanwhile."""
     stream = one.call(encode_call(CHECK), message(b""))
 
     def is_over() -> bool:
@@ -258,8 +259,8 @@ def answer_health(one: Connection) -> None:
     assert one.alive
 
 
-def silent_ms(one: socket.socket) -> int:
-    """Since when it has sent nothing; its server counts from a moment later."""
+def read_idle_ms(one: socket.socket) -> int:
+    """Milliseconds since the socket sent its last data."""
     return struct.unpack_from("=I", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 44)[0]
 
 

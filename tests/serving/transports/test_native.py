@@ -1,4 +1,4 @@
-"""What the native transport does of its own; everything on the wire is tested on both (``--transport``)."""
+"""Code of the native transport alone; the wire behaviour is tested on both transports by ``--transport``."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def repository(tmp_path: Path) -> Path:
 
 
 def listen(blocked: BlockedModel, slots: int, limits: Limits) -> native.NativeServer:
-    """A server in this process on a free port, started."""
+    """Start a server in this process on a free port."""
     direct = classify_by(blocked, batcher=make_batcher(slots, limits), limits=limits)
     server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
     server.start()
     return server
 
 
-def test_what_waits_runs_together(model: Model) -> None:
+def test_waiting_requests_run_as_batches(model: Model) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=3))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -58,7 +58,7 @@ def test_what_waits_runs_together(model: Model) -> None:
     assert batches == [1, 3, 2]
 
 
-def test_a_slot_leaves_to_the_other_what_takes_long(model: Model) -> None:
+def test_slots_share_waiting_requests_that_take_long(model: Model) -> None:
     blocked = BlockedModel(model)
     blocked.row_s = 0.008
     server = listen(blocked, 2, Limits())
@@ -72,7 +72,7 @@ def test_a_slot_leaves_to_the_other_what_takes_long(model: Model) -> None:
     assert [len(blocked.next_batch()) for _ in range(8)] == [1] * 8
 
 
-def test_what_would_be_done_too_late_is_not_begun(model: Model) -> None:
+def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: Model) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -86,7 +86,7 @@ def test_what_would_be_done_too_late_is_not_begun(model: Model) -> None:
         assert running.result(WAIT_S).scores[0].label == "red"
         assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
         wait_until(lambda: server._free_slots)
-        blocked.release()  # a free slot has nothing better to do, and may be quicker
+        blocked.release()  # a free slot tries
         assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
@@ -108,7 +108,7 @@ def test_a_timeout_of_a_request_counts_from_its_arrival(model: Model) -> None:
     server.drain(0)
 
 
-def test_who_goes_away_while_he_waits_is_counted(model: Model) -> None:
+def test_calls_that_end_while_they_wait_are_counted(model: Model) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -138,7 +138,7 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None
     large = wire.PredictRequest(image=encode(plain("red", (2000, 2000))))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        for _ in range(2):  # as many decodes as there may be at once
+        for _ in range(2):  # as many decodes as may run at once
             server._budget.submit(decode, 100 * 2**20)
             assert begun.acquire(timeout=WAIT_S)
         assert predict.future(large, timeout=0.3).code().name == "DEADLINE_EXCEEDED"
@@ -151,7 +151,7 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None
     server.drain(0)
 
 
-def test_a_fault_of_the_server_costs_its_request_and_no_slot(model: Model) -> None:
+def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: Model) -> None:
     blocked = BlockedModel(model)
     blocked.release(10)
     server = listen(blocked, 1, Limits())
@@ -166,7 +166,7 @@ def test_a_fault_of_the_server_costs_its_request_and_no_slot(model: Model) -> No
     assert server.drain(0) == 0
 
 
-def test_its_folder_goes_with_it(model: Model) -> None:
+def test_the_temporary_folder_is_removed_at_the_end(model: Model) -> None:
     before = set(Path(tempfile.gettempdir()).glob("evalmode-*"))
     server = listen(BlockedModel(model), 1, Limits())
     [folder] = set(Path(tempfile.gettempdir()).glob("evalmode-*")) - before
@@ -174,7 +174,7 @@ def test_its_folder_goes_with_it(model: Model) -> None:
     assert not folder.exists()
 
 
-def test_beyond_this_machine_it_wants_to_be_told_that_this_is_meant(repository: Path) -> None:
+def test_beyond_loopback_it_needs_allow_unbounded_messages(repository: Path) -> None:
     command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(repository), "--transport", "native"]
     done = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 2
@@ -189,7 +189,7 @@ def test_beyond_this_machine_it_wants_to_be_told_that_this_is_meant(repository: 
     assert process.returncode == 0
 
 
-def test_without_the_library_says_what_to_install(repository: Path) -> None:
+def test_a_missing_library_is_reported_with_the_extra(repository: Path) -> None:
     code = (
         "import sys; sys.modules['pygrpc_native'] = None\n"
         "from evalmode.cli.main import main\n"

@@ -1,11 +1,11 @@
-"""Nothing is left behind: every count of the server returns to zero, however a call or a stream ends."""
+"""No resource leaks: every count of the server returns to zero, however a call or a stream ends."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
@@ -25,7 +25,16 @@ from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, count_turns, listen, make_batcher, wait_until
+from tests.serving.conftest import (
+    WAIT_S,
+    BlockedModel,
+    classify_by,
+    count_turns,
+    listen,
+    make_batcher,
+    spawn,
+    wait_until,
+)
 
 IMAGE = encode(plain("red"))
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
@@ -33,7 +42,7 @@ RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 
 @dataclass
 class LocalServer:
-    """A server in this process on a real socket, whose model runs when it is let go."""
+    """A server in this process on a real socket, whose model runs block until they are released."""
 
     model: Model
     limits: Limits = field(default_factory=Limits)
@@ -55,15 +64,15 @@ class LocalServer:
             self.drain(0)
 
     def drain(self, grace_s: float) -> int:
-        """See the server's; it is drained once."""
+        """Drain the server, at most once."""
         self._drained = True
         return self.server.drain(grace_s)
 
     def counts(self) -> tuple[int, ...]:
-        """Calls and streams, requests admitted, waiting and running, and what is held on the way to there."""
+        """The numbers of calls, streams, requests and resources in use; the fourth counts waiting requests."""
         batcher, budget = self.batcher, self.grpcio._backend.inference.budget
         running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
-        if tests.conftest.transport == "native":  # which has its own, but for streams
+        if tests.conftest.transport == "native":  # native has its own counts for all but streams
             server = self.server
             own = (len(server._calls), len(server._waiting), 1 - server._free_slots)
             running = [sum(both) for both in zip(running, own, strict=True)]
@@ -81,13 +90,12 @@ class LocalServer:
         )
 
     def expect_nothing_left(self) -> None:
-        until = time.monotonic() + WAIT_S
-        while any(self.counts()) and time.monotonic() < until:
-            time.sleep(0.01)
+        with suppress(AssertionError):  # the comparison shows the counts
+            wait_until(lambda: not any(self.counts()))
         assert self.counts() == (0,) * len(self.counts())
 
     def wait_until_cancelled(self) -> None:
-        """Until the server knows that its only call is cancelled."""
+        """Wait until the server has seen the cancellation of its only call."""
         if tests.conftest.transport == "native" and self.server._calls:
             wait_until(lambda: all(call.is_cancelled for call in self.server._calls.values()))
         else:
@@ -96,7 +104,7 @@ class LocalServer:
 
 @dataclass
 class SentRequest:
-    """A call, or a stream with one request on it."""
+    """A call, or a stream with one request."""
 
     call: grpc.Call
     read: Callable[[], wire.ModelInferResponse]
@@ -108,7 +116,9 @@ class SentRequest:
             return error.code().name
 
 
-def ask(local: LocalServer, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S) -> SentRequest:
+def send_request(
+    local: LocalServer, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S
+) -> SentRequest:
     if not streamed:
         future = local.stub.ModelInfer.future(request, timeout=timeout_s)
         return SentRequest(future, future.result)
@@ -129,19 +139,19 @@ def ask(local: LocalServer, streamed: bool, request: wire.ModelInferRequest, tim
     return SentRequest(stream, read)
 
 
-def of_pixels(request_id: str = "") -> wire.ModelInferRequest:
+def make_pixel_request(request_id: str = "") -> wire.ModelInferRequest:
     sent = {"name": "image", "datatype": "UINT8", "shape": RED.shape}
     return wire.ModelInferRequest(id=request_id, inputs=[sent], raw_input_contents=[RED.tobytes()])
 
 
-def of_an_image() -> wire.ModelInferRequest:
+def make_image_request() -> wire.ModelInferRequest:
     sent = {"name": "image", "datatype": "BYTES", "shape": [1]}
     return wire.ModelInferRequest(inputs=[sent], raw_input_contents=[len(IMAGE).to_bytes(4, "little") + IMAGE])
 
 
 @contextmanager
-def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Decoding shows that it has begun, and waits to go on."""
+def blocked_decoder() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Block the decoder: yields the events of its begin and of its release."""
     begun, go_on = threading.Event(), threading.Event()
 
     def decode(*arguments: object) -> np.ndarray:
@@ -160,37 +170,35 @@ def local(model: Model) -> Iterator[LocalServer]:
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["call", "stream"])
-class TestNothingIsLeft:
+class TestNoResourceIsLeft:
     def test_after_an_answer(self, local: LocalServer, streamed: bool) -> None:
         local.blocked.release()
-        assert ask(local, streamed, of_pixels()).outcome() == "colours"
+        assert send_request(local, streamed, make_pixel_request()).outcome() == "colours"
         local.expect_nothing_left()
 
     def test_after_a_refusal(self, local: LocalServer, streamed: bool) -> None:
-        sent_request = ask(local, streamed, wire.ModelInferRequest(model_name="nobody"))
+        sent_request = send_request(local, streamed, wire.ModelInferRequest(model_name="nobody"))
         assert sent_request.outcome() == ("nobody" if streamed else "NOT_FOUND")
         local.expect_nothing_left()
 
     def test_after_a_fault_of_the_server(self, local: LocalServer, streamed: bool) -> None:
         with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
-            sent_request = ask(local, streamed, of_pixels())
+            sent_request = send_request(local, streamed, make_pixel_request())
             assert sent_request.outcome() == ("" if streamed else "INTERNAL")
         local.expect_nothing_left()
 
     def test_after_a_deadline_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = ask(local, streamed, of_pixels())  # natively, streams have slots of their own
+        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
         local.blocked.next_batch()
-        outcomes = (
-            {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}
-        )  # "": the stream's last answer, in time
-        assert ask(local, streamed, of_pixels(), timeout_s=0.3).outcome() in outcomes
+        outcomes = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": an error on the stream
+        assert send_request(local, streamed, make_pixel_request(), timeout_s=0.3).outcome() in outcomes
         local.blocked.release()
         assert running.outcome() == "colours"
         local.expect_nothing_left()
         assert local.blocked.entered.empty()
 
     def test_after_a_deadline_while_running(self, local: LocalServer, streamed: bool) -> None:
-        sent_request = ask(local, streamed, of_pixels(), timeout_s=0.3)
+        sent_request = send_request(local, streamed, make_pixel_request(), timeout_s=0.3)
         local.blocked.next_batch()
         assert sent_request.outcome() == "DEADLINE_EXCEEDED"
         local.blocked.release()
@@ -199,12 +207,12 @@ class TestNothingIsLeft:
     def test_after_being_cancelled_at_once(self, local: LocalServer, streamed: bool) -> None:
         local.blocked.release(100)
         for _ in range(20):
-            ask(local, streamed, of_pixels()).call.cancel()
+            send_request(local, streamed, make_pixel_request()).call.cancel()
         local.expect_nothing_left()
 
     def test_after_being_cancelled_while_decoding(self, local: LocalServer, streamed: bool) -> None:
-        with decoding_held() as (begun, go_on):
-            sent_request = ask(local, streamed, of_an_image())
+        with blocked_decoder() as (begun, go_on):
+            sent_request = send_request(local, streamed, make_image_request())
             assert begun.wait(WAIT_S)
             sent_request.call.cancel()
             local.wait_until_cancelled()
@@ -213,9 +221,9 @@ class TestNothingIsLeft:
         assert local.blocked.entered.empty()
 
     def test_after_being_cancelled_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = ask(local, streamed, of_pixels())  # natively, streams have slots of their own
+        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
         local.blocked.next_batch()
-        sent_request = ask(local, streamed, of_pixels())
+        sent_request = send_request(local, streamed, make_pixel_request())
         wait_until(lambda: local.counts()[3])
         sent_request.call.cancel()
         wait_until(lambda: not local.counts()[3])
@@ -225,7 +233,7 @@ class TestNothingIsLeft:
         assert local.blocked.entered.empty()
 
     def test_after_being_cancelled_while_running(self, local: LocalServer, streamed: bool) -> None:
-        sent_request = ask(local, streamed, of_pixels())
+        sent_request = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         sent_request.call.cancel()
         local.blocked.release()
@@ -234,13 +242,13 @@ class TestNothingIsLeft:
     def test_after_being_cancelled_with_the_answer_on_its_way(self, local: LocalServer, streamed: bool) -> None:
         local.blocked.release(100)
         for _ in range(20):
-            sent_request = ask(local, streamed, of_pixels())
+            sent_request = send_request(local, streamed, make_pixel_request())
             local.blocked.next_batch()
             sent_request.call.cancel()
         local.expect_nothing_left()
 
     def test_after_the_servers_end(self, local: LocalServer, streamed: bool) -> None:
-        sent_request = ask(local, streamed, of_pixels())
+        sent_request = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         assert local.drain(0.1) == 1
         assert sent_request.outcome() in ("UNAVAILABLE", "CANCELLED")
@@ -248,26 +256,35 @@ class TestNothingIsLeft:
         local.expect_nothing_left()
 
 
+def start_drain(local: LocalServer) -> Future[int]:
+    """Begin to drain the server, and wait until it refuses new requests."""
+    drained = spawn(local.drain, WAIT_S)
+    wait_until(lambda: local.grpcio._handlers.leaving)
+    return drained
+
+
 def test_a_drain_waits_for_the_request_of_a_stream(local: LocalServer) -> None:
-    sent_request = ask(local, True, of_pixels())
+    sent_request = send_request(local, True, make_pixel_request())
     local.blocked.next_batch()
-    threading.Timer(0.3, local.blocked.release).start()
-    assert local.drain(WAIT_S) == 0
+    drained = start_drain(local)
+    local.blocked.release()
+    assert drained.result(WAIT_S) == 0
     assert next(sent_request.call).infer_response.model_name == "colours"
 
 
-def test_a_drain_ends_a_stream_after_the_reply_in_hand(local: LocalServer) -> None:
+def test_a_drain_ends_a_stream_after_its_current_reply(local: LocalServer) -> None:
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         for number in range(5):
-            yield of_pixels(str(number))
+            yield make_pixel_request(str(number))
         more.wait(WAIT_S)
 
     stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     local.blocked.next_batch()
-    threading.Timer(0.3, local.blocked.release, [5]).start()
-    assert local.drain(WAIT_S) == 0
+    drained = start_drain(local)
+    local.blocked.release(5)
+    assert drained.result(WAIT_S) == 0
     assert next(stream).infer_response.id == "0"
     with pytest.raises(grpc.RpcError) as ended:
         next(stream)
@@ -276,12 +293,12 @@ def test_a_drain_ends_a_stream_after_the_reply_in_hand(local: LocalServer) -> No
     more.set()
 
 
-def test_a_drain_ends_idle_streams_at_once_and_says_why(local: LocalServer) -> None:
+def test_a_drain_ends_idle_streams_at_once_with_a_reason(local: LocalServer) -> None:
     local.blocked.release()
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
-        yield of_pixels()
+        yield make_pixel_request()
         more.wait(WAIT_S)
 
     stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
@@ -294,13 +311,13 @@ def test_a_drain_ends_idle_streams_at_once_and_says_why(local: LocalServer) -> N
     more.set()
 
 
-def test_a_drain_ends_a_stream_that_goes_on(local: LocalServer) -> None:
+def test_a_drain_ends_a_stream_whose_client_continues(local: LocalServer) -> None:
     local.blocked.release(1000)
     stop = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         while not stop.wait(0.01):
-            yield of_pixels()
+            yield make_pixel_request()
 
     stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     next(stream)
@@ -309,7 +326,7 @@ def test_a_drain_ends_a_stream_that_goes_on(local: LocalServer) -> None:
 
 
 class TestHealth:
-    """Never waits behind inference."""
+    """Health never waits for inference."""
 
     def check(self, local: LocalServer) -> None:
         stub = health_pb2_grpc.HealthStub(local.channel)
@@ -317,34 +334,34 @@ class TestHealth:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
-    def test_is_told_with_slots_and_queue_full(self, model: Model) -> None:
+    def test_is_answered_with_full_slots_and_queue(self, model: Model) -> None:
         with LocalServer(model, Limits(max_queue=2)) as local:
-            sent_request = [ask(local, False, of_pixels()) for _ in range(3)]
+            sent_request = [send_request(local, False, make_pixel_request()) for _ in range(3)]
             wait_until(lambda: local.counts()[2] == 3)
             self.check(local)
             local.blocked.release(3)
             assert [one.outcome() for one in sent_request] == ["colours"] * 3
 
-    def test_is_told_with_many_calls_half_sent(self, model: Model) -> None:
+    def test_is_answered_with_many_incomplete_calls(self, model: Model) -> None:
         with LocalServer(model, Limits(max_queue=0, max_streams=1)) as local:
             send = threading.Event()
 
             def nothing_yet() -> Iterator[bytes]:
                 send.wait(WAIT_S)
-                yield of_pixels().SerializeToString()
+                yield make_pixel_request().SerializeToString()
 
             path = f"/{wire.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/ModelInfer"
-            half_sent = [local.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
-            if tests.conftest.transport == "grpcio":  # natively, nothing shows that they have come
+            incomplete = [local.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
+            if tests.conftest.transport == "grpcio":  # native does not show that they have arrived
                 wait_until(lambda: local.counts()[0] == 30)
             self.check(local)
             send.set()
             local.blocked.release(1000)
-            assert "OK" in {one.code().name for one in half_sent}
+            assert "OK" in {one.code().name for one in incomplete}
 
 
 class TestStreams:
-    def test_of_every_kind_do_not_hold_up_requests(self, model: Model) -> None:
+    def test_of_every_kind_do_not_block_requests(self, model: Model) -> None:
         with LocalServer(model, Limits(max_queue=0, max_streams=48)) as local:
             local.blocked.release(1000)
             idle = threading.Event()
@@ -368,7 +385,7 @@ class TestStreams:
             predict = classifier_pb2_grpc.ClassifierStub(local.channel).Predict
             for _ in range(20):
                 assert predict(classifier_pb2.PredictRequest(image=IMAGE), timeout=WAIT_S).scores[0].label == "red"
-            one_more = local.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            one_more = local.stub.ModelStreamInfer(iter([make_pixel_request()]), timeout=WAIT_S)
             with pytest.raises(grpc.RpcError) as refused:
                 next(one_more)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -377,7 +394,7 @@ class TestStreams:
             for one in watches:
                 one.cancel()
             local.expect_nothing_left()
-            [answer] = local.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            [answer] = local.stub.ModelStreamInfer(iter([make_pixel_request()]), timeout=WAIT_S)
             assert answer.infer_response.model_name == "colours"
 
 
