@@ -220,8 +220,8 @@ class TestRefresh:
         models.refresh()
         models.refresh()
         assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
-        assert caplog.text.count("but stays list_loaded") == 1
-        assert f"colours is no longer in the repository, but stays list_loaded: {repository} does not" in caplog.text
+        assert caplog.text.count("but stays loaded") == 1
+        assert f"colours is no longer in the repository, but stays loaded: {repository} does not" in caplog.text
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         assert models.find("", "").manifest.labels == GERMAN
@@ -519,7 +519,7 @@ class TestControl:
         models = Models.open(repository)
         publish(repository, "colours", b"no artifact")
         for _ in range(2):
-            with pytest.raises(ModelInvalid, match="colours/2 cannot be list_loaded"):
+            with pytest.raises(ModelInvalid, match="colours/2 cannot be loaded"):
                 models.load("colours")
         assert list_loaded(models) == ["colours/1"]
 
