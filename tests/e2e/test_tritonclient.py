@@ -1,4 +1,4 @@
-"""tritonclient, as published and from an environment of its own, speaks to our server; its contract is part of ours."""
+"""The published tritonclient, in a separate environment, works with the server; its contract is part of evalmode's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAPTERS = (
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has tritonclient, and evalmode's bare install beside it, on the path alone."""
+    """An interpreter with tritonclient and the dependencies of the bare install of evalmode."""
     environment = tmp_path_factory.mktemp("tritonclient")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
@@ -47,13 +47,13 @@ def test_every_call_of_its_api_works(python: Path, colours: Path, tmp_path: Path
     assert tuple(output.split()) == CHAPTERS
 
 
-def test_it_works_beside_our_client_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
+def test_it_works_with_the_client_of_evalmode_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
     code = """
 import sys
 import tritonclient.grpc as triton
 from evalmode.client import Client
-with Client(sys.argv[1]) as ours, triton.InferenceServerClient(sys.argv[1]) as theirs:
-    print(ours.predict(sys.argv[2]).label, theirs.is_model_ready("colours"))
+with Client(sys.argv[1]) as client, triton.InferenceServerClient(sys.argv[1]) as triton_client:
+    print(client.predict(sys.argv[2]).label, triton_client.is_model_ready("colours"))
 """
     (tmp_path / "red.png").write_bytes(encode(plain("red")))
     root = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def list_fields(message: Descriptor) -> Iterator[list[object]]:
         yield from list_fields(nested)
 
 
-def test_its_contract_is_part_of_ours(python: Path) -> None:
+def test_its_contract_is_part_of_that_of_evalmode(python: Path) -> None:
     published = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
     files = (open_inference_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
     fields = [one for file in files for message in file.message_types_by_name.values() for one in list_fields(message)]

@@ -48,10 +48,10 @@ from tests.serving.transports.test_grpcio import (
     SERVING,
     TOKEN,
     LocalServer,
+    block_handlers,
     check_health,
     fallback,
     refused,
-    slow_handlers,
     watch_health,
 )
 
@@ -121,14 +121,14 @@ class TestHealthIsAnswered:
             os.close(writers[0])
 
     def test_while_every_thread_of_other_calls_is_busy(self, local: LocalServer) -> None:
-        with slow_handlers(local) as slow:
+        with block_handlers(local) as slow:
             calls = [local.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
             wait_until(lambda: slow.running == CONTROL_THREADS)
             check_often(local)
             local.blocked.release()
             assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not any(call.done() for call in calls)
-            slow.go_on.set()
+            slow.may_continue.set()
             assert {call.result().model for call in calls} == {"colours"}
 
     def test_while_every_thread_decodes(self, local: LocalServer) -> None:

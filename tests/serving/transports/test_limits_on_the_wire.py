@@ -24,7 +24,7 @@ from tests.conftest import colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, wait_until
 from tests.serving.services.test_metrics import scrape
 from tests.serving.services.test_open_inference import pack
-from tests.serving.transports.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
+from tests.serving.transports.test_grpcio import Refusal, connected, read_error, reflect, refused, watch_health
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/transports/test_grpcio.py
 LOADING = {"load_seconds", "load_bytes"}  # tests/serving/test_trials.py
@@ -111,7 +111,7 @@ def test_max_queue(tmp_path: Path) -> None:
         asked = [stub.Predict.future(request, timeout=WAIT_S) for _ in range(places + 2)]
         wait_until(lambda: any(one.done() for one in asked))
         refusals = [refused(lambda: stub.Predict(request, timeout=WAIT_S))]  # on arrival
-        refusals += [refusal_of(one.exception()) for one in asked if one.exception() is not None]
+        refusals += [read_error(one.exception()) for one in asked if one.exception() is not None]
         counted = scrape(server)("evalmode_requests_total")
         assert sum(count for labels, count in counted.items() if labels[-1] == "QUEUE_FULL") == len(refusals)
         assert len(asked) + 1 - len(refusals) >= places

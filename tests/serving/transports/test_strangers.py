@@ -26,7 +26,7 @@ from evalmode.wire import open_inference_pb2 as inference
 from tests.conftest import Server, colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 from tests.serving.services.test_metrics import scrape
-from tests.serving.transports.test_grpcio import refusal_of, refused
+from tests.serving.transports.test_grpcio import read_error, refused
 
 MIB = 2**20
 RED = wire.PredictRequest(image=encode(plain("red")))
@@ -187,7 +187,7 @@ def test_overload_with_short_deadlines_is_refused_and_counted(tmp_path: Path) ->
                 wire_grpc.ClassifierStub(channel).Predict(RED, timeout=0.06)
                 outcomes["OK"] += 1
             except grpc.RpcError as error:
-                refusal = refusal_of(error)
+                refusal = read_error(error)
                 code = refusal.code.name
                 detail = "" if code == "DEADLINE_EXCEEDED" else f" {refusal.info.reason} {bool(refusal.retry)}"
                 outcomes[code + detail] += 1
