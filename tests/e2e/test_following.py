@@ -122,7 +122,7 @@ def test_rollback_serves_the_previous_version(repository: Path, evalmode) -> Non
         server.stop()
     again = evalmode("rollback", "colours", "--repository", repository)
     assert again.returncode == 2
-    assert again.stderr.endswith("colours has only version 1: versions is no version to roll back to\n")
+    assert again.stderr.endswith("colours has only version 1: there is no version to roll back to\n")
 
 
 def test_the_old_version_stays_served_if_the_new_one_is_invalid(repository: Path) -> None:

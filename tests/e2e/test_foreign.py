@@ -29,7 +29,7 @@ from tests.conftest import serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 FOREIGN = Path(__file__).parents[1] / "foreign"
-ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as the makers printed it: Keras' and scikit-learn's truth
+ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as Keras and scikit-learn reported it
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 
 
