@@ -338,7 +338,7 @@ def test_images_are_decoded_and_replies_made_in_other_threads(local: LocalServer
     ):
         for colour in ("red", "lime", "blue"):
             assert local.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
-    assert set(threads) == {"decode_announced", "rank"}
+    assert set(threads) == {"decode_by_header", "rank"}
     assert not any(name == "event-loop-0" for names in threads.values() for name in names)
 
 
