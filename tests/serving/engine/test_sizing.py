@@ -1,4 +1,4 @@
-"""What docs/operating.md says a server needs is what it takes."""
+"""The resources of a server match docs/operating.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
     assert {name: started[name] for name in wanted} == wanted
 
 
-def test_as_many_of_the_largest_messages_are_held_as_the_table_says() -> None:
+def test_the_number_of_largest_messages_in_memory_is_that_of_the_table() -> None:
     (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
     largest = bytes(MIN_HELD_BYTES)
     messages = Messages(len(largest))

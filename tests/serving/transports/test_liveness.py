@@ -1,4 +1,4 @@
-"""/livez: whether the server itself still answers, seen through its own port."""
+"""/livez: whether the server answers health checks on its own port."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def quick() -> Iterator[None]:
 
 
 class NoMetrics:
-    """Nothing for Prometheus."""
+    """An empty set of metrics."""
 
     def collect(self) -> tuple[()]:
         return ()
@@ -33,7 +33,7 @@ class NoMetrics:
 
 @pytest.fixture
 def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
-    """What /livez answers."""
+    """Request /livez; return the status and the body."""
 
     def get(liveness: Liveness, ready: bool) -> tuple[int, str]:
         server = MetricsServer(NoMetrics(), lambda: ready, liveness, "127.0.0.1", 0)
@@ -55,7 +55,7 @@ def begin(address: str) -> Liveness:
     return liveness
 
 
-def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> None:
+def test_a_server_that_accepts_connections_without_answering_is_not_alive(ask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         liveness = begin(f"127.0.0.1:{silent.getsockname()[1]}")
         wait_until(lambda: not liveness.is_alive())
@@ -64,7 +64,7 @@ def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> No
     assert text.startswith("no health check was answered for ")
 
 
-def test_a_server_whose_event_loop_hangs_is_not_alive_and_is_again_when_it_goes_on(model: Model, ask) -> None:
+def test_a_server_is_not_alive_while_its_event_loop_hangs(model: Model, ask) -> None:
     go_on = threading.Event()
     check = Health.check
 
@@ -94,7 +94,7 @@ def test_a_server_that_is_not_ready_or_drains_is_alive(model: Model, ask) -> Non
         server.announce_shutdown()
         liveness = begin(server.local_address)
         first = liveness._answered
-        wait_until(lambda: liveness._answered > first)  # by NOT_SERVING
+        wait_until(lambda: liveness._answered > first)  # with NOT_SERVING
         assert ask(liveness, False) == (200, "ok\n")
     finally:
         server.drain(0)

@@ -1,4 +1,4 @@
-"""Places are bounded in all, and the connection with the most gives one to a connection with less."""
+"""Places are limited; the connection with the most gives one to a connection with fewer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serving.transports.places import Places
 
 
 class Stream:
-    """A call that notes why it was ended."""
+    """A call that records the errors that end it."""
 
     def __init__(self, connection: str) -> None:
         self.connection = connection
@@ -30,7 +30,7 @@ def enter(places: Places, connections: str) -> list[Stream]:
     return streams
 
 
-def test_the_greediest_connection_gives_back_its_oldest() -> None:
+def test_the_connection_with_the_most_places_gives_up_its_oldest() -> None:
     places = make(4)
     one, two, three, four = enter(places, "baaa")
     [new] = enter(places, "c")
@@ -41,7 +41,7 @@ def test_the_greediest_connection_gives_back_its_oldest() -> None:
 
 
 @pytest.mark.parametrize(("held", "connection"), [("aab", "b"), ("ab", "c"), ("aaa", "a"), ("aabb", "b")])
-def test_a_call_is_refused_where_no_connection_has_two_more(held: str, connection: str) -> None:
+def test_a_call_is_refused_if_no_connection_has_two_more_places(held: str, connection: str) -> None:
     places = make(len(held))
     streams = enter(places, held)
     with pytest.raises(StreamsFull):
@@ -58,7 +58,7 @@ def test_a_place_is_free_again_once_its_call_has_ended() -> None:
         assert places.taken == 1
         places.leave(stream)  # type: ignore[arg-type]
         assert (places.taken, places.list_calls()) == (0, [])
-    assert not places._held  # nothing is kept of a connection without calls
+    assert not places._held  # connections without calls are forgotten
 
 
 def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
@@ -73,7 +73,7 @@ def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
     assert places.taken == 2
 
 
-def test_a_call_that_was_refused_gives_no_place_back() -> None:
+def test_a_refused_call_gives_no_place_back() -> None:
     places = make(1)
     enter(places, "a")
     refused = Stream("b")
