@@ -27,7 +27,7 @@ from evalmode.errors import (
 from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import classifier_pb2, open_inference_pb2
 from serving.engine.decoding import MIB, DecodeBudget
 from serving.services.classifier import Classifier
@@ -460,7 +460,7 @@ class TestEnd:
 
     def test_of_a_reply_that_cannot_be_written(self, model: Model) -> None:
         bench = Bench(model)
-        with patch.object(Model, "rank", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+        with patch.object(ImageClassifier, "rank", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
             bench.ask(PIXELS)
         bench.expect_ended(1)
         assert bench.ask(PIXELS)
