@@ -4,8 +4,8 @@
 
 Each kind runs against a new server, with 64 requests in flight. Resident memory is sampled 28 times after the first
 20,000 requests (half of them if fewer than 40,000 are sent). Exit 1 if the line through these samples, fitted by the
-median slope, grows by 1 MB or more per 100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak` starts a server that leaks on
-purpose: then each kind that is answered must fail.
+median slope, grows by 1 MB or more per 100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak`
+starts a server that leaks on purpose: then each kind that is answered must fail.
 """
 
 from __future__ import annotations
