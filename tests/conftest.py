@@ -56,6 +56,7 @@ NATIVE_LACKS = {
     "early refusal": "pygrpc-native receives the whole message before a call can be refused",
     "inflation": "pygrpc-native decompresses whole messages itself",
     "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without a time limit",
+    "sent replies": "the native transport drains until the runs have ended and then for a fixed time",
     "pauses": "pygrpc-native copies messages without the GIL",
     "connections": "pygrpc-native forwards all other methods over one connection",
 }

@@ -64,7 +64,7 @@ from serving.services.models import Models
 from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.services.status import CODES, RETRY_AFTER_S, reason_of
-from serving.transports import handlers
+from serving.transports import handlers, outcomes
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from serving.transports.grpcio import CONTROL_THREADS, GrpcioServer
 from tests.conftest import Server, colour_artifact, encode, plain, serving
@@ -941,18 +941,16 @@ class TestShutdown:
 class TestDrain:
     """In this process, where the test controls the order of events."""
 
+    @pytest.mark.native_lacks("sent replies")
     def test_ends_after_the_replies_were_sent(self, local: LocalServer) -> None:
-        drained, finishing = threading.Event(), threading.Event()
-        places: dict[str, tuple[Any, str]] = {"grpcio": (handlers, "serialize"), "native": (local.blocked, "rank")}
-        owner, name = places[tests.conftest.transport]
-        finish = getattr(owner, name)
+        drained, finishing, finish = threading.Event(), threading.Event(), outcomes.serialize
 
-        def finish_late(*arguments: Any) -> Any:
+        def finish_late(reply: Any) -> bytes:
             finishing.set()
             drained.wait(1)  # gives a drain that ends too early the time to do so
-            return finish(*arguments)
+            return finish(reply)
 
-        with patch.object(owner, name, finish_late):
+        with patch.object(handlers, "serialize", finish_late):
             running = local.occupy()
             drain = spawn(local.drain, WAIT_S)
             drain.add_done_callback(lambda _: drained.set())
@@ -961,7 +959,7 @@ class TestDrain:
             assert drain.result(WAIT_S) == 0
         assert finishing.is_set()
 
-    @pytest.mark.native_lacks("early refusal")  # native does not show that it has sent a reply
+    @pytest.mark.native_lacks("sent replies")
     @pytest.mark.parametrize("reads", [False, True])
     def test_waits_for_replies_that_the_client_has_not_read(self, local: LocalServer, reads: bool) -> None:
         calls = local.server._calls
