@@ -19,7 +19,7 @@ from evalmode.wire import classifier_pb2 as wire
 from serving.transports.messages import HELD_MESSAGES, Messages, inflate
 
 MAX_BYTES = 1000
-PACK = {"gzip": gzip.compress, "zlib": zlib.compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zlib": zlib.compress}
 
 
 @pytest.fixture(autouse=True)
