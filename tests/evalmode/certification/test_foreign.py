@@ -194,10 +194,10 @@ REJECTED: dict[str, tuple[Form, tuple[str, ...], str]] = {
 def test_unsupported_networks_are_rejected_with_the_cause_in_one_line(form: str, images: Path, tmp_path: Path) -> None:
     network_form, arguments, message = REJECTED[form]
     onnx.save(build(network_form), tmp_path / "network.onnx")
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         certify(images, tmp_path / "network.onnx", *arguments)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "models").exists()
 
 
@@ -283,10 +283,10 @@ FILES = {
 def test_other_files_are_rejected_with_their_format(name: str, images: Path, tmp_path: Path) -> None:
     content, message = FILES[name]
     (tmp_path / "network.onnx").write_bytes(content)
-    with pytest.raises(EvalmodeError) as refused:
+    with pytest.raises(EvalmodeError) as caught:
         certify(images, tmp_path / "network.onnx")
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_external_weights_are_stored_in_the_artifact(images: Path, tmp_path: Path) -> None:
@@ -387,9 +387,9 @@ HEADERS = {
 def test_samples_with_a_damaged_header_are_rejected_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / "samples.npz"
     path.write_bytes(HEADERS[name])
-    with pytest.raises(UsageError, match=f"{path} is not an .npz of arrays, or a damaged one: ") as refused:
+    with pytest.raises(UsageError, match=f"{path} is not an .npz of arrays, or a damaged one: ") as caught:
         read_samples(path, build())
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["empty", "text", "truncated", "damaged", "an .npy", "pickled", "wrong width", "NaN"])
@@ -413,6 +413,6 @@ def test_unreadable_samples_are_rejected_in_one_line(name: str, tmp_path: Path) 
         case "NaN":
             whole[3] = np.nan
             np.savez(path, data=whole)
-    with pytest.raises(UsageError, match=str(path)) as refused:
+    with pytest.raises(UsageError, match=str(path)) as caught:
         read_samples(path, build())
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(caught.value)
