@@ -346,9 +346,8 @@ class TestSize:
 
     def test_of_a_model_that_is_not_square_keeps_the_aspect_ratio(self) -> None:
         picture = plain("red", (60, 60))
-        picture.paste(
-            (0, 255, 0), (0, 10, 60, 50)
-        )  # the middle third is kept; the resize filter reads some rows around it
+        # The middle third is kept; the resize filter reads some rows around it.
+        picture.paste((0, 255, 0), (0, 10, 60, 50))
         pixels = decode(encode(picture), PixelContract(2, 6, 3))
         assert np.array_equal(pixels, np.full((2, 6, 3), (0, 255, 0), np.uint8))
 
@@ -509,9 +508,8 @@ class TestDamage:
         jfif_0 = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)  # JFIF 0.01, as some editors write it
         start = image.index(b"\xff\xda") + 11
         assert image[start : start + 3] == b"\0\x3f\0"
-        empty_range = (
-            image[:start] + bytes(3) + image[start + 3 :]
-        )  # a baseline scan of the coefficients 0 to 0, by Samsung
+        # A baseline scan of the coefficients 0 to 0, as some encoders of Samsung write it.
+        empty_range = image[:start] + bytes(3) + image[start + 3 :]
         both = jfif_0[:start] + bytes(3) + jfif_0[start + 3 :]
         for known in (jfif_0, empty_range, both, image + b"a trailer"):
             assert np.array_equal(decode(known, contract), decode(image, contract))
