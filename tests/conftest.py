@@ -26,7 +26,7 @@ from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 
 COLOURS = ("red", "green", "blue")
 
@@ -56,6 +56,7 @@ NATIVE_LACKS = {
     "early refusal": "pygrpc-native receives the whole message before a call can be refused",
     "inflation": "pygrpc-native decompresses whole messages itself",
     "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without a time limit",
+    "sent replies": "the native transport drains until the runs have ended and then for a fixed time",
     "pauses": "pygrpc-native copies messages without the GIL",
     "connections": "pygrpc-native forwards all other methods over one connection",
 }
@@ -84,9 +85,9 @@ def colour_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(colour_file: Path) -> Model:
+def model(colour_file: Path) -> ImageClassifier:
     """The colour artifact, loaded as colours/1."""
-    return load_model(colour_file, name="colours", version="1")
+    return load_model(colour_file, name="colours", version="1").as_classifier()
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:
         helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
         helper.make_node("Div", ["means", "scale"], ["fast_logits" if slow_steps else "logits"]),
     ]
-    constants = {"axes": np.array([1, 2], np.int64), "scale": np.array(25.5, np.float32)}
+    constants: dict[str, np.ndarray] = {"axes": np.array([1, 2], np.int64), "scale": np.array(25.5, np.float32)}
     if slow_steps:
         constants |= {
             "steps": np.array(slow_steps, np.int64),
@@ -181,7 +182,7 @@ def encode(picture: Image.Image, image_format: str = "PNG", **options: object) -
     return buffer.getvalue()
 
 
-def plain(colour: str | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
+def plain(colour: str | int | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
     """A picture of one colour; size is (width, height)."""
     return Image.new(mode, size, colour)
 
@@ -231,8 +232,8 @@ def serving(repository: Path, *options: object) -> Iterator[Server]:
             if not ready:
                 pytest.fail(f"the server did not start: {Path(log.name).read_text()}")
             metrics = process.stdout.readline()
-            addresses = (f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics))
-            yield Server(process, *addresses, log=Path(log.name))
+            address, metrics_address = (f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics))
+            yield Server(process, address, metrics_address, log=Path(log.name))
         finally:
             process.kill()
             process.communicate()

@@ -328,7 +328,7 @@ def mutate(rng: np.random.Generator, location: str) -> tuple[tuple[str, ...], by
 
 def _measure_distances() -> tuple[dict[str, list[Any]], dict[str, int]]:
     """For each message of ONNX: its fields that lead to a tensor, and the number of fields to the nearest tensor."""
-    fields = {
+    fields: dict[str, list[Any]] = {
         kind.full_name: [field for field in kind.fields if field.message_type is not None]
         for kind in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()
     }

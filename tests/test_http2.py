@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from unittest.mock import patch
 
 import hpack
@@ -138,7 +139,9 @@ def test_the_timeout_header_holds_the_remaining_time(peer: Peer) -> None:
         peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds)
     with patch("http2.time.perf_counter", return_value=now + 0.5):
         peer.allow(2)
-    headers = [dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS]
+    headers: list[dict[Any, Any]] = [
+        dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS
+    ]
     assert [one["grpc-timeout"] for one in headers] == ["1000000u", "999500m"]
     assert {one[":path"] for one in headers} == {PREDICT}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,12 +49,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if (report.when == "call" and not report.skipped) or report.failed:  # skipped tests have no outcome
         rule = (item.function.__doc__ or item.name).strip()
         rules = item.config.stash.setdefault(RULES, {})
-        if not report.passed:
+        if call.excinfo is not None:
             rules[rule] = call.excinfo.exconly().splitlines()[0]
         rules.setdefault(rule, "passed")  # a rule passes if it passes with every model
     return report

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
@@ -327,7 +329,7 @@ def test_bool(target: Target) -> None:
         request = target.request()
         for place, sent in enumerate(request.inputs):
             request.raw_input_contents[place] = bytes(size * math.prod(sent.shape))
-        codes.append(code_of(lambda request=request: target.infer(request)))
+        codes.append(code_of(partial(target.infer, request)))
     assert codes == ["OK", "INVALID_ARGUMENT"]
 
 
@@ -412,7 +414,7 @@ def expect_answer(stub: Stub) -> None:
     wait_until(lambda: code_of(lambda: stub.ModelInfer(make_pixel_request(), timeout=WAIT_S)) == "OK")
 
 
-def make_pixel_request(**fields: object) -> wire.ModelInferRequest:
+def make_pixel_request(**fields: Any) -> wire.ModelInferRequest:
     """A request to the model of the busy server."""
     sent = {"name": "image", "datatype": "UINT8", "shape": [1, 4, 4, 3]}
     return wire.ModelInferRequest(inputs=[sent], raw_input_contents=[bytes(48)], **fields)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
+from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import check_digest, open_artifact, seal
 from evalmode.artifact.tensors import INPUT, LOGITS
@@ -252,7 +255,7 @@ def test_a_truncated_file_is_detected(artifact: bytes) -> None:
 
 @pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
-    optimise = training.export.onnxscript.optimizer.optimize
+    optimise = onnxscript.optimizer.optimize
 
     def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong: onnx.ModelProto = optimise(graph)
@@ -260,14 +263,14 @@ def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: 
         return wrong
 
     with (
-        patch.object(training.export.onnxscript.optimizer, "optimize", build_wrong),
+        patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(GRAPH_MUTATIONS[mutate]),
     ):
         export_run(trained.run, trained.dataset)
 
 
 def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
-    optimise = training.export.onnxscript.optimizer.optimize
+    optimise = onnxscript.optimizer.optimize
 
     def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong: onnx.ModelProto = optimise(graph)
@@ -278,7 +281,7 @@ def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
 
     name = {"compact": "dense", "reference": r"classifier\.5"}[trained.run.config.recipe.network]
     with (
-        patch.object(training.export.onnxscript.optimizer, "optimize", build_wrong),
+        patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
     ):
         export_run(trained.run, trained.dataset)
@@ -303,7 +306,7 @@ def test_a_module_in_train_mode_is_named(trained: Trained, which: str) -> None:
     network = trained.run.config.build_network()
     norm = next(name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d))
 
-    def keep_training(*arguments: object) -> nn.Module:
+    def keep_training(*arguments: Any) -> nn.Module:
         network = load(*arguments)
         name = "" if which == "the network itself" else norm
         module = network.get_submodule(name)
@@ -353,7 +356,7 @@ def test_functional_dropout_is_detected(trained: Trained) -> None:
 def test_a_nan_weight_is_detected(trained: Trained) -> None:
     load = training.export._load_network
 
-    def corrupt(*given: object) -> nn.Module:
+    def corrupt(*given: Any) -> nn.Module:
         network = load(*given)
         with torch.no_grad():
             next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).weight[0, 0] = torch.nan
@@ -374,6 +377,7 @@ def test_permuted_labels_are_detected(trained: Trained) -> None:
 
 def test_permuted_labels_in_a_sealed_file_are_detected(artifact: bytes) -> None:
     graph, manifest = open_artifact(artifact)
+    assert isinstance(manifest, ClassifierManifest)
     swapped = seal(graph, replace(manifest, labels=("red", "blue", "green")))
     with pytest.raises(LabelsMismatch, match="changed or reordered since"):
         load_artifact(swapped)
@@ -383,8 +387,9 @@ def test_permuted_labels_in_a_sealed_file_are_detected(artifact: bytes) -> None:
 def test_images_of_permuted_labels_do_not_certify(trained: Trained) -> None:
     """All labels are wrong, also in the certificate: only the accuracy on the golden images shows it."""
     _, manifest = open_artifact(trained.artifact)
+    assert isinstance(manifest, ClassifierManifest)
     certificate = manifest.certificate
-    assert certificate is not None
+    assert isinstance(certificate, ClassifierCertificate)
     turn = dict(zip(COLOURS, ("green", "blue", "red"), strict=True))
     turned = replace(certificate, targets=tuple(turn[target] for target in certificate.targets))
     with pytest.raises(GoldenMismatch, match="0 of 16 golden images get their label"):
@@ -438,7 +443,7 @@ INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation ->
 
 @pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
-    def build_wrong(*arguments: object) -> onnx.ModelProto:
+    def build_wrong(*arguments: Any) -> onnx.ModelProto:
         wrong = quantize.quantize(*arguments)
         mutate(wrong)
         return wrong
@@ -452,7 +457,7 @@ def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mu
 
 
 def test_an_int8_graph_has_the_same_bits_in_every_batch(trained: Trained) -> None:
-    model = load_artifact(trained.int8)
+    model = load_artifact(trained.int8).as_classifier()
     assert (model.batch_invariant, model.max_batch) == (True, 64)
     graph, manifest = open_artifact(trained.int8)
     assert "QuantizeLinear" in {node.op_type for node in graph.graph.node}

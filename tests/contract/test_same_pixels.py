@@ -107,7 +107,7 @@ def test_answers_are_independent_of_the_other_images_in_a_batch(
     models: Path, dataset: Dataset, picture_server: Server
 ) -> None:
     """Many concurrent callers, so that requests are batched; each answer has the bits of a single run."""
-    model = load_model(models / "pictures/1/model.onnx")
+    model = load_model(models / "pictures/1/model.onnx").as_classifier()
     images = dataset.train.images
     alone = [model.scores(model.classify(image[np.newaxis])[0][0], 3) for image in images]
     order = np.random.default_rng(0).integers(0, len(images), 600)
@@ -118,7 +118,7 @@ def test_answers_are_independent_of_the_other_images_in_a_batch(
 
 
 def test_the_artifact_records_its_labels_and_its_data(models: Path, dataset: Dataset, run: Run) -> None:
-    manifest = load_model(models / "pictures/1/model.onnx").manifest
+    manifest = load_model(models / "pictures/1/model.onnx").as_classifier().manifest
     assert manifest.labels == ("class0", "class1", "class2")
     assert manifest.pixels == dataset.contract
     assert manifest.properties["training"]["data_digest"] == dataset.digest()

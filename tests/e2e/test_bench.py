@@ -82,7 +82,9 @@ def test_figures_without_answers_are_valid_json() -> None:
 def test_a_remote_server_is_not_mistaken_for_a_local_process(repository: Path) -> None:
     with serving(repository) as server:
         port = server.address.rpartition(":")[2]
-        assert find_server(server.address).pid == server.process.pid
+        found = find_server(server.address)
+        assert found is not None
+        assert found.pid == server.process.pid
         for address in (f"198.51.100.7:{port}", f"example.org:{port}", "unix:/nowhere", "localhost"):
             assert find_server(address) is None
 

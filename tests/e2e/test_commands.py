@@ -106,7 +106,7 @@ def test_a_broken_package_is_reported_in_one_line(
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(code)
     artifact = colours / "colours/1/model.onnx"
-    arguments = {
+    arguments: dict[str, list[object]] = {
         "check": [artifact],
         "compare": [artifact, artifact, "--images", tmp_path],
         "certify": [artifact, "--repository", tmp_path, "--name", "x"],
@@ -292,7 +292,16 @@ class TestPredictReads:
         name = os.fsencode(tmp_path) + b"/caf\xe9.png"
         Path(os.fsdecode(name)).write_bytes(encode(plain("blue")))
         for option in ("--json", "--csv", "--top-k=1"):
-            command = [sys.executable, "-m", "evalmode", "predict", name, "--file", str(model), option]
+            command: list[str | bytes] = [
+                sys.executable,
+                "-m",
+                "evalmode",
+                "predict",
+                name,
+                "--file",
+                str(model),
+                option,
+            ]
             for locale in ("C", "C.UTF-8", "POSIX"):
                 done = subprocess.run(command, capture_output=True, env={**os.environ, "LC_ALL": locale})
                 assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -65,7 +66,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
     """A model repository with the three certified networks, and the output of each command."""
     root = tmp_path_factory.mktemp("published")
-    jobs = {
+    jobs: dict[str, tuple[Any, ...]] = {
         "keras": (digits, "--scale", "0,1"),
         "sklearn": (digits, "--scale", "0,1", "--size", "8x8"),
         "torchvision": (colours, "--scale", "0,1", *IMAGENET, "--allow-guessing"),  # its weights are random
@@ -87,7 +88,7 @@ def test_accuracy_is_that_of_the_other_tool(published: Path, name: str) -> None:
 
 def test_the_graph_contains_the_requested_preprocessing(published: Path, colours: Path) -> None:
     """Compared with the preprocessing of ImageNet in numpy, on the original file."""
-    model = load_model(published / "torchvision" / "1" / "model.onnx")
+    model = load_model(published / "torchvision" / "1" / "model.onnx").as_classifier()
     assert model.manifest.certificate is not None
     pixels = model.manifest.certificate.inputs[INPUT]
     normal = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
@@ -97,7 +98,7 @@ def test_the_graph_contains_the_requested_preprocessing(published: Path, colours
 
 
 def test_probabilities_of_another_tool_stay_unchanged(published: Path) -> None:
-    model = load_model(published / "keras" / "1" / "model.onnx")
+    model = load_model(published / "keras" / "1" / "model.onnx").as_classifier()
     assert model.manifest.certificate is not None
     pixels = model.manifest.certificate.inputs[INPUT]
     session = onnxruntime.InferenceSession(FOREIGN / "keras.onnx", providers=["CPUExecutionProvider"])

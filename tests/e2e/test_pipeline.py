@@ -178,7 +178,7 @@ def test_ctrl_c_during_the_events_of_an_epoch_stops_after_them(tmp_path: Path, m
         def add_scalar(self, *args: Any, **kwargs: Any) -> None:
             if not written:
                 signal.raise_signal(signal.SIGINT)
-            super().add_scalar(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super().add_scalar(*args, **kwargs)
             written.append(args[0])
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Interrupted)

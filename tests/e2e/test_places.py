@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_the_matrix_has_every_command() -> None:
     assert {arguments[0] for arguments in (*WRITING.values(), *READING.values())} == COMMANDS.keys()
 
 
-def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[object]:
+def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[Any]:
     """Every command in every place; commands that import torch are marked slow in some of them."""
     cases = []
     for command, place in product(commands, places):
@@ -149,7 +150,8 @@ def test_an_input_that_cannot_be_read_is_one_line(command: str, place: str, tmp_
 
 def _run(arguments: tuple[str, ...], place: str, root: Path, seed: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a new place, and check that it leaves no incomplete file."""
-    folder, free, before = root / "place", root / "free", ()
+    folder, free = root / "place", root / "free"
+    before: tuple[object, ...] = ()
     free.mkdir()
     match place:
         case "full" | "nearly full" | "read-only":

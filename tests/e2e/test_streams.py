@@ -115,7 +115,16 @@ def test_training_continues_if_its_output_is_not_read(tmp_path: Path) -> None:
 
 def test_a_server_continues_if_its_output_is_not_read(place: Path, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/socket"
-    command = [sys.executable, "-m", "evalmode", "serve", "--repository", place / "models", "--host", address]
+    command = [
+        sys.executable,
+        "-m",
+        "evalmode",
+        "serve",
+        "--repository",
+        os.fspath(place / "models"),
+        "--host",
+        address,
+    ]
     with unread() as pipe:
         server = subprocess.Popen([*command, "--no-metrics", "--lame-duck", "0"], stdout=pipe)
     try:
@@ -193,7 +202,7 @@ def test_the_error_of_a_mistyped_command_suggests_the_nearest(typed: str, sugges
 def test_the_command_starts_again_in_utf8_mode_once(package: str, options: tuple[str, ...], tmp_path: Path) -> None:
     """Even if an option keeps Python from the mode: otherwise it would start again forever."""
     label = os.fsdecode("no-such-ü".encode())
-    command = [sys.executable, *options, "-m", package, label, *("--out", tmp_path / "run")]
+    command = [sys.executable, *options, "-m", package, label, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, timeout=30)
     expected = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
     assert (done.returncode, expected in done.stderr.decode()) == (2, True), done.stderr

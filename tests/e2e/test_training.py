@@ -15,6 +15,7 @@ import onnx
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import DIGEST
 from evalmode.runtime.loading import load_model
 from tests.conftest import encode, plain
@@ -111,6 +112,7 @@ def test_golden_images_are_validation_images_or_synthetic(
         done = evalmode("export", run, "--repository", tmp_path, "--name", golden, "--golden", golden)
         assert done.returncode == 0, done.stderr
         certificate = load_model(tmp_path / golden / "1" / "model.onnx").manifest.certificate
+        assert isinstance(certificate, ClassifierCertificate)
         found[golden] = {image.tobytes() for image in certificate.inputs["image"]}
         assert set(certificate.targets) == ({"red", "green", "blue"} if golden == "validation" else {""})
     assert found["validation"] <= candidates

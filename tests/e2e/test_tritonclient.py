@@ -28,13 +28,21 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("tritonclient")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "-r", CLIENTS / "requirements-tritonclient.txt"]
+    install: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-r",
+        CLIENTS / "requirements-tritonclient.txt",
+    ]
     subprocess.run([*install, "googleapis-common-protos>=1.70,<2"], check=True)
     return python
 
 
 def run(python: Path, *arguments: object) -> str:
-    command = [python, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

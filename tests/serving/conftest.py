@@ -16,7 +16,7 @@ import pytest
 import tests.conftest
 from evalmode.artifact.tensors import INPUT, Tensors
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.engine.batching import Batcher
 from serving.engine.decoding import DecodeBudget
 from serving.services.access import Access
@@ -63,7 +63,7 @@ class Caller:
     def __init__(self, remaining_s: float = 3600.0) -> None:
         self.remaining_s = remaining_s
         self.is_cancelled = False
-        self.works: list[Work] = []
+        self.works: list[Any] = []  # works or jobs, with a method ``withdraw``
 
     def time_remaining_s(self) -> float:
         return self.remaining_s
@@ -95,7 +95,7 @@ class Direct:
 
     def begin(self, request: Any, call: Caller | None = None, size_bytes: int = 0) -> Future[Any]:
         """Begin to answer a request; return a future of the reply."""
-        call, future = call or Caller(), Future()
+        call, future = call or Caller(), Future[Any]()
 
         def done(outcome: Any) -> None:
             (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
@@ -127,7 +127,7 @@ class BlockedModel:
         row_s: Expected time per row, in seconds.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ImageClassifier) -> None:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -43,11 +44,11 @@ HOSTILE = {
 
 
 @pytest.fixture(params=["text", "json"])
-def logged(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+def logged(request: pytest.FixtureRequest) -> Callable[..., str]:
     """Log an event and return the output."""
     log = logging.Logger("of this test")
 
-    def write(*arguments: object, **facts: object) -> str:
+    def write(*arguments: Any, **facts: Any) -> str:
         stream = io.StringIO()
         handler = logging.StreamHandler(stream)
         if request.param == "json":
@@ -120,7 +121,8 @@ def test_hostile_requests_produce_bounded_lines_without_secrets(colours: Path, t
             for path in (PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", f"/x/{TOKEN}"):
                 for value in (BEARER + b"\xff", BEARER + b"\x01", BEARER[1:], TOKEN.encode()):
                     data = image if path == PREDICT else b""
-                    attacker.call(encode_call(path, ("authorization", value)), message(data))
+                    header: Any = ("authorization", value)  # bytes that no text encodes
+                    attacker.call(encode_call(path, header), message(data))
 
             def is_over() -> bool:
                 attacker.flush()
@@ -151,12 +153,16 @@ class Unread(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writing, self.read = threading.Event(), threading.Event()
+        self.writing, self.may_write = threading.Event(), threading.Event()
 
     def write(self, text: str) -> int:
         self.writing.set()
-        assert self.read.wait(WAIT_S)
+        assert self.may_write.wait(WAIT_S)
         return super().write(text)
+
+
+def get_handler(log: logging.Logger) -> Any:
+    return log.handlers[0]
 
 
 class TestUnreadStderr:
@@ -164,7 +170,7 @@ class TestUnreadStderr:
     def stream(self) -> Iterator[Unread]:
         stream = Unread()
         yield stream
-        stream.read.set()
+        stream.may_write.set()
 
     @pytest.fixture
     def log(self, stream: Unread) -> logging.Logger:
@@ -175,8 +181,8 @@ class TestUnreadStderr:
         return log
 
     def lines(self, log: logging.Logger, stream: Unread) -> list[str]:
-        stream.read.set()
-        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
+        stream.may_write.set()
+        wait_until(lambda: not get_handler(log)._records.unfinished_tasks)
         return stream.getvalue().splitlines()
 
     def test_does_not_block_logging_and_excess_records_are_counted(self, log: logging.Logger, stream: Unread) -> None:
@@ -196,7 +202,7 @@ class TestUnreadStderr:
     ) -> None:
         for number in range(QUEUED_RECORDS + 2):
             log.info("line %s", number)
-        writer = log.handlers[0]._writer
+        writer = get_handler(log)._writer
         with patch.object(
             writer._records, "empty", return_value=False
         ):  # other threads log as fast as the records are written
@@ -233,10 +239,10 @@ class TestUnreadStderr:
 
     def test_is_written_to_again_after_an_error(self, log: logging.Logger, stream: Unread) -> None:
         assert self.lines(log, stream) == ["INFO first"]
-        stream.read = _Broken()
+        stream.may_write = _Broken()
         log.info("lost")
-        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
-        stream.read = threading.Event()
+        wait_until(lambda: not get_handler(log)._records.unfinished_tasks)
+        stream.may_write = threading.Event()
         log.info("next")
         assert self.lines(log, stream) == ["INFO first", "INFO next"]
 
@@ -289,6 +295,8 @@ def test_a_server_answers_and_ends_although_its_stderr_is_not_read(colours: Path
     block, garbage, outcomes = encode_call(PREDICT), message(b"\xff"), Counter[str]()
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout is not None
+            assert server.stderr is not None
             address = f"127.0.0.1:{server.stdout.readline().split()[-1]}"
             leaks.send(address, lambda one: void(one.call(block, garbage)), 4000, outcomes)
             assert outcomes == {f"status {grpc.StatusCode.INVALID_ARGUMENT.value[0]}": 4000}

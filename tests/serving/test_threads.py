@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from unittest.mock import patch
@@ -45,13 +46,14 @@ def test_calls_run_at_the_same_time() -> None:
 
 
 def test_calls_that_were_queued_before_close_run_in_order() -> None:
-    threads, go_on, done = Threads(1, "last"), threading.Event(), []
-    threads.call(lambda: go_on.wait(WAIT_S))
+    threads, may_continue = Threads(1, "last"), threading.Event()
+    done: list[int] = []
+    threads.call(lambda: may_continue.wait(WAIT_S))
     for number in range(5):
-        threads.call(lambda number=number: done.append(number))
+        threads.call(partial(done.append, number))
     threads.close()
     assert not done
-    go_on.set()
+    may_continue.set()
     wait_until(lambda: not running("last"))
     assert done == [0, 1, 2, 3, 4]
 
@@ -71,11 +73,14 @@ def test_a_thread_that_cannot_be_started_is_an_error_of_one_line() -> None:
         left[0] -= 1
         start(thread)
 
+    def wait_for_end() -> None:
+        end.wait(WAIT_S)
+
     with (
         patch("threading.Thread.start", start_three),
         pytest.raises(ThreadsUnavailable, match=r"^10 scarce threads are needed and 3 could be started") as caught,
     ):
-        start_threads(10, "scarce", lambda: end.wait(WAIT_S))
+        start_threads(10, "scarce", wait_for_end)
     assert "\n" not in str(caught.value)
     assert "can't start new thread" in str(caught.value)
     assert "raise the limit on processes or memory" in str(caught.value)

@@ -7,6 +7,8 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -160,7 +162,8 @@ def test_a_withdrawn_image_does_not_block_the_queue(decoder: Decoder) -> None:
         larger = decoder.send(budget, "larger")
         decoder.send(budget, "medium")
     wait_until_queued(budget, 2)
-    wait_until(lambda: len(budget._large._changed._waiters) == 1)  # the other thread sleeps
+    changed: Any = budget._large._changed
+    wait_until(lambda: len(changed._waiters) == 1)  # the other thread sleeps
     assert budget.withdraw(larger)
     decoder.wait_begun("medium", "medium")
     assert not budget.withdraw(larger)  # once
@@ -213,7 +216,11 @@ def test_work_that_raises_is_logged_and_releases_its_memory_and_thread(
             budget.submit(fail, COSTS["large"])
         decoder.send(budget, "large")
         decoder.wait_begun("large")
-    assert [str(record.exc_info[1]) for record in caplog.records] == ["of the service"] * 3
+    assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["of the service"] * 3
+
+
+def is_freed(kept: weakref.ref[Any]) -> bool:
+    return kept() is None
 
 
 def test_finished_work_is_not_referenced() -> None:
@@ -231,7 +238,7 @@ def test_finished_work_is_not_referenced() -> None:
         try:
             budget.submit(request.read, cost_bytes)
             del request
-            wait_until(lambda kept=kept: kept() is None)
+            wait_until(partial(is_freed, kept))
         finally:
             gc.enable()
 

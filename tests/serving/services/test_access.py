@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -231,8 +232,13 @@ class TestTokens:
         assert NEW_TOKEN not in str(caught.value)
 
     def test_are_all_compared_in_constant_time(self, tmp_path: Path, monkeypatch) -> None:
-        compared = []
-        monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append((one, other)) or one == other)
+        compared: list[tuple[bytes, bytes]] = []
+
+        def compare(one: bytes, other: bytes) -> bool:
+            compared.append((one, other))
+            return one == other
+
+        monkeypatch.setattr("hmac.compare_digest", compare)
         assert self.holds(tmp_path, f"{NEW_TOKEN}\n{PREDICT_TOKEN}\n{CONTROLS_TOKEN}", NEW_TOKEN)
         assert [len(one) == len(other) == 32 for one, other in compared] == [True] * 3
 
@@ -259,7 +265,7 @@ def test_refused_calls_are_counted(token_server: Server) -> None:
 # TLS, by real handshakes
 
 
-def write_pair(folder: Path, authority: trustme.CA, name: str = "localhost", **options: object) -> tuple[Path, Path]:
+def write_pair(folder: Path, authority: trustme.CA, name: str = "localhost", **options: Any) -> tuple[Path, Path]:
     """Write a certificate and its key to files."""
     issued = authority.issue_cert(name, **options)
     certificate, key = folder / "cert.pem", folder / "key.pem"
@@ -391,7 +397,7 @@ class TestTls:
             Certificates(certificate, key, None)
 
     def test_the_health_check_of_the_image_uses_http(self, colours: Path, tls) -> None:
-        command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
+        command = [sys.executable, str(Path(__file__).parents[3] / "docker" / "healthcheck.py")]
         with serving(colours, *tls) as server:
             environment = {"EVALMODE_SERVE_TLS_CERT": str(tls[3]), "EVALMODE_SERVE_METRICS_PORT": server.metrics[10:]}
             assert subprocess.run(command, env={**os.environ, **environment}).returncode == 0

@@ -27,7 +27,7 @@ from evalmode.errors import (
 from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import ImageClassifier, Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, open_inference_pb2
 from serving.engine.decoding import MIB, DecodeBudget
 from serving.services.classifier import Classifier
@@ -92,7 +92,7 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def blocked(model: Model) -> BlockedModel:
+def blocked(model: ImageClassifier) -> BlockedModel:
     return BlockedModel(model)
 
 
@@ -114,7 +114,7 @@ class Pipeline(Direct):
             self.given_back += 1
             give_back(aside)
 
-        batcher.give_back = count
+        batcher.give_back = count  # type: ignore[method-assign]
 
     def refusals(self) -> dict[str, int]:
         """The number of refused requests by reason."""
@@ -171,7 +171,12 @@ class TestWithdrawal:
 
     @pytest.mark.parametrize(("request_", "lane"), [(IMAGE, "small"), (LARGE_IMAGE, "large")], ids=["small", "large"])
     def test_while_waiting_for_a_decode_thread_ends_the_request_at_once(
-        self, model: Model, gate: Gate, withdrawal: Withdrawal, request_: classifier_pb2.PredictRequest, lane: str
+        self,
+        model: ImageClassifier,
+        gate: Gate,
+        withdrawal: Withdrawal,
+        request_: classifier_pb2.PredictRequest,
+        lane: str,
     ) -> None:
         pipeline, caller = Pipeline(model), Caller()
         running = pipeline.begin(request_)
@@ -234,7 +239,7 @@ class TestWithdrawal:
         assert not pipeline.refusals()
 
 
-def test_a_withdrawal_between_reading_and_queueing_is_not_lost(model: Model, gate: Gate) -> None:
+def test_a_withdrawal_between_reading_and_queueing_is_not_lost(model: ImageClassifier, gate: Gate) -> None:
     pipeline, caller = Pipeline(model), Caller()
     running = pipeline.begin(LARGE_IMAGE)
     wait_until(lambda: len(gate.threads) == 1)
@@ -259,7 +264,9 @@ def test_a_withdrawal_between_reading_and_queueing_is_not_lost(model: Model, gat
     pipeline.expect_ended(2)
 
 
-def test_a_second_wait_that_begins_before_the_first_is_recorded_can_be_withdrawn(model: Model, gate: Gate) -> None:
+def test_a_second_wait_that_begins_before_the_first_is_recorded_can_be_withdrawn(
+    model: ImageClassifier, gate: Gate
+) -> None:
     """If the decode thread is faster than the thread that submitted the request."""
     pipeline, caller = Pipeline(model), Caller()
     running = pipeline.begin(LARGE_IMAGE)
@@ -272,7 +279,7 @@ def test_a_second_wait_that_begins_before_the_first_is_recorded_can_be_withdrawn
             wait_until_queued(budget, large=1)
         return turn
 
-    budget.submit = submit_slowly
+    budget.submit = submit_slowly  # type: ignore[method-assign]
     waiting = pipeline.begin(LARGE_IMAGE, caller)
     caller.cancel()
     with pytest.raises(RequestCancelled):
@@ -295,7 +302,7 @@ class TestTimeoutParameter:
         pipeline.expect_ended(2)
         assert pipeline.refusals() == {"DEADLINE_EXPIRED": 1}
 
-    def test_ends_the_wait_for_memory(self, model: Model, gate: Gate) -> None:
+    def test_ends_the_wait_for_memory(self, model: ImageClassifier, gate: Gate) -> None:
         pipeline = Pipeline(model, "open_inference")
         running = pipeline.begin(infer(images=(LARGE,)))
         wait_until(lambda: len(gate.threads) == 1)
@@ -306,7 +313,7 @@ class TestTimeoutParameter:
         assert running.result(WAIT_S)
         pipeline.expect_ended(2)
 
-    def test_that_expires_while_decoding_skips_the_remaining_images(self, model: Model, gate: Gate) -> None:
+    def test_that_expires_while_decoding_skips_the_remaining_images(self, model: ImageClassifier, gate: Gate) -> None:
         pipeline = Pipeline(model, "open_inference")
         decoding = pipeline.begin(infer(timeout_us=50_000, images=(SMALL, SMALL)))
         wait_until(lambda: gate.threads)
@@ -344,7 +351,7 @@ class TestTimeoutParameter:
         assert isinstance(work, Work)
         blocked.release()
 
-    def test_sets_no_further_timer_after_the_request_has_ended(self, model: Model) -> None:
+    def test_sets_no_further_timer_after_the_request_has_ended(self, model: ImageClassifier) -> None:
         pipeline, timers = Pipeline(model, "open_inference"), []
         answered: Future[Any] = Future()
         Work(
@@ -396,9 +403,9 @@ class TestThreads:
         ],
     )
     def test_a_large_message_is_parsed_in_a_decode_thread(
-        self, model: Model, size_bytes: int, request_: Any, threads: str
+        self, model: ImageClassifier, size_bytes: int, request_: Any, threads: str
     ) -> None:
-        pipeline, parsed, answered = Pipeline(model), [], Future()
+        pipeline, parsed, answered = Pipeline(model), [], Future[Any]()
 
         def parse() -> Any:
             is_caller = threading.current_thread() is threading.main_thread()
@@ -415,7 +422,7 @@ class TestThreads:
     @pytest.mark.parametrize("service", ["classifier", "open_inference"])
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
     def test_an_image_is_decoded_in_the_lane_of_its_size(
-        self, model: Model, gate: Gate, image: bytes, lane: str, service: str, size_bytes: int
+        self, model: ImageClassifier, gate: Gate, image: bytes, lane: str, service: str, size_bytes: int
     ) -> None:
         pipeline = Pipeline(model, service)
         gate.open.set()
@@ -428,7 +435,7 @@ class TestThreads:
 class TestEnd:
     """A request gives its place back once and is counted once, whatever its outcome."""
 
-    def test_of_an_answer(self, model: Model) -> None:
+    def test_of_an_answer(self, model: ImageClassifier) -> None:
         pipeline = Pipeline(model)
         for request in (PIXELS, IMAGE, LARGE_IMAGE):
             assert pipeline.ask(request)
@@ -437,8 +444,8 @@ class TestEnd:
         assert pipeline.inference.statistics.answered == 3
 
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
-    def test_of_a_message_that_cannot_be_parsed(self, model: Model, size_bytes: int) -> None:
-        pipeline, ended = Pipeline(model), Future()
+    def test_of_a_message_that_cannot_be_parsed(self, model: ImageClassifier, size_bytes: int) -> None:
+        pipeline, ended = Pipeline(model), Future[Any]()
 
         def parse() -> None:
             raise MessageInvalid("damaged")
@@ -449,7 +456,7 @@ class TestEnd:
         pipeline.expect_ended(1)
         assert pipeline.refusals() == {"MESSAGE_INVALID": 1}
 
-    def test_of_unreadable_or_too_large_images(self, model: Model) -> None:
+    def test_of_unreadable_or_too_large_images(self, model: ImageClassifier) -> None:
         pipeline = Pipeline(model)
         with pytest.raises(ImageUnreadable):
             pipeline.ask(classifier_pb2.PredictRequest(image=b"none"))
@@ -476,7 +483,7 @@ class TestEnd:
         assert blocked.entered.empty()
         assert not gate.threads
 
-    def test_of_a_reply_that_cannot_be_written(self, model: Model) -> None:
+    def test_of_a_reply_that_cannot_be_written(self, model: ImageClassifier) -> None:
         pipeline = Pipeline(model)
         with patch.object(ImageClassifier, "rank", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
             pipeline.ask(PIXELS)
@@ -498,9 +505,9 @@ class TestEnd:
 
 @pytest.mark.parametrize("late", [False, True])  # whether it ends before submit returns
 @pytest.mark.parametrize("request_", [PIXELS, IMAGE, LARGE_IMAGE])
-def test_an_ended_request_is_not_referenced(model: Model, request_: Any, late: bool) -> None:
+def test_an_ended_request_is_not_referenced(model: ImageClassifier, request_: Any, late: bool) -> None:
     """Without the garbage collector, which runs late: swapped models would accumulate until then."""
-    pipeline, passing, answered = Pipeline(model), [replace(model)], Future()
+    pipeline, passing, answered = Pipeline(model), [replace(model)], Future[Any]()
     reference = weakref.ref(passing[0])
     submit = pipeline.inference.budget.submit
 
@@ -511,7 +518,7 @@ def test_an_ended_request_is_not_referenced(model: Model, request_: Any, late: b
         return turn
 
     if late:
-        pipeline.inference.budget.submit = submit_slowly
+        pipeline.inference.budget.submit = submit_slowly  # type: ignore[method-assign]
     gc.disable()
     try:
         with patch.object(pipeline.service, "find", lambda request: passing.pop()):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -359,7 +360,7 @@ class TestRefresh:
 def test_entries_can_be_listed_while_a_version_is_loading(repository: Path, monkeypatch) -> None:
     models, entered, go = Models.open(repository), threading.Event(), threading.Event()
 
-    def load_slowly(path: Path, **options: object) -> object:
+    def load_slowly(path: Path, **options: Any) -> object:
         entered.set()
         assert go.wait(WAIT_S)
         return load_model(path, **options)
@@ -422,7 +423,7 @@ class TestDuringATrial:
     def test_an_unloaded_model_is_not_served_after_its_trial(self, repository: Path, monkeypatch) -> None:
         models, entered, go = Models.open(repository), threading.Event(), threading.Event()
 
-        def load_slowly(path: Path, **options: object) -> object:
+        def load_slowly(path: Path, **options: Any) -> object:
             entered.set()
             assert go.wait(WAIT_S)
             return load_model(path, **options)
@@ -526,7 +527,8 @@ class TestControl:
 
 class TestFollow:
     def test_reports_the_entries_and_their_changes(self, repository: Path) -> None:
-        models, shown = Models.open(repository), []
+        models = Models.open(repository)
+        shown: list[list[Entry]] = []
         models.follow(shown.append)
         assert shown == [[Entry("colours", "1", "READY", "")]]
         models.refresh()

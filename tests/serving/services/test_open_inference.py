@@ -49,7 +49,7 @@ from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from evalmode.runtime.loading import LoadOptions, load_artifact
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import inputs
 from serving.services.inference import Inference
@@ -65,7 +65,7 @@ from tests.serving.conftest import WAIT_S, BlockedModel, Caller, Direct, make_ba
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
 
-def serve(*models: Model, **options: object) -> Direct:
+def serve(*models: Any, **options: Any) -> Direct:
     limits = options.pop("limits", Limits())
     statistics, budget = Statistics(), make_budget()
     batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
@@ -74,7 +74,7 @@ def serve(*models: Model, **options: object) -> Direct:
     return Direct(OpenInference(served, inference, limits, **options), inference)
 
 
-def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
+def ask(pixels: np.ndarray, **fields: Any) -> wire.ModelInferRequest:
     """A request with raw pixels, (N, 4, 4, 3)."""
     inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
     return wire.ModelInferRequest(**{"inputs": inputs, "raw_input_contents": [pixels.tobytes()], **fields})
@@ -152,7 +152,7 @@ def make_dynamic_model(dynamic_sides: int) -> Model:
 
 
 class TestInfer:
-    def test_returns_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: Model) -> None:
+    def test_returns_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: ImageClassifier) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
         reply = serve(model).ask(ask(pixels, id="seven", model_name="colours"))
         probabilities, logits = model.classify(pixels)
@@ -162,7 +162,7 @@ class TestInfer:
         assert read(reply, LOGITS).tobytes() == logits.tobytes()
         assert not any(output.HasField("contents") for output in reply.outputs)
 
-    def test_returns_the_requested_outputs_in_their_order(self, model: Model) -> None:
+    def test_returns_the_requested_outputs_in_their_order(self, model: ImageClassifier) -> None:
         wanted = [{"name": LOGITS}, {"name": PROBABILITIES}]
         reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert [output.name for output in reply.outputs] == [LOGITS, PROBABILITIES]
@@ -170,7 +170,7 @@ class TestInfer:
         assert [output.name for output in reply.outputs] == [LOGITS]
         assert len(reply.raw_output_contents) == 1
 
-    def test_typed_inputs_get_typed_outputs_of_the_same_values(self, model: Model) -> None:
+    def test_typed_inputs_get_typed_outputs_of_the_same_values(self, model: ImageClassifier) -> None:
         pixels = np.stack([RED, BLUE])
         raw = serve(model).ask(ask(pixels))
         request = ask(pixels, raw_input_contents=[])
@@ -182,7 +182,9 @@ class TestInfer:
 
     @pytest.mark.parametrize("shape", [(2,), (2, 1)])
     @pytest.mark.parametrize("raw", [True, False])
-    def test_images_are_decoded_as_predict_decodes_them(self, model: Model, shape: tuple[int, ...], raw: bool) -> None:
+    def test_images_are_decoded_as_predict_decodes_them(
+        self, model: ImageClassifier, shape: tuple[int, ...], raw: bool
+    ) -> None:
         images = [encode(plain("red", (9, 7)), "JPEG"), encode(plain("blue"))]
         inputs = [{"name": "image", "datatype": "BYTES", "shape": shape}]
         request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)] if raw else [])
@@ -190,18 +192,18 @@ class TestInfer:
             request.inputs[0].contents.bytes_contents.extend(images)
         reply = serve(model).ask(request)
         rows = [list(output.contents.fp32_contents) for output in reply.outputs if output.name == PROBABILITIES]
-        probabilities = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
+        probabilities = read(reply, PROBABILITIES) if raw else np.array(rows, np.float32).reshape(2, 3)
         for image, row in zip(images, probabilities, strict=True):
             scores = {score.index: score.probability for score in model.predict(image).scores}
             assert [scores[index] for index in range(3)] == row.tolist()
 
-    def test_damaged_images_are_refused(self, model: Model) -> None:
+    def test_damaged_images_are_refused(self, model: ImageClassifier) -> None:
         inputs = [{"name": "image", "datatype": "BYTES", "shape": (1,)}]
         for one in (one for one in make_damaged(75) if one.is_corrupt()):
             with pytest.raises(ImageUnreadable):
                 serve(model).ask(wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(one.image)]))
 
-    def test_classification_returns_value_index_and_label_of_the_top_k(self, model: Model) -> None:
+    def test_classification_returns_value_index_and_label_of_the_top_k(self, model: ImageClassifier) -> None:
         wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
         reply = serve(model).ask(ask(np.stack([RED, BLUE]), outputs=wanted))
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
@@ -214,12 +216,12 @@ class TestInfer:
         ]
         assert float(scores[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
 
-    def test_classification_returns_at_most_all_labels(self, model: Model) -> None:
+    def test_classification_returns_at_most_all_labels(self, model: ImageClassifier) -> None:
         wanted = [{"name": LOGITS, "parameters": {"classification": {"int64_param": 99}}}]
         reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert list(reply.outputs[0].shape) == [1, 3]
 
-    def test_waiting_requests_run_as_one_batch(self, model: Model) -> None:
+    def test_waiting_requests_run_as_one_batch(self, model: ImageClassifier) -> None:
         blocked = BlockedModel(model)
         service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
@@ -230,7 +232,7 @@ class TestInfer:
         assert len(blocked.next_batch()) == 5
         assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
 
-    def test_a_model_with_max_batch_1_runs_a_batch_one_by_one(self, model: Model) -> None:
+    def test_a_model_with_max_batch_1_runs_a_batch_one_by_one(self, model: ImageClassifier) -> None:
         blocked = BlockedModel(replace(model, max_batch=1))
         blocked.release(3)
         service = serve(blocked)
@@ -241,7 +243,7 @@ class TestInfer:
         assert (statistics.inference_count, statistics.execution_count) == (3, 3)
         assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 3)]
 
-    def test_with_a_full_queue_is_refused_before_it_is_read(self, model: Model) -> None:
+    def test_with_a_full_queue_is_refused_before_it_is_read(self, model: ImageClassifier) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))
         batcher.admit()
         with pytest.raises(QueueFull):
@@ -249,7 +251,7 @@ class TestInfer:
 
 
 class TestParameters:
-    def test_a_timeout_ends_the_wait_and_prevents_the_run(self, model: Model) -> None:
+    def test_a_timeout_ends_the_wait_and_prevents_the_run(self, model: ImageClassifier) -> None:
         blocked = BlockedModel(model)
         service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
@@ -262,17 +264,17 @@ class TestParameters:
         assert running.result(WAIT_S)
         assert blocked.entered.empty()
 
-    def test_a_timeout_longer_than_the_deadline_has_no_effect(self, model: Model) -> None:
+    def test_a_timeout_longer_than_the_deadline_has_no_effect(self, model: ImageClassifier) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
         with pytest.raises(DeadlineExpired):
             serve(model).ask(request, Caller(remaining_s=0))
 
     @pytest.mark.parametrize("timeout_us", [0, 60_000_000])
-    def test_a_request_within_its_timeout_is_answered(self, model: Model, timeout_us: int) -> None:
+    def test_a_request_within_its_timeout_is_answered(self, model: ImageClassifier, timeout_us: int) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"int64_param": timeout_us}})
         assert read(serve(model).ask(request), LOGITS).argmax() == 0
 
-    def test_the_final_response_is_marked_on_request(self, model: Model) -> None:
+    def test_the_final_response_is_marked_on_request(self, model: ImageClassifier) -> None:
         for wanted in (True, False):
             request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
             reply = ask_streamed(serve(model), request).infer_response
@@ -295,7 +297,7 @@ class TestParameters:
     )
     def test_outputs_are_raw_or_typed_as_requested_and_by_default_like_the_inputs(
         self,
-        model: Model,
+        model: ImageClassifier,
         sent_raw: bool,
         of_all: bool | None,
         of_each: tuple[bool | None, ...] | None,
@@ -322,12 +324,12 @@ class TestParameters:
         request = wire.ModelInferRequest(
             inputs=inputs,
             raw_input_contents=[bytes(6), bytes(6)],
-            parameters={"binary_data_output": {"bool_param": False}},
+            parameters={"binary_data_output": wire.InferParameter(bool_param=False)},
         )
         text, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
         assert (text, field) == ("output sum has no typed contents: request raw contents", "parameters")
 
-    def test_the_parameter_binary_data_size_of_the_kserve_sdk_is_accepted(self, model: Model) -> None:
+    def test_the_parameter_binary_data_size_of_the_kserve_sdk_is_accepted(self, model: ImageClassifier) -> None:
         request = ask(RED[np.newaxis])
         request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
         assert serve(model).ask(request)
@@ -360,7 +362,7 @@ class TestTensors:
         model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
         for bad in (np.nan, np.inf, -np.inf):
             inputs = [{"name": name, "datatype": "FP32", "shape": [1, 3]} for name in ("left", "right")]
-            contents = [np.float32([1, bad, 2]).tobytes(), np.float32([1, 1, 1]).tobytes()]
+            contents = [np.array(row, np.float32).tobytes() for row in ([1, bad, 2], [1, 1, 1])]
             request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=contents)
             assert refusal(serve(model), request, NotFinite)[0].startswith("left contains NaN or infinity")
             reply = serve(model, allow_nonfinite=True).ask(request)
@@ -571,7 +573,7 @@ INVALID: dict[str, tuple[type[RequestError], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", INVALID)
-def test_an_invalid_request_is_refused_with_its_field(model: Model, case: str) -> None:
+def test_an_invalid_request_is_refused_with_its_field(model: ImageClassifier, case: str) -> None:
     kind, fields, field = INVALID[case]
     text, refused_field = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
     assert refused_field == field
@@ -587,20 +589,20 @@ def test_a_shape_too_large_for_an_array_is_refused_although_its_contents_match()
         assert refusal(serve(model), request, ShapeMismatch)[1] == "inputs[0].shape"
 
 
-def test_images_beyond_the_shape_are_not_read(model: Model) -> None:
+def test_images_beyond_the_shape_are_not_read(model: ImageClassifier) -> None:
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
     assert refusal(serve(model), request, ContentsMismatch)[0] == "image with shape 1 needs 1 elements, got more"
 
 
-def test_the_field_names_the_unreadable_image_of_several(model: Model) -> None:
+def test_the_field_names_the_unreadable_image_of_several(model: ImageClassifier) -> None:
     images = [encode(plain("red")), encode(plain("blue")), b"none"]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
     assert refusal(serve(model), request, ImageUnreadable)[1] == "inputs[0][2]"
 
 
-def test_no_further_image_is_decoded_after_a_cancellation(model: Model) -> None:
+def test_no_further_image_is_decoded_after_a_cancellation(model: ImageClassifier) -> None:
     caller, decoded, images = Caller(), [], [encode(plain(colour)) for colour in ("red", "green", "blue")]
 
     def decode(header: Header, contract: PixelContract) -> np.ndarray:
@@ -615,13 +617,13 @@ def test_no_further_image_is_decoded_after_a_cancellation(model: Model) -> None:
     assert decoded == images[:1]
 
 
-def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None:
+def test_raw_and_typed_contents_in_one_request_are_refused(model: ImageClassifier) -> None:
     request = ask(RED[np.newaxis])
     request.inputs[0].contents.uint_contents.extend([0] * 48)
     assert refusal(serve(model), request, ContentsMixed)[1] == "inputs[0].contents"
 
 
-def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
+def test_typed_contents_of_another_type_are_refused(model: ImageClassifier) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
     text, _ = refusal(serve(model), request, ContentsMixed)
@@ -637,7 +639,7 @@ def test_half_precision_has_no_typed_contents() -> None:
     assert refusal(serve(model), request, ContentsMixed)[0] == "FP16 has no typed contents: send raw contents"
 
 
-def test_a_batch_over_the_limit_is_refused_with_both_sizes(model: Model) -> None:
+def test_a_batch_over_the_limit_is_refused_with_both_sizes(model: ImageClassifier) -> None:
     service = serve(model, limits=Limits(max_batch=2))
     with pytest.raises(BatchTooLarge) as caught:
         service.ask(ask(np.stack([RED] * 3)))
@@ -648,13 +650,13 @@ def test_a_batch_over_the_limit_is_refused_with_both_sizes(model: Model) -> None
 # Metadata
 
 
-def test_server_metadata_has_name_version_and_extensions(model: Model) -> None:
+def test_server_metadata_has_name_version_and_extensions(model: ImageClassifier) -> None:
     metadata = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
     assert (metadata.name, metadata.version) == ("evalmode", __version__)
     assert {"classification", "model_configuration", "model_repository", "statistics"} == set(metadata.extensions)
 
 
-def test_model_metadata_has_tensors_and_properties(model: Model) -> None:
+def test_model_metadata_has_tensors_and_properties(model: ImageClassifier) -> None:
     metadata = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
     assert (metadata.name, list(metadata.versions), metadata.platform) == ("colours", ["1"], "onnx_onnxv1")
     tensors = {one.name: (one.datatype, list(one.shape)) for one in (*metadata.inputs, *metadata.outputs)}
@@ -666,7 +668,7 @@ def test_model_metadata_has_tensors_and_properties(model: Model) -> None:
     assert (facts["batch_invariant"], facts["provider"], facts["network"]) == (True, "CPU", "colours")
 
 
-def test_golden_images_are_not_in_the_metadata(model: Model) -> None:
+def test_golden_images_are_not_in_the_metadata(model: ImageClassifier) -> None:
     assert model.manifest.certificate is not None
     service = serve(model)
     sent = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
@@ -675,7 +677,7 @@ def test_golden_images_are_not_in_the_metadata(model: Model) -> None:
     assert len(sent) < 3_000 < len(packed)
 
 
-def test_model_config_has_batch_size_tensors_and_labels(model: Model) -> None:
+def test_model_config_has_batch_size_tensors_and_labels(model: ImageClassifier) -> None:
     config = (
         serve(model, limits=Limits(max_batch=32))
         .service.model_config(wire.ModelConfigRequest(name="colours"), Caller())
@@ -696,7 +698,7 @@ def test_model_config_has_batch_size_tensors_and_labels(model: Model) -> None:
     assert json.loads(config.parameters["labels"].string_value) == list(COLOURS)
 
 
-def test_only_served_models_are_ready(model: Model) -> None:
+def test_only_served_models_are_ready(model: ImageClassifier) -> None:
     service = serve(model)
     wanted = {("colours", ""): True, ("colours", "1"): True, ("colours", "2"): False, ("other", ""): False}
     for (name, version), ready in wanted.items():
@@ -705,7 +707,7 @@ def test_only_served_models_are_ready(model: Model) -> None:
 
 
 @pytest.mark.parametrize("call", ["model_metadata", "model_config", "model_statistics"])
-def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> None:
+def test_a_model_that_is_not_served_is_not_found(model: ImageClassifier, call: str) -> None:
     service = serve(model)
     request = {"model_metadata": wire.ModelMetadataRequest, "model_config": wire.ModelConfigRequest}.get(
         call, wire.ModelStatisticsRequest
@@ -718,7 +720,7 @@ def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> Non
         service.ask(ask(RED[np.newaxis], model_version="2"))
 
 
-def test_with_several_models_a_request_must_name_one(model: Model) -> None:
+def test_with_several_models_a_request_must_name_one(model: ImageClassifier) -> None:
     with pytest.raises(ModelUnspecified):
         serve(model, replace(model, name="other")).ask(ask(RED[np.newaxis]))
 
@@ -731,7 +733,9 @@ def test_with_several_models_a_request_must_name_one(model: Model) -> None:
         ("model_config", wire.ModelConfigRequest(), "name"),
     ],
 )
-def test_a_missing_model_name_is_refused_with_its_field(model: Model, call: str, request_: object, field: str) -> None:
+def test_a_missing_model_name_is_refused_with_its_field(
+    model: ImageClassifier, call: str, request_: object, field: str
+) -> None:
     with pytest.raises(ModelUnspecified) as caught:
         getattr(serve(model, replace(model, name="other")).service, call)(
             request_, *([] if call == "find" else [Caller()])
@@ -749,7 +753,7 @@ def test_a_missing_model_name_is_refused_with_its_field(model: Model, call: str,
         "LogSettings",
     ],
 )
-def test_unsupported_methods_are_refused_with_not_served(model: Model, name: str) -> None:
+def test_unsupported_methods_are_refused_with_not_served(model: ImageClassifier, name: str) -> None:
     with pytest.raises(NotServed, match="shared memory, tracing or log settings"):
         serve(model).service.handlers[name](None, Caller())
 
@@ -757,7 +761,7 @@ def test_unsupported_methods_are_refused_with_not_served(model: Model, name: str
 # Statistics
 
 
-def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
+def test_statistics_count_answers_runs_and_refusals(model: ImageClassifier) -> None:
     service = serve(model)
     for count in (1, 3, 3):
         service.ask(ask(np.stack([RED] * count)))
@@ -779,7 +783,7 @@ def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
     assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 1), (3, 2)]
 
 
-def test_an_error_on_a_stream_has_reason_and_message(model: Model) -> None:
+def test_an_error_on_a_stream_has_reason_and_message(model: ImageClassifier) -> None:
     service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
     reply = ask_streamed(service, request)
     assert reply.error_message.startswith("Request for unknown model: 'nobody'")
@@ -792,7 +796,7 @@ def test_an_error_on_a_stream_has_reason_and_message(model: Model) -> None:
     assert reply.error_message == f"internal error {error_id}: the server's log has the cause under this id"
 
 
-def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+def test_a_fault_of_the_server_counts_as_a_failure(model: ImageClassifier) -> None:
     service = serve(model)
     with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         service.ask(ask(RED[np.newaxis]))
@@ -800,7 +804,7 @@ def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     assert statistics.inference_stats.fail.count == 1
 
 
-def test_after_announce_shutdown_nothing_is_ready_and_requests_are_answered(model: Model) -> None:
+def test_after_announce_shutdown_nothing_is_ready_and_requests_are_answered(model: ImageClassifier) -> None:
     service = serve(model)
     service.service.announce_shutdown()
     assert not service.service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
@@ -902,12 +906,14 @@ def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, nam
 
 
 def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
-    request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
+    request = wire.RepositoryModelLoadRequest(
+        model_name="colours", parameters={"config": wire.ModelRepositoryParameter(string_param="{}")}
+    )
     with pytest.raises(ParameterInvalid, match="parameters config are not supported; supported: unload_dependents"):
         controlled(repository).service.load(request, Caller())
 
 
-def test_without_control_nothing_is_loaded_or_unloaded(model: Model) -> None:
+def test_without_control_nothing_is_loaded_or_unloaded(model: ImageClassifier) -> None:
     service = serve(model)
     for name in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with pytest.raises(ControlDisabled, match="--enable-control"):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalmode.errors import RequestError, TokensInvalid
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services.access import Tokens
 from tests.conftest import encode, plain
@@ -27,7 +27,7 @@ QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
 
 
 @pytest.fixture
-def service(model: Model) -> Direct:
+def service(model: ImageClassifier) -> Direct:
     return serve(model)
 
 

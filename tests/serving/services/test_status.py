@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from evalmode.errors import ImageError, RequestError, UsageError
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
 
 
-def concrete(error: type[Exception]) -> Iterator[type[Exception]]:
+def concrete(error: type[Any]) -> Iterator[type[Any]]:
     """The leaves of an exception tree, which are the errors that are raised."""
     children = error.__subclasses__()
     if not children:
@@ -99,8 +100,8 @@ def _names(tree: ast.Module) -> Iterator[str]:
                 yield node.id
             case ast.Attribute():
                 yield node.attr
-            case ast.Constant(value=str()):
-                yield node.value
+            case ast.Constant(value=str() as text):
+                yield text
 
 
 def test_facts_are_converted_to_strings() -> None:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from evalmode.errors import MessageLate, ServerLeaving, StreamsFull
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING, Calls, OpenCall
 from tests.serving.conftest import classify_by, listen, wait_until
 
@@ -43,7 +43,7 @@ class Scene:
         opened: list[OpenCall] = []
 
         async def handle() -> None:
-            opened.append(self.calls.open(Context(connection, remaining_s), self._loop, PATH))  # type: ignore[arg-type]
+            opened.append(self.calls.open(Context(connection, remaining_s), self._loop, PATH))
             await asyncio.Event().wait()
 
         task = self._loop.create_task(handle())
@@ -183,7 +183,7 @@ def test_connections_that_wait_for_a_message_are_listed(scene: Scene) -> None:
 
 
 def test_a_server_continues_to_check_calls_after_a_check_that_failed(
-    model: Model, caplog: pytest.LogCaptureFixture
+    model: ImageClassifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     checks: list[None] = []
 

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -81,7 +82,7 @@ def port() -> Iterator[Port]:
         yield Port(stack)
 
 
-def make(port: Port, limit: int = LIMIT, **options: object) -> Connections:
+def make(port: Port, limit: int = LIMIT, **options: Any) -> Connections:
     made = Connections(port.number, limit, MAX_BYTES, **options)
     made.sweep()
     return made
@@ -343,7 +344,8 @@ def test_connections_have_the_names_that_grpc_uses(peer: tuple, name: str) -> No
         def getpeername(self) -> tuple:
             return peer
 
-    assert name_peer(Connected()) == name
+    connected: Any = Connected()
+    assert name_peer(connected) == name
 
 
 def test_connections_are_checked_repeatedly(port: Port) -> None:

@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, FrameType
 from typing import Any
@@ -30,7 +31,7 @@ from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode
 import tests.conftest
 from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import open_inference_pb2 as inference
 from serving.services.access import Access, Tokens
@@ -62,7 +63,7 @@ PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes(48), height=4, width=
 
 
 @pytest.fixture
-def local(model: Model) -> Iterator[LocalServer]:
+def local(model: ImageClassifier) -> Iterator[LocalServer]:
     with LocalServer(BlockedModel(model)) as running:
         yield running
 
@@ -76,7 +77,7 @@ def check_often(local: LocalServer) -> None:
 
 
 class TestHealthIsAnswered:
-    def test_while_the_lock_of_the_statistics_is_held(self, model: Model) -> None:
+    def test_while_the_lock_of_the_statistics_is_held(self, model: ImageClassifier) -> None:
         with LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local:
             watch = watch_health(local.channel, "new")
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -96,7 +97,7 @@ class TestHealthIsAnswered:
             assert statistics.result()
             watch.cancel()
 
-    def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: Model, tmp_path: Path) -> None:
+    def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: ImageClassifier, tmp_path: Path) -> None:
         tokens = tmp_path / "tokens"
         tokens.write_text(TOKEN)
         access = Access(Tokens(tokens), None)
@@ -150,7 +151,7 @@ class TestHealthIsAnswered:
             go_on.set()
             assert {call.result().scores[0].label for call in calls} == {"red"}
 
-    def test_while_slots_run_and_the_queue_is_full(self, model: Model) -> None:
+    def test_while_slots_run_and_the_queue_is_full(self, model: ImageClassifier) -> None:
         with LocalServer(BlockedModel(model), limits=Limits(max_queue=2)) as local:
             calls = [local.occupy(), local.enqueue(), local.enqueue()]
             check_often(local)
@@ -172,7 +173,7 @@ class TestHealthIsAnswered:
         assert {call.code().name for call in calls} == {"INVALID_ARGUMENT"}
 
     @pytest.mark.native_lacks("message timeout")
-    def test_while_connections_are_closed(self, model: Model) -> None:
+    def test_while_connections_are_closed(self, model: ImageClassifier) -> None:
         closing: list[str] = []
         go_on, close = threading.Event(), Connections.close
 
@@ -231,7 +232,7 @@ class TestHealthIsAnswered:
         wait_until(lambda: not fallback(local.server)._health._wakes)
 
 
-def test_a_watch_over_the_limit_is_refused_and_the_others_continue(model: Model) -> None:
+def test_a_watch_over_the_limit_is_refused_and_the_others_continue(model: ImageClassifier) -> None:
     with LocalServer(BlockedModel(model), limits=Limits(max_watches=3)) as local:
         watches = [watch_health(local.channel, "new") for _ in range(3)]
         assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVICE_UNKNOWN}
@@ -360,7 +361,7 @@ class TestLoop:
 
         def post(poster: int) -> None:
             for number in range(2000):
-                loop.post(lambda number=number: note(poster, number))
+                loop.post(partial(note, poster, number))
 
         for future in [spawn(post, poster) for poster in range(4)]:
             future.result(WAIT_S)
@@ -452,7 +453,7 @@ class LoopProfile:
 
 
 @contextmanager
-def watched_loop(model: Model, tokens: Path, limits: Limits) -> Iterator[tuple[LoopProfile, LocalServer]]:
+def watched_loop(model: ImageClassifier, tokens: Path, limits: Limits) -> Iterator[tuple[LoopProfile, LocalServer]]:
     """A server that requires tokens, and the profile of its event loop."""
     tokens.write_text(TOKEN)
     profile = LoopProfile()
@@ -535,7 +536,7 @@ def shut_down(local: LocalServer) -> None:
     local.drain(0)
 
 
-def test_the_loop_neither_reads_files_nor_logs_nor_waits(model: Model, tmp_path: Path) -> None:
+def test_the_loop_neither_reads_files_nor_logs_nor_waits(model: ImageClassifier, tmp_path: Path) -> None:
     with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (profile, local):
         make_single_calls(local)
         open_watches(local)
@@ -567,7 +568,9 @@ def test_the_loop_neither_reads_files_nor_logs_nor_waits(model: Model, tmp_path:
     ],
     ids=["stat", "read", "sleep", "log", "wait", "future"],
 )
-def test_forbidden_operations_are_detected(model: Model, tmp_path: Path, forbidden: Callable[[Path], object]) -> None:
+def test_forbidden_operations_are_detected(
+    model: ImageClassifier, tmp_path: Path, forbidden: Callable[[Path], object]
+) -> None:
     """Shows that the test above can fail."""
     check = Access.check
 

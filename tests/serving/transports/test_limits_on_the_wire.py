@@ -187,7 +187,12 @@ def test_max_connections(colours: Path) -> None:
         for one in connections:
             check_health(one)
         silent, busy = connections
-        wait_until(lambda: check_health(busy) or read_idle_ms(silent.socket) - read_idle_ms(busy.socket) > 100)
+
+        def is_idle_longer() -> bool:
+            check_health(busy)
+            return read_idle_ms(silent.socket) - read_idle_ms(busy.socket) > 100
+
+        wait_until(is_idle_longer)
         with Connection(server.address) as new:
             check_health(new)
             wait_until(lambda: silent.receive() or not silent.alive)

@@ -7,11 +7,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.transports.health import Health, Response
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
@@ -36,7 +37,8 @@ def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
     """Request /livez; return the status and the body."""
 
     def get(liveness: Liveness, ready: bool) -> tuple[int, str]:
-        server = MetricsServer(NoMetrics(), lambda: ready, liveness, "127.0.0.1", 0)
+        metrics: Any = NoMetrics()
+        server = MetricsServer(metrics, lambda: ready, liveness, "127.0.0.1", 0)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/livez", timeout=WAIT_S) as reply:
                 return reply.status, reply.read().decode()
@@ -64,7 +66,7 @@ def test_a_server_that_accepts_connections_without_answering_is_not_alive(ask) -
     assert text.startswith("no health check was answered for ")
 
 
-def test_a_server_is_not_alive_while_its_event_loop_hangs(model: Model, ask) -> None:
+def test_a_server_is_not_alive_while_its_event_loop_hangs(model: ImageClassifier, ask) -> None:
     go_on = threading.Event()
     check = Health.check
 
@@ -88,7 +90,7 @@ def test_a_server_is_not_alive_while_its_event_loop_hangs(model: Model, ask) -> 
         server.drain(0)
 
 
-def test_a_server_that_is_not_ready_or_drains_is_alive(model: Model, ask) -> None:
+def test_a_server_that_is_not_ready_or_drains_is_alive(model: ImageClassifier, ask) -> None:
     server = listen(classify_by(model))
     try:
         server.announce_shutdown()

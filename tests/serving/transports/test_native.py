@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -14,7 +15,7 @@ import pytest
 
 from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as infer
@@ -32,7 +33,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listen(blocked: BlockedModel, slots: int, limits: Limits) -> native.NativeServer:
+def listen(blocked: BlockedModel, slots: int, limits: Limits) -> Any:
     """Start a server in this process on a free port."""
     direct = classify_by(blocked, batcher=make_batcher(slots, limits), limits=limits)
     server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
@@ -40,7 +41,7 @@ def listen(blocked: BlockedModel, slots: int, limits: Limits) -> native.NativeSe
     return server
 
 
-def test_waiting_requests_run_as_batches(model: Model) -> None:
+def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=3))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -58,7 +59,7 @@ def test_waiting_requests_run_as_batches(model: Model) -> None:
     assert batches == [1, 3, 2]
 
 
-def test_slots_share_waiting_requests_that_take_long(model: Model) -> None:
+def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     blocked.row_s = 0.008
     server = listen(blocked, 2, Limits())
@@ -72,7 +73,7 @@ def test_slots_share_waiting_requests_that_take_long(model: Model) -> None:
     assert [len(blocked.next_batch()) for _ in range(8)] == [1] * 8
 
 
-def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: Model) -> None:
+def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -91,10 +92,12 @@ def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: Model
     server.drain(0)
 
 
-def test_a_timeout_of_a_request_counts_from_its_arrival(model: Model) -> None:
+def test_a_timeout_of_a_request_counts_from_its_arrival(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
-    asked = infer.ModelInferRequest(model_name="colours", parameters={"timeout": {"int64_param": 50_000}})
+    asked = infer.ModelInferRequest(
+        model_name="colours", parameters={"timeout": infer.InferParameter(int64_param=50_000)}
+    )
     asked.inputs.add(name="image", datatype="UINT8", shape=(1, 4, 4, 3))
     asked.raw_input_contents.append(bytes(48))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -108,7 +111,7 @@ def test_a_timeout_of_a_request_counts_from_its_arrival(model: Model) -> None:
     server.drain(0)
 
 
-def test_calls_that_end_while_they_wait_are_counted(model: Model) -> None:
+def test_calls_that_end_while_they_wait_are_counted(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -126,7 +129,7 @@ def test_calls_that_end_while_they_wait_are_counted(model: Model) -> None:
     server.drain(0)
 
 
-def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None:
+def test_a_large_image_waits_for_memory_until_its_deadline(model: ImageClassifier) -> None:
     blocked, limits = BlockedModel(model), Limits()
     blocked.release(10)
     server, busy, begun = listen(blocked, 1, limits), threading.Event(), threading.Semaphore(0)
@@ -151,7 +154,7 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None
     server.drain(0)
 
 
-def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: Model) -> None:
+def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     blocked.release(10)
     server = listen(blocked, 1, Limits())
@@ -166,7 +169,7 @@ def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: Model
     assert server.drain(0) == 0
 
 
-def test_the_temporary_folder_is_removed_at_the_end(model: Model) -> None:
+def test_the_temporary_folder_is_removed_at_the_end(model: ImageClassifier) -> None:
     before = set(Path(tempfile.gettempdir()).glob("evalmode-*"))
     server = listen(BlockedModel(model), 1, Limits())
     [folder] = set(Path(tempfile.gettempdir()).glob("evalmode-*")) - before
@@ -183,6 +186,7 @@ def test_beyond_loopback_it_needs_allow_unbounded_messages(repository: Path) -> 
     allowed = [*command, "--host", "0.0.0.0", "--allow-unbounded-messages", "--port", "0", "--no-metrics"]
     with subprocess.Popen([*allowed, "--lame-duck", "0"], stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline().startswith("serving")
         finally:
             process.terminate()

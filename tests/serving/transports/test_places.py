@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from evalmode.errors import RequestError, StreamsFull
@@ -23,10 +25,10 @@ def make(limit: int) -> Places:
     return Places(limit, lambda: StreamsFull("full"))
 
 
-def enter(places: Places, connections: str) -> list[Stream]:
-    streams = [Stream(connection) for connection in connections]
+def enter(places: Places, connections: str) -> list[Any]:
+    streams: list[Any] = [Stream(connection) for connection in connections]
     for stream in streams:
-        places.enter(stream)  # type: ignore[arg-type]
+        places.enter(stream)
     return streams
 
 
@@ -56,7 +58,7 @@ def test_a_place_is_free_again_once_its_call_has_ended() -> None:
     for _ in range(3):
         [stream] = enter(places, "a")
         assert places.taken == 1
-        places.leave(stream)  # type: ignore[arg-type]
+        places.leave(stream)
         assert (places.taken, places.list_calls()) == (0, [])
     assert not places._held  # connections without calls are forgotten
 
@@ -66,7 +68,7 @@ def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
     first, second = enter(places, "aa")
     [held] = enter(places, "b")
     for stream in (first, second, second):
-        places.leave(stream)  # type: ignore[arg-type]
+        places.leave(stream)
     assert places.list_calls() == [held]
     assert places.taken == 1
     enter(places, "c")
@@ -76,8 +78,8 @@ def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
 def test_a_refused_call_gives_no_place_back() -> None:
     places = make(1)
     enter(places, "a")
-    refused = Stream("b")
+    refused: Any = Stream("b")
     with pytest.raises(StreamsFull):
-        places.enter(refused)  # type: ignore[arg-type]
-    places.leave(refused)  # type: ignore[arg-type]
+        places.enter(refused)
+    places.leave(refused)
     assert places.taken == 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -18,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import tests.conftest
 from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
@@ -44,14 +45,14 @@ RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 class LocalServer:
     """A server in this process on a real socket, whose model runs block until they are released."""
 
-    model: Model
+    model: ImageClassifier
     limits: Limits = field(default_factory=Limits)
 
     def __enter__(self) -> LocalServer:
         self.blocked = BlockedModel(self.model)
         self.batcher = make_batcher(1, self.limits)
-        self.server = listen(classify_by(self.blocked, batcher=self.batcher, limits=self.limits), self.limits)
-        self.grpcio = getattr(self.server, "_others", self.server)
+        self.server: Any = listen(classify_by(self.blocked, batcher=self.batcher, limits=self.limits), self.limits)
+        self.grpcio: Any = getattr(self.server, "_others", self.server)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub = wire_grpc.GRPCInferenceServiceStub(self.channel)
         self._drained = False
@@ -154,7 +155,7 @@ def blocked_decoder() -> Iterator[tuple[threading.Event, threading.Event]]:
     """Block the decoder: yields the events of its begin and of its release."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def decode(*arguments: object) -> np.ndarray:
+    def decode(*arguments: Any) -> np.ndarray:
         begun.set()
         assert go_on.wait(WAIT_S)
         return decode_by_header(*arguments)
@@ -164,7 +165,7 @@ def blocked_decoder() -> Iterator[tuple[threading.Event, threading.Event]]:
 
 
 @pytest.fixture
-def local(model: Model) -> Iterator[LocalServer]:
+def local(model: ImageClassifier) -> Iterator[LocalServer]:
     with LocalServer(model) as running:
         yield running
 
@@ -334,7 +335,7 @@ class TestHealth:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
-    def test_is_answered_with_full_slots_and_queue(self, model: Model) -> None:
+    def test_is_answered_with_full_slots_and_queue(self, model: ImageClassifier) -> None:
         with LocalServer(model, Limits(max_queue=2)) as local:
             sent_request = [send_request(local, False, make_pixel_request()) for _ in range(3)]
             wait_until(lambda: local.counts()[2] == 3)
@@ -342,7 +343,7 @@ class TestHealth:
             local.blocked.release(3)
             assert [one.outcome() for one in sent_request] == ["colours"] * 3
 
-    def test_is_answered_with_many_incomplete_calls(self, model: Model) -> None:
+    def test_is_answered_with_many_incomplete_calls(self, model: ImageClassifier) -> None:
         with LocalServer(model, Limits(max_queue=0, max_streams=1)) as local:
             send = threading.Event()
 
@@ -361,7 +362,7 @@ class TestHealth:
 
 
 class TestStreams:
-    def test_of_every_kind_do_not_block_requests(self, model: Model) -> None:
+    def test_of_every_kind_do_not_block_requests(self, model: ImageClassifier) -> None:
         with LocalServer(model, Limits(max_queue=0, max_streams=48)) as local:
             local.blocked.release(1000)
             idle = threading.Event()

@@ -7,7 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import drains  # from benchmarks, like leaks, attackers, http2 and worst_images
 import grpc
@@ -56,7 +58,12 @@ def test_other_clients_are_answered_while_64_clients_open_and_cancel_watches(
     attacked: Server, kind: str, count: int
 ) -> None:
     with Attacking(kind, attacked.address, limit=count) as attack:
-        wait_until(lambda: expect_answers(attacked.address) or attack.is_over)
+
+        def is_over() -> bool:
+            expect_answers(attacked.address)
+            return bool(attack.is_over)
+
+        wait_until(is_over)
     assert attack.counts["watches"] >= count
     expect_answers(attacked.address)
 
@@ -80,7 +87,7 @@ def unfinished(address: str, path: str, connections: int, calls: int, part: byte
         for one in opened:
             for _ in range(calls):
                 one.call(encode_call(path), part, end=False)
-            wait_until(lambda one=one: is_received(one))
+            wait_until(partial(is_received, one))
         yield opened
     finally:
         for one in opened:
@@ -167,7 +174,8 @@ def test_a_drain_under_load_loses_no_request(colours: Path, monkeypatch: pytest.
         monkeypatch.setattr(drains, name, number)
     for _ in range(3):
         with serving(colours, "--lame-duck", 0) as server:
-            codes, stopped = asyncio.run(drains.load_and_stop(server, 0.3))
+            running: Any = server  # has the attributes that the benchmark uses
+            codes, stopped = asyncio.run(drains.load_and_stop(running, 0.3))
             logged = server.logged()
         assert codes["OK"] > 100
         assert {code.removesuffix(drains.STREAM) for code in codes} == {"OK", "UNAVAILABLE"}, codes
@@ -213,8 +221,10 @@ def ask_health(channel: grpc.Channel) -> None:
     assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S).status == 1
 
 
-HOSTILE = ("black PNG", "palette PNG with alpha", "giant WebP", "WebP of many frames")
-HOSTILE += ("JPEG of empty scans", "JPEG of as many scans as are allowed", "BMP of line ends", "JPEG cut in half")
+HOSTILE = (
+    *("black PNG", "palette PNG with alpha", "giant WebP", "WebP of many frames"),
+    *("JPEG of empty scans", "JPEG of as many scans as are allowed", "BMP of line ends", "JPEG cut in half"),
+)
 
 
 def test_hostile_images_do_not_block_other_clients(colours: Path) -> None:
