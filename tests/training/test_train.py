@@ -372,9 +372,7 @@ def test_validation_chooses_the_weights_that_are_kept(
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(start_run: StartRun, few: Split, digits: Dataset) -> None:
-    misled = Split(
-        digits.val.images, (digits.val.targets + 1) % 10
-    )  # the more the network learns, the worse it validates
+    misled = Split(digits.val.images, (digits.val.targets + 1) % 10)  # learning more lowers this accuracy
     run, network = start_run(epochs=5, learning_rate=2e-3)
     epochs: list[tuple[Epoch, State]] = []
     best = train(run, network, few, misled, Callbacks(on_epoch=lambda epoch: epochs.append((epoch, state_of(network)))))
