@@ -30,7 +30,7 @@ from evalmode.prediction import Prediction, Score
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, Server, encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, listen, spawn
+from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, listen, spawn
 
 HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 
@@ -199,14 +199,14 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
 
 
 def test_a_retry_is_what_the_server_invites(model: Model) -> None:
-    limits, held = Limits(max_queue=0), Held(model)
-    server = listen(classify_by(held, limits=limits), limits)
+    limits, blocked = Limits(max_queue=0), BlockedModel(model)
+    server = listen(classify_by(blocked, limits=limits), limits)
     with Client(f"127.0.0.1:{server.port}") as client:
         running = spawn(client.predict, encode(plain("red")))
-        held.next_batch()
+        blocked.next_batch()
         with pytest.raises(CallFailed) as caught:
             client.predict(encode(plain("red")))
-        held.let_go(2)
+        blocked.release(2)
         assert running.result(WAIT_S).label == "red"
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
