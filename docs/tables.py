@@ -62,11 +62,11 @@ def renew(document: str, text: str) -> str:
         ValueError: The document does not have exactly one place for a table.
     """
     for name in (name for owner, name in TABLES if owner == document):
-        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)", re.DOTALL)
-        table = TABLES[document, name]()
-        text, count = place.subn(lambda match, table=table: match[1] + table + match[2], text)
-        if count != 1:
-            raise ValueError(f"{document} has {count} places for the table {name!r}, expected 1")
+        places = re.findall(rf"<!-- table: {name} -->\n.*?<!-- end of table -->", text, re.DOTALL)
+        if len(places) != 1:
+            raise ValueError(f"{document} has {len(places)} places for the table {name!r}, expected 1")
+        table = f"<!-- table: {name} -->\n{TABLES[document, name]()}<!-- end of table -->"
+        text = text.replace(places[0], table)
     return text
 
 
@@ -145,7 +145,9 @@ def describe_default(option: Option) -> str:
     """Describe the default of an option."""
     if option.is_required:
         return "required"
-    return {bool: "off", tuple: ""}.get(option.kind, "" if option.default is None else str(option.default))
+    if option.kind is bool:
+        return "off"
+    return "" if option.kind is tuple or option.default is None else str(option.default)
 
 
 def describe_values(option: Option) -> str:
@@ -303,8 +305,8 @@ def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     Returns:
         The lines of the table, each with a newline.
     """
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
+    names = list(head)
+    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 

@@ -80,6 +80,10 @@ from __future__ import annotations
 class EvalmodeError(Exception):
     """Base class of all errors that evalmode raises on purpose.
 
+    Args:
+        message: What is wrong, with the value and the limit, and what to do.
+        facts: The values in the message by name.
+
     Attributes:
         facts: The values in the message by name, for programs (``size_bytes``, ``limit_bytes``).
         exit_code: The exit code of a command that fails with this error.
@@ -88,12 +92,6 @@ class EvalmodeError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, **facts: object) -> None:
-        """Create the error.
-
-        Args:
-            message: What is wrong, with the value and the limit, and what to do.
-            facts: The values in the message by name.
-        """
         super().__init__(message)
         self.facts = {name: str(value) for name, value in facts.items()}
 
@@ -203,18 +201,16 @@ class NotWorthIt(ProofFailed):
 class RequestError(EvalmodeError):
     """A request was refused.
 
+    Args:
+        message: What is wrong, with the value and the limit, and what to do.
+        field: The field of the request that is wrong, by its name in the protocol; "" if it is not a single field.
+        facts: The values in the message by name.
+
     Attributes:
         field: The field of the request that is wrong, by its name in the protocol; "" if it is not a single field.
     """
 
     def __init__(self, message: str, *, field: str = "", **facts: object) -> None:
-        """Create the error.
-
-        Args:
-            message: What is wrong, with the value and the limit, and what to do.
-            field: The field of the request that is wrong, or "".
-            facts: The values in the message by name.
-        """
         super().__init__(message, **facts)
         self.field = field
 

@@ -79,7 +79,7 @@ class TrainOptions:
         UsageError: A value is unknown or outside its range.
     """
 
-    network: str = _option("compact", "compact, reference, or your own as package.module:function")
+    network: str = _option("compact", "a network such as compact or reference, or your own as package.module:function")
     width: float = _option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
     image_size: tuple[int, int] | None = _option(
         None, "resize every image to this size; without it, all images must have one size"

@@ -78,11 +78,11 @@ def _certify_classifier(
 ) -> ClassifierManifest:
     """The manifest of an image classifier that passed the checks, with its certificate."""
     logits = probe.alone[LOGITS]
-    bounds = [scale_tolerance(bound, logits) for bound in (MIN_TOLERANCE, LARGEST_TOLERANCE)]
+    least, most = (scale_tolerance(bound, logits) for bound in (MIN_TOLERANCE, LARGEST_TOLERANCE))
     certificate = ClassifierCertificate(
         inputs=probe.inputs,
         outputs=probe.alone,
-        tolerance=float(np.clip(FACTOR * max(difference, probe.batches.largest), *bounds)),
+        tolerance=float(np.clip(FACTOR * max(difference, probe.batches.largest), least, most)),
         batch_invariant=probe.batches.same_bits,
         targets=targets,
         answers=tuple(manifest.labels[index] for index in logits.argmax(axis=1)),

@@ -49,7 +49,7 @@ def _make_option(one: Field[Any], hint: Any) -> Callable[[Command], Command]:
     return click.option(flag, type=_choose_type(hint, kinds, rules), **settings)
 
 
-def _choose_type(hint: Any, kinds: set[Any], rules: Mapping[str, Any]) -> click.ParamType:
+def _choose_type(hint: Any, kinds: set[Any], rules: Mapping[str, Any]) -> click.ParamType[Any]:
     if choices := list_choices(hint):
         return click.Choice(choices)
     bounds = {"min": rules.get("minimum", rules.get("above")), "max": rules.get("maximum", rules.get("below"))}

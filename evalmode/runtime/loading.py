@@ -100,8 +100,12 @@ def load_artifact(
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
         session, provider = open_session(artifact, options.provider, options.threads, options.arena)
-        kind = ImageClassifier if isinstance(manifest, ClassifierManifest) else TensorNetwork
-        model = kind(name, version, digest_file(artifact), manifest, provider, False, 1, session)
+        digest = digest_file(artifact)
+        model: Model
+        if isinstance(manifest, ClassifierManifest):
+            model = ImageClassifier(name, version, digest, manifest, provider, False, 1, session)
+        else:
+            model = TensorNetwork(name, version, digest, manifest, provider, False, 1, session)
         if not (model.inputs and model.outputs):  # this also checks their types, before the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
         return replay(model, options.replay_s)

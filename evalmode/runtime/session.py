@@ -14,6 +14,8 @@ import onnxruntime as ort
 
 from evalmode.errors import LoadLimitExceeded
 
+__all__ = ["ORT_VERSION", "limit_runs", "make_session_options", "open_cpu_session", "ort"]
+
 ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
 
 

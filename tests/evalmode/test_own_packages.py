@@ -61,7 +61,7 @@ def test_a_project_on_the_path_does_not_affect_the_command_either(project: Path)
 
 
 def test_torchrun_is_not_affected(project: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 1, "-m", "evalmode"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1, "-m", "evalmode"]
     done = run([*launch, "serve", "--repository", "nowhere"], project)
     assert "evalmode: nowhere does not exist" in done.stderr, done.stderr
 

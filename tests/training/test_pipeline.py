@@ -15,7 +15,7 @@ import evalmode
 from evalmode.errors import UsageError
 from tests.training.states import equal
 from training.callbacks import SILENT, Callbacks
-from training.datasets import Dataset
+from training.datasets import load_dataset
 from training.errors import NetworkError, RunError
 from training.interrupts import TrainingStopped
 from training.options import TrainOptions
@@ -39,7 +39,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, ...]])
     return evalmode.train("digits", folder, callbacks=Callbacks(**callbacks), **OPTIONS)
 
 
-def test_callbacks_are_called_in_order(run: Run, events: list[tuple[Any, ...]], digits: Dataset) -> None:
+def test_callbacks_are_called_in_order(run: Run, events: list[tuple[Any, ...]]) -> None:
+    digits = load_dataset("digits", seed=OPTIONS["seed"])
     names = [name for name, *_ in events]
     steps = -(-len(digits.train) // 32)
     epoch = ["on_step"] * steps + ["on_epoch"]
@@ -73,7 +74,7 @@ def test_a_run_is_exported_from_its_object_or_its_folder(run: Run, tmp_path: Pat
     assert artifact.size_bytes == artifact.path.stat().st_size
     again = evalmode.export(run.folder, tmp_path / "models", "digits", callbacks=SILENT)
     assert (again.version, again.digest) == ("2", artifact.digest)
-    assert evalmode.load(artifact.path).labels == run.config.labels
+    assert evalmode.load(artifact.path).manifest.labels == run.config.labels
 
 
 def test_lines_are_shown_without_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,13 @@ DEFAULT_OPTIONS = ReadOptions()
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
+    """Report nothing.
+
+    Args:
+        stage: The stage.
+        done: What is done.
+        total: The total.
+    """
 
 
 def load_dataset(

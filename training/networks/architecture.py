@@ -18,7 +18,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def prepare_nothing(network: nn.Module, images_nhwc: Pixels) -> None:
-    """Leave the network as it was initialised."""
+    """Leave the network as it was initialised.
+
+    Args:
+        network: The network.
+        images_nhwc: The training images, uint8 (N, H, W, C).
+    """
 
 
 def show_nothing(network: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", (FOLDER / "page.css").read_text("utf-8").partition("}")[0]))
 DEPTHS = tuple(name for name in COLOURS if name.startswith("depth"))
 REPLACED = {colour: name for name, colour in COLOURS.items()} | {"#000000": "muted", "#b0b0b0": "rule"}
-MANY_LABELS = 20  # with more, cells have no numbers, and only some rows and columns are named
+MANY_LABELS = 20  # with more, cells are not numbered, and only some rows and columns are named
 MANY_POINTS = 15  # with more, lines have no dots
 LARGE, SMALL = (400, 250), (280, 180)  # width and height in CSS pixels
 
