@@ -95,7 +95,7 @@ BROKEN = {  # failures of installed packages: a missing library, an incompatible
 IMPORTING = [
     (command, package) for command in ("check", "compare", "certify", "predict", "serve") for package in BROKEN
 ]
-IMPORTING += [("bench", package) for package in BROKEN if package != "onnx"]  # it reads no ONNX file itself
+IMPORTING += [("bench", package) for package in BROKEN if package != "onnx"]  # bench does not import onnx
 
 
 @pytest.mark.parametrize(("command", "package"), IMPORTING)
