@@ -75,6 +75,18 @@ def test_modules_import_only_packages_that_the_table_allows(module: str) -> None
     assert "*" in allowed or imported - {package, "evalmode", *allowed, *inside(package)} == set()
 
 
+def imports_of_package(package: str) -> set[str]:
+    """The packages of the table that the modules of a package import."""
+    modules = (path for name, path in MODULES.items() if package_of(name) == package)
+    names = {name for path in modules for name in imports_of(path)}
+    return {package_of(name) for name in names if is_in(name, ["evalmode", "serving", "training"])}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_import_that_the_table_allows_is_used(package: str) -> None:
+    assert set(PACKAGES[package]["imports"]) - {"*"} - imports_of_package(package) == set()
+
+
 def inside(package: str) -> set[str]:
     """The packages of the table that are inside a package; for a package of training, all packages of training."""
     outer = "training" if package.startswith("training") else package
