@@ -39,7 +39,7 @@ def train(
             those of ``training.pipeline.train``.
     """
     import_own("training.pipeline")
-    from evalmode.cli.display import show_progress
+    from evalmode.display import show_progress
     from training import pipeline
     from training.options import TrainOptions
 
@@ -77,7 +77,7 @@ def export(
             ``training.pipeline.export``.
     """
     import_own("training.pipeline")
-    from evalmode.cli.display import show_progress
+    from evalmode.display import show_progress
     from training import pipeline
     from training.options import ExportOptions
 

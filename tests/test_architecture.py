@@ -34,7 +34,7 @@ ONLY_IN = {
     "grpc_reflection": ("serving.transports",),
     "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
     "click": ("evalmode.cli",),
-    "rich": ("evalmode.cli",),
+    "rich": ("evalmode.cli", "evalmode.display"),
 }
 
 
@@ -73,6 +73,11 @@ def test_modules_import_only_packages_that_the_table_allows(module: str) -> None
     }
     # `evalmode` itself holds the version. A package may import its sub-packages, and its siblings in training.
     assert "*" in allowed or imported - {package, "evalmode", *allowed, *inside(package)} == set()
+
+
+def test_only_the_command_imports_the_command_line() -> None:
+    users = {name for name, path in MODULES.items() if is_in_imports("evalmode.cli", path)}
+    assert {name for name in users if not is_in(name, ["evalmode.cli"])} == {"evalmode.__main__"}
 
 
 def imports_of_package(package: str) -> set[str]:

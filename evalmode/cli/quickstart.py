@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from evalmode.cli.display import open_console
+from evalmode.display import open_console
 from training.torch_runtime import import_torch
 
 
