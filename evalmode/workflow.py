@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from evalmode.options import make_config
 from evalmode.own_packages import import_own
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def train(
         The run: its result and its weights.
 
     Raises:
+        UsageError: An option is unknown or its value is invalid.
         EvalmodeError: The data, the network or the folder cannot be used, or the training diverged; the classes are
             those of ``training.pipeline.train``.
     """
@@ -44,7 +46,7 @@ def train(
     from training.options import TrainOptions
 
     with show_progress(callbacks) as shown:
-        return pipeline.train(data, out, TrainOptions(**options), shown)
+        return pipeline.train(data, out, make_config(TrainOptions, options, "a training"), shown)
 
 
 def export(
@@ -73,6 +75,7 @@ def export(
         The published artifact, with its path and digest.
 
     Raises:
+        UsageError: An option is unknown or its value is invalid.
         EvalmodeError: The run cannot be used, or a check failed and nothing was published; the classes are those of
             ``training.pipeline.export``.
     """
@@ -82,4 +85,4 @@ def export(
     from training.options import ExportOptions
 
     with show_progress(callbacks) as shown:
-        return pipeline.export(run, repository, name, ExportOptions(**options), shown)
+        return pipeline.export(run, repository, name, make_config(ExportOptions, options, "an export"), shown)
