@@ -55,6 +55,11 @@ def test_callbacks_are_called_in_order(run: Run, events: list[tuple[Any, ...]]) 
     assert outcome.result == run.read_result()
 
 
+def test_a_finished_run_is_opened_by_its_path(run: Run) -> None:
+    opened = evalmode.Run.open(str(run.folder))
+    assert (opened.folder, opened.config, opened.read_result()) == (run.folder, run.config, run.read_result())
+
+
 def test_the_run_equals_that_of_the_command(run: Run, tmp_path: Path) -> None:
     flags = ["--network", "reference", "--epochs", "2", "--seed", "3", "--device", "cpu", "--no-report"]
     command = [sys.executable, "-m", "evalmode", "train", "digits", "--out", str(tmp_path / "run"), *flags]
