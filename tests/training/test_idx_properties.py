@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.mutated import mutated, started
-from training.datasets.published import read_idx
+from training.datasets.idx import read_idx
 from training.errors import DataError
 
 MEMORY_BYTES = 1_000_000  # a damaged header may state any size
@@ -34,27 +34,27 @@ def test_any_bytes_in_place_of_an_idx_file_are_read_or_refused(name: str, data: 
             (Path(folder) / other).write_bytes(undamaged)
         (Path(folder) / (name + ".gz" * gzipped)).write_bytes(packed)
         refusal = ""
-        with patch("training.datasets.dataset.available_memory_bytes", lambda: MEMORY_BYTES):
+        with patch("training.datasets.memory.available_memory_bytes", lambda: MEMORY_BYTES):
             try:
-                labels, splits = read_idx(Path(folder))
+                published = read_idx(Path(folder))
             except DataError as error:
                 refusal = str(error)
     if refusal:
         assert folder in refusal or f"{MEMORY_BYTES:,} are available" in refusal
         return
-    assert sorted(splits) == ["test", "train"]
-    for split in splits.values():
+    assert sorted(published.splits) == ["test", "train"]
+    for split in published.splits.values():
         assert split.images.dtype == np.uint8
         assert len(split.images) == len(split.targets)
-        assert split.targets.max() < len(labels)
+        assert split.targets.max() < len(published.labels)
 
 
 def test_undamaged_files_are_read(tmp_path: Path) -> None:
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
-    labels, splits = read_idx(tmp_path)
-    assert labels == ("0",)
-    assert {name: split.images.shape for name, split in splits.items()} == {
+    published = read_idx(tmp_path)
+    assert published.labels == ("0",)
+    assert {name: split.images.shape for name, split in published.splits.items()} == {
         "train": (6, 4, 5, 1),
         "test": (3, 4, 5, 1),
     }
