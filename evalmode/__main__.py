@@ -19,6 +19,9 @@ def main() -> None:
 
         run(sys.argv[1:])
     except KeyboardInterrupt:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one would end what follows with a traceback
         if sys.stderr is not None:
             sys.stderr.write("evalmode: interrupted\n")
         sys.exit(INTERRUPTED)

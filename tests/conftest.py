@@ -1,4 +1,4 @@
-"""Real things that tests share: small artifacts made by hand, and servers as processes of their own."""
+"""Shared by all tests: small artifacts, and servers in separate processes."""
 
 from __future__ import annotations
 
@@ -26,43 +26,44 @@ from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 
 COLOURS = ("red", "green", "blue")
 
 transport = "grpcio"
 
-# A shell lets commands in its background ignore Ctrl-C, and so would the servers that the tests start.
+# A shell makes background commands ignore Ctrl-C, and the servers that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the conformance suite; pytest only knows those of the outermost folder."""
-    parser.addoption("--address", help="conformance: HOST:PORT of the server to look at; our own by default")
-    parser.addoption("--model", help="conformance: the model to ask for there")
-    parser.addoption("--result", type=Path, help="conformance: write what passed and what did not, as JSON")
-    parser.addoption("--transport", choices=("grpcio", "native"), default="grpcio", help="of every server in the tests")
+    """Add the options of all suites: pytest reads them from the outermost conftest.py alone."""
+    parser.addoption("--address", help="conformance: HOST:PORT of the server to test; default: a new server")
+    parser.addoption("--model", help="conformance: name of the model to test")
+    parser.addoption("--result", type=Path, help="conformance: JSON file for the outcome of each rule")
+    parser.addoption("--transport", choices=("grpcio", "native"), default="grpcio", help="transport of every server")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Servers are started by functions, too, which see no fixtures."""
+    """Store the transport where functions that are not fixtures can read it."""
     global transport
     transport = config.getoption("--transport")
 
 
-# What pygrpc-native 0.5.0 cannot do, by the words of the marker ``native_lacks``.
+# Limitations of pygrpc-native 0.5.0, by the argument of the marker ``native_lacks``.
 NATIVE_LACKS = {
     "Unix sockets": "pygrpc-native listens on a TCP port",
-    "early refusal": "pygrpc-native holds a whole message before it can be refused",
-    "inflation": "pygrpc-native inflates messages itself, whole",
-    "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without an end",
-    "pauses": "pygrpc-native copies no message while it holds the lock of the interpreter",
-    "connections": "pygrpc-native hands what it does not serve itself on over one connection",
+    "early refusal": "pygrpc-native receives the whole message before a call can be refused",
+    "inflation": "pygrpc-native decompresses whole messages itself",
+    "message timeout": "pygrpc-native waits for the message of Predict and ModelInfer without a time limit",
+    "sent replies": "the native transport drains until the runs have ended and then for a fixed time",
+    "pauses": "pygrpc-native copies messages without the GIL",
+    "connections": "pygrpc-native forwards all other methods over one connection",
 }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what a transport cannot do; leave out what needs a GPU, unless it was asked for (``-m gpu``)."""
+    """Skip tests of features that the transport lacks; deselect tests that need a GPU unless ``-m gpu`` is given."""
     if transport == "native":
         for item in items:
             for marker in item.iter_markers("native_lacks"):
@@ -84,9 +85,9 @@ def colour_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(colour_file: Path) -> Model:
+def model(colour_file: Path) -> ImageClassifier:
     """The colour artifact, loaded as colours/1."""
-    return load_model(colour_file, name="colours", version="1")
+    return load_model(colour_file, name="colours", version="1").as_classifier()
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def readable_folder() -> Iterator[Path]:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up root's rights, before which no permission counts."""
+    """Drop the privileges of root, which override file permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -111,7 +112,7 @@ def as_nobody() -> Iterator[None]:
 
 
 def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> bytes:
-    """The colour graph, certified; one that is slow on purpose goes without a certificate."""
+    """The colour graph with a certificate; with ``slow_steps`` it has none."""
     graph = colour_graph(slow_steps)
     manifest = ClassifierManifest(labels, PixelContract(4, 4, 3), {"network": "colours"})
     if slow_steps:
@@ -121,16 +122,16 @@ def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> b
 
 
 def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:
-    """A graph for 4x4 RGB that says which channel is brightest: logits = channel means / 25.5.
+    """A graph that classifies 4x4 RGB images by their brightest channel: logits = channel means / 25.5.
 
-    ``slow_steps`` makes every inference slower by as many 256x256 matrix products, whose result does not matter.
+    ``slow_steps`` adds this many 256x256 matrix products to every inference, without an effect on the outputs.
     """
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
         helper.make_node("Div", ["means", "scale"], ["fast_logits" if slow_steps else "logits"]),
     ]
-    constants = {"axes": np.array([1, 2], np.int64), "scale": np.array(25.5, np.float32)}
+    constants: dict[str, np.ndarray] = {"axes": np.array([1, 2], np.int64), "scale": np.array(25.5, np.float32)}
     if slow_steps:
         constants |= {
             "steps": np.array(slow_steps, np.int64),
@@ -175,13 +176,13 @@ def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:
 
 
 def encode(picture: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    """A picture as the bytes of a file."""
+    """Encode a picture as an image file."""
     buffer = io.BytesIO()
     picture.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def plain(colour: str | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
+def plain(colour: str | int | tuple[int, ...], size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
     """A picture of one colour; size is (width, height)."""
     return Image.new(mode, size, colour)
 
@@ -204,18 +205,18 @@ class Server:
     log: Path
 
     def logged(self) -> str:
-        """What it has logged so far."""
+        """The log so far."""
         return self.log.read_text()
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> tuple[int, str]:
-        """Signal it, wait, and return its exit code and what it logged."""
+        """Send a signal, wait for the end, and return the exit code and the log."""
         self.process.send_signal(number)
         return self.process.wait(timeout_s), self.logged()
 
 
 @contextmanager
 def serving(repository: Path, *options: object) -> Iterator[Server]:
-    """``evalmode serve`` on a free port, as a process of its own, killed at the end if it still runs."""
+    """Run ``evalmode serve`` on a free port in a separate process, which is killed at the end if it still runs."""
     command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(repository), "--port", "0"]
     with tempfile.NamedTemporaryFile("w") as log:
         process = subprocess.Popen(
@@ -231,8 +232,8 @@ def serving(repository: Path, *options: object) -> Iterator[Server]:
             if not ready:
                 pytest.fail(f"the server did not start: {Path(log.name).read_text()}")
             metrics = process.stdout.readline()
-            addresses = (f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics))
-            yield Server(process, *addresses, log=Path(log.name))
+            address, metrics_address = (f"127.0.0.1:{line.split()[-1]}" for line in (ready, metrics))
+            yield Server(process, address, metrics_address, log=Path(log.name))
         finally:
             process.kill()
             process.communicate()
@@ -247,7 +248,7 @@ def server(colours: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def evalmode() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command as a user would: ``evalmode("train", "digits", ...)``."""
+    """Run the command as a user does: ``evalmode("train", "digits", ...)``."""
 
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "evalmode", *map(str, arguments)]

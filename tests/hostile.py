@@ -1,6 +1,6 @@
-"""Model files that want to stop a server, read its files or fill its memory: built by tests and benchmarks alike.
+"""Model files that try to block a server, read its files or exhaust its memory, for tests and benchmarks.
 
-Each is sealed and carries a certificate, so that nothing but what it is about can refuse it.
+Each file is sealed and has a certificate, so that the attack alone can be the reason for its rejection.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _info(name: str, kind: int, shape: tuple[int, ...] | None = ()) -> onnx.Valu
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def spoil(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> bytes:
-    """The colour network with more nodes, whose ``extra`` (a number, 0 if they ever end) is added to its logits."""
+def add_nodes(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> bytes:
+    """Add nodes to the colour network; their output ``extra``, a scalar, is added to its logits."""
     graph, manifest = open_artifact(colour_artifact())
     for node in graph.graph.node:
         node.output[:] = ["plain" if name == "logits" else name for name in node.output]
@@ -48,15 +48,15 @@ def spoil(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> byt
 
 
 def seal_unchecked(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
-    """Seal what onnx's checker would refuse, or would take for ever to look at."""
+    """Seal a graph without onnx's checker, which would reject it or never end."""
     with patch("onnx.checker.check_model"):
         return seal(graph, manifest)
 
 
-def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, of_input: bool = False) -> bytes:
-    """A Loop over a state that starts as ``start`` and goes through ``node``; without steps it never ends.
+def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, depends_on_input: bool = False) -> bytes:
+    """A Loop that applies ``node`` to a state, from ``start`` on; without ``steps`` it never ends.
 
-    What does not depend on the input is computed while a session opens, by onnxruntime's constant folding.
+    A Loop that does not depend on the input runs while a session is opened, in onnxruntime's constant folding.
     """
     body = helper.make_graph(
         [node, helper.make_node("Identity", ["go_in"], ["go_out"])],
@@ -64,16 +64,15 @@ def loop(steps: int | None, node: onnx.NodeProto, start: onnx.TensorProto, of_in
         [_info("step", TensorProto.INT64), _info("go_in", TensorProto.BOOL), _info("state", TensorProto.FLOAT, None)],
         [_info("go_out", TensorProto.BOOL), _info("next", TensorProto.FLOAT, None)],
     )
+    count = "" if steps is None else "steps"
     nodes = [
-        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
-        helper.make_node("Mul", ["start", "most"], ["begin"]),
-        helper.make_node(
-            "Loop", ["" if steps is None else "steps", "go", "begin" if of_input else "start"], ["end"], body=body
-        ),
+        helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
+        helper.make_node("Mul", ["start", "brightest"], ["begin"]),
+        helper.make_node("Loop", [count, "go", "begin" if depends_on_input else "start"], ["end"], body=body),
         helper.make_node("ReduceMax", ["end"], ["extra"], keepdims=0),
     ]
     constants = [_scalar("go", True, bool), start]
-    return spoil(nodes, constants + ([] if steps is None else [_scalar("steps", steps, np.int64)]))
+    return add_nodes(nodes, constants + ([] if steps is None else [_scalar("steps", steps, np.int64)]))
 
 
 def _square() -> onnx.TensorProto:
@@ -81,8 +80,8 @@ def _square() -> onnx.TensorProto:
 
 
 def endless_loop() -> bytes:
-    """A Loop that nothing ends, from its first step on the input: opening a session does not see it yet."""
-    return loop(None, helper.make_node("MatMul", ["state", "state"], ["next"]), _square(), of_input=True)
+    """An infinite Loop that depends on the input, so that it does not run while a session is opened."""
+    return loop(None, helper.make_node("MatMul", ["state", "state"], ["next"]), _square(), depends_on_input=True)
 
 
 def long_loop() -> bytes:
@@ -91,20 +90,20 @@ def long_loop() -> bytes:
 
 
 def growing_loop() -> bytes:
-    """A Loop whose state grows twofold with each step."""
+    """A Loop whose state doubles at each step."""
     start = numpy_helper.from_array(np.zeros(1024, np.float32), "start")
     return loop(40, helper.make_node("Concat", ["state", "state"], ["next"], axis=0), start)
 
 
 def expand() -> bytes:
-    """A number expanded to 100 GB, by a shape that is only known when it runs."""
+    """A scalar that is expanded to 100 GB, by a shape that is only known at run time."""
     nodes = [
-        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
-        helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+        helper.make_node("ReduceMax", ["means"], ["brightest"], keepdims=0),
+        helper.make_node("Mul", ["brightest", "zero"], ["nothing"]),
         helper.make_node("Expand", ["nothing", "shape"], ["large"]),
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [_scalar("shape", [25, GB], np.int64), _scalar("zero", 0, np.float32)])
+    return add_nodes(nodes, [_scalar("shape", [25, GB], np.int64), _scalar("zero", 0, np.float32)])
 
 
 def tile() -> bytes:
@@ -114,34 +113,34 @@ def tile() -> bytes:
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
     small = numpy_helper.from_array(np.zeros(250, np.float32), "small")
-    return spoil(nodes, [small, _scalar("repeats", [GB // 10], np.int64)])
+    return add_nodes(nodes, [small, _scalar("repeats", [GB // 10], np.int64)])
 
 
 def constant_of_shape() -> bytes:
-    """100 GB of zeros, which optimising the graph computes."""
+    """100 GB of zeros, which the graph optimizer computes."""
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["large"]),
         helper.make_node("ReduceMax", ["large"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [_scalar("shape", [25, GB], np.int64)])
+    return add_nodes(nodes, [_scalar("shape", [25, GB], np.int64)])
 
 
 def doubling() -> bytes:
-    """40 nodes, each of which concatenates what it is given with itself."""
+    """40 nodes, each of which concatenates its input with itself."""
     nodes = [helper.make_node("Concat", [f"x{n}", f"x{n}"], [f"x{n + 1}"], axis=0) for n in range(40)]
     nodes.append(helper.make_node("ReduceMax", ["x40"], ["extra"], keepdims=0))
-    return spoil(nodes, [numpy_helper.from_array(np.zeros(1024, np.float32), "x0")])
+    return add_nodes(nodes, [numpy_helper.from_array(np.zeros(1024, np.float32), "x0")])
 
 
 def long_chain(count: int = 400_000) -> bytes:
-    """So many nodes that whatever is quadratic in their number takes for ever."""
+    """A chain of nodes that is too long for any algorithm of quadratic complexity."""
     nodes = [helper.make_node("Add", [f"x{n}", "x0"], [f"x{n + 1}"]) for n in range(count)]
     nodes.append(helper.make_node("ReduceMax", [f"x{count}"], ["extra"], keepdims=0))
-    return spoil(nodes, [_scalar("x0", 0, np.float32)])
+    return add_nodes(nodes, [_scalar("x0", 0, np.float32)])
 
 
 def nested_ifs(depth: int = 25) -> bytes:
-    """Sub-graphs in sub-graphs, as deep as protobuf reads them; each holds the next one twice by reference."""
+    """Sub-graphs in sub-graphs, as deep as protobuf reads them."""
     value = _info("inner0", TensorProto.FLOAT)
     graph = helper.make_graph([helper.make_node("Identity", ["zero"], ["inner0"])], "g0", [], [value])
     for level in range(1, depth):
@@ -151,19 +150,19 @@ def nested_ifs(depth: int = 25) -> bytes:
         choice = helper.make_node("If", ["go"], [name], then_branch=graph, else_branch=small)
         graph = helper.make_graph([choice], f"g{level}", [], [_info(name, TensorProto.FLOAT)])
     nodes = [*graph.node, helper.make_node("Identity", [f"inner{depth - 1}"], ["extra"])]
-    return spoil(nodes, [_scalar("go", True, bool), _scalar("zero", 1, np.float32)])
+    return add_nodes(nodes, [_scalar("go", True, bool), _scalar("zero", 1, np.float32)])
 
 
 def many_messages(count: int = 15_000_000) -> bytes:
     """Empty nodes, two bytes each in the file and a hundred in memory."""
     graph, manifest = open_artifact(colour_artifact())
     nodes = b"\x0a\x00" * count  # field 1 of a graph
-    extra = b"\x3a" + _varint(len(nodes)) + nodes  # field 7 of a model; what is given twice is merged
+    extra = b"\x3a" + _varint(len(nodes)) + nodes  # field 7 of a model; protobuf merges repeated sub-messages
     return _seal_bytes(extra, graph, manifest)
 
 
 def bombing_certificate(outputs: int = 60) -> bytes:
-    """Some kilobytes of certificate that state, and hold, 128 MB of zeros for each of many outputs."""
+    """A certificate of some kilobytes that unpacks to 128 MB of zeros for each of many outputs."""
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     facts = manifest.certificate.to_json()
@@ -198,7 +197,7 @@ def _with_property(text: str) -> bytes:
 
 
 def external_data(location: str) -> bytes:
-    """Weights in another file, named by a sparse tensor in an attribute, where onnxruntime reads it, too."""
+    """Weights in another file, referenced by a sparse tensor in an attribute, which onnxruntime reads, too."""
     values = TensorProto(name="outside", data_type=TensorProto.UINT8, dims=[4])
     set_external(values, location)
     sparse = onnx.SparseTensorProto(dims=[4])
@@ -209,21 +208,21 @@ def external_data(location: str) -> bytes:
         helper.make_node("Cast", ["secret"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["numbers"], ["extra"], keepdims=0),
     ]
-    return spoil(nodes, [])
+    return add_nodes(nodes, [])
 
 
 def set_external(tensor: onnx.TensorProto, location: str) -> None:
-    """Say that a tensor's values lie in another file."""
+    """Move the values of a tensor to another file."""
     tensor.data_location = TensorProto.EXTERNAL
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", location
 
 
 def two_networks(other: onnx.ModelProto) -> bytes:
-    """The colour artifact to whoever reads protobuf, another network to whoever knows ONNX Runtime's own format.
+    """A file that is the colour artifact as ONNX, and another network in ONNX Runtime's own format.
 
-    The first eight bytes are an offset and ``ORTM`` to the one, ``ir_version`` and ``producer_name`` to the other. All
-    fields are known ones: the other network lies in an initializer that no node uses.
+    In ONNX Runtime's format the first eight bytes are an offset and ``ORTM``; in ONNX they are ``ir_version`` and
+    ``producer_name``. ONNX defines all fields of the file: the other network is the data of an unused initializer.
     """
     ort = _save_as_ort(other)
     graph, manifest = open_artifact(colour_artifact())
@@ -244,7 +243,7 @@ def _save_as_ort(network: onnx.ModelProto) -> bytes:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.save_model_format", "ORT")
-    network.doc_string = "moves the root to a multiple of 8, where it has to stand in two_networks"
+    network.doc_string = "moves the root to a multiple of 8, as two_networks needs it"
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "other.ort")
         onnxruntime.InferenceSession(network.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -252,7 +251,7 @@ def _save_as_ort(network: onnx.ModelProto) -> bytes:
 
 
 def _seal_bytes(before: bytes, graph: onnx.ModelProto, manifest: Manifest) -> bytes:
-    """Seal a file of other fields and then the graph's, as ``seal`` does."""
+    """Seal a file that begins with other fields and continues with the graph's, as ``seal`` does."""
     sealed = onnx.ModelProto()
     sealed.CopyFrom(graph)
     helper.set_model_props(sealed, {**manifest.to_metadata(), DIGEST: BLANK.decode()})
@@ -287,14 +286,14 @@ FILES: dict[str, Build] = {
 
 
 def mutate(rng: np.random.Generator, location: str) -> tuple[tuple[str, ...], bytes]:
-    """The colour artifact with a tensor in another file, at a place drawn from all that descriptors allow.
+    """The colour artifact with a tensor in another file, at a random place among those that the format allows.
 
     Args:
-        rng: draws the place, and how the tensor says where its values are.
-        location: of the other file.
+        rng: Draws the place, and the form of the reference to the other file.
+        location: Path of the other file.
 
     Returns:
-        The names of the fields that lead there, and the artifact.
+        The names of the fields that lead to the tensor, and the artifact.
     """
     graph, manifest = open_artifact(colour_artifact())
     message: Any = graph
@@ -328,8 +327,8 @@ def mutate(rng: np.random.Generator, location: str) -> tuple[tuple[str, ...], by
 
 
 def _measure_distances() -> tuple[dict[str, list[Any]], dict[str, int]]:
-    """Of each message of ONNX: its fields that lead to a tensor, and over how many fields it is to the nearest."""
-    fields = {
+    """For each message of ONNX: its fields that lead to a tensor, and the number of fields to the nearest tensor."""
+    fields: dict[str, list[Any]] = {
         kind.full_name: [field for field in kind.fields if field.message_type is not None]
         for kind in onnx.ModelProto.DESCRIPTOR.file.message_types_by_name.values()
     }
@@ -348,7 +347,7 @@ def _measure_distances() -> tuple[dict[str, list[Any]], dict[str, int]]:
 
 
 _STEPS, _DISTANCES = _measure_distances()
-PLACES = {  # of tensors: the message and its field
+PLACES = {  # places of tensors: the message and its field
     (name, field.name)
     for name, inner in _STEPS.items()
     for field in inner

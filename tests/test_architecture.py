@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: arrows between modules, names, and what an import may do."""
+"""Rules of the architecture: imports between packages, names, and the side effects of imports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -39,19 +40,20 @@ ONLY_IN = {
 
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports, at the top or inside a function."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.module, f"{path}: relative import"
+            assert not node.level, f"{path}: relative import"
             found |= {
                 f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
             }
     return found
 
 
-def is_in(module: str, packages: object) -> bool:
+def is_in(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
@@ -63,24 +65,24 @@ def package_of(module: str) -> str:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_modules_import_along_the_arrows(module: str) -> None:
+def test_modules_import_only_packages_that_the_table_allows(module: str) -> None:
     package = package_of(module)
     allowed = PACKAGES[package]["imports"]
     imported = {
         package_of(name) for name in imports_of(MODULES[module]) if is_in(name, ["evalmode", "serving", "training"])
     }
-    # `evalmode` itself holds the version; a package may import what lies in it, and its siblings in training.
+    # `evalmode` itself holds the version. A package may import its sub-packages, and its siblings in training.
     assert "*" in allowed or imported - {package, "evalmode", *allowed, *inside(package)} == set()
 
 
 def inside(package: str) -> set[str]:
-    """The packages of the table that lie in a package, or beside it in training, whose parts know each other."""
+    """The packages of the table that are inside a package; for a package of training, all packages of training."""
     outer = "training" if package.startswith("training") else package
     return {name for name in PACKAGES if is_in(name, [outer])}
 
 
 @pytest.mark.parametrize("package", ONLY_IN)
-def test_a_library_is_imported_in_one_place(package: str) -> None:
+def test_a_library_is_imported_only_by_the_modules_listed_for_it(package: str) -> None:
     users = {name for name, path in MODULES.items() if is_in_imports(package, path)}
     assert {name for name in users if not is_in(name, ONLY_IN[package])} == set()
 
@@ -92,8 +94,8 @@ def is_in_imports(package: str, path: Path) -> bool:
 ARRAYS = {"Array", "Floats", "Indices", "NDArray", "Pixels", "Tensors", "ndarray"}  # annotations that mean arrays
 
 
-def test_what_holds_arrays_is_compared_by_identity() -> None:
-    """``==`` of two dataclasses compares their fields, and numpy raises where that is an array."""
+def test_dataclasses_that_hold_arrays_are_compared_by_identity() -> None:
+    """``==`` of two dataclasses compares their fields, and numpy raises if a field is an array."""
     classes = [
         node
         for path in MODULES.values()
@@ -101,7 +103,7 @@ def test_what_holds_arrays_is_compared_by_identity() -> None:
         if isinstance(node, ast.ClassDef)
     ]
     holders: set[str] = set()
-    while True:  # until no class holds another that holds arrays
+    while True:  # repeat for classes that hold such classes
         found = {one.name for one in classes if is_dataclass(one) and names_in(one) & (ARRAYS | holders)}
         if found == holders:
             break
@@ -109,7 +111,7 @@ def test_what_holds_arrays_is_compared_by_identity() -> None:
     known = {"TensorCertificate", "ClassifierManifest", "TensorManifest", "ImageClassifier", "Split", "Dataset"}
     assert known <= holders
     assert {
-        one.name for one in classes if one.name in holders and "eq=False" not in ast.unparse(is_dataclass(one))
+        one.name for one in classes if one.name in holders and "eq=False" not in ast.unparse(is_dataclass(one) or one)
     } == set()
 
 
@@ -129,7 +131,7 @@ def names_in(node: ast.ClassDef) -> set[str]:
     }
 
 
-def test_no_module_is_a_dumping_ground() -> None:
+def test_no_module_has_a_vague_name() -> None:
     vague = {"utils", "util", "common", "helpers", "helper", "base", "core", "manager"}
     assert {name for name in MODULES if name.rpartition(".")[2] in vague} == set()
 
@@ -144,7 +146,7 @@ def test_only_commands_read_the_environment() -> None:
     }
 
 
-def test_importing_does_nothing() -> None:
+def test_imports_have_no_side_effects() -> None:
     """No output, no logging set up, no thread started, by the import of any module."""
     code = (
         "import importlib, logging, threading\n"

@@ -1,4 +1,4 @@
-"""What docker/compose.yaml makes of its variables, without a container."""
+"""The training service of docker/compose.yaml passes its variables to the command; tested without a container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from evalmode.cli.train import train
 
 COMPOSE = (Path(__file__).parents[1] / "docker" / "compose.yaml").read_text()
-# In place of evalmode: writes down how it is called.
+# Replaces the command evalmode: records the arguments of each call.
 RECORDER = """#!{python}
 import json, sys
 with open({calls!r}, "a") as file:
@@ -23,7 +23,7 @@ with open({calls!r}, "a") as file:
 """
 
 
-TRAIN_OPTIONS = re.findall(r'TRAIN_OPTIONS="(.*?)"', COMPOSE)  # those that its comment shows
+TRAIN_OPTIONS = re.findall(r'TRAIN_OPTIONS="(.*?)"', COMPOSE)  # the examples in its comments
 
 
 def run_training(folder: Path, **variables: str) -> list[list[str]]:
@@ -41,29 +41,29 @@ def run_training(folder: Path, **variables: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ("", []),
         ("--image-size 64x64 --epochs 3", ["--image-size", "64x64", "--epochs", "3"]),
         ("--network 'my nets:build' --skip '*'", ["--network", "my nets:build", "--skip", "*"]),
     ],
 )
-def test_options_go_to_training_and_to_export(tmp_path: Path, options: str, told: list[str]) -> None:
+def test_options_are_passed_to_train_and_export(tmp_path: Path, options: str, expected: list[str]) -> None:
     trained, export = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
-    assert (trained[:3], trained[4:]) == (["train", "/data", "--out"], told)
+    assert (trained[:3], trained[4:]) == (["train", "/data", "--out"], expected)
     assert export == ["export", trained[3], "--repository", "/models", "--name", "nobody"]
     (tmp_path / "calls").unlink()
     _, export = run_training(tmp_path, NAME="nobody", EXPORT_OPTIONS=options)
-    assert export[6:] == told
+    assert export[6:] == expected
 
 
 @pytest.mark.parametrize("options", TRAIN_OPTIONS)
-def test_the_options_that_it_shows_are_those_of_the_command(tmp_path: Path, options: str) -> None:
+def test_the_example_options_exist_in_the_command(tmp_path: Path, options: str) -> None:
     trained, _ = run_training(tmp_path, NAME="nobody", TRAIN_OPTIONS=options)
     context = train.make_context("train", trained[1:])
     assert context.params["image_size"] == (64, 64)
     assert context.params["epochs"] == 30
 
 
-def test_it_shows_options() -> None:
+def test_the_comments_show_example_options() -> None:
     assert TRAIN_OPTIONS

@@ -1,4 +1,4 @@
-"""The generated tables, the packages and the links of the documents agree with the repository."""
+"""The generated tables, the paths and the links of the documents match the repository."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
         assert outcomes.keys() <= rules
 
 
-def test_the_decoding_table_names_the_formats() -> None:
+def test_the_decoding_table_lists_the_supported_formats() -> None:
     names = [{"WEBP": "WebP"}.get(name, name) for name in IMAGE_FORMATS]
     assert f"a format other than {', '.join(names)}" in (ROOT / "docs/architecture.md").read_text()
 
@@ -64,7 +64,7 @@ def test_arrows_that_follow_from_others_are_not_drawn() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_targets_of_links_exist(document: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
         if not target.startswith("https://"):
             path, _, anchor = target.partition("#")
@@ -87,7 +87,7 @@ def test_paths_and_modules_exist(document: Path) -> None:
 
 
 def _is_module(name: str) -> bool:
-    """Whether a name is a module or package, or a name that one of them defines."""
+    """Whether a name is a module, a package, or a name that one of them defines."""
     place = ROOT / name.replace(".", "/")
     if place.is_dir() or place.with_suffix(".py").is_file():
         return True

@@ -1,4 +1,4 @@
-"""The client of the benchmarks and tests that writes its own frames: what every client must keep to, it does."""
+"""The HTTP/2 client of the benchmarks and tests, which writes its own frames, obeys the rules of the protocol."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from unittest.mock import patch
 
 import hpack
@@ -36,7 +37,7 @@ BLOCK, DATA_OF_ONE = encode_call(PREDICT), message(b"x")
 
 
 class Peer:
-    """A server that says what a test wants, and keeps the frames that have come."""
+    """A server that sends the frames of a test, and records the frames that it receives."""
 
     def __init__(self, **options: bool) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -58,7 +59,7 @@ class Peer:
         self.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, block))
 
     def send(self, content: bytes) -> list[tuple[int, int]]:
-        """Send something; what the client says has ended with it, by stream and status."""
+        """Send bytes; return the calls that ended for the client, by stream and status."""
         self._socket.sendall(content)
         until, ended = time.monotonic() + WAIT_S, []
         probe = frame(6, 0, 0, b"a ping..")  # answered once everything before it has been read
@@ -71,7 +72,7 @@ class Peer:
         return ended
 
     def read(self) -> None:
-        """Take in whatever the client has written so far."""
+        """Read everything that the client has written so far."""
         self.client.flush()
         assert not self.client.waiting
         self._socket.setblocking(False)
@@ -91,7 +92,7 @@ class Peer:
             self._in = self._in[after:]
 
     def streams(self, kind: int = HEADERS) -> list[int]:
-        """Those of which frames of a kind have come."""
+        """The streams of the received frames of a kind, in order."""
         return [stream for one, stream, _ in self.frames if one == kind]
 
 
@@ -101,10 +102,10 @@ def peer() -> Iterator[Peer]:
         yield made
 
 
-def test_no_more_streams_are_open_than_the_server_allows(peer: Peer) -> None:
+def test_the_client_opens_at_most_as_many_streams_as_the_server_allows(peer: Peer) -> None:
     calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(4)]
     peer.send(b"")
-    assert (peer.streams(), peer.client.ready) == ([], False)  # it has not said how many
+    assert (peer.streams(), peer.client.ready) == ([], False)  # the server has not sent its limit
     peer.allow(2)
     assert peer.client.ready
     assert (peer.streams(), peer.client.queued) == (calls[:2], 2)
@@ -116,13 +117,13 @@ def test_no_more_streams_are_open_than_the_server_allows(peer: Peer) -> None:
     assert peer.client.open_streams == set(calls[2:])
 
 
-def test_a_server_without_a_limit_gets_all(peer: Peer) -> None:
+def test_all_calls_are_sent_to_a_server_without_a_limit(peer: Peer) -> None:
     calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(300)]
     peer.send(frame(SETTINGS, 0, 0))
     assert peer.streams() == calls
 
 
-def test_a_call_whose_deadline_passes_while_it_waits_is_never_sent(peer: Peer) -> None:
+def test_a_queued_call_whose_deadline_expires_is_never_sent(peer: Peer) -> None:
     peer.allow(1)
     now = time.perf_counter()
     first, late, last = (peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds) for seconds in (3600, 60, 3600))
@@ -132,18 +133,20 @@ def test_a_call_whose_deadline_passes_while_it_waits_is_never_sent(peer: Peer) -
     assert peer.streams() == [first, last]
 
 
-def test_the_server_is_told_what_is_left_of_the_time(peer: Peer) -> None:
+def test_the_timeout_header_holds_the_remaining_time(peer: Peer) -> None:
     now = time.perf_counter()
     for seconds in (1.5, 1000):
         peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds)
     with patch("http2.time.perf_counter", return_value=now + 0.5):
         peer.allow(2)
-    told = [dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS]
-    assert [one["grpc-timeout"] for one in told] == ["1000000u", "999500m"]
-    assert {one[":path"] for one in told} == {PREDICT}
+    headers: list[dict[Any, Any]] = [
+        dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS
+    ]
+    assert [one["grpc-timeout"] for one in headers] == ["1000000u", "999500m"]
+    assert {one[":path"] for one in headers} == {PREDICT}
 
 
-def test_a_call_that_is_cancelled_while_it_waits_is_never_sent(peer: Peer) -> None:
+def test_a_queued_call_that_is_cancelled_is_never_sent(peer: Peer) -> None:
     peer.allow(1)
     first, cancelled, last = (peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(3))
     peer.client.reset(cancelled)
@@ -152,35 +155,35 @@ def test_a_call_that_is_cancelled_while_it_waits_is_never_sent(peer: Peer) -> No
     assert peer.streams(RST_STREAM) == []
 
 
-def test_what_is_sent_on_a_call_that_waits_follows_its_headers(peer: Peer) -> None:
+def test_data_of_a_queued_call_follows_its_headers(peer: Peer) -> None:
     stream = peer.client.call(BLOCK, b"one", end=False)
     peer.client.send(stream, b"two", end=True)
     peer.allow(1)
-    assert [(kind, payload) for kind, of, payload in peer.frames if of == stream][1:] == [
+    assert [(kind, payload) for kind, number, payload in peer.frames if number == stream][1:] == [
         (DATA, b"one"),
         (DATA, b"two"),
     ]
 
 
-def test_a_call_that_the_server_ends_first_is_closed_by_the_client(peer: Peer) -> None:
-    """Else it would count as one that is open."""
+def test_the_client_resets_a_call_that_the_server_ended_first(peer: Peer) -> None:
+    """Otherwise the server would count the stream as open."""
     peer.allow(1)
     unended = peer.client.call(BLOCK, b"half", end=False)
     peer.end(unended)
     peer.send(b"")
-    assert [(of, payload) for kind, of, payload in peer.frames if kind == RST_STREAM] == [
+    assert [(stream, payload) for kind, stream, payload in peer.frames if kind == RST_STREAM] == [
         (unended, struct.pack(">I", CANCEL))
     ]
 
 
-def test_where_the_server_takes_no_more_what_waits_ends(peer: Peer) -> None:
+def test_queued_calls_end_when_the_server_sends_goaway(peer: Peer) -> None:
     peer.allow(1)
     first, waiting = peer.client.call(BLOCK, DATA_OF_ONE), peer.client.call(BLOCK, DATA_OF_ONE)
     assert peer.send(frame(GOAWAY, 0, 0, struct.pack(">II", first, 0))) == [(waiting, CLOSED)]
     assert peer.streams() == [first]
 
 
-def test_attackers_need_not_obey() -> None:
+def test_a_client_with_obey_false_ignores_the_limit() -> None:
     with closing(Peer(obey=False)) as peer:
         calls = [peer.client.call(BLOCK, DATA_OF_ONE) for _ in range(3)]
         peer.send(b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -32,6 +33,7 @@ COMMANDS = {
     "rollback": ("evalmode.cli.rollback:rollback", ""),
     "bench": ("evalmode.cli.bench:bench", "serve"),
 }
+REPEAT_S = 0.01
 
 
 class _Interrupted(Exception):
@@ -123,6 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(error, "")
     if output.failed:
         discard_output()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done; Python would end with a traceback
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -136,7 +140,21 @@ def _count_interrupts() -> list[int]:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = _interrupt_again
     return interrupts
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat an interrupt that was raised in a destructor, where Python would print and ignore it.
+
+    Args:
+        unraisable: As ``sys.unraisablehook`` is called.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        thread = threading.main_thread().ident
+        threading.Timer(REPEAT_S, signal.pthread_kill, (thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _report(error: Exception, command: str) -> int:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image
+
+Buffer: TypeAlias = bytes | memoryview
 
 EXIF = b"Exif\0\0"  # the prefix of an EXIF block
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # TIFF's integer types, and their sizes
 _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+_MAX_ZERO_BYTES = 65_536  # a block that begins with so many zeros is empty
 
 
-def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
+def find_orientation(exif: Buffer, xmp: bytes = b"") -> int:
     """Find the orientation of an image in its EXIF block, else in its XMP.
 
     Args:
@@ -26,8 +29,8 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
         The orientation, 1 to 8 in valid files; 1 if there is none, or the block is damaged.
     """
     found = None
-    tiff = exif[6:] if exif.startswith(EXIF) else exif
-    order = _BYTE_ORDERS.get(tiff[:2])
+    tiff = _cut_prefix(exif)
+    order = _BYTE_ORDERS.get(bytes(tiff[:2]))
     if order and len(tiff) >= 10:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start) if start + 2 <= len(tiff) else (0,)
@@ -41,16 +44,16 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
     return 1 if found is None else found
 
 
-def is_exif_damaged(exif: bytes) -> bool:
+def is_exif_damaged(exif: Buffer) -> bool:
     """Return whether an EXIF block is damaged so that its orientation may be lost.
 
     Args:
         exif: The EXIF block, with or without its ``Exif`` prefix; may be empty.
     """
-    tiff = exif[6:] if exif.startswith(EXIF) else exif
-    if not tiff.strip(b"\0"):
+    tiff = _cut_prefix(exif)
+    if not bytes(tiff[:_MAX_ZERO_BYTES]).strip(b"\0"):
         return False
-    order = _BYTE_ORDERS.get(tiff[:2])
+    order = _BYTE_ORDERS.get(bytes(tiff[:2]))
     if not order or len(tiff) < 8:
         return True
     (start,) = struct.unpack_from(order + "I", tiff, 4)
@@ -58,6 +61,12 @@ def is_exif_damaged(exif: bytes) -> bool:
         return True
     (count,) = struct.unpack_from(order + "H", tiff, start)
     return bool(start + 2 + 12 * count > len(tiff))
+
+
+def _cut_prefix(exif: Buffer) -> memoryview:
+    """Return an EXIF block from its TIFF header on, without a copy: that of a PNG may be as large as the image."""
+    block = memoryview(exif)
+    return block[len(EXIF) :] if block[: len(EXIF)] == EXIF else block
 
 
 def read_pillow_orientation(opened: Image.Image) -> int:

@@ -10,7 +10,7 @@ from itertools import islice
 from PIL import PngImagePlugin
 
 from evalmode.errors import ImageTooComplex, ImageUnreadable
-from evalmode.images.exif import find_orientation, is_exif_damaged
+from evalmode.images.exif import Buffer, find_orientation, is_exif_damaged
 from evalmode.images.headers import Codec, Header, check_pixel_count
 from evalmode.limits import Limits
 
@@ -60,21 +60,21 @@ def _read_header(image: bytes, limits: Limits) -> Header:
     parts = ((0, _SIGNATURE_BYTES), *kept) if dropped else ()
     found = tuple(oriented.values())
     _, start, end = oriented.get(_EXIF, (b"", 0, 0))
-    damaged = is_exif_damaged(image[start:end])
+    damaged = is_exif_damaged(whole[start:end])
     return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, 0, direct, found, damaged)
 
 
 def _find_orientation(header: Header) -> int:
     """Find the orientation in the EXIF chunk, else in an EXIF block as text, else in XMP; 1 if there is none."""
-    exif, profile, xmp = b"", b"", b""
+    profile, xmp = b"", b""
+    exif: Buffer = b""
     for name, start, end in header.oriented:
-        content = header.image[start:end]
-        if content.startswith(_XMP):
-            xmp = _read_text(name, content)
-        elif content.startswith(_PROFILE):
-            profile = _read_text(name, content)
+        if header.image.startswith(_XMP, start):
+            xmp = _read_text(name, header.image[start:end])
+        elif header.image.startswith(_PROFILE, start):
+            profile = _read_text(name, header.image[start:end])
         else:
-            exif = content
+            exif = memoryview(header.image)[start:end]
     if not exif and profile:
         digits = b"".join(profile[: 2 * MAX_PROFILE_DIGITS].split(b"\n")[3:])[:MAX_PROFILE_DIGITS]
         try:

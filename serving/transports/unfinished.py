@@ -1,7 +1,7 @@
 """Accounting of received bytes: which of them are part of an unfinished message, and which belong to no call.
 
 The kernel counts the bytes that a connection has received, and the transport reports the messages that it delivered and
-the calls that it has. What is left is unfinished, or stray if there is no call.
+the calls that it has. The remaining bytes are unfinished, or stray if there is no call.
 """
 
 from __future__ import annotations
@@ -96,7 +96,12 @@ def compare(before: Seen, name: str, counted: tuple[int, int], report: Report) -
 
 
 def deduct(seen: Mapping[str, Seen], unknown: int) -> None:
-    """Deduct messages whose connection is unknown from all connections, in proportion to what they hold."""
+    """Deduct messages whose connection is unknown from all connections, in proportion to their unfinished bytes.
+
+    Args:
+        seen: The state of each connection by name, which is changed.
+        unknown: The bytes of these messages.
+    """
     total = sum(one.unfinished for one in seen.values())
     if total and unknown:
         for one in seen.values():

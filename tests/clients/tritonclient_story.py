@@ -1,7 +1,7 @@
-"""Run in an environment of its own by tests/e2e/test_tritonclient.py: tritonclient's gRPC API against a server.
+"""The gRPC API of tritonclient against a server; tests/e2e/test_tritonclient.py runs this in a separate environment.
 
-python tritonclient_story.py HOST:PORT      every call, each asserted; prints the names of the chapters
-python tritonclient_story.py --descriptors  the fields of the messages that tritonclient brings, as JSON
+python tritonclient_story.py HOST:PORT      every call, with assertions; prints the names of the chapters
+python tritonclient_story.py --descriptors  the contract of tritonclient, as JSON
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from tritonclient.utils import InferenceServerException
 
 COLOURS = ["red", "green", "blue"]
 PIXELS = np.stack([np.full((4, 4, 3), np.eye(3, dtype=np.uint8)[row] * 255, np.uint8) for row in range(3)])
-LEADS = {"authorization": "Bearer who-may-load-and-unload"}  # as the server of this story was told
+CONTROL = {"authorization": "Bearer who-may-load-and-unload"}  # the control token of the server
 
 
 def image(colour: str, image_format: str = "JPEG") -> bytes:
-    """An encoded image of another size than the model's."""
+    """An encoded image whose size differs from that of the model."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), colour).save(buffer, image_format)
     return buffer.getvalue()
 
 
 def make_input(pixels: np.ndarray, module: object = triton) -> list[triton.InferInput]:
-    """Pixels as an input."""
+    """Pixels as the input of a request."""
     sent = module.InferInput("image", list(pixels.shape), "UINT8")
     sent.set_data_from_numpy(pixels)
     return [sent]
 
 
-def told(result: triton.InferResult, name: str = "probabilities") -> list[str]:
+def best_labels(result: triton.InferResult, name: str = "probabilities") -> list[str]:
     """The best label of each row."""
     return [COLOURS[row] for row in result.as_numpy(name).argmax(axis=1)]
 
 
 def health(client: triton.InferenceServerClient) -> None:
-    """Live, ready, and a model that is or is not."""
+    """The server is live and ready; a model is ready only if it is loaded."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("colours")
     assert client.is_model_ready("colours", "1")
-    assert not client.is_model_ready("nobody")
+    assert not client.is_model_ready("unknown")
 
 
 def metadata(client: triton.InferenceServerClient) -> None:
-    """What server and model say about themselves, as messages and as JSON."""
+    """The metadata of server and model, as messages and as JSON."""
     assert client.get_server_metadata().name == "evalmode"
     model = client.get_model_metadata("colours", as_json=True)
     assert model["platform"] == "onnx_onnxv1"
@@ -63,27 +63,27 @@ def metadata(client: triton.InferenceServerClient) -> None:
 
 
 def config(client: triton.InferenceServerClient) -> None:
-    """The configuration, labels included."""
+    """The configuration of a model, with its labels."""
     model = client.get_model_config("colours").config
     assert (model.max_batch_size, list(model.input[0].dims)) == (64, [4, 4, 3])
     assert json.loads(model.parameters["labels"].string_value) == COLOURS
 
 
 def infer(client: triton.InferenceServerClient) -> None:
-    """A batch by raw contents, all outputs and those asked for, with an id."""
+    """A batch as raw contents, with all outputs or a requested one, and with an id."""
     result = client.infer("colours", make_input(PIXELS), request_id="one")
-    assert told(result) == COLOURS
+    assert best_labels(result) == COLOURS
     assert result.get_response().id == "one"
-    wanted = [triton.InferRequestedOutput("logits")]
-    result = client.infer("colours", make_input(PIXELS[:1]), outputs=wanted, client_timeout=30, timeout=30_000_000)
-    assert told(result, "logits") == ["red"]
+    outputs = [triton.InferRequestedOutput("logits")]
+    result = client.infer("colours", make_input(PIXELS[:1]), outputs=outputs, client_timeout=30, timeout=30_000_000)
+    assert best_labels(result, "logits") == ["red"]
     assert result.as_numpy("probabilities") is None
 
 
 def classification(client: triton.InferenceServerClient) -> None:
     """The best two labels of each image."""
-    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    rows = client.infer("colours", make_input(PIXELS), outputs=wanted).as_numpy("probabilities")
+    outputs = [triton.InferRequestedOutput("probabilities", class_count=2)]
+    rows = client.infer("colours", make_input(PIXELS), outputs=outputs).as_numpy("probabilities")
     assert rows.shape == (3, 2)
     assert [row[0].decode().split(":")[1:] for row in rows] == [["0", "red"], ["1", "green"], ["2", "blue"]]
 
@@ -92,11 +92,11 @@ def encoded(client: triton.InferenceServerClient) -> None:
     """JPEG and PNG as BYTES, decoded by the server."""
     sent = triton.InferInput("image", [2], "BYTES")
     sent.set_data_from_numpy(np.array([image("red"), image("blue", "PNG")], dtype=np.object_))
-    assert told(client.infer("colours", [sent])) == ["red", "blue"]
+    assert best_labels(client.infer("colours", [sent])) == ["red", "blue"]
 
 
 def typed(client: triton.InferenceServerClient) -> None:
-    """Typed contents, through the stub that tritonclient brings."""
+    """Typed contents, sent by the stub of tritonclient."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name="colours", id="typed")
@@ -108,7 +108,7 @@ def typed(client: triton.InferenceServerClient) -> None:
 
 
 def callbacks(client: triton.InferenceServerClient) -> None:
-    """async_infer: answers come to a function."""
+    """async_infer passes each answer to a function."""
     answers: queue.Queue[tuple[object, object]] = queue.Queue()
     for row in range(3):
         client.async_infer(
@@ -116,20 +116,20 @@ def callbacks(client: triton.InferenceServerClient) -> None:
         )
     found = [answers.get(timeout=30) for _ in range(3)]
     assert all(error is None for _, error in found)
-    assert sorted(told(result)[0] for result, _ in found) == sorted(COLOURS)
+    assert sorted(best_labels(result)[0] for result, _ in found) == sorted(COLOURS)
 
 
 def stream(client: triton.InferenceServerClient) -> None:
-    """A stream that outlives a request that is wrong."""
+    """A stream continues after an invalid request."""
     answers: queue.Queue[tuple[object, object]] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
     for row in (0, 1):
         client.async_stream_infer("colours", make_input(PIXELS[row : row + 1]), request_id=str(row))
-    client.async_stream_infer("colours", make_input(PIXELS[:1, :, :2]), request_id="wrong")
+    client.async_stream_infer("colours", make_input(PIXELS[:1, :, :2]), request_id="invalid")
     client.async_stream_infer("colours", make_input(PIXELS[2:]), request_id="2", enable_empty_final_response=True)
     found = [answers.get(timeout=30) for _ in range(4)]
     client.stop_stream()
-    assert [told(result)[0] for result, error in found if error is None] == COLOURS
+    assert [best_labels(result)[0] for result, error in found if error is None] == COLOURS
     responses = [result.get_response() for result, error in found if error is None]
     marked = [("triton_final_response" in response.parameters) for response in responses]
     assert ([response.id for response in responses], marked) == (["0", "1", "2"], [False, False, True])
@@ -138,41 +138,41 @@ def stream(client: triton.InferenceServerClient) -> None:
 
 
 def refusals(client: triton.InferenceServerClient) -> None:
-    """Errors are statuses with words."""
+    """Errors have the status of their cause."""
     expected = {
-        "StatusCode.NOT_FOUND": ("nobody", PIXELS),
+        "StatusCode.NOT_FOUND": ("unknown", PIXELS),
         "StatusCode.INVALID_ARGUMENT": ("colours", PIXELS[:, :2]),
     }
     for status, (name, pixels) in expected.items():
         try:
             client.infer(name, make_input(pixels))
         except InferenceServerException as error:
-            told = error.status()
+            found = error.status()
         else:
-            told = "an answer"
-        assert told == status, told
+            found = "an answer"
+        assert found == status, found
     for call in (client.get_system_shared_memory_status, client.get_trace_settings, client.get_log_settings):
         try:
             call()
         except InferenceServerException as error:
-            told = error.status()
+            found = error.status()
         else:
-            told = "an answer"
-        assert told == "StatusCode.UNIMPLEMENTED", (call, told)
+            found = "an answer"
+        assert found == "StatusCode.UNIMPLEMENTED", (call, found)
 
 
 def repository(client: triton.InferenceServerClient) -> None:
-    """Index, unload, load."""
+    """List, unload and load the models of the repository."""
     [entry] = client.get_model_repository_index().models
     assert (entry.name, entry.version, entry.state) == ("colours", "1", "READY")
-    client.unload_model("colours", headers=LEADS)
+    client.unload_model("colours", headers=CONTROL)
     assert not client.is_model_ready("colours")
-    client.load_model("colours", headers=LEADS)
+    client.load_model("colours", headers=CONTROL)
     assert client.is_model_ready("colours")
 
 
 def statistics(client: triton.InferenceServerClient) -> None:
-    """Counts grow with what is asked."""
+    """The statistics count every request."""
     [before] = client.get_inference_statistics("colours").model_stats
     client.infer("colours", make_input(PIXELS))
     [after] = client.get_inference_statistics("colours").model_stats
@@ -187,25 +187,25 @@ CHAPTERS = (
 )
 
 
-async def tell_asyncio(address: str) -> None:
-    """The same calls by the client for asyncio, many at a time, and a stream."""
+async def check_asyncio(address: str) -> None:
+    """The same calls by the asyncio client: many concurrent requests, and a stream."""
     async with triton_aio.InferenceServerClient(address) as client:
         assert await client.is_server_live()
         assert await client.is_model_ready("colours")
         assert (await client.get_server_metadata()).name == "evalmode"
-        asked = [client.infer("colours", make_input(PIXELS[row % 3 : row % 3 + 1], triton_aio)) for row in range(30)]
-        assert [told(result)[0] for result in await asyncio.gather(*asked)] == COLOURS * 10
+        calls = [client.infer("colours", make_input(PIXELS[row % 3 : row % 3 + 1], triton_aio)) for row in range(30)]
+        assert [best_labels(result)[0] for result in await asyncio.gather(*calls)] == COLOURS * 10
 
         async def requests() -> object:
             for row in range(3):
                 yield {"model_name": "colours", "inputs": make_input(PIXELS[row : row + 1], triton_aio)}
 
         answers = [answer async for answer in client.stream_infer(requests())]
-        assert [told(result)[0] for result, error in answers if error is None] == COLOURS
+        assert [best_labels(result)[0] for result, error in answers if error is None] == COLOURS
 
 
 def list_fields(message: Descriptor) -> Iterator[list[object]]:
-    """Every field of a message and of the messages inside it: message, name, number, type, repeated."""
+    """Every field of a message and of its nested messages: message, name, number, type, repeated."""
     for field in message.fields:
         inner = field.message_type or field.enum_type
         yield [message.full_name, field.name, field.number, inner.full_name if inner else field.type, field.is_repeated]
@@ -214,7 +214,7 @@ def list_fields(message: Descriptor) -> Iterator[list[object]]:
 
 
 def list_descriptors() -> dict[str, list[object]]:
-    """Fields, enum values and calls of tritonclient's own contract."""
+    """The fields, enum values and calls of the contract of tritonclient."""
     from tritonclient.grpc import model_config_pb2, service_pb2
 
     files = (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
@@ -231,7 +231,7 @@ def list_descriptors() -> dict[str, list[object]]:
 
 
 def main() -> None:
-    """Tell the whole story."""
+    """Run every chapter, or print the contract."""
     if sys.argv[1] == "--descriptors":
         print(json.dumps(list_descriptors()))
         return
@@ -239,7 +239,7 @@ def main() -> None:
         for chapter in CHAPTERS:
             chapter(client)
             print(chapter.__name__, flush=True)
-    asyncio.run(tell_asyncio(sys.argv[1]))
+    asyncio.run(check_asyncio(sys.argv[1]))
     print("asyncio")
 
 

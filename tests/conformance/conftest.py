@@ -1,15 +1,15 @@
-"""What the conformance suite shares: the server it looks at, requests that fit its model, and the result as a file.
+"""Shared by the conformance suite: the tested server, valid requests for its models, and the result file.
 
     pytest tests/conformance --address HOST:PORT --model NAME [--result FILE]
 
-Without --address it looks at our own server, with a classifier of images and with a network of numbers.
+Without --address it tests a server of evalmode, with an image classifier and with networks of tensors.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,14 +27,14 @@ from tests.conftest import Server, colour_artifact, serving
 from tests.serving.services.test_open_inference import tensor_artifact
 
 WAIT_S = 30
-OURS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of numbers, by their type
-MANY = 256  # requests at once that are to be too many
+TENSOR_NETWORKS = {"sum": "float32", "half": "float16", "either": "bool"}  # networks of tensors -> their dtype
+MANY = 256  # concurrent requests; more than any server accepts
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_name" in metafunc.fixturenames:
         given = metafunc.config.getoption("--model")
-        metafunc.parametrize("model_name", [given] if given else ["colours", *OURS], scope="session")
+        metafunc.parametrize("model_name", [given] if given else ["colours", *TENSOR_NETWORKS], scope="session")
 
 
 RULES = pytest.StashKey[dict[str, str]]()
@@ -43,20 +43,22 @@ SERVER = pytest.StashKey[str]()
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if path := session.config.getoption("--result"):
-        kept = session.config.stash
-        result = {"server": kept[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": kept[RULES]}
+        stash = session.config.stash
+        result = {"server": stash[SERVER], "date": datetime.now(UTC).date().isoformat(), "rules": stash[RULES]}
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if (report.when == "call" and not report.skipped) or report.failed:  # what is skipped was not asked
+    if (report.when == "call" and not report.skipped) or report.failed:  # skipped tests have no outcome
         rule = (item.function.__doc__ or item.name).strip()
         rules = item.config.stash.setdefault(RULES, {})
-        if not report.passed:
+        if call.excinfo is not None:
             rules[rule] = call.excinfo.exconly().splitlines()[0]
-        rules.setdefault(rule, "passed")  # a rule is kept if it is with every model
+        rules.setdefault(rule, "passed")  # a rule passes if it passes with every model
     return report
 
 
@@ -67,7 +69,7 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         return
     repository = tmp_path_factory.mktemp("models")
     publish(repository, "colours", colour_artifact())
-    for name, dtype in OURS.items():
+    for name, dtype in TENSOR_NETWORKS.items():
         publish(repository, name, tensor_artifact(dtype))
     with serving(repository) as running:
         yield running.address
@@ -75,9 +77,9 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def busy(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Server]:
-    """A server of our own that takes a second for a request, and no more of them than it has slots."""
+    """A server of evalmode that takes a second per request and has no queue."""
     if pytestconfig.getoption("--address"):
-        pytest.skip("how another server is made busy is not known")
+        pytest.skip("needs a server of evalmode with a slow model")
     publish(tmp_path, "colours", colour_artifact(slow_steps=4000))
     with serving(tmp_path, "--allow-uncertified", "--max-queue", 0, "--lame-duck", 3600) as running:
         yield running
@@ -88,20 +90,20 @@ def stub(address: str, pytestconfig: pytest.Config) -> Iterator[wire_grpc.GRPCIn
     unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(address, options=unlimited) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
-        pytestconfig.stash[SERVER] = f"{told.name} {told.version}"
+        metadata = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+        pytestconfig.stash[SERVER] = f"{metadata.name} {metadata.version}"
         yield stub
 
 
 @dataclass
 class Target:
-    """A model of the server looked at, and requests that it must answer."""
+    """A model of the tested server, and requests that it must answer."""
 
     stub: wire_grpc.GRPCInferenceServiceStub
     metadata: wire.ModelMetadataResponse
 
     def arrays(self, batch: int = 1) -> dict[str, np.ndarray[Any, Any]]:
-        """Inputs that fit: small numbers, sizes left open as ``batch``."""
+        """Valid inputs of zeros and ones; dynamic dimensions are ``batch``."""
         drawn = {}
         for number, tensor in enumerate(self.metadata.inputs):
             shape = [batch if side == -1 else side for side in tensor.shape]
@@ -110,7 +112,7 @@ class Target:
         return drawn
 
     def request(self, batch: int = 1, typed: bool = False, **fields: Any) -> wire.ModelInferRequest:
-        """A request that must be answered, unless ``fields`` make it wrong."""
+        """A valid request; ``fields`` replace some of its fields."""
         request = wire.ModelInferRequest(model_name=self.metadata.name)
         for tensor in self.metadata.inputs:
             array = self.arrays(batch)[tensor.name]
@@ -126,7 +128,7 @@ class Target:
         return request
 
     def infer(self, request: wire.ModelInferRequest) -> wire.ModelInferResponse:
-        """The server's answer."""
+        """Send a request and return the reply."""
         return self.stub.ModelInfer(request, timeout=WAIT_S)
 
 
@@ -145,7 +147,7 @@ def code_of(call: Callable[[], object]) -> str:
 
 
 def read_outputs(reply: wire.ModelInferResponse) -> dict[str, list[Any]]:
-    """The values of every output, whichever way they are sent."""
+    """The values of every output, from raw or typed contents."""
     found = {}
     for place, output in enumerate(reply.outputs):
         if reply.raw_output_contents:

@@ -1,4 +1,4 @@
-"""The protocol's datatypes, copied by hand from its specification: our own table is held to this one, not to itself.
+"""The datatypes of the protocol, copied from its specification, to check the table of evalmode independently.
 
 https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md: "Tensor Data Types", and
 the comments of the message InferTensorContents.

@@ -1,15 +1,16 @@
-"""The Open Inference Protocol v2 as a server is held to it: a rule a test, its words the row of docs/conformance.md.
+"""The rules of the Open Inference Protocol v2, one per test; the docstrings are the rows of docs/conformance.md.
 
-In brackets stands the section of the specification (https://github.com/kserve/open-inference-protocol,
-specification/protocol/inference_grpc.md) that a rule is in, or about. Rules in quotes are its own; the others are what
-a status must be for a client to know what to do: docs/wire-protocol.md.
+The section of the specification (https://github.com/kserve/open-inference-protocol,
+specification/protocol/inference_grpc.md) of each rule is in brackets. Quotations are from the specification; the other
+rules state the status that a client needs to react: docs/wire-protocol.md.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import time
+from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
@@ -21,6 +22,8 @@ from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conformance.conftest import MANY, WAIT_S, Target, code_of, read_outputs
 from tests.conformance.specification import NUMPY
 from tests.conftest import Server, encode, plain
+from tests.serving.conftest import wait_until
+from tests.serving.services.test_metrics import scrape
 
 Stub = wire_grpc.GRPCInferenceServiceStub
 
@@ -44,25 +47,25 @@ def test_model_ready(target: Target) -> None:
 
 def test_model_not_ready(stub: Stub) -> None:
     """ModelReady of an unknown model is false, or NOT_FOUND [Model Ready]"""
-    request = wire.ModelReadyRequest(name="nobody-knows-it")
-    told = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
-    assert told == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
+    request = wire.ModelReadyRequest(name="unknown")
+    code = code_of(lambda: stub.ModelReady(request, timeout=WAIT_S))
+    assert code == "NOT_FOUND" or not stub.ModelReady(request, timeout=WAIT_S).ready
 
 
 def test_server_metadata(stub: Stub) -> None:
     """ServerMetadata has a name and a version [Server Metadata]"""
-    told = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
-    assert told.name
-    assert told.version
+    metadata = stub.ServerMetadata(wire.ServerMetadataRequest(), timeout=WAIT_S)
+    assert metadata.name
+    assert metadata.version
 
 
 def test_model_metadata(target: Target) -> None:
     """ModelMetadata has a name, and inputs and outputs with a name, a datatype and a shape [Model Metadata]"""
-    told = target.metadata
-    assert told.name
-    assert told.inputs
-    assert told.outputs
-    for tensor in (*told.inputs, *told.outputs):
+    metadata = target.metadata
+    assert metadata.name
+    assert metadata.inputs
+    assert metadata.outputs
+    for tensor in (*metadata.inputs, *metadata.outputs):
         assert tensor.name
         assert tensor.datatype in {*NUMPY, "BYTES"}
         assert tensor.shape
@@ -81,7 +84,7 @@ def test_platform(target: Target) -> None:
 
 def test_metadata_of_an_unknown_model(stub: Stub) -> None:
     """ModelMetadata of an unknown model: NOT_FOUND [Model Metadata]"""
-    request = wire.ModelMetadataRequest(name="nobody-knows-it")
+    request = wire.ModelMetadataRequest(name="unknown")
     assert code_of(lambda: stub.ModelMetadata(request, timeout=WAIT_S)) == "NOT_FOUND"
 
 
@@ -147,7 +150,7 @@ def test_requested_output(target: Target) -> None:
 def test_unknown_output(target: Target) -> None:
     """An unknown requested output: INVALID_ARGUMENT [Inference]"""
     request = target.request()
-    request.outputs.add(name="nobody-knows-it")
+    request.outputs.add(name="unknown")
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
@@ -161,7 +164,7 @@ def test_duplicate_output(target: Target) -> None:
 
 def test_unknown_model(target: Target) -> None:
     """ModelInfer of an unknown model: NOT_FOUND [Inference]"""
-    assert code_of(lambda: target.infer(target.request(model_name="nobody-knows-it"))) == "NOT_FOUND"
+    assert code_of(lambda: target.infer(target.request(model_name="unknown"))) == "NOT_FOUND"
 
 
 def test_unknown_version(target: Target) -> None:
@@ -179,7 +182,7 @@ def test_given_version(target: Target) -> None:
 def test_unknown_input(target: Target) -> None:
     """An unknown input: INVALID_ARGUMENT [Inference]"""
     request = target.request()
-    request.inputs[0].name = "nobody-knows-it"
+    request.inputs[0].name = "unknown"
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
@@ -326,7 +329,7 @@ def test_bool(target: Target) -> None:
         request = target.request()
         for place, sent in enumerate(request.inputs):
             request.raw_input_contents[place] = bytes(size * math.prod(sent.shape))
-        codes.append(code_of(lambda request=request: target.infer(request)))
+        codes.append(code_of(partial(target.infer, request)))
     assert codes == ["OK", "INVALID_ARGUMENT"]
 
 
@@ -357,36 +360,36 @@ def test_deadline(busy: Server) -> None:
     """A deadline that expires: DEADLINE_EXCEEDED; then a request succeeds [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        assert code_of(lambda: stub.ModelInfer(of_pixels(), timeout=0.1)) == "DEADLINE_EXCEEDED"
-        assert is_answered(stub)
+        assert code_of(lambda: stub.ModelInfer(make_pixel_request(), timeout=0.1)) == "DEADLINE_EXCEEDED"
+        expect_answer(stub)
 
 
 def test_cancelled(busy: Server) -> None:
     """A call that the client cancels: CANCELLED; then a request succeeds [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        call = stub.ModelInfer.future(of_pixels(), timeout=WAIT_S)
-        time.sleep(0.2)
+        call = stub.ModelInfer.future(make_pixel_request(), timeout=WAIT_S)
+        wait_until(lambda: scrape(busy)("evalmode_requests_in_flight")[()] == 1)
         call.cancel()
         assert call.code().name == "CANCELLED"
-        assert is_answered(stub)
+        expect_answer(stub)
 
 
 def test_timeout(busy: Server) -> None:
     """A request whose parameter `timeout` expires while it waits: DEADLINE_EXCEEDED, and it does not run [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        request = of_pixels(parameters={"timeout": {"int64_param": 1}})
+        request = make_pixel_request(parameters={"timeout": {"int64_param": 1}})
         assert code_of(lambda: stub.ModelInfer(request, timeout=WAIT_S)) == "DEADLINE_EXCEEDED"
-        [told] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
-        assert told.execution_count == 0
+        [statistics] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
+        assert statistics.execution_count == 0
 
 
 def test_overload(busy: Server) -> None:
     """More requests than the server accepts: RESOURCE_EXHAUSTED with google.rpc.RetryInfo [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        asked = [stub.ModelInfer.future(of_pixels(), timeout=WAIT_S) for _ in range(MANY)]
+        asked = [stub.ModelInfer.future(make_pixel_request(), timeout=WAIT_S) for _ in range(MANY)]
         errors = [error for error in (one.exception() for one in asked) if error is not None]
     assert {error.code().name for error in errors} == {"RESOURCE_EXHAUSTED"}
     for error in errors:
@@ -401,29 +404,23 @@ def test_draining(busy: Server) -> None:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready
         busy.process.terminate()
-        until = time.monotonic() + WAIT_S
-        while stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready:
-            assert time.monotonic() < until
+        wait_until(lambda: not stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready)
         assert stub.ServerLive(wire.ServerLiveRequest(), timeout=WAIT_S).live
-        assert code_of(lambda: stub.ModelInfer(of_pixels(), timeout=WAIT_S)) == "OK"
+        assert code_of(lambda: stub.ModelInfer(make_pixel_request(), timeout=WAIT_S)) == "OK"
 
 
-def is_answered(stub: Stub) -> bool:
-    """Whether the busy server answers before long."""
-    until = time.monotonic() + WAIT_S
-    while time.monotonic() < until:
-        if code_of(lambda: stub.ModelInfer(of_pixels(), timeout=WAIT_S)) == "OK":
-            return True
-    return False
+def expect_answer(stub: Stub) -> None:
+    """Wait until the slots of the busy server are free and a request is answered."""
+    wait_until(lambda: code_of(lambda: stub.ModelInfer(make_pixel_request(), timeout=WAIT_S)) == "OK")
 
 
-def of_pixels(**fields: object) -> wire.ModelInferRequest:
-    """A request to the model of the server that is busy."""
+def make_pixel_request(**fields: Any) -> wire.ModelInferRequest:
+    """A request to the model of the busy server."""
     sent = {"name": "image", "datatype": "UINT8", "shape": [1, 4, 4, 3]}
     return wire.ModelInferRequest(inputs=[sent], raw_input_contents=[bytes(48)], **fields)
 
 
 def test_not_served(stub: Stub) -> None:
     """An unsupported method: UNIMPLEMENTED [Service]"""
-    told = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
-    assert told in ("UNIMPLEMENTED", "OK")
+    code = code_of(lambda: stub.CudaSharedMemoryStatus(wire.CudaSharedMemoryStatusRequest(), timeout=WAIT_S))
+    assert code in ("UNIMPLEMENTED", "OK")

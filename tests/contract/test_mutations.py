@@ -1,23 +1,26 @@
-"""What can be wrong with an artifact, and what notices: the table of docs/artifact.md, row by row.
+"""Defects of an artifact and the check that detects each of them: the rows of the table in docs/artifact.md.
 
-Every mutation comes in two forms. Edited: the bytes were changed after the export, and the digest tells. Built wrong:
-digest and certificate were made for the wrong graph, and a gate, the replay or the check must tell, by name.
+Every mutation has two forms. Edited: the bytes were changed after the export, and the digest detects it. Built wrong:
+digest and certificate match the wrong graph, and a gate, the replay or a check must detect it by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
+from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import check_digest, open_artifact, seal
 from evalmode.artifact.tensors import INPUT, LOGITS
@@ -54,7 +57,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def draw_colours(count: int, seed: int) -> Split:
-    """Images of noise, one channel brighter than the others: what a network can only tell by its colours."""
+    """Images of noise with one brighter channel, so that only the colour distinguishes the classes."""
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % 3
     images = rng.integers(0, 160, (count, 8, 8, 3))
@@ -64,7 +67,7 @@ def draw_colours(count: int, seed: int) -> Split:
 
 @dataclass
 class Trained:
-    """A run of a network on colours, and its artifact, also as int8, whatever that gains here."""
+    """A run of a network on colours, its artifact, and an int8 variant regardless of its speed-up."""
 
     run: Run
     dataset: Dataset
@@ -99,7 +102,7 @@ def artifact(request: pytest.FixtureRequest, trained: Trained) -> bytes:
 
 
 def last_weights(graph: onnx.ModelProto) -> onnx.TensorProto:
-    """The last convolution's weights; where they are quantised, the first float32 tensor there is."""
+    """The weights of the last convolution, or the first float32 tensor if they are quantised."""
     convolution = [node for node in graph.graph.node if node.op_type == "Conv"][-1]
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     return tensors.get(convolution.input[1]) or next(
@@ -112,7 +115,7 @@ def rewrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:
 
 
 def flip_bit(graph: onnx.ModelProto) -> None:
-    """A bit of the exponent of the largest weight: 16 times as much, or as little."""
+    """Flip a bit in the exponent of the largest weight: a factor of 16."""
     weights = last_weights(graph)
     bits = numpy_helper.to_array(weights).view(np.uint32).copy()
     bits.flat[np.abs(numpy_helper.to_array(weights)).argmax()] ^= 1 << 25
@@ -120,7 +123,7 @@ def flip_bit(graph: onnx.ModelProto) -> None:
 
 
 def keep_dropout(graph: onnx.ModelProto) -> None:
-    """Dropout that drops, before the logits."""
+    """Insert active dropout before the logits."""
     graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "training_mode"))
     graph.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
     dense = next(node for node in graph.graph.node if "logits" in node.output)
@@ -132,7 +135,7 @@ def keep_dropout(graph: onnx.ModelProto) -> None:
 
 
 def scale_otherwise(graph: onnx.ModelProto) -> None:
-    """Pixels in [0, 1] instead of [-1, 1]."""
+    """Scale pixels to [0, 1] instead of [-1, 1]."""
     node = next(node for node in graph.graph.node if node.op_type == "Sub")
     graph.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
     division = next(node for node in graph.graph.node if node.op_type == "Div")
@@ -141,7 +144,7 @@ def scale_otherwise(graph: onnx.ModelProto) -> None:
 
 
 def swap_channels(graph: onnx.ModelProto) -> None:
-    """Blue first."""
+    """Reverse the order of the channels."""
     graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "order"))
     reader = next(node for node in graph.graph.node if node.input[0] == "image")
     reader.input[0] = "swapped"
@@ -164,7 +167,7 @@ def change_temperature(graph: onnx.ModelProto) -> None:
 
 
 def use_batch_statistics(graph: onnx.ModelProto) -> None:
-    """Batch norm in train mode, as a module left in it would be exported."""
+    """Insert a batch norm in train mode, as the export of a module in train mode would have."""
     for name, value in (("one", 1.0), ("zero", 0.0), ("mean", 0.0), ("variance", 1.0)):
         graph.graph.initializer.append(numpy_helper.from_array(np.full(3, value, np.float32), name))
     dense = next(node for node in graph.graph.node if "logits" in node.output)
@@ -179,8 +182,8 @@ def use_batch_statistics(graph: onnx.ModelProto) -> None:
 
 
 def use_foreign_operator(graph: onnx.ModelProto) -> None:
-    graph.graph.node.append(helper.make_node("Anything", ["logits"], ["unused"], domain="somebody.else"))
-    graph.opset_import.append(helper.make_opsetid("somebody.else", 1))
+    graph.graph.node.append(helper.make_node("Anything", ["logits"], ["unused"], domain="example.org"))
+    graph.opset_import.append(helper.make_opsetid("example.org", 1))
 
 
 def move_weights_out(graph: onnx.ModelProto) -> None:
@@ -190,7 +193,7 @@ def move_weights_out(graph: onnx.ModelProto) -> None:
     weights.external_data.add(key="location", value="weights.bin")
 
 
-GRAPH_MUTATIONS: dict[Mutate, type[EvalmodeError]] = {  # what the export says if its graph is so
+GRAPH_MUTATIONS: dict[Mutate, type[EvalmodeError]] = {  # mutation -> the error of an export with this graph
     flip_bit: NetworksDisagree,
     keep_dropout: TrainMode,
     scale_otherwise: NetworksDisagree,
@@ -209,11 +212,11 @@ def mutated(artifact: bytes, mutate: Mutate) -> onnx.ModelProto:
     return graph
 
 
-# Edited after the export: the digest tells
+# Edited after the export: detected by the digest
 
 
 @pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_an_edited_graph_does_not_have_its_digest(artifact: bytes, mutate: Mutate) -> None:
+def test_an_edited_graph_is_detected_by_its_digest(artifact: bytes, mutate: Mutate) -> None:
     edited = mutated(artifact, mutate).SerializeToString()
     with pytest.raises(DigestMismatch, match="it was changed or damaged since"):
         load_artifact(edited)
@@ -221,18 +224,18 @@ def test_an_edited_graph_does_not_have_its_digest(artifact: bytes, mutate: Mutat
 
 
 @pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality"])
-def test_edited_metadata_do_not_have_their_digest(artifact: bytes, key: str) -> None:
+def test_edited_metadata_are_detected_by_the_digest(artifact: bytes, key: str) -> None:
     graph = onnx.load_from_string(artifact)
     entry = next(entry for entry in graph.metadata_props if entry.key == f"evalmode.{key}")
     entry.value = entry.value.replace("0", "1", 1) if key != "labels" else '["green", "red", "blue"]'
     edited = graph.SerializeToString()
-    with pytest.raises(ArtifactInvalid):  # the temperature is told twice, and that they differ comes first
+    with pytest.raises(ArtifactInvalid):  # for the temperature, the contradiction to the graph is detected first
         load_artifact(edited)
     with pytest.raises(DigestMismatch):
         check_digest(edited)
 
 
-def test_one_flipped_bit_anywhere_is_noticed(artifact: bytes) -> None:
+def test_one_flipped_bit_anywhere_is_detected(artifact: bytes) -> None:
     rng = np.random.default_rng(0)
     for place in rng.integers(0, len(artifact), 100):
         edited = bytearray(artifact)
@@ -241,35 +244,35 @@ def test_one_flipped_bit_anywhere_is_noticed(artifact: bytes) -> None:
             load_artifact(bytes(edited))
 
 
-def test_a_truncated_file_is_noticed(artifact: bytes) -> None:
+def test_a_truncated_file_is_detected(artifact: bytes) -> None:
     for length in np.linspace(0, len(artifact) - 1, 50).astype(int):
         with pytest.raises(EvalmodeError):
             load_artifact(artifact[:length])
 
 
-# Built wrong, with a digest and a certificate of its own
+# Built wrong, with a matching digest and certificate
 
 
 @pytest.mark.parametrize("mutate", GRAPH_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
-    optimise = training.export.onnxscript.optimizer.optimize
+    optimise = onnxscript.optimizer.optimize
 
-    def go_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+    def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong: onnx.ModelProto = optimise(graph)
         mutate(wrong)
         return wrong
 
     with (
-        patch.object(training.export.onnxscript.optimizer, "optimize", go_wrong),
+        patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(GRAPH_MUTATIONS[mutate]),
     ):
         export_run(trained.run, trained.dataset)
 
 
-def test_another_networks_weights_are_told_by_layer(trained: Trained) -> None:
-    optimise = training.export.onnxscript.optimizer.optimize
+def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
+    optimise = onnxscript.optimizer.optimize
 
-    def go_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+    def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong: onnx.ModelProto = optimise(graph)
         dense = next(node for node in wrong.graph.node if "logits" in node.output)
         tensors = {tensor.name: tensor for tensor in wrong.graph.initializer}
@@ -278,13 +281,13 @@ def test_another_networks_weights_are_told_by_layer(trained: Trained) -> None:
 
     name = {"compact": "dense", "reference": r"classifier\.5"}[trained.run.config.recipe.network]
     with (
-        patch.object(training.export.onnxscript.optimizer, "optimize", go_wrong),
+        patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
     ):
         export_run(trained.run, trained.dataset)
 
 
-def test_replaced_statistics_are_noticed(trained: Trained) -> None:
+def test_replaced_statistics_are_detected(trained: Trained) -> None:
     network = trained.run.config.build_network()
     trained.run.load_weights(network)
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -298,12 +301,12 @@ def test_replaced_statistics_are_noticed(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("which", ["the network itself", "a child"])
-def test_a_module_that_stays_in_train_mode_is_named(trained: Trained, which: str) -> None:
+def test_a_module_in_train_mode_is_named(trained: Trained, which: str) -> None:
     load = training.export._load_network
     network = trained.run.config.build_network()
     norm = next(name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d))
 
-    def keep_training(*arguments: object) -> nn.Module:
+    def keep_training(*arguments: Any) -> nn.Module:
         network = load(*arguments)
         name = "" if which == "the network itself" else norm
         module = network.get_submodule(name)
@@ -318,7 +321,7 @@ def test_a_module_that_stays_in_train_mode_is_named(trained: Trained, which: str
         export_run(trained.run, trained.dataset)
 
 
-def test_a_fold_that_goes_wrong_is_noticed(trained: Trained) -> None:
+def test_a_wrong_fold_is_detected(trained: Trained) -> None:
     def forget_shift(graph, before, norm, values) -> None:
         values[norm.input[2]].CopyFrom(
             numpy_helper.from_array(np.zeros(values[norm.input[2]].dims, np.float32), norm.input[2])
@@ -331,7 +334,7 @@ def test_a_fold_that_goes_wrong_is_noticed(trained: Trained) -> None:
 
 
 class Dropping(nn.Module):
-    """A network that calls dropout in whatever mode."""
+    """A network that applies dropout in every mode."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -341,7 +344,7 @@ class Dropping(nn.Module):
         return nn.functional.dropout(self.network(x), 0.5)
 
 
-def test_dropout_that_a_network_calls_itself_is_noticed(trained: Trained) -> None:
+def test_functional_dropout_is_detected(trained: Trained) -> None:
     load = training.export._load_network
     with (
         patch.object(training.export, "_load_network", lambda *given: Dropping(load(*given)).eval()),
@@ -350,80 +353,82 @@ def test_dropout_that_a_network_calls_itself_is_noticed(trained: Trained) -> Non
         export_run(trained.run, trained.dataset)
 
 
-def test_a_weight_that_is_no_number_is_noticed(trained: Trained) -> None:
+def test_a_nan_weight_is_detected(trained: Trained) -> None:
     load = training.export._load_network
 
-    def spoil(*given: object) -> nn.Module:
+    def corrupt(*given: Any) -> nn.Module:
         network = load(*given)
         with torch.no_grad():
             next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).weight[0, 0] = torch.nan
         return network
 
     with (
-        patch.object(training.export, "_load_network", spoil),
+        patch.object(training.export, "_load_network", corrupt),
         pytest.raises(WeightsNotFinite, match=r"dense.weight|classifier\.\d.weight: 1 of"),
     ):
         export_run(trained.run, trained.dataset)
 
 
-def test_permuted_labels_are_noticed(trained: Trained) -> None:
+def test_permuted_labels_are_detected(trained: Trained) -> None:
     config = replace(trained.run.config, labels=("green", "blue", "red"))
     with pytest.raises(LabelsReordered, match="trained on the labels green, blue, red, the data has red, green, blue"):
         export_run(Run(trained.run.folder, config), trained.dataset)
 
 
-def test_permuted_labels_in_a_sealed_file_are_noticed(artifact: bytes) -> None:
+def test_permuted_labels_in_a_sealed_file_are_detected(artifact: bytes) -> None:
     graph, manifest = open_artifact(artifact)
+    assert isinstance(manifest, ClassifierManifest)
     swapped = seal(graph, replace(manifest, labels=("red", "blue", "green")))
     with pytest.raises(LabelsMismatch, match="changed or reordered since"):
         load_artifact(swapped)
-    assert list(all_reasons(swapped)) == ["LabelsMismatch"]
+    assert list(list_reasons(swapped)) == ["LabelsMismatch"]
 
 
 def test_images_of_permuted_labels_do_not_certify(trained: Trained) -> None:
-    """All of the data's labels wrong, certificate and all: only how seldom they are right can tell."""
+    """All labels are wrong, also in the certificate: only the accuracy on the golden images shows it."""
     _, manifest = open_artifact(trained.artifact)
+    assert isinstance(manifest, ClassifierManifest)
     certificate = manifest.certificate
-    assert certificate is not None
+    assert isinstance(certificate, ClassifierCertificate)
     turn = dict(zip(COLOURS, ("green", "blue", "red"), strict=True))
     turned = replace(certificate, targets=tuple(turn[target] for target in certificate.targets))
     with pytest.raises(GoldenMismatch, match="0 of 16 golden images get their label"):
         check_golden(turned, COLOURS, least_recalls(manifest))
 
 
-def test_another_files_certificate_is_noticed(trained: Trained, artifact: bytes) -> None:
-    """That of a network that answers almost the same."""
+def test_the_certificate_of_another_file_is_detected(trained: Trained, artifact: bytes) -> None:
+    """The certificate of a network with almost the same outputs."""
     graph, _ = open_artifact(artifact)
     other = mutated(trained.artifact, flip_bit)
-    manifest = open_artifact(certified_as_it_is(other, trained))[1]
+    manifest = open_artifact(certify_own_outputs(other, trained))[1]
     with pytest.raises(ReplayMismatch, match="not the network that was certified"):
         load_artifact(seal(graph, manifest))
-    assert "ReplayMismatch" in all_reasons(seal(graph, manifest))
+    assert "ReplayMismatch" in list_reasons(seal(graph, manifest))
 
 
-def certified_as_it_is(graph: onnx.ModelProto, trained: Trained) -> bytes:
-    """A certificate for whatever a graph answers."""
-    manifest = ClassifierManifest(COLOURS, PixelContract(8, 8, 3), {"temperature": temperature_of(trained)})
+def certify_own_outputs(graph: onnx.ModelProto, trained: Trained) -> bytes:
+    """Certify a graph with its own outputs."""
+    manifest = ClassifierManifest(COLOURS, PixelContract(8, 8, 3), {"temperature": read_temperature(trained)})
     return certify(graph, manifest, {INPUT: trained.dataset.val.images[:16]}, ("",) * 16, 0.0)
 
 
-def temperature_of(trained: Trained) -> float:
+def read_temperature(trained: Trained) -> float:
     temperature: float = open_artifact(trained.artifact)[1].properties["temperature"]
     return temperature
 
 
-def all_reasons(artifact: bytes) -> Iterator[str]:
+def list_reasons(artifact: bytes) -> Iterator[str]:
     return (verdict.reason for verdict in examine(artifact) if verdict.reason)
 
 
-def test_an_honest_export_passes_every_check(artifact: bytes) -> None:
-    assert list(all_reasons(artifact)) == []
+def test_a_correct_export_passes_every_check(artifact: bytes) -> None:
+    assert list(list_reasons(artifact)) == []
     findings = {verdict.check: verdict.finding for verdict in examine(artifact)}
     assert findings["batches"] == "at every position of batches of 1 to 64, on 1 and 2 threads: the same bits"
     assert load_artifact(artifact).batch_invariant
 
 
-INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # what says so if the int8 graph is so
+INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation -> the errors for an int8 graph
     flip_bit: (NotWorthIt,),
     keep_dropout: (TrainMode,),
     scale_otherwise: (NotWorthIt,),
@@ -438,32 +443,32 @@ INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # what says s
 
 @pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
-    def go_wrong(*arguments: object) -> onnx.ModelProto:
+    def build_wrong(*arguments: Any) -> onnx.ModelProto:
         wrong = quantize.quantize(*arguments)
         mutate(wrong)
         return wrong
 
     with (
-        patch.object(training.export, "quantize", go_wrong),
-        patch.object(quantize, "MIN_SPEEDUP", 0.0),  # of accuracy alone
+        patch.object(training.export, "quantize", build_wrong),
+        patch.object(quantize, "MIN_SPEEDUP", 0.0),  # compare the accuracy alone
         pytest.raises(INT8_MUTATIONS[mutate]),
     ):
         quantize_artifact(trained.artifact, trained.dataset)
 
 
 def test_an_int8_graph_has_the_same_bits_in_every_batch(trained: Trained) -> None:
-    model = load_artifact(trained.int8)
+    model = load_artifact(trained.int8).as_classifier()
     assert (model.batch_invariant, model.max_batch) == (True, 64)
     graph, manifest = open_artifact(trained.int8)
     assert "QuantizeLinear" in {node.op_type for node in graph.graph.node}
     assert manifest.properties["quantized"] == "int8"
     right = model.classify(trained.dataset.test.images)[1].argmax(1) == trained.dataset.test.targets
     assert manifest.properties["quality"]["accuracy"] == right.mean()
-    assert "agreement" not in manifest.properties  # torch was not asked about this one
+    assert "agreement" not in manifest.properties  # torch did not run this graph
     assert manifest.labels == COLOURS
 
 
-def test_int8_ranges_are_those_of_all_images_however_they_are_sorted(trained: Trained) -> None:
+def test_int8_ranges_are_independent_of_the_order_of_images(trained: Trained) -> None:
     graph, _ = open_artifact(trained.artifact)
     images = trained.dataset.train.images
     black_first = np.concatenate([np.zeros((quantize.CALIBRATION * 2, *images.shape[1:]), np.uint8), images])

@@ -1,4 +1,4 @@
-"""Training meets serving: the same pixels, the same answers, whoever else is in the batch."""
+"""Training and serving: the same pixels and the same answers, independent of the other images in a batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from training.temperature import choose_temperature
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JPEG and PNG files of several sizes in three classes, with everything that decoding must settle."""
+    """JPEG and PNG files of several sizes and modes in three classes, with EXIF orientations, alpha and palettes."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for label in range(3):
@@ -76,7 +76,7 @@ def picture_server(models: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_server_answers_as_torch_does_on_the_pixels_of_training(
+def test_the_server_answers_like_torch_on_the_pixels_of_training(
     run: Run, dataset: Dataset, pictures: Path, picture_server: Server
 ) -> None:
     network = run.config.build_network()
@@ -103,9 +103,11 @@ def test_an_image_and_its_pixels_get_the_same_answer(dataset: Dataset, pictures:
         assert client.predict(path).scores == client.predict_pixels(pixels).scores
 
 
-def test_no_answer_depends_on_who_else_is_in_the_batch(models: Path, dataset: Dataset, picture_server: Server) -> None:
-    """Many callers at once, so that requests wait and run together; every answer has the bits it has alone."""
-    model = load_model(models / "pictures/1/model.onnx")
+def test_answers_are_independent_of_the_other_images_in_a_batch(
+    models: Path, dataset: Dataset, picture_server: Server
+) -> None:
+    """Many concurrent callers, so that requests are batched; each answer has the bits of a single run."""
+    model = load_model(models / "pictures/1/model.onnx").as_classifier()
     images = dataset.train.images
     alone = [model.scores(model.classify(image[np.newaxis])[0][0], 3) for image in images]
     order = np.random.default_rng(0).integers(0, len(images), 600)
@@ -115,8 +117,8 @@ def test_no_answer_depends_on_who_else_is_in_the_batch(models: Path, dataset: Da
     assert any(answer.wait_us > 0 for answer in answers)
 
 
-def test_the_artifact_knows_its_labels_and_its_data(models: Path, dataset: Dataset, run: Run) -> None:
-    manifest = load_model(models / "pictures/1/model.onnx").manifest
+def test_the_artifact_records_its_labels_and_its_data(models: Path, dataset: Dataset, run: Run) -> None:
+    manifest = load_model(models / "pictures/1/model.onnx").as_classifier().manifest
     assert manifest.labels == ("class0", "class1", "class2")
     assert manifest.pixels == dataset.contract
     assert manifest.properties["training"]["data_digest"] == dataset.digest()

@@ -31,27 +31,27 @@ def bench(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_closed_loop_says_how_near_it_comes_to_onnxruntime(repository: Path) -> None:
+def test_a_closed_loop_reports_its_rate_relative_to_onnxruntime(repository: Path) -> None:
     file = repository / "colours" / "1" / "model.onnx"
     with serving(repository) as server:
         done = bench(server.address, "--in-flight", "1,4", "--file", file, "--json")
         shown = bench(server.address, "--in-flight", "2")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["model"] == "colours/1"
-    assert [row["load"] for row in told["loads"]] == ["1 in flight", "4 in flight"]
-    for row in told["loads"]:
+    report = json.loads(done.stdout)
+    assert report["model"] == "colours/1"
+    assert [row["load"] for row in report["loads"]] == ["1 in flight", "4 in flight"]
+    for row in report["loads"]:
         assert set(row["outcomes"]) == {"OK"}
         assert row["outcomes"]["OK"] > 10
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["client_cpu_us"] > 0
         assert row["server_cpu_us"] > 0
-        assert row["of_raw"] == pytest.approx(row["rate"] / told["raw"]["rate"], abs=0.0006)
+        assert row["of_raw"] == pytest.approx(row["rate"] / report["raw"]["rate"], abs=0.0006)
     assert shown.stdout.splitlines()[0].startswith("colours/1 at ")
     assert "2 in flight" in shown.stdout
 
 
-def test_a_constant_rate_is_kept_whatever_the_answers_take(repository: Path, tmp_path: Path) -> None:
+def test_a_constant_rate_is_independent_of_the_latency(repository: Path, tmp_path: Path) -> None:
     image = tmp_path / "red.png"
     image.write_bytes(encode(plain("red")))
     with serving(repository) as server:
@@ -59,10 +59,10 @@ def test_a_constant_rate_is_kept_whatever_the_answers_take(repository: Path, tmp
     [row] = json.loads(done.stdout)["loads"]
     assert row["load"] == "40/s"
     assert row["outcomes"] == {"OK": 20}
-    assert row["rate"] <= 20 / (19 / 40)  # the last is sent 19 fortieths of a second after the first, not with it
+    assert row["rate"] <= 20 / (19 / 40)  # the last request is sent 19/40 s after the first
 
 
-def test_latency_counts_from_when_a_request_was_due(repository: Path) -> None:
+def test_latency_is_measured_from_the_scheduled_time(repository: Path) -> None:
     async def ask_late(address: str) -> list[float]:
         async with grpc.aio.insecure_channel(address) as channel:
             sender = Sender(channel, wire.PredictRequest(image=encode(plain("red"))).SerializeToString(), 60)
@@ -74,20 +74,22 @@ def test_latency_counts_from_when_a_request_was_due(repository: Path) -> None:
     assert latency_ms >= 5000
 
 
-def test_figures_without_an_answer_are_json() -> None:
-    told = describe(Measured(1.0, {"UNAVAILABLE": 3}, np.array([]), 0.0))
-    assert json.loads(json.dumps(told, allow_nan=False))["p99_ms"] is None
+def test_figures_without_answers_are_valid_json() -> None:
+    figures = describe(Measured(1.0, {"UNAVAILABLE": 3}, np.array([]), 0.0))
+    assert json.loads(json.dumps(figures, allow_nan=False))["p99_ms"] is None
 
 
-def test_a_server_elsewhere_is_not_taken_for_one_here(repository: Path) -> None:
+def test_a_remote_server_is_not_mistaken_for_a_local_process(repository: Path) -> None:
     with serving(repository) as server:
         port = server.address.rpartition(":")[2]
-        assert find_server(server.address).pid == server.process.pid
+        found = find_server(server.address)
+        assert found is not None
+        assert found.pid == server.process.pid
         for address in (f"198.51.100.7:{port}", f"example.org:{port}", "unix:/nowhere", "localhost"):
             assert find_server(address) is None
 
 
-def test_another_file_than_the_server_has_is_refused(repository: Path, tmp_path: Path) -> None:
+def test_a_file_that_the_server_does_not_serve_is_rejected(repository: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(colour_artifact(labels=("a", "b", "c")))
     with serving(repository) as server:
@@ -96,7 +98,7 @@ def test_another_file_than_the_server_has_is_refused(repository: Path, tmp_path:
     assert "give the file that is served" in done.stderr
 
 
-def test_requests_that_are_not_answered_end_in_an_error(tmp_path: Path) -> None:
+def test_unanswered_requests_are_an_error(tmp_path: Path) -> None:
     publish(tmp_path, "slow", colour_artifact(slow_steps=20))
     with serving(tmp_path, "--allow-uncertified", "--max-queue", "0") as server:
         done = bench(server.address, "--in-flight", "64", "--json")
@@ -106,7 +108,7 @@ def test_requests_that_are_not_answered_end_in_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["0", "1,x", ""])
-def test_a_number_of_callers_that_is_none_is_refused(wrong: str) -> None:
+def test_an_invalid_number_of_callers_is_rejected(wrong: str) -> None:
     done = bench("127.0.0.1:1", "--in-flight", wrong)
     assert done.returncode == 2
     assert "is not a list of numbers" in done.stderr

@@ -1,4 +1,4 @@
-"""A shell completes commands, options and values, as docs/operating.md says."""
+"""Shells complete commands, options and values, as docs/operating.md describes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def complete(shell: str, *words: str) -> list[str]:
-    """What a shell is offered after these words, of which the last is not complete."""
+    """The completions of the last of these words."""
     place = str(len(words) - 1) if shell != "fish" else words[-1]
     environment = {"COMP_WORDS": " ".join(words), "COMP_CWORD": place, "_EVALMODE_COMPLETE": f"{shell}_complete"}
     command = [sys.executable, "-c", "from evalmode.cli.main import main; main()"]
@@ -39,12 +39,12 @@ def complete(shell: str, *words: str) -> list[str]:
         (["train", "--re"], {"--resume"}),
     ],
 )
-def test_what_is_begun_is_completed(shell: str, words: list[str], offered: set[str]) -> None:
+def test_incomplete_words_are_completed(shell: str, words: list[str], offered: set[str]) -> None:
     assert offered <= set(complete(shell, "evalmode", *words))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_documented_line_is_a_script_of_that_shell(shell: str) -> None:
+def test_the_documented_line_generates_a_script_for_the_shell(shell: str) -> None:
     text = (ROOT / "docs" / "operating.md").read_text()
     assert re.search(rf"_EVALMODE_COMPLETE={shell}_source evalmode", text)
     if shell == "bash" and shutil.which("bash"):

@@ -1,4 +1,4 @@
-"""A server follows its repository while it is asked: publish, swap, roll back, and nobody's answer is lost or wrong."""
+"""A server follows its repository under load: no request is lost or answered with wrong labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,12 @@ from evalmode.client import CallFailed, Client
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from tests.conftest import COLOURS, Server, colour_artifact, encode, plain, serving
+from tests.serving.conftest import WAIT_S, wait_until
 
 GERMAN = ("rot", "grün", "blau")
 RED = encode(plain("red"))
-WAIT_S = 60
 
-# Publishes in child processes, each killed after a random time; says how many versions there are.
+# Publishes in child processes, each killed after a random time; prints the number of versions.
 KILLED_PUBLISHERS = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -47,16 +46,13 @@ print(len(list_versions(repository, "colours")))
 
 
 def wait_for(client: Client, version: str, model: str = "") -> None:
-    """Ask until this version answers."""
-    until = time.monotonic() + WAIT_S
-    while client.predict(RED, model=model).version != version:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    """Send requests until this version answers."""
+    wait_until(lambda: client.predict(RED, model=model).version == version)
 
 
 @contextmanager
-def asking(address: str, labels: dict[str, tuple[str, ...]]) -> Iterator[Callable[[], int]]:
-    """Ask all the time from two threads; at the end nothing has failed, and each answer had its version's label."""
+def constant_load(address: str, labels: dict[str, tuple[str, ...]]) -> Iterator[Callable[[], int]]:
+    """Send requests from two threads; check that none failed and that each answer had a label of its version."""
     stop, wrong, answers = threading.Event(), [], []
 
     def ask() -> None:
@@ -79,7 +75,8 @@ def asking(address: str, labels: dict[str, tuple[str, ...]]) -> Iterator[Callabl
     finally:
         stop.set()
         for thread in threads:
-            thread.join()
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
     assert answers
     assert wrong == []
 
@@ -91,20 +88,20 @@ def repository(tmp_path: Path) -> Path:
 
 
 def check(server: Server, service: str) -> str:
-    """What the server says of a service's health."""
+    """The health of a service, or the status code of the call."""
     with grpc.insecure_channel(server.address) as channel:
         try:
-            told = health_pb2_grpc.HealthStub(channel).Check(
+            reply = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S
             )
         except grpc.RpcError as error:
             return error.code().name
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(told.status)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
 
 
 def test_swaps_under_load_lose_no_request_and_mix_no_labels(repository: Path) -> None:
     with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
-        with asking(server.address, {"1": COLOURS, "0": GERMAN}):
+        with constant_load(server.address, {"1": COLOURS, "0": GERMAN}):
             for version in range(2, 22):
                 publish(repository, "colours", colour_artifact(COLOURS if version % 2 else GERMAN))
                 wait_for(client, str(version))
@@ -114,11 +111,11 @@ def test_swaps_under_load_lose_no_request_and_mix_no_labels(repository: Path) ->
     assert "ERROR" not in logged
 
 
-def test_rollback_goes_back_to_the_version_before(repository: Path, evalmode) -> None:
+def test_rollback_serves_the_previous_version(repository: Path, evalmode) -> None:
     publish(repository, "colours", colour_artifact(GERMAN))
     with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
         wait_for(client, "2")
-        with asking(server.address, {"1": COLOURS, "0": GERMAN}):
+        with constant_load(server.address, {"1": COLOURS, "0": GERMAN}):
             done = evalmode("rollback", "colours", "--repository", repository)
             assert (done.returncode, done.stdout) == (0, "colours/2 is withdrawn, the newest is colours/1\n")
             wait_for(client, "1")
@@ -128,28 +125,28 @@ def test_rollback_goes_back_to_the_version_before(repository: Path, evalmode) ->
     assert again.stderr.endswith("colours has only version 1: there is no version to roll back to\n")
 
 
-def test_a_bad_version_leaves_the_old_one_serving_and_shows(repository: Path) -> None:
+def test_the_old_version_stays_served_if_the_new_one_is_invalid(repository: Path) -> None:
     with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
         assert (check(server, "colours"), check(server, "colours/1")) == ("SERVING", "SERVING")
         assert check(server, "colours/2") == "NOT_FOUND"
         publish(repository, "colours", colour_artifact()[:-100])
-        until = time.monotonic() + WAIT_S
-        while check(server, "colours/2") != "NOT_SERVING":
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: check(server, "colours/2") == "NOT_SERVING")
         assert (check(server, ""), check(server, "colours")) == ("SERVING", "SERVING")
         assert client.predict(RED).version == "1"
         with grpc.insecure_channel(server.address) as channel:
             list_models = wire_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex
-            while "not an ONNX file" not in list_models(wire.RepositoryIndexRequest()).models[1].reason:
-                assert time.monotonic() < until
-            index = list_models(wire.RepositoryIndexRequest())
+
+            def list_versions() -> wire.RepositoryIndexResponse:
+                return list_models(wire.RepositoryIndexRequest(), timeout=WAIT_S)
+
+            wait_until(lambda: "not an ONNX file" in list_versions().models[1].reason)
+            index = list_versions()
         assert [(one.version, one.state) for one in index.models] == [("1", "READY"), ("2", "UNAVAILABLE")]
         _, logged = server.stop()
     assert logged.count("cannot load colours/2") == 1
 
 
-def test_pins_a_version(repository: Path) -> None:
+def test_a_pinned_version_is_served(repository: Path) -> None:
     publish(repository, "colours", colour_artifact(GERMAN))
     with serving(repository, "--model", "colours@1", "--poll", "0.05") as server, Client(server.address) as client:
         assert client.predict(RED).version == "1"
@@ -161,24 +158,24 @@ def test_pins_a_version(repository: Path) -> None:
     ("pin", "text"),
     [("colours", "use NAME@VERSION"), ("colours@x", "use NAME@VERSION"), ("colours@9", "versions of colours: 1")],
 )
-def test_a_pin_that_cannot_be_says_so(repository: Path, evalmode, pin: str, text: str) -> None:
+def test_an_invalid_pin_is_rejected(repository: Path, evalmode, pin: str, text: str) -> None:
     refused = evalmode("serve", "--repository", repository, "--model", pin, "--port", 0, "--no-metrics")
     assert refused.returncode == 2
     assert text in refused.stderr
 
 
-def test_a_killed_publisher_shows_the_server_nothing_half_written(repository: Path, tmp_path: Path) -> None:
+def test_a_killed_publisher_leaves_no_incomplete_version(repository: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "next.onnx"
     artifact.write_bytes(colour_artifact())
     seed = random.Random(7).randrange(1000)
     with serving(repository, "--poll", "0.05", "--log-level", "info") as server, Client(server.address) as client:
-        with asking(server.address, {"1": COLOURS, "0": COLOURS}):
+        with constant_load(server.address, {"1": COLOURS, "0": COLOURS}):
             command = [sys.executable, "-c", KILLED_PUBLISHERS, str(repository), str(artifact), str(seed), "100"]
-            there = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            wait_for(client, str(there))
+            versions = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            wait_for(client, str(versions))
         code, logged = server.stop(signal.SIGTERM)
     assert code == 0
     assert "not served" not in logged
-    assert 1 < there < 101  # some were killed before, some after
-    left = [name for name in os.listdir(repository) if name.startswith(".incoming-")]  # noqa: PTH208
-    assert left  # some in the middle of it
+    assert 1 < versions < 101  # some were killed before the publication, some after it
+    incomplete = [name for name in os.listdir(repository) if name.startswith(".incoming-")]  # noqa: PTH208
+    assert incomplete  # some were killed during the publication

@@ -1,4 +1,4 @@
-"""Networks that evalmode did not train: certified, checked, compared and served like our own.
+"""Networks of other tools: certified, checked, compared and served like those of evalmode.
 
 The files come from tests/foreign/make_*.py: Keras through tf2onnx, scikit-learn through skl2onnx, torchvision.
 """
@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -29,13 +30,13 @@ from tests.conftest import serving
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 FOREIGN = Path(__file__).parents[1] / "foreign"
-ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as the makers printed it: Keras' and scikit-learn's own
+ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as Keras and scikit-learn reported it
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last 397 digits as PNG files in folders, and labels.txt beside them."""
+    """The last 397 digits as PNG files in folders, and labels.txt."""
     root = tmp_path_factory.mktemp("digits")
     pixels, targets = load_digits(return_X_y=True)
     for index in range(1400, len(targets)):
@@ -48,7 +49,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 images of noise in three folders, and labels.txt beside them."""
+    """24 images of noise in three folders, and labels.txt."""
     root = tmp_path_factory.mktemp("colours")
     rng = np.random.default_rng(0)
     for label in ("red", "green", "blue"):
@@ -63,12 +64,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
-    """A model repository with all three, certified, and what the command told of each."""
+    """A model repository with the three certified networks, and the output of each command."""
     root = tmp_path_factory.mktemp("published")
-    jobs = {
+    jobs: dict[str, tuple[Any, ...]] = {
         "keras": (digits, "--scale", "0,1"),
         "sklearn": (digits, "--scale", "0,1", "--size", "8x8"),
-        "torchvision": (colours, "--scale", "0,1", *IMAGENET, "--allow-guessing"),  # its weights are drawn
+        "torchvision": (colours, "--scale", "0,1", *IMAGENET, "--allow-guessing"),  # its weights are random
     }
     for name, (data, *options) in jobs.items():
         given = ("--images", data / "images", "--labels", data / "labels.txt", "--repository", root, "--name", name)
@@ -79,15 +80,15 @@ def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("name", ACCURACY)
-def test_accuracy_is_what_the_other_tool_measured(published: Path, name: str) -> None:
-    told = re.search(r"accuracy  ([\d.]+) of 397 images", (published / f"{name}.txt").read_text())
-    assert told
-    assert float(told[1]) == ACCURACY[name]
+def test_accuracy_is_that_of_the_other_tool(published: Path, name: str) -> None:
+    accuracy = re.search(r"accuracy  ([\d.]+) of 397 images", (published / f"{name}.txt").read_text())
+    assert accuracy
+    assert float(accuracy[1]) == ACCURACY[name]
 
 
-def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colours: Path) -> None:
-    """ImageNet's, by hand, on the original file."""
-    model = load_model(published / "torchvision" / "1" / "model.onnx")
+def test_the_graph_contains_the_requested_preprocessing(published: Path, colours: Path) -> None:
+    """Compared with the preprocessing of ImageNet in numpy, on the original file."""
+    model = load_model(published / "torchvision" / "1" / "model.onnx").as_classifier()
     assert model.manifest.certificate is not None
     pixels = model.manifest.certificate.inputs[INPUT]
     normal = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
@@ -96,8 +97,8 @@ def test_preprocessing_in_the_graph_is_the_one_asked_for(published: Path, colour
     np.testing.assert_allclose(model.classify(pixels)[1], expected, rtol=0, atol=1e-5)
 
 
-def test_probabilities_of_another_tool_stay_what_they_were(published: Path) -> None:
-    model = load_model(published / "keras" / "1" / "model.onnx")
+def test_probabilities_of_another_tool_stay_unchanged(published: Path) -> None:
+    model = load_model(published / "keras" / "1" / "model.onnx").as_classifier()
     assert model.manifest.certificate is not None
     pixels = model.manifest.certificate.inputs[INPUT]
     session = onnxruntime.InferenceSession(FOREIGN / "keras.onnx", providers=["CPUExecutionProvider"])
@@ -115,13 +116,13 @@ def test_a_certified_file_passes_every_check(published: Path, name: str, evalmod
 
 
 @pytest.mark.parametrize("name", ["keras", "sklearn", "torchvision"])
-def test_somebody_elses_file_is_checked_as_far_as_it_tells(name: str, evalmode: Evalmode) -> None:
+def test_an_uncertified_file_passes_the_checks_that_apply(name: str, evalmode: Evalmode) -> None:
     done = evalmode("check", FOREIGN / f"{name}.onnx")
     assert done.returncode == 0, done.stdout
     assert "none: evalmode certify adds one" in done.stdout
 
 
-def test_all_of_them_are_served_like_our_own(published: Path, digits: Path, colours: Path) -> None:
+def test_all_certified_networks_are_served(published: Path, digits: Path, colours: Path) -> None:
     pictures = {"keras": digits, "sklearn": digits, "torchvision": colours}
     with serving(published) as server, Client(server.address) as client:
         for name, data in pictures.items():
@@ -133,15 +134,15 @@ def test_all_of_them_are_served_like_our_own(published: Path, digits: Path, colo
             assert (facts.certified, facts.batch_invariant) == (True, local.batch_invariant)
 
 
-def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Evalmode, tmp_path: Path) -> None:
+def test_compare_reports_all_changes(published: Path, digits: Path, evalmode: Evalmode, tmp_path: Path) -> None:
     old, new = (published / name / "1" / "model.onnx" for name in ("sklearn", "keras"))
     page = tmp_path / "page.html"
     done = evalmode("compare", old, new, "--images", digits / "images", "--page", page, "--max-changed", "2%")
     assert done.returncode == 1
-    told = [load_model(path) for path in (old, new)]
+    models = [load_model(path) for path in (old, new)]
     right, labels, changed = [], [], 0
     for path in sorted((digits / "images").glob("*/*.png")):
-        answers = [model.predict(path).label for model in told]
+        answers = [model.predict(path).label for model in models]
         right.append([answer == path.parent.name for answer in answers])
         labels.append(path.parent.name)
         changed += answers[0] != answers[1]
@@ -155,8 +156,10 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     assert float(p[1]) == pytest.approx(2 * fewer / 2 ** (gained + lost), rel=0.01)
     by_label = {}
     for label in sorted(set(labels)):
-        mine = [pair for pair, own in zip(right, labels, strict=True) if own == label]
-        by_label[label] = [str(figure) for figure in (len(mine), mine.count([False, True]), mine.count([True, False]))]
+        pairs = [pair for pair, truth in zip(right, labels, strict=True) if truth == label]
+        by_label[label] = [
+            str(figure) for figure in (len(pairs), pairs.count([False, True]), pairs.count([True, False]))
+        ]
     rows = [line.split() for line in done.stdout.splitlines() if re.fullmatch(r"\d( +\d+){3} *", line)]
     assert {row[0]: row[1:] for row in rows} == {
         label: figures for label, figures in by_label.items() if figures[1:] != ["0", "0"]
@@ -164,15 +167,15 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
     assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stderr
     html = page.read_text()
     assert html.count("<li>") == changed
-    assert "http" not in html  # nothing is fetched
+    assert "http" not in html  # the page loads no external resource
     assert evalmode("compare", old, old, "--images", digits / "images", "--max-changed", "0%").returncode == 0
 
 
-# What certify refuses, each with what to do
+# Errors of certify
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (("--scale", "1,0"), "--scale 1,0 is not LOW,HIGH such as -1,1"),
         (("--scale", "0,1", "--mean", "1,2"), "--mean has 2 numbers: expected 1"),
@@ -182,24 +185,24 @@ def test_compare_says_what_changes(published: Path, digits: Path, evalmode: Eval
         (("--scale", "0,1", "--name", "../up"), "model name '../up' is not allowed"),
     ],
 )
-def test_wrong_options_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode, options: tuple, told: str) -> None:
+def test_invalid_options_are_rejected(
+    digits: Path, tmp_path: Path, evalmode: Evalmode, options: tuple, expected: str
+) -> None:
     given = ("--images", digits / "images", "--labels", digits / "labels.txt", "--repository", tmp_path, "--name", "x")
     done = evalmode("certify", FOREIGN / "keras.onnx", *given, *options)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_network_is_told(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+def test_a_file_that_is_not_a_network_is_rejected(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
     done = evalmode("certify", digits / "labels.txt", "--labels", digits / "labels.txt", *given)
     assert done.returncode == 2
     assert "labels.txt is not a complete ONNX file" in done.stderr
 
 
-def test_labels_in_the_wrong_order_are_no_better_than_guessing(
-    digits: Path, tmp_path: Path, evalmode: Evalmode
-) -> None:
+def test_labels_in_the_wrong_order_are_rejected(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"{(label + 1) % 10}\n" for label in range(10)))
     given = ("--images", digits / "images", "--labels", labels, "--repository", tmp_path / "m", "--scale", "0,1")
@@ -211,7 +214,7 @@ def test_labels_in_the_wrong_order_are_no_better_than_guessing(
     assert not (tmp_path / "m").exists()
 
 
-def test_labels_that_do_not_fit_are_told(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+def test_labels_that_do_not_match_the_network_are_rejected(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"{label}\n" for label in range(1, 11)))
     given = ("--images", digits / "images", "--repository", tmp_path / "m", "--name", "x", "--scale", "0,1")
@@ -226,7 +229,7 @@ def test_labels_that_do_not_fit_are_told(digits: Path, tmp_path: Path, evalmode:
     )
 
 
-def test_dropout_that_drops_is_refused(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+def test_active_dropout_is_rejected(digits: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     network = onnx.load(FOREIGN / "sklearn.onnx")
     network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "ratio"))
     network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "mode"))
@@ -247,7 +250,7 @@ def test_dropout_that_drops_is_refused(digits: Path, tmp_path: Path, evalmode: E
 
 @pytest.fixture
 def regression(tmp_path: Path) -> Path:
-    """A network of numbers: x, float32 (N, 4) -> y = 2x, (N, 4)."""
+    """A network of tensors: x, float32 (N, 4) -> y = 2x, (N, 4)."""
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", 4)) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "double", values[:1], values[1:])
     path = tmp_path / "double.onnx"
@@ -255,7 +258,7 @@ def regression(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_network_of_numbers_is_certified_by_samples_and_served(
+def test_a_network_of_tensors_is_certified_by_samples_and_served(
     regression: Path, tmp_path: Path, evalmode: Evalmode
 ) -> None:
     samples = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
@@ -265,7 +268,7 @@ def test_a_network_of_numbers_is_certified_by_samples_and_served(
         "certify", regression, "--samples", tmp_path / "samples.npz", "--repository", repository, "--name", "double"
     )
     assert done.returncode == 0, done.stderr
-    assert "input     x, float32 (64, 4)" in done.stdout  # as many as travel in the file
+    assert "input     x, float32 (64, 4)" in done.stdout  # the maximum in one file
     checked = evalmode("check", repository / "double/1/model.onnx")
     assert checked.returncode == 0, checked.stdout
     with serving(repository) as running, grpc.insecure_channel(running.address) as channel:
@@ -279,7 +282,7 @@ def test_a_network_of_numbers_is_certified_by_samples_and_served(
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "expected"),
     [
         ({"x": np.zeros((3, 4))}, "holds x float64; the network takes x float32"),
         ({"z": np.zeros((3, 4), np.float32)}, "holds z float32; the network takes x float32"),
@@ -287,19 +290,19 @@ def test_a_network_of_numbers_is_certified_by_samples_and_served(
         ({"x": np.zeros((0, 4), np.float32)}, "holds 0 rows"),
     ],
 )
-def test_samples_that_the_network_does_not_take_are_told(
-    regression: Path, tmp_path: Path, evalmode: Evalmode, arrays: dict, told: str
+def test_samples_that_do_not_match_the_network_are_rejected(
+    regression: Path, tmp_path: Path, evalmode: Evalmode, arrays: dict, expected: str
 ) -> None:
     np.savez(tmp_path / "samples.npz", **arrays)
     done = evalmode(
         "certify", regression, "--samples", tmp_path / "samples.npz", "--repository", tmp_path / "m", "--name", "double"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_either_images_or_samples(regression: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+def test_certify_needs_either_images_or_samples(regression: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     np.savez(tmp_path / "samples.npz", x=np.zeros((3, 4), np.float32))
     publish = ("certify", regression, "--repository", tmp_path / "models", "--name", "double")
     neither = evalmode(*publish)
@@ -308,7 +311,7 @@ def test_either_images_or_samples(regression: Path, tmp_path: Path, evalmode: Ev
     both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1")
     assert both.returncode == 2
     assert "choose" in both.stderr
-    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "text.npz").write_text("not an archive")
     unreadable = evalmode(*publish, "--samples", tmp_path / "text.npz")
     assert unreadable.returncode == 2
     assert "is not an .npz of arrays" in unreadable.stderr

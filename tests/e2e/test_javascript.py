@@ -1,4 +1,4 @@
-"""The JavaScript of docs/operating.md, by Node.js and @grpc/grpc-js from npm, against a real server."""
+"""The JavaScript client of docs/operating.md with Node.js and @grpc/grpc-js from npm, against a real server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Node = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """Run the snippet where its packages are installed."""
+    """A function that runs the client in a folder with its packages."""
     if not shutil.which("npm"):
         pytest.skip("no npm")
     folder = tmp_path_factory.mktemp("javascript")
@@ -46,7 +46,7 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "red.png"
 
 
-def test_predicts(node: Node, server: Server, image: Path) -> None:
+def test_the_client_predicts(node: Node, server: Server, image: Path) -> None:
     done = node(server.address, image)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -54,14 +54,14 @@ def test_predicts(node: Node, server: Server, image: Path) -> None:
     assert sum(float(probability) for _, probability in lines) == pytest.approx(1, abs=1e-3)
 
 
-def test_says_what_is_wrong(node: Node, server: Server, image: Path) -> None:
+def test_the_client_reports_errors(node: Node, server: Server, image: Path) -> None:
     image.write_bytes(b"not an image")
     done = node(server.address, image)
     assert done.returncode == 1
     assert done.stderr.startswith("INVALID_ARGUMENT: not an image")
 
 
-def test_sends_a_token(node: Node, colours: Path, image: Path, tmp_path: Path) -> None:
+def test_the_client_sends_a_token(node: Node, colours: Path, image: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(TOKEN)
     with serving(colours, "--tokens", tmp_path / "tokens") as guarded:
         assert node(guarded.address, image).stderr.startswith("UNAUTHENTICATED")

@@ -1,4 +1,4 @@
-"""The main job as a user types it: images, train, export, serve, predict."""
+"""The main workflow as a user types it: train, export, serve, predict."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ TRAIN, TEST = 60, 20  # images of a class in the slice
 
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder train/<class>/*.jpg, test/<class>/*.jpg: a slice of an archive of such folders if one is named.
+    """A folder with train/<class>/*.jpg and test/<class>/*.jpg: made from digits, or a part of an archive.
 
-    EVALMODE_TEST_IMAGES names a .tar.gz whose only folder holds train/ and test/; else digits become JPEG files.
+    EVALMODE_TEST_IMAGES names the archive: a .tar.gz whose only folder has train/ and test/.
     """
     root = tmp_path_factory.mktemp("jpegs")
     archive = os.environ.get("EVALMODE_TEST_IMAGES")
@@ -89,19 +89,19 @@ def story(jpegs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_tells_what_it_does(story: Path) -> None:
-    told = (story / "train.txt").read_text()
-    assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", told)
-    assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", told, re.MULTILINE)) == 6
-    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", told)
+def test_training_prints_its_data_and_progress(story: Path) -> None:
+    output = (story / "train.txt").read_text()
+    assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", output)
+    assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", output, re.MULTILINE)) == 6
+    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", output)
 
 
-def test_it_learned_more_than_chance(story: Path) -> None:
+def test_the_accuracy_is_better_than_chance(story: Path) -> None:
     figures = [json.loads(line) for line in (story / "run" / "metrics.jsonl").read_text().splitlines()]
     assert figures[-1]["test_accuracy"] > 0.2  # ten labels
 
 
-def test_the_server_is_as_accurate_as_training_said(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
+def test_the_server_has_the_accuracy_that_training_reported(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
     figures = json.loads((story / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     with serving(story / "models") as server:
         done = evalmode("predict", jpegs / "test", "--address", server.address, "--csv", "--top-k", 2)
@@ -110,22 +110,24 @@ def test_the_server_is_as_accurate_as_training_said(story: Path, jpegs: Path, ev
     assert f"accuracy {figures['test_accuracy']:.4f}: " in done.stderr
 
 
-def test_a_file_answers_like_the_server_bit_for_bit(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
+def test_a_file_and_the_server_return_the_same_bits(story: Path, jpegs: Path, evalmode: Evalmode) -> None:
     images = sorted((jpegs / "test").rglob("*.jpg"))[:30]
     artifact = story / "models" / "pets" / "1" / "model.onnx"
     with serving(story / "models") as server:
-        by_server = evalmode("predict", *images, "--address", server.address, "--json")
+        server_output = evalmode("predict", *images, "--address", server.address, "--json")
         with Client(server.address) as client:
             answers = [client.predict(image) for image in images]
-    by_file = evalmode("predict", *images, "--file", artifact, "--json")
+    file_output = evalmode("predict", *images, "--file", artifact, "--json")
     loaded = package.load(artifact)
-    of_server, of_file = ([json.loads(line) for line in done.stdout.splitlines()] for done in (by_server, by_file))
-    assert len(of_server) == 30
-    assert [(a["scores"], a["digest"]) for a in of_server] == [(a["scores"], a["digest"]) for a in of_file]
+    server_answers, file_answers = (
+        [json.loads(line) for line in done.stdout.splitlines()] for done in (server_output, file_output)
+    )
+    assert len(server_answers) == 30
+    assert [(a["scores"], a["digest"]) for a in server_answers] == [(a["scores"], a["digest"]) for a in file_answers]
     assert [loaded.predict(image).scores for image in images] == [answer.scores for answer in answers]
 
 
-def test_an_export_from_another_directory_is_the_same_bytes(story: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+def test_an_export_from_another_directory_has_the_same_bytes(story: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     done = evalmode("export", story / "run", "--repository", tmp_path / "elsewhere", "--name", "cats", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = story / "models/pets/1/model.onnx", tmp_path / "elsewhere/cats/1/model.onnx"
@@ -156,27 +158,27 @@ def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell makes background jobs ignore it
     )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("    2 "):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped; the best weights so far are in run" in told
+    assert "stopped; the best weights so far are in run" in output
     done = evalmode("export", "run", "--repository", "models", "--name", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-def test_ctrl_c_while_events_are_written_stops_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_the_events_of_an_epoch_stops_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
 
     class Interrupted(SummaryWriter):
         def add_scalar(self, *args: Any, **kwargs: Any) -> None:
             if not written:
                 signal.raise_signal(signal.SIGINT)
-            super().add_scalar(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super().add_scalar(*args, **kwargs)
             written.append(args[0])
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Interrupted)
@@ -187,11 +189,11 @@ def test_ctrl_c_while_events_are_written_stops_after_them(tmp_path: Path, monkey
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_quickstart_tells_the_whole_story(tmp_path: Path, evalmode: Evalmode) -> None:
+def test_quickstart_runs_the_whole_workflow(tmp_path: Path, evalmode: Evalmode) -> None:
     done = evalmode("quickstart", "--epochs", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    shown = [line.split()[2] for line in told if line.startswith("$ evalmode ")]
+    lines = done.stdout.splitlines()
+    shown = [line.split()[2] for line in lines if line.startswith("$ evalmode ")]
     assert shown == ["train", "export", "serve", "predict", "predict"]
-    assert "SIGTERM: the server drained and exited with 0" in told
+    assert "SIGTERM: the server drained and exited with 0" in lines
     assert len((tmp_path / "evalmode-quickstart" / "answers.csv").read_text().splitlines()) == 1 + 359 * 5

@@ -1,6 +1,6 @@
-"""All commands over a matrix of bad places: full, read-only, forbidden, a file where a folder should be, not UTF-8.
+"""All commands in unsuitable places: full, read-only, forbidden, a file instead of a folder, not UTF-8.
 
-Full and read-only places are small file systems in memory, mounted in a mount namespace of the command's own.
+Full and read-only places are small tmpfs file systems in a separate mount namespace.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,11 @@ from evalmode.cli.main import COMMANDS
 from tests.conftest import colour_artifact, encode, plain
 
 ROOT = Path(__file__).parents[2]
-UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root, and permissions hold for it, too
+UNPRIVILEGED = (
+    "setpriv",
+    "--bounding-set=-all",
+    "--inh-caps=-all",
+)  # root without the capabilities that override permissions
 PLACES = ("full", "nearly full", "read-only", "forbidden", "a file", "missing", "not UTF-8")
 NAMESPACE = ("unshare", "--mount") if os.getuid() == 0 else ("unshare", "--map-root-user", "--mount")
 MOUNT = """set -e
@@ -39,7 +44,7 @@ exec "$@"
 
 @pytest.fixture(scope="module")
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What lies in each place: two versions of a model, a run, images, a network of another tool and its labels."""
+    """The content of each place: two versions of a model, a run, images, a network of another tool and its labels."""
     seed = tmp_path_factory.mktemp("seed")
     for _ in range(2):
         publish(seed / "models", "colours", colour_artifact())
@@ -101,15 +106,20 @@ READING: dict[str, tuple[str, ...]] = {
     "bench": ("bench", "127.0.0.1:1", "--image", f"{PLACE}/images/red/1.png"),
 }
 WORKS_WHEN_FULL = ("rollback",)  # one rename
-FAILS_ANYWAY = ("predict token", "serve", "serve tokens", "bench")  # no server, no such address, tokens too short
+FAILS_ANYWAY = (
+    "predict token",
+    "serve",
+    "serve tokens",
+    "bench",
+)  # no server, an unavailable address, tokens that are too short
 
 
 def test_the_matrix_has_every_command() -> None:
     assert {arguments[0] for arguments in (*WRITING.values(), *READING.values())} == COMMANDS.keys()
 
 
-def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[object]:
-    """Every command on every place; those that import torch on some of them only, the rest is slow."""
+def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[Any]:
+    """Every command in every place; commands that import torch are marked slow in some of them."""
     cases = []
     for command, place in product(commands, places):
         rare = command in ("train", "export", "report") and place in ("nearly full", "a file", "missing")
@@ -119,23 +129,29 @@ def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[object]:
 
 
 @pytest.mark.parametrize(("command", "place"), _list_cases(WRITING, PLACES))
-def test_what_cannot_be_written_is_one_line(command: str, place: str, tmp_path: Path, seed: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(command: str, place: str, tmp_path: Path, seed: Path) -> None:
     done = _run(WRITING[command], place, tmp_path, seed)
-    fine = place == "not UTF-8" or (place in ("full", "nearly full") and command in WORKS_WHEN_FULL)
-    fine |= place == "missing" and command in ("train", "export", "certify", "quickstart")  # they make folders
-    fine |= place == "nearly full" and command == "compare"  # so small is the page
-    _check(done, fine)
+    succeeds = place == "not UTF-8" or (place in ("full", "nearly full") and command in WORKS_WHEN_FULL)
+    succeeds |= place == "missing" and command in (
+        "train",
+        "export",
+        "certify",
+        "quickstart",
+    )  # these commands create folders
+    succeeds |= place == "nearly full" and command == "compare"  # the page is small
+    _check(done, succeeds)
 
 
 @pytest.mark.parametrize(("command", "place"), _list_cases(READING, ["forbidden", "a file", "missing", "not UTF-8"]))
-def test_what_cannot_be_read_is_one_line(command: str, place: str, tmp_path: Path, seed: Path) -> None:
+def test_an_input_that_cannot_be_read_is_one_line(command: str, place: str, tmp_path: Path, seed: Path) -> None:
     done = _run(READING[command], place, tmp_path, seed)
-    _check(done, fine=place == "not UTF-8" and command not in FAILS_ANYWAY)
+    _check(done, succeeds=place == "not UTF-8" and command not in FAILS_ANYWAY)
 
 
 def _run(arguments: tuple[str, ...], place: str, root: Path, seed: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command on a place that was made for it, and look for what it left there."""
-    folder, free, before = root / "place", root / "free", ()
+    """Run a command in a new place, and check that it leaves no incomplete file."""
+    folder, free = root / "place", root / "free"
+    before: tuple[object, ...] = ()
     free.mkdir()
     match place:
         case "full" | "nearly full" | "read-only":
@@ -159,8 +175,8 @@ def _run(arguments: tuple[str, ...], place: str, root: Path, seed: Path) -> subp
     return done
 
 
-def _check(done: subprocess.CompletedProcess[str], fine: bool) -> None:
+def _check(done: subprocess.CompletedProcess[str], succeeds: bool) -> None:
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
-    assert done.returncode == (0 if fine else 2), (done.stdout, done.stderr)
-    told = [line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]
-    assert len(told) == (0 if fine else 1), done.stderr
+    assert done.returncode == (0 if succeeds else 2), (done.stdout, done.stderr)
+    errors = [line for line in done.stderr.splitlines() if line.startswith(("evalmode: ", "Error: "))]
+    assert len(errors) == (0 if succeeds else 1), done.stderr

@@ -1,4 +1,4 @@
-"""Standard output that is full, closed or read no further; names and labels in any encoding, on any locale; Ctrl-C."""
+"""Full, closed and unread standard output, names and labels in any encoding and locale, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,10 @@ import pytest
 from evalmode.artifact.publishing import publish
 from evalmode.client import Client
 from tests.conftest import colour_artifact, encode, plain
+from tests.serving.conftest import wait_until
 
 LABELS = ("rød", "水", "blau")  # red, green, blue
-ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # as if there were no letters but English ones
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # as on a system without UTF-8
 UNICODE = {"LC_ALL": "C.UTF-8"}
 
 
@@ -68,14 +68,14 @@ def test_a_full_standard_output_is_one_line_and_exit_code_2(name: str, place: Pa
     with Path("/dev/full").open("wb") as full:
         done = run(*commands(place)[name], stdout=full)
         assert run(*commands(place)[name], stdout=full, stderr=full).returncode == 2
-    told = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("evalmode: ")]
-    assert told == ["evalmode: standard output: No space left on device: free some space or choose another place"]
+    errors = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("evalmode: ")]
+    assert errors == ["evalmode: standard output: No space left on device: free some space or choose another place"]
     assert b"Traceback" not in done.stderr
     assert done.returncode == 2
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_nobody_reads_is_no_error(name: str, place: Path) -> None:
+def test_an_unread_output_is_not_an_error(name: str, place: Path) -> None:
     with unread() as pipe:
         done = run(*commands(place)[name], stdout=pipe)
     assert (done.returncode, b"Traceback" in done.stderr, b"evalmode: " in done.stderr) == (0, False, False)
@@ -83,14 +83,14 @@ def test_an_output_that_nobody_reads_is_no_error(name: str, place: Path) -> None
 
 @contextmanager
 def unread() -> Iterator[IO[bytes]]:
-    """A pipe whose reader has gone."""
+    """A pipe whose reader has closed it."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
         yield pipe
 
 
-def test_what_fails_fails_whether_its_output_is_read_or_not(place: Path, tmp_path: Path) -> None:
+def test_a_failure_keeps_its_exit_code_if_the_output_is_not_read(place: Path, tmp_path: Path) -> None:
     """A gate such as ``check FILE | head -1`` with pipefail."""
     (tmp_path / "network.onnx").write_text("none")
     other = publish(tmp_path / "models", "colours", colour_artifact((LABELS[1], LABELS[0], LABELS[2])))
@@ -106,21 +106,29 @@ def test_what_fails_fails_whether_its_output_is_read_or_not(place: Path, tmp_pat
             assert run(*arguments, stdout=pipe).returncode == 1, arguments
 
 
-def test_training_goes_on_when_its_output_is_read_no_further(tmp_path: Path) -> None:
+def test_training_continues_if_its_output_is_not_read(tmp_path: Path) -> None:
     with unread() as pipe:
         done = run("train", "digits", "--out", tmp_path / "run", "--epochs", 1, "--no-report", stdout=pipe)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "exact.safetensors").is_file()
 
 
-def test_a_server_goes_on_when_its_output_is_read_no_further(place: Path, tmp_path: Path) -> None:
+def test_a_server_continues_if_its_output_is_not_read(place: Path, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/socket"
-    command = [sys.executable, "-m", "evalmode", "serve", "--repository", place / "models", "--host", address]
+    command = [
+        sys.executable,
+        "-m",
+        "evalmode",
+        "serve",
+        "--repository",
+        os.fspath(place / "models"),
+        "--host",
+        address,
+    ]
     with unread() as pipe:
         server = subprocess.Popen([*command, "--no-metrics", "--lame-duck", "0"], stdout=pipe)
     try:
-        while not (tmp_path / "socket").exists() and server.poll() is None:
-            time.sleep(0.05)
+        wait_until(lambda: (tmp_path / "socket").exists() or server.poll() is not None)
         with Client(address) as client:
             assert tuple(client.get_model().labels) == LABELS
         server.terminate()
@@ -129,7 +137,7 @@ def test_a_server_goes_on_when_its_output_is_read_no_further(place: Path, tmp_pa
         server.kill()
 
 
-def test_a_pipe_of_something_else_that_breaks_is_an_error() -> None:
+def test_another_broken_pipe_is_an_error() -> None:
     code = (
         "from evalmode.cli import rollback\n"
         "def fail(*_, **__): raise BrokenPipeError(32, 'Broken pipe')\n"
@@ -142,8 +150,8 @@ def test_a_pipe_of_something_else_that_breaks_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_closed_output_reaches_no_file(name: str, place: Path) -> None:
-    """The first file that is opened would get its number, and what is printed would be written into it."""
+def test_with_a_closed_output_no_file_is_overwritten(name: str, place: Path) -> None:
+    """The first opened file would get descriptor 1, and the output would be written into it."""
     whole = (place / "models/colours/1/model.onnx").read_bytes()
     done = run(*commands(place)[name], stdout=None, stderr=subprocess.PIPE, preexec_fn=lambda: os.close(1))
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
@@ -152,11 +160,11 @@ def test_a_closed_output_reaches_no_file(name: str, place: Path) -> None:
 
 @pytest.mark.parametrize("locale", [ASCII, UNICODE], ids=["ASCII", "UTF-8"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_names_and_labels_of_any_encoding_on_any_locale(name: str, locale: dict[str, str], place: Path) -> None:
+def test_names_and_labels_of_any_encoding_work_in_any_locale(name: str, locale: dict[str, str], place: Path) -> None:
     done = run(*commands(place)[name], env={**os.environ, **locale})
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
     if name in ("predict", "predict csv"):
-        assert b"caf\xe9/images" in done.stdout  # the bytes that its name is
+        assert b"caf\xe9/images" in done.stdout  # the bytes of the name
         assert "水".encode() in done.stdout
     if name.endswith("json") and name.startswith("predict"):
         rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -166,7 +174,7 @@ def test_names_and_labels_of_any_encoding_on_any_locale(name: str, locale: dict[
 
 @pytest.mark.parametrize("locale", [ASCII, UNICODE], ids=["ASCII", "UTF-8"])
 @pytest.mark.parametrize("path", ["no-such", os.fsdecode(b"no-such-\xe9"), "no-such-水"])
-def test_a_name_in_an_error_is_one_line(path: str, locale: dict[str, str], tmp_path: Path) -> None:
+def test_an_error_with_any_file_name_is_one_line(path: str, locale: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / path).write_text("no artifact")
     for arguments in (("rollback", path, "--repository", path), ("predict", path, "--file", path)):
         done = run(*arguments, cwd=tmp_path, env={**os.environ, **locale})
@@ -176,12 +184,12 @@ def test_a_name_in_an_error_is_one_line(path: str, locale: dict[str, str], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("trian", "train"), ("Export", "export"), ("rolback", "rollback"), ("certfy", "certify")]
+    ("typed", "suggested"), [("trian", "train"), ("Export", "export"), ("rolback", "rollback"), ("certfy", "certify")]
 )
-def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str) -> None:
+def test_the_error_of_a_mistyped_command_suggests_the_nearest(typed: str, suggested: str) -> None:
     done = run(typed)
     assert done.returncode == 2
-    assert f"No such command '{typed}': did you mean '{meant}'?" in done.stderr.decode()
+    assert f"No such command '{typed}': did you mean '{suggested}'?" in done.stderr.decode()
 
 
 @pytest.mark.parametrize(
@@ -192,18 +200,18 @@ def test_a_mistyped_command_is_answered_with_the_nearest(typed: str, meant: str)
     ],
 )
 def test_the_command_starts_again_in_utf8_mode_once(package: str, options: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever keeps Python from the mode: it would start again for ever."""
+    """Even if an option keeps Python from the mode: otherwise it would start again forever."""
     label = os.fsdecode("no-such-ü".encode())
-    command = [sys.executable, *options, "-m", package, label, *("--out", tmp_path / "run")]
+    command = [sys.executable, *options, "-m", package, label, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env={**os.environ, **ASCII}, capture_output=True, timeout=30)
-    said = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
-    assert (done.returncode, said in done.stderr.decode()) == (2, True), done.stderr
+    expected = "no-such-ü is no folder" if package == "training" else "No such command 'no-such-ü'"
+    assert (done.returncode, expected in done.stderr.decode()) == (2, True), done.stderr
 
 
 TORCH = ("train", "export")
-MOMENTS = 12  # at which each command is interrupted
+MOMENTS = 12  # number of interrupts of each command
 
-# Ctrl-C: the process sends itself SIGINT at the Nth event that Python reports to an audit hook: imports, files, ...
+# Ctrl-C: the process sends itself SIGINT at the Nth audit event of Python, such as an import or an opened file.
 
 INTERRUPTING = """
 import os, signal, sys
@@ -229,7 +237,7 @@ finally:
 @pytest.mark.parametrize(
     "name", ["check", "predict", "compare", "certify", *(pytest.param(name, marks=pytest.mark.slow) for name in TORCH)]
 )
-def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
+def test_an_interrupt_at_any_moment_is_one_line_and_leaves_no_incomplete_file(
     name: str, place: Path, tmp_path: Path
 ) -> None:
     arguments = _interrupted(name, place, tmp_path)
@@ -247,12 +255,12 @@ def test_an_interrupt_at_any_moment_is_one_line_and_leaves_nothing_half_written(
     for event in [1, *range(events // MOMENTS, events, events // MOMENTS)]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         done = interrupt(event)
-        told = done.stderr.decode(errors="replace")
-        assert done.returncode in (130, 0), (event, told)  # 0: the work was done when it came
+        errors = done.stderr.decode(errors="replace")
+        assert done.returncode in (130, 0), (event, errors)  # 0: the work was done already
         if done.returncode == 130:
             stopped = b"stopped; the best weights so far are in" in done.stdout
-            assert stopped or told.splitlines()[-1:] == ["evalmode: interrupted"], (event, told)
-        assert "Traceback" not in told, (event, told)
+            assert stopped or errors.splitlines()[-1:] == ["evalmode: interrupted"], (event, errors)
+        assert "Traceback" not in errors, (event, errors)
         assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name or ".incoming" in path.name], event
 
 

@@ -1,4 +1,4 @@
-"""Training as a user types it, beyond the main job: own networks, published formats, the report, unreadable images."""
+"""Further options of training as a user types them: user networks, export options, the report, unreadable images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import onnx
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import DIGEST
 from evalmode.runtime.loading import load_model
 from tests.conftest import encode, plain
 
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 
-OWN = """
+USER_NETWORK = """
 from torch import nn
 
 def build(channels, height, width, classes):
@@ -32,7 +33,7 @@ def build(channels, height, width, classes):
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An .npz of 12x12 images in three colours, blue being rare."""
+    """An .npz of 12x12 images in three colours; blue is rare."""
     rng = np.random.default_rng(0)
 
     def split(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -49,32 +50,32 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_metadata(path: Path) -> dict[str, object]:
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    ours = {name: value for name, value in metadata.items() if name.startswith("evalmode.") and name != DIGEST}
-    return {name.removeprefix("evalmode."): json.loads(value) for name, value in ours.items()}
+    own = {name: value for name, value in metadata.items() if name.startswith("evalmode.") and name != DIGEST}
+    return {name.removeprefix("evalmode."): json.loads(value) for name, value in own.items()}
 
 
 @pytest.fixture(scope="module")
 def run(arrays: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
-    """Two epochs of the default network."""
+    """A run of the default network over two epochs."""
     folder = tmp_path_factory.mktemp("story")
     done = evalmode("train", arrays, "--out", "run", "--epochs", 2, "--balance", cwd=folder)
     assert done.returncode == 0, done.stderr
-    (folder / "said.txt").write_text(done.stdout)
+    (folder / "output.txt").write_text(done.stdout)
     return folder / "run"
 
 
-def test_training_tells_the_network_its_cost_and_what_the_data_lack(run: Path) -> None:
-    said = (run.parent / "said.txt").read_text()
-    assert "network   compact, " in said
-    assert "multiply-adds an image, on cpu" in said
-    assert "warning   " in said
-    assert "blue" in said
-    assert "--balance" in said
+def test_training_prints_the_network_its_cost_and_warnings_about_the_data(run: Path) -> None:
+    output = (run.parent / "output.txt").read_text()
+    assert "network   compact, " in output
+    assert "multiply-adds an image, on cpu" in output
+    assert "warning   " in output
+    assert "blue" in output
+    assert "--balance" in output
 
 
 def test_training_leaves_a_report(run: Path) -> None:
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert "report    run/report.html" in (run.parent / "said.txt").read_text()
+    assert "report    run/report.html" in (run.parent / "output.txt").read_text()
 
 
 def test_a_report_can_be_written_again(run: Path, evalmode: Evalmode) -> None:
@@ -84,7 +85,7 @@ def test_a_report_can_be_written_again(run: Path, evalmode: Evalmode) -> None:
     assert (run / "report.html").read_bytes() == before
 
 
-def test_tensorboard_reads_what_metrics_jsonl_says(run: Path) -> None:
+def test_tensorboard_events_equal_metrics_jsonl(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(run)).Reload()
     for name in ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate"):
@@ -92,7 +93,7 @@ def test_tensorboard_reads_what_metrics_jsonl_says(run: Path) -> None:
         assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines[1:3]])
 
 
-def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp_path: Path) -> None:
+def test_an_export_can_average_over_mirrored_images(run: Path, evalmode: Evalmode, tmp_path: Path) -> None:
     for options in ((), ("--mirrored",)):
         done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", *options)
         assert done.returncode == 0, done.stderr
@@ -102,40 +103,45 @@ def test_an_export_can_answer_with_both_views(run: Path, evalmode: Evalmode, tmp
     assert [metadata["mirrored"] for metadata in versions] == [False, True]
 
 
-def test_golden_images_are_validation_images_or_drawn(
+def test_golden_images_are_validation_images_or_synthetic(
     run: Path, arrays: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:
-    ours = {image.tobytes() for image in np.load(arrays)["x_train"]}  # validation is carved from them
+    candidates = {image.tobytes() for image in np.load(arrays)["x_train"]}  # validation images are taken from them
     found = {}
     for golden in ("validation", "synthetic"):
         done = evalmode("export", run, "--repository", tmp_path, "--name", golden, "--golden", golden)
         assert done.returncode == 0, done.stderr
         certificate = load_model(tmp_path / golden / "1" / "model.onnx").manifest.certificate
+        assert isinstance(certificate, ClassifierCertificate)
         found[golden] = {image.tobytes() for image in certificate.inputs["image"]}
         assert set(certificate.targets) == ({"red", "green", "blue"} if golden == "validation" else {""})
-    assert found["validation"] <= ours
-    assert not found["synthetic"] & ours
+    assert found["validation"] <= candidates
+    assert not found["synthetic"] & candidates
 
 
-def test_an_int8_variant_is_published_if_it_earns_it_or_its_figures_are_said(
+def test_an_int8_variant_is_published_only_if_it_is_fast_and_accurate(
     run: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:
     done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", "--quantize", "int8")
-    told = re.search(r"([\d.]+) times as fast, (-?[\d.]+) points of accuracy lost", done.stdout + done.stderr)
-    assert told, done.stderr
-    earned = "not published" not in done.stderr
-    assert done.returncode == (0 if earned else 1)
-    assert earned == (float(told[1]) >= 1.3 and float(told[2]) <= 0.3) or told[1] == "1.30" or told[2] == "0.30"
+    figures = re.search(r"([\d.]+) times as fast, (-?[\d.]+) points of accuracy lost", done.stdout + done.stderr)
+    assert figures, done.stderr
+    is_good_enough = "not published" not in done.stderr
+    assert done.returncode == (0 if is_good_enough else 1)
+    assert (
+        is_good_enough == (float(figures[1]) >= 1.3 and float(figures[2]) <= 0.3)
+        or figures[1] == "1.30"
+        or figures[2] == "0.30"
+    )
     published = sorted(path.name for path in tmp_path.iterdir())
-    assert published == (["colours", "colours-int8"] if earned else ["colours"])
-    if earned:
+    assert published == (["colours", "colours-int8"] if is_good_enough else ["colours"])
+    if is_good_enough:
         assert load_model(tmp_path / "colours-int8/1/model.onnx").batch_invariant
 
 
-def test_a_users_network_is_found_in_the_working_directory_from_train_to_answer(
+def test_a_network_in_the_working_directory_is_trained_exported_and_used(
     arrays: Path, tmp_path: Path, evalmode: Evalmode
 ) -> None:
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.py").write_text(USER_NETWORK)
     (tmp_path / "red.png").write_bytes(encode(plain("red")))
     trained = ("train", arrays, "--out", "run", "--network", "own:build", "--epochs", 3, "--batch-size", 16)
     assert evalmode(*trained, cwd=tmp_path).returncode == 0
@@ -145,23 +151,23 @@ def test_a_users_network_is_found_in_the_working_directory_from_train_to_answer(
     assert json.loads(done.stdout)["scores"][0]["label"] == "red"
 
 
-def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Path, evalmode: Evalmode) -> None:
+def test_unreadable_images_are_listed_and_skipped_only_with_the_option(tmp_path: Path, evalmode: Evalmode) -> None:
     for label in ("red", "green"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(12):
             colour = (255 - index, index, 0) if label == "red" else (0, 255 - index, index)
             (tmp_path / "photos" / label / f"{index}.png").write_bytes(encode(plain(colour)))
     for name in ("a", "b"):
-        (tmp_path / "photos" / "red" / f"{name}.jpg").write_bytes(b"no image")
+        (tmp_path / "photos" / "red" / f"{name}.jpg").write_bytes(b"not an image")
     command = ("train", "photos", "--out", "run", "--epochs", 1, "--image-size", "8x8")
     refused = evalmode(*command, cwd=tmp_path)
     assert refused.returncode == 2
-    assert all(said in refused.stderr for said in ("photos/red/a.jpg", "photos/red/b.jpg", "--skip-unreadable"))
+    assert all(expected in refused.stderr for expected in ("photos/red/a.jpg", "photos/red/b.jpg", "--skip-unreadable"))
     trained = evalmode(*command, "--skip-unreadable", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "warning   " in trained.stdout
     exported = evalmode("export", "run", "--repository", "models", "--name", "photos", cwd=tmp_path)
-    assert exported.returncode == 0, exported.stderr  # the same files are left out again
+    assert exported.returncode == 0, exported.stderr  # the same files are skipped again
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch uses another OpenMP library")
@@ -170,7 +176,7 @@ def test_unreadable_images_are_listed_and_left_out_only_when_asked(tmp_path: Pat
     [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
 )
 def test_waiting_threads_spin_briefly_unless_the_user_decides(set_by_user: dict[str, str], spins: str) -> None:
-    """As OpenMP itself reports; the environment is the same afterwards."""
+    """As OpenMP reports; the environment stays unchanged."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     environment |= {"OMP_DISPLAY_ENV": "verbose", **set_by_user}
     code = "import os; before = dict(os.environ); import training.torch_runtime as runtime\n"
@@ -181,7 +187,7 @@ def test_waiting_threads_spin_briefly_unless_the_user_decides(set_by_user: dict[
 
 
 def test_training_keeps_the_memory_that_it_frees() -> None:
-    """Two rounds of 64 MiB: the second finds the pages of the first, which would else be faults, 4 KiB each."""
+    """Two allocations of 64 MiB: the second reuses the pages of the first, and causes no page faults of 4 KiB each."""
     code = """
 import ctypes, resource
 from training.torch_runtime import keep_memory

@@ -1,4 +1,4 @@
-"""tritonclient, as published and from an environment of its own, speaks to our server; its contract is part of ours."""
+"""The published tritonclient, in a separate environment, works with the server; its contract is part of evalmode's."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ CHAPTERS = (
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has tritonclient, and evalmode's bare install beside it, on the path alone."""
+    """An interpreter with tritonclient and the dependencies of the bare install of evalmode."""
     environment = tmp_path_factory.mktemp("tritonclient")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "-r", CLIENTS / "requirements-tritonclient.txt"]
+    install: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-r",
+        CLIENTS / "requirements-tritonclient.txt",
+    ]
     subprocess.run([*install, "googleapis-common-protos>=1.70,<2"], check=True)
     return python
 
 
 def run(python: Path, *arguments: object) -> str:
-    command = [python, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,17 +51,17 @@ def run(python: Path, *arguments: object) -> str:
 def test_every_call_of_its_api_works(python: Path, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "control").write_text("who-may-load-and-unload")
     with serving(colours, "--enable-control", "--control-tokens", tmp_path / "control") as running:
-        told = run(python, CLIENTS / "tritonclient_story.py", running.address)
-    assert tuple(told.split()) == CHAPTERS
+        output = run(python, CLIENTS / "tritonclient_story.py", running.address)
+    assert tuple(output.split()) == CHAPTERS
 
 
-def test_it_works_beside_our_client_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
+def test_it_works_with_the_client_of_evalmode_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:
     code = """
 import sys
 import tritonclient.grpc as triton
 from evalmode.client import Client
-with Client(sys.argv[1]) as ours, triton.InferenceServerClient(sys.argv[1]) as theirs:
-    print(ours.predict(sys.argv[2]).label, theirs.is_model_ready("colours"))
+with Client(sys.argv[1]) as client, triton.InferenceServerClient(sys.argv[1]) as triton_client:
+    print(client.predict(sys.argv[2]).label, triton_client.is_model_ready("colours"))
 """
     (tmp_path / "red.png").write_bytes(encode(plain("red")))
     root = Path(__file__).parents[2]
@@ -72,8 +80,8 @@ def list_fields(message: Descriptor) -> Iterator[list[object]]:
         yield from list_fields(nested)
 
 
-def test_its_contract_is_part_of_ours(python: Path) -> None:
-    theirs = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
+def test_its_contract_is_part_of_that_of_evalmode(python: Path) -> None:
+    published = json.loads(run(python, CLIENTS / "tritonclient_story.py", "--descriptors"))
     files = (open_inference_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR)
     fields = [one for file in files for message in file.message_types_by_name.values() for one in list_fields(message)]
     values = [[v.name, v.number] for file in files for enum in file.enum_types_by_name.values() for v in enum.values]
@@ -82,9 +90,9 @@ def test_its_contract_is_part_of_ours(python: Path) -> None:
         [one.name, one.input_type.full_name, one.output_type.full_name, one.client_streaming, one.server_streaming]
         for one in service.methods
     ]
-    assert len(theirs["fields"]) > 300
-    assert [one for one in theirs["fields"] if one not in fields] == []
-    ours_alone = {one[1] for one in fields if one not in theirs["fields"] and "Entry" not in str(one[0])}
-    assert ours_alone == {"properties"}
-    assert values == theirs["values"]
-    assert calls == theirs["calls"]
+    assert len(published["fields"]) > 300
+    assert [one for one in published["fields"] if one not in fields] == []
+    own_fields = {one[1] for one in fields if one not in published["fields"] and "Entry" not in str(one[0])}
+    assert own_fields == {"properties"}
+    assert values == published["values"]
+    assert calls == published["calls"]

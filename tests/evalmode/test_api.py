@@ -1,4 +1,4 @@
-"""What ``import evalmode`` offers: every public name, imported when it is used, and what it does."""
+"""The public API of ``import evalmode``: every name is imported on first use and works."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BARE = {"AsyncClient", "CallFailed", "Client", "EvalmodeError", "Limits", "Predi
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Six images of noise in each of three colours, in folders of labels."""
+    """Six images of noise in each of three colours, in a folder per label."""
     rng = np.random.default_rng(0)
     for channel, label in enumerate(COLOURS):
         (tmp_path / "images" / label).mkdir(parents=True)
@@ -50,18 +50,18 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(evalmode, name).__doc__
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'evalmode' has no attribute 'tarin'"):
         _ = evalmode.tarin  # type: ignore[attr-defined]
 
 
-def test_importing_evalmode_imports_nothing_else() -> None:
+def test_importing_evalmode_imports_no_submodule() -> None:
     code = "import sys, evalmode; print([name for name in sys.modules if name.startswith('evalmode.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_the_bare_install_has_the_client_and_names_the_extra_of_the_rest() -> None:
+def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions() -> None:
     code = (
         "import sys\n"
         "for name in ('numpy', 'onnx', 'onnxruntime', 'PIL', 'torch'): sys.modules[name] = None\n"
@@ -76,7 +76,7 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_the_rest() -> No
 
 
 class TestLoad:
-    def test_takes_an_artifact_or_a_folder_of_the_repository(self, tmp_path: Path) -> None:
+    def test_accepts_an_artifact_or_a_folder_of_the_repository(self, tmp_path: Path) -> None:
         repository = tmp_path / "models"
         for _ in range(2):
             path = publish(repository, "colours", colour_artifact())
@@ -88,12 +88,12 @@ class TestLoad:
         ]
         assert {model.predict(encode(plain("blue"))).label for model in loaded.values()} == {"blue"}
 
-    def test_takes_a_relative_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_accepts_a_relative_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = publish(tmp_path, "colours", colour_artifact()).parents[1]
         monkeypatch.chdir(folder)
         assert (evalmode.load(".").name, evalmode.load("1").version) == ("colours", "1")
 
-    def test_names_a_folder_without_an_artifact(self, tmp_path: Path) -> None:
+    def test_rejects_a_folder_without_an_artifact_by_name(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{tmp_path} holds no model.onnx and no version of a model"):
             evalmode.load(tmp_path)
         with pytest.raises(ArtifactInvalid, match=r"nowhere\.onnx"):
@@ -112,11 +112,11 @@ class TestCertify:
         assert {verdict.passed for verdict in evalmode.check(path)} == {True}
 
     def test_warns_of_files_that_are_not_images(self, network: Path, images: Path) -> None:
-        (images / "red" / "notes.txt").write_text("mine")
+        (images / "red" / "notes.txt").write_text("text")
         with pytest.warns(UserWarning, match=r"left out 1 file that is not an image .*notes\.txt"):
             evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
 
-    def test_refuses_a_network_that_is_no_better_than_guessing(self, network: Path, images: Path) -> None:
+    def test_rejects_a_network_that_is_no_better_than_guessing(self, network: Path, images: Path) -> None:
         labels = COLOURS[1:] + COLOURS[:1]
         with pytest.raises(GoldenMismatch, match="no better than guessing among 3 labels"):
             evalmode.certify(network, images, labels, Preprocessing((0, 1)))
@@ -125,7 +125,7 @@ class TestCertify:
         assert certified.quality.accuracy == 0
 
     @pytest.mark.parametrize("labels", [["red"], ["red", "green", "red"]])
-    def test_refuses_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
+    def test_rejects_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
         with pytest.raises(UsageError, match="expected at least 2, each once"):
             evalmode.certify(network, images, labels, Preprocessing((0, 1)))
 
@@ -137,11 +137,11 @@ class TestCertify:
             ({"scale": (0, 1), "std": (0.0,)}, "--std 0: expected numbers above 0"),
         ],
     )
-    def test_refuses_preprocessing_that_cannot_be(self, options: dict[str, tuple[float, ...]], message: str) -> None:
+    def test_rejects_invalid_preprocessing(self, options: dict[str, tuple[float, ...]], message: str) -> None:
         with pytest.raises(UsageError, match=message):
             Preprocessing(**options)  # type: ignore[arg-type]
 
-    def test_takes_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
+    def test_accepts_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
         samples = {"image": np.random.default_rng(0).random((100, 4, 4, 3), np.float32)}
         np.savez(tmp_path / "samples.npz", **samples)
         by_arrays = evalmode.certify_tensors(network, samples)
@@ -153,7 +153,7 @@ class TestCertify:
 
 
 class TestCompare:
-    def test_takes_artifacts_or_models(self, images: Path, tmp_path: Path) -> None:
+    def test_accepts_artifacts_or_models(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
         old.write_bytes(colour_artifact(("green", "red", "blue")))
         new.write_bytes(colour_artifact())
@@ -163,7 +163,7 @@ class TestCompare:
         assert by_paths.changed == by_models.changed
         assert by_paths.share_changed == pytest.approx(2 / 3)
 
-    def test_refuses_other_labels(self, images: Path, tmp_path: Path) -> None:
+    def test_rejects_models_with_different_labels(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
         old.write_bytes(colour_artifact(("red", "green", "violet")))
         new.write_bytes(colour_artifact())

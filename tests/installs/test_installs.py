@@ -1,7 +1,7 @@
-"""Every way to install evalmode that README names, as a wheel in an environment of its own.
+"""Every installation that README lists, from a wheel in a separate environment.
 
-Each command works there, or names the extra that it lacks. ``make test-installs`` runs the small ones, ``test-slow``
-those that download torch or CUDA.
+Each command works there, or names the missing extra. ``make test-installs`` tests the small installations,
+``test-slow`` those that download torch or CUDA.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PIP = (sys.executable, "-m", "pip")
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with evalmode in it, and a folder with what its commands need."""
+    """An environment with evalmode, and a folder with the input of its commands."""
 
     extras: tuple[str, ...]
     python: Path
     folder: Path
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """``evalmode`` of this environment, as its console script."""
+        """Run the console script ``evalmode`` of this environment."""
         command = [self.python.with_name("evalmode"), *map(str, arguments)]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=600)
 
@@ -59,15 +59,15 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
     extras, folder = request.param, tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "environment"], check=True)
     python = folder / "environment" / "bin" / "python"
-    what = f"{wheel}[{extras}]" if extras else str(wheel)
-    pip = [*PIP, "--python", python, "install", "--quiet", "--constraint", ROOT / "constraints.txt", what]
+    requirement = f"{wheel}[{extras}]" if extras else str(wheel)
+    pip = [*PIP, "--python", python, "install", "--quiet", "--constraint", ROOT / "constraints.txt", requirement]
     subprocess.run(pip, check=True)
     _prepare(folder)
     return Installed(tuple(extras.split(",")) if extras else (), python, folder)
 
 
 def _prepare(folder: Path) -> None:
-    """Models, images, and a network of another tool."""
+    """Write models, images, and the labels of a network of another tool."""
     for _ in range(2):
         publish(folder / "models", "colours", colour_artifact())
     for colour, pixel in {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}.items():
@@ -82,7 +82,7 @@ def _prepare(folder: Path) -> None:
 
 
 @pytest.mark.installs
-def test_readme_names_the_ways_to_install() -> None:
+def test_readme_lists_every_installation() -> None:
     assert ROWS[:2] == ["", "serve"]
     assert {"serve-cuda", "serve,native", "serve,train", "all"} == set(ROWS[2:])
 
@@ -100,14 +100,21 @@ def test_every_command_has_help(installed: Installed) -> None:
 def test_every_command_works_or_names_its_extra(installed: Installed, server: Server) -> None:
     artifact, other = (installed.folder / "models" / "colours" / version / "model.onnx" for version in "12")
     image, images = installed.folder / "colours" / "red" / "1.png", installed.folder / "colours"
-    adopt = ("--images", "digits-images", "--labels", "labels.txt", "--scale", "0,1", "--allow-guessing")
+    certify_options = ("--images", "digits-images", "--labels", "labels.txt", "--scale", "0,1", "--allow-guessing")
     commands: dict[str, tuple[object, ...]] = {
         "train": ("digits", "--out", "run", "--epochs", 1),
         "export": ("run", "--repository", "models", "--name", "digits"),
         "report": ("run",),
         "quickstart": ("--epochs", 1),
         "check": (artifact,),
-        "certify": (ROOT / "tests" / "foreign" / "keras.onnx", *adopt, "--repository", "models", "--name", "keras"),
+        "certify": (
+            ROOT / "tests" / "foreign" / "keras.onnx",
+            *certify_options,
+            "--repository",
+            "models",
+            "--name",
+            "keras",
+        ),
         "compare": (artifact, other, "--images", images, "--page", "page.html"),
         "serve": ("--repository", "nowhere"),
         "predict": (image, "--address", server.address),
@@ -136,9 +143,9 @@ def test_every_command_works_or_names_its_extra(installed: Installed, server: Se
         assert installed.run("predict", image, "--file", artifact).returncode == 0
 
 
-def test_the_native_transport_starts_where_it_is_installed(installed: Installed) -> None:
+def test_the_native_transport_starts_if_it_is_installed(installed: Installed) -> None:
     if "serve" not in installed.extras:
-        pytest.skip("no server here")
+        pytest.skip("needs the extra serve")
     command = [installed.python.with_name("evalmode"), "serve", "--repository", "models", "--port", "0", "--no-metrics"]
     options = {"cwd": installed.folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, "--transport", "native"], **options) as process:  # type: ignore[call-overload]
@@ -146,11 +153,11 @@ def test_the_native_transport_starts_where_it_is_installed(installed: Installed)
         assert process.stderr is not None
         first = process.stdout.readline()
         process.kill()
-        said = process.stderr.read()
+        logged = process.stderr.read()
     if "native" in installed.extras:
-        assert first.startswith("serving colours"), said
+        assert first.startswith("serving colours"), logged
     else:
-        assert "pip install 'evalmode[native]'" in said
+        assert "pip install 'evalmode[native]'" in logged
 
 
 def test_the_client_is_in_every_installation(installed: Installed, server: Server) -> None:

@@ -1,4 +1,4 @@
-"""What the serving tests share: a caller that goes away on demand and a model that runs when it is let go."""
+"""Shared by the tests of serving: a caller that can cancel, and a model whose runs block until they are released."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import tests.conftest
 from evalmode.artifact.tensors import INPUT, Tensors
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.engine.batching import Batcher
 from serving.engine.decoding import DecodeBudget
 from serving.services.access import Access
@@ -32,11 +32,11 @@ from serving.transports.grpcio import GrpcioServer
 if TYPE_CHECKING:
     from serving.transports.native import NativeServer
 
-WAIT_S = 30  # no test takes this long: where it passes, something hangs
+WAIT_S = 30  # deadline of every wait: a test that reaches it hangs
 
 
 def spawn(function: Callable[..., Any], *arguments: object) -> Future[Any]:
-    """Call in a thread that does not hold up the end of the tests where it hangs."""
+    """Call a function in a daemon thread, which cannot keep the test process from ending."""
     future: Future[Any] = Future()
 
     def call() -> None:
@@ -50,20 +50,20 @@ def spawn(function: Callable[..., Any], *arguments: object) -> Future[Any]:
 
 
 def wait_until(holds: Callable[[], object]) -> None:
-    """Look again and again until something holds."""
+    """Poll a condition until it is true, for at most ``WAIT_S`` seconds."""
     until = time.monotonic() + WAIT_S
     while not holds():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, "the condition is still false"
         time.sleep(0.005)
 
 
 class Caller:
-    """A request's caller, who may cancel."""
+    """The caller of a request, which can cancel it."""
 
     def __init__(self, remaining_s: float = 3600.0) -> None:
         self.remaining_s = remaining_s
-        self.gone = False
-        self.works: list[Work] = []
+        self.is_cancelled = False
+        self.works: list[Any] = []  # works or jobs, with a method ``withdraw``
 
     def time_remaining_s(self) -> float:
         return self.remaining_s
@@ -72,11 +72,11 @@ class Caller:
         return 0.0
 
     def cancelled(self) -> bool:
-        return self.gone
+        return self.is_cancelled
 
     def cancel(self) -> None:
-        """Cancel, and let the request be withdrawn where it waits, as transports do."""
-        self.gone = True
+        """Cancel the call and withdraw its requests, as transports do."""
+        self.is_cancelled = True
         for work in self.works:
             work.withdraw()
 
@@ -85,8 +85,8 @@ class Direct:
     """A service without a transport.
 
     Attributes:
-        service: It.
-        inference: What answers its requests.
+        service: The service.
+        inference: Answers the requests of the service.
     """
 
     def __init__(self, service: Any, inference: Inference) -> None:
@@ -94,8 +94,8 @@ class Direct:
         self.inference = inference
 
     def begin(self, request: Any, call: Caller | None = None, size_bytes: int = 0) -> Future[Any]:
-        """Begin to answer a request: a future of its reply."""
-        call, future = call or Caller(), Future()
+        """Begin to answer a request; return a future of the reply."""
+        call, future = call or Caller(), Future[Any]()
 
         def done(outcome: Any) -> None:
             (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
@@ -115,14 +115,19 @@ class Direct:
 
 
 def count_turns(lane: Any) -> int:
-    """How much work waits in a lane of a decode budget."""
+    """The number of turns that wait in a lane of a decode budget."""
     return sum(turn.work is not None for turn in tuple(lane._line))
 
 
-class Held:
-    """A model whose every run shows its batch in ``entered`` and then waits to be let go; ``row_s`` is its pace."""
+class BlockedModel:
+    """A model whose runs put their batch into ``entered`` and block until they are released.
 
-    def __init__(self, model: Model) -> None:
+    Attributes:
+        entered: The batches, in the order in which their runs began.
+        row_s: Expected time per row, in seconds.
+    """
+
+    def __init__(self, model: ImageClassifier) -> None:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
@@ -132,7 +137,7 @@ class Held:
         self._model = model
         self._permits = threading.Semaphore(0)
 
-    def as_classifier(self) -> Held:
+    def as_classifier(self) -> BlockedModel:
         return self
 
     def expect_s(self, rows: int) -> float:
@@ -141,14 +146,14 @@ class Held:
     def run(self, inputs: Tensors) -> Tensors:
         self.entered.put(inputs[INPUT])
         if not self._permits.acquire(timeout=WAIT_S):
-            raise TimeoutError("nobody let this run go")
+            raise TimeoutError("the run was not released")
         return self._model.run(inputs)
 
     def next_batch(self) -> np.ndarray:
-        """The next batch that entered, waiting for it."""
+        """Wait for the next run to begin, and return its batch."""
         return self.entered.get(timeout=WAIT_S)
 
-    def let_go(self, runs: int = 1) -> None:
+    def release(self, runs: int = 1) -> None:
         self._permits.release(runs)
 
 
@@ -157,26 +162,26 @@ _MADE: list[Batcher | DecodeBudget] = []
 
 @pytest.fixture(autouse=True)
 def end_threads() -> Iterator[None]:
-    """End the threads of batchers and budgets that a test has made by ``make_batcher`` and ``make_budget``."""
+    """Close the batchers and budgets that a test made with ``make_batcher`` and ``make_budget``."""
     yield
     while _MADE:
         _MADE.pop().close()
 
 
 def make_batcher(slots: int = 1, limits: Limits | None = None, **options: Any) -> Batcher:
-    """A batcher that ends with the test."""
+    """Make a batcher that is closed after the test."""
     _MADE.append(batcher := Batcher(slots, limits or Limits(), **options))
     return batcher
 
 
 def make_budget(slots: int = 2, max_bytes: int = 0) -> DecodeBudget:
-    """A budget that ends with the test."""
+    """Make a decode budget that is closed after the test."""
     _MADE.append(budget := DecodeBudget(slots, max_bytes))
     return budget
 
 
 def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Direct:
-    """The service of ``evalmode.v1``, for models that are loaded already."""
+    """The service of ``evalmode.v1`` for loaded models, without a transport."""
     limits, budget = limits or Limits(), make_budget()
     served = Models({model.name: (model,) for model in models}, Source(Path()))
     inference = Inference(batcher or make_batcher(1, limits), budget, Statistics())
@@ -184,7 +189,7 @@ def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | N
 
 
 def make_backend(classifier: Direct, limits: Limits, access: Access | None = None) -> Backend:
-    """Both protocols, answered with the classifier's models."""
+    """A backend that serves the models of the classifier by both protocols."""
     inference, service = classifier.inference, classifier.service
     return Backend(service, OpenInference(service._models, inference, limits), inference, limits, access)
 
@@ -192,7 +197,7 @@ def make_backend(classifier: Direct, limits: Limits, access: Access | None = Non
 def listen(
     classifier: Direct, limits: Limits | None = None, access: Access | None = None
 ) -> GrpcioServer | NativeServer:
-    """A server in this process on a free port, started; both protocols answer with the classifier's models."""
+    """Start a server in this process on a free port, which serves the models of the classifier by both protocols."""
     backend = make_backend(classifier, limits or Limits(), access)
     if tests.conftest.transport == "native":
         from serving.transports.native import NativeServer  # optional

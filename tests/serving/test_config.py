@@ -1,4 +1,4 @@
-"""The options of a server: each field is an option of the command, and is checked once."""
+"""The configuration of a server: each field is an option of the command and has one range check."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_command_takes_each_option_from_its_environment_variable(option: Any
         assert parameter.value_from_envvar(context)
 
 
-def test_options_that_are_not_given_have_the_defaults_of_the_fields() -> None:
+def test_omitted_options_have_the_defaults_of_the_fields() -> None:
     config = make_config(port=0, max_queue=3)
     assert (config.repository, config.port, config.transport, config.poll) == (Path("models"), 0, "grpcio", 1.0)
     assert (config.limits.max_queue, config.limits.max_batch) == (3, Limits().max_batch)
@@ -83,7 +83,7 @@ def test_the_default_limit_on_requests_fits_into_the_memory(
     ],
     ids=lambda value: " ".join(map(str, value.items())) if isinstance(value, dict) else "",
 )
-def test_invalid_options_are_refused_with_the_reason(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_rejected_with_the_reason(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         make_config(**options)
     assert message in str(caught.value)
@@ -94,14 +94,14 @@ def test_a_repository_is_required() -> None:
         ServeConfig.from_options({"port": 0})
 
 
-def test_values_of_python_are_converted() -> None:
+def test_python_values_are_converted_to_the_type_of_the_field() -> None:
     config = make_config(model=["cats@3", "dogs@1"], poll=1, tokens="tokens")
     assert config.pinned == {"cats": 3, "dogs": 1}
     assert (config.poll, config.tokens) == (1.0, Path("tokens"))
     assert make_config(model="cats@3").model == ("cats@3",)
 
 
-def test_a_configuration_is_checked_however_it_is_made() -> None:
+def test_the_constructor_checks_the_configuration_too() -> None:
     with pytest.raises(UsageError, match="--port 65536 is outside"):
         ServeConfig(repository=Path("models"), port=65536)
     with pytest.raises(UsageError, match="--log-level 'loud' is not one of debug, info, warning, error"):

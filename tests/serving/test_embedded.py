@@ -1,4 +1,4 @@
-"""Servers that Python code starts, over real channels, on both transports."""
+"""Servers that are started from Python, over real channels, on both transports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 RED = encode(plain("red"))
-OWN = ("slot-", "small-decode-", "large-decode-", "control-", "event-loop-", "loader", "repository-", "liveness-")
+SERVER_THREADS = (
+    *("slot-", "small-decode-", "large-decode-", "control-", "event-loop-", "loader", "repository-", "liveness-"),
+    *("metrics", "tokens", "certificates"),
+)
 
 
 @pytest.fixture(params=["grpcio", "native"])
@@ -32,9 +35,9 @@ def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def own_threads() -> set[threading.Thread]:
+def list_server_threads() -> set[threading.Thread]:
     """The threads of servers, by their names."""
-    return {one for one in threading.enumerate() if one.name.startswith((*OWN, "metrics", "tokens", "certificates"))}
+    return {one for one in threading.enumerate() if one.name.startswith(SERVER_THREADS)}
 
 
 def ask(server: Any) -> str:
@@ -42,7 +45,7 @@ def ask(server: Any) -> str:
         return str(client.predict(RED).label)
 
 
-def test_it_answers_at_its_address_until_the_block_ends(colours: Path, transport: str) -> None:
+def test_a_server_answers_until_the_block_ends(colours: Path, transport: str) -> None:
     with start_server(colours, transport=transport) as server:
         assert ask(server) == "red"
         for path in ("healthz", "livez", "metrics"):
@@ -53,16 +56,16 @@ def test_it_answers_at_its_address_until_the_block_ends(colours: Path, transport
         client.predict(RED)
 
 
-def test_its_threads_end_with_it_and_another_can_be_started(colours: Path, transport: str) -> None:
-    before = own_threads()
+def test_all_threads_end_with_the_server_and_another_can_be_started(colours: Path, transport: str) -> None:
+    before = list_server_threads()
     for _ in range(2):
         with start_server(colours, transport=transport) as server:
-            assert own_threads() > before
+            assert list_server_threads() > before
             assert ask(server) == "red"
-        wait_until(lambda: own_threads() == before)
+        wait_until(lambda: list_server_threads() == before)
 
 
-def test_two_run_in_one_process(colours: Path, transport: str) -> None:
+def test_two_servers_run_in_one_process(colours: Path, transport: str) -> None:
     with start_server(colours, transport=transport) as one, start_server(colours, transport=transport) as other:
         assert one.address != other.address
         assert [ask(one), ask(other)] == ["red", "red"]
@@ -70,7 +73,7 @@ def test_two_run_in_one_process(colours: Path, transport: str) -> None:
         assert ask(other) == "red"
 
 
-def test_it_leaves_signals_and_logging_alone(colours: Path, transport: str) -> None:
+def test_signal_handlers_and_logging_stay_unchanged(colours: Path, transport: str) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     signals, handlers = [signal.getsignal(one) for one in numbers], [*logging.getLogger().handlers]
     hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook)
@@ -80,7 +83,7 @@ def test_it_leaves_signals_and_logging_alone(colours: Path, transport: str) -> N
         assert (sys.excepthook, threading.excepthook, sys.unraisablehook) == hooks
 
 
-def test_it_starts_and_stops_inside_a_running_event_loop(colours: Path, transport: str) -> None:
+def test_a_server_starts_and_stops_inside_a_running_event_loop(colours: Path, transport: str) -> None:
     async def use() -> str:  # as in a notebook
         with start_server(colours, transport=transport) as server:
             async with AsyncClient(server.address) as client:
@@ -89,7 +92,7 @@ def test_it_starts_and_stops_inside_a_running_event_loop(colours: Path, transpor
     assert asyncio.run(use()) == "red"
 
 
-def test_stopping_twice_does_nothing_and_reports_no_cut_request(colours: Path, transport: str) -> None:
+def test_a_second_stop_does_nothing_and_reports_no_cut_request(colours: Path, transport: str) -> None:
     server = start_server(colours, transport=transport, no_metrics=True)
     waiting = spawn(server.wait)
     assert (server.stop(), server.stop()) == (0, 0)
@@ -108,7 +111,7 @@ def test_options_are_those_of_the_command(colours: Path, tmp_path: Path, transpo
 
 
 def test_tls_is_used_and_its_thread_ends_with_the_server(colours: Path, tmp_path: Path) -> None:
-    authority, before = trustme.CA(), own_threads()
+    authority, before = trustme.CA(), list_server_threads()
     certificate, key, ca = (tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem"))
     issued = authority.issue_cert("127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(certificate)
@@ -117,12 +120,12 @@ def test_tls_is_used_and_its_thread_ends_with_the_server(colours: Path, tmp_path
     with start_server(colours, tls_cert=certificate, tls_key=key) as server:
         with Client(server.address, tls_ca=ca) as client:
             assert client.predict(RED).label == "red"
-        assert {one.name.rpartition("-")[0] for one in own_threads()} >= {"certificates"}
-    wait_until(lambda: own_threads() == before)
+        assert {one.name.rpartition("-")[0] for one in list_server_threads()} >= {"certificates"}
+    wait_until(lambda: list_server_threads() == before)
 
 
-def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: Path, transport: str) -> None:
-    before = own_threads()
+def test_a_server_that_cannot_start_leaves_no_thread_running(colours: Path, tmp_path: Path, transport: str) -> None:
+    before = list_server_threads()
     with pytest.raises(ArtifactInvalid, match="publish a model"):
         start_server(tmp_path, transport=transport)
     with pytest.raises(ArtifactInvalid, match="versions of colours: 1"):
@@ -132,17 +135,18 @@ def test_one_that_cannot_start_leaves_nothing_running(colours: Path, tmp_path: P
         for options in ({"port": port}, {"metrics_port": port}):
             with pytest.raises(AddressUnavailable):
                 start_server(colours, transport=transport, **options)
-    wait_until(lambda: own_threads() == before)
+    wait_until(lambda: list_server_threads() == before)
 
 
-def test_it_ends_the_transport_if_the_metrics_cannot_listen(
+def test_the_transport_ends_if_the_metrics_cannot_listen(
     colours: Path, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = own_threads()
-    monkeypatch.setattr("serving.config.ServeConfig.check_addresses", lambda self: None)  # it is taken meanwhile
+    before = list_server_threads()
+    # The port is taken after the check.
+    monkeypatch.setattr("serving.config.ServeConfig.check_addresses", lambda self: None)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(AddressUnavailable):
         start_server(colours, transport=transport, metrics_port=other.getsockname()[1])
-    wait_until(lambda: own_threads() == before)
+    wait_until(lambda: list_server_threads() == before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

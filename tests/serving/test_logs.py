@@ -1,4 +1,4 @@
-"""The log: an event is a line whatever a caller puts into it, and neither tokens nor image bytes are in it."""
+"""The log: one line per event, whatever a client sends, without tokens and without bytes of images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -43,11 +44,11 @@ HOSTILE = {
 
 
 @pytest.fixture(params=["text", "json"])
-def logged(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """What an event makes of the log."""
+def logged(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Log an event and return the output."""
     log = logging.Logger("of this test")
 
-    def write(*arguments: object, **facts: object) -> str:
+    def write(*arguments: Any, **facts: Any) -> str:
         stream = io.StringIO()
         handler = logging.StreamHandler(stream)
         if request.param == "json":
@@ -60,9 +61,9 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
     return write
 
 
-class TestAnEvent:
+class TestEvent:
     @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-    def test_is_a_line_without_control_characters(self, logged: Callable[..., str], text: str) -> None:
+    def test_is_one_line_without_control_characters(self, logged: Callable[..., str], text: str) -> None:
         for line in (
             logged(text),
             logged("model %s", text),
@@ -80,18 +81,18 @@ class TestAnEvent:
         assert len(logged("model %s", "\n" * MAX_CHARACTERS)) < 6 * MAX_CHARACTERS
 
 
-def test_text_that_can_be_read_is_not_escaped() -> None:
+def test_printable_text_is_not_escaped() -> None:
     assert escape("кошки ☃ C:\\models") == "кошки ☃ C:\\models"
 
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 TOKEN = "0123456789abcdef-secret"
 BEARER = f"Bearer {TOKEN}".encode()
-SECRET = b"QZJXWVKQ"  # stands in images where damage is found
+SECRET = b"QZJXWVKQ"  # replaces bytes of images; must never be logged
 
 
 def broken_images() -> Iterator[bytes]:
-    """Images with bytes in them that nobody else may see, at each place."""
+    """Damaged images that contain the secret bytes, at many positions."""
     yield SECRET
     yield b"GIF89a" + SECRET
     picture = Image.linear_gradient("L")
@@ -103,8 +104,8 @@ def broken_images() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_of_a_server_that_strangers_write_to(colours: Path, tmp_path: Path, form: str) -> None:
-    """Every line is an event, bounded, at the level that logs most; it has neither tokens nor bytes of images."""
+def test_hostile_requests_produce_bounded_lines_without_secrets(colours: Path, tmp_path: Path, form: str) -> None:
+    """At the most verbose level: every line is an event of bounded length, without tokens and bytes of images."""
     (tmp_path / "tokens").write_text(TOKEN)
     options = ("--log-level", "debug", "--log-format", form, "--tokens", tmp_path / "tokens")
     with serving(colours, *options) as server:
@@ -115,17 +116,18 @@ def test_of_a_server_that_strangers_write_to(colours: Path, tmp_path: Path, form
             for image in broken_images():
                 with suppress(CallFailed):
                     client.predict(image)
-        with Connection(server.address) as stranger:
+        with Connection(server.address) as attacker:
             image = wire.PredictRequest(image=SECRET).SerializeToString()
             for path in (PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", f"/x/{TOKEN}"):
                 for value in (BEARER + b"\xff", BEARER + b"\x01", BEARER[1:], TOKEN.encode()):
                     data = image if path == PREDICT else b""
-                    stranger.call(encode_call(path, ("authorization", value)), message(data))
+                    header: Any = ("authorization", value)  # bytes that no text encodes
+                    attacker.call(encode_call(path, header), message(data))
 
             def is_over() -> bool:
-                stranger.flush()
-                stranger.receive()
-                return not (stranger.open_streams and stranger.alive)
+                attacker.flush()
+                attacker.receive()
+                return not (attacker.open_streams and attacker.alive)
 
             wait_until(is_over)
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
@@ -147,16 +149,20 @@ def test_of_a_server_that_strangers_write_to(colours: Path, tmp_path: Path, form
 
 
 class Unread(io.StringIO):
-    """A stream that takes nothing until it is read."""
+    """A stream whose writes block until it is read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.writing, self.read = threading.Event(), threading.Event()
+        self.writing, self.may_write = threading.Event(), threading.Event()
 
     def write(self, text: str) -> int:
         self.writing.set()
-        assert self.read.wait(WAIT_S)
+        assert self.may_write.wait(WAIT_S)
         return super().write(text)
+
+
+def get_handler(log: logging.Logger) -> Any:
+    return log.handlers[0]
 
 
 class TestUnreadStderr:
@@ -164,7 +170,7 @@ class TestUnreadStderr:
     def stream(self) -> Iterator[Unread]:
         stream = Unread()
         yield stream
-        stream.read.set()
+        stream.may_write.set()
 
     @pytest.fixture
     def log(self, stream: Unread) -> logging.Logger:
@@ -175,13 +181,11 @@ class TestUnreadStderr:
         return log
 
     def lines(self, log: logging.Logger, stream: Unread) -> list[str]:
-        stream.read.set()
-        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
+        stream.may_write.set()
+        wait_until(lambda: not get_handler(log)._records.unfinished_tasks)
         return stream.getvalue().splitlines()
 
-    def test_holds_up_nobody_who_logs_and_what_is_too_much_is_dropped_and_counted(
-        self, log: logging.Logger, stream: Unread
-    ) -> None:
+    def test_does_not_block_logging_and_excess_records_are_counted(self, log: logging.Logger, stream: Unread) -> None:
         def write() -> None:
             for number in range(QUEUED_RECORDS + 7):
                 log.info("line %s", number)
@@ -193,26 +197,30 @@ class TestUnreadStderr:
         log.info("next")
         assert self.lines(log, stream)[-2:] == [last, "INFO next"]  # counted once
 
-    def test_is_said_while_more_and_more_is_dropped(self, log: logging.Logger, stream: Unread) -> None:
+    def test_reports_dropped_records_although_the_queue_is_never_empty(
+        self, log: logging.Logger, stream: Unread
+    ) -> None:
         for number in range(QUEUED_RECORDS + 2):
             log.info("line %s", number)
-        writer = log.handlers[0]._writer
-        with patch.object(writer._records, "empty", return_value=False):  # others log as fast as this is written
+        writer = get_handler(log)._writer
+        with patch.object(
+            writer._records, "empty", return_value=False
+        ):  # other threads log as fast as the records are written
             lines = self.lines(log, stream)
         assert lines[-1].startswith("WARNING 2 log records were dropped")
 
-    def test_what_waits_is_as_it_was_when_it_was_logged(self, log: logging.Logger, stream: Unread) -> None:
+    def test_queued_records_are_formatted_when_they_are_logged(self, log: logging.Logger, stream: Unread) -> None:
         mutable = ["before"]
         log.info("%s", mutable)
         mutable.append("after")
         assert self.lines(log, stream)[1:] == ["INFO ['before']"]
 
-    def test_what_waits_holds_no_request(self, log: logging.Logger, stream: Unread) -> None:
-        class Held:
-            """What a frame of an exception may hold: a message, say."""
+    def test_queued_records_hold_no_reference_to_a_request(self, log: logging.Logger, stream: Unread) -> None:
+        class Message:
+            """An object that the frame of an exception may hold, such as a message."""
 
-        def fail() -> weakref.ref[Held]:
-            held = Held()
+        def fail() -> weakref.ref[Message]:
+            held = Message()
             try:
                 raise ZeroDivisionError
             except ZeroDivisionError:
@@ -224,17 +232,17 @@ class TestUnreadStderr:
         assert lines[1:3] == ["ERROR failed", "Traceback (most recent call last):"]
         assert lines[-1] == "ZeroDivisionError"
 
-    def test_does_not_hold_up_the_end(self, log: logging.Logger, stream: Unread) -> None:
+    def test_does_not_block_the_shutdown_of_logging(self, log: logging.Logger, stream: Unread) -> None:
         log.info("last")
         spawn(logging.shutdown, [weakref.ref(log.handlers[0])]).result(WAIT_S)
         assert stream.getvalue() == ""
 
-    def test_that_fails_is_tried_again(self, log: logging.Logger, stream: Unread) -> None:
+    def test_is_written_to_again_after_an_error(self, log: logging.Logger, stream: Unread) -> None:
         assert self.lines(log, stream) == ["INFO first"]
-        stream.read = _Broken()
+        stream.may_write = _Broken()
         log.info("lost")
-        wait_until(lambda: not log.handlers[0]._records.unfinished_tasks)
-        stream.read = threading.Event()
+        wait_until(lambda: not get_handler(log)._records.unfinished_tasks)
+        stream.may_write = threading.Event()
         log.info("next")
         assert self.lines(log, stream) == ["INFO first", "INFO next"]
 
@@ -245,7 +253,7 @@ class _Broken(threading.Event):
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_the_last_lines_arrive(form: str) -> None:
+def test_all_queued_lines_are_written_before_the_process_exits(form: str) -> None:
     code = (
         "import logging\n"
         "from serving.logs import set_up_log\n"
@@ -257,8 +265,8 @@ def test_the_last_lines_arrive(form: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    told = [json.loads(line)["message"] if form == "json" else line.partition(" INFO ")[2] for line in lines]
-    assert told == [f"line {number}" for number in range(5000)]
+    messages = [json.loads(line)["message"] if form == "json" else line.partition(" INFO ")[2] for line in lines]
+    assert messages == [f"line {number}" for number in range(5000)]
 
 
 def test_a_traceback_is_a_field_of_json() -> None:
@@ -271,22 +279,24 @@ def test_a_traceback_is_a_field_of_json() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
     [line] = done.stderr.splitlines()
-    told = json.loads(line)
-    assert {name: told[name] for name in ("level", "logger", "message", "model")} == {
+    record = json.loads(line)
+    assert {name: record[name] for name in ("level", "logger", "message", "model")} == {
         **{"level": "ERROR", "logger": "root", "message": "failed", "model": "cats"}
     }
-    assert told["exc_info"].startswith("Traceback (most recent call last):\n")
-    assert told["exc_info"].endswith("\nZeroDivisionError: division by zero")
+    assert record["exc_info"].startswith("Traceback (most recent call last):\n")
+    assert record["exc_info"].endswith("\nZeroDivisionError: division by zero")
 
 
 @pytest.mark.parametrize("is_read_later", [True, False])
-def test_a_server_whose_stderr_nobody_reads_answers_and_ends(colours: Path, is_read_later: bool) -> None:
-    """A pipe takes 64 KiB: some 500 lines."""
+def test_a_server_answers_and_ends_although_its_stderr_is_not_read(colours: Path, is_read_later: bool) -> None:
+    """A pipe holds 64 KiB: about 500 lines."""
     command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(colours), "--port", "0", "--no-metrics"]
     options = ["--transport", tests.conftest.transport, "--log-level", "debug", "--lame-duck", "0"]
     block, garbage, outcomes = encode_call(PREDICT), message(b"\xff"), Counter[str]()
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout is not None
+            assert server.stderr is not None
             address = f"127.0.0.1:{server.stdout.readline().split()[-1]}"
             leaks.send(address, lambda one: void(one.call(block, garbage)), 4000, outcomes)
             assert outcomes == {f"status {grpc.StatusCode.INVALID_ARGUMENT.value[0]}": 4000}
@@ -304,7 +314,7 @@ def test_a_server_whose_stderr_nobody_reads_answers_and_ends(colours: Path, is_r
 
 
 def void(_: object) -> None:
-    """Drop a value."""
+    """Discard a value."""
 
 
 STRANGE = """
@@ -325,27 +335,27 @@ raise KeyError('uncaught')
 """
 
 
-def test_json_holds_json_only_whoever_writes() -> None:
+def test_the_json_log_holds_only_json_whatever_writes_to_stderr() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STRANGE.format(form="json")], capture_output=True, text=True, timeout=WAIT_S
     )
     assert done.returncode == 1
-    told = [json.loads(line) for line in done.stderr.splitlines()]
-    assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in told} == {
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {(one["level"], one["logger"], one["message"].partition(" (")[0]) for one in records} == {
         ("WARNING", "py.warnings", "RuntimeWarning: careful\\nnow"),
         ("CRITICAL", "serving.logs", "uncaught in thread worker: ZeroDivisionError('division by zero')"),
         ("CRITICAL", "serving.logs", "uncaught in the server: KeyError('uncaught')"),
-        *{(one["level"], one["logger"], one["message"]) for one in told if "Broken.__del__" in one["message"]},
+        *{(one["level"], one["logger"], one["message"]) for one in records if "Broken.__del__" in one["message"]},
         ("WARNING", "stderr", "printed"),
         ("ERROR", "stderr", r"E0000 00:00:1732600000.123456   12345 chttp2_server.cc:1046] \xff failed"),
         ("WARNING", "stderr", "2026-01-01 00:00:00.0 [W:onnxruntime:, graph.cc:1] a warning"),
         ("WARNING", "stderr", "without an end"),
     }
-    assert len(told) == 8
-    assert sum("Traceback" in one.get("exc_info", "") for one in told) == 3
+    assert len(records) == 8
+    assert sum("Traceback" in one.get("exc_info", "") for one in records) == 3
 
 
-def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
+def test_the_text_log_has_a_line_per_warning_and_a_traceback_per_exception() -> None:
     command = [sys.executable, "-c", STRANGE.format(form="text")]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=WAIT_S)
     assert done.returncode == 1
@@ -354,7 +364,7 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ([], "Missing option '--repository'"),
         (["--no-such"], "No such option"),
@@ -365,19 +375,21 @@ def test_text_has_a_line_for_a_warning_and_a_traceback_for_a_fault() -> None:
     ],
 )
 @pytest.mark.parametrize("by", ["option", "option=", "environment"])
-def test_what_ends_the_server_is_json_too(evalmode: Callable, options: list[str], said: str, by: str) -> None:
+def test_errors_that_end_the_server_are_json_too(
+    evalmode: Callable, options: list[str], expected: str, by: str
+) -> None:
     form = {"option": ["--log-format", "json"], "option=": ["--log-format=json"], "environment": []}[by]
     environment = {**os.environ, **({"EVALMODE_SERVE_LOG_FORMAT": "json"} if by == "environment" else {})}
     refused = evalmode("serve", *options, *form, env=environment)
     assert refused.returncode == 2
     [line] = refused.stderr.splitlines()
-    told = json.loads(line)
-    assert told["level"] == "CRITICAL"
-    assert said in told["message"]
+    record = json.loads(line)
+    assert record["level"] == "CRITICAL"
+    assert expected in record["message"]
 
 
 @pytest.mark.parametrize("path", [PREDICT, CHECK, "/evalmode.v1.Classifier/GetModel", MODEL_INFER, "/no.such/Method"])
-def test_a_message_that_cannot_be_parsed_and_an_unknown_method_cost_a_line_at_most(colours: Path, path: str) -> None:
+def test_a_malformed_message_or_unknown_method_logs_at_most_one_line(colours: Path, path: str) -> None:
     with serving(colours, "--log-level", "debug", "--log-format", "json") as server:
         with grpc.insecure_channel(server.address) as channel:
             for _ in range(3):
@@ -389,5 +401,5 @@ def test_a_message_that_cannot_be_parsed_and_an_unknown_method_cost_a_line_at_mo
     assert len(refused) == (0 if "no.such" in path else 3)
     assert "exc_info" not in logged
     others = {one["logger"] for one in lines if one not in refused}
-    assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last: of connections
+    assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last logs connections
     assert {one["level"] for one in lines} <= {"DEBUG", "INFO"}

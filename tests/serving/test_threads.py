@@ -1,4 +1,4 @@
-"""Threads that all run before the first call: nothing starts one later, and a start that fails says so in a line."""
+"""Threads are started before the first call and never later; a failed start is an error of one line."""
 
 import gc
 import logging
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from unittest.mock import patch
@@ -23,7 +24,7 @@ def running(name: str) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(f"{name}-")]
 
 
-def test_all_are_started_at_once_and_none_later() -> None:
+def test_all_threads_are_started_at_once_and_none_later() -> None:
     threads = Threads(5, "early")
     assert len(running("early")) == 5
     done: SimpleQueue[str] = SimpleQueue()
@@ -35,7 +36,7 @@ def test_all_are_started_at_once_and_none_later() -> None:
     wait_until(lambda: not running("early"))
 
 
-def test_they_run_calls_at_the_same_time() -> None:
+def test_calls_run_at_the_same_time() -> None:
     threads, together = Threads(3, "together"), threading.Barrier(3)
     done: SimpleQueue[int] = SimpleQueue()
     for _ in range(3):
@@ -44,25 +45,26 @@ def test_they_run_calls_at_the_same_time() -> None:
     threads.close()
 
 
-def test_what_was_given_before_the_end_is_done_in_its_order() -> None:
-    threads, go_on, done = Threads(1, "last"), threading.Event(), []
-    threads.call(lambda: go_on.wait(WAIT_S))
+def test_calls_that_were_queued_before_close_run_in_order() -> None:
+    threads, may_continue = Threads(1, "last"), threading.Event()
+    done: list[int] = []
+    threads.call(lambda: may_continue.wait(WAIT_S))
     for number in range(5):
-        threads.call(lambda number=number: done.append(number))
+        threads.call(partial(done.append, number))
     threads.close()
     assert not done
-    go_on.set()
+    may_continue.set()
     wait_until(lambda: not running("last"))
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_they_do_not_keep_the_process_from_ending() -> None:
+def test_threads_are_daemons() -> None:
     threads = Threads(2, "daemons")
     assert all(thread.daemon for thread in running("daemons"))
     threads.close()
 
 
-def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
+def test_a_thread_that_cannot_be_started_is_an_error_of_one_line() -> None:
     start, left, end = threading.Thread.start, [3], threading.Event()
 
     def start_three(thread: threading.Thread) -> None:
@@ -71,11 +73,14 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
         left[0] -= 1
         start(thread)
 
+    def wait_for_end() -> None:
+        end.wait(WAIT_S)
+
     with (
         patch("threading.Thread.start", start_three),
         pytest.raises(ThreadsUnavailable, match=r"^10 scarce threads are needed and 3 could be started") as caught,
     ):
-        start_threads(10, "scarce", lambda: end.wait(WAIT_S))
+        start_threads(10, "scarce", wait_for_end)
     assert "\n" not in str(caught.value)
     assert "can't start new thread" in str(caught.value)
     assert "raise the limit on processes or memory" in str(caught.value)
@@ -86,9 +91,9 @@ def test_one_that_cannot_be_started_is_an_error_of_one_line() -> None:
 ANSWERING = sum(count_threads(count_cpus(), count_cpus()).values())
 
 
-# Others start before those that answer.
+# Other threads start before those that answer requests.
 @pytest.mark.parametrize("count", [0, 2, 3, *range(ANSWERING // 2, ANSWERING + 1, 3)])
-def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours: Path, count: int) -> None:
+def test_a_server_with_too_few_threads_does_not_start_and_logs_one_line(colours: Path, count: int) -> None:
     code = (
         "import sys, threading, _thread\n"
         f"left, start = [{count}], _thread.start_new_thread\n"
@@ -107,7 +112,7 @@ def test_a_server_that_gets_too_few_does_not_start_and_says_so_in_a_line(colours
     assert "Traceback" not in done.stderr
 
 
-def test_a_call_that_fails_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_fails_is_logged_and_its_thread_continues(caplog: pytest.LogCaptureFixture) -> None:
     threads, done = Threads(1, "fails"), threading.Event()
 
     def fail() -> None:
@@ -121,7 +126,7 @@ def test_a_call_that_fails_is_logged_and_its_thread_goes_on(caplog: pytest.LogCa
     threads.close()
 
 
-def test_what_was_run_is_not_kept() -> None:
+def test_a_call_that_has_run_is_not_referenced() -> None:
     class Request:
         """A call's message."""
 

@@ -1,10 +1,11 @@
-"""Files are tried in a process of their own: whatever they do there, they are refused with a reason, and it ends."""
+"""Files are loaded in a child process first: a hostile file is rejected with a reason, and its process ends."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,26 +38,26 @@ REASONS = {
 
 
 @pytest.fixture
-def trials():
+def trials() -> Iterator[Trials]:
     made = Trials(Limits(load_seconds=5, load_bytes=192 * MIB))
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_hostile_file_is_refused_with_its_reason_and_the_next_one_is_tried(trials: Trials, name: str) -> None:
+def test_a_hostile_file_is_rejected_with_its_reason_and_the_next_file_is_tried(trials: Trials, name: str) -> None:
     error, text = REASONS[name]
     with pytest.raises(error, match=text):
         trials.examine(FILES[name]())
     trials.examine(colour_artifact())
 
 
-def test_what_needs_more_than_the_file_allows_is_named_with_its_option() -> None:
+def test_an_exceeded_memory_limit_is_reported_with_its_option() -> None:
     with pytest.raises(LoadLimitExceeded, match=r"--load-bytes 67108864 and 4 times its file: raise --load-bytes"):
         Trials(Limits(load_bytes=64 * MIB)).examine(FILES["concat that doubles"]())
 
 
-def test_a_child_is_used_again_until_it_has_refused_a_file(trials: Trials) -> None:
+def test_a_child_is_reused_until_it_has_rejected_a_file(trials: Trials) -> None:
     trials.prepare()
     (first,) = trials._idle
     for _ in range(2):
@@ -68,34 +69,34 @@ def test_a_child_is_used_again_until_it_has_refused_a_file(trials: Trials) -> No
     assert first.process.returncode is not None
 
 
-def test_a_child_that_dies_is_a_refusal(trials: Trials) -> None:
+def test_the_file_is_rejected_if_the_child_dies(trials: Trials) -> None:
     trials.prepare()
     os.kill(trials._idle[0].process.pid, signal.SIGKILL)
     with pytest.raises(LoadLimitExceeded, match="checked and replayed it ended by SIGKILL"):
         trials.examine(colour_artifact())
 
 
-def test_where_memory_is_short_the_system_ends_the_child_and_not_the_server(trials: Trials) -> None:
+def test_the_oom_killer_prefers_the_child_to_the_server(trials: Trials) -> None:
     trials.prepare()
     (child,) = trials._idle
     trials.examine(colour_artifact())
     assert Path(f"/proc/{child.process.pid}/oom_score_adj").read_text() == "1000\n"
 
 
-def test_closing_ends_what_is_on_trial(trials: Trials) -> None:
-    patient = Trials(Limits(load_seconds=3600))
-    running = spawn(patient.examine, endless_loop())
-    wait_until(lambda: patient._busy)
-    (child,) = patient._busy
-    patient.close()
+def test_closing_ends_running_trials(trials: Trials) -> None:
+    long_trials = Trials(Limits(load_seconds=3600))
+    running = spawn(long_trials.examine, endless_loop())
+    wait_until(lambda: long_trials._busy)
+    (child,) = long_trials._busy
+    long_trials.close()
     assert isinstance(running.exception(WAIT_S), ArtifactInvalid)
     assert "shutting down" in str(running.exception())
     assert child.process.returncode == -signal.SIGKILL
     with pytest.raises(ArtifactInvalid, match="shutting down"):
-        patient.examine(colour_artifact())
+        long_trials.examine(colour_artifact())
 
 
-def test_where_no_process_can_be_started_that_is_said_of_the_machine_and_not_of_the_file(
+def test_an_unavailable_process_is_an_error_of_the_machine_and_not_of_the_file(
     trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -107,8 +108,8 @@ def test_where_no_process_can_be_started_that_is_said_of_the_machine_and_not_of_
     assert not isinstance(caught.value, ArtifactInvalid)
 
 
-def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
-    """onnxruntime quotes names of the file: a hostile one must not write lines of its own into the log."""
+def test_the_reason_is_one_line_of_bounded_length(trials: Trials) -> None:
+    """onnxruntime quotes names from the file: a hostile file must not write lines of its own into the log."""
     import onnx
 
     from evalmode.artifact.manifest import TensorManifest
@@ -123,7 +124,7 @@ def test_a_reason_is_one_bounded_line(trials: Trials) -> None:
     assert len(str(caught.value)) <= 1000
 
 
-def test_the_child_is_of_the_same_evalmode_whatever_lies_in_the_current_folder(
+def test_the_child_imports_the_same_evalmode_whatever_the_current_folder_contains(
     trials: Trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "onnx.py").write_text("raise SystemExit")

@@ -1,4 +1,4 @@
-"""Files that change are noticed, and the thread that looks for changes ends."""
+"""Changes of files are detected, and the polling thread ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks by name: ours, and the user's own from a module."""
+"""Networks by name: those of evalmode, and the user's own from a module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Own(nn.Module):
 def build(channels, height, width, classes):
     return Own(channels, height, width, classes)
 
-def no_module(channels, height, width, classes):
+def not_a_module(channels, height, width, classes):
     return "network"
 
 constant = 5
@@ -56,7 +56,7 @@ def test_a_users_network_is_built_for_the_images_and_labels() -> None:
         ("no_such_module:build", "no_such_module:build cannot be imported: No module named 'no_such_module'"),
         (":build", ":build cannot be imported"),
         ("own_networks:constant", "own_networks:constant is a int, not a function"),
-        ("own_networks:no_module", "own_networks:no_module returned a str, not a torch.nn.Module"),
+        ("own_networks:not_a_module", "own_networks:not_a_module returned a str, not a torch.nn.Module"),
     ],
 )
 def test_a_users_network_that_cannot_be_used_is_refused_with_the_reason(name: str, message: str) -> None:
@@ -75,7 +75,7 @@ def test_a_users_network_has_an_architecture_that_is_found_without_importing_it(
     assert recognise_architecture(build_network("own_networks:build", (6, 5, 3), 4, 1.0, 0.0)) is OWN_ARCHITECTURE
 
 
-def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_name_is_refused_with_the_known_names() -> None:
     with pytest.raises(NetworkError, match="no network 'resnet': choose compact, reference or your own"):
         get_architecture("resnet")
 

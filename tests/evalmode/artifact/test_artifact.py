@@ -1,4 +1,4 @@
-"""The manifest: what is written into an artifact is what is read, and damage is told apart."""
+"""The manifest survives writing and reading; damaged metadata are rejected with the cause."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MANIFEST = ClassifierManifest(
 )
 
 
-def test_survives_the_round_trip() -> None:
+def test_a_manifest_survives_the_round_trip() -> None:
     assert vars(read_manifest(MANIFEST.to_metadata())) == vars(MANIFEST)
 
 
-def test_grey_and_no_properties_survive_the_round_trip() -> None:
+def test_a_grey_manifest_without_properties_survives_the_round_trip() -> None:
     manifest = ClassifierManifest(("0", "1"), PixelContract(28, 20, 1))
     assert vars(read_manifest(manifest.to_metadata())) == vars(manifest)
     assert manifest.properties == {}
@@ -56,18 +56,18 @@ def test_metadata_is_the_same_text_for_the_same_facts() -> None:
     assert texts[0] == texts[1]
 
 
-def test_keys_of_other_tools_are_left_alone() -> None:
+def test_keys_of_other_tools_are_ignored() -> None:
     assert vars(read_manifest({**MANIFEST.to_metadata(), "author": "not JSON"})) == vars(MANIFEST)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"author": "somebody"}], ids=["none", "another tool's"])
-def test_no_metadata_is_not_an_evalmode_artifact(metadata: dict[str, str]) -> None:
+@pytest.mark.parametrize("metadata", [{}, {"author": "name"}], ids=["none", "another tool's"])
+def test_a_file_without_metadata_of_evalmode_is_rejected(metadata: dict[str, str]) -> None:
     with pytest.raises(ArtifactInvalid, match="not an evalmode artifact"):
         read_manifest(metadata)
 
 
 @pytest.mark.parametrize("version", ["0", "1", '"2"'])
-def test_another_format_version_says_both_versions(version: str) -> None:
+def test_an_unsupported_format_version_is_rejected_with_both_versions(version: str) -> None:
     metadata = {**MANIFEST.to_metadata(), "evalmode.format_version": version}
     with pytest.raises(ArtifactInvalid, match="this evalmode reads 3: export it again") as caught:
         read_manifest(metadata)
@@ -81,7 +81,7 @@ def test_a_missing_key_is_named() -> None:
         read_manifest(metadata)
 
 
-def test_without_pixels_it_is_of_other_tensors() -> None:
+def test_a_manifest_without_pixels_is_a_tensor_manifest() -> None:
     metadata = MANIFEST.to_metadata()
     del metadata["evalmode.pixels"]
     manifest = read_manifest(metadata)
@@ -103,24 +103,26 @@ def test_without_pixels_it_is_of_other_tensors() -> None:
         ("network", "not JSON"),
     ],
 )
-def test_damaged_values_are_told(key: str, value: str) -> None:
+def test_damaged_values_are_rejected(key: str, value: str) -> None:
     with pytest.raises(ArtifactInvalid, match="damaged"):
         read_manifest({**MANIFEST.to_metadata(), f"evalmode.{key}": value})
 
 
-def test_metadata_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_metadata_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalmode.artifact.manifest.MAX_METADATA_LENGTH", 500)
     with pytest.raises(ArtifactInvalid, match=r"\d+ characters of metadata, at most 500 are allowed"):
         read_manifest(TensorManifest({"long": "x" * 500}).to_metadata())
 
 
 @pytest.mark.parametrize("text", ["[" + "[]," * 2**20 + "[]]", '{"a":' * 2**20, "[" + "{}," * 2**20 + "{}]"])
-def test_metadata_that_would_become_many_values_is_not_read(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_metadata_with_too_many_values_are_rejected_before_they_are_parsed(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.setattr("evalmode.artifact.manifest.json.loads", None)
     with pytest.raises(ArtifactInvalid, match=r"\d+ values in the metadata, at most 1000000 are allowed"):
         read_manifest({**MANIFEST.to_metadata(), "evalmode.more": text})
 
 
-def test_metadata_that_is_nested_too_deeply_is_refused() -> None:
+def test_metadata_nested_too_deeply_are_rejected() -> None:
     with pytest.raises(ArtifactInvalid, match="nested too deeply"):
         read_manifest({**MANIFEST.to_metadata(), "evalmode.more": "[" * 500_000})

@@ -1,4 +1,4 @@
-"""The certificate: what it holds survives the file, and what the replay refuses."""
+"""The certificate survives writing and reading; the replay rejects a network that differs from it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def answer(logits: Floats) -> Tensors:
 
 
 def with_error(certificate: ClassifierCertificate, error: float, alone: bool = True, batch: bool = True):
-    """A network that is off by an error at the last golden image's last logit."""
-
+    """A network with an error in the last logit of the last golden image."""
     golden = certificate.inputs[INPUT]
 
     def run(inputs: Tensors) -> Tensors:
@@ -66,7 +65,7 @@ def with_error(certificate: ClassifierCertificate, error: float, alone: bool = T
     return run
 
 
-def test_it_survives_the_file(certificate: ClassifierCertificate) -> None:
+def test_a_certificate_survives_the_round_trip(certificate: ClassifierCertificate) -> None:
     again = ClassifierCertificate.from_json(certificate.to_json())
     for read, kept in ((again.inputs, certificate.inputs), (again.outputs, certificate.outputs)):
         assert read.keys() == kept.keys()
@@ -76,20 +75,20 @@ def test_it_survives_the_file(certificate: ClassifierCertificate) -> None:
     assert vars(replace(again, inputs=certificate.inputs, outputs=certificate.outputs)) == vars(certificate)
 
 
-def test_what_the_network_answered_is_replayed(certificate: ClassifierCertificate) -> None:
+def test_the_recorded_outputs_pass_the_replay(certificate: ClassifierCertificate) -> None:
     assert certificate.replay(with_error(certificate, 0), certificate.tolerance, [64])
 
 
-@pytest.mark.parametrize(("alone", "batch", "told"), [(True, False, "alone"), (False, True, "in a batch of 64")])
+@pytest.mark.parametrize(("alone", "batch", "where"), [(True, False, "alone"), (False, True, "in a batch of 64")])
 @pytest.mark.parametrize("error", [2e-4, -1.0, np.nan, np.inf])
-def test_one_logit_of_one_image_is_enough(
-    certificate: ClassifierCertificate, error: float, alone: bool, batch: bool, told: str
+def test_one_wrong_logit_of_one_image_fails_the_replay(
+    certificate: ClassifierCertificate, error: float, alone: bool, batch: bool, where: str
 ) -> None:
-    with pytest.raises(ReplayMismatch, match=f"golden input 15 {told} gives logits that differ"):
+    with pytest.raises(ReplayMismatch, match=f"golden input 15 {where} gives logits that differ"):
         certificate.replay(with_error(certificate, error, alone, batch), certificate.tolerance, [64])
 
 
-def test_other_bits_within_the_tolerance_are_told(certificate: ClassifierCertificate) -> None:
+def test_the_replay_reports_batch_invariance_within_the_tolerance(certificate: ClassifierCertificate) -> None:
     assert certificate.replay(with_error(certificate, 5e-5), certificate.tolerance, [64])
     assert not certificate.replay(with_error(certificate, 5e-5, alone=False), certificate.tolerance, [64])
 
@@ -99,13 +98,13 @@ def test_probabilities_must_follow_from_the_logits(certificate: ClassifierCertif
         answered = with_error(certificate, 0)(inputs)
         return {**answered, PROBABILITIES: np.roll(answered[PROBABILITIES], 1, axis=1)}
 
-    certificate = replace(certificate, tolerance=2.0)  # only their relation is looked at
+    certificate = replace(certificate, tolerance=2.0)  # so that only the relation of probabilities and logits fails
 
     with pytest.raises(ReplayMismatch, match=r"probabilities that are not softmax\(logits / 1\)"):
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_outputs_of_another_shape_are_refused(certificate: ClassifierCertificate) -> None:
+def test_outputs_of_another_shape_fail_the_replay(certificate: ClassifierCertificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {name: output[:, :2] for name, output in with_error(certificate, 0)(inputs).items()}
 
@@ -113,7 +112,7 @@ def test_outputs_of_another_shape_are_refused(certificate: ClassifierCertificate
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_an_output_that_is_missing_is_refused(certificate: ClassifierCertificate) -> None:
+def test_a_missing_output_fails_the_replay(certificate: ClassifierCertificate) -> None:
     def run(inputs: Tensors) -> Tensors:
         return {PROBABILITIES: with_error(certificate, 0)(inputs)[PROBABILITIES]}
 
@@ -121,7 +120,7 @@ def test_an_output_that_is_missing_is_refused(certificate: ClassifierCertificate
         certificate.replay(run, certificate.tolerance, [64])
 
 
-def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: ClassifierCertificate) -> None:
+def test_a_decoder_with_different_pixels_is_detected(certificate: ClassifierCertificate) -> None:
     certificate.check_decoder(CONTRACT)
     with (
         patch("evalmode.artifact.certificate.decode_image", lambda *_: np.zeros(CONTRACT.shape, np.uint8)),
@@ -130,19 +129,19 @@ def test_a_decoder_that_gives_other_pixels_is_noticed(certificate: ClassifierCer
         certificate.check_decoder(CONTRACT)
 
 
-def test_a_decoder_that_cannot_is_noticed(certificate: ClassifierCertificate) -> None:
+def test_a_decoder_that_rejects_an_image_is_detected(certificate: ClassifierCertificate) -> None:
     broken = replace(certificate, encoded=(replace(certificate.encoded[0], image=b"no image"),))
     with pytest.raises(DecoderMismatch, match="image 0 of the certificate cannot be decoded: not an image"):
         broken.check_decoder(CONTRACT)
 
 
-def test_kept_files_are_jpeg_and_png_of_two_sizes(certificate: ClassifierCertificate) -> None:
+def test_the_encoded_images_are_jpeg_and_png(certificate: ClassifierCertificate) -> None:
     kinds = {one.image[:4] for one in certificate.encoded}
     assert len(certificate.encoded) == 8
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
-def test_every_size_is_replayed(certificate: ClassifierCertificate) -> None:
+def test_every_batch_size_is_replayed(certificate: ClassifierCertificate) -> None:
     seen: list[int] = []
 
     def run(inputs: Tensors) -> Tensors:
@@ -155,7 +154,7 @@ def test_every_size_is_replayed(certificate: ClassifierCertificate) -> None:
     assert seen == [1] * 16 + [3, 21]
 
 
-def test_labels_in_another_order_are_noticed(certificate: ClassifierCertificate) -> None:
+def test_reordered_labels_are_detected(certificate: ClassifierCertificate) -> None:
     certificate.check_labels(COLOURS)
     reordered = tuple(reversed(COLOURS))
     with pytest.raises(LabelsMismatch, match=r"golden image 1 was .* and would be .* they were changed or reordered"):
@@ -166,7 +165,7 @@ def test_labels_in_another_order_are_noticed(certificate: ClassifierCertificate)
 
 
 @pytest.mark.parametrize("name", ["tolerance", "batch_invariant", "temperature"])
-def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
+def test_a_certificate_with_an_invalid_value_is_rejected(name: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     facts = manifest.certificate.to_json() | {name: {"tolerance": 1e9, "batch_invariant": "false"}.get(name, 3.0)}
@@ -178,7 +177,7 @@ def test_what_would_vouch_for_nothing_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["inputs", "outputs", "targets", "answers", "tolerance", "encoded"])
-def test_a_damaged_certificate_is_told(field: str) -> None:
+def test_a_damaged_certificate_is_rejected(field: str) -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     facts = manifest.certificate.to_json()
@@ -190,8 +189,8 @@ def test_a_damaged_certificate_is_told(field: str) -> None:
         open_artifact(seal(graph, manifest))
 
 
-def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
-    """A small file must not become gigabytes of memory."""
+def test_data_larger_than_their_shape_are_not_unpacked() -> None:
+    """A small file must not expand to gigabytes of memory."""
     import zlib
 
     graph, manifest = open_artifact(colour_artifact())
@@ -205,8 +204,8 @@ def test_pixels_that_claim_to_be_larger_are_not_unpacked() -> None:
         open_artifact(seal(graph, manifest))
 
 
-def test_what_all_of_it_unpacks_to_is_counted_before_any_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tensor is within the limit; together they are not."""
+def test_the_unpacked_size_of_all_tensors_is_checked_before_any_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tensor is below the limit; their sum is above."""
     facts = open_artifact(colour_artifact())[1].certificate.to_json()
     rows = len(facts["targets"])
     packed = {"dtype": "uint8", "shape": [rows, 2**26 // rows], "data": "AAAA"}
@@ -216,7 +215,7 @@ def test_what_all_of_it_unpacks_to_is_counted_before_any_is_unpacked(monkeypatch
         ClassifierCertificate.from_json(facts)
 
 
-def test_pixels_of_its_images_count() -> None:
+def test_the_unpacked_size_includes_the_encoded_images() -> None:
     facts = open_artifact(colour_artifact())[1].certificate.to_json()
     picture = Image.new("L", (8000, 6000))
     facts["encoded"] = [{"image": base64.b64encode(encode(picture)).decode(), "digest": ""}]
@@ -229,14 +228,14 @@ def test_pixels_of_its_images_count() -> None:
 @pytest.mark.parametrize(
     "shape", [[16, *[10**4000] * 1000], [16, -4, -4], [16, 0], [16, 2**27], [16, *[1] * 40], [17, 4], []]
 )
-def test_a_shape_that_no_golden_tensor_has_is_refused(shape: list[int]) -> None:
+def test_an_invalid_shape_of_a_golden_tensor_is_rejected(shape: list[int]) -> None:
     facts = open_artifact(colour_artifact())[1].certificate.to_json()
     facts["outputs"][LOGITS]["shape"] = shape
     with pytest.raises(ValueError, match=r"an array of shape .{0,90} in a certificate of 16 inputs: that many rows"):
         ClassifierCertificate.from_json(facts)
 
 
-def test_of_large_golden_inputs_as_many_travel_as_a_certificate_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_golden_inputs_are_reduced_to_the_size_limit_of_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, manifest = open_artifact(colour_artifact())
     golden = draw_golden(CONTRACT, 3)
     monkeypatch.setattr("evalmode.certification.certify.MAX_UNPACKED_BYTES", 2 * 5 * golden[0].nbytes)
@@ -248,7 +247,7 @@ def test_of_large_golden_inputs_as_many_travel_as_a_certificate_may_hold(monkeyp
 # Loading
 
 
-def test_without_a_certificate_it_is_refused_unless_allowed() -> None:
+def test_an_uncertified_artifact_is_rejected_unless_allowed() -> None:
     bare = seal(colour_graph(), ClassifierManifest(COLOURS, CONTRACT))
     with pytest.raises(Uncertified, match="certify it with 'evalmode certify', or use --allow-uncertified"):
         load_artifact(bare)
@@ -256,12 +255,12 @@ def test_without_a_certificate_it_is_refused_unless_allowed() -> None:
     assert (model.batch_invariant, model.max_batch) == (False, 1)
 
 
-def test_a_certified_one_runs_in_batches() -> None:
+def test_a_certified_artifact_runs_in_batches() -> None:
     model = load_artifact(colour_artifact())
     assert (model.batch_invariant, model.max_batch) == (True, 64)
 
 
-def test_one_that_is_not_batch_invariant_runs_alone() -> None:
+def test_an_artifact_that_is_not_batch_invariant_runs_images_one_by_one() -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     other = replace(manifest, certificate=replace(manifest.certificate, batch_invariant=False))
@@ -269,8 +268,8 @@ def test_one_that_is_not_batch_invariant_runs_alone() -> None:
     assert (model.batch_invariant, model.max_batch) == (False, 1)
 
 
-def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: ClassifierCertificate) -> None:
-    """Without a GPU: the same code path, on the CPU's session called CUDA."""
+def test_on_cuda_every_batch_size_is_replayed(certificate: ClassifierCertificate) -> None:
+    """Without a GPU: the code path of CUDA, with a session on the CPU."""
     model = replace(load_artifact(colour_artifact()), provider=CUDA)
     seen: list[int] = []
     run = Model.run
@@ -285,11 +284,11 @@ def test_on_cuda_every_size_is_replayed_with_its_own_tolerance(certificate: Clas
     assert (replayed.batch_invariant, replayed.max_batch) == (True, 64)
 
 
-# Networks that classify no images
+# Networks of tensors
 
 
 def scaling_graph(factors: dict[str, float]) -> onnx.ModelProto:
-    """Outputs by name: the input, float32 (N, 3), times a factor each."""
+    """A network with named outputs: the input, float32 (N, 3), times the factor of each."""
     nodes = [helper.make_node("Mul", ["numbers", f"{name}_factor"], [name]) for name in factors]
     value = {
         name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 3)) for name in ("numbers", *factors)
@@ -304,7 +303,7 @@ def certify_scaling(factors: dict[str, float]) -> bytes:
     return certify(scaling_graph(factors), TensorManifest(), golden, ("",) * 16, difference=0.0)
 
 
-def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
+def test_outputs_with_the_names_of_a_classifier_do_not_make_a_classifier() -> None:
     artifact = certify_scaling({PROBABILITIES: 2, LOGITS: 3})
     assert load_artifact(artifact).max_batch == 64
     verdicts = examine(artifact)
@@ -312,7 +311,7 @@ def test_outputs_that_are_named_like_a_classifiers_make_none() -> None:
     assert "golden labels" not in {verdict.check for verdict in verdicts}
 
 
-def test_every_output_is_held_to_its_own_size() -> None:
+def test_the_tolerance_is_relative_to_the_size_of_each_output() -> None:
     artifact = certify_scaling({"large": 1e6, "small": 1e-3})
     certificate = open_artifact(artifact)[1].certificate
     assert isinstance(certificate, TensorCertificate)
@@ -337,7 +336,7 @@ def test_every_output_is_held_to_its_own_size() -> None:
                 certificate.replay(run_with_error, certificate.tolerance, [64])
 
 
-def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
+def test_the_tolerance_of_batches_is_relative_to_the_size_of_each_output() -> None:
     def run(inputs: Tensors) -> Tensors:
         numbers = inputs["numbers"]
         return {"large": numbers * 1e6 + 2e3 * (len(numbers) > 1), "small": numbers * 1e-3}
@@ -352,7 +351,7 @@ def test_in_batches_too_every_output_is_held_to_its_own_size() -> None:
 @pytest.mark.parametrize(
     ("kind", "shape"), [(TensorProto.STRING, ("batch", 3)), (TensorProto.FLOAT, (2, 3))], ids=["strings", "fixed batch"]
 )
-def test_tensors_that_no_request_could_hold_are_refused_at_load(kind: int, shape: tuple[object, ...]) -> None:
+def test_unsupported_tensors_are_rejected_at_load(kind: int, shape: tuple[object, ...]) -> None:
     values = [helper.make_tensor_value_info(name, kind, shape) for name in ("put", "got")]
     graph = helper.make_graph([helper.make_node("Identity", ["put"], ["got"])], "same", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -363,7 +362,7 @@ def test_tensors_that_no_request_could_hold_are_refused_at_load(kind: int, shape
 # The digest
 
 
-def test_a_digest_is_over_every_byte_but_its_own() -> None:
+def test_the_digest_covers_every_byte_except_its_own() -> None:
     artifact = colour_artifact()
     digest = check_digest(artifact)
     place = artifact.index(digest.encode())
@@ -376,7 +375,7 @@ def test_a_digest_is_over_every_byte_but_its_own() -> None:
             check_digest(bytes(edited))
 
 
-def test_a_file_with_two_digests_or_none_has_no_digest() -> None:
+def test_a_file_with_two_digests_or_none_is_rejected() -> None:
     artifact = colour_artifact()
     for wrong in (artifact + artifact, artifact.replace(b"evalmode.digest", b"evalmode.dygest")):
         with pytest.raises(DigestMismatch, match="no digest, or more than one"):
@@ -387,34 +386,34 @@ def test_a_file_with_two_digests_or_none_has_no_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "images", "wanted"), [(2, 100, 16), (10, 100, 16), (40, 400, 40), (100, 300, 64), (5, 7, 7)]
+    ("labels", "images", "count"), [(2, 100, 16), (10, 100, 16), (40, 400, 40), (100, 300, 64), (5, 7, 7)]
 )
-def test_golden_images_are_as_many_as_said_and_every_label_in_turn(labels: int, images: int, wanted: int) -> None:
+def test_golden_images_have_the_documented_number_and_balanced_labels(labels: int, images: int, count: int) -> None:
     targets = np.random.default_rng(0).permutation(np.arange(images) % labels)
     chosen = choose_golden(targets, labels)
     counts = np.bincount(targets[chosen], minlength=labels)
-    assert len(set(chosen)) == wanted
-    assert counts.max() - counts[: min(labels, wanted)].min() <= 1
+    assert len(set(chosen)) == count
+    assert counts.max() - counts[: min(labels, count)].min() <= 1
 
 
-def test_drawn_images_are_always_the_same_and_differ_from_each_other() -> None:
-    drawn = draw_golden(CONTRACT, 10)
-    assert drawn.shape == (16, 4, 4, 3)
-    assert np.array_equal(drawn, draw_golden(CONTRACT, 10))
-    assert len({image.tobytes() for image in drawn}) == 16
+def test_synthetic_golden_images_are_reproducible_and_differ_from_each_other() -> None:
+    images = draw_golden(CONTRACT, 10)
+    assert images.shape == (16, 4, 4, 3)
+    assert np.array_equal(images, draw_golden(CONTRACT, 10))
+    assert len({image.tobytes() for image in images}) == 16
 
 
 @pytest.mark.parametrize(
     ("size", "factor"), [(1e-3, 1e-3), (0.5, 0.5), (1.0, 1.0), (10.0, 1.0), (30.0, 3.0), (5000.0, 500.0)]
 )
-def test_a_tolerance_of_logits_fits_their_size(size: float, factor: float) -> None:
+def test_the_tolerance_of_logits_is_scaled_to_their_size(size: float, factor: float) -> None:
     logits = np.array([[size, -size / 3], [0, size / 2]], np.float32)
     assert scale_tolerance(1e-4, logits) == pytest.approx(1e-4 * factor)
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
-def test_a_replay_passes_rounding_and_catches_a_fault_at_any_size_of_the_logits(factor: float) -> None:
-    """Certified, sealed, loaded on the CPU and by CUDA's rule; then a hundredth of a per cent, and one per cent."""
+def test_the_replay_passes_rounding_and_detects_errors_at_any_size_of_the_logits(factor: float) -> None:
+    """Relative errors of 2e-7 pass; 1e-3 fails with the tolerance of the CPU, 1e-1 with that of CUDA, too."""
     graph = colour_graph()
     for node in graph.graph.node:
         if "logits" in node.output:
@@ -430,22 +429,22 @@ def test_a_replay_passes_rounding_and_catches_a_fault_at_any_size_of_the_logits(
     assert certificate.tolerance <= 1e-4 * max(size, 1e-30)
     assert certificate.tolerance >= 8 * np.spacing(np.float32(size))
 
-    def run_otherwise(share: float) -> Callable[[Tensors], Tensors]:
+    def run_with_error(share: float) -> Callable[[Tensors], Tensors]:
         def run(inputs: Tensors) -> Tensors:
             logits = model.run(inputs)[LOGITS] + np.float32(share * size)
             return {LOGITS: logits, PROBABILITIES: softmax(logits).astype(np.float32)}
 
         return run
 
-    certificate.replay(run_otherwise(2e-7), certificate.tolerance, [64])
+    certificate.replay(run_with_error(2e-7), certificate.tolerance, [64])
     for tolerance in (certificate.tolerance, certificate.largest_tolerance):
         with pytest.raises(ReplayMismatch):
-            certificate.replay(run_otherwise(1e-1), tolerance, [64])
+            certificate.replay(run_with_error(1e-1), tolerance, [64])
     with pytest.raises(ReplayMismatch):
-        certificate.replay(run_otherwise(1e-3), certificate.tolerance, [64])
+        certificate.replay(run_with_error(1e-3), certificate.tolerance, [64])
 
 
-def test_a_certificate_of_before_may_have_any_tolerance_up_to_a_hundredth() -> None:
+def test_a_certificate_may_have_any_tolerance_up_to_a_hundredth() -> None:
     graph, manifest = open_artifact(colour_artifact())
     assert manifest.certificate is not None
     for tolerance, message in ((1e-2, ""), (1e6, "is damaged")):
@@ -457,7 +456,7 @@ def test_a_certificate_of_before_may_have_any_tolerance_up_to_a_hundredth() -> N
                 load_artifact(sealed)
 
 
-def test_the_tolerance_is_ten_times_what_was_measured_within_bounds() -> None:
+def test_the_tolerance_is_ten_times_the_measured_difference_within_bounds() -> None:
     def tolerance(difference: float) -> float:
         golden = draw_golden(CONTRACT, 3)
         sealed = certify(colour_graph(), ClassifierManifest(COLOURS, CONTRACT), {INPUT: golden}, ("",) * 16, difference)

@@ -1,4 +1,4 @@
-"""Publishing is atomic: a version is whole or not there, whoever dies, and no two publishers share one."""
+"""Publishing is atomic: a version is whole or absent, even if the publisher is killed, and no version is shared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from evalmode.artifact.publishing import publish
 from evalmode.artifact.repository import ARTIFACT_FILE, check_name, find_artifact, list_names, list_versions
 from evalmode.errors import NameInvalid
 
-# Publishes for ever what proves itself whole: the digest of the rest comes first.
+# Publishes a file for every line of standard input. Each file starts with the digest of its remaining bytes.
 PUBLISHER = """
 import hashlib, os, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def publisher(repository: Path, size_bytes: int):
         yield process
     finally:
         process.kill()
-        with contextlib.suppress(BrokenPipeError):  # what was asked of it and never read
+        with contextlib.suppress(BrokenPipeError):  # lines that it has not read
             process.communicate()
 
 
@@ -50,12 +50,12 @@ def is_whole(path: Path) -> bool:
     return content[:32] == hashlib.sha256(content[32:]).digest()
 
 
-def everything(folder: Path) -> list[str]:
+def list_paths(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 class TestPublish:
-    def test_numbers_versions_from_one(self, tmp_path: Path) -> None:
+    def test_counts_versions_from_one(self, tmp_path: Path) -> None:
         for number in (1, 2, 3):
             path = publish(tmp_path, "cats", b"artifact %d" % number)
             assert path == find_artifact(tmp_path, "cats", number) == tmp_path / "cats" / str(number) / "model.onnx"
@@ -63,16 +63,16 @@ class TestPublish:
         assert publish(tmp_path, "dogs", b"other").parent.name == "1"
         assert list_versions(tmp_path, "cats") == [1, 2, 3]
         assert list_names(tmp_path) == ["cats", "dogs"]
-        assert not [name for name in everything(tmp_path) if "incoming" in name]
+        assert not [name for name in list_paths(tmp_path) if "incoming" in name]
 
-    def test_counts_numbers_and_not_letters(self, tmp_path: Path) -> None:
+    def test_orders_versions_by_number(self, tmp_path: Path) -> None:
         for number in (2, 9, 10):
             (tmp_path / "cats" / str(number)).mkdir(parents=True)
-            (tmp_path / "cats" / str(number) / ARTIFACT_FILE).write_bytes(b"there")
+            (tmp_path / "cats" / str(number) / ARTIFACT_FILE).write_bytes(b"old")
         assert publish(tmp_path, "cats", b"next").parent.name == "11"
         assert list_versions(tmp_path, "cats") == [2, 9, 10, 11]
 
-    def test_takes_no_number_that_something_else_holds(self, tmp_path: Path) -> None:
+    def test_skips_numbers_of_existing_files_and_folders(self, tmp_path: Path) -> None:
         (tmp_path / "cats" / "1").mkdir(parents=True)
         (tmp_path / "cats" / "2").write_text("a file")
         assert publish(tmp_path, "cats", b"next").parent.name == "3"
@@ -95,27 +95,27 @@ class TestPublish:
         for folder in (path.parent, path.parent.parent):
             assert folder.stat().st_mode & (stat.S_IROTH | stat.S_IXOTH) == stat.S_IROTH | stat.S_IXOTH
 
-    def test_leaves_the_mode_of_a_models_folder_as_it_is(self, tmp_path: Path) -> None:
+    def test_keeps_the_mode_of_an_existing_folder(self, tmp_path: Path) -> None:
         shared = tmp_path / "cats"
         shared.mkdir()
         shared.chmod(0o2775)  # a group that publishes together
         publish(tmp_path, "cats", b"x")
         assert stat.S_IMODE(shared.stat().st_mode) == 0o2775
 
-    def test_leaves_nothing_where_it_fails(self, tmp_path: Path) -> None:
+    def test_leaves_no_file_after_an_error(self, tmp_path: Path) -> None:
         publish(tmp_path, "cats", b"x")
-        before = everything(tmp_path)
+        before = list_paths(tmp_path)
         with pytest.raises(TypeError):
             publish(tmp_path, "cats", "text")
         with pytest.raises(TypeError):
             publish(tmp_path, "dogs", "text")
         with pytest.raises(NameInvalid):
             publish(tmp_path, "..", b"x")
-        assert everything(tmp_path) == before
+        assert list_paths(tmp_path) == before
 
-    def test_leaves_nothing_where_the_disk_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_leaves_no_file_after_an_error_of_the_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(tmp_path, "cats", b"x")
-        before = everything(tmp_path)
+        before = list_paths(tmp_path)
 
         def fails(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
@@ -123,16 +123,16 @@ class TestPublish:
         monkeypatch.setattr(os, "fsync", fails)
         with pytest.raises(OSError, match="No space"):
             publish(tmp_path, "cats", b"y")
-        assert everything(tmp_path) == before
+        assert list_paths(tmp_path) == before
 
-    def test_syncs_the_file_before_it_is_seen_and_the_folder_after(
+    def test_syncs_the_file_before_it_is_visible_and_the_folder_after(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         synced = []
 
         def record(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
-            assert path.is_relative_to(tmp_path)  # a rename from another file system would be no rename
+            assert path.is_relative_to(tmp_path)  # a rename is atomic only within one file system
             synced.append((path.name, list_versions(tmp_path, "cats"), path.is_dir() or path.stat().st_size))
 
         monkeypatch.setattr(os, "fsync", record)
@@ -143,7 +143,7 @@ class TestPublish:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["a", "0", "Model.v2_b-1", "x" * 128])
-    def test_that_are_safe_folders_are_allowed(self, tmp_path: Path, name: str) -> None:
+    def test_of_safe_folders_are_allowed(self, tmp_path: Path, name: str) -> None:
         assert check_name(name) == name
         publish(tmp_path, name, b"x")
         assert list_names(tmp_path) == [name]
@@ -170,14 +170,14 @@ class TestNames:
             "x" * 200,
         ],
     )
-    def test_that_are_not_are_refused(self, tmp_path: Path, name: str) -> None:
+    def test_of_unsafe_folders_are_rejected(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(NameInvalid, match="not allowed: use up to 128"):
             publish(tmp_path / "models", name, b"x")
-        assert everything(tmp_path) == []
+        assert list_paths(tmp_path) == []
 
 
 class TestList:
-    def test_ignores_what_is_no_version(self, tmp_path: Path) -> None:
+    def test_ignores_other_files_and_folders_of_a_model(self, tmp_path: Path) -> None:
         publish(tmp_path, "cats", b"x")
         for junk in ("0", "01", "-1", "1.0", "abc", "1234567890", "٣", "1٣", ".incoming-x"):
             (tmp_path / "cats" / junk).mkdir()
@@ -188,7 +188,7 @@ class TestList:
         assert list_versions(tmp_path, "cats") == [1]
         assert list_names(tmp_path) == ["cats"]
 
-    def test_ignores_what_is_no_model(self, tmp_path: Path) -> None:
+    def test_ignores_other_files_and_folders_of_a_repository(self, tmp_path: Path) -> None:
         publish(tmp_path, "cats", b"x")
         (tmp_path / "README").write_text("a file")
         (tmp_path / "empty").mkdir()
@@ -197,14 +197,14 @@ class TestList:
             (tmp_path / junk / "1" / ARTIFACT_FILE).write_bytes(b"junk")
         assert list_names(tmp_path) == ["cats"]
 
-    def test_of_an_unknown_model_is_empty(self, tmp_path: Path) -> None:
+    def test_is_empty_for_an_unknown_model(self, tmp_path: Path) -> None:
         assert list_versions(tmp_path, "cats") == []
 
-    def test_of_a_repository_that_is_not_there_are_none(self, tmp_path: Path) -> None:
+    def test_is_empty_for_a_missing_repository(self, tmp_path: Path) -> None:
         assert list_names(tmp_path / "models") == []
 
 
-def test_a_killed_publisher_leaves_whole_versions_alone(tmp_path: Path) -> None:
+def test_a_killed_publisher_leaves_only_whole_versions(tmp_path: Path) -> None:
     chance = random.Random(0)
     for _ in range(20):
         with publisher(tmp_path, 3_000_000) as process:
@@ -212,28 +212,28 @@ def test_a_killed_publisher_leaves_whole_versions_alone(tmp_path: Path) -> None:
                 process.stdin.write("go\n" * 50)
                 process.stdin.flush()
             if chance.random() < 0.5:
-                process.stdout.readline()  # past the first
-            time.sleep(chance.uniform(0, 0.03))  # no event: the moment of death shall be any
+                process.stdout.readline()  # wait for the first version
+            time.sleep(chance.uniform(0, 0.03))  # the process is killed at a random time
             process.kill()
             process.wait()
         versions = list_versions(tmp_path, "model")
         assert versions == list(range(1, len(versions) + 1))
         assert all(is_whole(find_artifact(tmp_path, "model", version)) for version in versions[-4:])
-    assert versions, "every publisher died before its first version: nothing was tested"
+    assert versions, "every publisher was killed before its first version: nothing was tested"
     assert all(is_whole(find_artifact(tmp_path, "model", version)) for version in versions)
-    newest = publish(tmp_path, "model", b"after the deaths")
+    newest = publish(tmp_path, "model", b"next")
     assert int(newest.parent.name) == versions[-1] + 1
     shutil.rmtree(tmp_path)  # pytest would keep a few hundred megabytes
 
 
-def test_publishers_at_the_same_time_get_versions_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_publishers_get_different_versions(tmp_path: Path) -> None:
     count = 40
     with publisher(tmp_path, 1000) as first, publisher(tmp_path, 1000) as second:
         for process in (first, second):
             process.stdin.write("go\n" * count)
             process.stdin.flush()
-        given = [[int(process.stdout.readline()) for _ in range(count)] for process in (first, second)]
-    assert sorted(given[0] + given[1]) == list_versions(tmp_path, "model") == list(range(1, 2 * count + 1))
+        published = [[int(process.stdout.readline()) for _ in range(count)] for process in (first, second)]
+    assert sorted(published[0] + published[1]) == list_versions(tmp_path, "model") == list(range(1, 2 * count + 1))
     assert all(is_whole(find_artifact(tmp_path, "model", version)) for version in range(1, 2 * count + 1))
-    for process in given:
-        assert process == sorted(process)
+    for versions in published:
+        assert versions == sorted(versions)

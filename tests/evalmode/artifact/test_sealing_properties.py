@@ -1,4 +1,4 @@
-"""Properties of sealing and of the metadata: sealed facts are read again, and changed bytes are refused."""
+"""Properties of sealing and of metadata: a sealed manifest is read back, and changed bytes are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONTRACTS = st.builds(PixelContract, st.integers(1, 4096), st.integers(1, 4096),
 
 @settings(max_examples=60, deadline=None)
 @given(st.builds(ClassifierManifest, LABELS, CONTRACTS, PROPERTIES) | st.builds(TensorManifest, PROPERTIES))
-def test_what_is_sealed_is_opened(manifest: ClassifierManifest | TensorManifest) -> None:
+def test_a_sealed_manifest_is_read_back(manifest: ClassifierManifest | TensorManifest) -> None:
     artifact = seal(GRAPH, manifest)
     check_digest(artifact)
     graph, opened = open_artifact(artifact)
@@ -45,7 +45,7 @@ def test_what_is_sealed_is_opened(manifest: ClassifierManifest | TensorManifest)
 
 @settings(max_examples=150, deadline=None)
 @given(mutated([ARTIFACT]))
-def test_a_changed_artifact_is_refused(changed: bytes) -> None:
+def test_a_changed_artifact_is_rejected(changed: bytes) -> None:
     if changed == ARTIFACT:
         open_artifact(changed)
     else:
@@ -63,7 +63,7 @@ def test_any_other_bytes_have_no_valid_digest(content: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(METADATA)), VALUES.map(json.dumps) | st.text(max_size=40) | st.binary(max_size=20))
-def test_any_metadata_are_a_manifest_or_refused(key: str, value: str | bytes) -> None:
+def test_any_metadata_are_read_or_rejected(key: str, value: str | bytes) -> None:
     try:
         manifest = read_manifest({**METADATA, key: value})  # type: ignore[dict-item]  # protobuf returns bytes, too
     except ArtifactInvalid:
@@ -73,7 +73,7 @@ def test_any_metadata_are_a_manifest_or_refused(key: str, value: str | bytes) ->
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(["dtype", "shape", "data"]), VALUES), st.integers(0, 4))
-def test_any_certificate_is_read_or_refused(packed: dict[str, object], rows: int) -> None:
+def test_any_damaged_tensor_of_a_certificate_is_rejected(packed: dict[str, object], rows: int) -> None:
     certificate = json.loads(METADATA[PREFIX + "certificate"])
     certificate["targets"] = certificate["answers"] = [""] * rows
     certificate["outputs"]["logits"] = packed
@@ -83,7 +83,7 @@ def test_any_certificate_is_read_or_refused(packed: dict[str, object], rows: int
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(DTYPES), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.randoms())
-def test_what_is_packed_is_unpacked(dtype: str, shape: list[int], random: object) -> None:
+def test_arrays_survive_packing_and_unpacking(dtype: str, shape: list[int], random: object) -> None:
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     unpacked = unpack_array(json.loads(json.dumps(pack_array(array))), shape[0])
     assert unpacked.dtype == array.dtype

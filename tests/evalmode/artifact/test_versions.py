@@ -1,6 +1,6 @@
 """Artifacts of every format version since 3 stay readable.
 
-The fixtures were written by the release that had their format version. Each ``.npz`` holds inputs, and the outputs that
+Each fixture was written by the release that had its format version. Each ``.npz`` holds inputs, and the outputs that
 the release computed for them.
 """
 
@@ -24,24 +24,24 @@ ARTIFACTS = sorted(FIXTURES.glob("version-*/*.onnx"))
 KINDS = {"classifier": ClassifierManifest, "int8": ClassifierManifest, "tensors": TensorManifest}
 
 
-def named(path: Path) -> str:
+def name_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def test_each_version_that_is_read_has_its_fixtures() -> None:
+def test_each_supported_version_has_fixtures() -> None:
     found = {(int(path.parent.name.removeprefix("version-")), path.stem) for path in ARTIFACTS}
     assert found == {(version, kind) for version in READERS for kind in KINDS}
 
 
-@pytest.mark.parametrize("path", ARTIFACTS, ids=named)
+@pytest.mark.parametrize("path", ARTIFACTS, ids=name_of)
 def test_a_fixture_has_the_version_of_its_folder(path: Path) -> None:
     graph = onnx.load_model(path)
     stated = {entry.key: entry.value for entry in graph.metadata_props}["evalmode.format_version"]
     assert f"version-{json.loads(stated)}" == path.parent.name
 
 
-@pytest.mark.parametrize("path", ARTIFACTS, ids=named)
-def test_it_loads_replays_and_gives_the_same_bits(path: Path) -> None:
+@pytest.mark.parametrize("path", ARTIFACTS, ids=name_of)
+def test_a_fixture_loads_replays_and_computes_the_same_bits(path: Path) -> None:
     model = load_model(path)
     assert type(model.manifest) is KINDS[path.stem]
     assert (model.batch_invariant, model.max_batch) == (True, 64)
@@ -58,12 +58,12 @@ def test_it_loads_replays_and_gives_the_same_bits(path: Path) -> None:
             assert np.array_equal(answers[name], array)
 
 
-@pytest.mark.parametrize("path", ARTIFACTS, ids=named)
-def test_it_passes_every_check(path: Path) -> None:
+@pytest.mark.parametrize("path", ARTIFACTS, ids=name_of)
+def test_a_fixture_passes_every_check(path: Path) -> None:
     assert [verdict for verdict in examine(path.read_bytes()) if not verdict.passed] == []
 
 
-def test_the_facts_of_a_classifier_are_read() -> None:
+def test_the_manifest_of_a_classifier_is_read() -> None:
     _, manifest = open_artifact((FIXTURES / "version-3" / "classifier.onnx").read_bytes())
     assert isinstance(manifest, ClassifierManifest)
     assert manifest.labels == ("red", "green", "blue")
@@ -74,7 +74,7 @@ def test_the_facts_of_a_classifier_are_read() -> None:
     assert len(manifest.certificate.targets) == manifest.certificate.golden_count == 16
 
 
-def test_the_facts_of_a_network_of_tensors_are_read() -> None:
+def test_the_manifest_of_a_network_of_tensors_is_read() -> None:
     _, manifest = open_artifact((FIXTURES / "version-3" / "tensors.onnx").read_bytes())
     assert isinstance(manifest, TensorManifest)
     assert manifest.properties == {"network": "adopted"}

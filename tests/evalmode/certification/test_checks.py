@@ -1,4 +1,4 @@
-"""The tables of checks: ``certify`` requires each to pass, ``check`` shows each."""
+"""The tables of checks: ``certify`` requires each to pass, ``check`` reports each."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from evalmode.errors import TrainMode
 from tests.conftest import colour_artifact, colour_graph
 
 
-def refuse(subject: object) -> str:
+def fail(subject: object) -> str:
     raise TrainMode("no")
 
 
-def test_check_shows_every_check() -> None:
+def test_check_reports_every_check() -> None:
     expected = ["file", *GRAPH_CHECKS, "digest", "metadata", *RUN_CHECKS, *CERTIFICATE_CHECKS, *IMAGE_CHECKS]
     assert [verdict.check for verdict in examine(colour_artifact())] == expected
 
 
 @pytest.mark.parametrize("name", [*GRAPH_CHECKS, *RUN_CHECKS, *CERTIFICATE_CHECKS, *IMAGE_CHECKS])
-def test_check_shows_a_check_that_fails_and_continues(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_a_failed_check_and_continues(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = colour_artifact()
     for table in (GRAPH_CHECKS, RUN_CHECKS, CERTIFICATE_CHECKS, IMAGE_CHECKS):
         if name in table:
-            monkeypatch.setitem(table, name, refuse)  # type: ignore[arg-type]
+            monkeypatch.setitem(table, name, fail)  # type: ignore[arg-type]
     verdicts = examine(artifact)
     assert [(verdict.check, verdict.reason) for verdict in verdicts if not verdict.passed] == [(name, "TrainMode")]
     assert len(verdicts) > 3
@@ -34,19 +34,19 @@ def test_check_shows_a_check_that_fails_and_continues(name: str, monkeypatch: py
 
 @pytest.mark.parametrize("name", [*GRAPH_CHECKS, *RUN_CHECKS])
 def test_certify_requires_every_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GRAPH_CHECKS if name in GRAPH_CHECKS else RUN_CHECKS, name, refuse)  # type: ignore[arg-type]
+    monkeypatch.setitem(GRAPH_CHECKS if name in GRAPH_CHECKS else RUN_CHECKS, name, fail)  # type: ignore[arg-type]
     with pytest.raises(TrainMode):
         colour_artifact()
 
 
-def test_a_network_that_onnxruntime_cannot_load_is_one_verdict() -> None:
+def test_a_network_that_onnxruntime_cannot_load_fails_the_check_of_runs() -> None:
     graph = colour_graph()
     graph.graph.node[0].op_type = "NoSuchOperator"
     verdicts = examine(graph.SerializeToString())
     assert [(verdict.check, verdict.passed) for verdict in verdicts[-2:]] == [("certificate", None), ("runs", False)]
 
 
-def test_a_network_of_other_tools_has_its_runs_checked() -> None:
+def test_the_runs_of_a_network_of_another_tool_are_checked() -> None:
     graph = colour_graph()
     assert {verdict.check for verdict in examine(graph.SerializeToString())} >= set(RUN_CHECKS)
     graph.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
@@ -54,6 +54,6 @@ def test_a_network_of_other_tools_has_its_runs_checked() -> None:
     assert (runs.passed, runs.finding.startswith("it takes image tensor(int32)")) == (None, True)
 
 
-def test_damaged_bytes_are_one_verdict() -> None:
+def test_damaged_bytes_fail_the_check_of_the_file() -> None:
     (verdict,) = examine(np.random.default_rng(0).bytes(64))
     assert (verdict.check, verdict.passed, verdict.reason) == ("file", False, "ArtifactInvalid")

@@ -1,4 +1,4 @@
-"""Folding batch norm: the same answer in float64, whatever comes before, and nothing else is touched."""
+"""Folding batch norm keeps the outputs for every layer before it, and changes no other part of the graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from evalmode.certification.fold import fold_norms
 CHANNELS = 3
 
 
-def graph_of(kind: str, bias: bool = True, beta: float = 1.0, transposed: bool = True, extra: bool = False):
-    """x -> convolution or dense layer -> batch norm -> y, with weights at random; ``extra`` reads what is between."""
+def make_graph(kind: str, bias: bool = True, beta: float = 1.0, transposed: bool = True, extra: bool = False):
+    """x -> convolution or dense layer -> batch norm -> y, random weights; ``extra`` makes ``between`` an output."""
     rng = np.random.default_rng(0)
     shape = (CHANNELS, 2, 3, 3) if kind == "Conv" else (CHANNELS, 4) if transposed else (4, CHANNELS)
     values = {
@@ -53,39 +53,39 @@ def run(graph: onnx.ModelProto) -> np.ndarray:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     shape = [4 if side == "batch" else side for side in session.get_inputs()[0].shape]
-    answer: np.ndarray = session.run(["y"], {"x": np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)})[0]
-    return answer
+    output: np.ndarray = session.run(["y"], {"x": np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)})[0]
+    return output
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "kind", [("Conv",), ("Gemm",), ("Gemm", 0.5), ("Gemm", 1.0, False)], ids=["conv", "dense", "beta", "not transposed"]
 )
-def test_the_folded_graph_gives_the_same_answer(kind: tuple, bias: bool) -> None:
+def test_the_folded_graph_computes_the_same_outputs(kind: tuple, bias: bool) -> None:
     name, *options = kind
-    graph = graph_of(name, bias, *options)
+    graph = make_graph(name, bias, *options)
     folded, norms = fold_norms(graph)
     assert [node.op_type for node in folded.graph.node] == [name]
     np.testing.assert_allclose(run(folded), run(graph), rtol=1e-6, atol=2e-6)
     assert [(norm.name, norm.tensor, norm.folded) for norm in norms] == [("n", "y", True)]
 
 
-def test_the_graph_it_was_given_is_left_alone() -> None:
-    graph = graph_of("Conv")
+def test_the_original_graph_is_unchanged() -> None:
+    graph = make_graph("Conv")
     before = graph.SerializeToString()
     fold_norms(graph)
     assert graph.SerializeToString() == before
 
 
-def test_what_others_read_is_not_folded_away() -> None:
-    graph = graph_of("Conv", extra=True)
+def test_a_batch_norm_is_not_folded_if_its_input_is_an_output() -> None:
+    graph = make_graph("Conv", extra=True)
     folded, norms = fold_norms(graph)
     assert [node.op_type for node in folded.graph.node] == ["Conv", "BatchNormalization"]
     assert [(norm.tensor, norm.folded) for norm in norms] == [("between", False)]
 
 
-def test_weights_that_another_layer_shares_stay_for_it() -> None:
-    graph = graph_of("Conv")
+def test_weights_shared_with_another_layer_are_unchanged() -> None:
+    graph = make_graph("Conv")
     graph.graph.node.append(helper.make_node("Conv", ["x", "w", "b"], ["other"], pads=[1, 1, 1, 1]))
     graph.graph.output.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ("batch", CHANNELS, 5, 5)))
     folded, _ = fold_norms(graph)
@@ -96,8 +96,8 @@ def test_weights_that_another_layer_shares_stay_for_it() -> None:
     np.testing.assert_allclose(run(folded), run(graph), rtol=1e-6, atol=2e-6)
 
 
-def test_it_is_rounded_once_from_float64() -> None:
-    graph = graph_of("Conv", bias=False)
+def test_folded_weights_are_rounded_once_from_float64() -> None:
+    graph = make_graph("Conv", bias=False)
     values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in graph.graph.initializer}
     factor = values["scale"] / np.sqrt(values["n.running_var"] + np.float32(1e-3))
     folded, _ = fold_norms(graph)

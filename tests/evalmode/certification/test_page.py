@@ -1,4 +1,4 @@
-"""The page of ``compare`` shows every picture that the models were asked about."""
+"""The page of ``compare`` shows every changed image as the models received it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import encode, plain
 
 
 def show(image: bytes, folder: Path) -> Image.Image:
-    """The picture of an image on the page."""
+    """Write a page with an image, and return the picture on it."""
     (folder / "image").write_bytes(image)
     changed = [Changed(folder / "image", "red", "red", "blue")]
     labels = [LabelChange("red", 1, 0, 1)]
@@ -44,10 +44,10 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_picture_is_shown_as_it_was_decoded_for_the_models(name: str, tmp_path: Path) -> None:
+def test_a_picture_has_the_pixels_that_the_models_received(name: str, tmp_path: Path) -> None:
     image = IMAGES[name]()
     np.testing.assert_array_equal(np.asarray(show(image, tmp_path)), decode_whole(image, 3, OWN_IMAGES))
 
 
-def test_a_large_picture_is_shown_small(tmp_path: Path) -> None:
+def test_a_large_picture_is_reduced(tmp_path: Path) -> None:
     assert show(encode(plain("red", (600, 300))), tmp_path).size == (SIDE, SIDE // 2)

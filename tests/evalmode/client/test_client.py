@@ -1,4 +1,4 @@
-"""The client: answers as values, failures with code and reason, a deadline on every call, and a light import."""
+"""The client: typed answers, errors with code and reason, a deadline for every call, and a small import."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from evalmode.prediction import Prediction, Score
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, Server, encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, listen, spawn
+from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, listen, spawn
 
 HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 
 
 class Awaited:
-    """An ``AsyncClient`` to be used like a ``Client``, so that both go through the same tests."""
+    """An ``AsyncClient`` with the interface of ``Client``, so that the same tests cover both."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         self._loop = asyncio.new_event_loop()
@@ -69,7 +69,7 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
 
 
 class TestAnswers:
-    def test_are_values(self, client: Client) -> None:
+    def test_are_immutable_values(self, client: Client) -> None:
         answer = client.predict(encode(plain((255, 0, 0))))
         assert isinstance(answer, Prediction)
         assert [type(score) for score in answer.scores] == [Score] * 3
@@ -85,18 +85,18 @@ class TestAnswers:
         path.write_bytes(image)
         assert client.predict(image).scores == client.predict(path).scores == client.predict(str(path)).scores
 
-    def test_hold_as_many_labels_as_asked(self, client: Client) -> None:
+    def test_have_the_requested_number_of_labels(self, client: Client) -> None:
         assert [len(client.predict(encode(plain("red")), top_k=top_k).scores) for top_k in (0, 1, 2, 9)] == [3, 1, 2, 3]
         pixels = np.zeros((4, 4, 3), np.uint8)
         assert [len(client.predict_pixels(pixels, top_k=top_k).scores) for top_k in (1, 2)] == [1, 2]
 
-    def test_of_get_model_are_whole(self, client: Client) -> None:
+    def test_of_get_model_have_every_field(self, client: Client) -> None:
         model = client.get_model("colours", "1")
         assert (model.model, model.version, model.provider) == ("colours", "1", "CPU")
         assert model.digest == client.predict(encode(plain("red"))).digest
         assert tuple(model.labels) == COLOURS
         assert (model.pixels.height, model.pixels.width, model.pixels.channels) == (4, 4, 3)
-        # The fixture's server shortens one limit.
+        # The server of the fixture has a shorter lame_duck.
         assert model.limits == {**asdict(Limits()), "lame_duck": 0}
         assert {name: json.loads(value) for name, value in model.properties.items()} == {"network": "colours"}
 
@@ -113,31 +113,31 @@ class TestPixels:
         ],
         ids=["contiguous", "strided", "reversed", "transposed", "memoryview"],
     )
-    def test_of_uint8_are_sent_in_their_order(self, client: Client, pixels: object) -> None:
+    def test_of_any_memory_layout_are_sent_in_order(self, client: Client, pixels: object) -> None:
         assert client.predict_pixels(pixels).label == "blue"
 
-    def test_are_the_image_decoded(self, client: Client) -> None:
+    def test_have_the_scores_of_the_same_image(self, client: Client) -> None:
         noise = np.random.default_rng(4).integers(0, 256, (4, 4, 3), np.uint8)
         assert client.predict_pixels(noise).scores == client.predict(encode(Image.fromarray(noise))).scores
 
     @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, np.float64, np.int64, np.bool_])
-    def test_of_another_type_are_refused(self, client: Client, dtype: type) -> None:
+    def test_of_another_dtype_are_rejected(self, client: Client, dtype: type) -> None:
         with pytest.raises(ValueError, match=r"expected uint8 \(height, width, channels\)"):
             client.predict_pixels(np.zeros((4, 4, 3), dtype))
 
     @pytest.mark.parametrize("shape", [(), (48,), (16, 3), (1, 4, 4, 3)])
-    def test_of_another_number_of_axes_are_refused(self, client: Client, shape: tuple[int, ...]) -> None:
+    def test_of_another_number_of_axes_are_rejected(self, client: Client, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=f"pixels have {len(shape)} axes"):
             client.predict_pixels(np.zeros(shape, np.uint8))
 
-    def test_without_a_buffer_are_refused(self, client: Client) -> None:
+    def test_without_a_buffer_of_three_axes_are_rejected(self, client: Client) -> None:
         with pytest.raises((TypeError, ValueError)):
             client.predict_pixels([[[0, 0, 0]]])
         with pytest.raises(ValueError, match="axes"):
             client.predict_pixels(array.array("B", bytes(48)))
 
     @pytest.mark.parametrize("shape", [(5, 4, 3), (4, 4, 1), (0, 0, 0)])
-    def test_of_another_shape_are_the_servers_to_refuse(self, client: Client, shape: tuple[int, ...]) -> None:
+    def test_of_another_shape_are_rejected_by_the_server(self, client: Client, shape: tuple[int, ...]) -> None:
         with pytest.raises(CallFailed, match="the model wants 4x4x3") as caught:
             client.predict_pixels(np.zeros(shape, np.uint8))
         assert caught.value.reason == "PIXELS_MISMATCH"
@@ -154,7 +154,7 @@ class TestFailures:
         assert failure.facts == {"cause": "unidentified"}
         assert isinstance(failure.__cause__, grpc.RpcError)
 
-    def test_of_every_method_have_them(self, client: Client) -> None:
+    def test_of_every_method_have_code_and_reason(self, client: Client) -> None:
         calls = (
             lambda: client.predict(encode(plain("red")), model="cats"),
             lambda: client.predict_pixels(np.zeros((4, 4, 3), np.uint8), model="colours", version="9"),
@@ -173,14 +173,14 @@ class TestFailures:
         assert caught.value.retry is False
 
     @both
-    def test_to_reach_a_server_may_be_retried(self, connect: type[Client]) -> None:
-        with closing(socket.socket()) as nobody:
-            nobody.bind(("127.0.0.1", 0))  # bound, so nobody else listens there either
-            with connect(f"127.0.0.1:{nobody.getsockname()[1]}") as client, pytest.raises(CallFailed) as caught:
+    def test_to_connect_may_be_retried(self, connect: type[Client]) -> None:
+        with closing(socket.socket()) as unused:
+            unused.bind(("127.0.0.1", 0))  # bound, so that no other process listens on the port
+            with connect(f"127.0.0.1:{unused.getsockname()[1]}") as client, pytest.raises(CallFailed) as caught:
                 client.predict(encode(plain("red")))
         assert (caught.value.code, caught.value.reason, caught.value.retry) == ("UNAVAILABLE", "", True)
 
-    def test_to_read_a_path_are_the_callers(self, client: Client, tmp_path: Path) -> None:
+    def test_to_read_a_file_are_errors_of_the_system(self, client: Client, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             client.predict(tmp_path / "absent.png")
 
@@ -198,15 +198,15 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
     assert (caught.value.code, caught.value.retry) == ("DEADLINE_EXCEEDED", False)
 
 
-def test_a_retry_is_what_the_server_invites(model: Model) -> None:
-    limits, held = Limits(max_queue=0), Held(model)
-    server = listen(classify_by(held, limits=limits), limits)
+def test_a_call_may_be_retried_if_the_server_says_so(model: Model) -> None:
+    limits, blocked = Limits(max_queue=0), BlockedModel(model)
+    server = listen(classify_by(blocked, limits=limits), limits)
     with Client(f"127.0.0.1:{server.port}") as client:
         running = spawn(client.predict, encode(plain("red")))
-        held.next_batch()
+        blocked.next_batch()
         with pytest.raises(CallFailed) as caught:
             client.predict(encode(plain("red")))
-        held.let_go(2)
+        blocked.release(2)
         assert running.result(WAIT_S).label == "red"
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
@@ -216,12 +216,12 @@ def test_a_retry_is_what_the_server_invites(model: Model) -> None:
 
 @contextmanager
 def failing(code: grpc.StatusCode, times: int) -> Iterator[tuple[str, list[None]]]:
-    """A real server whose Predict fails so many times before it answers; its address, and each time it was asked."""
-    asked: list[None] = []
+    """A server whose first calls of Predict fail; yields its address and an entry for each call."""
+    calls: list[None] = []
 
     def predict(request: wire.PredictRequest, context: grpc.ServicerContext) -> wire.PredictResponse:
-        asked.append(None)
-        if len(asked) <= times:
+        calls.append(None)
+        if len(calls) <= times:
             context.abort(code, "not now")
         return wire.PredictResponse(scores=[{"label": "red", "probability": 1}])
 
@@ -234,43 +234,43 @@ def failing(code: grpc.StatusCode, times: int) -> Iterator[tuple[str, list[None]
         server.add_generic_rpc_handlers((served,))
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        yield f"127.0.0.1:{port}", asked
+        yield f"127.0.0.1:{port}", calls
         server.stop(0).wait()
 
 
 @both
-def test_a_server_that_is_unavailable_is_asked_again(connect: type[Client]) -> None:
-    with failing(grpc.StatusCode.UNAVAILABLE, 2) as (address, asked), connect(address) as client:
+def test_a_call_is_retried_while_the_server_is_unavailable(connect: type[Client]) -> None:
+    with failing(grpc.StatusCode.UNAVAILABLE, 2) as (address, calls), connect(address) as client:
         assert client.predict(b"image").label == "red"
-    assert len(asked) == 3
+    assert len(calls) == 3
 
 
 @both
-def test_it_is_asked_four_times_at_most(connect: type[Client]) -> None:
+def test_a_call_is_attempted_at_most_four_times(connect: type[Client]) -> None:
     with (
-        failing(grpc.StatusCode.UNAVAILABLE, 99) as (address, asked),
+        failing(grpc.StatusCode.UNAVAILABLE, 99) as (address, calls),
         connect(address) as client,
         pytest.raises(CallFailed) as caught,
     ):
         client.predict(b"image")
     assert (caught.value.code, caught.value.retry) == ("UNAVAILABLE", True)
-    assert len(asked) == 4
+    assert len(calls) == 4
 
 
 @both
 @pytest.mark.parametrize("name", ["RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN"])
-def test_nothing_else_is_asked_again(name: str, connect: type[Client]) -> None:
+def test_no_other_error_is_retried(name: str, connect: type[Client]) -> None:
     with (
-        failing(grpc.StatusCode[name], 1) as (address, asked),
+        failing(grpc.StatusCode[name], 1) as (address, calls),
         connect(address) as client,
         pytest.raises(CallFailed) as caught,
     ):
         client.predict(b"image")
     assert caught.value.code == name
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
-def test_asyncio_reads_files_beside_the_loop(server: Server, tmp_path: Path) -> None:
+def test_asyncio_reads_files_in_another_thread(server: Server, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(encode(plain("red")))
     readers, read = [], Path.read_bytes
 
@@ -278,33 +278,33 @@ def test_asyncio_reads_files_beside_the_loop(server: Server, tmp_path: Path) -> 
         readers.append(threading.current_thread())
         return read(path)
 
-    async def ask() -> str:
+    async def predict() -> str:
         async with AsyncClient(server.address, timeout_s=WAIT_S) as client:
             return (await client.predict(tmp_path / "red.png")).label
 
     with patch.object(Path, "read_bytes", watch):
-        assert asyncio.run(ask()) == "red"
+        assert asyncio.run(predict()) == "red"
     assert readers
     assert threading.current_thread() not in readers
 
 
-def test_asyncio_asks_many_at_the_same_time(server: Server) -> None:
-    async def ask() -> list[str]:
+def test_asyncio_sends_concurrent_requests(server: Server) -> None:
+    async def predict() -> list[str]:
         async with AsyncClient(server.address, timeout_s=WAIT_S) as client:
             answers = await asyncio.gather(*(client.predict(encode(plain(c))) for c in ["red", "lime", "blue"] * 20))
         return [answer.label for answer in answers]
 
-    assert asyncio.run(ask()) == ["red", "green", "blue"] * 20
+    assert asyncio.run(predict()) == ["red", "green", "blue"] * 20
 
 
-def test_is_shared_between_threads(server: Server) -> None:
+def test_a_client_can_be_shared_between_threads(server: Server) -> None:
     colours = ["red", "lime", "blue"] * 10
     with Client(server.address) as client, ThreadPoolExecutor(10) as threads:
         answers = threads.map(lambda colour: client.predict(encode(plain(colour))).label, colours)
         assert list(answers) == ["red", "green", "blue"] * 10
 
 
-def test_the_default_address_is_the_servers_default() -> None:
+def test_the_default_address_is_the_default_of_the_server() -> None:
     defaults = {option.name: option.default for option in serve.params}
     assert f"{defaults['host']}:{defaults['port']}" == DEFAULT_ADDRESS
 
@@ -312,14 +312,14 @@ def test_the_default_address_is_the_servers_default() -> None:
 @pytest.mark.parametrize(
     "module", ["serving", "evalmode.client", "evalmode.errors", "evalmode.limits", "evalmode.wire"]
 )
-def test_importing_it_needs_the_bare_install_alone(module: str) -> None:
+def test_modules_of_the_bare_install_import_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({HEAVY})))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
     assert loaded.stderr == ""
 
 
-def test_beyond_the_standard_library_the_client_imports_grpc_and_protobuf_alone() -> None:
+def test_the_client_imports_only_grpc_protobuf_and_the_standard_library() -> None:
     code = (
         "import sys, grpc, grpc.aio, google.rpc.error_details_pb2, google.rpc.status_pb2\n"
         "before = set(sys.modules)\n"
@@ -331,8 +331,8 @@ def test_beyond_the_standard_library_the_client_imports_grpc_and_protobuf_alone(
     assert set(loaded.stdout.split()) <= {"evalmode", "google", "grpc"}
 
 
-def test_the_answer_of_the_client_is_the_type_of_the_model_in_this_process(client: Client, model: Model) -> None:
+def test_the_client_and_a_loaded_model_return_the_same_type(client: Client, model: Model) -> None:
     image = encode(plain("red", (9, 9)))
-    ours, theirs = model.predict(image), client.predict(image)
-    assert type(ours) is type(theirs)
-    assert (ours.scores, ours.digest) == (theirs.scores, theirs.digest)
+    local, remote = model.predict(image), client.predict(image)
+    assert type(local) is type(remote)
+    assert (local.scores, local.digest) == (remote.scores, remote.digest)

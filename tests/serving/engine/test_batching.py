@@ -1,4 +1,4 @@
-"""Batching without waiting, and without ever losing a slot, mixing answers or running for a caller that went away."""
+"""Batching: no artificial delay, no lost slot, no mixed answers, no run for a cancelled call."""
 
 from __future__ import annotations
 
@@ -21,60 +21,64 @@ from evalmode.artifact.tensors import INPUT, PROBABILITIES, Tensors
 from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.runtime.provider import CUDA
 from serving.engine.batch import BATCH_S
 from serving.engine.batching import Answer, Batcher, Job, count_slots
-from tests.serving.conftest import WAIT_S, Caller, Held, make_batcher, spawn, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, Caller, make_batcher, spawn, wait_until
 
 
-def pixels_of(value: int) -> np.ndarray:
-    """An image that no other value has: red of ``value``."""
+def make_pixels(value: int) -> np.ndarray:
+    """An image, uint8 (4, 4, 3), that differs for each value: its red channel is ``value``."""
     return np.full((4, 4, 3), (value, 0, 0), np.uint8)
 
 
-def inputs_of(value: int) -> Tensors:
-    """That image as a request's inputs."""
-    return {INPUT: pixels_of(value)[np.newaxis]}
+def make_inputs(value: int) -> Tensors:
+    """The image of a value as the inputs of a request."""
+    return {INPUT: make_pixels(value)[np.newaxis]}
 
 
-def values_in(batch: np.ndarray) -> list[int]:
-    """Which images a batch is made of."""
+def read_values(batch: np.ndarray) -> list[int]:
+    """The values of the images in a batch."""
     return batch[:, 0, 0, 0].tolist()
 
 
-def next_batches(held: Held, count: int) -> list[list[int]]:
-    """Let a run go, see what the next one is made of, and so on."""
+def release_and_read(blocked: BlockedModel, count: int) -> list[list[int]]:
+    """Release a run and read the values of the next batch, ``count`` times."""
     batches = []
     for _ in range(count):
-        held.let_go()
-        batches.append(values_in(held.next_batch()))
+        blocked.release()
+        batches.append(read_values(blocked.next_batch()))
     return batches
 
 
 @pytest.fixture
-def held(model: Model) -> Held:
-    return Held(model)
+def blocked(model: ImageClassifier) -> BlockedModel:
+    return BlockedModel(model)
 
 
 class Run(Future[Any]):
-    """A job's outcome. Where its call is cancelled while it waits, it is withdrawn.
+    """The outcome of a job. The job is withdrawn if its call is cancelled while it waits.
 
     Attributes:
         job: The job.
-        ends: How often it has ended.
+        caller: Its caller.
+        ends: How often the job has ended.
     """
 
-    def __init__(self, batcher: Batcher, model: object, inputs: Tensors, call: Caller) -> None:
+    def __init__(self, batcher: Batcher, model: Any, inputs: Tensors, call: Caller) -> None:
         super().__init__()
         self.ends = 0
         self.job = Job(model, inputs, call, time.perf_counter(), lambda answer: answer, self.end)
-        self._batcher = batcher
+        self.caller, self._batcher = call, batcher
         call.works.append(self)
 
     def end(self, outcome: Answer | Exception) -> None:
         self.ends += 1
-        (self.set_exception if isinstance(outcome, Exception) else self.set_result)(outcome)
+        if isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
 
     def withdraw(self) -> None:
         if self._batcher.withdraw(self.job):
@@ -82,183 +86,187 @@ class Run(Future[Any]):
 
 
 def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Run:
-    """Submit a job, which stands in the queue then; not so without ``waits``."""
-    run = Run(batcher, model, inputs_of(value), call or Caller())
+    """Submit a job. With ``waits``, check that it waits in the queue."""
+    run = Run(batcher, model, make_inputs(value), call or Caller())
     batcher.submit(run.job)
     assert run.job.waits or not waits
     return run
 
 
-def expect_free(batcher: Batcher, model: Model) -> None:
-    """Every slot runs at the same time as every other, and one request more has to wait."""
-    held = Held(model)
-    runs = [ask(batcher, held, value, waits=False) for value in range(batcher.slots)]
-    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == list(range(batcher.slots))
-    runs.append(ask(batcher, held, batcher.slots))
-    held.let_go(batcher.slots + 1)
+def expect_all_slots_free(batcher: Batcher, model: ImageClassifier) -> None:
+    """Check that every slot is free: all of them run at the same time, and one more request waits."""
+    blocked = BlockedModel(model)
+    runs = [ask(batcher, blocked, value, waits=False) for value in range(batcher.slots)]
+    assert sorted(value for _ in runs for value in read_values(blocked.next_batch())) == list(range(batcher.slots))
+    runs.append(ask(batcher, blocked, batcher.slots))
+    blocked.release(batcher.slots + 1)
     for run in runs:
         run.result(WAIT_S)
 
 
-def test_a_free_slot_runs_at_once_and_alone(model: Model, held: Held) -> None:
+def test_a_free_slot_runs_at_once_and_alone(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher(3)
-    runs = [ask(batcher, held, value, waits=False) for value in (1, 2, 3)]
-    assert sorted(values_in(held.next_batch()) for _ in runs) == [[1], [2], [3]]
-    held.let_go(3)
+    runs = [ask(batcher, blocked, value, waits=False) for value in (1, 2, 3)]
+    assert sorted(read_values(blocked.next_batch()) for _ in runs) == [[1], [2], [3]]
+    blocked.release(3)
     for value, run in zip((1, 2, 3), runs, strict=True):
         answer = run.result(WAIT_S)
-        assert np.array_equal(answer.outputs[PROBABILITIES][0], model.classify(pixels_of(value)[np.newaxis])[0][0])
+        assert np.array_equal(answer.outputs[PROBABILITIES][0], model.classify(make_pixels(value)[np.newaxis])[0][0])
         assert answer.wait_us >= 0
         assert answer.inference_us > 0
 
 
-def test_what_waits_is_taken_together_in_order_of_arrival(model: Model, held: Held) -> None:
+def test_waiting_requests_form_one_batch_in_order_of_arrival(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher()
-    runs = [ask(batcher, held, 100, waits=False)]
-    assert values_in(held.next_batch()) == [100]
-    runs += [ask(batcher, held, value) for value in (20, 50, 80, 10)]
-    held.let_go()
-    assert values_in(held.next_batch()) == [20, 50, 80, 10]
-    held.let_go()
+    runs = [ask(batcher, blocked, 100, waits=False)]
+    assert read_values(blocked.next_batch()) == [100]
+    runs += [ask(batcher, blocked, value) for value in (20, 50, 80, 10)]
+    blocked.release()
+    assert read_values(blocked.next_batch()) == [20, 50, 80, 10]
+    blocked.release()
     for value, run in zip((100, 20, 50, 80, 10), runs, strict=True):
-        alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+        alone = model.classify(make_pixels(value)[np.newaxis])[0][0]
         assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone), value
     waited = [run.result().wait_us for run in runs[1:]]
-    assert waited == sorted(waited, reverse=True)  # the first in line waited longest
+    assert waited == sorted(waited, reverse=True)  # the first in the queue waited longest
     assert waited[-1] > 0
     assert len({run.result().inference_us for run in runs[1:]}) == 1
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_more_than_one_batch_is_split(model: Model, held: Held) -> None:
+def test_a_queue_longer_than_max_batch_is_split(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher(1, Limits(max_batch=3))
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    runs += [ask(batcher, held, value) for value in range(1, 9)]
-    batches = next_batches(held, 3)
-    held.let_go()
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, blocked, value) for value in range(1, 9)]
+    batches = release_and_read(blocked, 3)
+    blocked.release()
     assert batches == [[1, 2, 3], [4, 5, 6], [7, 8]]
     for value, run in enumerate(runs):
-        alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+        alone = model.classify(make_pixels(value)[np.newaxis])[0][0]
         assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_a_batch_takes_no_longer_than_is_good_for_those_behind_it(model: Model, held: Held) -> None:
-    held.row_s = BATCH_S / 2.5
+def test_a_batch_is_limited_to_the_time_per_batch(model: ImageClassifier, blocked: BlockedModel) -> None:
+    blocked.row_s = BATCH_S / 2.5
     batcher = make_batcher()
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    runs += [ask(batcher, held, value) for value in range(1, 6)]
-    batches = next_batches(held, 2)
-    held.row_s = 10 * BATCH_S
-    batches += next_batches(held, 1)
-    held.let_go()
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, blocked, value) for value in range(1, 6)]
+    batches = release_and_read(blocked, 2)
+    blocked.row_s = 10 * BATCH_S
+    batches += release_and_read(blocked, 1)
+    blocked.release()
     assert batches == [[1, 2], [3, 4], [5]]
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_a_batch_ends_before_the_deadline_of_each(model: Model, held: Held) -> None:
-    held.row_s = BATCH_S / 10
+def test_a_batch_ends_before_the_deadline_of_each_of_its_requests(
+    model: ImageClassifier, blocked: BlockedModel
+) -> None:
+    blocked.row_s = BATCH_S / 10
     batcher = make_batcher()
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    remaining = {1: 3600.0, 2: 2.5 * held.row_s, 3: 3600.0, 4: 3600.0}
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    remaining = {1: 3600.0, 2: 2.5 * blocked.row_s, 3: 3600.0, 4: 3600.0}
     callers = {value: Caller() for value in remaining}
-    runs += [ask(batcher, held, value, callers[value]) for value in remaining]
+    runs += [ask(batcher, blocked, value, callers[value]) for value in remaining]
     for value, caller in callers.items():
         caller.remaining_s = remaining[value]
-    batches = next_batches(held, 2)
-    held.let_go()
+    batches = release_and_read(blocked, 2)
+    blocked.release()
     assert batches == [[1, 2], [3, 4]]
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_what_could_not_be_done_in_time_is_not_begun(model: Model, held: Held) -> None:
-    held.row_s = 0.5
+def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(
+    model: ImageClassifier, blocked: BlockedModel
+) -> None:
+    blocked.row_s = 0.5
     batcher = make_batcher()
-    first = ask(batcher, held, 0, Caller(0.1), waits=False)  # a free slot has nothing better to do, and may be quicker
-    assert values_in(held.next_batch()) == [0]
+    first = ask(batcher, blocked, 0, Caller(0.1), waits=False)  # a free slot tries
+    assert read_values(blocked.next_batch()) == [0]
     late, early = Caller(), Caller()
-    runs = {caller: ask(batcher, held, value, caller) for value, caller in ((1, late), (2, early))}
+    runs = {caller: ask(batcher, blocked, value, caller) for value, caller in ((1, late), (2, early))}
     late.remaining_s, early.remaining_s = 0.4, 0.6
-    held.let_go()
-    assert values_in(held.next_batch()) == [2]
+    blocked.release()
+    assert read_values(blocked.next_batch()) == [2]
     with pytest.raises(DeadlineExpired, match="passes in 400 ms, and the network needs 500 ms: the network did"):
         runs[late].result(WAIT_S)
-    held.let_go()
+    blocked.release()
     assert first.result(WAIT_S)
     assert runs[early].result(WAIT_S)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
 @pytest.mark.parametrize(
-    ("gone", "remaining_s", "error"), [(True, 3600, RequestCancelled), (False, 0, DeadlineExpired)]
+    ("is_cancelled", "remaining_s", "error"), [(True, 3600, RequestCancelled), (False, 0, DeadlineExpired)]
 )
-def test_nobody_joins_a_batch_whose_answer_nobody_reads(
-    model: Model, held: Held, gone: bool, remaining_s: float, error: type[Exception]
+def test_cancelled_and_expired_requests_do_not_join_a_batch(
+    model: ImageClassifier, blocked: BlockedModel, is_cancelled: bool, remaining_s: float, error: type[Exception]
 ) -> None:
     batcher = make_batcher()
     callers = [Caller() for _ in range(3)]
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 1)]
-    callers[1].gone, callers[1].remaining_s = gone, remaining_s  # and nobody withdraws it
-    held.let_go()
-    assert values_in(held.next_batch()) == [1, 3]
-    held.let_go()
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, blocked, value, caller) for value, caller in enumerate(callers, 1)]
+    callers[1].is_cancelled, callers[1].remaining_s = is_cancelled, remaining_s  # without a withdrawal
+    blocked.release()
+    assert read_values(blocked.next_batch()) == [1, 3]
+    blocked.release()
     with pytest.raises(error):
         runs[2].result(WAIT_S)
     assert all(runs[index].result(WAIT_S) for index in (0, 1, 3))
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_a_model_that_must_run_alone_runs_alone(model: Model, held: Held) -> None:
-    held.max_batch = 1
+def test_a_model_with_max_batch_1_runs_each_request_alone(model: ImageClassifier, blocked: BlockedModel) -> None:
+    blocked.max_batch = 1
     batcher = make_batcher()
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    runs += [ask(batcher, held, value) for value in (1, 2)]
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, blocked, value) for value in (1, 2)]
     for value in (1, 2):
-        held.let_go()
-        assert values_in(held.next_batch()) == [value]
-    held.let_go()
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [value]
+    blocked.release()
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_two_slots_share_what_waits(model: Model, held: Held) -> None:
+def test_two_slots_share_the_queue(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher(2, Limits(max_batch=2))
-    runs = [ask(batcher, held, value, waits=False) for value in (1, 2)]
-    assert sorted(value for _ in runs for value in values_in(held.next_batch())) == [1, 2]
-    runs += [ask(batcher, held, value) for value in (3, 4, 5)]
-    held.let_go(2)
-    assert sorted(values_in(held.next_batch()) for _ in range(2)) == [[3, 4], [5]]
-    held.let_go(2)
+    runs = [ask(batcher, blocked, value, waits=False) for value in (1, 2)]
+    assert sorted(value for _ in runs for value in read_values(blocked.next_batch())) == [1, 2]
+    runs += [ask(batcher, blocked, value) for value in (3, 4, 5)]
+    blocked.release(2)
+    assert sorted(read_values(blocked.next_batch()) for _ in range(2)) == [[3, 4], [5]]
+    blocked.release(2)
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
-def test_different_models_never_mix(model: Model, held: Held) -> None:
+def test_requests_of_different_models_are_never_in_one_batch(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher()
-    other = Held(model)
-    runs = [ask(batcher, held, 0, waits=False)]
-    held.next_batch()
-    runs += [ask(batcher, which, value) for which, value in ((other, 1), (held, 2), (other, 3), (held, 4))]
-    held.let_go()
-    assert values_in(other.next_batch()) == [1, 3]
-    assert held.entered.empty()
-    other.let_go()
-    assert values_in(held.next_batch()) == [2, 4]
-    held.let_go()
+    other = BlockedModel(model)
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, which, value) for which, value in ((other, 1), (blocked, 2), (other, 3), (blocked, 4))]
+    blocked.release()
+    assert read_values(other.next_batch()) == [1, 3]
+    assert blocked.entered.empty()
+    other.release()
+    assert read_values(blocked.next_batch()) == [2, 4]
+    blocked.release()
     assert all(run.result(WAIT_S) for run in runs)
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
 
 
 class TestAdmission:
-    def test_ends_where_slots_and_queue_are_full(self) -> None:
+    def test_is_refused_if_slots_and_queue_are_full(self) -> None:
         batcher = make_batcher(2, Limits(max_queue=1))
         assert [batcher.admit() for _ in range(3)] == [0, 1, 2]
         for refused in (batcher.admit, lambda: batcher.check(3600)):
@@ -266,10 +274,10 @@ class TestAdmission:
                 refused()
             assert caught.value.facts == {"limit_requests": "3"}
         batcher.give_back()
-        assert batcher.admit() == 2  # a place that was left is free again
+        assert batcher.admit() == 2  # the place that was given back
         assert batcher.load().in_flight == 3
 
-    def test_without_a_queue_is_one_a_slot(self) -> None:
+    def test_without_a_queue_is_limited_to_one_request_per_slot(self) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))
         assert not batcher.is_busy()
         batcher.admit()
@@ -279,10 +287,10 @@ class TestAdmission:
         batcher.give_back()
         assert batcher.admit() == 0
 
-    def test_of_what_would_be_answered_too_late_is_refused(self) -> None:
+    def test_is_refused_if_the_answer_would_miss_the_deadline(self) -> None:
         batcher = make_batcher()
         batcher.pace.note(1.0, ahead=0)
-        assert batcher.admit(remaining_s=0.1) == 0  # a free slot may be quicker
+        assert batcher.admit(remaining_s=0.1) == 0  # a slot is free
         for refused in (batcher.admit, batcher.check):
             with pytest.raises(QueueFull, match="longer than the deadline of this request"):
                 refused(1.5)
@@ -290,245 +298,249 @@ class TestAdmission:
 
 
 class TestDeadline:
-    def test_that_has_passed_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
+    def test_that_expires_in_the_queue_prevents_the_run(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
+        running = ask(batcher, blocked, 1, waits=False)
+        blocked.next_batch()
         late, patient = Caller(), Caller()
-        runs = [ask(batcher, held, 2, late), ask(batcher, held, 3, patient)]
+        runs = [ask(batcher, blocked, 2, late), ask(batcher, blocked, 3, patient)]
         late.remaining_s = 0
-        held.let_go()
-        assert values_in(held.next_batch()) == [3]
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [3]
         with pytest.raises(DeadlineExpired):
             runs[0].result(WAIT_S)
-        held.let_go()
+        blocked.release()
         assert running.result(WAIT_S)
         assert runs[1].result(WAIT_S)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
-    def test_that_has_passed_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
+    def test_that_has_expired_on_arrival_prevents_the_run(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
         for remaining_s in (0, -1):
             with pytest.raises(DeadlineExpired):
-                ask(batcher, held, 1, Caller(remaining_s), waits=False).result(WAIT_S)
-        assert held.entered.empty()
-        expect_free(batcher, model)
+                ask(batcher, blocked, 1, Caller(remaining_s), waits=False).result(WAIT_S)
+        assert blocked.entered.empty()
+        expect_all_slots_free(batcher, model)
 
-    def test_of_never_is_waited_for(self, model: Model, held: Held) -> None:
+    def test_of_infinity_never_expires(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        runs.append(ask(batcher, held, 2, Caller(remaining_s=float("inf"))))
-        held.let_go(2)
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
+        runs.append(ask(batcher, blocked, 2, Caller(remaining_s=float("inf"))))
+        blocked.release(2)
         assert all(run.result(WAIT_S) for run in runs)
 
 
 class TestCancellation:
-    def test_while_waiting_ends_the_wait(self, model: Model, held: Held) -> None:
+    def test_while_waiting_ends_the_request_at_once(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
+        running = ask(batcher, blocked, 1, waits=False)
+        blocked.next_batch()
         caller = Caller()
-        waiting, other = ask(batcher, held, 2, caller), ask(batcher, held, 3)
+        waiting, other = ask(batcher, blocked, 2, caller), ask(batcher, blocked, 3)
         caller.cancel()
         with pytest.raises(RequestCancelled):
             waiting.result(WAIT_S)  # while the slot is still busy
         assert not running.done()
-        held.let_go()
-        assert values_in(held.next_batch()) == [3]
-        held.let_go()
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [3]
+        blocked.release()
         assert running.result(WAIT_S)
         assert other.result(WAIT_S)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
-    def test_seen_when_the_slot_comes_is_not_run(self, model: Model, held: Held) -> None:
+    def test_without_a_withdrawal_prevents_the_run(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
+        running = ask(batcher, blocked, 1, waits=False)
+        blocked.next_batch()
         callers = [Caller(), Caller()]
-        runs = [ask(batcher, held, 2, callers[0]), ask(batcher, held, 3, callers[1])]
+        runs = [ask(batcher, blocked, 2, callers[0]), ask(batcher, blocked, 3, callers[1])]
         for caller in callers:
-            caller.gone = True  # nobody withdraws it: the slot finds out first
-        held.let_go()
+            caller.is_cancelled = True  # without a withdrawal: the slot checks
+        blocked.release()
         for run in runs:
             with pytest.raises(RequestCancelled):
                 run.result(WAIT_S)
         assert running.result(WAIT_S)
-        assert held.entered.empty()
-        expect_free(batcher, model)
+        assert blocked.entered.empty()
+        expect_all_slots_free(batcher, model)
 
-    def test_on_arrival_is_not_run(self, model: Model, held: Held) -> None:
+    def test_on_arrival_prevents_the_run(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
         caller = Caller()
         caller.cancel()
         with pytest.raises(RequestCancelled):
-            ask(batcher, held, 1, caller, waits=False).result(WAIT_S)
-        assert held.entered.empty()
-        expect_free(batcher, model)
+            ask(batcher, blocked, 1, caller, waits=False).result(WAIT_S)
+        assert blocked.entered.empty()
+        expect_all_slots_free(batcher, model)
 
-    def test_after_being_taken_costs_the_others_nothing(self, model: Model, held: Held) -> None:
+    def test_after_the_batch_has_begun_does_not_affect_other_requests(
+        self, model: ImageClassifier, blocked: BlockedModel
+    ) -> None:
         batcher = make_batcher()
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
         callers = [Caller() for _ in range(3)]
-        runs += [ask(batcher, held, value, caller) for value, caller in enumerate(callers, 2)]
-        held.let_go()
-        assert values_in(held.next_batch()) == [2, 3, 4]
+        runs += [ask(batcher, blocked, value, caller) for value, caller in enumerate(callers, 2)]
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [2, 3, 4]
         for caller in callers:
             caller.cancel()
-        held.let_go()
+        blocked.release()
         for value, run in enumerate(runs, 1):
-            alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+            alone = model.classify(make_pixels(value)[np.newaxis])[0][0]
             assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
 
-class Failing(Held):
-    """A model whose runs raise when they are let go, where they hold one of some values."""
+class Failing(BlockedModel):
+    """A model whose runs raise after their release if their batch holds one of some values."""
 
-    def __init__(self, model: Model, *bad: int) -> None:
+    def __init__(self, model: ImageClassifier, *bad: int) -> None:
         super().__init__(model)
         self._bad = set(bad)
 
     def run(self, inputs: Tensors) -> Tensors:
         answer = super().run(inputs)
-        if self._bad & set(values_in(inputs[INPUT])):
-            raise ValueError(f"no answer for {values_in(inputs[INPUT])}")
+        if self._bad & set(read_values(inputs[INPUT])):
+            raise ValueError(f"no answer for {read_values(inputs[INPUT])}")
         return answer
 
 
 class TestFailure:
-    def test_in_a_batch_is_that_of_whose_values_failed_alone(self, model: Model) -> None:
+    def test_in_a_batch_fails_only_the_request_that_caused_it(self, model: ImageClassifier) -> None:
         counted = []
         batcher = make_batcher(count_run=lambda model, inputs, us: counted.append(inputs))
         failing = Failing(model, 3)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
         runs += [ask(batcher, failing, value) for value in (2, 3, 4)]
-        failing.let_go(5)
-        assert [values_in(failing.next_batch()) for _ in range(4)] == [[2, 3, 4], [2], [3], [4]]
+        failing.release(5)
+        assert [read_values(failing.next_batch()) for _ in range(4)] == [[2, 3, 4], [2], [3], [4]]
         with pytest.raises(ValueError, match=r"no answer for \[3\]"):
             runs.pop(2).result(WAIT_S)
         for value, run in zip((1, 2, 4), runs, strict=True):
-            alone = model.classify(pixels_of(value)[np.newaxis])[0][0]
+            alone = model.classify(make_pixels(value)[np.newaxis])[0][0]
             assert np.array_equal(run.result(WAIT_S).outputs[PROBABILITIES][0], alone)
-        assert counted == [1, 1, 1]  # what failed is no run
-        expect_free(batcher, model)
+        assert counted == [1, 1, 1]  # failed runs are not counted
+        expect_all_slots_free(batcher, model)
 
-    def test_of_a_batch_runs_nobody_again_who_went_away(self, model: Model) -> None:
+    def test_of_a_batch_does_not_rerun_cancelled_and_expired_requests(self, model: ImageClassifier) -> None:
         batcher = make_batcher()
         failing = Failing(model, 2)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
         callers = [Caller(), Caller(), Caller()]
         runs += [ask(batcher, failing, value, caller) for value, caller in zip((2, 3, 4), callers, strict=True)]
-        failing.let_go()
-        assert values_in(failing.next_batch()) == [2, 3, 4]
+        failing.release()
+        assert read_values(failing.next_batch()) == [2, 3, 4]
         callers[1].cancel()
         callers[2].remaining_s = 0
-        failing.let_go(2)
+        failing.release(2)
         for run, error in zip(runs[1:], (ValueError, RequestCancelled, DeadlineExpired), strict=True):
             with pytest.raises(error):
                 run.result(WAIT_S)
-        assert values_in(failing.next_batch()) == [2]
+        assert read_values(failing.next_batch()) == [2]
         assert failing.entered.empty()
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
-    def test_of_every_run_frees_the_slot(self, model: Model) -> None:
+    def test_of_every_run_frees_the_slot(self, model: ImageClassifier) -> None:
         batcher = make_batcher()
         failing = Failing(model, 1, 2, 3)
         runs = [ask(batcher, failing, 1, waits=False)]
         failing.next_batch()
         runs += [ask(batcher, failing, value) for value in (2, 3)]
-        failing.let_go(4)
+        failing.release(4)
         for run in runs:
             with pytest.raises(ValueError, match="no answer"):
                 run.result(WAIT_S)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
 
-class TestHandingOut:
-    def test_a_reply_that_cannot_be_made_is_that_of_one_alone(self, model: Model, held: Held) -> None:
+class TestReply:
+    def test_that_cannot_be_made_fails_only_its_request(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        runs += [ask(batcher, held, value) for value in (2, 3, 4)]
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
+        runs += [ask(batcher, blocked, value) for value in (2, 3, 4)]
 
         def fail(answer: Answer) -> None:
             raise ZeroDivisionError
 
         runs[2].job.reply = fail
-        held.let_go(2)
+        blocked.release(2)
         with pytest.raises(ZeroDivisionError):
             runs.pop(2).result(WAIT_S)
         assert all(run.result(WAIT_S) for run in runs)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
-    @pytest.mark.parametrize("gone", [False, True])
-    def test_that_fails_is_logged_and_costs_neither_the_others_nor_the_slot(
-        self, model: Model, held: Held, gone: bool, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    def test_that_cannot_be_delivered_is_logged_and_affects_neither_other_requests_nor_the_slot(
+        self, model: ImageClassifier, blocked: BlockedModel, is_cancelled: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         batcher = make_batcher()
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        runs += [ask(batcher, held, value) for value in (2, 3)]
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
+        runs += [ask(batcher, blocked, value) for value in (2, 3)]
 
         def fail(outcome: object) -> None:
             raise ValueError("of the transport")
 
         for run in runs[:2]:
             run.job.done = fail
-            run.job.call.gone = gone
-        held.let_go(2)
+            run.caller.is_cancelled = is_cancelled
+        blocked.release(2)
         with caplog.at_level(logging.ERROR):
             assert runs[2].result(WAIT_S)
-        assert [str(record.exc_info[1]) for record in caplog.records] == ["of the transport"] * 2
-        expect_free(batcher, model)
+        assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["of the transport"] * 2
+        expect_all_slots_free(batcher, model)
 
 
 class TestWithdrawal:
-    def test_of_a_job_that_waits_is_its_end(self, model: Model, held: Held) -> None:
+    def test_of_a_waiting_job_removes_it_from_the_queue(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        running = ask(batcher, held, 1, waits=False)
-        held.next_batch()
-        runs = [ask(batcher, held, value) for value in (2, 3)]
+        running = ask(batcher, blocked, 1, waits=False)
+        blocked.next_batch()
+        runs = [ask(batcher, blocked, value) for value in (2, 3)]
         assert batcher.load().waiting == 2
         assert batcher.withdraw(runs[0].job)
         assert not batcher.withdraw(runs[0].job)  # once
         assert batcher.load().waiting == 1
-        held.let_go()
-        assert values_in(held.next_batch()) == [3]
-        held.let_go()
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [3]
+        blocked.release()
         assert running.result(WAIT_S)
         assert runs[1].result(WAIT_S)
-        expect_free(batcher, model)
-        assert runs[0].ends == 0  # who withdraws it ends it
+        expect_all_slots_free(batcher, model)
+        assert runs[0].ends == 0  # the caller of withdraw ends the request
 
-    def test_of_a_job_that_has_been_taken_does_nothing(self, model: Model, held: Held) -> None:
+    def test_of_a_running_job_does_nothing(self, model: ImageClassifier, blocked: BlockedModel) -> None:
         batcher = make_batcher()
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        runs.append(ask(batcher, held, 2))
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
+        runs.append(ask(batcher, blocked, 2))
         assert not batcher.withdraw(runs[0].job)
-        held.let_go()
-        assert values_in(held.next_batch()) == [2]
+        blocked.release()
+        assert read_values(blocked.next_batch()) == [2]
         assert not batcher.withdraw(runs[1].job)
-        held.let_go()
+        blocked.release()
         assert all(run.result(WAIT_S) for run in runs)
         assert not any(batcher.withdraw(run.job) for run in runs)
-        expect_free(batcher, model)
+        expect_all_slots_free(batcher, model)
 
-    def test_of_a_job_that_was_left_for_the_next_batch_is_its_end(self, model: Model, held: Held) -> None:
+    def test_of_a_job_left_for_the_next_batch_removes_it_from_the_queue(
+        self, model: ImageClassifier, blocked: BlockedModel
+    ) -> None:
         batcher = make_batcher(limits=Limits(max_batch=1))
-        runs = [ask(batcher, held, 1, waits=False)]
-        held.next_batch()
-        runs += [ask(batcher, held, value) for value in (2, 3)]
-        assert next_batches(held, 1) == [[2]]
+        runs = [ask(batcher, blocked, 1, waits=False)]
+        blocked.next_batch()
+        runs += [ask(batcher, blocked, value) for value in (2, 3)]
+        assert release_and_read(blocked, 1) == [[2]]
         runs.pop().withdraw()
-        held.let_go()
+        blocked.release()
         assert all(run.result(WAIT_S) for run in runs)
-        expect_free(batcher, model)
-        assert held.entered.empty()
+        expect_all_slots_free(batcher, model)
+        assert blocked.entered.empty()
 
 
 def test_slots_end_when_the_batcher_is_closed() -> None:
@@ -541,44 +553,44 @@ def test_slots_end_when_the_batcher_is_closed() -> None:
 
 
 class Echo:
-    """A network whose sides are open: answers with what it was given."""
+    """A network of dynamic shape that returns its input."""
 
     max_batch = 64
 
-    def __init__(self, held: Held) -> None:
-        self._held, self.expect_s = held, held.expect_s
+    def __init__(self, blocked: BlockedModel) -> None:
+        self._blocked, self.expect_s = blocked, blocked.expect_s
 
     def run(self, inputs: Tensors) -> Tensors:
-        self._held.entered.put(inputs[INPUT])
+        self._blocked.entered.put(inputs[INPUT])
         return dict(inputs)
 
 
-def test_inputs_of_different_sides_are_never_mixed(model: Model, held: Held) -> None:
+def test_inputs_of_different_shapes_are_never_in_one_batch(model: ImageClassifier, blocked: BlockedModel) -> None:
     batcher = make_batcher()
-    running = ask(batcher, held, 1, waits=False)
-    held.next_batch()
-    echo, callers = Echo(held), [Caller() for _ in range(4)]
+    running = ask(batcher, blocked, 1, waits=False)
+    blocked.next_batch()
+    echo, callers = Echo(blocked), [Caller() for _ in range(4)]
     sent = [np.full((1, side), side, np.float32) for side in (3, 5, 3, 5)]
     runs = []
     for array, caller in zip(sent, callers, strict=True):
         runs.append(Run(batcher, echo, {INPUT: array}, caller))
         batcher.submit(runs[-1].job)
-    held.let_go()
+    blocked.release()
     assert running.result(WAIT_S)
     for array, run in zip(sent, runs, strict=True):
         assert np.array_equal(run.result(WAIT_S).outputs[INPUT], array)
-    assert [batch.shape for batch in (held.next_batch(), held.next_batch())] == [(2, 3), (2, 5)]
-    expect_free(batcher, model)
+    assert [batch.shape for batch in (blocked.next_batch(), blocked.next_batch())] == [(2, 3), (2, 5)]
+    expect_all_slots_free(batcher, model)
 
 
-def test_stress_with_callers_that_go_away(model: Model) -> None:
+def test_no_request_is_lost_while_many_clients_cancel_at_random(model: ImageClassifier) -> None:
     slots, threads, requests = 2, 32, 50
     batcher = make_batcher(slots, Limits(max_batch=5, max_queue=threads - slots))
-    expected = [model.classify(pixels_of(value)[np.newaxis])[0][0] for value in range(256)]
+    expected = [model.classify(make_pixels(value)[np.newaxis])[0][0] for value in range(256)]
     largest = 0
 
     class Counting:
-        """Sees the batches; its lock would be missed if two runs shared memory."""
+        """Records the size of the largest batch."""
 
         max_batch, expect_s = 64, model.expect_s
 
@@ -597,7 +609,7 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
         for _ in range(requests):
             caller, value = Caller(), chance.randrange(256)
             if chance.random() < 0.3:
-                # Goes away at a random moment: before, while waiting, while running or after.
+                # Cancels at a random moment: before the request, while it waits, while it runs, or after it.
                 timer = threading.Timer(chance.uniform(0, 0.004), caller.cancel)
                 timer.start()
             else:
@@ -607,7 +619,7 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
             try:
                 answer = run.result(WAIT_S)
             except RequestCancelled:
-                assert caller.gone
+                assert caller.is_cancelled
                 cancelled += 1
             else:
                 assert np.array_equal(answer.outputs[PROBABILITIES][0], expected[value])
@@ -623,7 +635,7 @@ def test_stress_with_callers_that_go_away(model: Model) -> None:
     assert sum(map(sum, counts)) == threads * requests
     assert sum(answered for answered, _ in counts) >= threads * requests * 0.7
     assert 1 <= largest <= 5
-    expect_free(batcher, model)
+    expect_all_slots_free(batcher, model)
     assert batcher.load()._replace(slots_busy=0) == (slots, 0, 0, 0)
     assert [batcher.admit() for _ in range(threads)] == list(range(threads))
     with pytest.raises(QueueFull):
@@ -654,12 +666,12 @@ class TestCountCpus:
             ("", 8),
         ],
     )
-    def test_is_cut_to_the_quota_of_version_2(self, tmp_path: Path, limit: str, cpus: int) -> None:
+    def test_is_limited_to_the_quota_of_cgroup_v2(self, tmp_path: Path, limit: str, cpus: int) -> None:
         write_files(tmp_path, {"sys/fs/cgroup/cpu.max": limit})
         assert count_cpus(tmp_path) == cpus
 
     @pytest.mark.parametrize(("quota", "cpus"), [("50000", 1), ("250000", 3), ("-1", 8), ("900000", 8)])
-    def test_is_cut_to_the_quota_of_version_1(self, tmp_path: Path, quota: str, cpus: int) -> None:
+    def test_is_limited_to_the_quota_of_cgroup_v1(self, tmp_path: Path, quota: str, cpus: int) -> None:
         folder = "sys/fs/cgroup/cpu"
         write_files(tmp_path, {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000\n"})
         assert count_cpus(tmp_path) == cpus
@@ -674,47 +686,48 @@ class TestCountCpus:
             ({"other": "100000 100000"}, 8),
         ],
     )
-    def test_is_cut_to_the_least_quota_on_the_way_up(self, tmp_path: Path, quotas: dict[str, str], cpus: int) -> None:
+    def test_is_limited_to_the_smallest_quota_of_all_parents(
+        self, tmp_path: Path, quotas: dict[str, str], cpus: int
+    ) -> None:
         files = {f"sys/fs/cgroup/{path}/cpu.max": quota for path, quota in quotas.items()}
         write_files(tmp_path, {"proc/self/cgroup": "0::/a/b\n", **files})
         assert count_cpus(tmp_path) == cpus
 
-    @pytest.mark.parametrize("folder", ["a/b", "a", ""])  # the last: a container that is told the host's path
-    def test_is_cut_to_the_quota_of_version_1_on_the_way_up(self, tmp_path: Path, folder: str) -> None:
-        told = "5:memory:/x\n4:cpu,cpuacct:/a/b\n2:cpuset:/\n0::/a\n"
+    @pytest.mark.parametrize("folder", ["a/b", "a", ""])  # the last: a container that sees the path of the host
+    def test_is_limited_to_the_quota_of_the_parents_in_cgroup_v1(self, tmp_path: Path, folder: str) -> None:
+        cgroups = "5:memory:/x\n4:cpu,cpuacct:/a/b\n2:cpuset:/\n0::/a\n"
         files = {f"sys/fs/cgroup/cpu/{folder}/cpu.cfs_{name}_us": us for name, us in (("quota", "2"), ("period", "1"))}
-        write_files(tmp_path, {"proc/self/cgroup": told, **files})
+        write_files(tmp_path, {"proc/self/cgroup": cgroups, **files})
         assert count_cpus(tmp_path) == 2
 
-    def test_is_the_affinity_without_a_cgroup(self, tmp_path: Path) -> None:
+    def test_without_a_cgroup_is_the_affinity(self, tmp_path: Path) -> None:
         assert count_cpus(tmp_path) == 8
 
 
-def test_cpus_of_this_process_are_at_least_one() -> None:
-    assert 1 <= count_cpus() <= os.cpu_count()
+def test_this_process_has_at_least_one_cpu() -> None:
+    assert 1 <= count_cpus() <= (os.cpu_count() or 1)
 
 
-def test_a_gpu_has_one_slot(model: Model) -> None:
+def test_a_model_on_a_gpu_has_one_slot(model: ImageClassifier) -> None:
     assert count_slots([model]) == count_slots([]) == count_cpus()
     assert count_slots([model, replace(model, provider=CUDA)]) == 1
 
 
-def test_a_request_that_was_answered_leaves_nothing_behind(model: Model) -> None:
-    """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
+def test_an_answered_request_is_not_referenced(model: ImageClassifier) -> None:
+    """Without the garbage collector, which runs late: swapped models would accumulate until then."""
     batcher, passing = make_batcher(), replace(model)
-    gone = weakref.ref(passing)
+    reference = weakref.ref(passing)
     gc.disable()
     try:
         run = ask(batcher, passing, 1, waits=False)
         run.result(WAIT_S)
-        run.job = None  # the test's own
-        del passing, run
-        wait_until(lambda: gone() is None)
+        del run.job, passing, run
+        wait_until(lambda: reference() is None)
     finally:
         gc.enable()
 
 
-def test_requests_that_hold_up_nobody_are_no_reason_to_refuse_others() -> None:
+def test_requests_set_aside_do_not_count_in_admission() -> None:
     batcher = make_batcher(1, Limits(max_queue=3))
     batcher.pace.note(1.0, 0)
     for _ in range(3):
@@ -725,7 +738,7 @@ def test_requests_that_hold_up_nobody_are_no_reason_to_refuse_others() -> None:
         batcher.set_aside()
     assert not batcher.is_busy()
     batcher.check(2.0)
-    assert batcher.admit(2.0) == 0  # nobody is ahead
+    assert batcher.admit(2.0) == 0  # no request is ahead
     with pytest.raises(QueueFull, match="4 requests are in flight"):
         batcher.admit()
     for _ in range(3):

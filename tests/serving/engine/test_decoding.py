@@ -1,4 +1,4 @@
-"""The budget for decoding: how many at once, in how much memory, in which order, and what each image is counted as."""
+"""The decode budget: number of concurrent decodes, their memory, their order, and the cost of an image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -26,7 +28,7 @@ COSTS = {name: count_decode_bytes(read_header(image, Limits()), CONTRACT) for na
 
 
 class Decoder:
-    """Decodes nothing: shows what has begun, and waits until it may end."""
+    """A decoder that records what has begun, and blocks until it may end."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []  # in the order in which they began
@@ -35,7 +37,7 @@ class Decoder:
 
     def decode(self, name: str) -> None:
         self.begun.append(name)
-        assert self._go_on[name].wait(2 * WAIT_S)  # longer than the test: what it waits for is no time-out
+        assert self._go_on[name].wait(2 * WAIT_S)  # longer than the deadline of the test
         self.ended += 1
 
     def send(self, budget: DecodeBudget, name: str) -> Turn:
@@ -59,59 +61,59 @@ def decoder() -> Iterator[Decoder]:
     waiting.end(*SIDES)
 
 
-def make(max_bytes: int, slots: int = 2) -> DecodeBudget:
-    """A budget with so much for what is not small: all but an eighth."""
+def make_large_budget(max_bytes: int, slots: int = 2) -> DecodeBudget:
+    """A budget with ``max_bytes`` for large images: an eighth of the total is reserved for small ones."""
     budget = make_budget(slots, 8 * (max_bytes // 7) + max_bytes % 7)
     assert budget.is_small(COSTS["small"])
     assert not budget.is_small(COSTS["medium"])
     return budget
 
 
-def wait_in_line(budget: DecodeBudget, count: int) -> None:
+def wait_until_queued(budget: DecodeBudget, count: int) -> None:
     wait_until(lambda: count_turns(budget._large) == count)
 
 
-def test_decodes_run_at_once_as_long_as_they_fit(decoder: Decoder) -> None:
-    budget = make(COSTS["large"] + COSTS["medium"], slots=3)
+def test_decodes_run_concurrently_if_they_fit_into_the_memory(decoder: Decoder) -> None:
+    budget = make_large_budget(COSTS["large"] + COSTS["medium"], slots=3)
     decoder.send(budget, "large")
     decoder.wait_begun("large")
     decoder.send(budget, "medium")
     decoder.wait_begun("large", "medium")
     decoder.send(budget, "medium")
-    wait_in_line(budget, 1)
+    wait_until_queued(budget, 1)
     decoder.end("large")
     decoder.wait_begun("large", "medium", "medium")
     decoder.end("medium")
     decoder.wait_ended(3)
-    wait_in_line(budget, 0)
+    wait_until_queued(budget, 0)
     wait_until(lambda: budget._large._free_bytes == COSTS["large"] + COSTS["medium"])
 
 
-def test_there_are_no_more_at_once_than_slots(decoder: Decoder) -> None:
-    budget = make(1024 * MIB, slots=1)
+def test_at_most_one_decode_per_slot_runs(decoder: Decoder) -> None:
+    budget = make_large_budget(1024 * MIB, slots=1)
     decoder.send(budget, "large")
     decoder.wait_begun("large")
     decoder.send(budget, "medium")
-    wait_in_line(budget, 1)
+    wait_until_queued(budget, 1)
     assert decoder.begun == ["large"]
     decoder.end("large", "medium")
     decoder.wait_ended(2)
 
 
 def test_a_small_image_does_not_wait_behind_large_ones(decoder: Decoder) -> None:
-    budget = make(COSTS["large"], slots=1)
+    budget = make_large_budget(COSTS["large"], slots=1)
     decoder.send(budget, "large")
     decoder.wait_begun("large")
     decoder.send(budget, "medium")
-    wait_in_line(budget, 1)
+    wait_until_queued(budget, 1)
     decoder.send(budget, "small")
     decoder.wait_begun("large", "small")
     decoder.end("small")
     decoder.wait_ended(1)
 
 
-def test_small_images_wait_for_small_ones(decoder: Decoder) -> None:
-    budget = make(COSTS["large"], slots=1)
+def test_small_images_wait_for_a_thread_for_small_images(decoder: Decoder) -> None:
+    budget = make_large_budget(COSTS["large"], slots=1)
     decoder.send(budget, "small")
     decoder.wait_begun("small")
     decoder.send(budget, "small")
@@ -121,16 +123,16 @@ def test_small_images_wait_for_small_ones(decoder: Decoder) -> None:
     decoder.wait_ended(2)
 
 
-def test_a_large_image_is_not_overtaken_for_ever_by_those_that_fit(decoder: Decoder) -> None:
-    """While the first in line does not fit, those that come later wait with it, although they would."""
-    budget = make(COSTS["larger"] + COSTS["medium"], slots=3)
-    with patch("serving.engine.decoding.PACE_BYTES_PER_S", 1e15):  # by arrival alone
+def test_a_large_image_does_not_starve(decoder: Decoder) -> None:
+    """While the first in the queue does not fit, later images wait, too, even if they would fit."""
+    budget = make_large_budget(COSTS["larger"] + COSTS["medium"], slots=3)
+    with patch("serving.engine.decoding.PACE_BYTES_PER_S", 1e15):  # order of arrival
         decoder.send(budget, "large")
         decoder.wait_begun("large")
         decoder.send(budget, "larger")
-        wait_in_line(budget, 1)
+        wait_until_queued(budget, 1)
         decoder.send(budget, "medium")
-        wait_in_line(budget, 2)
+        wait_until_queued(budget, 2)
         assert decoder.begun == ["large"]
         decoder.end("large")
         wait_until(lambda: sorted(decoder.begun) == ["large", "larger", "medium"])
@@ -138,36 +140,37 @@ def test_a_large_image_is_not_overtaken_for_ever_by_those_that_fit(decoder: Deco
         decoder.wait_ended(2)
 
 
-def test_of_those_that_wait_a_smaller_one_goes_first(decoder: Decoder) -> None:
-    budget = make(COSTS["larger"], slots=1)
+def test_a_smaller_image_is_decoded_before_a_larger_one(decoder: Decoder) -> None:
+    budget = make_large_budget(COSTS["larger"], slots=1)
     decoder.send(budget, "large")
     decoder.wait_begun("large")
     with patch("serving.engine.decoding.PACE_BYTES_PER_S", 1.0):
         decoder.send(budget, "larger")
         decoder.send(budget, "medium")
-        wait_in_line(budget, 2)
+        wait_until_queued(budget, 2)
     decoder.end("large")
     decoder.wait_begun("large", "medium")
     decoder.end("medium")
     decoder.wait_begun("large", "medium", "larger")
 
 
-def test_a_caller_that_went_away_leaves_the_line_to_the_others(decoder: Decoder) -> None:
-    budget = make(COSTS["larger"])
+def test_a_withdrawn_image_does_not_block_the_queue(decoder: Decoder) -> None:
+    budget = make_large_budget(COSTS["larger"])
     decoder.send(budget, "medium")
     decoder.wait_begun("medium")
-    with patch("serving.engine.decoding.PACE_BYTES_PER_S", 1e15):  # by arrival alone
+    with patch("serving.engine.decoding.PACE_BYTES_PER_S", 1e15):  # order of arrival
         larger = decoder.send(budget, "larger")
         decoder.send(budget, "medium")
-    wait_in_line(budget, 2)
-    wait_until(lambda: len(budget._large._changed._waiters) == 1)  # the other thread has looked, and sleeps again
+    wait_until_queued(budget, 2)
+    changed: Any = budget._large._changed
+    wait_until(lambda: len(changed._waiters) == 1)  # the other thread sleeps
     assert budget.withdraw(larger)
     decoder.wait_begun("medium", "medium")
     assert not budget.withdraw(larger)  # once
 
 
-def test_small_work_that_waits_is_withdrawn_too(decoder: Decoder) -> None:
-    budget = make(COSTS["large"], slots=1)
+def test_waiting_small_images_can_be_withdrawn(decoder: Decoder) -> None:
+    budget = make_large_budget(COSTS["large"], slots=1)
     first = decoder.send(budget, "small")
     decoder.wait_begun("small")
     turns = [decoder.send(budget, "small") for _ in range(3)]
@@ -180,30 +183,30 @@ def test_small_work_that_waits_is_withdrawn_too(decoder: Decoder) -> None:
     assert decoder.begun == ["small"] * 3
 
 
-def test_what_can_never_fit_is_refused_at_once_with_the_figures() -> None:
-    budget = make(COSTS["large"] - 1)
+def test_an_image_over_the_limit_is_refused_at_once_with_both_sizes() -> None:
+    budget = make_large_budget(COSTS["large"] - 1)
     with pytest.raises(ImageNeedsTooMuchMemory, match=f"{COSTS['large']} bytes, the limit is") as caught:
         budget.check(COSTS["large"])
     assert caught.value.facts == {"needed_bytes": str(COSTS["large"]), "limit_bytes": str(COSTS["large"] - 1)}
     budget.check(COSTS["large"] - 1)
 
 
-def test_work_that_takes_more_than_there_is_runs_alone(decoder: Decoder) -> None:
-    """Several images of one request fit one by one, and so they have been checked; together they may not."""
-    budget = make(COSTS["large"])
+def test_work_over_the_limit_runs_alone(decoder: Decoder) -> None:
+    """The images of a request are checked one by one; together they may exceed the limit."""
+    budget = make_large_budget(COSTS["large"])
     decoder.send(budget, "larger")
     decoder.wait_begun("larger")
     decoder.send(budget, "medium")
-    wait_in_line(budget, 1)
+    wait_until_queued(budget, 1)
     assert decoder.begun == ["larger"]
     decoder.end("larger")
     decoder.wait_begun("larger", "medium")
 
 
-def test_work_that_raises_is_logged_and_gives_its_memory_and_thread_back(
+def test_work_that_raises_is_logged_and_releases_its_memory_and_thread(
     decoder: Decoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    budget = make(COSTS["large"], slots=1)
+    budget = make_large_budget(COSTS["large"], slots=1)
 
     def fail() -> None:
         raise ValueError("of the service")
@@ -213,17 +216,21 @@ def test_work_that_raises_is_logged_and_gives_its_memory_and_thread_back(
             budget.submit(fail, COSTS["large"])
         decoder.send(budget, "large")
         decoder.wait_begun("large")
-    assert [str(record.exc_info[1]) for record in caplog.records] == ["of the service"] * 3
+    assert [str(record.exc_info and record.exc_info[1]) for record in caplog.records] == ["of the service"] * 3
 
 
-def test_what_was_done_is_not_kept() -> None:
+def is_freed(kept: weakref.ref[Any]) -> bool:
+    return kept() is None
+
+
+def test_finished_work_is_not_referenced() -> None:
     class Request:
         """A request's message."""
 
         def read(self) -> None:
             pass
 
-    budget = make(COSTS["large"], slots=1)
+    budget = make_large_budget(COSTS["large"], slots=1)
     for cost_bytes in (0, COSTS["medium"]):
         request = Request()
         kept = weakref.ref(request)
@@ -231,14 +238,14 @@ def test_what_was_done_is_not_kept() -> None:
         try:
             budget.submit(request.read, cost_bytes)
             del request
-            wait_until(lambda kept=kept: kept() is None)
+            wait_until(partial(is_freed, kept))
         finally:
             gc.enable()
 
 
-def test_threads_end_when_the_budget_is_closed_and_nothing_waits(decoder: Decoder) -> None:
+def test_threads_end_when_the_budget_is_closed_and_its_queue_is_empty(decoder: Decoder) -> None:
     before = set(threading.enumerate())
-    budget = make(COSTS["large"], slots=2)
+    budget = make_large_budget(COSTS["large"], slots=2)
     threads = set(threading.enumerate()) - before
     assert sorted(thread.name for thread in threads) == [
         *("large-decode-0", "large-decode-1", "small-decode-0", "small-decode-1")
@@ -253,7 +260,7 @@ def test_threads_end_when_the_budget_is_closed_and_nothing_waits(decoder: Decode
     wait_until(lambda: not any(thread.is_alive() for thread in threads))
 
 
-def test_the_limit_of_the_server_is_the_budgets() -> None:
+def test_the_budget_applies_the_limit_of_the_server() -> None:
     with pytest.raises(ImageNeedsTooMuchMemory):
         make_budget(1, max_bytes=8 * MIB).check(COSTS["larger"])
 

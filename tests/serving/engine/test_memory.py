@@ -1,4 +1,4 @@
-"""How much memory decoding may take, by default: cgroups of both versions, and the machine."""
+"""The default memory limits of decoding and requests: from cgroups of both versions, or from the machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lay_out(root: Path, files: dict[str, str]) -> Path:
         {"proc/self/cgroup": "5:memory:/x\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{256 * MIB}\n"},
         {"sys/fs/cgroup/memory.max": f"{256 * MIB}\n"},
     ],
-    ids=["v2", "v2, around", "v2, the least", "v1, of the host's path", "no list"],
+    ids=["v2", "v2, parent", "v2, smallest", "v1, path of the host", "no list"],
 )
 def test_the_default_is_a_quarter_of_the_cgroups_limit(tmp_path: Path, files: dict[str, str]) -> None:
     chosen = choose_decode_bytes(0, lay_out(tmp_path, files))
@@ -47,7 +47,7 @@ def test_the_default_is_a_quarter_of_the_cgroups_limit(tmp_path: Path, files: di
     ],
     ids=["no cgroup", "v2", "v1"],
 )
-def test_without_a_limit_the_machine_counts(tmp_path: Path, files: dict[str, str]) -> None:
+def test_without_a_limit_the_memory_of_the_machine_is_used(tmp_path: Path, files: dict[str, str]) -> None:
     assert read_memory_limit(lay_out(tmp_path, files)).source == "the machine's memory"
 
 
@@ -58,12 +58,12 @@ def test_the_default_is_at_most_2_gib(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "at most 2 GiB of the machine's memory" in chosen.source
 
 
-def test_what_is_wanted_is_taken(tmp_path: Path) -> None:
+def test_an_explicit_limit_is_used(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{256 * MIB}\n"}
     assert choose_decode_bytes(7 * MIB, lay_out(tmp_path, files)) == (7 * MIB, "--max-decode-bytes")
 
 
-@pytest.mark.parametrize(("there", "chosen"), [(128, 4), (256, 4), (512, 8), (2048, 32), (65536, 32)])
-def test_requests_are_limited_to_what_fits(tmp_path: Path, there: int, chosen: int) -> None:
-    root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{there * MIB}\n"})
-    assert choose_request_bytes(32 * MIB, root).limit_bytes == chosen * MIB
+@pytest.mark.parametrize(("memory_mib", "expected_mib"), [(128, 4), (256, 4), (512, 8), (2048, 32), (65536, 32)])
+def test_the_limit_on_requests_fits_into_the_memory(tmp_path: Path, memory_mib: int, expected_mib: int) -> None:
+    root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{memory_mib * MIB}\n"})
+    assert choose_request_bytes(32 * MIB, root).limit_bytes == expected_mib * MIB

@@ -1,4 +1,4 @@
-"""What docs/operating.md says a server needs is what it takes."""
+"""The resources of a server match docs/operating.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from docs.tables import count_threads
 from evalmode.errors import MessagesFull
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference
 from serving.services.models import Models
@@ -24,7 +24,7 @@ from tests.serving.conftest import Direct, listen, make_batcher, make_budget
 OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 
 
-def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
+def test_a_server_starts_the_threads_of_the_table(model: ImageClassifier) -> None:
     slots, cpus, before = 2, 3, set(threading.enumerate())
     batcher, budget = make_batcher(slots), make_budget(cpus)
     served, statistics = Models({model.name: (model,)}, Source(Path())), Statistics()
@@ -37,7 +37,7 @@ def test_a_server_starts_the_threads_of_the_table(model: Model) -> None:
     assert {name: started[name] for name in wanted} == wanted
 
 
-def test_as_many_of_the_largest_messages_are_held_as_the_table_says() -> None:
+def test_the_number_of_largest_messages_in_memory_is_that_of_the_table() -> None:
     (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
     largest = bytes(MIN_HELD_BYTES)
     messages = Messages(len(largest))

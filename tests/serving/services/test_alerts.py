@@ -1,4 +1,4 @@
-"""The alerts of docs/operating.md, held by promtool against what a server's metrics say."""
+"""The alerts of docs/operating.md, evaluated by promtool on the metrics of a server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.serving.services.test_metrics import publish_drawn
 pytestmark = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: Debian's package prometheus has it")
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "operating.md"
-MINUTES = 12  # that a state lasts: longer than any alert waits
+MINUTES = 12  # duration of a state: longer than the "for" of any alert
 UP = 'up{job="evalmode"}'
 ALERTS = ("FaultsOfTheServer", "InputDrifted", "ModelNotServed", "Overload", "ServerDown", "Slow")
 
@@ -51,7 +51,7 @@ class Served:
         return self.models.find("colours", "")
 
     def answer(self, count: int, ms: float = 2.0) -> None:
-        """Note so many answers that took so long."""
+        """Count answers that took ``ms`` milliseconds each."""
         inputs, outputs = {INPUT: np.zeros((1, 4, 4, 3), np.uint8)}, {PROBABILITIES: np.array([[1.0, 0.0, 0.0]])}
         for _ in range(count):
             self.statistics.count_answer(self.model, inputs, outputs, 0, 0, round(ms * 1000))
@@ -65,7 +65,7 @@ class Served:
         self.models.refresh()
 
     def now(self) -> State:
-        """What Prometheus would read now."""
+        """The samples that Prometheus would scrape now."""
         state = {UP: 1.0}
         for family in text_string_to_metric_families(generate_latest(self._registry).decode()):
             for sample in family.samples:
@@ -79,17 +79,18 @@ def served(tmp_path: Path) -> Served:
     return Served(tmp_path / "models")
 
 
-def test_the_documents_alerts_are_those_that_are_tried() -> None:
+def test_all_alerts_of_the_document_are_tested() -> None:
     assert sorted(re.findall(r"- alert: (\w+)", DOCUMENT.read_text())) == list(ALERTS)
 
 
 def check(folder: Path, states: list[State], firing: set[str], minutes: int = MINUTES) -> None:
-    """Let promtool say which alerts fire.
+    """Check with promtool which alerts fire.
 
     Args:
-        folder: For its files.
-        states: What Prometheus reads every minute, one after the other, each for ``MINUTES``, the last for ``minutes``.
-        firing: The alerts that fire at the end, and no others.
+        folder: For the files of promtool.
+        states: The samples of each minute, in order, each for ``MINUTES`` minutes, the last for ``minutes``.
+        firing: Names of exactly the alerts that fire at the end.
+        minutes: Duration of the last state, in minutes.
     """
     lengths = [MINUTES] * (len(states) - 1) + [minutes]
     (rules,) = re.findall(r"```yaml\n(groups:.*?)```", DOCUMENT.read_text(), re.DOTALL)
@@ -118,8 +119,8 @@ def check(folder: Path, states: list[State], firing: set[str], minutes: int = MI
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_healthy_server_is_quiet(served: Served, tmp_path: Path) -> None:
-    """Also with more versions than stay loaded, good and bad traffic, and labels that come and go."""
+def test_no_alert_fires_for_a_healthy_server(served: Served, tmp_path: Path) -> None:
+    """With more versions than stay loaded, valid and invalid requests, and changing labels."""
     states = []
     for _ in range(3):
         served.answer(200)
@@ -132,45 +133,45 @@ def test_a_healthy_server_is_quiet(served: Served, tmp_path: Path) -> None:
 
 class TestModelNotServed:
     @pytest.mark.parametrize("name", ["colours", "other"])
-    def test_fires_where_the_newest_version_cannot_be_loaded_and_where_none_can(
+    def test_fires_if_the_newest_version_or_every_version_cannot_be_loaded(
         self, served: Served, tmp_path: Path, name: str
     ) -> None:
         before = served.now()
         served.publish(b"no artifact", name)
         check(tmp_path, [before, served.now()], {"ModelNotServed"})
 
-    def test_ends_with_the_next_version_that_can_be_loaded(self, served: Served, tmp_path: Path) -> None:
+    def test_ends_when_a_newer_version_is_loaded(self, served: Served, tmp_path: Path) -> None:
         served.publish(b"no artifact")
         before = served.now()
         served.publish(colour_artifact())
         check(tmp_path, [before, served.now()], set())
 
-    def test_ends_where_it_is_unloaded(self, served: Served, tmp_path: Path) -> None:
+    def test_ends_when_the_model_is_unloaded(self, served: Served, tmp_path: Path) -> None:
         served.publish(b"no artifact")
         served.models.unload("colours")
         check(tmp_path, [served.now()], set())
 
-    def test_fires_where_the_file_of_the_version_that_is_served_is_spoilt(self, served: Served, tmp_path: Path) -> None:
-        (served.repository / "colours" / "1" / "model.onnx").write_bytes(b"spoilt")
+    def test_fires_if_the_file_of_the_served_version_is_corrupted(self, served: Served, tmp_path: Path) -> None:
+        (served.repository / "colours" / "1" / "model.onnx").write_bytes(b"corrupted")
         served.models.refresh()
         check(tmp_path, [served.now()], {"ModelNotServed"})
 
 
 @pytest.mark.parametrize("wanted", [1, 20])
-def test_faults_of_the_server_fire_from_the_first_on(served: Served, tmp_path: Path, wanted: int) -> None:
+def test_faults_of_the_server_fires_from_the_first_fault_on(served: Served, tmp_path: Path, wanted: int) -> None:
     served.answer(1000)
     before = served.now()
     served.refuse(wanted, ZeroDivisionError())
     check(tmp_path, [before, served.now()], {"FaultsOfTheServer"}, minutes=3)
 
 
-def test_faults_before_a_model_is_known_fire(served: Served, tmp_path: Path) -> None:
+def test_faults_of_the_server_fires_for_faults_without_a_model(served: Served, tmp_path: Path) -> None:
     before = served.now()
     served.statistics.count_refusal(None, 0.001, ZeroDivisionError())
     check(tmp_path, [before, served.now()], {"FaultsOfTheServer"}, minutes=3)
 
 
-def test_overload_fires_where_requests_are_refused_for_it(served: Served, tmp_path: Path) -> None:
+def test_overload_fires_if_requests_are_refused_with_queue_full(served: Served, tmp_path: Path) -> None:
     served.answer(1000)
     served.refuse(1, QueueFull("full"))
     before = served.now()
@@ -179,7 +180,7 @@ def test_overload_fires_where_requests_are_refused_for_it(served: Served, tmp_pa
     check(tmp_path, [before, served.now()], {"Overload"}, minutes=3)
 
 
-def test_slow_fires_where_one_in_fifty_takes_longer_than_a_tenth_of_a_second(served: Served, tmp_path: Path) -> None:
+def test_slow_fires_if_two_percent_take_longer_than_100_ms(served: Served, tmp_path: Path) -> None:
     served.answer(1000)
     before = served.now()
     served.answer(980)
@@ -188,7 +189,7 @@ def test_slow_fires_where_one_in_fifty_takes_longer_than_a_tenth_of_a_second(ser
 
 
 @pytest.mark.parametrize(("change", "firing"), [(0, set()), (40, {"InputDrifted"})])
-def test_input_drifted_fires_after_a_while(tmp_path: Path, change: int, firing: set[str]) -> None:
+def test_input_drifted_fires_for_changed_images_only(tmp_path: Path, change: int, firing: set[str]) -> None:
     drawn = publish_drawn(tmp_path / "models")
     served = Served(tmp_path / "models")
     outputs = {PROBABILITIES: np.tile([1.0, 0.0, 0.0], (WINDOW, 1))}
@@ -197,5 +198,5 @@ def test_input_drifted_fires_after_a_while(tmp_path: Path, change: int, firing: 
     check(tmp_path, [served.now()], firing)
 
 
-def test_server_down_fires_where_nothing_answers(served: Served, tmp_path: Path) -> None:
+def test_server_down_fires_if_the_server_does_not_answer(served: Served, tmp_path: Path) -> None:
     check(tmp_path, [served.now(), {UP: 0.0}], {"ServerDown"})

@@ -1,10 +1,11 @@
-"""The Classifier service without a transport: a parsed request and its caller go in, a reply or an error comes out."""
+"""The Classifier service without a transport: replies and errors for parsed requests."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,17 +28,17 @@ from evalmode.errors import (
 )
 from evalmode.limits import Limits
 from evalmode.runtime.loading import load_artifact, load_model
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import classifier_pb2 as wire
 from serving.engine.batching import Batcher
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import Caller, Direct, Held, classify_by, make_batcher
+from tests.serving.conftest import BlockedModel, Caller, Direct, classify_by, make_batcher
 from tests.serving.services.test_open_inference import tensor_artifact
 
 RED = encode(plain("red"))
 
 
-def serve(*models: Model, batcher: Batcher | None = None, **limits: int) -> Direct:
+def serve(*models: Any, batcher: Batcher | None = None, **limits: int) -> Direct:
     return classify_by(*models, batcher=batcher, limits=Limits(**limits))
 
 
@@ -46,14 +47,15 @@ def labels(reply: wire.PredictResponse) -> list[str]:
 
 
 @pytest.fixture
-def others(model: Model) -> tuple[Model, Model]:
+def other_models(model: ImageClassifier) -> tuple[Model, Model]:
     """Two models with other names and other labels."""
     manifest = replace(model.manifest, labels=("uno", "due", "tre"))
-    return tuple(replace(model, name=name, version="7", manifest=manifest) for name in ("first", "second"))
+    first, second = (replace(model, name=name, version="7", manifest=manifest) for name in ("first", "second"))
+    return first, second
 
 
 class TestPredict:
-    def test_of_an_image(self, model: Model) -> None:
+    def test_answers_an_image(self, model: ImageClassifier) -> None:
         reply = serve(model).ask(wire.PredictRequest(image=RED))
         assert labels(reply) == ["red", "green", "blue"]
         assert [score.index for score in reply.scores] == [0, 1, 2]
@@ -62,29 +64,29 @@ class TestPredict:
         assert reply.wait_us >= 0
         assert reply.inference_us > 0
 
-    def test_of_pixels(self, model: Model) -> None:
+    def test_answers_pixels(self, model: ImageClassifier) -> None:
         blue = np.full((4, 4, 3), (0, 0, 255), np.uint8)
         pixels = wire.Pixels(data=blue.tobytes(), height=4, width=4, channels=3)
         assert labels(serve(model).ask(wire.PredictRequest(pixels=pixels)))[0] == "blue"
 
-    def test_has_the_bits_of_the_model_in_this_process(self, model: Model) -> None:
+    def test_has_the_same_bits_as_the_model_in_this_process(self, model: ImageClassifier) -> None:
         service = serve(model)
         for seed in range(5):
             noise = np.random.default_rng(seed).integers(0, 256, (31, 17, 3), np.uint8)
             image = encode(Image.fromarray(noise), "JPEG")
             reply = service.ask(wire.PredictRequest(image=image))
-            ours = [(score.label, score.probability, score.index) for score in reply.scores]
-            assert ours == [(score.label, score.probability, score.index) for score in model.predict(image).scores]
+            answered = [(score.label, score.probability, score.index) for score in reply.scores]
+            assert answered == [(score.label, score.probability, score.index) for score in model.predict(image).scores]
 
     @pytest.mark.parametrize(("top_k", "answered"), [(0, 3), (1, 1), (2, 2), (3, 3), (99, 3), (2**32 - 1, 3)])
-    def test_answers_as_many_labels_as_asked(self, model: Model, top_k: int, answered: int) -> None:
+    def test_answers_top_k_labels(self, model: ImageClassifier, top_k: int, answered: int) -> None:
         reply = serve(model).ask(wire.PredictRequest(image=RED, top_k=top_k))
         assert labels(reply) == list(COLOURS)[:answered]
 
-    def test_answers_five_labels_where_nothing_is_asked(self, model: Model) -> None:
+    def test_answers_five_labels_by_default(self, model: ImageClassifier) -> None:
         many = replace(model, manifest=replace(model.manifest, labels=tuple("abcdefgh")))
 
-        class Eight(Held):
+        class Eight(BlockedModel):
             def run(self, inputs: Tensors) -> Tensors:
                 rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(inputs[INPUT]), 1))
                 return {PROBABILITIES: rows, LOGITS: rows}
@@ -92,37 +94,37 @@ class TestPredict:
         reply = serve(Eight(many)).ask(wire.PredictRequest(image=RED))
         assert "".join(labels(reply)) == "hgfed"
 
-    def test_of_nothing(self, model: Model) -> None:
+    def test_without_input_is_refused(self, model: ImageClassifier) -> None:
         with pytest.raises(InputMissing, match="no input: set 'image'"):
             serve(model).ask(wire.PredictRequest())
 
-    def test_of_what_is_no_image(self, model: Model) -> None:
+    def test_of_bytes_that_are_not_an_image_is_refused(self, model: ImageClassifier) -> None:
         with pytest.raises(ImageUnreadable):
             serve(model).ask(wire.PredictRequest(image=b"no image at all"))
 
-    def test_keeps_to_the_limits_it_was_given(self, model: Model) -> None:
+    def test_applies_the_limits_of_the_server(self, model: ImageClassifier) -> None:
         with pytest.raises(ImageTooLarge, match=f"limit is {len(RED) - 1}"):
             serve(model, max_image_bytes=len(RED) - 1).ask(wire.PredictRequest(image=RED))
         with pytest.raises(ImageTooManyPixels, match="limit is 15"):
             serve(model, max_image_pixels=15).ask(wire.PredictRequest(image=RED))
 
-    def test_of_pixels_of_another_shape(self, model: Model) -> None:
+    def test_of_pixels_of_another_shape_is_refused(self, model: ImageClassifier) -> None:
         for size in ((3, 4, 4), (2**32 - 1,) * 3, (0, 0, 0)):
             pixels = wire.Pixels(data=bytes(48), height=size[0], width=size[1], channels=size[2])
             with pytest.raises(PixelsMismatch):
                 serve(model).ask(wire.PredictRequest(pixels=pixels))
 
-    def test_of_a_caller_that_went_away_does_not_run(self, model: Model) -> None:
-        held = Held(model)
-        service, gone = serve(held), Caller()
-        gone.cancel()
+    def test_of_a_cancelled_or_expired_call_does_not_run(self, model: ImageClassifier) -> None:
+        blocked = BlockedModel(model)
+        service, cancelled = serve(blocked), Caller()
+        cancelled.cancel()
         with pytest.raises(RequestCancelled):
-            service.ask(wire.PredictRequest(image=RED), gone)
+            service.ask(wire.PredictRequest(image=RED), cancelled)
         with pytest.raises(DeadlineExpired):
             service.ask(wire.PredictRequest(image=RED), Caller(remaining_s=0))
-        assert held.entered.empty()
+        assert blocked.entered.empty()
 
-    def test_beyond_the_queue_is_refused_before_it_is_decoded(self, model: Model) -> None:
+    def test_with_a_full_queue_is_refused_before_decoding(self, model: ImageClassifier) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))
         service = serve(model, batcher=batcher)
         batcher.admit()
@@ -131,7 +133,7 @@ class TestPredict:
         batcher.give_back()
         assert labels(service.ask(wire.PredictRequest(image=RED)))[0] == "red"
 
-    def test_leaves_its_place_however_it_ends(self, model: Model) -> None:
+    def test_gives_its_place_back_after_an_error(self, model: ImageClassifier) -> None:
         service = serve(model, max_queue=0)
         for _ in range(3):
             with pytest.raises(InputMissing):
@@ -143,7 +145,7 @@ class TestPredict:
 
 class TestModelChoice:
     @pytest.mark.parametrize(("name", "version"), [("", ""), ("", "1"), ("colours", ""), ("colours", "1")])
-    def test_of_the_only_model(self, model: Model, name: str, version: str) -> None:
+    def test_of_the_only_model_needs_no_name(self, model: ImageClassifier, name: str, version: str) -> None:
         request = wire.GetModelRequest(model=name, version=version)
         assert serve(model).service.get_model(request, Caller()).model == "colours"
         predict = wire.PredictRequest(image=RED, model=name, version=version)
@@ -160,7 +162,7 @@ class TestModelChoice:
             ("COLOURS", "", "COLOURS"),
         ],
     )
-    def test_of_what_is_not_served(self, model: Model, name: str, version: str, wanted: str) -> None:
+    def test_of_an_unknown_model_is_refused(self, model: ImageClassifier, name: str, version: str, wanted: str) -> None:
         service = serve(model)
         with pytest.raises(
             ModelNotFound, match=f"^Request for unknown model: '{wanted}' is not found, served: colours/1"
@@ -170,8 +172,8 @@ class TestModelChoice:
         with pytest.raises(ModelNotFound):
             service.service.get_model(wire.GetModelRequest(model=name, version=version), Caller())
 
-    def test_of_several_needs_a_name(self, model: Model, others: tuple[Model, Model]) -> None:
-        service = serve(model, *others)
+    def test_of_several_needs_a_name(self, model: ImageClassifier, other_models: tuple[Model, Model]) -> None:
+        service = serve(model, *other_models)
         served = "colours/1, first/7, second/7"
         with pytest.raises(ModelUnspecified, match=f"several models are served: name one of {served}") as caught:
             service.ask(wire.PredictRequest(image=RED))
@@ -192,7 +194,7 @@ def test_an_image_for_a_model_of_tensors_is_refused_naming_the_field() -> None:
     assert caught.value.field == "image"
 
 
-def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+def test_a_fault_of_the_server_counts_as_a_failure(model: ImageClassifier) -> None:
     service = serve(model)
     with (
         patch("serving.services.classifier.decode_requested", side_effect=ZeroDivisionError),
@@ -202,7 +204,7 @@ def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
     assert service.inference.statistics.describe(model).inference_stats.fail.count == 1
 
 
-def test_get_model_says_what_it_expects_and_how_it_is_served(tmp_path: Path) -> None:
+def test_get_model_describes_the_model_and_its_limits(tmp_path: Path) -> None:
     path = tmp_path / "colours.onnx"
     path.write_bytes(colour_artifact(("a", "b", "c")))
     model = load_model(path, name="letters", version="12")

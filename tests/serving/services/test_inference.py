@@ -1,4 +1,4 @@
-"""A request from its message to its reply: where each step runs, and that it ends once, wherever it is withdrawn."""
+"""The path of a request from message to reply: the thread of each step, and exactly one end after a withdrawal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +27,7 @@ from evalmode.errors import (
 from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, open_inference_pb2
 from serving.engine.decoding import MIB, DecodeBudget
 from serving.services.classifier import Classifier
@@ -37,7 +37,16 @@ from serving.services.open_inference import OpenInference
 from serving.services.source import Source
 from serving.services.statistics import Statistics
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Caller, Direct, Held, count_turns, make_batcher, make_budget, wait_until
+from tests.serving.conftest import (
+    WAIT_S,
+    BlockedModel,
+    Caller,
+    Direct,
+    count_turns,
+    make_batcher,
+    make_budget,
+    wait_until,
+)
 
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 SMALL, LARGE = encode(plain("red")), encode(plain("red", (2200, 2200)))
@@ -46,7 +55,7 @@ IMAGE, LARGE_IMAGE = (classifier_pb2.PredictRequest(image=image) for image in (S
 
 
 def infer(timeout_us: int = 0, images: tuple[bytes, ...] = ()) -> open_inference_pb2.ModelInferRequest:
-    """A request with its own deadline; of pixels, or of images."""
+    """A request of pixels or of images, with an optional ``timeout`` parameter."""
     tensor = {"name": "image", "datatype": "UINT8", "shape": RED.shape}
     request = open_inference_pb2.ModelInferRequest(inputs=[tensor], raw_input_contents=[RED.tobytes()])
     if images:
@@ -59,7 +68,7 @@ def infer(timeout_us: int = 0, images: tuple[bytes, ...] = ()) -> open_inference
 
 
 class Gate:
-    """Stands in for the decoder: shows in which thread each image is decoded, and waits until it may go on."""
+    """Replaces the decoder: records the thread of each call, and blocks until it is opened."""
 
     def __init__(self) -> None:
         self.threads: list[str] = []
@@ -83,19 +92,19 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def held(model: Model) -> Held:
-    return Held(model)
+def blocked(model: ImageClassifier) -> BlockedModel:
+    return BlockedModel(model)
 
 
-class Bench(Direct):
-    """One slot, one decode thread of each kind, room for one large image, and every end of a request counted."""
+class Pipeline(Direct):
+    """A service with one slot, one decode thread of each kind and memory for one large image; counts ended requests."""
 
-    def __init__(self, model: Any, service: str = "ours", limits: Limits | None = None) -> None:
+    def __init__(self, model: Any, service: str = "classifier", limits: Limits | None = None) -> None:
         limits, budget, statistics = limits or Limits(), make_budget(1, 64 * MIB), Statistics()
         models = Models({model.name: (model,)}, Source(Path()))
         inference = Inference(make_batcher(1, limits, count_run=statistics.count_run), budget, statistics)
         super().__init__(
-            Classifier(models, limits, budget) if service == "ours" else OpenInference(models, inference, limits),
+            Classifier(models, limits, budget) if service == "classifier" else OpenInference(models, inference, limits),
             inference,
         )
         self.given_back = 0
@@ -105,15 +114,15 @@ class Bench(Direct):
             self.given_back += 1
             give_back(aside)
 
-        batcher.give_back = count
+        batcher.give_back = count  # type: ignore[method-assign]
 
     def refusals(self) -> dict[str, int]:
-        """How often each reason has ended a request."""
+        """The number of refused requests by reason."""
         counts = self.inference.statistics.counts.values()
         return {reason: number for each in counts for (_, reason), number in each.codes.items() if reason}
 
     def expect_ended(self, requests: int) -> None:
-        """Every place has been given back, once, and nothing is left of any request."""
+        """Check that every place was given back exactly once, and that no request holds a resource."""
         assert self.given_back == requests
         assert self.inference.batcher.load().in_flight == self.inference.batcher._aside == 0
         budget = self.inference.budget
@@ -123,104 +132,118 @@ class Bench(Direct):
         wait_until(lambda: self.inference.batcher.load().slots_busy == 0)
 
 
-def wait_in_line(budget: DecodeBudget, small: int = 0, large: int = 0) -> None:
+def wait_until_queued(budget: DecodeBudget, small: int = 0, large: int = 0) -> None:
     wait_until(lambda: (count_turns(budget._small), count_turns(budget._large)) == (small, large))
 
 
-ENDS = [(True, RequestCancelled, "cancelled"), (False, DeadlineExpired, "while waiting for")]
+@dataclass(frozen=True)
+class Withdrawal:
+    """The reason of a withdrawal and its error.
 
+    Attributes:
+        is_cancelled: Whether the call is cancelled; otherwise its deadline has expired.
+        error: The error that the request ends with.
+        words: A part of its message.
+    """
 
-@pytest.mark.parametrize(("gone", "error", "words"), ENDS)
-class TestWithdrawal:
-    """Of a request whose call is cancelled, or whose deadline has passed."""
+    is_cancelled: bool
+    error: type[Exception]
+    words: str
 
-    @staticmethod
-    def withdraw(caller: Caller, gone: bool) -> None:
-        if gone:
+    def apply(self, caller: Caller) -> None:
+        if self.is_cancelled:
             caller.cancel()
-        else:  # a little before it by the clock here, as gRPC may see it
+        else:  # gRPC may cancel slightly before the deadline by this clock
             caller.remaining_s = 0.001
             for work in caller.works:
                 work.withdraw()
 
-    @pytest.mark.parametrize(("request_", "small", "large"), [(IMAGE, 1, 0), (LARGE_IMAGE, 0, 1)])
-    def test_while_it_waits_to_be_decoded_ends_it_at_once(
+
+WITHDRAWALS = [
+    Withdrawal(True, RequestCancelled, "cancelled"),
+    Withdrawal(False, DeadlineExpired, "while waiting for"),
+]
+
+
+@pytest.mark.parametrize("withdrawal", WITHDRAWALS, ids=["cancelled", "expired"])
+class TestWithdrawal:
+    """Of a request whose call is cancelled or whose deadline has expired."""
+
+    @pytest.mark.parametrize(("request_", "lane"), [(IMAGE, "small"), (LARGE_IMAGE, "large")], ids=["small", "large"])
+    def test_while_waiting_for_a_decode_thread_ends_the_request_at_once(
         self,
-        model: Model,
+        model: ImageClassifier,
         gate: Gate,
-        gone: bool,
-        error: type[Exception],
-        words: str,
+        withdrawal: Withdrawal,
         request_: classifier_pb2.PredictRequest,
-        small: int,
-        large: int,
+        lane: str,
     ) -> None:
-        bench, caller = Bench(model), Caller()
-        running = bench.begin(request_)
+        pipeline, caller = Pipeline(model), Caller()
+        running = pipeline.begin(request_)
         wait_until(lambda: len(gate.threads) == 1)
-        waiting = bench.begin(request_, caller)
-        wait_in_line(bench.inference.budget, small, large)
-        self.withdraw(caller, gone)
-        with pytest.raises(error, match=words):
+        waiting = pipeline.begin(request_, caller)
+        wait_until_queued(pipeline.inference.budget, **{lane: 1})
+        withdrawal.apply(caller)
+        with pytest.raises(withdrawal.error, match=withdrawal.words):
             waiting.result(0)
-        self.withdraw(caller, gone)  # again: nothing happens
+        withdrawal.apply(caller)  # a second withdrawal does nothing
         gate.open.set()
         assert running.result(WAIT_S)
-        bench.expect_ended(2)
+        pipeline.expect_ended(2)
         assert len(gate.threads) == 1
-        assert sum(bench.refusals().values()) == 1
+        assert sum(pipeline.refusals().values()) == 1
 
-    def test_while_it_waits_for_a_slot_ends_it_at_once(
-        self, held: Held, gone: bool, error: type[Exception], words: str
+    def test_while_waiting_for_a_slot_ends_the_request_at_once(
+        self, blocked: BlockedModel, withdrawal: Withdrawal
     ) -> None:
-        bench, caller = Bench(held), Caller()
-        running = bench.begin(PIXELS)
-        held.next_batch()
-        waiting = bench.begin(PIXELS, caller)
-        self.withdraw(caller, gone)
-        with pytest.raises(error, match=words):
+        pipeline, caller = Pipeline(blocked), Caller()
+        running = pipeline.begin(PIXELS)
+        blocked.next_batch()
+        waiting = pipeline.begin(PIXELS, caller)
+        withdrawal.apply(caller)
+        with pytest.raises(withdrawal.error, match=withdrawal.words):
             waiting.result(0)
-        self.withdraw(caller, gone)
-        held.let_go()
+        withdrawal.apply(caller)
+        blocked.release()
         assert running.result(WAIT_S)
-        bench.expect_ended(2)
-        assert held.entered.empty()
+        pipeline.expect_ended(2)
+        assert blocked.entered.empty()
 
-    def test_while_it_is_decoded_ends_it_where_it_would_wait_next(
-        self, held: Held, gate: Gate, gone: bool, error: type[Exception], words: str
+    def test_while_decoding_ends_the_request_after_decoding(
+        self, blocked: BlockedModel, gate: Gate, withdrawal: Withdrawal
     ) -> None:
-        bench, caller = Bench(held), Caller()
-        running = bench.begin(PIXELS)
-        held.next_batch()
-        decoding = bench.begin(IMAGE, caller)
+        pipeline, caller = Pipeline(blocked), Caller()
+        running = pipeline.begin(PIXELS)
+        blocked.next_batch()
+        decoding = pipeline.begin(IMAGE, caller)
         wait_until(lambda: len(gate.threads) == 1)
-        self.withdraw(caller, gone)
+        withdrawal.apply(caller)
         assert not decoding.done()
         gate.open.set()
-        with pytest.raises(error, match=words):
+        with pytest.raises(withdrawal.error, match=withdrawal.words):
             decoding.result(WAIT_S)
-        assert not running.done()  # the slot has been busy all the time
-        held.let_go()
+        assert not running.done()  # the slot was busy all the time
+        blocked.release()
         assert running.result(WAIT_S)
-        bench.expect_ended(2)
+        pipeline.expect_ended(2)
 
-    def test_while_it_runs_does_nothing(self, held: Held, gone: bool, error: type[Exception], words: str) -> None:
-        bench, caller = Bench(held), Caller()
-        running = bench.begin(PIXELS, caller)
-        held.next_batch()
-        self.withdraw(caller, gone)
-        held.let_go()
+    def test_while_running_does_nothing(self, blocked: BlockedModel, withdrawal: Withdrawal) -> None:
+        pipeline, caller = Pipeline(blocked), Caller()
+        running = pipeline.begin(PIXELS, caller)
+        blocked.next_batch()
+        withdrawal.apply(caller)
+        blocked.release()
         assert running.result(WAIT_S)
-        self.withdraw(caller, gone)
-        bench.expect_ended(1)
-        assert not bench.refusals()
+        withdrawal.apply(caller)
+        pipeline.expect_ended(1)
+        assert not pipeline.refusals()
 
 
-def test_a_withdrawal_between_reading_and_the_wait_for_memory_is_not_lost(model: Model, gate: Gate) -> None:
-    bench, caller = Bench(model), Caller()
-    running = bench.begin(LARGE_IMAGE)
+def test_a_withdrawal_between_reading_and_queueing_is_not_lost(model: ImageClassifier, gate: Gate) -> None:
+    pipeline, caller = Pipeline(model), Caller()
+    running = pipeline.begin(LARGE_IMAGE)
     wait_until(lambda: len(gate.threads) == 1)
-    begin, reading, go_on = bench.service.begin, threading.Event(), threading.Event()
+    begin, reading, go_on = pipeline.service.begin, threading.Event(), threading.Event()
 
     def begin_slowly(*arguments: Any) -> Any:
         read = begin(*arguments)
@@ -228,69 +251,71 @@ def test_a_withdrawal_between_reading_and_the_wait_for_memory_is_not_lost(model:
         assert go_on.wait(WAIT_S)
         return read
 
-    bench.service.begin = begin_slowly
-    waiting = bench.begin(LARGE_IMAGE, caller)
+    pipeline.service.begin = begin_slowly
+    waiting = pipeline.begin(LARGE_IMAGE, caller)
     assert reading.wait(WAIT_S)
     caller.cancel()
     go_on.set()
     with pytest.raises(RequestCancelled):
         waiting.result(WAIT_S)
-    assert not running.done()  # the memory has been taken all the time
+    assert not running.done()  # the memory was in use all the time
     gate.open.set()
     assert running.result(WAIT_S)
-    bench.expect_ended(2)
+    pipeline.expect_ended(2)
 
 
-def test_a_second_wait_that_begins_before_the_first_is_noted_can_be_withdrawn(model: Model, gate: Gate) -> None:
-    """Where the decode thread is quicker than the thread that brought the request."""
-    bench, caller = Bench(model), Caller()
-    running = bench.begin(LARGE_IMAGE)
+def test_a_second_wait_that_begins_before_the_first_is_recorded_can_be_withdrawn(
+    model: ImageClassifier, gate: Gate
+) -> None:
+    """If the decode thread is faster than the thread that submitted the request."""
+    pipeline, caller = Pipeline(model), Caller()
+    running = pipeline.begin(LARGE_IMAGE)
     wait_until(lambda: len(gate.threads) == 1)
-    budget, submit, brought = bench.inference.budget, bench.inference.budget.submit, threading.current_thread()
+    budget, submit, submitter = pipeline.inference.budget, pipeline.inference.budget.submit, threading.current_thread()
 
     def submit_slowly(work: Callable[[], object], cost_bytes: int = 0) -> Any:
         turn = submit(work, cost_bytes)
-        if threading.current_thread() is brought:
-            wait_in_line(budget, large=1)
+        if threading.current_thread() is submitter:
+            wait_until_queued(budget, large=1)
         return turn
 
-    budget.submit = submit_slowly
-    waiting = bench.begin(LARGE_IMAGE, caller)
+    budget.submit = submit_slowly  # type: ignore[method-assign]
+    waiting = pipeline.begin(LARGE_IMAGE, caller)
     caller.cancel()
     with pytest.raises(RequestCancelled):
         waiting.result(0)
     gate.open.set()
     assert running.result(WAIT_S)
-    bench.expect_ended(2)
+    pipeline.expect_ended(2)
 
 
-class TestOwnTimeout:
-    def test_ends_the_wait_for_a_slot(self, held: Held) -> None:
-        bench = Bench(held, "theirs")
-        running = bench.begin(infer())
-        held.next_batch()
+class TestTimeoutParameter:
+    def test_ends_the_wait_for_a_slot(self, blocked: BlockedModel) -> None:
+        pipeline = Pipeline(blocked, "open_inference")
+        running = pipeline.begin(infer())
+        blocked.next_batch()
         with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
-            bench.ask(infer(timeout_us=20_000))
+            pipeline.ask(infer(timeout_us=20_000))
         assert not running.done()
-        held.let_go()
+        blocked.release()
         assert running.result(WAIT_S)
-        bench.expect_ended(2)
-        assert bench.refusals() == {"DEADLINE_EXPIRED": 1}
+        pipeline.expect_ended(2)
+        assert pipeline.refusals() == {"DEADLINE_EXPIRED": 1}
 
-    def test_ends_the_wait_for_memory(self, model: Model, gate: Gate) -> None:
-        bench = Bench(model, "theirs")
-        running = bench.begin(infer(images=(LARGE,)))
+    def test_ends_the_wait_for_memory(self, model: ImageClassifier, gate: Gate) -> None:
+        pipeline = Pipeline(model, "open_inference")
+        running = pipeline.begin(infer(images=(LARGE,)))
         wait_until(lambda: len(gate.threads) == 1)
         with pytest.raises(DeadlineExpired, match="memory to decode in"):
-            bench.ask(infer(timeout_us=20_000, images=(LARGE,)))
+            pipeline.ask(infer(timeout_us=20_000, images=(LARGE,)))
         assert not running.done()
         gate.open.set()
         assert running.result(WAIT_S)
-        bench.expect_ended(2)
+        pipeline.expect_ended(2)
 
-    def test_that_passes_while_images_are_decoded_decodes_no_more(self, model: Model, gate: Gate) -> None:
-        bench = Bench(model, "theirs")
-        decoding = bench.begin(infer(timeout_us=50_000, images=(SMALL, SMALL)))
+    def test_that_expires_while_decoding_skips_the_remaining_images(self, model: ImageClassifier, gate: Gate) -> None:
+        pipeline = Pipeline(model, "open_inference")
+        decoding = pipeline.begin(infer(timeout_us=50_000, images=(SMALL, SMALL)))
         wait_until(lambda: gate.threads)
         passed = time.monotonic() + 0.1
         wait_until(lambda: time.monotonic() > passed)
@@ -298,25 +323,25 @@ class TestOwnTimeout:
         with pytest.raises(DeadlineExpired):
             decoding.result(WAIT_S)
         assert len(gate.threads) == 1
-        bench.expect_ended(1)
+        pipeline.expect_ended(1)
 
-    def test_that_a_timer_meets_early_is_a_deadline_all_the_same(self, held: Held) -> None:
-        """Timers of event loops are rounded."""
-        bench, timers = Bench(held, "theirs"), []
-        bench.begin(infer())
-        held.next_batch()
+    def test_whose_timer_fires_early_is_kept(self, blocked: BlockedModel) -> None:
+        """Timers of event loops may fire early, by rounding."""
+        pipeline, timers = Pipeline(blocked, "open_inference"), []
+        pipeline.begin(infer())
+        blocked.next_batch()
         waiting: Future[Any] = Future()
         work = Work(
-            bench.inference,
-            bench.service,
+            pipeline.inference,
+            pipeline.service,
             Unparsed(lambda: infer(50_000), 0),
             Caller(),
             waiting.set_result,
             lambda *timer: timers.append(timer),
         )
-        seconds, ring = timers.pop()
+        seconds, fire = timers.pop()
         assert 0 < seconds <= 0.05
-        ring()
+        fire()
         if not waiting.done():
             assert len(timers) == 1  # the rest
             until = time.monotonic() + seconds
@@ -324,186 +349,186 @@ class TestOwnTimeout:
             timers.pop()[1]()
         assert isinstance(waiting.result(0), DeadlineExpired)
         assert isinstance(work, Work)
-        held.let_go()
+        blocked.release()
 
-    def test_holds_nothing_for_long_once_the_request_has_ended(self, model: Model) -> None:
-        bench, timers = Bench(model, "theirs"), []
+    def test_sets_no_further_timer_after_the_request_has_ended(self, model: ImageClassifier) -> None:
+        pipeline, timers = Pipeline(model, "open_inference"), []
         answered: Future[Any] = Future()
         Work(
-            bench.inference,
-            *(bench.service, Unparsed(lambda: infer(3600 * 10**6), 0), Caller(), answered.set_result),
+            pipeline.inference,
+            *(pipeline.service, Unparsed(lambda: infer(3600 * 10**6), 0), Caller(), answered.set_result),
             lambda *timer: timers.append(timer),
         )
         assert answered.result(WAIT_S).model_name == "colours"
-        ((seconds, ring),) = timers
+        ((seconds, fire),) = timers
         assert seconds <= 1
-        wait_until(lambda: bench.given_back == 1)
-        ring()
-        assert len(timers) == 1  # no other follows
+        wait_until(lambda: pipeline.given_back == 1)
+        fire()
+        assert len(timers) == 1  # no further timer
 
-    def test_beyond_a_second_is_kept_by_one_timer_after_another(self, held: Held) -> None:
-        bench, timers, now = Bench(held, "theirs"), [], time.monotonic()
-        bench.begin(infer())
-        held.next_batch()
+    def test_over_a_second_is_split_into_several_timers(self, blocked: BlockedModel) -> None:
+        pipeline, timers, now = Pipeline(blocked, "open_inference"), [], time.monotonic()
+        pipeline.begin(infer())
+        blocked.next_batch()
         ended: Future[Any] = Future()
         with patch("serving.services.open_inference.time.monotonic", lambda: now):
             Work(
-                bench.inference,
-                *(bench.service, Unparsed(lambda: infer(2_500_000), 0), Caller(), ended.set_result),
+                pipeline.inference,
+                *(pipeline.service, Unparsed(lambda: infer(2_500_000), 0), Caller(), ended.set_result),
                 lambda *timer: timers.append(timer),
             )
             for wanted in (1, 1, 0.5):
-                seconds, ring = timers.pop()
+                seconds, fire = timers.pop()
                 assert seconds == pytest.approx(wanted, abs=1e-3)
                 assert not ended.done()
                 now += seconds + 1e-6
-                ring()
+                fire()
         assert isinstance(ended.result(0), DeadlineExpired)
         assert not timers
-        held.let_go()
+        blocked.release()
 
 
-class TestWhere:
-    """Each step runs."""
+class TestThreads:
+    """The thread of each step."""
 
     @pytest.mark.parametrize(
         ("size_bytes", "request_", "threads"),
         [
-            (0, PIXELS, "here"),
-            (QUICK_BYTES, PIXELS, "here"),
+            (0, PIXELS, "caller"),
+            (QUICK_BYTES, PIXELS, "caller"),
             (QUICK_BYTES + 1, PIXELS, "small-decode"),
             (32 * MIB, PIXELS, "large-decode"),
-            (10**12, PIXELS, "large-decode"),  # as a message may become that is compressed: more than there is
-            (0, IMAGE, "here"),
+            (10**12, PIXELS, "large-decode"),  # the decompressed size may exceed the memory
+            (0, IMAGE, "caller"),
         ],
     )
     def test_a_large_message_is_parsed_in_a_decode_thread(
-        self, model: Model, size_bytes: int, request_: Any, threads: str
+        self, model: ImageClassifier, size_bytes: int, request_: Any, threads: str
     ) -> None:
-        bench, parsed, answered = Bench(model), [], Future()
+        pipeline, parsed, answered = Pipeline(model), [], Future[Any]()
 
         def parse() -> Any:
-            here = threading.current_thread() is threading.main_thread()
-            parsed.append("here" if here else threading.current_thread().name.rpartition("-")[0])
+            is_caller = threading.current_thread() is threading.main_thread()
+            parsed.append("caller" if is_caller else threading.current_thread().name.rpartition("-")[0])
             return request_
 
         message = Unparsed(parse, size_bytes)
-        Work(bench.inference, bench.service, message, Caller(), answered.set_result, lambda *_: None)
+        Work(pipeline.inference, pipeline.service, message, Caller(), answered.set_result, lambda *_: None)
         assert answered.result(WAIT_S).scores[0].label == "red"
         assert parsed == [threads]
-        bench.expect_ended(1)
+        pipeline.expect_ended(1)
 
     @pytest.mark.parametrize(("image", "lane"), [(SMALL, "small-decode"), (LARGE, "large-decode")])
-    @pytest.mark.parametrize("service", ["ours", "theirs"])
+    @pytest.mark.parametrize("service", ["classifier", "open_inference"])
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
-    def test_a_large_image_is_decoded_in_the_large_lane(
-        self, model: Model, gate: Gate, image: bytes, lane: str, service: str, size_bytes: int
+    def test_an_image_is_decoded_in_the_lane_of_its_size(
+        self, model: ImageClassifier, gate: Gate, image: bytes, lane: str, service: str, size_bytes: int
     ) -> None:
-        bench = Bench(model, service)
+        pipeline = Pipeline(model, service)
         gate.open.set()
-        request = classifier_pb2.PredictRequest(image=image) if service == "ours" else infer(images=(image,))
-        assert bench.begin(request, size_bytes=size_bytes).result(WAIT_S)
+        request = classifier_pb2.PredictRequest(image=image) if service == "classifier" else infer(images=(image,))
+        assert pipeline.begin(request, size_bytes=size_bytes).result(WAIT_S)
         assert gate.threads == [lane]
-        bench.expect_ended(1)
+        pipeline.expect_ended(1)
 
 
 class TestEnd:
-    """A request gives its place back once, and is counted once, however it ends."""
+    """A request gives its place back once and is counted once, whatever its outcome."""
 
-    def test_of_an_answer(self, model: Model) -> None:
-        bench = Bench(model)
+    def test_of_an_answer(self, model: ImageClassifier) -> None:
+        pipeline = Pipeline(model)
         for request in (PIXELS, IMAGE, LARGE_IMAGE):
-            assert bench.ask(request)
-        bench.expect_ended(3)
-        assert not bench.refusals()
-        assert bench.inference.statistics.answered == 3
+            assert pipeline.ask(request)
+        pipeline.expect_ended(3)
+        assert not pipeline.refusals()
+        assert pipeline.inference.statistics.answered == 3
 
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
-    def test_of_a_message_that_cannot_be_parsed(self, model: Model, size_bytes: int) -> None:
-        bench, ended = Bench(model), Future()
+    def test_of_a_message_that_cannot_be_parsed(self, model: ImageClassifier, size_bytes: int) -> None:
+        pipeline, ended = Pipeline(model), Future[Any]()
 
         def parse() -> None:
-            raise MessageInvalid("no message")
+            raise MessageInvalid("damaged")
 
         message = Unparsed(parse, size_bytes)
-        Work(bench.inference, bench.service, message, Caller(), ended.set_result, lambda *_: None)
+        Work(pipeline.inference, pipeline.service, message, Caller(), ended.set_result, lambda *_: None)
         assert isinstance(ended.result(WAIT_S), MessageInvalid)
-        bench.expect_ended(1)
-        assert bench.refusals() == {"MESSAGE_INVALID": 1}
+        pipeline.expect_ended(1)
+        assert pipeline.refusals() == {"MESSAGE_INVALID": 1}
 
-    def test_of_images_that_are_none_or_too_large(self, model: Model) -> None:
-        bench = Bench(model)
+    def test_of_unreadable_or_too_large_images(self, model: ImageClassifier) -> None:
+        pipeline = Pipeline(model)
         with pytest.raises(ImageUnreadable):
-            bench.ask(classifier_pb2.PredictRequest(image=b"none"))
+            pipeline.ask(classifier_pb2.PredictRequest(image=b"none"))
         with pytest.raises(ImageUnreadable):
-            bench.ask(classifier_pb2.PredictRequest(image=LARGE[:-200]))
+            pipeline.ask(classifier_pb2.PredictRequest(image=LARGE[:-200]))
         with pytest.raises(ImageNeedsTooMuchMemory):
-            bench.ask(classifier_pb2.PredictRequest(image=encode(plain("red", (5000, 5000)))))
-        bench.expect_ended(3)
+            pipeline.ask(classifier_pb2.PredictRequest(image=encode(plain("red", (5000, 5000)))))
+        pipeline.expect_ended(3)
 
     @pytest.mark.parametrize("request_", [PIXELS, IMAGE, LARGE_IMAGE])
     @pytest.mark.parametrize(
         ("caller", "error"), [(Caller(0), DeadlineExpired), (Caller(-1), DeadlineExpired), (None, RequestCancelled)]
     )
-    def test_of_a_call_that_ended_on_arrival(
-        self, held: Held, gate: Gate, request_: Any, caller: Caller | None, error: type[Exception]
+    def test_of_a_call_that_was_cancelled_or_expired_on_arrival(
+        self, blocked: BlockedModel, gate: Gate, request_: Any, caller: Caller | None, error: type[Exception]
     ) -> None:
-        bench = Bench(held)
+        pipeline = Pipeline(blocked)
         if caller is None:
             caller = Caller()
             caller.cancel()
         with pytest.raises(error):
-            bench.ask(request_, caller)
-        bench.expect_ended(1)
-        assert held.entered.empty()
+            pipeline.ask(request_, caller)
+        pipeline.expect_ended(1)
+        assert blocked.entered.empty()
         assert not gate.threads
 
-    def test_of_a_reply_that_cannot_be_written(self, model: Model) -> None:
-        bench = Bench(model)
-        with patch.object(Model, "rank", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
-            bench.ask(PIXELS)
-        bench.expect_ended(1)
-        assert bench.ask(PIXELS)
+    def test_of_a_reply_that_cannot_be_written(self, model: ImageClassifier) -> None:
+        pipeline = Pipeline(model)
+        with patch.object(ImageClassifier, "rank", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+            pipeline.ask(PIXELS)
+        pipeline.expect_ended(1)
+        assert pipeline.ask(PIXELS)
 
-    def test_of_one_too_many_gives_no_place_back_that_it_never_had(self, held: Held) -> None:
-        bench = Bench(held, limits=Limits(max_queue=0))
-        running = bench.begin(PIXELS)
-        held.next_batch()
+    def test_of_a_request_refused_by_admission_gives_no_place_back(self, blocked: BlockedModel) -> None:
+        pipeline = Pipeline(blocked, limits=Limits(max_queue=0))
+        running = pipeline.begin(PIXELS)
+        blocked.next_batch()
         with pytest.raises(QueueFull):
-            bench.ask(PIXELS)
-        assert bench.given_back == 0
-        held.let_go()
+            pipeline.ask(PIXELS)
+        assert pipeline.given_back == 0
+        blocked.release()
         assert running.result(WAIT_S)
-        bench.expect_ended(1)
-        assert bench.refusals() == {"QUEUE_FULL": 1}
+        pipeline.expect_ended(1)
+        assert pipeline.refusals() == {"QUEUE_FULL": 1}
 
 
-@pytest.mark.parametrize("late", [False, True])  # whether it ends before the turn of its decode thread is noted
+@pytest.mark.parametrize("late", [False, True])  # whether it ends before submit returns
 @pytest.mark.parametrize("request_", [PIXELS, IMAGE, LARGE_IMAGE])
-def test_a_request_that_has_ended_leaves_nothing_behind(model: Model, request_: Any, late: bool) -> None:
-    """Without the help of the garbage collector, which comes late: else swapped models would pile up until then."""
-    bench, passing, answered = Bench(model), [replace(model)], Future()
-    gone = weakref.ref(passing[0])
-    submit = bench.inference.budget.submit
+def test_an_ended_request_is_not_referenced(model: ImageClassifier, request_: Any, late: bool) -> None:
+    """Without the garbage collector, which runs late: swapped models would accumulate until then."""
+    pipeline, passing, answered = Pipeline(model), [replace(model)], Future[Any]()
+    reference = weakref.ref(passing[0])
+    submit = pipeline.inference.budget.submit
 
     def submit_slowly(work: Callable[[], object], cost_bytes: int = 0) -> Any:
         turn = submit(work, cost_bytes)
         if threading.current_thread() is threading.main_thread():
-            wait_until(lambda: bench.given_back == 1)
+            wait_until(lambda: pipeline.given_back == 1)
         return turn
 
     if late:
-        bench.inference.budget.submit = submit_slowly
+        pipeline.inference.budget.submit = submit_slowly  # type: ignore[method-assign]
     gc.disable()
     try:
-        with patch.object(bench.service, "find", lambda request: passing.pop()):
+        with patch.object(pipeline.service, "find", lambda request: passing.pop()):
             message = Unparsed(lambda: request_, 0)
-            work = Work(bench.inference, bench.service, message, Caller(), answered.set_result, lambda *_: None)
+            work = Work(pipeline.inference, pipeline.service, message, Caller(), answered.set_result, lambda *_: None)
             assert answered.result(WAIT_S).scores
-        wait_until(lambda: bench.given_back == 1)
+        wait_until(lambda: pipeline.given_back == 1)
         kept = weakref.ref(work)
         del work
-        wait_until(lambda: gone() is None)
+        wait_until(lambda: reference() is None)
         assert kept() is None
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""What Prometheus reads after a known load, exactly, of a real server."""
+"""The exact metrics of a real server after a known load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import http.client
 import json
 import socket
 import struct
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -34,17 +33,17 @@ from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services.drift import LIMIT, WINDOW
 from serving.services.metrics import METRICS, MIN_IMAGES
 from tests.conftest import COLOURS, Server, colour_artifact, colour_graph, encode, plain, serving
+from tests.serving.conftest import WAIT_S, wait_until
 
 RED, GREEN = encode(plain("red")), encode(plain((0, 255, 0)))
 PIXELS = np.full((3, 4, 4, 3), (0, 0, 255), np.uint8)
-WAIT_S = 30
 
 Samples = dict[tuple[str, ...], float]
 
 
 @pytest.fixture
 def fresh(colours: Path) -> Iterator[Server]:
-    """A server that nobody has asked yet."""
+    """A server that has received no request."""
     with serving(colours) as running:
         yield running
 
@@ -58,7 +57,7 @@ def get(server: Server, path: str) -> tuple[int, str]:
 
 
 def scrape(server: Server) -> Callable[[str], Samples]:
-    """A reading: its samples by name, each by the values of its labels, in the order in which they are documented."""
+    """Scrape the metrics: a function from a name to its samples by label values, in the documented order of labels."""
     status, text = get(server, "/metrics")
     assert status == 200
     found: dict[str, Samples] = {}
@@ -77,7 +76,7 @@ def infer(channel: grpc.Channel, batch: np.ndarray, model: str = "") -> wire.Mod
     return wire_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=WAIT_S)
 
 
-def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
+def test_counts_match_a_known_load(fresh: Server) -> None:
     with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(client.predict, [RED] * 7 + [GREEN] * 5))
@@ -93,84 +92,81 @@ def test_counts_are_those_of_a_known_load(fresh: Server) -> None:
             iter([wire.ModelInferRequest(model_name="colours")])
         )
         assert next(stream).error_message
-    told = scrape(fresh)
+    read = scrape(fresh)
     one = ("colours", "1")
-    assert told("evalmode_requests_total") == {
+    assert read("evalmode_requests_total") == {
         (*one, "OK", ""): 13,
         (*one, "INVALID_ARGUMENT", "IMAGE_UNREADABLE"): 2,
         (*one, "INVALID_ARGUMENT", "SHAPE_MISMATCH"): 1,
         (*one, "INVALID_ARGUMENT", "TENSOR_MISSING"): 1,
-        (*one, "INTERNAL", "INTERNAL"): 0,  # counted before there is one: else Prometheus would not see the first
+        (*one, "INTERNAL", "INTERNAL"): 0,  # exists from the start: otherwise Prometheus would miss the first increase
         ("", "", "INTERNAL", "INTERNAL"): 0,
         ("", "", "NOT_FOUND", "MODEL_NOT_FOUND"): 1,
     }
-    assert told("evalmode_inputs_total") == {one: 15}
-    assert told("evalmode_predictions_total") == {(*one, "red"): 7, (*one, "green"): 5, (*one, "blue"): 3}
+    assert read("evalmode_inputs_total") == {one: 15}
+    assert read("evalmode_predictions_total") == {(*one, "red"): 7, (*one, "green"): 5, (*one, "blue"): 3}
     for name in ("decode", "wait", "inference", "request"):
-        assert told(f"evalmode_{name}_seconds_count") == {one: 13}
-        buckets = [count for (*_, _bound), count in told(f"evalmode_{name}_seconds_bucket").items()]
+        assert read(f"evalmode_{name}_seconds_count") == {one: 13}
+        buckets = [count for (*_, _bound), count in read(f"evalmode_{name}_seconds_bucket").items()]
         assert buckets == sorted(buckets)
         assert buckets[-1] == 13
-    spent = {name: told(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
+    spent = {name: read(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
     assert spent["request"] == pytest.approx(spent["decode"] + spent["wait"] + spent["inference"])
-    assert told("evalmode_batch_size_sum") == {one: 15}
-    assert told("evalmode_model_ready") == {one: 1}
-    [info] = told("evalmode_model_info")
+    assert read("evalmode_batch_size_sum") == {one: 15}
+    assert read("evalmode_model_ready") == {one: 1}
+    [info] = read("evalmode_model_info")
     assert info[:2] + info[3:] == ("colours", "1", "CPU", "true", "true")
     assert info[2].startswith("sha256:")
     for name in ("slots_busy", "requests_waiting", "requests_in_flight"):
-        assert told(f"evalmode_{name}") == {(): 0}
-    assert told("evalmode_slots")[()] >= 1
-    assert told("process_resident_memory_bytes")[()] > 1e6
+        assert read(f"evalmode_{name}") == {(): 0}
+    assert read("evalmode_slots")[()] >= 1
+    assert read("process_resident_memory_bytes")[()] > 1e6
 
 
-def test_what_is_told_is_what_is_documented(fresh: Server) -> None:
+def test_the_metrics_are_those_of_the_table(fresh: Server) -> None:
     _, text = get(fresh, "/metrics")
     families = {family.name: family.type for family in text_string_to_metric_families(text)}
-    ours = {name: kind for name, kind in families.items() if name.startswith("evalmode_")}
-    assert ours == {name.removesuffix("_total"): one.kind for name, one in METRICS.items()}
+    families_of_evalmode = {name: kind for name, kind in families.items() if name.startswith("evalmode_")}
+    assert families_of_evalmode == {name.removesuffix("_total"): one.kind for name, one in METRICS.items()}
 
 
-def test_what_is_in_flight_shows(tmp_path: Path) -> None:
+def test_requests_in_flight_are_measured(tmp_path: Path) -> None:
     publish(tmp_path, "slow", colour_artifact(slow_steps=1500))
     with serving(tmp_path, "--allow-uncertified") as server, grpc.insecure_channel(server.address) as channel:
         stub = classifier_pb2_grpc.ClassifierStub(channel)
         calls = [stub.Predict.future(classifier_pb2.PredictRequest(image=RED), timeout=60) for _ in range(12)]
-        until = time.monotonic() + WAIT_S
-        while True:
-            told = scrape(server)
-            slots, busy, waiting, flying = (
-                told(f"evalmode_{name}")[()]
-                for name in ("slots", "slots_busy", "requests_waiting", "requests_in_flight")
-            )
-            if busy == slots and waiting and flying == 12:
-                break
-            assert time.monotonic() < until, (slots, busy, waiting, flying)
+
+        def all_are_measured() -> bool:
+            read = scrape(server)
+            names = ("slots", "slots_busy", "requests_waiting", "requests_in_flight")
+            slots, busy, waiting, in_flight = (read(f"evalmode_{name}")[()] for name in names)
+            return bool(busy == slots and waiting and in_flight == 12)
+
+        wait_until(all_are_measured)
         for call in calls:
             call.cancel()
 
 
-def test_the_repository_shows(tmp_path: Path) -> None:
+def test_readiness_of_each_version_is_measured(tmp_path: Path) -> None:
     publish(tmp_path, "colours", colour_artifact())
     with serving(tmp_path, "--poll", "0.05") as server:
         publish(tmp_path, "colours", b"no artifact")
-        until = time.monotonic() + WAIT_S
-        while scrape(server)("evalmode_model_ready") != {("colours", "1"): 1, ("colours", "2"): 0}:
-            assert time.monotonic() < until
+        ready = {("colours", "1"): 1, ("colours", "2"): 0}
+        wait_until(lambda: scrape(server)("evalmode_model_ready") == ready)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
-def test_head_says_what_get_says_without_a_body(fresh: Server, path: str) -> None:
-    told = {}
+def test_head_has_the_headers_of_get_and_no_body(fresh: Server, path: str) -> None:
+    replies = {}
     for method in ("GET", "HEAD"):
         with closing(http.client.HTTPConnection(fresh.metrics, timeout=WAIT_S)) as connection:
             connection.request(method, path)
             reply = connection.getresponse()
-            told[method] = (reply.status, reply.headers["Content-Type"])
+            replies[method] = (reply.status, reply.headers["Content-Type"])
             body, length = reply.read(), int(reply.headers["Content-Length"])
             assert length > 0
             assert len(body) == (length if method == "GET" else 0)
-    assert told["HEAD"] == told["GET"]
+    assert replies["HEAD"] == replies["GET"]
 
 
 MANY = 20_000
@@ -178,7 +174,7 @@ MANY = 20_000
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a classifier of 20,000 labels: the label of an image is the number that its pixels are."""
+    """A repository with a classifier of 20,000 labels: the two pixels of an image are the digits of its label."""
     repository, contract = tmp_path_factory.mktemp("many"), PixelContract(1, 2, 1)
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -211,7 +207,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def show(channel: grpc.Channel, *numbers: int) -> None:
-    """Ask for the label of each number."""
+    """Request the label of each number."""
     infer(channel, np.array([divmod(number, 256) for number in numbers], np.uint8).reshape(-1, 1, 2, 1))
 
 
@@ -223,7 +219,7 @@ def show(channel: grpc.Channel, *numbers: int) -> None:
         (0, {"(other)": 6}),
     ],
 )
-def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
+def test_a_label_has_a_counter_from_its_first_prediction_on_up_to_the_limit(
     many: Path, limit: int, shown: dict[str, int]
 ) -> None:
     with serving(many, "--allow-uncertified", "--label-metrics", limit) as server:
@@ -231,18 +227,18 @@ def test_a_label_has_a_counter_from_its_first_answer_on_within_a_limit(
         with grpc.insecure_channel(server.address) as channel:
             for numbers in ((19_999,), (7, 7), (0, 19_999), (300,)):
                 show(channel, *numbers)
-        told = scrape(server)("evalmode_predictions_total")
-        assert told == {("many", "1", label): count for label, count in shown.items()}
+        counted = scrape(server)("evalmode_predictions_total")
+        assert counted == {("many", "1", label): count for label, count in shown.items()}
 
 
-def test_a_label_that_is_no_text_ends_no_page(tmp_path: Path) -> None:
+def test_a_label_that_is_not_valid_unicode_is_escaped(tmp_path: Path) -> None:
     publish(tmp_path, "colours", colour_artifact(("\ud800", "green", "blue")))
     with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
         infer(channel, np.full((1, 4, 4, 3), (255, 0, 0), np.uint8))
         assert scrape(server)("evalmode_predictions_total") == {("colours", "1", "\\ud800"): 1}
 
 
-def test_a_client_that_goes_away_is_no_line_in_the_log(fresh: Server) -> None:
+def test_a_client_that_resets_its_connection_is_not_logged(fresh: Server) -> None:
     for _ in range(3):
         host, port = fresh.metrics.split(":")
         with closing(socket.create_connection((host, int(port)))) as client:
@@ -259,29 +255,27 @@ def test_health_over_http(fresh: Server) -> None:
     assert get(fresh, "/") == (404, "not found: use /metrics, /healthz or /livez\n")
 
 
-def test_health_over_http_says_when_the_server_leaves(colours: Path) -> None:
+def test_health_over_http_is_not_ready_during_shutdown(colours: Path) -> None:
     with serving(colours, "--lame-duck", "20") as server:
         server.process.terminate()
-        until = time.monotonic() + WAIT_S
-        while get(server, "/healthz") != (503, "not ready\n"):
-            assert time.monotonic() < until
+        wait_until(lambda: get(server, "/healthz") == (503, "not ready\n"))
         assert get(server, "/livez") == (200, "ok\n")
 
 
-def test_a_metrics_port_in_use_is_named(colours: Path, fresh: Server, evalmode) -> None:
+def test_a_metrics_port_in_use_is_reported(colours: Path, fresh: Server, evalmode) -> None:
     port = fresh.metrics.rpartition(":")[2]
     refused = evalmode("serve", "--repository", colours, "--port", 0, "--metrics-port", port)
     assert refused.returncode == 2
     assert f"metrics cannot listen on 127.0.0.1:{port}: the port is in use" in refused.stderr
 
 
-def test_metrics_can_be_left_out(colours: Path) -> None:
+def test_no_metrics_disables_the_metrics_port(colours: Path) -> None:
     with serving(colours, "--no-metrics") as server:
         assert server.metrics == "127.0.0.1:metrics"  # no port
 
 
 def publish_drawn(repository: Path) -> np.ndarray:
-    """Publish an artifact that knows the moments of pictures, and return these."""
+    """Publish an artifact with the moments of training images, and return these images."""
     chance = np.random.default_rng(0)
     images = chance.integers(0, 200, (WINDOW, 4, 4, 3)).astype(np.uint8)
     contract = PixelContract(4, 4, 3)
@@ -296,26 +290,28 @@ def publish_drawn(repository: Path) -> np.ndarray:
 class TestDrift:
     @pytest.fixture
     def drawn(self, tmp_path: Path) -> np.ndarray:
-        """Pictures of which the artifact in ``tmp_path`` knows the moments."""
+        """The training images of the artifact in ``tmp_path``."""
         return publish_drawn(tmp_path)
 
     @pytest.mark.parametrize(("change", "flagged"), [(0, 0), (40, 1)])
-    def test_is_told_of_the_last_images(self, tmp_path: Path, drawn: np.ndarray, change: int, flagged: int) -> None:
+    def test_is_measured_on_the_most_recent_images(
+        self, tmp_path: Path, drawn: np.ndarray, change: int, flagged: int
+    ) -> None:
         with serving(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
             infer(channel, drawn[: MIN_IMAGES - 1][:64])
             infer(channel, drawn[64 : MIN_IMAGES - 1])
             assert scrape(server)("evalmode_input_drifted") == {}
             changed = (drawn + change).astype(np.uint8)
             with Client(server.address) as client:
-                for image in changed:  # those before are forgotten
+                for image in changed:  # replaces all earlier images of the window
                     client.predict_pixels(image)
-            told = scrape(server)
-        assert told("evalmode_input_drifted") == {("colours", "1"): flagged}
-        drift = told("evalmode_input_drift")
+            read = scrape(server)
+        assert read("evalmode_input_drifted") == {("colours", "1"): flagged}
+        drift = read("evalmode_input_drift")
         assert set(drift) == {("colours", "1", moment, str(channel)) for moment in MOMENTS for channel in range(3)}
         assert (max(map(abs, drift.values())) > LIMIT) == bool(flagged)
 
-    def test_is_not_told_where_nobody_knows_the_training_images(self, fresh: Server) -> None:
+    def test_is_absent_if_the_artifact_has_no_moments(self, fresh: Server) -> None:
         with grpc.insecure_channel(fresh.address) as channel:
             for _ in range(4):
                 infer(channel, np.zeros((64, 4, 4, 3), np.uint8))
@@ -324,7 +320,7 @@ class TestDrift:
 
 class TestLog:
     @pytest.mark.parametrize("form", ["text", "json"])
-    def test_has_a_line_for_every_request_at_debug(self, colours: Path, form: str) -> None:
+    def test_has_one_line_per_request_at_level_debug(self, colours: Path, form: str) -> None:
         with serving(colours, "--log-level", "debug", "--log-format", form) as server, Client(server.address) as client:
             client.predict(RED)
             with pytest.raises(CallFailed) as caught:
@@ -343,7 +339,7 @@ class TestLog:
             [refused] = [one for one in records if one.get("id") == caught.value.id]
             assert (refused["code"], refused["reason"]) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
 
-    def test_of_a_fault_is_one_json_object(self, colours: Path) -> None:
+    def test_is_one_json_object_per_line(self, colours: Path) -> None:
         with serving(colours, "--log-format", "json") as server:
             _, logged = server.stop()
         assert all(json.loads(line)["level"] for line in logged.splitlines())

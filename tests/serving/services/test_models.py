@@ -1,4 +1,4 @@
-"""The folder is the truth: what is published is served, what is bad is not, and there is always a way back."""
+"""A server follows its repository: it serves published versions, rejects invalid ones, and can be rolled back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -46,17 +47,17 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def told(models: Models) -> list[tuple[str, str, str]]:
+def list_states(models: Models) -> list[tuple[str, str, str]]:
     return [(f"{one.name}/{one.version}", one.state, one.reason) for one in models.list_entries()]
 
 
 def put(folder: Path) -> None:
-    """An artifact in a folder that is made for it."""
+    """Create a folder and put an artifact into it."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(colour_artifact())
 
 
-def loaded(models: Models) -> list[str]:
+def list_loaded(models: Models) -> list[str]:
     return [f"{one.name}/{one.version}" for one in models.loaded]
 
 
@@ -65,22 +66,22 @@ class TestOpen:
         publish(repository, "colours", colour_artifact(GERMAN))
         assert Models.open(repository).find("", "").manifest.labels == GERMAN
 
-    def test_serves_the_one_before_where_the_newest_is_bad_and_says_why(self, repository: Path) -> None:
+    def test_serves_the_previous_version_if_the_newest_is_invalid_and_reports_why(self, repository: Path) -> None:
         publish(repository, "colours", b"no artifact")
         models = Models.open(repository)
         assert models.find("colours", "").version == "1"
-        (good, bad) = told(models)
+        (good, bad) = list_states(models)
         assert good == ("colours/1", "READY", "")
         assert bad[:2] == ("colours/2", "UNAVAILABLE")
         assert "not an ONNX file" in bad[2]
 
-    def test_fails_where_nothing_can_be_served(self, tmp_path: Path) -> None:
+    def test_fails_if_no_version_can_be_loaded(self, tmp_path: Path) -> None:
         publish(tmp_path, "colours", b"no artifact")
         with pytest.raises(ArtifactInvalid, match="not an ONNX file"):
             Models.open(tmp_path)
 
     @pytest.mark.parametrize(
-        ("prepare", "said"),
+        ("prepare", "expected"),
         [
             (lambda path: None, "models does not exist"),
             (lambda path: path.write_text(""), "models is a file, not a folder"),
@@ -89,23 +90,23 @@ class TestOpen:
             (lambda path: put(path / "cats" / "v1"), "models/cats/v1 is not a version: a version is a whole number"),
         ],
     )
-    def test_of_a_repository_that_holds_nothing_says_why_and_what_to_do(
-        self, tmp_path: Path, prepare: Callable[[Path], object], said: str
+    def test_of_a_repository_without_models_reports_why_and_what_to_do(
+        self, tmp_path: Path, prepare: Callable[[Path], object], expected: str
     ) -> None:
         prepare(tmp_path / "models")
         with pytest.raises(ArtifactInvalid) as caught:
             Models.open(tmp_path / "models")
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
         assert str(caught.value).endswith(": publish a model with 'evalmode export', or correct --repository")
 
-    def test_serves_the_pinned_version_and_stays_there(self, repository: Path) -> None:
+    def test_serves_only_the_pinned_version(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))
         publish(repository, "other", colour_artifact())
         models = Models.open(repository, {"colours": 1})
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
-        assert loaded(models) == ["colours/1", "other/1"]
-        assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in told(models)
+        assert list_loaded(models) == ["colours/1", "other/1"]
+        assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in list_states(models)
 
     @pytest.mark.parametrize(
         ("pin", "error", "text"),
@@ -116,76 +117,80 @@ class TestOpen:
             ({"colours": 2}, ArtifactInvalid, "not an ONNX file"),
         ],
     )
-    def test_fails_where_the_pinned_version_cannot_be_served(self, repository: Path, pin, error, text) -> None:
+    def test_fails_if_the_pinned_version_cannot_be_loaded(self, repository: Path, pin, error, text) -> None:
         publish(repository, "colours", b"no artifact")
         with pytest.raises(error, match=text):
             Models.open(repository, pin)
 
 
 class TestRefresh:
-    def test_serves_what_is_published_and_keeps_the_one_before(self, repository: Path) -> None:
+    def test_serves_a_published_version_and_keeps_the_previous_one(self, repository: Path) -> None:
         models = Models.open(repository)
         for newest in (2, 3):
             publish(repository, "colours", colour_artifact(GERMAN if newest % 2 == 0 else COLOURS))
             models.refresh()
-            assert loaded(models) == [f"colours/{newest}", f"colours/{newest - 1}"]
+            assert list_loaded(models) == [f"colours/{newest}", f"colours/{newest - 1}"]
             assert models.find("", "").version == str(newest)
             assert models.find("colours", str(newest - 1)).version == str(newest - 1)
         with pytest.raises(ModelNotFound, match="served: colours/3, colours/2"):
             models.find("colours", "1")
 
-    def test_loads_the_one_before_only_to_keep_it(self, repository: Path) -> None:
+    def test_loads_the_previous_version_after_the_start(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact())
         models = Models.open(repository)
-        assert loaded(models) == ["colours/2"]
+        assert list_loaded(models) == ["colours/2"]
         models.refresh()
-        assert loaded(models) == ["colours/2", "colours/1"]
+        assert list_loaded(models) == ["colours/2", "colours/1"]
 
     def test_reads_no_file_twice(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(repository, "colours", b"no artifact")
         publish(repository, "colours", colour_artifact())
         models = Models.open(repository)
         models.refresh()
-        monkeypatch.setattr("serving.services.source.load_model", None)
+        before = list_states(models)
+        monkeypatch.setattr("serving.services.source.load_model", load := Mock())
         models.refresh()
-        assert loaded(models) == ["colours/3", "colours/1"]
+        load.assert_not_called()
+        assert list_states(models) == before
 
-    def test_keeps_as_many_as_it_is_told(self, repository: Path) -> None:
+    def test_keeps_the_configured_number_of_versions(self, repository: Path) -> None:
         models = Models.open(repository, keep=1)
         publish(repository, "colours", colour_artifact())
         models.refresh()
-        assert loaded(models) == ["colours/2"]
+        assert list_loaded(models) == ["colours/2"]
 
-    def test_serves_new_models(self, repository: Path) -> None:
+    def test_serves_published_models(self, repository: Path) -> None:
         models = Models.open(repository)
         publish(repository, "other", colour_artifact())
         models.refresh()
-        assert loaded(models) == ["colours/1", "other/1"]
+        assert list_loaded(models) == ["colours/1", "other/1"]
 
-    def test_goes_back_and_forth(self, repository: Path) -> None:
+    def test_serves_the_kept_version_after_a_withdrawal_and_the_newer_one_after_its_return(
+        self, repository: Path
+    ) -> None:
         models = Models.open(repository)
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         before = models.loaded
         assert withdraw(repository, "colours") == (2, 1)
         models.refresh()
-        assert models.loaded == before[1:]  # the very one that was kept
+        assert models.loaded == before[1:]  # the kept object itself
         (repository / "colours" / ".withdrawn-2").rename(repository / "colours" / "2")
         models.refresh()
-        assert loaded(models) == ["colours/2", "colours/1"]
+        assert list_loaded(models) == ["colours/2", "colours/1"]
 
-    def test_a_bad_version_is_read_again_once_it_changes(self, repository: Path) -> None:
+    def test_an_invalid_version_is_loaded_again_when_it_changes(self, repository: Path) -> None:
         models = Models.open(repository)
-        path = publish(repository, "colours", colour_artifact()[:500])  # copied by hand, half of it
+        path = publish(repository, "colours", colour_artifact()[:500])  # an incomplete copy
         models.refresh()
-        assert loaded(models) == ["colours/1"]
+        assert list_loaded(models) == ["colours/1"]
         path.write_bytes(colour_artifact())
         models.refresh()
-        assert loaded(models) == ["colours/2", "colours/1"]
-        assert told(models)[1] == ("colours/2", "READY", "")
+        assert list_loaded(models) == ["colours/2", "colours/1"]
+        assert list_states(models)[1] == ("colours/2", "READY", "")
 
     @pytest.mark.parametrize("change", ["touched", "replaced by its equal", "replaced by another"])
-    def test_a_file_that_changes_while_it_is_served_is_loaded_again(
+    def test_a_served_file_that_changes_is_loaded_again(
         self, repository: Path, change: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         models = Models.open(repository)
@@ -197,32 +202,32 @@ class TestRefresh:
             fresh.write_bytes(colour_artifact(COLOURS if "equal" in change else GERMAN))
             fresh.rename(path)
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "")]
+        assert list_states(models) == [("colours/1", "READY", "")]
         assert models.find("", "") is not before
         assert models.find("", "").manifest.labels == (GERMAN if "another" in change else COLOURS)
         assert "cannot be followed" not in caplog.text
 
-    def test_a_file_that_is_spoilt_while_it_is_served_is_served_on_and_shows(self, repository: Path) -> None:
+    def test_a_served_file_that_becomes_invalid_stays_loaded_and_is_reported(self, repository: Path) -> None:
         models = Models.open(repository)
-        (repository / "colours" / "1" / "model.onnx").write_bytes(b"spoilt")
+        (repository / "colours" / "1" / "model.onnx").write_bytes(b"corrupted")
         models.refresh()
-        ((entry, state, reason),) = told(models)
+        ((entry, state, reason),) = list_states(models)
         assert (entry, state) == ("colours/1", "READY")
         assert "not an ONNX file" in reason
 
-    def test_what_loses_all_its_versions_is_served_on(self, repository: Path, caplog) -> None:
+    def test_a_model_whose_versions_disappear_stays_loaded(self, repository: Path, caplog) -> None:
         models = Models.open(repository)
-        shutil.rmtree(repository)  # a volume that is not mounted any more, say
+        shutil.rmtree(repository)  # such as a volume that was unmounted
         models.refresh()
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         assert caplog.text.count("but stays loaded") == 1
         assert f"colours is no longer in the repository, but stays loaded: {repository} does not" in caplog.text
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
         assert models.find("", "").manifest.labels == GERMAN
 
-    def test_forgets_versions_that_are_gone(self, repository: Path) -> None:
+    def test_forgets_removed_versions(self, repository: Path) -> None:
         models = Models.open(repository)
         for _ in range(3):
             publish(repository, "colours", b"no artifact")
@@ -230,7 +235,7 @@ class TestRefresh:
         for version in (2, 3, 4):
             shutil.rmtree(repository / "colours" / str(version))
         models.refresh()
-        assert told(models) == [("colours/1", "READY", "")]
+        assert list_states(models) == [("colours/1", "READY", "")]
         assert (list(models._tried), models._refused) == ([("colours", 1)], {})
 
     def test_a_link_out_of_the_repository_is_not_followed(self, repository: Path, tmp_path: Path) -> None:
@@ -241,22 +246,20 @@ class TestRefresh:
         (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
         models = Models.open(repository)
         models.refresh()
-        assert loaded(models) == ["colours/1"]
-        reasons = {entry: reason for entry, _, reason in told(models)}
+        assert list_loaded(models) == ["colours/1"]
+        reasons = {entry: reason for entry, _, reason in list_states(models)}
         for entry in ("colours/2", "elsewhere/1"):
             assert "outside the repository" in reasons[entry]
 
-    def test_a_link_out_of_the_repository_is_followed_where_that_is_allowed(
-        self, repository: Path, tmp_path: Path
-    ) -> None:
+    def test_a_link_out_of_the_repository_is_followed_with_follow_links(self, repository: Path, tmp_path: Path) -> None:
         (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
-        assert loaded(Models.open(repository, follow_links=True)) == ["colours/1", "elsewhere/1"]
+        assert list_loaded(Models.open(repository, follow_links=True)) == ["colours/1", "elsewhere/1"]
 
     @pytest.mark.parametrize("target", ["colours", "../models/colours", "{repository}/colours", "here/here/colours"])
     def test_a_link_inside_the_repository_is_followed(self, repository: Path, target: str) -> None:
         (repository / "here").symlink_to(".")
         (repository / "stable").symlink_to(target.format(repository=repository))
-        assert loaded(Models.open(repository)) == ["colours/1", "stable/1"]
+        assert list_loaded(Models.open(repository)) == ["colours/1", "stable/1"]
 
     def test_a_repository_that_kubernetes_mounts_is_followed_through_its_links(self, tmp_path: Path) -> None:
         mount = tmp_path / "models"
@@ -271,9 +274,9 @@ class TestRefresh:
         models.refresh()
         assert models.find("", "").manifest.labels == GERMAN
 
-    @pytest.mark.skipif(not MAY_MOUNT, reason="a file system that only another process sees needs the rights to mount")
+    @pytest.mark.skipif(not MAY_MOUNT, reason="a file system of another mount namespace needs the right to mount")
     def test_a_repository_is_opened_through_the_root_of_another_process(self, tmp_path: Path) -> None:
-        """As KServe mounts a container of models: a link to /proc/PID/root/models, which resolves to /models."""
+        """As KServe mounts a container with models: a link to /proc/PID/root/models, which resolves to /models."""
         publish(tmp_path / "made" / "models", "colours", colour_artifact())
         (tmp_path / "made" / "models" / "stable").symlink_to("colours")
         (tmp_path / "made" / "models" / "outside").symlink_to("../../made/models/../colours")
@@ -287,12 +290,12 @@ class TestRefresh:
                 assert other.stdout.readline() == b"ready\n"
                 (tmp_path / "mounted").symlink_to(f"/proc/{other.pid}/root{tmp_path}/seen/models")
                 models = Models.open(tmp_path / "mounted")
-                assert loaded(models) == ["colours/1", "stable/1"]
-                assert "outside the repository" in told(models)[1][2]
+                assert list_loaded(models) == ["colours/1", "stable/1"]
+                assert "outside the repository" in list_states(models)[1][2]
             finally:
                 other.kill()
 
-    def test_says_once_what_is_no_version(self, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_logs_once_why_an_entry_is_not_a_version(self, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
         for folder in ("colours/v1", "colours/0001", "colours/latest", "two words/1"):
             put(repository / folder)
         (repository / "colours" / "7").mkdir()
@@ -306,9 +309,9 @@ class TestRefresh:
         (repository / "colours" / "notes").mkdir()
         models = Models.open(repository)
         models.refresh()
-        said = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
+        logged = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
         number = "is not a version: a version is a whole number from 1 on, up to nine digits, without leading zeros"
-        assert [text for text in said if not text.startswith(("loaded", "colours is served"))] == [
+        assert [text for text in logged if not text.startswith(("loaded", "colours is served"))] == [
             f"colours/0001 {number}",
             "colours/7 holds no model.onnx, but Model.onnx",
             "colours/8 holds model.onnx as a link to gone, which does not exist",
@@ -319,10 +322,10 @@ class TestRefresh:
             "two words is not the name of a model: use up to 128 letters, digits, '.', '_' and '-', "
             "the first a letter or digit",
         ]
-        assert loaded(models) == ["colours/1"]
+        assert list_loaded(models) == ["colours/1"]
 
     @pytest.mark.parametrize("folder", ["", "colours", "colours/1"])
-    def test_a_folder_without_permission_is_named(
+    def test_a_folder_without_permission_is_reported(
         self, repository: Path, folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         models, closed, list_folder, stat = Models.open(repository), repository / folder, Path.iterdir, Path.stat
@@ -341,11 +344,11 @@ class TestRefresh:
         monkeypatch.setattr(Path, "stat", hidden)
         models.refresh()
         assert f"{closed} cannot be read: Permission denied" in caplog.text
-        assert told(models) == [("colours/1", "READY", "no longer in the repository")]
+        assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         with pytest.raises(ArtifactInvalid, match=f"{closed} cannot be read: Permission denied"):
             Models.open(repository)
 
-    def test_requests_that_found_a_model_are_answered_by_it(self, repository: Path) -> None:
+    def test_a_request_that_found_a_model_is_answered_by_it_after_a_swap(self, repository: Path) -> None:
         models = Models.open(repository, keep=1)
         found = models.find("", "")
         publish(repository, "colours", colour_artifact(GERMAN))
@@ -354,10 +357,10 @@ class TestRefresh:
         assert found.run({INPUT: np.zeros((1, 4, 4, 3), np.uint8)})["probabilities"].shape == (1, 3)
 
 
-def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path, monkeypatch) -> None:
+def test_entries_can_be_listed_while_a_version_is_loading(repository: Path, monkeypatch) -> None:
     models, entered, go = Models.open(repository), threading.Event(), threading.Event()
 
-    def load_slowly(path: Path, **options: object) -> object:
+    def load_slowly(path: Path, **options: Any) -> object:
         entered.set()
         assert go.wait(WAIT_S)
         return load_model(path, **options)
@@ -366,7 +369,7 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
     publish(repository, "colours", colour_artifact(GERMAN))
     refreshing = spawn(models.refresh)
     assert entered.wait(WAIT_S)
-    assert spawn(told, models).result(WAIT_S) == [
+    assert spawn(list_states, models).result(WAIT_S) == [
         ("colours/1", "READY", ""),
         ("colours/2", "UNAVAILABLE", "being checked and replayed"),
     ]
@@ -377,50 +380,50 @@ def test_what_there_is_can_be_asked_while_a_version_is_loading(repository: Path,
 
 
 @pytest.fixture
-def held(repository: Path):
-    """Models that follow a repository in which version 2 of colours is on trial for ever."""
+def on_trial(repository: Path) -> Iterator[Models]:
+    """Models that follow a repository whose colours/2 never ends its trial."""
     models, stop = Models.open(repository, trials=Trials(Limits(load_seconds=3600))), threading.Event()
     publish(repository, "colours", endless_loop())
     watching = spawn(models.watch, 0.05, stop)
-    wait_until(lambda: ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(models))
+    wait_until(lambda: ("colours/2", "UNAVAILABLE", "being checked and replayed") in list_states(models))
     yield models
     stop.set()
     watching.result(WAIT_S)
 
 
-class TestOnTrial:
-    def test_others_load_meanwhile(self, held: Models, repository: Path) -> None:
+class TestDuringATrial:
+    def test_other_models_and_versions_load(self, on_trial: Models, repository: Path) -> None:
         publish(repository, "other", colour_artifact())
-        wait_until(lambda: "other/1" in loaded(held))
+        wait_until(lambda: "other/1" in list_loaded(on_trial))
         publish(repository, "colours", colour_artifact(GERMAN))
-        wait_until(lambda: held.find("colours", "").version == "3")
-        assert loaded(held) == ["colours/3", "colours/1", "other/1"]
-        assert ("colours/2", "UNAVAILABLE", "being checked and replayed") in told(held)
+        wait_until(lambda: on_trial.find("colours", "").version == "3")
+        assert list_loaded(on_trial) == ["colours/3", "colours/1", "other/1"]
+        assert ("colours/2", "UNAVAILABLE", "being checked and replayed") in list_states(on_trial)
 
-    def test_control_goes_on(self, held: Models, repository: Path) -> None:
+    def test_load_and_unload_work(self, on_trial: Models, repository: Path) -> None:
         publish(repository, "other", colour_artifact())
-        spawn(held.load, "other").result(WAIT_S)
-        spawn(held.unload, "other").result(WAIT_S)
-        assert ("other/1", "UNAVAILABLE", "unloaded by a call") in told(held)
-        spawn(held.refresh)  # which waits for all, and holds nobody
-        spawn(held.load, "other").result(WAIT_S)
-        assert "other/1" in loaded(held)
+        spawn(on_trial.load, "other").result(WAIT_S)
+        spawn(on_trial.unload, "other").result(WAIT_S)
+        assert ("other/1", "UNAVAILABLE", "unloaded by a call") in list_states(on_trial)
+        spawn(on_trial.refresh)  # waits for all trials, and blocks no other call
+        spawn(on_trial.load, "other").result(WAIT_S)
+        assert "other/1" in list_loaded(on_trial)
 
-    def test_whoever_asks_for_it_waits_until_his_deadline(self, held: Models) -> None:
+    def test_load_waits_for_the_trial_until_its_deadline(self, on_trial: Models) -> None:
         with pytest.raises(DeadlineExpired, match="colours/2 is still being checked and replayed"):
-            held.load("colours", timeout_s=0.1)
+            on_trial.load("colours", timeout_s=0.1)
 
-    def test_closing_refuses_whoever_waits(self, held: Models) -> None:
-        waiting = spawn(held.load, "colours")
-        held.close()
+    def test_closing_refuses_waiting_calls(self, on_trial: Models) -> None:
+        waiting = spawn(on_trial.load, "colours")
+        on_trial.close()
         with pytest.raises(ModelInvalid, match="shutting down"):
             waiting.result(WAIT_S)
-        assert loaded(held) == ["colours/1"]
+        assert list_loaded(on_trial) == ["colours/1"]
 
-    def test_what_is_unloaded_meanwhile_is_not_served_afterwards(self, repository: Path, monkeypatch) -> None:
+    def test_an_unloaded_model_is_not_served_after_its_trial(self, repository: Path, monkeypatch) -> None:
         models, entered, go = Models.open(repository), threading.Event(), threading.Event()
 
-        def load_slowly(path: Path, **options: object) -> object:
+        def load_slowly(path: Path, **options: Any) -> object:
             entered.set()
             assert go.wait(WAIT_S)
             return load_model(path, **options)
@@ -432,41 +435,41 @@ class TestOnTrial:
         models.unload("colours")
         go.set()
         refreshing.result(WAIT_S)
-        assert loaded(models) == []
+        assert list_loaded(models) == []
 
-    def test_the_start_ends_where_it_is_told_to(self, tmp_path: Path) -> None:
+    def test_the_start_ends_when_stop_is_set(self, tmp_path: Path) -> None:
         publish(tmp_path, "colours", endless_loop())
         stop = threading.Event()
         opening = spawn(partial(Models.open, tmp_path, stop=stop, trials=Trials(Limits(load_seconds=3600))))
         stop.set()
         models = opening.result(WAIT_S)
-        assert loaded(models) == []
+        assert list_loaded(models) == []
         models.close()
 
-    def test_a_fault_of_ours_refuses_one_version_and_no_other(self, repository: Path, monkeypatch) -> None:
+    def test_a_fault_of_the_server_affects_only_its_version(self, repository: Path, monkeypatch) -> None:
         models = Models.open(repository)
         with monkeypatch.context() as patched:
             patched.setattr("serving.services.source.load_model", None)
             for name in ("colours", "other", "third"):  # more than there are threads
                 publish(repository, name, colour_artifact(GERMAN))
             models.refresh()
-        assert [reason for _, _, reason in told(models)] == ["", *["'NoneType' object is not callable"] * 3]
+        assert [reason for _, _, reason in list_states(models)] == ["", *["'NoneType' object is not callable"] * 3]
         publish(repository, "fourth", colour_artifact())
         models.refresh()
-        assert "fourth/1" in loaded(models)
+        assert "fourth/1" in list_loaded(models)
 
-    def test_where_no_process_can_be_started_the_next_look_tries_again(self, repository: Path, monkeypatch) -> None:
+    def test_a_trial_without_a_process_is_repeated_at_the_next_refresh(self, repository: Path, monkeypatch) -> None:
         models = Models.open(repository)
         publish(repository, "colours", colour_artifact(GERMAN))
         with monkeypatch.context() as patched:
             patched.setattr(Trials, "examine", Mock(side_effect=TrialUnavailable("too many processes")))
             models.refresh()
-        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
         models.refresh()
         assert models.find("", "").version == "2"
 
 
-def test_a_server_that_tries_an_endless_file_ends_when_told_to(repository: Path) -> None:
+def test_a_server_with_an_endless_trial_ends_on_sigterm(repository: Path) -> None:
     with serving(repository, "--load-seconds", 3600, "--poll", 0.05, "--log-level", "warning") as server:
         publish(repository, "colours", endless_loop())
         process = psutil.Process(server.process.pid)
@@ -477,67 +480,68 @@ def test_a_server_that_tries_an_endless_file_ends_when_told_to(repository: Path)
 
 
 class TestControl:
-    def test_unloading_a_version_goes_back_at_once(self, repository: Path) -> None:
+    def test_unloading_a_version_serves_the_previous_one_at_once(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))
         models = Models.open(repository)
         models.refresh()
         models.unload("colours", "2")
         assert models.find("", "").version == "1"
         models.refresh()
-        assert told(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
         publish(repository, "colours", colour_artifact())
         models.refresh()
-        assert loaded(models) == ["colours/3", "colours/1"]
+        assert list_loaded(models) == ["colours/3", "colours/1"]
 
-    def test_what_is_unloaded_stays_so_until_it_is_loaded(self, repository: Path) -> None:
+    def test_an_unloaded_model_stays_unloaded_until_it_is_loaded(self, repository: Path) -> None:
         models = Models.open(repository)
         models.unload("colours")
         publish(repository, "colours", colour_artifact(GERMAN))
         models.refresh()
-        assert loaded(models) == []
+        assert list_loaded(models) == []
         models.load("colours")
         assert models.find("", "").version == "2"
-        wait_until(lambda: loaded(models) == ["colours/2", "colours/1"])  # the one to go back to comes later
+        wait_until(lambda: list_loaded(models) == ["colours/2", "colours/1"])  # the previous version follows
         assert (("colours", ALL)) not in models._unloaded
 
     @pytest.mark.parametrize(("name", "version"), [("nobody", ""), ("colours", "2"), ("colours", "x")])
-    def test_unloads_only_what_is_loaded(self, repository: Path, name: str, version: str) -> None:
+    def test_unloading_a_version_that_is_not_loaded_fails(self, repository: Path, name: str, version: str) -> None:
         with pytest.raises(ModelNotFound, match="cannot be unloaded"):
             Models.open(repository).unload(name, version)
 
-    def test_loading_what_is_loaded_reads_it_again(self, repository: Path) -> None:
+    def test_loading_a_loaded_version_reads_it_again(self, repository: Path) -> None:
         models = Models.open(repository)
         before = models.find("", "")
         for _ in range(2):
             models.load("colours")
-            assert told(models) == [("colours/1", "READY", "")]
+            assert list_states(models) == [("colours/1", "READY", "")]
         assert models.find("", "") is not before
 
-    def test_loading_reads_a_bad_version_again(self, repository: Path) -> None:
+    def test_loading_reads_an_invalid_version_again(self, repository: Path) -> None:
         models = Models.open(repository)
         publish(repository, "colours", b"no artifact")
         for _ in range(2):
             with pytest.raises(ModelInvalid, match="colours/2 cannot be loaded"):
                 models.load("colours")
-        assert loaded(models) == ["colours/1"]
+        assert list_loaded(models) == ["colours/1"]
 
 
 class TestFollow:
-    def test_tells_what_there_is_and_what_changes(self, repository: Path) -> None:
-        models, seen = Models.open(repository), []
-        models.follow(seen.append)
-        assert seen == [[Entry("colours", "1", "READY", "")]]
+    def test_reports_the_entries_and_their_changes(self, repository: Path) -> None:
+        models = Models.open(repository)
+        shown: list[list[Entry]] = []
+        models.follow(shown.append)
+        assert shown == [[Entry("colours", "1", "READY", "")]]
         models.refresh()
-        assert len(seen) == 1
+        assert len(shown) == 1
         publish(repository, "colours", b"no artifact")
         models.refresh()
-        assert [entry.ready for entry in seen[-1]] == [True, False]
+        assert [entry.ready for entry in shown[-1]] == [True, False]
         models.unload("colours")
-        assert [entry.ready for entry in seen[-1]] == [False, False]
+        assert [entry.ready for entry in shown[-1]] == [False, False]
 
-    def test_watches_until_told_to_stop_whatever_happens(self, repository: Path, monkeypatch, caplog) -> None:
+    def test_watching_continues_after_an_error_until_stop_is_set(self, repository: Path, monkeypatch, caplog) -> None:
         models, stop = Models.open(repository), threading.Event()
-        monkeypatch.setattr(models, "list_entries", lambda: list(Path("/nowhere").iterdir()))  # a disk that is gone
+        monkeypatch.setattr(models, "list_entries", lambda: list(Path("/nowhere").iterdir()))  # as with a missing disk
         watching = spawn(models.watch, 0.01, stop)
         wait_until(lambda: "cannot be followed" in caplog.text)
         monkeypatch.undo()
@@ -548,7 +552,7 @@ class TestFollow:
 
 
 class TestWithdraw:
-    def test_numbers_are_never_given_again(self, repository: Path) -> None:
+    def test_version_numbers_are_never_reused(self, repository: Path) -> None:
         publish(repository, "colours", b"two")
         assert withdraw(repository, "colours") == (2, 1)
         assert list_versions(repository, "colours") == [1]
@@ -559,7 +563,7 @@ class TestWithdraw:
         ("name", "text"),
         [("colours", "has only version 1: there is no version to roll back to"), ("nobody", "nobody does not exist")],
     )
-    def test_needs_a_version_to_go_back_to(self, repository: Path, name: str, text: str) -> None:
+    def test_needs_a_previous_version(self, repository: Path, name: str, text: str) -> None:
         with pytest.raises(ArtifactInvalid, match=text):
             withdraw(repository, name)
 

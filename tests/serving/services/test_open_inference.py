@@ -1,4 +1,4 @@
-"""The Open Inference Protocol without a transport: every rule of its data section, and what each call answers."""
+"""The Open Inference Protocol without a transport: the rules for tensor data, and the reply of each method."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -48,7 +49,7 @@ from evalmode.images.headers import Header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from evalmode.runtime.loading import LoadOptions, load_artifact
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import inputs
 from serving.services.inference import Inference
@@ -59,12 +60,12 @@ from serving.services.statistics import Statistics
 from serving.transports.refusals import refuse
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Caller, Direct, Held, make_batcher, make_budget
+from tests.serving.conftest import WAIT_S, BlockedModel, Caller, Direct, make_batcher, make_budget
 
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
 
-def serve(*models: Model, **options: object) -> Direct:
+def serve(*models: Any, **options: Any) -> Direct:
     limits = options.pop("limits", Limits())
     statistics, budget = Statistics(), make_budget()
     batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
@@ -73,27 +74,27 @@ def serve(*models: Model, **options: object) -> Direct:
     return Direct(OpenInference(served, inference, limits, **options), inference)
 
 
-def ask(pixels: np.ndarray, **fields: object) -> wire.ModelInferRequest:
+def ask(pixels: np.ndarray, **fields: Any) -> wire.ModelInferRequest:
     """A request with raw pixels, (N, 4, 4, 3)."""
     inputs = [{"name": "image", "datatype": "UINT8", "shape": pixels.shape}]
     return wire.ModelInferRequest(**{"inputs": inputs, "raw_input_contents": [pixels.tobytes()], **fields})
 
 
 def ask_streamed(service: Direct, request: wire.ModelInferRequest) -> wire.ModelStreamInferResponse:
-    """What a stream replies to a request."""
+    """The reply of a stream to a request."""
     run = service.begin(request)
     return service.service.make_stream_reply(request, run.exception(WAIT_S) or run.result(), refuse)
 
 
 def read(reply: wire.ModelInferResponse, name: str) -> np.ndarray:
-    """A raw output of float32."""
+    """Read a raw output of float32."""
     place = [output.name for output in reply.outputs].index(name)
     assert reply.outputs[place].datatype == "FP32"
     return np.frombuffer(reply.raw_output_contents[place], "<f4").reshape(reply.outputs[place].shape)
 
 
-def elements(raw: bytes) -> list[bytes]:
-    """What a raw BYTES tensor holds."""
+def split_elements(raw: bytes) -> list[bytes]:
+    """Split a raw BYTES tensor into its split_elements."""
     found = []
     while raw:
         (size,) = struct.unpack_from("<I", raw)
@@ -107,20 +108,20 @@ def pack(*parts: bytes) -> bytes:
 
 
 def refusal(service: Direct, request: wire.ModelInferRequest, kind: type[RequestError]) -> tuple[str, str]:
-    """What is said of a request that is refused, and of which field."""
+    """The message and the field of a refusal."""
     with pytest.raises(kind) as caught:
         service.ask(request)
     return str(caught.value), caught.value.field
 
 
 def tensor_artifact(dtype: str) -> bytes:
-    """A certified network that is no classifier of images: adds and multiplies its two inputs, (N, 3) of one type."""
+    """A certified network of tensors that adds and multiplies its two inputs, (N, 3) of ``dtype``."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     values = [helper.make_tensor_value_info(name, kind, ("batch", 3)) for name in ("left", "right", "sum", "product")]
     if dtype == "bool":
         nodes = [helper.make_node("Or", ["left", "right"], ["sum"])]
         nodes.append(helper.make_node("And", ["left", "right"], ["product"]))
-    else:  # onnxruntime adds fewer types than there are
+    else:  # onnxruntime does not add all types
         wide = TensorProto.DOUBLE if dtype.startswith("float") else TensorProto.INT64
         nodes = [
             helper.make_node("Cast", ["left"], ["a"], to=wide),
@@ -137,9 +138,9 @@ def tensor_artifact(dtype: str) -> bytes:
     return certify(proto, TensorManifest(), golden, ("",) * 4, difference=0.0)
 
 
-def open_model(open_sides: int) -> Model:
-    """A network that answers with its input, float32 (N, any, any, ...)."""
-    sides = ("batch", *(f"side{number}" for number in range(open_sides)))
+def make_dynamic_model(dynamic_sides: int) -> Model:
+    """A network that returns its input, float32 (N, side, ...), with ``dynamic_sides`` dynamic sides."""
+    sides = ("batch", *(f"side{number}" for number in range(dynamic_sides)))
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("numbers", "same")]
     graph = helper.make_graph([helper.make_node("Identity", ["numbers"], ["same"])], "open", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -151,7 +152,7 @@ def open_model(open_sides: int) -> Model:
 
 
 class TestInfer:
-    def test_answers_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: Model) -> None:
+    def test_returns_all_outputs_of_a_batch_with_the_bits_of_the_model(self, model: ImageClassifier) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
         reply = serve(model).ask(ask(pixels, id="seven", model_name="colours"))
         probabilities, logits = model.classify(pixels)
@@ -161,7 +162,7 @@ class TestInfer:
         assert read(reply, LOGITS).tobytes() == logits.tobytes()
         assert not any(output.HasField("contents") for output in reply.outputs)
 
-    def test_answers_the_outputs_wanted_in_their_order(self, model: Model) -> None:
+    def test_returns_the_requested_outputs_in_their_order(self, model: ImageClassifier) -> None:
         wanted = [{"name": LOGITS}, {"name": PROBABILITIES}]
         reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert [output.name for output in reply.outputs] == [LOGITS, PROBABILITIES]
@@ -169,7 +170,7 @@ class TestInfer:
         assert [output.name for output in reply.outputs] == [LOGITS]
         assert len(reply.raw_output_contents) == 1
 
-    def test_typed_contents_are_answered_by_typed_ones_of_the_same_values(self, model: Model) -> None:
+    def test_typed_inputs_get_typed_outputs_of_the_same_values(self, model: ImageClassifier) -> None:
         pixels = np.stack([RED, BLUE])
         raw = serve(model).ask(ask(pixels))
         request = ask(pixels, raw_input_contents=[])
@@ -181,7 +182,9 @@ class TestInfer:
 
     @pytest.mark.parametrize("shape", [(2,), (2, 1)])
     @pytest.mark.parametrize("raw", [True, False])
-    def test_images_are_decoded_as_predict_decodes_them(self, model: Model, shape: tuple[int, ...], raw: bool) -> None:
+    def test_images_are_decoded_as_predict_decodes_them(
+        self, model: ImageClassifier, shape: tuple[int, ...], raw: bool
+    ) -> None:
         images = [encode(plain("red", (9, 7)), "JPEG"), encode(plain("blue"))]
         inputs = [{"name": "image", "datatype": "BYTES", "shape": shape}]
         request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)] if raw else [])
@@ -189,58 +192,58 @@ class TestInfer:
             request.inputs[0].contents.bytes_contents.extend(images)
         reply = serve(model).ask(request)
         rows = [list(output.contents.fp32_contents) for output in reply.outputs if output.name == PROBABILITIES]
-        told = read(reply, PROBABILITIES) if raw else np.float32(rows).reshape(2, 3)
-        for image, row in zip(images, told, strict=True):
+        probabilities = read(reply, PROBABILITIES) if raw else np.array(rows, np.float32).reshape(2, 3)
+        for image, row in zip(images, probabilities, strict=True):
             scores = {score.index: score.probability for score in model.predict(image).scores}
             assert [scores[index] for index in range(3)] == row.tolist()
 
-    def test_damaged_images_are_refused(self, model: Model) -> None:
+    def test_damaged_images_are_refused(self, model: ImageClassifier) -> None:
         inputs = [{"name": "image", "datatype": "BYTES", "shape": (1,)}]
         for one in (one for one in make_damaged(75) if one.is_corrupt()):
             with pytest.raises(ImageUnreadable):
                 serve(model).ask(wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(one.image)]))
 
-    def test_classification_gives_value_index_and_label_of_the_best(self, model: Model) -> None:
+    def test_classification_returns_value_index_and_label_of_the_top_k(self, model: ImageClassifier) -> None:
         wanted = [{"name": PROBABILITIES, "parameters": {"classification": {"int64_param": 2}}}]
         reply = serve(model).ask(ask(np.stack([RED, BLUE]), outputs=wanted))
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == ("BYTES", [2, 2])
-        told = [text.decode().split(":") for text in elements(reply.raw_output_contents[0])]
-        assert [(index, label) for _, index, label in told] == [
+        scores = [text.decode().split(":") for text in split_elements(reply.raw_output_contents[0])]
+        assert [(index, label) for _, index, label in scores] == [
             ("0", "red"),
             ("1", "green"),
             ("2", "blue"),
             ("0", "red"),
         ]
-        assert float(told[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
+        assert float(scores[0][0]) == pytest.approx(model.classify(RED[np.newaxis])[0][0, 0], abs=1e-6)
 
-    def test_classification_answers_no_more_labels_than_there_are(self, model: Model) -> None:
+    def test_classification_returns_at_most_all_labels(self, model: ImageClassifier) -> None:
         wanted = [{"name": LOGITS, "parameters": {"classification": {"int64_param": 99}}}]
         reply = serve(model).ask(ask(RED[np.newaxis], outputs=wanted))
         assert list(reply.outputs[0].shape) == [1, 3]
 
-    def test_images_of_a_request_run_as_one_batch_and_those_that_wait_join_it(self, model: Model) -> None:
-        held = Held(model)
-        service = serve(held)
+    def test_waiting_requests_run_as_one_batch(self, model: ImageClassifier) -> None:
+        blocked = BlockedModel(model)
+        service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
-        held.next_batch()
+        blocked.next_batch()
         waiting = [service.begin(ask(np.stack([BLUE] * count))) for count in (2, 3)]
         assert service.inference.batcher.load().waiting == 2
-        held.let_go(2)
-        assert len(held.next_batch()) == 5
+        blocked.release(2)
+        assert len(blocked.next_batch()) == 5
         assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
 
-    def test_a_model_that_runs_alone_runs_a_batch_one_by_one(self, model: Model) -> None:
-        held = Held(replace(model, max_batch=1))
-        held.let_go(3)
-        service = serve(held)
+    def test_a_model_with_max_batch_1_runs_a_batch_one_by_one(self, model: ImageClassifier) -> None:
+        blocked = BlockedModel(replace(model, max_batch=1))
+        blocked.release(3)
+        service = serve(blocked)
         reply = service.ask(ask(np.stack([RED, BLUE, RED])))
-        assert [len(held.next_batch()) for _ in range(3)] == [1, 1, 1]
+        assert [len(blocked.next_batch()) for _ in range(3)] == [1, 1, 1]
         assert read(reply, LOGITS).argmax(1).tolist() == [0, 2, 0]
-        [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-        assert (told.inference_count, told.execution_count) == (3, 3)
-        assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 3)]
+        [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+        assert (statistics.inference_count, statistics.execution_count) == (3, 3)
+        assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 3)]
 
-    def test_beyond_the_queue_is_refused_before_it_is_read(self, model: Model) -> None:
+    def test_with_a_full_queue_is_refused_before_it_is_read(self, model: ImageClassifier) -> None:
         batcher = make_batcher(limits=Limits(max_queue=0))
         batcher.admit()
         with pytest.raises(QueueFull):
@@ -248,30 +251,30 @@ class TestInfer:
 
 
 class TestParameters:
-    def test_a_timeout_ends_the_wait_and_the_network_never_runs(self, model: Model) -> None:
-        held = Held(model)
-        service = serve(held)
+    def test_a_timeout_ends_the_wait_and_prevents_the_run(self, model: ImageClassifier) -> None:
+        blocked = BlockedModel(model)
+        service = serve(blocked)
         running = service.begin(ask(RED[np.newaxis]))
-        held.next_batch()
+        blocked.next_batch()
         waiting = ask(BLUE[np.newaxis], parameters={"timeout": {"int64_param": 50_000}})
         with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
-            service.ask(waiting)  # while the slot is busy
+            service.ask(waiting)  # although the slot is busy
         assert not running.done()
-        held.let_go()
+        blocked.release()
         assert running.result(WAIT_S)
-        assert held.entered.empty()
+        assert blocked.entered.empty()
 
-    def test_a_timeout_beyond_the_callers_deadline_changes_nothing(self, model: Model) -> None:
+    def test_a_timeout_longer_than_the_deadline_has_no_effect(self, model: ImageClassifier) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"uint64_param": 10**9}})
         with pytest.raises(DeadlineExpired):
             serve(model).ask(request, Caller(remaining_s=0))
 
     @pytest.mark.parametrize("timeout_us", [0, 60_000_000])
-    def test_a_request_in_time_is_answered(self, model: Model, timeout_us: int) -> None:
+    def test_a_request_within_its_timeout_is_answered(self, model: ImageClassifier, timeout_us: int) -> None:
         request = ask(RED[np.newaxis], parameters={"timeout": {"int64_param": timeout_us}})
         assert read(serve(model).ask(request), LOGITS).argmax() == 0
 
-    def test_the_last_answer_is_marked_where_that_is_asked(self, model: Model) -> None:
+    def test_the_final_response_is_marked_on_request(self, model: ImageClassifier) -> None:
         for wanted in (True, False):
             request = ask(RED[np.newaxis], parameters={"triton_enable_empty_final_response": {"bool_param": wanted}})
             reply = ask_streamed(serve(model), request).infer_response
@@ -288,13 +291,13 @@ class TestParameters:
             (True, (None, None), True),
             (None, (True, None), True),
             (None, (None, False), False),
-            (True, (False, False), False),  # what an output says comes before what is said of all
+            (True, (False, False), False),  # the parameter of an output has priority
             (False, (True,), True),
         ],
     )
-    def test_outputs_are_raw_or_typed_as_asked_else_as_the_inputs_came(
+    def test_outputs_are_raw_or_typed_as_requested_and_by_default_like_the_inputs(
         self,
-        model: Model,
+        model: ImageClassifier,
         sent_raw: bool,
         of_all: bool | None,
         of_each: tuple[bool | None, ...] | None,
@@ -321,12 +324,12 @@ class TestParameters:
         request = wire.ModelInferRequest(
             inputs=inputs,
             raw_input_contents=[bytes(6), bytes(6)],
-            parameters={"binary_data_output": {"bool_param": False}},
+            parameters={"binary_data_output": wire.InferParameter(bool_param=False)},
         )
-        told, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
-        assert (told, field) == ("output sum has no typed contents: request raw contents", "parameters")
+        text, field = refusal(serve(load_artifact(tensor_artifact("float16"))), request, ParameterInvalid)
+        assert (text, field) == ("output sum has no typed contents: request raw contents", "parameters")
 
-    def test_what_the_kserve_sdk_says_of_raw_contents_is_let_through(self, model: Model) -> None:
+    def test_the_parameter_binary_data_size_of_the_kserve_sdk_is_accepted(self, model: ImageClassifier) -> None:
         request = ask(RED[np.newaxis])
         request.inputs[0].parameters["binary_data_size"].int64_param = RED.nbytes
         assert serve(model).ask(request)
@@ -335,7 +338,7 @@ class TestParameters:
 class TestTensors:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("raw", [True, False])
-    def test_of_every_type_go_in_and_come_out(self, dtype: str, raw: bool) -> None:
+    def test_of_every_datatype_are_accepted_and_returned(self, dtype: str, raw: bool) -> None:
         [datatype] = [name for name, numpy_name in NUMPY.items() if numpy_name == dtype]
         left, right = (np.array(rows, dtype) for rows in ([[1, 0, 0], [1, 1, 0]], [[0, 0, 1], [0, 1, 1]]))
         request = wire.ModelInferRequest()
@@ -348,18 +351,18 @@ class TestTensors:
         reply = serve(load_artifact(tensor_artifact(dtype), name="sum", version="1")).ask(request)
         assert (reply.outputs[0].datatype, list(reply.outputs[0].shape)) == (datatype, [2, 3])
         if reply.raw_output_contents:
-            told = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
+            sums = np.frombuffer(reply.raw_output_contents[0], dtype).reshape(2, 3)
         else:
-            told = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
+            sums = np.array(getattr(reply.outputs[0].contents, TYPED[datatype]), dtype).reshape(2, 3)
         assert bool(reply.raw_output_contents) == (raw or datatype == "FP16")
-        assert np.array_equal(told, left + right)
+        assert np.array_equal(sums, left + right)
         assert [output.name for output in reply.outputs] == ["sum", "product"]
 
-    def test_with_nan_or_infinity_are_refused_unless_let_through(self) -> None:
+    def test_with_nan_or_infinity_are_refused_unless_allowed(self) -> None:
         model = load_artifact(tensor_artifact("float32"), name="sum", version="1")
         for bad in (np.nan, np.inf, -np.inf):
             inputs = [{"name": name, "datatype": "FP32", "shape": [1, 3]} for name in ("left", "right")]
-            contents = [np.float32([1, bad, 2]).tobytes(), np.float32([1, 1, 1]).tobytes()]
+            contents = [np.array(row, np.float32).tobytes() for row in ([1, bad, 2], [1, 1, 1])]
             request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=contents)
             assert refusal(serve(model), request, NotFinite)[0].startswith("left contains NaN or infinity")
             reply = serve(model, allow_nonfinite=True).ask(request)
@@ -375,7 +378,7 @@ class TestTensors:
         )
 
     @pytest.mark.parametrize(("dtype", "value"), [("int8", 128), ("int8", -129), ("uint8", 256), ("uint16", 2**16)])
-    def test_with_typed_values_that_do_not_fit_are_refused(self, dtype: str, value: int) -> None:
+    def test_with_typed_values_out_of_range_are_refused(self, dtype: str, value: int) -> None:
         model = load_artifact(tensor_artifact(dtype), name="sum", version="1")
         request = wire.ModelInferRequest()
         for name in ("left", "right"):
@@ -384,9 +387,9 @@ class TestTensors:
         assert refusal(serve(model), request, ContentsMismatch)[1] == "inputs[0].contents"
 
 
-BAD = {
+INVALID: dict[str, tuple[type[RequestError], dict[str, Any], str]] = {
     "no input": (TensorMissing, {"inputs": [], "raw_input_contents": []}, "inputs"),
-    "an input nobody knows": (
+    "an unknown input": (
         TensorUnknown,
         {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3]}]},
         "inputs[0].name",
@@ -396,13 +399,13 @@ BAD = {
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 4, 4, 3]}] * 2},
         "inputs[1].name",
     ),
-    "an output nobody knows": (TensorUnknown, {"outputs": [{"name": "scores"}]}, "outputs[0].name"),
+    "an unknown output": (TensorUnknown, {"outputs": [{"name": "scores"}]}, "outputs[0].name"),
     "an output twice": (TensorDuplicate, {"outputs": [{"name": LOGITS}, {"name": LOGITS}]}, "outputs[1].name"),
     "raw contents too short": (ContentsMismatch, {"raw_input_contents": [bytes(47)]}, "raw_input_contents"),
     "raw contents too long": (ContentsMismatch, {"raw_input_contents": [bytes(49)]}, "raw_input_contents"),
-    "one raw content too many": (ContentsMismatch, {"raw_input_contents": [bytes(48)] * 2}, "raw_input_contents"),
+    "more raw contents than inputs": (ContentsMismatch, {"raw_input_contents": [bytes(48)] * 2}, "raw_input_contents"),
     "no contents at all": (ContentsMismatch, {"raw_input_contents": []}, "inputs[0].contents"),
-    "a shape of other sides": (
+    "a wrong shape": (
         ShapeMismatch,
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 4, 12, 1]}]},
         "inputs[0].shape",
@@ -413,7 +416,7 @@ BAD = {
         "inputs[0].shape",
     ),
     "no shape": (ShapeMismatch, {"inputs": [{"name": "image", "datatype": "UINT8"}]}, "inputs[0].shape"),
-    "a negative side": (
+    "a negative dimension": (
         ShapeMismatch,
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, -4, -4, 3]}]},
         "inputs[0].shape",
@@ -423,7 +426,7 @@ BAD = {
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [0, 4, 4, 3]}], "raw_input_contents": [b""]},
         "inputs[0].shape",
     ),
-    "sides whose product is beyond 64 bits": (
+    "a shape whose product exceeds 64 bits": (
         BatchTooLarge,
         {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62, 4, 4, 3]}]},
         "inputs[0].shape",
@@ -438,12 +441,12 @@ BAD = {
         {"inputs": [{"name": "image", "shape": [1, 4, 4, 3]}]},
         "inputs[0].datatype",
     ),
-    "images in three axes": (
+    "images of three dimensions": (
         ShapeMismatch,
         {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1, 1]}], "raw_input_contents": [pack(b"x")]},
         "inputs[0].shape",
     ),
-    "images that claim more bytes than there are": (
+    "images with a length beyond the end": (
         ContentsMismatch,
         {
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
@@ -451,22 +454,22 @@ BAD = {
         },
         "raw_input_contents",
     ),
-    "images with bytes left over": (
+    "images with trailing bytes": (
         ContentsMismatch,
         {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [pack(b"x") + b"yz"]},
         "raw_input_contents",
     ),
-    "fewer images than the shape says": (
+    "fewer images than the shape": (
         ContentsMismatch,
         {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2]}], "raw_input_contents": [pack(b"x")]},
         "raw_input_contents",
     ),
-    "an image that is none": (
+    "bytes that are not an image": (
         ImageUnreadable,
         {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}], "raw_input_contents": [pack(b"none")]},
         "inputs[0][0]",
     ),
-    "more images than the shape says": (
+    "more images than the shape": (
         ContentsMismatch,
         {
             "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
@@ -476,7 +479,7 @@ BAD = {
     ),
     "a sequence": (ParameterInvalid, {"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters"),
     "a priority": (ParameterInvalid, {"parameters": {"priority": {"uint64_param": 1}}}, "parameters"),
-    "a parameter of an input that nobody knows": (
+    "an unknown parameter of an input": (
         ParameterInvalid,
         {
             "inputs": [
@@ -490,17 +493,17 @@ BAD = {
         },
         "inputs[0].parameters",
     ),
-    "a parameter of an output that nobody knows": (
+    "an unknown parameter of an output": (
         ParameterInvalid,
         {"outputs": [{"name": LOGITS, "parameters": {"binary_data_size": {"int64_param": 12}}}]},
         "outputs[0].parameters",
     ),
-    "raw contents asked for in words": (
+    "binary_data as a string": (
         ParameterInvalid,
         {"outputs": [{"name": LOGITS, "parameters": {"binary_data": {"string_param": "true"}}}]},
         "outputs[0].parameters",
     ),
-    "raw contents asked for as a number": (
+    "binary_data_output as an integer": (
         ParameterInvalid,
         {"parameters": {"binary_data_output": {"int64_param": 1}}},
         "parameters",
@@ -515,7 +518,7 @@ BAD = {
         },
         "outputs[1].parameters",
     ),
-    "one output not as all": (
+    "an output that contradicts binary_data_output": (
         ParameterInvalid,
         {
             "parameters": {"binary_data_output": {"bool_param": True}},
@@ -526,7 +529,7 @@ BAD = {
         },
         "parameters",
     ),
-    "raw contents of an input": (
+    "binary_data of an input": (
         ParameterInvalid,
         {
             "inputs": [
@@ -540,8 +543,8 @@ BAD = {
         },
         "inputs[0].parameters",
     ),
-    "a timeout in words": (ParameterInvalid, {"parameters": {"timeout": {"string_param": "1 s"}}}, "parameters"),
-    "a timeout before now": (ParameterInvalid, {"parameters": {"timeout": {"int64_param": -1}}}, "parameters"),
+    "a timeout as a string": (ParameterInvalid, {"parameters": {"timeout": {"string_param": "1 s"}}}, "parameters"),
+    "a negative timeout": (ParameterInvalid, {"parameters": {"timeout": {"int64_param": -1}}}, "parameters"),
     "a classification of no labels": (
         ParameterInvalid,
         {"outputs": [{"name": LOGITS, "parameters": {"classification": {"int64_param": 0}}}]},
@@ -569,16 +572,16 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_what_breaks_a_rule_is_refused_naming_the_field(model: Model, what: str) -> None:
-    kind, fields, field = BAD[what]
-    told, where = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
-    assert where == field
-    assert told
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_request_is_refused_with_its_field(model: ImageClassifier, case: str) -> None:
+    kind, fields, field = INVALID[case]
+    text, refused_field = refusal(serve(model), ask(RED[np.newaxis], **fields), kind)
+    assert refused_field == field
+    assert text
 
 
-def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -> None:
-    model = open_model(2)
+def test_a_shape_too_large_for_an_array_is_refused_although_its_contents_match() -> None:
+    model = make_dynamic_model(2)
     for sides in ([2**62, 0], [0, 2**31], [2**31 - 1, 2**31 - 1]):
         request = wire.ModelInferRequest(
             inputs=[{"name": "numbers", "datatype": "FP32", "shape": [1, *sides]}], raw_input_contents=[b""]
@@ -586,20 +589,20 @@ def test_a_shape_that_no_array_can_have_is_refused_although_its_contents_fit() -
         assert refusal(serve(model), request, ShapeMismatch)[1] == "inputs[0].shape"
 
 
-def test_of_more_images_than_the_shape_says_no_more_is_read(model: Model) -> None:
+def test_images_beyond_the_shape_are_not_read(model: ImageClassifier) -> None:
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [1]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[bytes(4 * 10**6) + b"z"])
     assert refusal(serve(model), request, ContentsMismatch)[0] == "image with shape 1 needs 1 elements, got more"
 
 
-def test_of_many_images_the_one_that_is_none_is_named(model: Model) -> None:
+def test_the_field_names_the_unreadable_image_of_several(model: ImageClassifier) -> None:
     images = [encode(plain("red")), encode(plain("blue")), b"none"]
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [3]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(*images)])
     assert refusal(serve(model), request, ImageUnreadable)[1] == "inputs[0][2]"
 
 
-def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -> None:
+def test_no_further_image_is_decoded_after_a_cancellation(model: ImageClassifier) -> None:
     caller, decoded, images = Caller(), [], [encode(plain(colour)) for colour in ("red", "green", "blue")]
 
     def decode(header: Header, contract: PixelContract) -> np.ndarray:
@@ -614,17 +617,17 @@ def test_no_further_image_is_decoded_for_a_caller_that_went_away(model: Model) -
     assert decoded == images[:1]
 
 
-def test_raw_and_typed_contents_in_one_request_are_refused(model: Model) -> None:
+def test_raw_and_typed_contents_in_one_request_are_refused(model: ImageClassifier) -> None:
     request = ask(RED[np.newaxis])
     request.inputs[0].contents.uint_contents.extend([0] * 48)
     assert refusal(serve(model), request, ContentsMixed)[1] == "inputs[0].contents"
 
 
-def test_typed_contents_of_another_type_are_refused(model: Model) -> None:
+def test_typed_contents_of_another_type_are_refused(model: ImageClassifier) -> None:
     request = ask(RED[np.newaxis], raw_input_contents=[])
     request.inputs[0].contents.int_contents.extend([0] * 48)
-    told, _ = refusal(serve(model), request, ContentsMixed)
-    assert told == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
+    text, _ = refusal(serve(model), request, ContentsMixed)
+    assert text == "image has datatype UINT8, whose values belong in uint_contents; got int_contents"
 
 
 def test_half_precision_has_no_typed_contents() -> None:
@@ -636,7 +639,7 @@ def test_half_precision_has_no_typed_contents() -> None:
     assert refusal(serve(model), request, ContentsMixed)[0] == "FP16 has no typed contents: send raw contents"
 
 
-def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> None:
+def test_a_batch_over_the_limit_is_refused_with_both_sizes(model: ImageClassifier) -> None:
     service = serve(model, limits=Limits(max_batch=2))
     with pytest.raises(BatchTooLarge) as caught:
         service.ask(ask(np.stack([RED] * 3)))
@@ -647,64 +650,64 @@ def test_a_batch_beyond_the_limit_is_refused_with_both_numbers(model: Model) -> 
 # Metadata
 
 
-def test_server_metadata_names_the_server_and_what_it_can(model: Model) -> None:
-    told = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
-    assert (told.name, told.version) == ("evalmode", __version__)
-    assert {"classification", "model_configuration", "model_repository", "statistics"} == set(told.extensions)
+def test_server_metadata_has_name_version_and_extensions(model: ImageClassifier) -> None:
+    metadata = serve(model).service.server_metadata(wire.ServerMetadataRequest(), Caller())
+    assert (metadata.name, metadata.version) == ("evalmode", __version__)
+    assert {"classification", "model_configuration", "model_repository", "statistics"} == set(metadata.extensions)
 
 
-def test_model_metadata_tells_tensors_and_what_the_artifact_says(model: Model) -> None:
-    told = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
-    assert (told.name, list(told.versions), told.platform) == ("colours", ["1"], "onnx_onnxv1")
-    tensors = {one.name: (one.datatype, list(one.shape)) for one in (*told.inputs, *told.outputs)}
+def test_model_metadata_has_tensors_and_properties(model: ImageClassifier) -> None:
+    metadata = serve(model).service.model_metadata(wire.ModelMetadataRequest(name="colours"), Caller())
+    assert (metadata.name, list(metadata.versions), metadata.platform) == ("colours", ["1"], "onnx_onnxv1")
+    tensors = {one.name: (one.datatype, list(one.shape)) for one in (*metadata.inputs, *metadata.outputs)}
     assert tensors == {"image": ("UINT8", [-1, 4, 4, 3]), PROBABILITIES: ("FP32", [-1, 3]), LOGITS: ("FP32", [-1, 3])}
-    facts = {name: json.loads(value) for name, value in told.properties.items()}
+    facts = {name: json.loads(value) for name, value in metadata.properties.items()}
     assert facts["labels"] == list(COLOURS)
     assert facts["digest"] == model.digest
     assert facts["certificate"] == {"golden": 16, "tolerance": 1e-4}
     assert (facts["batch_invariant"], facts["provider"], facts["network"]) == (True, "CPU", "colours")
 
 
-def test_golden_images_never_leave(model: Model) -> None:
+def test_golden_images_are_not_in_the_metadata(model: ImageClassifier) -> None:
     assert model.manifest.certificate is not None
     service = serve(model)
-    told = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
-    told += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
+    sent = service.service.model_metadata(wire.ModelMetadataRequest(), Caller()).SerializeToString()
+    sent += service.service.model_config(wire.ModelConfigRequest(), Caller()).SerializeToString()
     packed = json.dumps(model.manifest.certificate.to_json())
-    assert len(told) < 3_000 < len(packed)
+    assert len(sent) < 3_000 < len(packed)
 
 
-def test_model_config_tells_batch_types_and_labels(model: Model) -> None:
-    told = (
+def test_model_config_has_batch_size_tensors_and_labels(model: ImageClassifier) -> None:
+    config = (
         serve(model, limits=Limits(max_batch=32))
         .service.model_config(wire.ModelConfigRequest(name="colours"), Caller())
         .config
     )
-    assert (told.name, told.platform, told.backend, told.max_batch_size) == (
+    assert (config.name, config.platform, config.backend, config.max_batch_size) == (
         "colours",
         "onnx_onnxv1",
         "onnxruntime",
         32,
     )
-    [image] = told.input
+    [image] = config.input
     assert (image.name, image.data_type, list(image.dims), image.format) == ("image", 2, [4, 4, 3], 1)
-    assert [(one.name, one.data_type, list(one.dims)) for one in told.output] == [
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [
         (PROBABILITIES, 11, [3]),
         (LOGITS, 11, [3]),
     ]
-    assert json.loads(told.parameters["labels"].string_value) == list(COLOURS)
+    assert json.loads(config.parameters["labels"].string_value) == list(COLOURS)
 
 
-def test_a_model_is_ready_if_it_is_served(model: Model) -> None:
+def test_only_served_models_are_ready(model: ImageClassifier) -> None:
     service = serve(model)
     wanted = {("colours", ""): True, ("colours", "1"): True, ("colours", "2"): False, ("other", ""): False}
     for (name, version), ready in wanted.items():
-        told = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
-        assert told.ready is ready
+        reply = service.service.model_ready(wire.ModelReadyRequest(name=name, version=version), Caller())
+        assert reply.ready is ready
 
 
 @pytest.mark.parametrize("call", ["model_metadata", "model_config", "model_statistics"])
-def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> None:
+def test_a_model_that_is_not_served_is_not_found(model: ImageClassifier, call: str) -> None:
     service = serve(model)
     request = {"model_metadata": wire.ModelMetadataRequest, "model_config": wire.ModelConfigRequest}.get(
         call, wire.ModelStatisticsRequest
@@ -717,7 +720,7 @@ def test_a_model_that_is_not_served_is_not_found(model: Model, call: str) -> Non
         service.ask(ask(RED[np.newaxis], model_version="2"))
 
 
-def test_of_several_models_one_must_be_named(model: Model) -> None:
+def test_with_several_models_a_request_must_name_one(model: ImageClassifier) -> None:
     with pytest.raises(ModelUnspecified):
         serve(model, replace(model, name="other")).ask(ask(RED[np.newaxis]))
 
@@ -730,8 +733,8 @@ def test_of_several_models_one_must_be_named(model: Model) -> None:
         ("model_config", wire.ModelConfigRequest(), "name"),
     ],
 )
-def test_the_field_is_named_that_the_model_is_missing_from(
-    model: Model, call: str, request_: object, field: str
+def test_a_missing_model_name_is_refused_with_its_field(
+    model: ImageClassifier, call: str, request_: object, field: str
 ) -> None:
     with pytest.raises(ModelUnspecified) as caught:
         getattr(serve(model, replace(model, name="other")).service, call)(
@@ -750,7 +753,7 @@ def test_the_field_is_named_that_the_model_is_missing_from(
         "LogSettings",
     ],
 )
-def test_what_is_not_served_says_so(model: Model, name: str) -> None:
+def test_unsupported_methods_are_refused_with_not_served(model: ImageClassifier, name: str) -> None:
     with pytest.raises(NotServed, match="shared memory, tracing or log settings"):
         serve(model).service.handlers[name](None, Caller())
 
@@ -758,45 +761,50 @@ def test_what_is_not_served_says_so(model: Model, name: str) -> None:
 # Statistics
 
 
-def test_statistics_count_answers_runs_and_refusals(model: Model) -> None:
+def test_statistics_count_answers_runs_and_refusals(model: ImageClassifier) -> None:
     service = serve(model)
     for count in (1, 3, 3):
         service.ask(ask(np.stack([RED] * count)))
     for _ in range(2):
         with pytest.raises(ContentsMismatch):
             service.ask(ask(RED[np.newaxis], raw_input_contents=[b""]))
-    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-    assert (told.name, told.version, told.inference_count, told.execution_count) == ("colours", "1", 7, 3)
-    assert told.last_inference > 1_700_000_000_000
-    spent = told.inference_stats
+    [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert (statistics.name, statistics.version, statistics.inference_count, statistics.execution_count) == (
+        "colours",
+        "1",
+        7,
+        3,
+    )
+    assert statistics.last_inference > 1_700_000_000_000
+    spent = statistics.inference_stats
     assert [one.count for one in (spent.success, spent.queue, spent.compute_input, spent.compute_infer)] == [3] * 4
     assert spent.fail.count == 2
     assert spent.success.ns == spent.queue.ns + spent.compute_input.ns + spent.compute_infer.ns > 0
-    assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(1, 1), (3, 2)]
+    assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 1), (3, 2)]
 
 
-def test_an_error_on_a_stream_has_its_reason_beside_its_words(model: Model) -> None:
+def test_an_error_on_a_stream_has_reason_and_message(model: ImageClassifier) -> None:
     service, request = serve(model), ask(RED[np.newaxis], id="seven", model_name="nobody")
-    told = ask_streamed(service, request)
-    assert told.error_message.startswith("Request for unknown model: 'nobody'")
-    assert told.infer_response.id == "seven"
-    assert told.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
+    reply = ask_streamed(service, request)
+    assert reply.error_message.startswith("Request for unknown model: 'nobody'")
+    assert reply.infer_response.id == "seven"
+    assert reply.infer_response.parameters["evalmode_reason"].string_param == "MODEL_NOT_FOUND"
     with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
-        told = ask_streamed(service, ask(RED[np.newaxis]))
-    assert told.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
-    error_id = told.infer_response.parameters["evalmode_id"].string_param
-    assert told.error_message == f"internal error {error_id}: the server's log has the cause under this id"
+        reply = ask_streamed(service, ask(RED[np.newaxis]))
+    assert reply.infer_response.parameters["evalmode_reason"].string_param == "INTERNAL"
+    error_id = reply.infer_response.parameters["evalmode_id"].string_param
+    assert reply.error_message == f"internal error {error_id}: the server's log has the cause under this id"
 
 
-def test_a_fault_of_the_server_counts_as_a_failure(model: Model) -> None:
+def test_a_fault_of_the_server_counts_as_a_failure(model: ImageClassifier) -> None:
     service = serve(model)
     with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         service.ask(ask(RED[np.newaxis]))
-    [told] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
-    assert told.inference_stats.fail.count == 1
+    [statistics] = service.service.model_statistics(wire.ModelStatisticsRequest(), Caller()).model_stats
+    assert statistics.inference_stats.fail.count == 1
 
 
-def test_after_the_announcement_nothing_is_ready_and_all_is_answered(model: Model) -> None:
+def test_after_announce_shutdown_nothing_is_ready_and_requests_are_answered(model: ImageClassifier) -> None:
     service = serve(model)
     service.service.announce_shutdown()
     assert not service.service.handlers["ServerReady"](wire.ServerReadyRequest(), Caller()).ready
@@ -822,11 +830,11 @@ def controlled(repository: Path) -> Direct:
 
 
 def index(service: Direct, ready: bool = False) -> list[tuple[str, str, str, str]]:
-    told = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
-    return [(one.name, one.version, one.state, one.reason) for one in told]
+    entries = service.service.repository_index(wire.RepositoryIndexRequest(ready=ready), Caller()).models
+    return [(one.name, one.version, one.state, one.reason) for one in entries]
 
 
-def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Path) -> None:
+def test_the_index_lists_every_version_and_why_one_is_unavailable(repository: Path) -> None:
     service = controlled(repository)
     assert index(service) == [
         ("colours", "1", "UNAVAILABLE", "version 2 is served"),
@@ -836,7 +844,7 @@ def test_the_index_lists_every_version_and_why_one_is_not_served(repository: Pat
     assert index(service, ready=True) == [("colours", "2", "READY", ""), ("other", "1", "READY", "")]
 
 
-def test_the_index_lists_what_is_served_although_its_folder_is_gone(repository: Path) -> None:
+def test_the_index_lists_served_versions_whose_folder_was_removed(repository: Path) -> None:
     service = controlled(repository)
     shutil.rmtree(repository / "colours" / "2")
     assert ("colours", "2", "READY", "") in index(service)
@@ -855,7 +863,7 @@ def test_a_model_is_unloaded_and_loaded_again(repository: Path) -> None:
     assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
 
 
-def test_loading_takes_the_newest_version(repository: Path) -> None:
+def test_loading_serves_the_newest_version(repository: Path) -> None:
     service = controlled(repository)
     publish(repository, "colours", colour_artifact())
     assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
@@ -863,16 +871,16 @@ def test_loading_takes_the_newest_version(repository: Path) -> None:
     assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "3"
 
 
-def test_clients_that_number_the_name_1_are_understood(repository: Path) -> None:
+def test_requests_with_the_model_name_in_field_1_are_supported(repository: Path) -> None:
     service = controlled(repository)
-    theirs = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
-    service.service.unload(theirs, Caller())
+    request = wire.RepositoryModelUnloadRequest.FromString(b"\n\x07colours")  # the KServe SDK's model_name = 1
+    service.service.unload(request, Caller())
     assert not service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
     service.service.load(wire.RepositoryModelLoadRequest.FromString(b"\n\x07colours"), Caller())
     assert service.service.model_ready(wire.ModelReadyRequest(name="colours"), Caller()).ready
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: Path) -> None:
+def test_the_old_version_stays_served_if_the_new_one_cannot_be_loaded(repository: Path) -> None:
     service = controlled(repository)
     publish(repository, "colours", b"no artifact")
     with pytest.raises(ModelInvalid, match="colours/3 cannot be loaded"):
@@ -880,7 +888,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(repository: 
     assert service.ask(ask(RED[np.newaxis], model_name="colours")).model_version == "2"
 
 
-def test_a_version_that_needs_what_this_machine_lacks_leaves_the_old_one_serving(repository: Path) -> None:
+def test_the_old_version_stays_served_if_the_new_one_needs_a_missing_provider(repository: Path) -> None:
     service = controlled(repository)
     with (
         patch("serving.services.source.load_model", side_effect=ProviderUnavailable("no CUDA")),
@@ -898,12 +906,14 @@ def test_a_name_that_is_not_in_the_repository_is_not_found(repository: Path, nam
 
 
 def test_parameters_of_other_servers_are_refused(repository: Path) -> None:
-    request = wire.RepositoryModelLoadRequest(model_name="colours", parameters={"config": {"string_param": "{}"}})
+    request = wire.RepositoryModelLoadRequest(
+        model_name="colours", parameters={"config": wire.ModelRepositoryParameter(string_param="{}")}
+    )
     with pytest.raises(ParameterInvalid, match="parameters config are not supported; supported: unload_dependents"):
         controlled(repository).service.load(request, Caller())
 
 
-def test_without_control_nothing_is_loaded_or_unloaded(model: Model) -> None:
+def test_without_control_nothing_is_loaded_or_unloaded(model: ImageClassifier) -> None:
     service = serve(model)
     for name in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with pytest.raises(ControlDisabled, match="--enable-control"):

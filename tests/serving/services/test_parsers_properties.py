@@ -1,4 +1,4 @@
-"""Properties of the parsers of requests and tokens: any bytes are read, or refused for a stated reason."""
+"""Properties of the parsers of requests and tokens: any bytes are parsed, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalmode.errors import RequestError, TokensInvalid
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services.access import Tokens
 from tests.conftest import encode, plain
@@ -27,12 +27,12 @@ QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
 
 
 @pytest.fixture
-def service(model: Model) -> Direct:
+def service(model: ImageClassifier) -> Direct:
     return serve(model)
 
 
 def answer(service: Direct, request: wire.ModelInferRequest) -> wire.ModelInferResponse | None:
-    """The reply, or None for a refusal with a reason; any other exception is a fault of the server."""
+    """The reply, or None if the request is refused with a reason."""
     try:
         reply: wire.ModelInferResponse = service.ask(request)
     except RequestError:
@@ -51,7 +51,7 @@ def test_any_raw_images_are_answered_or_refused(service: Direct, raw: bytes, cou
 @QUICK
 @given(parts=st.lists(st.binary(max_size=30), max_size=3))
 def test_raw_images_are_split_by_their_lengths(service: Direct, parts: list[bytes]) -> None:
-    """Parts that are no image are refused one by one: their count is right, so the refusal is of an image."""
+    """The count of parts is right, so that the refusal names the first part that is not an image."""
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [len(parts) + 1]}]
     request = wire.ModelInferRequest(inputs=inputs, raw_input_contents=[pack(RED, *parts)])
     if parts:
@@ -64,7 +64,7 @@ def test_raw_images_are_split_by_their_lengths(service: Direct, parts: list[byte
 
 @QUICK
 @given(raw=st.binary(max_size=100), shape=st.lists(st.integers(-2, 5) | st.integers(), max_size=5))
-def test_any_raw_numbers_are_answered_or_refused(service: Direct, raw: bytes, shape: list[int]) -> None:
+def test_any_raw_pixels_are_answered_or_refused(service: Direct, raw: bytes, shape: list[int]) -> None:
     if all(-(2**63) <= side < 2**63 for side in shape):
         inputs = [{"name": "image", "datatype": "UINT8", "shape": shape}]
         reply = answer(service, wire.ModelInferRequest(inputs=inputs, raw_input_contents=[raw]))

@@ -1,10 +1,11 @@
-"""The one table from errors to statuses is complete, and says what gRPC knows."""
+"""The table from errors to gRPC statuses is complete and uses codes that gRPC defines."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,8 +14,8 @@ from evalmode.errors import ImageError, RequestError, UsageError
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
 
 
-def concrete(error: type[Exception]) -> Iterator[type[Exception]]:
-    """The leaves of an exception tree: those that are raised."""
+def concrete(error: type[Any]) -> Iterator[type[Any]]:
+    """The leaves of an exception tree, which are the errors that are raised."""
     children = error.__subclasses__()
     if not children:
         yield error
@@ -26,14 +27,14 @@ def test_every_error_of_a_request_has_a_row_and_no_other_has() -> None:
     assert set(CODES) == set(concrete(RequestError))
 
 
-def test_image_errors_are_those_that_the_bytes_alone_can_cause() -> None:
+def test_image_errors_depend_on_the_image_alone() -> None:
     names = {"ImageEmpty", "ImageTooLarge", "ImageTooManyPixels", "ImageFormatNotAllowed", "ImageUnreadable"}
     names |= {"ImageTooComplex", "ImageNeedsTooMuchMemory"}
     assert {error.__name__ for error in concrete(ImageError)} == names
 
 
 @pytest.mark.parametrize("error", CODES, ids=lambda error: error.__name__)
-def test_codes_are_grpcs_and_none_hides_the_cause(error: type[RequestError]) -> None:
+def test_codes_are_defined_by_grpc_and_are_specific(error: type[RequestError]) -> None:
     assert grpc.StatusCode[CODES[error]] not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 
@@ -71,7 +72,7 @@ def test_reasons_are_unique_and_upper_snake_case() -> None:
     assert "QUEUE_FULL" in reasons
 
 
-def test_only_overload_invites_a_retry() -> None:
+def test_only_overload_has_a_retry_delay() -> None:
     assert {error.__name__: after_s for error, after_s in RETRY_AFTER_S.items()} == {
         "QueueFull": 0.1,
         "CallsFull": 0.1,
@@ -83,7 +84,7 @@ def test_only_overload_invites_a_retry() -> None:
 
 
 def test_every_reason_is_tested() -> None:
-    """By its error's name or its own, in a test other than this file's, which goes through the table itself."""
+    """By the name of its error or its own, in a test file other than this one, which iterates over the table."""
     named: set[str] = set()
     for path in Path(__file__).parents[2].rglob("test_*.py"):
         if path != Path(__file__):
@@ -99,11 +100,11 @@ def _names(tree: ast.Module) -> Iterator[str]:
                 yield node.id
             case ast.Attribute():
                 yield node.attr
-            case ast.Constant(value=str()):
-                yield node.value
+            case ast.Constant(value=str() as text):
+                yield text
 
 
-def test_facts_are_text_by_name() -> None:
+def test_facts_are_converted_to_strings() -> None:
     for error in (*CODES, *concrete(UsageError)):
         raised = error("what and what to do", size_bytes=3, limit_bytes=2)
         assert str(raised) == "what and what to do"

@@ -1,4 +1,4 @@
-"""Where a server listens: each form of ``--host`` works, or one line says why not."""
+"""Each form of ``--host`` works, or is rejected with a reason in one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answers(address: str) -> str:
     ("host", "reached"),
     [("::", ("[::1]", "127.0.0.1")), ("[::]", ("[::1]",)), ("::1", ("[::1]",)), ("[::1]", ("[::1]",))],
 )
-def test_an_ipv6_address_is_listened_on(colours: Path, host: str, reached: tuple[str, ...]) -> None:
+def test_a_server_listens_on_an_ipv6_address(colours: Path, host: str, reached: tuple[str, ...]) -> None:
     with serving(colours, "--host", host, "--allow-unbounded-messages") as server:
         port = server.address.rpartition(":")[2]
         assert [answers(f"{one}:{port}") for one in reached] == ["red"] * len(reached)
@@ -51,16 +51,16 @@ def test_an_ipv6_address_is_listened_on(colours: Path, host: str, reached: tuple
         assert server.stop()[0] == 0
 
 
-def test_a_name_is_listened_on(colours: Path) -> None:
+def test_a_server_listens_on_the_address_of_a_name(colours: Path) -> None:
     with serving(colours, "--host", "localhost") as server:
         assert answers(f"localhost:{server.address.rpartition(':')[2]}") == "red"
 
 
 @pytest.mark.native_lacks("Unix sockets")
 @pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
-def test_a_unix_socket_is_listened_on_again_and_again(colours: Path, tmp_path: Path, form: str) -> None:
+def test_a_unix_socket_of_an_earlier_server_is_reused(colours: Path, tmp_path: Path, form: str) -> None:
     path = tmp_path / "socket"
-    for _ in range(2):  # the second finds what the first left behind
+    for _ in range(2):  # the second server finds the socket of the first
         with serving(colours, "--host", form.format(path)) as server:
             assert server.address.endswith(f":unix:{path}")
             assert answers(f"unix:{path}") == "red"
@@ -70,7 +70,7 @@ def test_a_unix_socket_is_listened_on_again_and_again(colours: Path, tmp_path: P
 
 
 @pytest.mark.native_lacks("Unix sockets")
-def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: Path, evalmode: Callable) -> None:
+def test_a_unix_socket_in_use_is_rejected(colours: Path, tmp_path: Path, evalmode: Callable) -> None:
     path = tmp_path / "socket"
     with serving(colours, "--host", f"unix:{path}"):
         refused = evalmode("serve", "--repository", colours, "--host", f"unix:{path}", "--no-metrics")
@@ -82,7 +82,7 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "expected"),
     [
         ("host.invalid", "--host host.invalid is unknown: "),
         ("a..b", "--host a..b is unknown: "),
@@ -99,35 +99,35 @@ def test_a_unix_socket_of_another_server_is_left_alone(colours: Path, tmp_path: 
         (f"unix:{__file__}", "a file that is not a socket exists there"),
     ],
 )
-def test_what_cannot_be_listened_on_is_one_line_and_exit_2(evalmode: Callable, host: str, said: str) -> None:
+def test_an_invalid_host_is_one_line_and_exit_code_2(evalmode: Callable, host: str, expected: str) -> None:
     refused = evalmode("serve", "--repository", "nowhere", "--host", host)
     assert refused.returncode == 2
     [line] = refused.stderr.splitlines()
     assert line.startswith("evalmode: ")
-    assert said in line
+    assert expected in line
 
 
-def test_one_port_for_both_is_refused(evalmode: Callable) -> None:
+def test_one_port_for_requests_and_metrics_is_rejected(evalmode: Callable) -> None:
     refused = evalmode("serve", "--repository", "nowhere", "--port", 8002)
     assert refused.stderr == "evalmode: --port and --metrics-port are both 8002: choose two different ports\n"
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "expected"),
     [
         (errno.EACCES, "permission denied: use a --port from 1024 on, or give the process CAP_NET_BIND_SERVICE"),
         (errno.EAFNOSUPPORT, "this machine has no IPv6: use 0.0.0.0"),
         (errno.EIO, "use another --host"),
     ],
 )
-def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+def test_errors_of_the_system_are_explained(monkeypatch: pytest.MonkeyPatch, number: int, expected: str) -> None:
     def refuse(one: socket.socket, address: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(AddressUnavailable) as caught:
         check_address("127.0.0.1", 80)
-    assert str(caught.value) == f"cannot listen on 127.0.0.1:80: {said} ({os.strerror(number)})"
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:80: {expected} ({os.strerror(number)})"
     with pytest.raises(AddressUnavailable, match="metrics cannot listen"):
         check_address("127.0.0.1", 80, "--metrics-port")
 
@@ -147,5 +147,5 @@ def test_what_the_system_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, n
         ("unix:///a", "unix:/a", "unix:/a", True),
     ],
 )
-def test_an_address_is_as_grpc_takes_it(host: str, joined: str, local: str, loopback: bool) -> None:
+def test_addresses_are_converted_to_the_form_of_grpc(host: str, joined: str, local: str, loopback: bool) -> None:
     assert (join_address(host, 1), find_local(joined, 2), is_loopback(host)) == (joined, local, loopback)

@@ -1,4 +1,4 @@
-"""The open calls: what takes too long is ended, what may take its time is not, and excess answers are dropped."""
+"""Open calls: late messages and unread replies are ended; running calls and idle streams are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from evalmode.errors import MessageLate, ServerLeaving, StreamsFull
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.transports.calls import IDLE, RECEIVING, RUNNING, SENDING, Calls, OpenCall
 from tests.serving.conftest import classify_by, listen, wait_until
 
@@ -18,7 +18,7 @@ TIMEOUT_S, PATH = 20, "/package.Service/Method"
 
 
 class Context:
-    """A call as grpcio shows it."""
+    """The context of a call, as grpcio passes it."""
 
     def __init__(self, connection: str = "a", remaining_s: float | None = None) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class Context:
 
 
 class Scene:
-    """Calls whose handlers wait until they are cancelled."""
+    """Open calls whose handlers wait until they are cancelled."""
 
     def __init__(self) -> None:
         self.calls = Calls(TIMEOUT_S)
@@ -43,7 +43,7 @@ class Scene:
         opened: list[OpenCall] = []
 
         async def handle() -> None:
-            opened.append(self.calls.open(Context(connection, remaining_s), self._loop, PATH))  # type: ignore[arg-type]
+            opened.append(self.calls.open(Context(connection, remaining_s), self._loop, PATH))
             await asyncio.Event().wait()
 
         task = self._loop.create_task(handle())
@@ -55,17 +55,17 @@ class Scene:
         return call
 
     def turn(self) -> None:
-        """Let the loop do what is to be done."""
+        """Run the event loop until its tasks wait."""
         for _ in range(5):
             self._loop.run_until_complete(asyncio.sleep(0))
 
     def cancelled(self, call: OpenCall) -> bool:
-        """Whether a call's handler was told to end."""
+        """Whether the handler of a call was cancelled."""
         self.turn()
         return self.handlers[call].cancelled()
 
     def leave(self, call: OpenCall) -> None:
-        """Let a call's handler end."""
+        """End the handler of a call."""
         self.handlers[call].cancel()
         self.turn()
 
@@ -93,7 +93,7 @@ def scene() -> Iterator[Scene]:
         (SENDING, TIMEOUT_S - 5, None, {}),
     ],
 )
-def test_only_late_receivers_are_ended_and_only_connections_of_late_senders_closed(
+def test_late_messages_end_their_call_and_late_replies_close_their_connection(
     scene: Scene, state: str, age_s: float, error: type[Exception] | None, closed: dict[str, str]
 ) -> None:
     call = scene.open(state, age_s)
@@ -102,13 +102,13 @@ def test_only_late_receivers_are_ended_and_only_connections_of_late_senders_clos
     assert type(call.error) is (error or type(None))
 
 
-def test_a_late_message_is_refused_with_the_time_that_it_had(scene: Scene) -> None:
+def test_the_error_of_a_late_message_states_the_timeout(scene: Scene) -> None:
     call = scene.open(RECEIVING, TIMEOUT_S + 1)
     scene.calls.sweep()
     assert str(call.error) == "no message arrived within 20 s: send it at once"
 
 
-def test_a_call_that_goes_on_has_its_time_again(scene: Scene) -> None:
+def test_the_timeout_starts_again_with_each_state(scene: Scene) -> None:
     for before, after in ((RECEIVING, SENDING), (SENDING, RECEIVING)):
         call = scene.open(before, TIMEOUT_S + 1)
         call.enter(after)
@@ -116,14 +116,14 @@ def test_a_call_that_goes_on_has_its_time_again(scene: Scene) -> None:
         assert not scene.cancelled(call)
 
 
-def test_connections_with_late_answers_are_closed(scene: Scene) -> None:
+def test_each_connection_with_late_replies_is_closed(scene: Scene) -> None:
     for connection in "aabb":
         scene.open(SENDING, TIMEOUT_S + 1, connection)
     scene.open(SENDING, 0, "c")
     assert scene.calls.sweep().keys() == {"a", "b"}
 
 
-def test_of_too_many_answers_that_nobody_takes_the_connection_with_the_most_is_closed(scene: Scene) -> None:
+def test_with_too_many_unread_replies_the_connection_with_the_most_is_closed(scene: Scene) -> None:
     calls = [scene.open(SENDING, connection=connection) for connection in "baaab"]
     calls += [scene.open(RUNNING, connection="c") for _ in range(9)]
     with patch("serving.transports.calls.MAX_SENDING", 5):
@@ -133,7 +133,7 @@ def test_of_too_many_answers_that_nobody_takes_the_connection_with_the_most_is_c
     assert not any(scene.cancelled(call) for call in calls)
 
 
-def test_a_call_is_counted_until_it_has_ended(scene: Scene) -> None:
+def test_a_call_is_counted_until_its_handler_ends(scene: Scene) -> None:
     call = scene.open(RUNNING)
     scene.open(IDLE)
     calls = scene.calls
@@ -145,7 +145,7 @@ def test_a_call_is_counted_until_it_has_ended(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("state", "at_once"), [(RECEIVING, True), (IDLE, True), (RUNNING, False), (SENDING, False)])
-def test_a_call_is_ended_at_once_while_it_waits_for_its_client_else_after_the_reply_in_hand(
+def test_a_call_that_waits_for_its_client_ends_at_once_and_others_after_their_reply(
     scene: Scene, state: str, at_once: bool
 ) -> None:
     call, error = scene.open(state), ServerLeaving("leaving")
@@ -160,10 +160,10 @@ def test_a_call_ends_with_the_first_error(scene: Scene) -> None:
     call.enter(IDLE)
     call.end(ServerLeaving("leaving"))
     assert call.error is first
-    assert not scene.cancelled(call)  # its handler knows already
+    assert not scene.cancelled(call)  # it was ended already
 
 
-def test_the_time_that_remains_is_the_callers_and_endless_without_a_deadline(scene: Scene) -> None:
+def test_the_remaining_time_is_that_of_the_deadline_and_unlimited_without_one(scene: Scene) -> None:
     call = scene.open(RUNNING, remaining_s=60)
     assert 50 < call.time_remaining_s() <= 60
     call._until -= 100
@@ -172,7 +172,7 @@ def test_the_time_that_remains_is_the_callers_and_endless_without_a_deadline(sce
     assert scene.open(RUNNING, remaining_s=1e300).time_remaining_s() == threading.TIMEOUT_MAX
 
 
-def test_connections_that_wait_for_a_message_are_named(scene: Scene) -> None:
+def test_connections_that_wait_for_a_message_are_listed(scene: Scene) -> None:
     for number, state in enumerate((RECEIVING, IDLE, RUNNING, SENDING)):
         scene.open(state, 10, f"late {number}")
         scene.open(state, 0, f"early {number}")
@@ -182,18 +182,18 @@ def test_connections_that_wait_for_a_message_are_named(scene: Scene) -> None:
     assert open_now == {f"{when} {number}" for when in ("late", "early") for number in range(4)}
 
 
-def test_a_server_looks_again_and_again_even_after_a_look_that_failed(
-    model: Model, caplog: pytest.LogCaptureFixture
+def test_a_server_continues_to_check_calls_after_a_check_that_failed(
+    model: ImageClassifier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looks: list[None] = []
+    checks: list[None] = []
 
-    def look(calls: Calls) -> None:
-        looks.append(None)
-        if len(looks) == 1:
+    def check(calls: Calls) -> None:
+        checks.append(None)
+        if len(checks) == 1:
             raise ValueError("once")
 
-    with patch("serving.transports.grpcio.SWEEP_S", 0.001), patch.object(Calls, "sweep", look):
+    with patch("serving.transports.grpcio.SWEEP_S", 0.001), patch.object(Calls, "sweep", check):
         server = listen(classify_by(model))
-        wait_until(lambda: len(looks) > 3)
+        wait_until(lambda: len(checks) > 3)
         server.drain(0)
     assert caplog.text.count("calls could not be checked") == 1

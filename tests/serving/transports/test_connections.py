@@ -1,4 +1,4 @@
-"""Bounds on connections, by what Linux counts of real sockets."""
+"""Limits on connections, by the statistics of Linux for real sockets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -15,15 +16,15 @@ from serving.transports.sockets import name_peer
 from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tcp_info is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="read_tcp_info is Linux's")
 
 LIMIT, MAX_BYTES = 10, 200_000
-TOO_MANY = MAX_STRAY_BYTES + 10 * CALL_BYTES  # stray bytes: at each look, so many are forgotten as a call has
-CLOSE_WAIT = 8  # of the kernel's states of a connection: the client has left
+TOO_MANY = MAX_STRAY_BYTES + 10 * CALL_BYTES  # stray bytes; each sweep subtracts the bytes of a call
+CLOSE_WAIT = 8  # state of the kernel: the client has closed its side
 
 
 def no_calls() -> tuple[dict[str, int], set[str]]:
-    """Of a server that sees no call."""
+    """The calls of a server without calls."""
     return {}, set()
 
 
@@ -38,7 +39,7 @@ class Peer:
         self.name = f"ipv4:{host}:{port}"
 
     def send(self, count: int) -> None:
-        """Send bytes; they have arrived when this returns."""
+        """Send bytes and wait until the server has received them."""
         sent = spawn(self.client.sendall, bytes(count))
         while count:
             count -= len(self.server.recv(count))
@@ -61,7 +62,7 @@ class Peer:
 
 
 class Port:
-    """A listening socket, and the peers that came."""
+    """A listening socket that creates connected peers."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -81,29 +82,29 @@ def port() -> Iterator[Port]:
         yield Port(stack)
 
 
-def make(port: Port, limit: int = LIMIT, **options: object) -> Connections:
+def make(port: Port, limit: int = LIMIT, **options: Any) -> Connections:
     made = Connections(port.number, limit, MAX_BYTES, **options)
     made.sweep()
     return made
 
 
-def open_of(peers: list[Peer]) -> list[bool]:
+def list_open(peers: list[Peer]) -> list[bool]:
     return [peer.is_open() for peer in peers]
 
 
 class TestUnfinishedBytes:
-    def test_beyond_the_limit_close_the_connection_with_the_most(self, port: Port) -> None:
+    def test_over_the_limit_close_the_connection_with_the_most(self, port: Port) -> None:
         peers = port.connect(3)
         connections = make(port)
         for peer, size in zip(peers, (40_000, 90_000, 60_000), strict=True):
             peer.send(size)
         connections.sweep()
-        assert open_of(peers) == [True] * 3
+        assert list_open(peers) == [True] * 3
         peers[0].send(30_000)
         connections.sweep()
-        assert open_of(peers) == [True, False, True]
+        assert list_open(peers) == [True, False, True]
 
-    def test_are_not_those_of_whole_messages(self, port: Port) -> None:
+    def test_exclude_whole_messages(self, port: Port) -> None:
         whole, unfinished = port.connect(2)
         connections = make(port)
         for _ in range(5):
@@ -111,12 +112,12 @@ class TestUnfinishedBytes:
             connections.count_message(whole.name, 150_000 - 1000)
             unfinished.send(20_000)
             connections.sweep()
-        assert open_of([whole, unfinished]) == [True, True]
+        assert list_open([whole, unfinished]) == [True, True]
         unfinished.send(101_000)
         connections.sweep()
-        assert open_of([whole, unfinished]) == [True, False]
+        assert list_open([whole, unfinished]) == [True, False]
 
-    def test_are_not_those_of_refused_calls(self, port: Port) -> None:
+    def test_exclude_refused_calls(self, port: Port) -> None:
         [refused] = port.connect(1)
         connections = make(port)
         for _ in range(5):
@@ -124,9 +125,9 @@ class TestUnfinishedBytes:
             for _ in range(3):
                 connections.count_refusal(refused.name)
             connections.sweep()
-        assert open_of([refused]) == [True]
+        assert list_open([refused]) == [True]
 
-    def test_are_shared_where_the_transport_does_not_know_whose_messages_came(self, port: Port) -> None:
+    def test_are_divided_if_the_connections_of_messages_are_unknown(self, port: Port) -> None:
         peers = port.connect(2)
         connections = make(port)
         for _ in range(5):
@@ -134,197 +135,197 @@ class TestUnfinishedBytes:
                 peer.send(90_000)
                 connections.count_message("unknown", 90_000)
             connections.sweep()
-        assert open_of(peers) == [True] * 2
+        assert list_open(peers) == [True] * 2
 
     @pytest.mark.parametrize(("is_behind", "is_open"), [(False, True), (True, False)])
-    def test_are_at_most_what_the_messages_that_are_waited_for_may_hold(
+    def test_are_at_most_the_size_of_the_expected_messages_unless_the_loop_is_behind(
         self, port: Port, is_behind: bool, is_open: bool
     ) -> None:
-        """Beyond that, grpc throws away a message that is too large; unless there are calls that nobody knows of."""
+        """grpc discards longer messages; while the event loop is behind, there may be calls that it has not seen."""
         [peer] = port.connect(1)
         calls = {peer.name: MAX_BYTES}, {peer.name}
         connections = make(port, find_calls=lambda: calls, is_behind=lambda: is_behind)
         peer.send(MAX_BYTES + 1)
         connections.sweep()
-        assert open_of([peer]) == [is_open]
+        assert list_open([peer]) == [is_open]
 
-    def test_are_not_those_that_the_kernel_still_holds(self, port: Port) -> None:
+    def test_exclude_bytes_in_the_buffer_of_the_kernel(self, port: Port) -> None:
         [peer] = port.connect(1)
         connections = make(port)
         connections._max_unfinished_bytes = 30_000
         peer.client.sendall(bytes(40_000))
-        wait_until(lambda: received_bytes(peer) == 40_000)
+        wait_until(lambda: read_received_bytes(peer) == 40_000)
         connections.sweep()
-        assert open_of([peer]) == [True]
+        assert list_open([peer]) == [True]
         assert len(peer.server.recv(40_000, socket.MSG_WAITALL)) == 40_000
         connections.sweep()
-        assert open_of([peer]) == [False]
+        assert list_open([peer]) == [False]
 
 
-class Asked:
-    """The answer of the server to a call of its own."""
+class OwnCall:
+    """A call of the server to itself."""
 
     def __init__(self, code: grpc.StatusCode | None = grpc.StatusCode.OK) -> None:
-        self.is_code = code
+        self.status = code
 
     def done(self) -> bool:
-        return self.is_code is not None
+        return self.status is not None
 
     def code(self) -> grpc.StatusCode | None:
-        return self.is_code
+        return self.status
 
 
 class TestStrayBytes:
-    """Those that belong to no call: where a transport knows its calls."""
+    """Bytes that belong to no call, on a transport that knows its calls."""
 
-    def sweep_often(self, connections: Connections) -> None:
-        """Ask the server, hear that it came round, and look once more: its answers may have been on their way."""
+    def sweep_three_times(self, connections: Connections) -> None:
+        """Call the server, see that it has answered, and check again: replies may have been in transit."""
         for _ in range(3):
             connections.sweep()
 
-    def test_close_their_connection_and_no_other(self, port: Port) -> None:
+    def test_close_only_their_connection(self, port: Port) -> None:
         loose, fine = port.connect(2)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         loose.send(TOO_MANY)
         fine.send(MAX_STRAY_BYTES)
-        self.sweep_often(connections)
-        assert open_of([loose, fine]) == [False, True]
+        self.sweep_three_times(connections)
+        assert list_open([loose, fine]) == [False, True]
 
-    def test_are_not_those_of_a_message_that_grpc_throws_away(self, port: Port) -> None:
-        """One over the limit: its call has ended, and its bytes still come."""
+    def test_exclude_messages_that_grpc_discards(self, port: Port) -> None:
+        """A message over the limit: its call has ended, and its bytes still arrive."""
         [peer] = port.connect(1)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         connections.excuse(peer.name)
         peer.send(TOO_MANY)
-        self.sweep_often(connections)
-        assert open_of([peer]) == [True]
+        self.sweep_three_times(connections)
+        assert list_open([peer]) == [True]
 
     @pytest.mark.parametrize("is_waiting", [True, False])
-    def test_are_not_those_of_a_connection_with_a_call(self, port: Port, is_waiting: bool) -> None:
-        """Whether it waits for its message, or runs."""
+    def test_exclude_connections_with_a_call(self, port: Port, is_waiting: bool) -> None:
+        """A call that waits for its message, or that runs."""
         [peer] = port.connect(1)
         waiting = {peer.name: 2**30} if is_waiting else {}
-        connections = make(port, find_calls=lambda: (waiting, {peer.name}), ask=Asked)
+        connections = make(port, find_calls=lambda: (waiting, {peer.name}), ask=OwnCall)
         peer.send(TOO_MANY)
-        self.sweep_often(connections)
-        assert open_of([peer]) == [True]
+        self.sweep_three_times(connections)
+        assert list_open([peer]) == [True]
 
-    def test_are_not_those_of_calls_that_came_and_went(self, port: Port) -> None:
+    def test_exclude_calls_that_ended_between_two_checks(self, port: Port) -> None:
         [fine] = port.connect(1)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         for _ in range(4):
             fine.send(50_000)
             connections.count_message(fine.name, 50_000)
-            self.sweep_often(connections)
-        assert open_of([fine]) == [True]
+            self.sweep_three_times(connections)
+        assert list_open([fine]) == [True]
 
-    def test_are_not_those_of_calls_that_died_before_anybody_knew_of_them(self, port: Port) -> None:
-        """They are answered, although they were never seen."""
+    def test_exclude_calls_that_ended_before_the_server_saw_them(self, port: Port) -> None:
+        """The server answers them: the bytes that it sent show it."""
         answered, unanswered = port.connect(2)
-        connections = make(port, find_calls=no_calls, ask=Asked)
+        connections = make(port, find_calls=no_calls, ask=OwnCall)
         for peer in (answered, unanswered):
             peer.send(TOO_MANY)
         connections.sweep()
         answered.server.sendall(bytes(TOO_MANY // STRAY_BYTES_PER_BYTE_SENT + 1))
         assert len(answered.client.recv(1000)) > 100
-        self.sweep_often(connections)
-        assert open_of([answered, unanswered]) == [True, False]
+        self.sweep_three_times(connections)
+        assert list_open([answered, unanswered]) == [True, False]
 
-    def test_are_not_known_before_the_server_has_looked_at_all_calls_that_came(self, port: Port) -> None:
-        """It is asked to; the answer comes after all that came before the question."""
-        [behind] = port.connect(1)
-        asked: list[Asked] = []
+    def test_are_unknown_until_the_server_has_seen_all_calls(self, port: Port) -> None:
+        """The server calls itself; the reply follows all calls that arrived earlier."""
+        [sender] = port.connect(1)
+        asked: list[OwnCall] = []
 
-        def ask() -> Asked:
-            asked.append(Asked(None))
+        def ask() -> OwnCall:
+            asked.append(OwnCall(None))
             return asked[-1]
 
         connections = make(port, find_calls=no_calls, ask=ask)
-        behind.send(TOO_MANY)
+        sender.send(TOO_MANY)
         for _ in range(3):
             connections.sweep()
-        assert (open_of([behind]), len(asked)) == ([True], 1)
-        asked[0].is_code = grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (list_open([sender]), len(asked)) == ([True], 1)
+        asked[0].status = grpc.StatusCode.DEADLINE_EXCEEDED
         for _ in range(3):
             connections.sweep()
-        assert (open_of([behind]), len(asked)) == ([True], 2)
-        asked[1].is_code = grpc.StatusCode.OK
+        assert (list_open([sender]), len(asked)) == ([True], 2)
+        asked[1].status = grpc.StatusCode.OK
         connections.sweep()
-        assert open_of([behind]) == [True]
+        assert list_open([sender]) == [True]
         connections.sweep()
-        assert open_of([behind]) == [False]
+        assert list_open([sender]) == [False]
 
 
-def test_connections_are_closed_by_name_with_a_reason(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+def test_connections_are_closed_by_name_and_the_reason_is_logged(port: Port, caplog: pytest.LogCaptureFixture) -> None:
     peers = port.connect(3)
-    make(port).close({peers[1].name: "an answer was not taken", "ipv4:10.0.0.7:51200": "left already"})
-    assert open_of(peers) == [True, False, True]
-    assert caplog.messages == ["connection closed: an answer was not taken"]
+    make(port).close({peers[1].name: "a reply was not read", "ipv4:10.0.0.7:51200": "closed already"})
+    assert list_open(peers) == [True, False, True]
+    assert caplog.messages == ["connection closed: a reply was not read"]
 
 
-class TestTooMany:
-    def test_close_those_that_have_been_silent_for_longest(self, port: Port) -> None:
+class TestTooManyConnections:
+    def test_close_the_connections_that_were_idle_longest(self, port: Port) -> None:
         peers = port.connect(5)
         connections = make(port)
         peers[1].send(1)
         peers[3].send(1)
-        wait_until(lambda: silent_ms(peers[1]) > 100)
+        wait_until(lambda: read_idle_ms(peers[1]) > 100)
         for number in (0, 2, 4):
             peers[number].send(1)
         connections._limit = 3
         connections.sweep()
-        assert open_of(peers) == [True, False, True, False, True]
+        assert list_open(peers) == [True, False, True, False, True]
 
-    def test_are_not_those_that_their_clients_have_left(self, port: Port) -> None:
+    def test_exclude_connections_that_their_clients_have_closed(self, port: Port) -> None:
         peers = port.connect(4)
         for peer in peers[:2]:
             peer.client.shutdown(socket.SHUT_WR)
-        wait_until(lambda: all(tcp_info(peer)[0] == CLOSE_WAIT for peer in peers[:2]))
+        wait_until(lambda: all(read_tcp_info(peer)[0] == CLOSE_WAIT for peer in peers[:2]))
         make(port, limit=2)
-        assert open_of(peers[2:]) == [True] * 2
+        assert list_open(peers[2:]) == [True] * 2
 
-    def test_are_of_this_port_alone(self, port: Port) -> None:
+    def test_are_counted_for_this_port_alone(self, port: Port) -> None:
         with ExitStack() as stack:
             others = Port(stack).connect(3)
-            mine = port.connect(1)
+            own = port.connect(1)
             make(port, limit=1)
-            assert open_of(others + mine) == [True] * 4
+            assert list_open(others + own) == [True] * 4
 
 
-def tcp_info(peer: Peer) -> bytes:
+def read_tcp_info(peer: Peer) -> bytes:
     return peer.server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
 
 
-def received_bytes(peer: Peer) -> int:
-    return int.from_bytes(tcp_info(peer)[128:136], sys.byteorder)
+def read_received_bytes(peer: Peer) -> int:
+    return int.from_bytes(read_tcp_info(peer)[128:136], sys.byteorder)
 
 
-def silent_ms(peer: Peer) -> int:
-    return int.from_bytes(tcp_info(peer)[52:56], sys.byteorder)
+def read_idle_ms(peer: Peer) -> int:
+    return int.from_bytes(read_tcp_info(peer)[52:56], sys.byteorder)
 
 
-class TestTheEnd:
-    def test_what_was_sent_arrives_and_clients_see_the_end(self, port: Port) -> None:
+class TestFinish:
+    def test_sent_bytes_arrive_before_the_end_of_the_connection(self, port: Port) -> None:
         [peer] = port.connect(1)
         peer.server.sendall(b"the last answer")
         ended = spawn(make(port).finish, 3600)
         assert peer.client.makefile("rb").read() == b"the last answer"
         assert not ended.done()
         peer.client.close()
-        ended.result(WAIT_S)  # as soon as the last client has left
+        ended.result(WAIT_S)  # as soon as the last client has disconnected
 
     def test_new_connections_are_refused(self, port: Port) -> None:
         make(port).finish(0)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port.number), WAIT_S)
 
-    def test_who_still_accepts_sees_no_error(self, port: Port) -> None:
-        """grpc's core would write a line of its own into the log."""
+    def test_accept_fails_without_an_error_of_the_socket(self, port: Port) -> None:
+        """The core of gRPC would log such an error."""
         make(port).finish(0)
         with pytest.raises(BlockingIOError):
             port.socket.accept()
 
-    def test_it_does_not_wait_longer_than_it_may_for_clients_that_stay(self, port: Port) -> None:
+    def test_the_wait_for_clients_that_stay_connected_is_limited(self, port: Port) -> None:
         [peer] = port.connect(1)
         spawn(make(port).finish, 0.01).result(WAIT_S)
         assert peer.client.recv(1) == b""
@@ -338,15 +339,16 @@ class TestTheEnd:
         (("::ffff:10.0.0.7", 51200, 0, 0), "ipv4:10.0.0.7:51200"),
     ],
 )
-def test_a_connection_is_called_as_grpc_calls_it(peer: tuple, name: str) -> None:
+def test_connections_have_the_names_that_grpc_uses(peer: tuple, name: str) -> None:
     class Connected:
         def getpeername(self) -> tuple:
             return peer
 
-    assert name_peer(Connected()) == name
+    connected: Any = Connected()
+    assert name_peer(connected) == name
 
 
-def test_it_looks_again_and_again(port: Port) -> None:
+def test_connections_are_checked_repeatedly(port: Port) -> None:
     [peer] = port.connect(1)
     connections = Connections(port.number, LIMIT, MAX_BYTES)
     connections.start()

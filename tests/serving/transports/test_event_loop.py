@@ -1,7 +1,7 @@
-"""All calls share one event loop: whatever waits, reads a file or computes for long does so in another thread.
+"""All calls share one event loop: blocking waits, file access and long computations run in other threads.
 
-What may take long is held in these tests, for as long as they like, and health is asked for meanwhile. In one test the
-loop's own thread is watched: calls of the system, what it waits for, records of the log.
+The tests block a slow operation for as long as they need and check that health is answered meanwhile. One test
+profiles the thread of the loop: its system calls, its waits and its log records.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, FrameType
 from typing import Any
@@ -24,13 +25,13 @@ from unittest.mock import patch
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
 import tests.conftest
 from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import open_inference_pb2 as inference
 from serving.services.access import Access, Tokens
@@ -41,17 +42,17 @@ from serving.transports.loop import Loop
 from serving.transports.messages import Messages
 from serving.transports.pacing import LARGE_BYTES
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Held, spawn, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, spawn, wait_until
 from tests.serving.transports.test_grpcio import (
     AUTHORIZED,
     RED,
     SERVING,
     TOKEN,
-    Here,
+    LocalServer,
+    block_handlers,
     check_health,
     fallback,
     refused,
-    slow_handlers,
     watch_health,
 )
 
@@ -62,76 +63,76 @@ PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes(48), height=4, width=
 
 
 @pytest.fixture
-def here(model: Model) -> Iterator[Here]:
-    with Here(Held(model)) as running:
+def local(model: ImageClassifier) -> Iterator[LocalServer]:
+    with LocalServer(BlockedModel(model)) as running:
         yield running
 
 
-def check_often(here: Here) -> None:
-    """Health is answered, by a connection that was there and by a new one."""
+def check_often(local: LocalServer) -> None:
+    """Check that health is answered on an open connection and on a new one."""
     for _ in range(5):
-        assert check_health(here.channel, "") == SERVING
-    with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        assert check_health(local.channel, "") == SERVING
+    with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         assert check_health(channel, "") == SERVING
 
 
 class TestHealthIsAnswered:
-    def test_while_the_lock_of_the_statistics_is_held(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=0)) as here:
-            watch = watch_health(here.channel, "new")
+    def test_while_the_lock_of_the_statistics_is_held(self, model: ImageClassifier) -> None:
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=0)) as local:
+            watch = watch_health(local.channel, "new")
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            with here.statistics.lock:
-                here.held.let_go()
-                counted = here.occupy()
-                told = here.channel.unary_unary(STATISTICS).future(b"", timeout=WAIT_S)
-                if tests.conftest.transport == "grpcio":  # natively, a refusal is counted by the thread of a slot
-                    refusal = refused(lambda: here.stub.Predict(RED, timeout=WAIT_S))
+            with local.statistics.lock:
+                local.blocked.release()
+                counted = local.occupy()
+                statistics = local.channel.unary_unary(STATISTICS).future(b"", timeout=WAIT_S)
+                if tests.conftest.transport == "grpcio":  # native counts refusals in the thread of a slot
+                    refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))
                     assert refusal.info.reason == "QUEUE_FULL"
-                check_often(here)
-                fallback(here.server)._health.set({"new": True})
+                check_often(local)
+                fallback(local.server)._health.set({"new": True})
                 assert next(watch).status == SERVING
                 assert not counted.done()
-                assert not told.done()
+                assert not statistics.done()
             assert counted.result().scores[0].label == "red"
-            assert told.result()
+            assert statistics.result()
             watch.cancel()
 
-    def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: Model, tmp_path: Path) -> None:
+    def test_while_the_token_file_is_on_a_mount_that_hangs(self, model: ImageClassifier, tmp_path: Path) -> None:
         tokens = tmp_path / "tokens"
         tokens.write_text(TOKEN)
         access = Access(Tokens(tokens), None)
         tokens.unlink()
-        os.mkfifo(tokens)  # whoever reads it waits
-        with patch("serving.watching.POLL_S", 0.01), Here(Held(model), access=access) as here:
-            here.held.let_go(2)
+        os.mkfifo(tokens)  # reads of it block
+        with patch("serving.watching.POLL_S", 0.01), LocalServer(BlockedModel(model), access=access) as local:
+            local.blocked.release(2)
             access.follow()
             writers: list[int] = []
 
             def is_read() -> bool:
-                with suppress(OSError):  # nobody reads
+                with suppress(OSError):  # the pipe has no reader yet
                     writers.append(os.open(tokens, os.O_WRONLY | os.O_NONBLOCK))
                 return bool(writers)
 
             wait_until(is_read)
-            check_often(here)
-            assert here.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED).scores[0].label == "red"
-            assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED).model == "colours"
-            assert refused(lambda: here.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
+            check_often(local)
+            assert local.stub.Predict(RED, timeout=WAIT_S, metadata=AUTHORIZED).scores[0].label == "red"
+            assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED).model == "colours"
+            assert refused(lambda: local.stub.Predict(RED, timeout=WAIT_S)).info.reason == "TOKEN_INVALID"
             os.write(writers[0], TOKEN.encode())
             os.close(writers[0])
 
-    def test_while_every_thread_of_other_calls_is_busy(self, here: Here) -> None:
-        with slow_handlers(here) as slow:
-            calls = [here.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
+    def test_while_every_thread_of_other_calls_is_busy(self, local: LocalServer) -> None:
+        with block_handlers(local) as slow:
+            calls = [local.stub.GetModel.future(wire.GetModelRequest(), timeout=WAIT_S) for _ in range(30)]
             wait_until(lambda: slow.running == CONTROL_THREADS)
-            check_often(here)
-            here.held.let_go()
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            check_often(local)
+            local.blocked.release()
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not any(call.done() for call in calls)
-            slow.go_on.set()
+            slow.may_continue.set()
             assert {call.result().model for call in calls} == {"colours"}
 
-    def test_while_every_thread_decodes(self, here: Here) -> None:
+    def test_while_every_thread_decodes(self, local: LocalServer) -> None:
         decoding, go_on = threading.Semaphore(0), threading.Event()
 
         def decode(*arguments: Any) -> np.ndarray:
@@ -140,24 +141,24 @@ class TestHealthIsAnswered:
             return decode_by_header(*arguments)
 
         with patch("serving.services.classifier.decode_requested", decode):
-            calls = [here.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
+            calls = [local.stub.Predict.future(RED, timeout=WAIT_S) for _ in range(10)]
             assert decoding.acquire(timeout=WAIT_S)
-            check_often(here)
-            here.held.let_go(20)
-            if tests.conftest.transport == "grpcio":  # natively, slots decode
-                assert here.stub.Predict(PIXELS, timeout=WAIT_S).scores
+            check_often(local)
+            local.blocked.release(20)
+            if tests.conftest.transport == "grpcio":  # native decodes in the slots
+                assert local.stub.Predict(PIXELS, timeout=WAIT_S).scores
             assert not any(call.done() for call in calls)
             go_on.set()
             assert {call.result().scores[0].label for call in calls} == {"red"}
 
-    def test_while_slots_run_and_the_queue_is_full(self, model: Model) -> None:
-        with Here(Held(model), limits=Limits(max_queue=2)) as here:
-            calls = [here.occupy(), here.enqueue(), here.enqueue()]
-            check_often(here)
-            here.held.let_go(3)
+    def test_while_slots_run_and_the_queue_is_full(self, model: ImageClassifier) -> None:
+        with LocalServer(BlockedModel(model), limits=Limits(max_queue=2)) as local:
+            calls = [local.occupy(), local.enqueue(), local.enqueue()]
+            check_often(local)
+            local.blocked.release(3)
             assert {call.result().scores[0].label for call in calls} == {"red"}
 
-    def test_while_calls_wait_for_their_messages(self, here: Here) -> None:
+    def test_while_calls_wait_for_their_messages(self, local: LocalServer) -> None:
         send = threading.Event()
 
         def nothing_yet() -> Iterator[bytes]:
@@ -165,14 +166,14 @@ class TestHealthIsAnswered:
             return
             yield
 
-        calls = [here.channel.stream_unary(CHECK).future(nothing_yet(), timeout=WAIT_S) for _ in range(50)]
-        wait_until(lambda: fallback(here.server)._calls.count("receiving") == 50)
-        check_often(here)
+        calls = [local.channel.stream_unary(CHECK).future(nothing_yet(), timeout=WAIT_S) for _ in range(50)]
+        wait_until(lambda: fallback(local.server)._calls.count("receiving") == 50)
+        check_often(local)
         send.set()
         assert {call.code().name for call in calls} == {"INVALID_ARGUMENT"}
 
     @pytest.mark.native_lacks("message timeout")
-    def test_while_connections_are_closed(self, model: Model) -> None:
+    def test_while_connections_are_closed(self, model: ImageClassifier) -> None:
         closing: list[str] = []
         go_on, close = threading.Event(), Connections.close
 
@@ -182,11 +183,11 @@ class TestHealthIsAnswered:
             close(connections, reasons)
 
         with (
-            Here(Held(model), limits=Limits(message_timeout=1)) as here,
+            LocalServer(BlockedModel(model), limits=Limits(message_timeout=1)) as local,
             patch.object(Connections, "close", close_slowly),
-            Connection(here.address, window=0) as slow,
+            Connection(local.address, window=0) as slow,
         ):
-            here.held.let_go(2)
+            local.blocked.release(2)
 
             def is_closed() -> bool:
                 slow.flush()
@@ -196,48 +197,50 @@ class TestHealthIsAnswered:
             slow.call(encode_call(PREDICT), message(RED.SerializeToString()))
             wait_until(lambda: is_closed() or closing)
             assert "event-loop-0" not in closing
-            check_often(here)
-            assert here.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
+            check_often(local)
+            assert local.stub.Predict(RED, timeout=WAIT_S).scores[0].label == "red"
             assert not is_closed()
-            assert len(closing) == 1  # the next look waits for it
+            assert len(closing) == 1  # the next check waits for this one
             go_on.set()
             wait_until(is_closed)
 
-    def test_while_watches_come_and_go(self, here: Here) -> None:
-        handlers, stop = fallback(here.server)._handlers, threading.Event()
+    def test_while_watches_are_opened_and_cancelled(self, local: LocalServer) -> None:
+        handlers, stop, opened = fallback(local.server)._handlers, threading.Event(), []
 
-        def come_and_go() -> int:
-            opened = 0
-            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        def open_and_cancel() -> None:
+            with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
                 while not stop.is_set():
                     watches = [watch_health(channel) for _ in range(40)]
                     for watch in watches:
-                        with suppress(grpc.RpcError):  # one too many
+                        with suppress(grpc.RpcError):  # over the limit
                             assert next(watch).status == SERVING
                         watch.cancel()
-                    opened += len(watches)
-            return opened
+                    opened.extend(watches)
 
-        clients = [spawn(come_and_go) for _ in range(4)]
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
-            check_often(here)
-            here.server.show([])
+        clients = [spawn(open_and_cancel) for _ in range(4)]
+
+        def check_once() -> bool:
+            check_often(local)
+            local.server.show([])
+            return len(opened) > 400
+
+        wait_until(check_once)
         stop.set()
-        assert sum(client.result(WAIT_S) for client in clients) > 300
+        for client in clients:
+            client.result(WAIT_S)
         wait_until(lambda: not handlers._watches.taken)
-        wait_until(lambda: not fallback(here.server)._health._wakes)
+        wait_until(lambda: not fallback(local.server)._health._wakes)
 
 
-def test_of_too_many_watches_one_is_refused_and_the_others_go_on(model: Model) -> None:
-    with Here(Held(model), limits=Limits(max_watches=3)) as here:
-        watches = [watch_health(here.channel, "new") for _ in range(3)]
+def test_a_watch_over_the_limit_is_refused_and_the_others_continue(model: ImageClassifier) -> None:
+    with LocalServer(BlockedModel(model), limits=Limits(max_watches=3)) as local:
+        watches = [watch_health(local.channel, "new") for _ in range(3)]
         assert {next(watch).status for watch in watches} == {health_pb2.HealthCheckResponse.SERVICE_UNKNOWN}
-        refusal = refused(lambda: next(watch_health(here.channel)))
+        refusal = refused(lambda: next(watch_health(local.channel)))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL")
         assert dict(refusal.info.metadata) == {"limit_watches": "3"}
-        check_often(here)
-        fallback(here.server)._health.set({"new": True})
+        check_often(local)
+        fallback(local.server)._health.set({"new": True})
         assert {next(watch).status for watch in watches} == {SERVING}
         for watch in watches:
             watch.cancel()
@@ -269,8 +272,8 @@ class TestMessages:
         ],
         ids=["small", "large", "compressed", "ModelInfer", "stream", "GetModel"],
     )
-    def test_that_may_take_long_are_parsed_beside_the_loop(
-        self, here: Here, ask: Callable[[grpc.Channel], object], thread: str
+    def test_that_are_large_or_compressed_are_parsed_in_other_threads(
+        self, local: LocalServer, ask: Callable[[grpc.Channel], object], thread: str
     ) -> None:
         threads: list[str] = []
         parse = Messages.parse
@@ -279,45 +282,47 @@ class TestMessages:
             threads.append(threading.current_thread().name)
             return parse(*arguments)
 
-        here.held.let_go()
+        local.blocked.release()
         with patch.object(Messages, "parse", watched), suppress(grpc.RpcError):
-            ask(here.channel)
+            ask(local.channel)
         assert len(threads) == 1
         assert threads[0].startswith(thread)
 
     @pytest.mark.native_lacks("inflation")
     @pytest.mark.parametrize("path", [CHECK, WATCH, REFLECT])
     @pytest.mark.parametrize("compressed", [False, True])
-    def test_that_are_read_in_the_loop_are_small(self, here: Here, path: str, compressed: bool) -> None:
+    def test_that_are_parsed_in_the_loop_have_a_small_limit(
+        self, local: LocalServer, path: str, compressed: bool
+    ) -> None:
         message = health_pb2.HealthCheckRequest(service="x" * QUICK_BYTES).SerializeToString()
         compression = grpc.Compression.Gzip if compressed else None
-        method = here.channel.stream_stream(path)
+        method = local.channel.stream_stream(path)
         refusal = refused(lambda: next(method(iter([message]), timeout=WAIT_S, compression=compression)))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
         assert dict(refusal.info.metadata) == {"limit_bytes": str(QUICK_BYTES)}
 
     @pytest.mark.native_lacks("pauses")
-    def test_that_are_large_leave_time_for_others(self, here: Here) -> None:
+    def test_that_are_large_do_not_delay_other_calls(self, local: LocalServer) -> None:
         large = inference.ModelInferRequest(model_name="unknown", id="x" * LARGE_BYTES)
         with patch.multiple("serving.transports.pacing", BYTES_PER_S=1, MAX_WAIT_S=WAIT_S):
-            for _ in range(2):  # the second waits for none, and the third for the second
+            for _ in range(2):  # the first is not delayed, and the third waits for the second
                 with pytest.raises(grpc.RpcError):
-                    here.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
-            third = here.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
-            check_often(here)
-            with grpc.insecure_channel(here.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                    local.channel.unary_unary(INFER)(large.SerializeToString(), timeout=WAIT_S)
+            third = local.channel.unary_unary(INFER).future(large.SerializeToString(), timeout=WAIT_S)
+            check_often(local)
+            with grpc.insecure_channel(local.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
                 assert refused(lambda: call(INFER, UNKNOWN.SerializeToString())(channel)).info.reason
             assert not third.done()
             third.cancel()
 
-    def test_of_others_leave_room_for_health_checks(self, here: Here) -> None:
-        messages = fallback(here.server)._handlers._messages
+    def test_of_health_checks_are_accepted_when_the_memory_for_messages_is_full(self, local: LocalServer) -> None:
+        messages = fallback(local.server)._handlers._messages
         messages.hold(bytes(messages._limit_bytes))
-        assert refused(lambda: check_health(here.channel, "unknown")).info.reason == "SERVICE_UNKNOWN"
-        assert check_health(here.channel, "evalmode.v1.Classifier") == SERVING
+        assert refused(lambda: check_health(local.channel, "unknown")).info.reason == "SERVICE_UNKNOWN"
+        assert check_health(local.channel, "evalmode.v1.Classifier") == SERVING
 
 
-def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None:
+def test_images_are_decoded_and_replies_made_in_other_threads(local: LocalServer) -> None:
     threads: dict[str, set[str]] = defaultdict(set)
 
     def watched(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -327,13 +332,13 @@ def test_images_are_decoded_and_replies_made_beside_the_loop(here: Here) -> None
 
         return call
 
-    here.held.let_go(3)
+    local.blocked.release(3)
     with (
         patch("serving.services.classifier.decode_requested", watched(decode_by_header)),
-        patch.object(here.held, "rank", watched(here.held.rank)),
+        patch.object(local.blocked, "rank", watched(local.blocked.rank)),
     ):
         for colour in ("red", "lime", "blue"):
-            assert here.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
+            assert local.stub.Predict(wire.PredictRequest(image=encode(plain(colour))), timeout=WAIT_S).scores
     assert set(threads) == {"decode_by_header", "rank"}
     assert not any(name == "event-loop-0" for names in threads.values() for name in names)
 
@@ -346,7 +351,7 @@ class TestLoop:
         if not made.asyncio.is_closed():
             made.close()
 
-    def test_calls_what_is_posted_by_any_thread_and_in_its_order(self, loop: Loop) -> None:
+    def test_calls_posted_functions_in_the_order_of_each_thread(self, loop: Loop) -> None:
         called: dict[int, list[int]] = defaultdict(list)
         threads = set()
 
@@ -356,7 +361,7 @@ class TestLoop:
 
         def post(poster: int) -> None:
             for number in range(2000):
-                loop.post(lambda number=number: note(poster, number))
+                loop.post(partial(note, poster, number))
 
         for future in [spawn(post, poster) for poster in range(4)]:
             future.result(WAIT_S)
@@ -364,14 +369,14 @@ class TestLoop:
         assert dict(called) == {poster: list(range(2000)) for poster in range(4)}
         assert threads == {"event-loop-0"}
 
-    def test_calls_later_what_is_to_be_called_later(self, loop: Loop) -> None:
+    def test_calls_a_delayed_function_after_its_delay(self, loop: Loop) -> None:
         called: list[float] = []
         started = time.monotonic()
         loop.later(0.1, lambda: called.append(time.monotonic()))
         wait_until(lambda: called)
         assert called[0] - started > 0.09
 
-    def test_is_behind_while_something_holds_it(self, loop: Loop) -> None:
+    def test_is_behind_while_a_function_blocks_it(self, loop: Loop) -> None:
         wait_until(lambda: not loop.is_behind())
         holding, go_on = threading.Event(), threading.Event()
 
@@ -386,7 +391,7 @@ class TestLoop:
         go_on.set()
         wait_until(lambda: not loop.is_behind())
 
-    def test_takes_posts_after_its_end_for_nobody(self, loop: Loop) -> None:
+    def test_ignores_posts_after_its_end(self, loop: Loop) -> None:
         loop.close()
         for _ in range(2):
             loop.post(lambda: pytest.fail("called"))
@@ -396,34 +401,41 @@ class TestLoop:
 GRPC = str(Path(grpc.__file__).parent) + "/"
 SYSTEM = {"posix", "io", "_io", "_socket", "select", "time"}
 PYTHONS = {threading.__file__, concurrent.futures._base.__file__, __file__}
-HARMLESS = {"urandom", "time", "monotonic", "perf_counter", "time_ns", "fspath"}  # of those: they wait for nothing
+HARMLESS = {
+    "urandom",
+    "time",
+    "monotonic",
+    "perf_counter",
+    "time_ns",
+    "fspath",
+}  # exceptions of SYSTEM: they do not block
 WAITS = {"acquire", "acquire_lock", "get", "wait", "join"}  # builtin methods of locks and queues
 
 
-class Watch:
-    """What the thread of a server's event loop did."""
+class LoopProfile:
+    """Records the activity of the thread of an event loop."""
 
     def __init__(self) -> None:
         self.forbidden: set[str] = set()
         self.functions: set[str] = set()
 
     def profile(self, frame: FrameType, event: str, what: Any) -> None:
-        """For ``threading.setprofile``: leaves every thread but the loop's alone."""
+        """A function for ``threading.setprofile`` that profiles the thread of the loop alone."""
         if threading.current_thread().name != "event-loop-0":
             sys.setprofile(None)
         elif event == "call":
-            self.see_call(frame)
+            self.record_call(frame)
         elif event == "c_call":
-            self.see_builtin(frame, what)
+            self.record_builtin(frame, what)
 
-    def see_call(self, frame: FrameType) -> None:
+    def record_call(self, frame: FrameType) -> None:
         name = frame.f_code.co_qualname
         if "/serving/" in frame.f_code.co_filename:
             self.functions.add(name)
         if frame.f_code.co_filename == logging.__file__ and name not in ("Logger.isEnabledFor", "Logger.debug"):
             self.note(frame.f_back, f"logging {name}")
 
-    def see_builtin(self, frame: FrameType, function: BuiltinFunctionType) -> None:
+    def record_builtin(self, frame: FrameType, function: BuiltinFunctionType) -> None:
         owner = getattr(function, "__module__", None) or type(getattr(function, "__self__", None)).__module__
         name = function.__name__
         kind = type(getattr(function, "__self__", None)).__name__
@@ -432,7 +444,7 @@ class Watch:
             self.note(frame, f"{owner}.{kind}.{name}")
 
     def note(self, frame: FrameType | None, what: str) -> None:
-        """Unless it is grpcio that does it, through Python's own code or not."""
+        """Record a forbidden operation, unless grpcio causes it."""
         while frame is not None and frame.f_code.co_filename in PYTHONS:
             frame = frame.f_back
         if frame is None or not frame.f_code.co_filename.startswith(GRPC):
@@ -441,77 +453,98 @@ class Watch:
 
 
 @contextmanager
-def watched_loop(model: Model, tokens: Path, limits: Limits) -> Iterator[tuple[Watch, Here]]:
-    """A server that asks for tokens, and what its event loop does."""
+def watched_loop(model: ImageClassifier, tokens: Path, limits: Limits) -> Iterator[tuple[LoopProfile, LocalServer]]:
+    """A server that requires tokens, and the profile of its event loop."""
     tokens.write_text(TOKEN)
-    watch = Watch()
-    threading.setprofile(watch.profile)
+    profile = LoopProfile()
+    threading.setprofile(profile.profile)
     try:
-        with Here(Held(model), limits=limits, access=Access(Tokens(tokens), None)) as here:
-            threading.setprofile(None)  # the loop has its own
-            yield watch, here
+        with LocalServer(BlockedModel(model), limits=limits, access=Access(Tokens(tokens), None)) as local:
+            threading.setprofile(None)  # the thread of the loop keeps its profile
+            yield profile, local
     finally:
         threading.setprofile(None)
 
 
-def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path) -> None:
-    with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (watch, here):
+def call_with_token(
+    local: LocalServer, path: str, message: bytes = b"", metadata: Any = AUTHORIZED, timeout_s: float = WAIT_S
+) -> grpc.Future:
+    return local.channel.unary_unary(path).future(message, metadata=metadata, timeout=timeout_s)
 
-        def ask(path: str, message: bytes = b"", metadata: Any = AUTHORIZED, timeout: float = WAIT_S) -> grpc.Future:
-            return here.channel.unary_unary(path).future(message, metadata=metadata, timeout=timeout)
 
-        red = RED.SerializeToString()
-        # answered, of an unknown method, without a token, of no model, damaged, and health without a token
-        here.held.let_go()
-        assert ask(PREDICT, red).result(WAIT_S)
-        here.held.next_batch()
-        assert ask(GET_MODEL).result(WAIT_S)
-        assert ask("/evalmode.v1.Classifier/Guess").code().name == "UNIMPLEMENTED"
-        assert ask(PREDICT, red, ()).code().name == "UNAUTHENTICATED"
-        assert ask(INFER, UNKNOWN.SerializeToString()).code().name == "NOT_FOUND"
-        assert ask(PREDICT, gzip.compress(red)[:-9]).code().name == "INVALID_ARGUMENT"
-        assert ask(CHECK, b"", ()).result(WAIT_S)
-        # watches that come and go, of which one is too many
-        stub = health_pb2_grpc.HealthStub(here.channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
-        assert {next(one).status for one in watches} == {1}
-        with pytest.raises(grpc.RpcError, match="health watches are open"):
-            next(stub.Watch(health_pb2.HealthCheckRequest()))
-        here.server.show([])
-        for one in watches:
-            one.cancel()
-        # a stream that is cancelled, a call that is cancelled while it waits, a full queue, and too short a deadline
-        ended = threading.Event()
+def make_single_calls(local: LocalServer) -> None:
+    """Answered calls, an unknown method, a call without a token, an unknown model, a damaged message, and health."""
+    red = RED.SerializeToString()
+    local.blocked.release()
+    assert call_with_token(local, PREDICT, red).result(WAIT_S)
+    local.blocked.next_batch()
+    assert call_with_token(local, GET_MODEL).result(WAIT_S)
+    assert call_with_token(local, "/evalmode.v1.Classifier/Guess").code().name == "UNIMPLEMENTED"
+    assert call_with_token(local, PREDICT, red, ()).code().name == "UNAUTHENTICATED"
+    assert call_with_token(local, INFER, UNKNOWN.SerializeToString()).code().name == "NOT_FOUND"
+    assert call_with_token(local, PREDICT, gzip.compress(red)[:-9]).code().name == "INVALID_ARGUMENT"
+    assert call_with_token(local, CHECK, b"", ()).result(WAIT_S)
 
-        def requests() -> Iterator[bytes]:
-            yield b""
-            ended.wait(WAIT_S)
 
-        stream = here.channel.stream_stream(STREAM_INFER)(requests(), metadata=AUTHORIZED)
-        assert next(stream)
-        stream.cancel()
-        ended.set()
-        running = ask(PREDICT, red)
-        here.held.next_batch()
-        waiting = ask(PREDICT, red)
-        wait_until(here.count_queued)
-        if tests.conftest.transport == "grpcio":
-            assert ask(PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
-        waiting.cancel()
-        wait_until(lambda: not here.count_queued())
-        here.batcher.pace.note(60.0, 0)
-        if tests.conftest.transport == "grpcio":
-            assert ask(PREDICT, red, timeout=5).code().name == "RESOURCE_EXHAUSTED"
-        here.held.let_go(10)
-        assert running.result(WAIT_S)
-        # and while it leaves
-        here.server.announce_shutdown()
-        fallback(here.server)._handlers.leaving = True
-        assert ask(GET_MODEL).code().name == "UNAVAILABLE"
-        here.channel.close()
-        here.drain(0)
-    assert watch.forbidden == set()
-    assert watch.functions >= {
+def open_watches(local: LocalServer) -> None:
+    """As many watches as the limit allows, one more, a change of the models, and cancellations."""
+    watches = [watch_health(local.channel) for _ in range(2)]
+    assert {next(one).status for one in watches} == {SERVING}
+    with pytest.raises(grpc.RpcError, match="health watches are open"):
+        next(watch_health(local.channel))
+    local.server.show([])
+    for one in watches:
+        one.cancel()
+
+
+def cancel_a_stream(local: LocalServer) -> None:
+    ended = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b""
+        ended.wait(WAIT_S)
+
+    stream = local.channel.stream_stream(STREAM_INFER)(requests(), metadata=AUTHORIZED, timeout=WAIT_S)
+    assert next(stream)
+    stream.cancel()
+    ended.set()
+
+
+def fill_the_queue(local: LocalServer) -> None:
+    """A call that is cancelled while it waits, a full queue, and a deadline that is too short."""
+    red = RED.SerializeToString()
+    running = call_with_token(local, PREDICT, red)
+    local.blocked.next_batch()
+    waiting = call_with_token(local, PREDICT, red)
+    wait_until(local.count_queued)
+    if tests.conftest.transport == "grpcio":  # native refuses in the thread of a slot
+        assert call_with_token(local, PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
+    waiting.cancel()
+    wait_until(lambda: not local.count_queued())
+    local.batcher.pace.note(60.0, 0)
+    if tests.conftest.transport == "grpcio":
+        assert call_with_token(local, PREDICT, red, timeout_s=5).code().name == "RESOURCE_EXHAUSTED"
+    local.blocked.release(10)
+    assert running.result(WAIT_S)
+
+
+def shut_down(local: LocalServer) -> None:
+    local.server.announce_shutdown()
+    fallback(local.server)._handlers.leaving = True
+    assert call_with_token(local, GET_MODEL).code().name == "UNAVAILABLE"
+    local.channel.close()
+    local.drain(0)
+
+
+def test_the_loop_neither_reads_files_nor_logs_nor_waits(model: ImageClassifier, tmp_path: Path) -> None:
+    with watched_loop(model, tmp_path / "tokens", Limits(max_queue=1, max_watches=2)) as (profile, local):
+        make_single_calls(local)
+        open_watches(local)
+        cancel_a_stream(local)
+        fill_the_queue(local)
+        shut_down(local)
+    assert profile.forbidden == set()
+    assert profile.functions >= {
         "Access.check",
         "Places.enter",
         "Calls.open",
@@ -519,8 +552,8 @@ def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path)
         "refuse",
         "Loop._call_posted",
     }
-    if tests.conftest.transport == "grpcio":
-        assert watch.functions >= {"Work.withdraw", "Batcher.check", "Handlers._refuse_excess"}
+    if tests.conftest.transport == "grpcio":  # native runs these elsewhere
+        assert profile.functions >= {"Work.withdraw", "Batcher.check", "Handlers._refuse_excess"}
 
 
 @pytest.mark.parametrize(
@@ -535,8 +568,10 @@ def test_the_loop_neither_reads_nor_logs_nor_waits(model: Model, tmp_path: Path)
     ],
     ids=["stat", "read", "sleep", "log", "wait", "future"],
 )
-def test_what_it_must_not_do_is_seen(model: Model, tmp_path: Path, forbidden: Callable[[Path], object]) -> None:
-    """The test above could not fail if this were not so."""
+def test_forbidden_operations_are_detected(
+    model: ImageClassifier, tmp_path: Path, forbidden: Callable[[Path], object]
+) -> None:
+    """Shows that the test above can fail."""
     check = Access.check
 
     def careless(access: Access, path: str, authorization: str) -> None:
@@ -546,7 +581,7 @@ def test_what_it_must_not_do_is_seen(model: Model, tmp_path: Path, forbidden: Ca
 
     with (
         patch.object(Access, "check", careless),
-        watched_loop(model, tmp_path / "tokens", Limits()) as (watch, here),
+        watched_loop(model, tmp_path / "tokens", Limits()) as (profile, local),
     ):
-        assert here.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED)
-    assert watch.forbidden
+        assert local.stub.GetModel(wire.GetModelRequest(), timeout=WAIT_S, metadata=AUTHORIZED)
+    assert profile.forbidden

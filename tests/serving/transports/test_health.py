@@ -1,4 +1,4 @@
-"""Health states: by name, for good once the server leaves, and watchers that are woken where nothing is held."""
+"""Health: a state per name, NOT_SERVING for good after the shutdown, and watchers that are woken without a lock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_name_has_its_own_state(health: Health) -> None:
     assert health.check("").status == Status.SERVING
 
 
-def test_an_unknown_name_is_refused_by_check_and_said_by_watch_and_leaves_no_entry(health: Health) -> None:
+def test_an_unknown_name_is_an_error_of_check_and_a_status_of_watch_and_adds_no_entry(health: Health) -> None:
     before = dict(health._states)
     for number in range(1000):
         with pytest.raises(ServiceUnknown, match=f"no service or model 'unknown{number}' is served"):
@@ -39,18 +39,18 @@ def test_an_unknown_name_is_refused_by_check_and_said_by_watch_and_leaves_no_ent
     assert health._states == before
 
 
-def test_a_name_that_is_forgotten_is_unknown(health: Health) -> None:
+def test_a_forgotten_name_is_unknown(health: Health) -> None:
     health.set({}, forget=["colours/1", "never there"])
     assert health.watch("colours/1").status == Status.SERVICE_UNKNOWN
 
 
-def test_a_server_that_leaves_is_not_ready_for_good_in_names_old_and_new(health: Health) -> None:
+def test_after_leave_all_old_and_new_names_are_not_serving(health: Health) -> None:
     health.leave()
     health.set({"": True, "new": True})
     assert {health.check(name).status for name in ("", "colours", "colours/1", "new")} == {Status.NOT_SERVING}
 
 
-def test_who_watches_is_woken_by_each_change_as_long_as_it_watches(health: Health) -> None:
+def test_a_watcher_is_woken_by_each_change_until_it_ends(health: Health) -> None:
     woken: list[int] = []
 
     def wake() -> None:
@@ -65,8 +65,8 @@ def test_who_watches_is_woken_by_each_change_as_long_as_it_watches(health: Healt
 
 
 @pytest.mark.parametrize("change", [lambda health: health.set({"": False}), lambda health: health.leave()])
-def test_nothing_is_held_while_watchers_are_woken(health: Health, change) -> None:
-    """Else a watcher that waits for another thread would wait for ever: the first server stopped so."""
+def test_no_lock_is_held_while_watchers_are_woken(health: Health, change) -> None:
+    """Otherwise a watcher that waits for another thread could cause a deadlock."""
 
     def watch_and_leave() -> bool:
         with health.watched(lambda: None):

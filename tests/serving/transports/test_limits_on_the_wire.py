@@ -1,10 +1,10 @@
-"""Every row of the limits table, set by its option, felt by a client of either protocol: at the limit, and beyond."""
+"""Every row of the limits table, set by its option and tested by clients of both protocols at and over the limit."""
 
 from __future__ import annotations
 
 import socket
 import struct
-import time
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.conftest import colour_artifact, encode, plain, serving
 from tests.serving.conftest import WAIT_S, wait_until
 from tests.serving.services.test_metrics import scrape
 from tests.serving.services.test_open_inference import pack
-from tests.serving.transports.test_grpcio import Refusal, connected, reflect, refusal_of, refused, watch_health
+from tests.serving.transports.test_grpcio import Refusal, connected, read_error, reflect, refused, watch_health
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/transports/test_grpcio.py
 LOADING = {"load_seconds", "load_bytes"}  # tests/serving/test_trials.py
@@ -45,7 +45,7 @@ def infer(channel: grpc.Channel, *images: bytes) -> object:
 both = pytest.mark.parametrize("send", [predict, infer], ids=["Predict", "ModelInfer"])
 
 
-def told(refusal: Refusal) -> tuple[str, str, dict[str, str]]:
+def read_refusal(refusal: Refusal) -> tuple[str, str, dict[str, str]]:
     return refusal.code.name, refusal.info.reason, dict(refusal.info.metadata)
 
 
@@ -56,7 +56,7 @@ def test_max_image_bytes(colours: Path, send: Callable[..., object]) -> None:
         send(channel, image)
         refusal = refused(lambda: send(channel, image + b"\0"))
     facts = {"size_bytes": str(len(image) + 1), "limit_bytes": str(len(image))}
-    assert told(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", facts)
+    assert read_refusal(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", facts)
 
 
 @both
@@ -64,7 +64,11 @@ def test_max_image_pixels(colours: Path, send: Callable[..., object]) -> None:
     with serving(colours, "--max-image-pixels", 100) as server, connected(server.address) as channel:
         send(channel, encode(plain("red", (10, 10))))
         refusal = refused(lambda: send(channel, encode(plain("red", (10, 11)))))
-    assert told(refusal) == ("INVALID_ARGUMENT", "IMAGE_TOO_MANY_PIXELS", {"pixels": "110", "limit_pixels": "100"})
+    assert read_refusal(refusal) == (
+        "INVALID_ARGUMENT",
+        "IMAGE_TOO_MANY_PIXELS",
+        {"pixels": "110", "limit_pixels": "100"},
+    )
 
 
 @both
@@ -72,7 +76,7 @@ def test_max_decode_bytes(colours: Path, send: Callable[..., object]) -> None:
     with serving(colours, "--max-decode-bytes", 16 * 2**20) as server, connected(server.address) as channel:
         send(channel, encode(plain("red", (1500, 1500))))
         refusal = refused(lambda: send(channel, encode(plain("red", (2500, 2500)))))
-    code, reason, facts = told(refusal)
+    code, reason, facts = read_refusal(refusal)
     assert (code, reason, facts["limit_bytes"]) == ("INVALID_ARGUMENT", "IMAGE_NEEDS_TOO_MUCH_MEMORY", str(14 * 2**20))
     assert refusal.retry is None
 
@@ -83,7 +87,7 @@ def test_max_request_bytes(colours: Path, send: Callable[..., object]) -> None:
         send(channel, encode(plain("red")))
         refusal = refused(lambda: send(channel, bytes(1024)))
         send(channel, encode(plain("red")))
-    assert told(refusal) == ("RESOURCE_EXHAUSTED", "", {})  # the transport's own
+    assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "", {})  # the transport's own
     assert refusal.retry is None
 
 
@@ -92,13 +96,13 @@ def test_max_batch(colours: Path) -> None:
     with serving(colours, "--max-batch", 2) as server, connected(server.address) as channel:
         infer(channel, image, image)
         refusal = refused(lambda: infer(channel, image, image, image))
-    assert told(refusal) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", {"size_inputs": "3", "limit_inputs": "2"})
+    assert read_refusal(refusal) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", {"size_inputs": "3", "limit_inputs": "2"})
 
 
 def test_max_queue(tmp_path: Path) -> None:
     publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
     request = classifier_pb2.PredictRequest(image=encode(plain("red")))
-    places = count_cpus() + 1  # one runs on each, one waits
+    places = count_cpus() + 1  # one runs on each CPU, one waits
     with (
         serving(tmp_path, "--allow-uncertified", "--max-queue", 1) as server,
         connected(server.address) as channel,
@@ -107,87 +111,93 @@ def test_max_queue(tmp_path: Path) -> None:
         asked = [stub.Predict.future(request, timeout=WAIT_S) for _ in range(places + 2)]
         wait_until(lambda: any(one.done() for one in asked))
         refusals = [refused(lambda: stub.Predict(request, timeout=WAIT_S))]  # on arrival
-        refusals += [refusal_of(one.exception()) for one in asked if one.exception() is not None]
+        refusals += [read_error(one.exception()) for one in asked if one.exception() is not None]
         counted = scrape(server)("evalmode_requests_total")
         assert sum(count for labels, count in counted.items() if labels[-1] == "QUEUE_FULL") == len(refusals)
         assert len(asked) + 1 - len(refusals) >= places
-    assert {told(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
+    assert {read_refusal(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
     assert all(refusal.retry is not None for refusal in refusals)
 
 
 def test_max_streams(colours: Path) -> None:
-    def list_services(channel: grpc.Channel, hold: list[None]) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+    may_end = threading.Event()
+
+    def list_services(channel: grpc.Channel) -> Iterator[reflection_pb2.ServerReflectionResponse]:
         def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
             yield reflection_pb2.ServerReflectionRequest(list_services="")
-            while hold:
-                time.sleep(0.01)
+            may_end.wait(WAIT_S)
 
         return reflect(channel, "v1", requests())
 
+    def is_accepted(channel: grpc.Channel) -> bool:
+        try:
+            next(list_services(channel))
+        except grpc.RpcError:
+            return False
+        return True
+
     with serving(colours, "--max-streams", 1) as server, connected(server.address) as channel:
-        hold = [None]
-        first = list_services(channel, hold)
+        first = list_services(channel)
         next(first)
-        refusal = refused(lambda: next(list_services(channel, [])))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
+        refusal = refused(lambda: next(list_services(channel)))
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "STREAMS_FULL", {"limit_streams": "1"})
         assert refusal.retry is not None
-        predict(channel, encode(plain("red")))  # streams take no place of requests
-        hold.clear()
+        predict(channel, encode(plain("red")))  # streams do not count as requests
+        may_end.set()
         assert list(first) == []
-        until = time.monotonic() + WAIT_S
-        while True:  # the server hears of the end a little later
-            try:
-                next(list_services(channel, []))
-                break
-            except grpc.RpcError:
-                assert time.monotonic() < until
+        wait_until(lambda: is_accepted(channel))  # the server sees the end a little later
 
 
 def test_max_watches(colours: Path) -> None:
-    alone = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
     with (
         serving(colours, "--max-watches", 2) as server,
-        grpc.insecure_channel(server.address, alone) as one,
-        grpc.insecure_channel(server.address, alone) as other,
+        grpc.insecure_channel(server.address, own_connection) as one,
+        grpc.insecure_channel(server.address, own_connection) as other,
     ):
         watches = [watch_health(one) for _ in range(2)]
         assert [next(watch).status for watch in watches] == [1, 1]
         refusal = refused(lambda: next(watch_health(one)))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
         assert refusal.retry is not None
         predict(other, encode(plain("red")))
 
 
 @pytest.mark.native_lacks("connections")
-def test_a_watch_gives_its_place_to_one_of_another_connection(colours: Path) -> None:
-    alone = [("grpc.use_local_subchannel_pool", 1)]
+def test_the_oldest_watch_ends_for_one_of_a_connection_with_fewer(colours: Path) -> None:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
     with (
         serving(colours, "--max-watches", 2) as server,
-        grpc.insecure_channel(server.address, alone) as one,
-        grpc.insecure_channel(server.address, alone) as other,
+        grpc.insecure_channel(server.address, own_connection) as one,
+        grpc.insecure_channel(server.address, own_connection) as other,
     ):
         watches = []
         for channel in (one, one, other):
             watches.append(watch_health(channel))
             assert next(watches[-1]).status == 1
         refusal = refused(lambda: next(watches[0]))
-        assert told(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
-        refusal = refused(lambda: next(watch_health(one)))  # none has two more now
-        assert told(refusal)[1] == "WATCHES_FULL"
+        assert read_refusal(refusal) == ("RESOURCE_EXHAUSTED", "WATCHES_FULL", {"limit_watches": "2"})
+        refusal = refused(lambda: next(watch_health(one)))  # no connection has two more than this one
+        assert read_refusal(refusal)[1] == "WATCHES_FULL"
 
 
 def test_max_connections(colours: Path) -> None:
     with serving(colours, "--max-connections", 2, "--no-metrics") as server:
         connections = [Connection(server.address) for _ in range(2)]
         for one in connections:
-            answer_health(one)
+            check_health(one)
         silent, busy = connections
-        wait_until(lambda: answer_health(busy) or silent_ms(silent.socket) - silent_ms(busy.socket) > 100)
+
+        def is_idle_longer() -> bool:
+            check_health(busy)
+            return read_idle_ms(silent.socket) - read_idle_ms(busy.socket) > 100
+
+        wait_until(is_idle_longer)
         with Connection(server.address) as new:
-            answer_health(new)
+            check_health(new)
             wait_until(lambda: silent.receive() or not silent.alive)
-            answer_health(new)
-            answer_health(busy)
+            check_health(new)
+            check_health(busy)
             assert (busy.alive, new.alive) == (True, True)
         silent.close()
         busy.close()
@@ -197,7 +207,7 @@ def test_max_connections(colours: Path) -> None:
     "path", [CHECK, WATCH, pytest.param(PREDICT, marks=pytest.mark.native_lacks("message timeout"))]
 )
 def test_message_timeout(colours: Path, path: str) -> None:
-    """A call whose message does not come, and one whose message comes in part; a stream may wait between two."""
+    """A call without a message, and one with part of a message; a stream may wait between two messages."""
     half = message(classifier_pb2.PredictRequest(image=bytes(1000)).SerializeToString())[:500]
     with serving(colours, "--message-timeout", 1) as server, Connection(server.address) as one:
         stream = one.call(encode_call(STREAM_INFER), None, end=False)
@@ -213,36 +223,36 @@ def test_message_timeout(colours: Path, path: str) -> None:
         assert set(ended) == late
         assert set(ended.values()) == {(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], True)}
         assert one.open_streams == {stream}
-        answer_health(one)
+        check_health(one)
 
 
 @pytest.mark.native_lacks("message timeout")
 @pytest.mark.parametrize("path", [CHECK, PREDICT, WATCH])
-def test_answers_that_are_not_taken_close_their_connection(colours: Path, path: str) -> None:
-    """After --message-timeout, and no other: such calls cannot be ended by themselves."""
+def test_unread_replies_close_their_connection(colours: Path, path: str) -> None:
+    """After --message-timeout, and no other connection: gRPC cannot end such calls alone."""
     request = classifier_pb2.PredictRequest(image=encode(plain("red"))).SerializeToString() if path == PREDICT else b""
     with (
         serving(colours, "--message-timeout", 1) as server,
-        Connection(server.address, window=0) as reads_nothing,
+        Connection(server.address, window=0) as unread,
         Connection(server.address) as idle,
     ):
         stream = idle.call(encode_call(STREAM_INFER), None, end=False)
-        reads_nothing.call(encode_call(path), message(request))
+        unread.call(encode_call(path), message(request))
 
         def is_closed() -> bool:
-            for one in (reads_nothing, idle):
+            for one in (unread, idle):
                 one.flush()
                 one.receive()
-            return not reads_nothing.alive
+            return not unread.alive
 
         wait_until(is_closed)
-        answer_health(idle)
+        check_health(idle)
         assert idle.open_streams == {stream}
         assert "the client did not read a reply within 1 s" in server.logged()
 
 
-def answer_health(one: Connection) -> None:
-    """A health check, answered; other calls that end meanwhile are not looked at."""
+def check_health(one: Connection) -> None:
+    """Make a health check and wait for its reply; other calls may end meanwhile."""
     stream = one.call(encode_call(CHECK), message(b""))
 
     def is_over() -> bool:
@@ -254,8 +264,8 @@ def answer_health(one: Connection) -> None:
     assert one.alive
 
 
-def silent_ms(one: socket.socket) -> int:
-    """Since when it has sent nothing; its server counts from a moment later."""
+def read_idle_ms(one: socket.socket) -> int:
+    """Milliseconds since the socket sent its last data."""
     return struct.unpack_from("=I", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 44)[0]
 
 

@@ -1,4 +1,4 @@
-"""/livez: whether the server itself still answers, seen through its own port."""
+"""/livez: whether the server answers health checks on its own port."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from serving.transports.health import Health, Response
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
@@ -25,7 +26,7 @@ def quick() -> Iterator[None]:
 
 
 class NoMetrics:
-    """Nothing for Prometheus."""
+    """An empty set of metrics."""
 
     def collect(self) -> tuple[()]:
         return ()
@@ -33,10 +34,11 @@ class NoMetrics:
 
 @pytest.fixture
 def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
-    """What /livez answers."""
+    """Request /livez; return the status and the body."""
 
     def get(liveness: Liveness, ready: bool) -> tuple[int, str]:
-        server = MetricsServer(NoMetrics(), lambda: ready, liveness, "127.0.0.1", 0)
+        metrics: Any = NoMetrics()
+        server = MetricsServer(metrics, lambda: ready, liveness, "127.0.0.1", 0)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/livez", timeout=WAIT_S) as reply:
                 return reply.status, reply.read().decode()
@@ -55,7 +57,7 @@ def begin(address: str) -> Liveness:
     return liveness
 
 
-def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> None:
+def test_a_server_that_accepts_connections_without_answering_is_not_alive(ask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         liveness = begin(f"127.0.0.1:{silent.getsockname()[1]}")
         wait_until(lambda: not liveness.is_alive())
@@ -64,7 +66,7 @@ def test_a_port_that_takes_connections_and_never_answers_is_not_alive(ask) -> No
     assert text.startswith("no health check was answered for ")
 
 
-def test_a_server_whose_event_loop_hangs_is_not_alive_and_is_again_when_it_goes_on(model: Model, ask) -> None:
+def test_a_server_is_not_alive_while_its_event_loop_hangs(model: ImageClassifier, ask) -> None:
     go_on = threading.Event()
     check = Health.check
 
@@ -88,13 +90,13 @@ def test_a_server_whose_event_loop_hangs_is_not_alive_and_is_again_when_it_goes_
         server.drain(0)
 
 
-def test_a_server_that_is_not_ready_or_drains_is_alive(model: Model, ask) -> None:
+def test_a_server_that_is_not_ready_or_drains_is_alive(model: ImageClassifier, ask) -> None:
     server = listen(classify_by(model))
     try:
         server.announce_shutdown()
         liveness = begin(server.local_address)
         first = liveness._answered
-        wait_until(lambda: liveness._answered > first)  # by NOT_SERVING
+        wait_until(lambda: liveness._answered > first)  # with NOT_SERVING
         assert ask(liveness, False) == (200, "ok\n")
     finally:
         server.drain(0)

@@ -1,4 +1,4 @@
-"""Messages become requests within bounds, whatever they are: compressed, damaged, of another kind, too many."""
+"""Messages are parsed within limits, even if they are compressed, damaged, of another type or too many."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from evalmode.wire import classifier_pb2 as wire
 from serving.transports.messages import HELD_MESSAGES, Messages, inflate
 
 MAX_BYTES = 1000
-PACK = {"gzip": gzip.compress, "zlib": zlib.compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zlib": zlib.compress}
 
 
 @pytest.fixture(autouse=True)
 def small() -> Iterator[None]:
-    """Let the limit of one message decide how much all may hold, however small it is."""
+    """Make the limit of all messages a multiple of the limit of one, however small it is."""
     with patch("serving.transports.messages.MIN_HELD_BYTES", 0):
         yield
 
 
 @contextmanager
 def opened(messages: Messages, message: bytes, parse: Callable[[bytes], Any]) -> Iterator[Any]:
-    """A request, for as long as the block runs."""
+    """Parse a message and hold it for the duration of the block."""
     held = messages.hold(message)
     try:
         yield messages.parse(parse, message, held)
@@ -45,7 +45,7 @@ def read(message: bytes, messages: Messages | None = None) -> bytes:
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_a_compressed_message_is_inflated_to_the_limit_and_not_beyond(kind: str) -> None:
+def test_a_compressed_message_is_decompressed_up_to_the_limit(kind: str) -> None:
     whole = bytes(range(250)) * 4
     assert read(PACK[kind](whole)) == whole
     with pytest.raises(MessageTooLarge, match=r"larger than max \(1000 bytes\) after decompression") as caught:
@@ -53,24 +53,24 @@ def test_a_compressed_message_is_inflated_to_the_limit_and_not_beyond(kind: str)
     assert caught.value.facts == {"limit_bytes": "1000"}
 
 
-def test_a_bomb_costs_no_more_than_the_limit() -> None:
+def test_a_decompression_bomb_uses_no_more_memory_than_the_limit() -> None:
     bomb, limit = make_bomb(256 * 2**20), 2**20
     tracemalloc.start()
     try:
         with pytest.raises(MessageTooLarge):
             read(bomb, Messages(limit))
-        _, most = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 4 * limit
+    assert peak < 4 * limit
 
 
 @pytest.mark.parametrize(
     "damage",
     [lambda whole: whole[:2], lambda whole: whole[:-9], lambda whole: whole[:12] + b"\xff" * 9 + whole[21:]],
-    ids=["only its beginning", "without its end", "in the middle"],
+    ids=["beginning only", "end missing", "damaged in the middle"],
 )
-def test_damaged_gzip_is_no_message(damage) -> None:
+def test_damaged_gzip_is_refused(damage) -> None:
     with pytest.raises(MessageInvalid, match="bytes of gzip, is damaged"):
         read(damage(gzip.compress(bytes(range(200)))))
 
@@ -79,17 +79,17 @@ def test_damaged_gzip_is_no_message(damage) -> None:
     "message",
     [b"x\x9c\x01", b"x", b"x\x01abc", b"xylophone", b"x\x9c" + zlib.compress(bytes(range(200)))[2:-40], b"", b"\n\x00"],
 )
-def test_a_message_that_is_not_compressed_stays_as_it_is_whatever_it_begins_with(message: bytes) -> None:
+def test_an_uncompressed_message_stays_unchanged_even_if_it_resembles_zlib(message: bytes) -> None:
     assert read(message) == message
 
 
-def test_a_field_of_an_unknown_number_that_looks_like_zlib_is_read() -> None:
+def test_an_unknown_field_that_resembles_zlib_is_parsed() -> None:
     with opened(Messages(MAX_BYTES), b"x\x9c\x01\n\x03red", wire.PredictRequest.FromString) as request:
         assert request.image == b"red"
 
 
-@pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff")])
-def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them(message: bytes) -> None:
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", gzip.compress(b"\xff\xff\xff", mtime=0)])
+def test_unparsable_bytes_are_refused_and_release_their_memory(message: bytes) -> None:
     messages = Messages(MAX_BYTES)
     with (
         pytest.raises(MessageInvalid, match="the message of 3 bytes cannot be parsed"),
@@ -99,7 +99,7 @@ def test_bytes_that_cannot_be_parsed_are_no_message_and_nothing_is_held_for_them
     assert messages._held_bytes == 0
 
 
-def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
+def test_the_total_size_of_messages_in_memory_is_limited() -> None:
     messages = Messages(MAX_BYTES)
     with ExitStack() as held:
         for _ in range(HELD_MESSAGES):
@@ -110,7 +110,7 @@ def test_messages_in_memory_are_bounded_in_all_and_the_rest_may_retry() -> None:
     assert read(b"one more", messages) == b"one more"
 
 
-def test_where_one_message_is_small_all_may_hold_more_than_a_few_of_them() -> None:
+def test_the_total_limit_has_a_minimum() -> None:
     with patch("serving.transports.messages.MIN_HELD_BYTES", 9 * MAX_BYTES):
         messages = Messages(MAX_BYTES)
     with ExitStack() as held:
@@ -120,7 +120,7 @@ def test_where_one_message_is_small_all_may_hold_more_than_a_few_of_them() -> No
             read(b"one more", messages)
 
 
-def test_a_compressed_message_counts_as_it_came_and_as_it_is_inflated() -> None:
+def test_a_compressed_message_counts_with_both_sizes() -> None:
     messages, whole = Messages(MAX_BYTES), bytes(MAX_BYTES)
     packed = gzip.compress(whole)
     with opened(messages, packed, bytes):
@@ -133,13 +133,13 @@ def test_a_compressed_message_counts_as_it_came_and_as_it_is_inflated() -> None:
     assert messages._held_bytes == 0
 
 
-def test_a_message_is_always_taken_where_there_is_no_other() -> None:
+def test_the_only_message_is_always_accepted() -> None:
     messages = Messages(100)
     assert read(bytes(4000), messages) == bytes(4000)
     assert messages._held_bytes == 0
 
 
-def test_a_message_whose_call_has_ended_holds_nothing_when_it_is_inflated_later() -> None:
+def test_a_message_decompressed_after_the_end_of_its_call_holds_no_memory() -> None:
     messages, packed = Messages(MAX_BYTES), gzip.compress(bytes(MAX_BYTES))
     held = messages.hold(packed)
     messages.free(held)
@@ -149,7 +149,7 @@ def test_a_message_whose_call_has_ended_holds_nothing_when_it_is_inflated_later(
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_parsing_a_compressed_message_may_take_as_much_as_the_limit_and_another_its_size(kind: str) -> None:
+def test_a_compressed_message_is_assigned_the_limit_and_others_their_size(kind: str) -> None:
     messages = Messages(MAX_BYTES)
     assert messages.count_bytes(PACK[kind](b"small")) == MAX_BYTES
     assert messages.count_bytes(bytes(77)) == 77
@@ -158,7 +158,7 @@ def test_parsing_a_compressed_message_may_take_as_much_as_the_limit_and_another_
 
 @pytest.mark.parametrize("size", [0, 1, 2**14, 2**18 - 1, 2**18, 2**18 + 1, 3 * 2**18, 3 * 2**18 + 7])
 @pytest.mark.parametrize("form", [31, 15], ids=["gzip", "zlib"])
-def test_is_inflated_whole_whatever_its_size(size: int, form: int) -> None:
+def test_messages_of_any_size_are_decompressed_completely(size: int, form: int) -> None:
     for content in (bytes(size), random.Random(size).randbytes(size)):
         packer = zlib.compressobj(9, zlib.DEFLATED, form)
         packed = packer.compress(content) + packer.flush()

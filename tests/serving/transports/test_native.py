@@ -1,4 +1,4 @@
-"""What the native transport does of its own; everything on the wire is tested on both (``--transport``)."""
+"""Code of the native transport alone; the wire behaviour is tested on both transports by ``--transport``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -14,13 +15,13 @@ import pytest
 
 from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as infer
 from evalmode.wire import open_inference_pb2_grpc as infer_grpc
 from tests.conftest import colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, make_backend, make_batcher, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, make_backend, make_batcher, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
@@ -32,104 +33,106 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listen(held: Held, slots: int, limits: Limits) -> native.NativeServer:
-    """A server in this process on a free port, started."""
-    direct = classify_by(held, batcher=make_batcher(slots, limits), limits=limits)
+def listen(blocked: BlockedModel, slots: int, limits: Limits) -> Any:
+    """Start a server in this process on a free port."""
+    direct = classify_by(blocked, batcher=make_batcher(slots, limits), limits=limits)
     server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
     server.start()
     return server
 
 
-def test_what_waits_runs_together(model: Model) -> None:
-    held = Held(model)
-    server = listen(held, 1, Limits(max_batch=3))
+def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    server = listen(blocked, 1, Limits(max_batch=3))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         calls = [predict.future(RED, timeout=WAIT_S)]
-        batches = [len(held.next_batch())]
+        batches = [len(blocked.next_batch())]
         calls += [predict.future(RED, timeout=WAIT_S) for _ in range(5)]
         wait_until(lambda: len(server._waiting) == 5)
         for _ in range(2):
-            held.let_go()
-            batches.append(len(held.next_batch()))
-        held.let_go()
+            blocked.release()
+            batches.append(len(blocked.next_batch()))
+        blocked.release()
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 6
     server.drain(0)
     assert batches == [1, 3, 2]
 
 
-def test_a_slot_leaves_to_the_other_what_takes_long(model: Model) -> None:
-    held = Held(model)
-    held.row_s = 0.008
-    server = listen(held, 2, Limits())
+def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    blocked.row_s = 0.008
+    server = listen(blocked, 2, Limits())
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         calls = [predict.future(RED, timeout=WAIT_S) for _ in range(8)]
         wait_until(lambda: len(server._waiting) == 6)
-        held.let_go(100)
+        blocked.release(100)
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 8
     server.drain(0)
-    assert [len(held.next_batch()) for _ in range(8)] == [1] * 8
+    assert [len(blocked.next_batch()) for _ in range(8)] == [1] * 8
 
 
-def test_what_would_be_done_too_late_is_not_begun(model: Model) -> None:
-    held = Held(model)
-    server = listen(held, 1, Limits(max_batch=1))
+def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         running = predict.future(RED, timeout=WAIT_S)
-        held.next_batch()
-        held.row_s = 2 * WAIT_S
+        blocked.next_batch()
+        blocked.row_s = 2 * WAIT_S
         waiting = [predict.future(RED, timeout=WAIT_S), predict.future(RED)]
         wait_until(lambda: len(server._waiting) == 2)
-        held.let_go(2)
+        blocked.release(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
         wait_until(lambda: server._free_slots)
-        held.let_go()  # a free slot has nothing better to do, and may be quicker
+        blocked.release()  # a free slot tries
         assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 
-def test_a_timeout_of_a_request_counts_from_its_arrival(model: Model) -> None:
-    held = Held(model)
-    server = listen(held, 1, Limits(max_batch=1))
-    asked = infer.ModelInferRequest(model_name="colours", parameters={"timeout": {"int64_param": 50_000}})
+def test_a_timeout_of_a_request_counts_from_its_arrival(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    server = listen(blocked, 1, Limits(max_batch=1))
+    asked = infer.ModelInferRequest(
+        model_name="colours", parameters={"timeout": infer.InferParameter(int64_param=50_000)}
+    )
     asked.inputs.add(name="image", datatype="UINT8", shape=(1, 4, 4, 3))
     asked.raw_input_contents.append(bytes(48))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         running = wire_grpc.ClassifierStub(channel).Predict.future(RED, timeout=WAIT_S)
-        held.next_batch()
+        blocked.next_batch()
         waiting = infer_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(asked, timeout=WAIT_S)
         wait_until(lambda: server._waiting and server._waiting[0].waited_s() > 0.05)
-        held.let_go(2)
+        blocked.release(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert waiting.code().name == "DEADLINE_EXCEEDED"
     server.drain(0)
 
 
-def test_who_goes_away_while_he_waits_is_counted(model: Model) -> None:
-    held = Held(model)
-    server = listen(held, 1, Limits(max_batch=1))
+def test_calls_that_end_while_they_wait_are_counted(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         running = predict.future(RED, timeout=WAIT_S)
-        held.next_batch()
-        late, gone = predict.future(RED, timeout=0.2), predict.future(RED, timeout=WAIT_S)
+        blocked.next_batch()
+        late, cancelled = predict.future(RED, timeout=0.2), predict.future(RED, timeout=WAIT_S)
         wait_until(lambda: len(server._waiting) == 2)
-        gone.cancel()
+        cancelled.cancel()
         wait_until(lambda: late.done() and not server._waiting)
-        held.let_go()
+        blocked.release()
         assert running.result(WAIT_S).scores[0].label == "red"
     counts = server._statistics.counts
     assert counts["", ""].codes == {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
     server.drain(0)
 
 
-def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None:
-    held, limits = Held(model), Limits()
-    held.let_go(10)
-    server, busy, begun = listen(held, 1, limits), threading.Event(), threading.Semaphore(0)
+def test_a_large_image_waits_for_memory_until_its_deadline(model: ImageClassifier) -> None:
+    blocked, limits = BlockedModel(model), Limits()
+    blocked.release(10)
+    server, busy, begun = listen(blocked, 1, limits), threading.Event(), threading.Semaphore(0)
 
     def decode() -> None:
         begun.release()
@@ -138,7 +141,7 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None
     large = wire.PredictRequest(image=encode(plain("red", (2000, 2000))))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        for _ in range(2):  # as many decodes as there may be at once
+        for _ in range(2):  # as many decodes as may run at once
             server._budget.submit(decode, 100 * 2**20)
             assert begun.acquire(timeout=WAIT_S)
         assert predict.future(large, timeout=0.3).code().name == "DEADLINE_EXCEEDED"
@@ -151,10 +154,10 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: Model) -> None
     server.drain(0)
 
 
-def test_a_fault_of_the_server_costs_its_request_and_no_slot(model: Model) -> None:
-    held = Held(model)
-    held.let_go(10)
-    server = listen(held, 1, Limits())
+def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    blocked.release(10)
+    server = listen(blocked, 1, Limits())
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         for place in ("count_answer", "count_refusal"):
@@ -166,30 +169,31 @@ def test_a_fault_of_the_server_costs_its_request_and_no_slot(model: Model) -> No
     assert server.drain(0) == 0
 
 
-def test_its_folder_goes_with_it(model: Model) -> None:
+def test_the_temporary_folder_is_removed_at_the_end(model: ImageClassifier) -> None:
     before = set(Path(tempfile.gettempdir()).glob("evalmode-*"))
-    server = listen(Held(model), 1, Limits())
+    server = listen(BlockedModel(model), 1, Limits())
     [folder] = set(Path(tempfile.gettempdir()).glob("evalmode-*")) - before
     server.drain(0)
     assert not folder.exists()
 
 
-def test_beyond_this_machine_it_wants_to_be_told_that_this_is_meant(repository: Path) -> None:
+def test_beyond_loopback_it_needs_allow_unbounded_messages(repository: Path) -> None:
     command = [sys.executable, "-m", "evalmode", "serve", "--repository", str(repository), "--transport", "native"]
     done = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 2
     assert "add --allow-unbounded-messages" in done.stderr
     assert "Traceback" not in done.stderr
-    told = [*command, "--host", "0.0.0.0", "--allow-unbounded-messages", "--port", "0", "--no-metrics"]
-    with subprocess.Popen([*told, "--lame-duck", "0"], stdout=subprocess.PIPE, text=True) as process:
+    allowed = [*command, "--host", "0.0.0.0", "--allow-unbounded-messages", "--port", "0", "--no-metrics"]
+    with subprocess.Popen([*allowed, "--lame-duck", "0"], stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline().startswith("serving")
         finally:
             process.terminate()
     assert process.returncode == 0
 
 
-def test_without_the_library_says_what_to_install(repository: Path) -> None:
+def test_a_missing_library_is_reported_with_the_extra(repository: Path) -> None:
     code = (
         "import sys; sys.modules['pygrpc_native'] = None\n"
         "from evalmode.cli.main import main\n"

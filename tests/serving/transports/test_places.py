@@ -1,6 +1,8 @@
-"""Places are bounded in all, and the connection with the most gives one to a connection with less."""
+"""Places are limited; the connection with the most gives one to a connection with fewer."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from serving.transports.places import Places
 
 
 class Stream:
-    """A call that notes why it was ended."""
+    """A call that records the errors that end it."""
 
     def __init__(self, connection: str) -> None:
         self.connection = connection
@@ -23,14 +25,14 @@ def make(limit: int) -> Places:
     return Places(limit, lambda: StreamsFull("full"))
 
 
-def enter(places: Places, connections: str) -> list[Stream]:
-    streams = [Stream(connection) for connection in connections]
+def enter(places: Places, connections: str) -> list[Any]:
+    streams: list[Any] = [Stream(connection) for connection in connections]
     for stream in streams:
-        places.enter(stream)  # type: ignore[arg-type]
+        places.enter(stream)
     return streams
 
 
-def test_the_greediest_connection_gives_back_its_oldest() -> None:
+def test_the_connection_with_the_most_places_gives_up_its_oldest() -> None:
     places = make(4)
     one, two, three, four = enter(places, "baaa")
     [new] = enter(places, "c")
@@ -41,7 +43,7 @@ def test_the_greediest_connection_gives_back_its_oldest() -> None:
 
 
 @pytest.mark.parametrize(("held", "connection"), [("aab", "b"), ("ab", "c"), ("aaa", "a"), ("aabb", "b")])
-def test_a_call_is_refused_where_no_connection_has_two_more(held: str, connection: str) -> None:
+def test_a_call_is_refused_if_no_connection_has_two_more_places(held: str, connection: str) -> None:
     places = make(len(held))
     streams = enter(places, held)
     with pytest.raises(StreamsFull):
@@ -56,9 +58,9 @@ def test_a_place_is_free_again_once_its_call_has_ended() -> None:
     for _ in range(3):
         [stream] = enter(places, "a")
         assert places.taken == 1
-        places.leave(stream)  # type: ignore[arg-type]
+        places.leave(stream)
         assert (places.taken, places.list_calls()) == (0, [])
-    assert not places._held  # nothing is kept of a connection without calls
+    assert not places._held  # connections without calls are forgotten
 
 
 def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
@@ -66,18 +68,18 @@ def test_the_place_of_an_evicted_call_is_not_given_back_twice() -> None:
     first, second = enter(places, "aa")
     [held] = enter(places, "b")
     for stream in (first, second, second):
-        places.leave(stream)  # type: ignore[arg-type]
+        places.leave(stream)
     assert places.list_calls() == [held]
     assert places.taken == 1
     enter(places, "c")
     assert places.taken == 2
 
 
-def test_a_call_that_was_refused_gives_no_place_back() -> None:
+def test_a_refused_call_gives_no_place_back() -> None:
     places = make(1)
     enter(places, "a")
-    refused = Stream("b")
+    refused: Any = Stream("b")
     with pytest.raises(StreamsFull):
-        places.enter(refused)  # type: ignore[arg-type]
-    places.leave(refused)  # type: ignore[arg-type]
+        places.enter(refused)
+    places.leave(refused)
     assert places.taken == 1

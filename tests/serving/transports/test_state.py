@@ -1,12 +1,13 @@
-"""Nothing is left behind: every count of the server returns to zero, however a call or a stream ends."""
+"""No resource leaks: every count of the server returns to zero, however a call or a stream ends."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -18,52 +19,61 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import tests.conftest
 from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire
 from evalmode.wire import open_inference_pb2_grpc as wire_grpc
 from serving.services import inputs
 from serving.transports.calls import RECEIVING, RUNNING, SENDING
 from tests.conftest import encode, plain
-from tests.serving.conftest import WAIT_S, Held, classify_by, count_turns, listen, make_batcher, wait_until
+from tests.serving.conftest import (
+    WAIT_S,
+    BlockedModel,
+    classify_by,
+    count_turns,
+    listen,
+    make_batcher,
+    spawn,
+    wait_until,
+)
 
 IMAGE = encode(plain("red"))
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 
 
 @dataclass
-class Here:
-    """A server in this process on a real socket, whose model runs when it is let go."""
+class LocalServer:
+    """A server in this process on a real socket, whose model runs block until they are released."""
 
-    model: Model
+    model: ImageClassifier
     limits: Limits = field(default_factory=Limits)
 
-    def __enter__(self) -> Here:
-        self.held = Held(self.model)
+    def __enter__(self) -> LocalServer:
+        self.blocked = BlockedModel(self.model)
         self.batcher = make_batcher(1, self.limits)
-        self.server = listen(classify_by(self.held, batcher=self.batcher, limits=self.limits), self.limits)
-        self.grpcio = getattr(self.server, "_others", self.server)
+        self.server: Any = listen(classify_by(self.blocked, batcher=self.batcher, limits=self.limits), self.limits)
+        self.grpcio: Any = getattr(self.server, "_others", self.server)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub = wire_grpc.GRPCInferenceServiceStub(self.channel)
         self._drained = False
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.held.let_go(1000)
+        self.blocked.release(1000)
         self.channel.close()
         if not self._drained:
             self.drain(0)
 
     def drain(self, grace_s: float) -> int:
-        """See the server's; it is drained once."""
+        """Drain the server, at most once."""
         self._drained = True
         return self.server.drain(grace_s)
 
     def counts(self) -> tuple[int, ...]:
-        """Calls and streams, requests admitted, waiting and running, and what is held on the way to there."""
+        """The numbers of calls, streams, requests and resources in use; the fourth counts waiting requests."""
         batcher, budget = self.batcher, self.grpcio._backend.inference.budget
         running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
-        if tests.conftest.transport == "native":  # which has its own, but for streams
+        if tests.conftest.transport == "native":  # native has its own counts for all but streams
             server = self.server
             own = (len(server._calls), len(server._waiting), 1 - server._free_slots)
             running = [sum(both) for both in zip(running, own, strict=True)]
@@ -81,13 +91,12 @@ class Here:
         )
 
     def expect_nothing_left(self) -> None:
-        until = time.monotonic() + WAIT_S
-        while any(self.counts()) and time.monotonic() < until:
-            time.sleep(0.01)
+        with suppress(AssertionError):  # the comparison shows the counts
+            wait_until(lambda: not any(self.counts()))
         assert self.counts() == (0,) * len(self.counts())
 
     def wait_until_cancelled(self) -> None:
-        """Until the server knows that its only call is cancelled."""
+        """Wait until the server has seen the cancellation of its only call."""
         if tests.conftest.transport == "native" and self.server._calls:
             wait_until(lambda: all(call.is_cancelled for call in self.server._calls.values()))
         else:
@@ -95,8 +104,8 @@ class Here:
 
 
 @dataclass
-class Asked:
-    """A call, or a stream with one request on it."""
+class SentRequest:
+    """A call, or a stream with one request."""
 
     call: grpc.Call
     read: Callable[[], wire.ModelInferResponse]
@@ -108,17 +117,19 @@ class Asked:
             return error.code().name
 
 
-def ask(here: Here, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S) -> Asked:
+def send_request(
+    local: LocalServer, streamed: bool, request: wire.ModelInferRequest, timeout_s: float = WAIT_S
+) -> SentRequest:
     if not streamed:
-        future = here.stub.ModelInfer.future(request, timeout=timeout_s)
-        return Asked(future, future.result)
+        future = local.stub.ModelInfer.future(request, timeout=timeout_s)
+        return SentRequest(future, future.result)
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         yield request
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=timeout_s)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=timeout_s)
 
     def read() -> wire.ModelInferResponse:
         answer = next(stream)
@@ -126,25 +137,25 @@ def ask(here: Here, streamed: bool, request: wire.ModelInferRequest, timeout_s: 
         assert list(stream) == []
         return answer.infer_response
 
-    return Asked(stream, read)
+    return SentRequest(stream, read)
 
 
-def of_pixels(request_id: str = "") -> wire.ModelInferRequest:
+def make_pixel_request(request_id: str = "") -> wire.ModelInferRequest:
     sent = {"name": "image", "datatype": "UINT8", "shape": RED.shape}
     return wire.ModelInferRequest(id=request_id, inputs=[sent], raw_input_contents=[RED.tobytes()])
 
 
-def of_an_image() -> wire.ModelInferRequest:
+def make_image_request() -> wire.ModelInferRequest:
     sent = {"name": "image", "datatype": "BYTES", "shape": [1]}
     return wire.ModelInferRequest(inputs=[sent], raw_input_contents=[len(IMAGE).to_bytes(4, "little") + IMAGE])
 
 
 @contextmanager
-def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Decoding shows that it has begun, and waits to go on."""
+def blocked_decoder() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Block the decoder: yields the events of its begin and of its release."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def decode(*arguments: object) -> np.ndarray:
+    def decode(*arguments: Any) -> np.ndarray:
         begun.set()
         assert go_on.wait(WAIT_S)
         return decode_by_header(*arguments)
@@ -154,118 +165,127 @@ def decoding_held() -> Iterator[tuple[threading.Event, threading.Event]]:
 
 
 @pytest.fixture
-def here(model: Model) -> Iterator[Here]:
-    with Here(model) as running:
+def local(model: ImageClassifier) -> Iterator[LocalServer]:
+    with LocalServer(model) as running:
         yield running
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["call", "stream"])
-class TestNothingIsLeft:
-    def test_after_an_answer(self, here: Here, streamed: bool) -> None:
-        here.held.let_go()
-        assert ask(here, streamed, of_pixels()).outcome() == "colours"
-        here.expect_nothing_left()
+class TestNoResourceIsLeft:
+    def test_after_an_answer(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release()
+        assert send_request(local, streamed, make_pixel_request()).outcome() == "colours"
+        local.expect_nothing_left()
 
-    def test_after_a_refusal(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, wire.ModelInferRequest(model_name="nobody"))
-        assert asked.outcome() == ("nobody" if streamed else "NOT_FOUND")
-        here.expect_nothing_left()
+    def test_after_a_refusal(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = send_request(local, streamed, wire.ModelInferRequest(model_name="nobody"))
+        assert sent_request.outcome() == ("nobody" if streamed else "NOT_FOUND")
+        local.expect_nothing_left()
 
-    def test_after_a_fault_of_the_server(self, here: Here, streamed: bool) -> None:
+    def test_after_a_fault_of_the_server(self, local: LocalServer, streamed: bool) -> None:
         with patch.object(inputs, "_check_names", side_effect=ZeroDivisionError):
-            asked = ask(here, streamed, of_pixels())
-            assert asked.outcome() == ("" if streamed else "INTERNAL")
-        here.expect_nothing_left()
+            sent_request = send_request(local, streamed, make_pixel_request())
+            assert sent_request.outcome() == ("" if streamed else "INTERNAL")
+        local.expect_nothing_left()
 
-    def test_after_a_deadline_while_waiting(self, here: Here, streamed: bool) -> None:
-        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
-        here.held.next_batch()
-        told = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": the stream's last answer, in time
-        assert ask(here, streamed, of_pixels(), timeout_s=0.3).outcome() in told
-        here.held.let_go()
+    def test_after_a_deadline_while_waiting(self, local: LocalServer, streamed: bool) -> None:
+        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        local.blocked.next_batch()
+        outcomes = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": an error on the stream
+        assert send_request(local, streamed, make_pixel_request(), timeout_s=0.3).outcome() in outcomes
+        local.blocked.release()
         assert running.outcome() == "colours"
-        here.expect_nothing_left()
-        assert here.held.entered.empty()
+        local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_a_deadline_while_running(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels(), timeout_s=0.3)
-        here.held.next_batch()
-        assert asked.outcome() == "DEADLINE_EXCEEDED"
-        here.held.let_go()
-        here.expect_nothing_left()
+    def test_after_a_deadline_while_running(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = send_request(local, streamed, make_pixel_request(), timeout_s=0.3)
+        local.blocked.next_batch()
+        assert sent_request.outcome() == "DEADLINE_EXCEEDED"
+        local.blocked.release()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_at_once(self, here: Here, streamed: bool) -> None:
-        here.held.let_go(100)
+    def test_after_being_cancelled_at_once(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release(100)
         for _ in range(20):
-            ask(here, streamed, of_pixels()).call.cancel()
-        here.expect_nothing_left()
+            send_request(local, streamed, make_pixel_request()).call.cancel()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_while_decoding(self, here: Here, streamed: bool) -> None:
-        with decoding_held() as (begun, go_on):
-            asked = ask(here, streamed, of_an_image())
+    def test_after_being_cancelled_while_decoding(self, local: LocalServer, streamed: bool) -> None:
+        with blocked_decoder() as (begun, go_on):
+            sent_request = send_request(local, streamed, make_image_request())
             assert begun.wait(WAIT_S)
-            asked.call.cancel()
-            here.wait_until_cancelled()
+            sent_request.call.cancel()
+            local.wait_until_cancelled()
             go_on.set()
-            here.expect_nothing_left()
-        assert here.held.entered.empty()
+            local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_being_cancelled_while_waiting(self, here: Here, streamed: bool) -> None:
-        running = ask(here, streamed, of_pixels())  # natively, streams have slots of their own
-        here.held.next_batch()
-        asked = ask(here, streamed, of_pixels())
-        wait_until(lambda: here.counts()[3])
-        asked.call.cancel()
-        wait_until(lambda: not here.counts()[3])
-        here.held.let_go()
+    def test_after_being_cancelled_while_waiting(self, local: LocalServer, streamed: bool) -> None:
+        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        local.blocked.next_batch()
+        sent_request = send_request(local, streamed, make_pixel_request())
+        wait_until(lambda: local.counts()[3])
+        sent_request.call.cancel()
+        wait_until(lambda: not local.counts()[3])
+        local.blocked.release()
         assert running.outcome() == "colours"
-        here.expect_nothing_left()
-        assert here.held.entered.empty()
+        local.expect_nothing_left()
+        assert local.blocked.entered.empty()
 
-    def test_after_being_cancelled_while_running(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels())
-        here.held.next_batch()
-        asked.call.cancel()
-        here.held.let_go()
-        here.expect_nothing_left()
+    def test_after_being_cancelled_while_running(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = send_request(local, streamed, make_pixel_request())
+        local.blocked.next_batch()
+        sent_request.call.cancel()
+        local.blocked.release()
+        local.expect_nothing_left()
 
-    def test_after_being_cancelled_with_the_answer_on_its_way(self, here: Here, streamed: bool) -> None:
-        here.held.let_go(100)
+    def test_after_being_cancelled_with_the_answer_on_its_way(self, local: LocalServer, streamed: bool) -> None:
+        local.blocked.release(100)
         for _ in range(20):
-            asked = ask(here, streamed, of_pixels())
-            here.held.next_batch()
-            asked.call.cancel()
-        here.expect_nothing_left()
+            sent_request = send_request(local, streamed, make_pixel_request())
+            local.blocked.next_batch()
+            sent_request.call.cancel()
+        local.expect_nothing_left()
 
-    def test_after_the_servers_end(self, here: Here, streamed: bool) -> None:
-        asked = ask(here, streamed, of_pixels())
-        here.held.next_batch()
-        assert here.drain(0.1) == 1
-        assert asked.outcome() in ("UNAVAILABLE", "CANCELLED")
-        here.held.let_go()
-        here.expect_nothing_left()
-
-
-def test_a_drain_waits_for_the_request_of_a_stream(here: Here) -> None:
-    asked = ask(here, True, of_pixels())
-    here.held.next_batch()
-    threading.Timer(0.3, here.held.let_go).start()
-    assert here.drain(WAIT_S) == 0
-    assert next(asked.call).infer_response.model_name == "colours"
+    def test_after_the_servers_end(self, local: LocalServer, streamed: bool) -> None:
+        sent_request = send_request(local, streamed, make_pixel_request())
+        local.blocked.next_batch()
+        assert local.drain(0.1) == 1
+        assert sent_request.outcome() in ("UNAVAILABLE", "CANCELLED")
+        local.blocked.release()
+        local.expect_nothing_left()
 
 
-def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
+def start_drain(local: LocalServer) -> Future[int]:
+    """Begin to drain the server, and wait until it refuses new requests."""
+    drained = spawn(local.drain, WAIT_S)
+    wait_until(lambda: local.grpcio._handlers.leaving)
+    return drained
+
+
+def test_a_drain_waits_for_the_request_of_a_stream(local: LocalServer) -> None:
+    sent_request = send_request(local, True, make_pixel_request())
+    local.blocked.next_batch()
+    drained = start_drain(local)
+    local.blocked.release()
+    assert drained.result(WAIT_S) == 0
+    assert next(sent_request.call).infer_response.model_name == "colours"
+
+
+def test_a_drain_ends_a_stream_after_its_current_reply(local: LocalServer) -> None:
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         for number in range(5):
-            yield of_pixels(str(number))
+            yield make_pixel_request(str(number))
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
-    here.held.next_batch()
-    threading.Timer(0.3, here.held.let_go, [5]).start()
-    assert here.drain(WAIT_S) == 0
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    local.blocked.next_batch()
+    drained = start_drain(local)
+    local.blocked.release(5)
+    assert drained.result(WAIT_S) == 0
     assert next(stream).infer_response.id == "0"
     with pytest.raises(grpc.RpcError) as ended:
         next(stream)
@@ -274,17 +294,17 @@ def test_a_drain_ends_a_stream_after_the_reply_in_hand(here: Here) -> None:
     more.set()
 
 
-def test_a_drain_ends_idle_streams_at_once_and_says_why(here: Here) -> None:
-    here.held.let_go()
+def test_a_drain_ends_idle_streams_at_once_with_a_reason(local: LocalServer) -> None:
+    local.blocked.release()
     more = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
-        yield of_pixels()
+        yield make_pixel_request()
         more.wait(WAIT_S)
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     assert next(stream).infer_response.model_name == "colours"
-    assert here.drain(WAIT_S) == 0
+    assert local.drain(WAIT_S) == 0
     with pytest.raises(grpc.RpcError) as ended:
         next(stream)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -292,59 +312,59 @@ def test_a_drain_ends_idle_streams_at_once_and_says_why(here: Here) -> None:
     more.set()
 
 
-def test_a_drain_ends_a_stream_that_goes_on(here: Here) -> None:
-    here.held.let_go(1000)
+def test_a_drain_ends_a_stream_whose_client_continues(local: LocalServer) -> None:
+    local.blocked.release(1000)
     stop = threading.Event()
 
     def requests() -> Iterator[wire.ModelInferRequest]:
         while not stop.wait(0.01):
-            yield of_pixels()
+            yield make_pixel_request()
 
-    stream = here.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
+    stream = local.stub.ModelStreamInfer(requests(), timeout=WAIT_S)
     next(stream)
-    assert here.drain(WAIT_S) == 0
+    assert local.drain(WAIT_S) == 0
     stop.set()
 
 
 class TestHealth:
-    """Never waits behind inference."""
+    """Health never waits for inference."""
 
-    def check(self, here: Here) -> None:
-        stub = health_pb2_grpc.HealthStub(here.channel)
+    def check(self, local: LocalServer) -> None:
+        stub = health_pb2_grpc.HealthStub(local.channel)
         for _ in range(20):
-            told = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            assert told.status == health_pb2.HealthCheckResponse.SERVING
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
-    def test_is_told_with_slots_and_queue_full(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=2)) as here:
-            asked = [ask(here, False, of_pixels()) for _ in range(3)]
-            wait_until(lambda: here.counts()[2] == 3)
-            self.check(here)
-            here.held.let_go(3)
-            assert [one.outcome() for one in asked] == ["colours"] * 3
+    def test_is_answered_with_full_slots_and_queue(self, model: ImageClassifier) -> None:
+        with LocalServer(model, Limits(max_queue=2)) as local:
+            sent_request = [send_request(local, False, make_pixel_request()) for _ in range(3)]
+            wait_until(lambda: local.counts()[2] == 3)
+            self.check(local)
+            local.blocked.release(3)
+            assert [one.outcome() for one in sent_request] == ["colours"] * 3
 
-    def test_is_told_with_many_calls_half_sent(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=0, max_streams=1)) as here:
+    def test_is_answered_with_many_incomplete_calls(self, model: ImageClassifier) -> None:
+        with LocalServer(model, Limits(max_queue=0, max_streams=1)) as local:
             send = threading.Event()
 
             def nothing_yet() -> Iterator[bytes]:
                 send.wait(WAIT_S)
-                yield of_pixels().SerializeToString()
+                yield make_pixel_request().SerializeToString()
 
             path = f"/{wire.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/ModelInfer"
-            half_sent = [here.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
-            if tests.conftest.transport == "grpcio":  # natively, nothing shows that they have come
-                wait_until(lambda: here.counts()[0] == 30)
-            self.check(here)
+            incomplete = [local.channel.stream_unary(path).future(nothing_yet(), timeout=WAIT_S) for _ in range(30)]
+            if tests.conftest.transport == "grpcio":  # native does not show that they have arrived
+                wait_until(lambda: local.counts()[0] == 30)
+            self.check(local)
             send.set()
-            here.held.let_go(1000)
-            assert "OK" in {one.code().name for one in half_sent}
+            local.blocked.release(1000)
+            assert "OK" in {one.code().name for one in incomplete}
 
 
 class TestStreams:
-    def test_of_every_kind_do_not_hold_up_requests(self, model: Model) -> None:
-        with Here(model, Limits(max_queue=0, max_streams=48)) as here:
-            here.held.let_go(1000)
+    def test_of_every_kind_do_not_block_requests(self, model: ImageClassifier) -> None:
+        with LocalServer(model, Limits(max_queue=0, max_streams=48)) as local:
+            local.blocked.release(1000)
             idle = threading.Event()
 
             def nothing_yet() -> Iterator[wire.ModelInferRequest]:
@@ -352,21 +372,21 @@ class TestStreams:
                 return
                 yield
 
-            streams = [here.stub.ModelStreamInfer(nothing_yet(), timeout=WAIT_S) for _ in range(32)]
-            reflect = reflection_pb2_grpc.ServerReflectionStub(here.channel).ServerReflectionInfo
+            streams = [local.stub.ModelStreamInfer(nothing_yet(), timeout=WAIT_S) for _ in range(32)]
+            reflect = reflection_pb2_grpc.ServerReflectionStub(local.channel).ServerReflectionInfo
             for _ in range(16):
                 stream = reflect(_and_then_wait(idle), timeout=WAIT_S)
                 assert next(stream).list_services_response.service
                 streams.append(stream)
-            watching = grpc.insecure_channel(f"127.0.0.1:{here.server.port}", [("grpc.use_local_subchannel_pool", 1)])
+            watching = grpc.insecure_channel(f"127.0.0.1:{local.server.port}", [("grpc.use_local_subchannel_pool", 1)])
             watch = health_pb2_grpc.HealthStub(watching).Watch
             watches = [watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(64)]
             assert all(next(one).status == health_pb2.HealthCheckResponse.SERVING for one in watches)
-            wait_until(lambda: here.counts()[1] == 48)
-            predict = classifier_pb2_grpc.ClassifierStub(here.channel).Predict
+            wait_until(lambda: local.counts()[1] == 48)
+            predict = classifier_pb2_grpc.ClassifierStub(local.channel).Predict
             for _ in range(20):
                 assert predict(classifier_pb2.PredictRequest(image=IMAGE), timeout=WAIT_S).scores[0].label == "red"
-            one_more = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            one_more = local.stub.ModelStreamInfer(iter([make_pixel_request()]), timeout=WAIT_S)
             with pytest.raises(grpc.RpcError) as refused:
                 next(one_more)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -374,8 +394,8 @@ class TestStreams:
             idle.set()
             for one in watches:
                 one.cancel()
-            here.expect_nothing_left()
-            [answer] = here.stub.ModelStreamInfer(iter([of_pixels()]), timeout=WAIT_S)
+            local.expect_nothing_left()
+            [answer] = local.stub.ModelStreamInfer(iter([make_pixel_request()]), timeout=WAIT_S)
             assert answer.infer_response.model_name == "colours"
 
 
