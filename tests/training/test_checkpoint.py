@@ -178,6 +178,7 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     assert contents(run) == before
 
 
+@pytest.mark.timeout(300)
 class TestCommand:
     def command(self, tmp_path: Path, *options: object) -> list[str]:
         given = ("train", "digits", "--out", tmp_path / "run", "--epochs", 2, "--no-report", *options)
@@ -186,6 +187,7 @@ class TestCommand:
     def run(self, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(tmp_path, *options), capture_output=True, text=True, timeout=300)
 
+    @pytest.mark.slow
     def test_resumes_to_the_same_bits_after_being_killed_at_any_moment(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "uninterrupted").returncode == 0
         uninterrupted = contents(Run.open(tmp_path / "uninterrupted" / "run"))
