@@ -74,6 +74,7 @@ REMEDIES: dict[type[RequestError], str] = {
     errors.ModelInvalid: "`evalmode check` the file, export it again, or `evalmode rollback`",
     errors.ControlDisabled: "publish into the repository, or start with `--enable-control --control-tokens FILE`",
     errors.NotServed: "nothing: it is not supported",
+    errors.MethodUnknown: "the client calls another service or version of it; the log has the method at debug",
     errors.ServiceUnknown: 'correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`',
     errors.ImageNeedsTooMuchMemory: "raise `--max-decode-bytes` if there is memory, or send a smaller image",
     errors.MessageInvalid: "the client sends the method's own message; see the contracts in `protos/`",

@@ -32,6 +32,7 @@
         ├── ControlForbidden
         ├── ControlDisabled
         ├── NotServed
+        ├── MethodUnknown
         ├── ServiceUnknown
         ├── ModelUnspecified
         ├── ModelNotFound
@@ -232,6 +233,10 @@ class ControlDisabled(RequestError):
 
 class NotServed(RequestError):
     """A call of the protocol that this server does not serve: shared memory, tracing, log settings."""
+
+
+class MethodUnknown(RequestError):
+    """A call of a service or a method that this server does not have."""
 
 
 class ServiceUnknown(RequestError):

@@ -26,6 +26,7 @@ from serving.errors import (
     CallsFull,
     MessageInvalid,
     MessageTooLarge,
+    MethodUnknown,
     RequestError,
     ServerLeaving,
     StreamsFull,
@@ -48,6 +49,7 @@ from serving.transports.refusals import refuse
 STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 MAX_RECEIVING = 4096  # calls whose message has not come: some 10 kB each
 MAX_CONTROLS = 64  # calls that neither infer nor check health, running or waiting for a thread
+MAX_PATH_CHARACTERS = 200  # of a method, in messages
 _NOTHING = b""  # what a handler returns of a call that has a status; grpc does not look at it
 HOPELESS_S = 0.002  # before its deadline, a request that would have to wait is not worth a refusal
 LATE_S = 0.02  # grpc ends a call that much before its deadline by our clock, at most
@@ -212,10 +214,9 @@ class Handlers:
             async def answer(messages: object, context: Context) -> bytes:
                 try:
                     self._check(context, path)
+                    raise self._count(context, _method_unknown(path))
                 except RequestError as error:
                     await _refuse(context, error)
-                else:
-                    await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
                 return _NOTHING
 
             return grpc.stream_unary_rpc_method_handler(answer)
@@ -449,6 +450,12 @@ class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
 def make_leaving() -> ServerLeaving:
     """The error of requests that come while the server is shutting down."""
     return ServerLeaving("the server is shutting down: call another one")
+
+
+def _method_unknown(path: str) -> MethodUnknown:
+    """The error of calls to a method that there is not; a client may send a path of any length."""
+    shown = repr(path if len(path) <= MAX_PATH_CHARACTERS else path[: MAX_PATH_CHARACTERS - 1] + "…")
+    return MethodUnknown(f"there is no method {shown} here: check the service, its version and the method")
 
 
 def find_authorization(metadata: Any) -> str:
