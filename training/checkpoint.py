@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from serving.files import write_atomically
 from training.errors import NetworkError, RunError
-from training.run import save_tensors
+from training.run import save_tensors, tell_difference
 
 KEPT = 2
 NETWORK = "network."
@@ -111,15 +111,15 @@ def load_checkpoint(
         weights = {name.removeprefix(NETWORK): tensors.pop(name) for name in list(tensors) if name.startswith(NETWORK)}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    theirs = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
-    ours = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-    if ours != theirs:
-        name, shape = min(ours ^ theirs)
+    if difference := tell_difference(network, weights):
+        raise NetworkError(f"{path} cannot be loaded: {difference}, or give another --out")
+    try:
+        states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+    except IndexError as error:
         raise NetworkError(
-            f"{path} is of another network: {name} {shape} is in {'this one' if (name, shape) in ours else 'that one'} "
-            "only. Go on with the code that it was trained with, or give another --out"
-        )
-    states = [_collect(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+            f"{path} cannot be loaded: then other weights were learned, or had another order. Go on with the code that "
+            "it was trained with, or give another --out"
+        ) from error
     network.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.state.update(state)
@@ -137,5 +137,7 @@ def _collect(
         if owner == str(number):
             weights = every[int(index)]
             alike = tensor.shape == weights.shape
+            if not alike and tensor.ndim:  # but for a count of steps
+                raise IndexError(index)
             state[weights][key] = torch.empty_like(weights, requires_grad=False).copy_(tensor) if alike else tensor
     return {weights: memory for weights, memory in state.items() if memory}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ import onnxscript.optimizer
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn import functional
+from torch.onnx import OnnxExporterError
 
 from serving.artifact import Manifest, open_artifact
 from serving.certificate import INPUT, LOGITS, PROBABILITIES, Floats, largest_value, scale_tolerance, softmax
@@ -33,9 +36,9 @@ from serving.proof.fold import fold_norms
 from serving.proof.moments import check_moments
 from serving.proof.quantize import check_gain, measure_gain, quantize
 from training.datasets import Dataset, Split
-from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
+from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworkError, NetworksDisagree
 from training.evaluation import predict_logits, split_evaluation
-from training.networks import scale_pixels
+from training.networks import explain, explain_errors, list_causes, scale_pixels
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 
@@ -116,32 +119,35 @@ def export_run(
     Raises:
         ExportRefused, ProofFailed: a gate did not pass.
         RunError: the run has no usable weights.
+        NetworkError: the network's code fails, or has changed since the run.
     """
     if run.config.labels != dataset.labels:
         raise LabelsReordered(
             f"the run was trained on the labels {', '.join(run.config.labels)}, the data has "
             f"{', '.join(dataset.labels)}: expected the same, in the same order"
         )
-    network = _load_network(run, dataset, mirrored)
-    expected = expect_answers(network, dataset.test)
-    temperature, why = choose_temperature(predict_logits(network, dataset.val), dataset.val.targets)
-    on_temperature(why)
-    unfolded, outputs = export_graph(Deployed(network, temperature), run.config.shape)
-    check_graph(unfolded)
-    folded, norms = fold_norms(unfolded)
-    norms = [replace(norm, name=norm.name.removeprefix("network.")) for norm in norms]
-    fold_difference = check_fold(
-        run_all(folded, dataset.test.images),
-        run_all(unfolded, dataset.test.images, optimise=False),
-        expected.tolerance,
-    )
-    graph = strip(onnxscript.optimizer.optimize(folded))
-    check_graph(graph)
-    actual = run_all(graph, dataset.test.images)
-    agreement = measure_agreement(network, dataset.test, expected, actual, outputs, graph)
-    recomputed = _list_recomputed(run, network, dataset, mirrored)
-    images = split_evaluation(choose_images(dataset.train))
-    check_moments(graph, [norm for norm in norms if norm.name in recomputed], images)
+    name = run.config.recipe.network
+    with explain_errors(name, "at export"):
+        network = _load_network(run, dataset, mirrored)
+        expected = expect_answers(network, dataset.test)
+        temperature, why = choose_temperature(predict_logits(network, dataset.val), dataset.val.targets)
+        on_temperature(why)
+        unfolded, outputs = export_network(name, Deployed(network, temperature), run.config.shape)
+        check_graph(unfolded)
+        folded, norms = fold_norms(unfolded)
+        norms = [replace(norm, name=norm.name.removeprefix("network.")) for norm in norms]
+        fold_difference = check_fold(
+            run_all(folded, dataset.test.images),
+            run_all(unfolded, dataset.test.images, optimise=False),
+            expected.tolerance,
+        )
+        graph = strip(onnxscript.optimizer.optimize(folded))
+        check_graph(graph)
+        actual = run_all(graph, dataset.test.images)
+        agreement = measure_agreement(network, dataset.test, expected, actual, outputs, graph)
+        recomputed = _list_recomputed(run, network, dataset, mirrored)
+        images = split_evaluation(choose_images(dataset.train))
+        check_moments(graph, [norm for norm in norms if norm.name in recomputed], images)
     quality = measure_quality(actual, dataset.test.targets, temperature)
     recipe = asdict(run.config.recipe)
     properties = {
@@ -205,12 +211,10 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
 
 def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:
     """The run's best weights with exact statistics, in eval mode."""
-    network = run.config.build_network()
-    if run.has_weights(EXACT) and not mirrored:
-        run.load_weights(network, EXACT)
-        network.eval()
+    exact = run.has_weights(EXACT) and not mirrored
+    network = run.load_network(EXACT if exact else BEST)
+    if exact:
         return network
-    run.load_weights(network)
     network = Mirrored(network) if mirrored else network
     # A mirrored network's layers see both views.
     recompute_statistics(network, dataset.train, moved=_list_moved(run, mirrored))
@@ -312,7 +316,9 @@ def _measure_rounding(network: nn.Module, split: Split, logits: Floats) -> float
         double = copy.deepcopy(network).double()
         batches = split_evaluation(split.images[::step])
         exact = torch.cat([double(scale_pixels(torch.from_numpy(batch)).double()) for batch in batches]).numpy()
-    except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or holds to float32 in its code
+    except MemoryError:
+        raise
+    except Exception:  # it cannot be copied, or holds to float32 in its code, where it may raise anything
         return 0.0
     return float(np.abs(logits[::step] - exact).max())
 
@@ -352,6 +358,37 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
     onnxscript.optimizer.remove_unused_nodes(program.model)
     graph = program.model_proto
     return graph, dict(_list_outputs(graph))
+
+
+def export_network(
+    name: str, deployed: Deployed, shape: tuple[int, int, int]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """As ``export_graph``, which see, with a reason where the exporter cannot.
+
+    Args:
+        name: of the network.
+        deployed: what is exported.
+        shape: height, width and channels of the images.
+
+    Raises:
+        NetworkError: it cannot be exported.
+    """
+    try:
+        return export_graph(deployed, shape)
+    except OnnxExporterError as error:
+        raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
+
+
+def _explain_export(error: OnnxExporterError) -> str:
+    """What the exporter does not say in one line: the operator, or the place in the network's code."""
+    cause = list(list_causes(error))[-1]
+    if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+        return f"its operator {found[1]} has no counterpart there; replace the layer that calls it"
+    places = re.findall(r'File "([^"]+)", line (\d+), in', str(cause))
+    if isinstance(cause, GuardOnDataDependentSymNode):
+        where = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
+        return f"its code branches on the values of a tensor{where}; a graph has no branches, use torch.where"
+    return explain(cause)
 
 
 @contextmanager

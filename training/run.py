@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from serving.limits import OWN_IMAGES, Limits
 from serving.pixels import PixelContract
 from training.datasets import Dataset
 from training.errors import RunError
-from training.networks import build_network
+from training.networks import build_network, check_network, explain, explain_errors
 from training.recipe import Recipe
 
 FORMAT_VERSION = 2
@@ -167,10 +168,26 @@ class Run:
         Raises:
             RunError: there are none, or they are damaged.
         """
+        weights = self.read_weights(which)
         try:
-            network.load_state_dict(self.read_weights(which))
+            network.load_state_dict(weights)
         except RuntimeError as error:
-            raise RunError(f"{self._weights(which)} cannot be loaded: {' '.join(str(error).split())}") from error
+            why = tell_difference(network, weights) or explain(error)
+            raise RunError(f"{self._weights(which)} cannot be loaded: {why}") from error
+
+    def load_network(self, which: str = BEST) -> nn.Module:
+        """The network of this run with the best, the initial or the exact weights, in eval mode.
+
+        Raises:
+            RunError: there are no such weights, they are damaged, or of another network than the code builds now.
+            NetworkError: the network's code cannot be found, fails, or returns something else than logits.
+        """
+        config = self.config
+        network = config.build_network()
+        with explain_errors(config.recipe.network, "when it takes its weights"):
+            self.load_weights(network, which)
+        check_network(config.recipe.network, network, config.shape, len(config.labels))
+        return network
 
     def read_statistics(self, which: str) -> dict[str, Tensor]:
         """Batch norm's moving means and variances among the best, the initial or the exact weights, by name.
@@ -209,6 +226,22 @@ class Run:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def tell_difference(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What makes weights those of another network, by name and shape; "" if nothing does.
+
+    Args:
+        network: that is to take them.
+        weights: by name, with the buffers.
+    """
+    theirs = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
+    ours = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    if ours == theirs:
+        return ""
+    name, shape = min(ours ^ theirs)
+    where = "this one" if (name, shape) in ours else "that one"
+    return f"it is of another network: {name} {shape} is in {where} only. Go on with the code that it was trained with"
 
 
 def _flatten(config: RunConfig) -> dict[str, Any]:

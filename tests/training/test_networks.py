@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,49 @@ def test_a_users_network_is_built_for_the_images_and_labels() -> None:
 def test_a_users_network_that_cannot_be_used_is_refused_with_the_reason(name: str, message: str) -> None:
     with pytest.raises(NetworkError, match=message):
         build_network(name, (6, 5, 3), 4, 1.0, 0.0)
+
+
+IMPORTS = {  # where a user's code imports torchvision
+    "at its top": "import torchvision\n\ndef build(*given): pass\n",
+    "in the function": "def build(*given):\n    from torchvision import models\n",
+    "by way of another package": "import timm\n\ndef build(*given): pass\n",
+}
+FAILURES = {  # how a package fails that was built for another torch, or lacks a library
+    "raise RuntimeError('operator torchvision::nms does not exist')": "RuntimeError: operator torchvision::nms",
+    "raise OSError('libcudart.so.12: cannot open shared object file: No such file')": "OSError: libcudart.so.12: ",
+    "raise ImportError('_C.so: undefined symbol: _ZN3c10\\nand more')": "ImportError: _C.so: undefined symbol: _ZN3c10",
+    "raise AttributeError('partially initialized module')": "AttributeError: partially initialized module",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("where", IMPORTS)
+def test_a_torchvision_that_cannot_be_imported_is_one_line(
+    where: str, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("from torchvision import _meta\n")
+    (tmp_path / "torchvision/_meta.py").write_text(failure)
+    (tmp_path / "timm.py").write_text("import torchvision\n")
+    (tmp_path / "with_torchvision.py").write_text(IMPORTS[where])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    with pytest.raises(NetworkError) as refused:
+        build_network("with_torchvision:build", (8, 8, 1), 10, 1.0, 0.0)
+    said = str(refused.value)
+    assert said.startswith("--network with_torchvision:build ")
+    assert f"the Python package 'torchvision' cannot be imported: {FAILURES[failure]}" in said
+    assert f"was it built for another torch than {torch.__version__}? Install the release that fits" in said
+    assert "\n" not in said
+
+
+def test_a_users_own_module_that_fails_is_no_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("")
+    (tmp_path / "mine/layers.py").write_text("raise OSError('weights are gone')")
+    (tmp_path / "mine/net.py").write_text("from mine import layers")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(NetworkError, match=r"imported: OSError: weights are gone \(layers\.py, line 1\)$"):
+        build_network("mine.net:build", (8, 8, 1), 10, 1.0, 0.0)

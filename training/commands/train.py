@@ -117,7 +117,7 @@ def train(
     """
     torch = import_torch()
 
-    from training.networks import NETWORKS, count_multiply_adds
+    from training.networks import NETWORKS, count_multiply_adds, explain_errors
     from training.ranks import join_ranks
     from training.recipe import choose_recipe
     from training.run import RunConfig, claim_folder
@@ -142,13 +142,18 @@ def train(
             from training.trial import try_network  # what it imports for the export takes seconds
 
             try_network(network, built, config.shape, len(config.labels), warn, ranks.count > 1)
-        built = built.to(place)
-        weights, cost = sum(tensor.numel() for tensor in built.parameters()), count_multiply_adds(built, config.shape)
+        with explain_errors(network, f"on {place.type}"):
+            built = built.to(place)
+            weights, cost = (
+                sum(tensor.numel() for tensor in built.parameters()),
+                count_multiply_adds(built, config.shape),
+            )
         where = place.type if ranks.count == 1 else f"{place.type} in {ranks.count} processes"
         console.print(f"network   {network}, {weights:,} weights, {cost:,} multiply-adds an image, on {where}")
         run = _open_run(out, config, resume, ranks)
         try:
-            result = _train(run, built, dataset, on_nonfinite == "backoff", ranks)
+            with explain_errors(network, "in training"):
+                result = _train(run, built, dataset, on_nonfinite == "backoff", ranks)
         except KeyboardInterrupt:
             console.print(
                 f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume goes on"
@@ -323,9 +328,14 @@ def _interrupt_between_steps() -> Iterator[Callable[[], None]]:
 
 def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
     """TensorBoard's event file, where tensorboard is installed."""
+    from training.networks import explain
+
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except ModuleNotFoundError:
+        return nullcontext()
+    except Exception as error:  # of another build, say, or for another protobuf
+        warn(f"no events for TensorBoard, which is installed and cannot be imported: {explain(error)}")
         return nullcontext()
     try:
         return SummaryWriter(folder)
@@ -335,12 +345,14 @@ def _open_events(folder: Path) -> AbstractContextManager[SummaryWriter | None]:
 
 
 def _write_report(run: Run, dataset: Dataset) -> Path:
+    from training.networks import explain_errors
     from training.report.page import write_report
     from training.run import BEST, EXACT
 
-    network = run.config.build_network()  # anew: how the trained one lies in memory would show in the last digits
-    run.load_weights(network, EXACT if run.has_weights(EXACT) else BEST)
-    path = write_report(run, network, dataset)
+    # Built anew: how the trained one lies in memory would show in the last digits.
+    network = run.load_network(EXACT if run.has_weights(EXACT) else BEST)
+    with explain_errors(run.config.recipe.network, "while the report is written"):
+        path = write_report(run, network, dataset)
     console.print(f"report    {path}")
     return path
 

@@ -10,20 +10,24 @@ import inspect
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import gaierror
+from types import FrameType
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from serving.errors import EvalmodeError
 from training.errors import NetworkError
 from training.networks.compact import Compact
 from training.networks.reference import Reference
 
 NETWORKS = {"compact": Compact, "reference": Reference}
+_TRAINING = Path(__file__).parents[1]
+_PACKAGES = tuple(f"{_TRAINING.with_name(name)}/" for name in ("training", "serving"))  # where evalmode's code lies
 
 
 def scale_pixels(pixels_nhwc: Tensor) -> Tensor:
@@ -101,16 +105,22 @@ def explain(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"No module named {error.name!r}: install it, or check the spelling"
+        return (
+            f"No module named {error.name!r}: install it, or check the spelling; modules of your own are looked for in "
+            "the working directory, too"
+        )
     if any(isinstance(cause, URLError | ConnectionError | TimeoutError | gaierror) for cause in list_causes(error)):
         return (
             f"a download failed ({said or type(error).__name__}): where there is no network, put the "
             f"weights into {torch.hub.get_dir()}/checkpoints first"
         )
-    if "torchvision" in said and "does not exist" in said:
-        return f"{said}: this torchvision was built for another torch than {torch.__version__}, install one that fits"
     where = _find_line(error)
-    return f"{type(error).__name__}{f': {said}' if said else ''}{f' ({where})' if where else ''}"
+    told = f"{type(error).__name__}{f': {said}' if said else ''}{f' ({where})' if where else ''}"
+    if package := _find_broken(error):
+        told = f"the Python package {package!r} cannot be imported: {told}"
+        if package.startswith("torch"):
+            told += f"; was it built for another torch than {torch.__version__}? Install the release that fits"
+    return told
 
 
 def list_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -122,13 +132,76 @@ def list_causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+@contextmanager
+def explain_errors(name: str, where: str) -> Iterator[None]:
+    """Turn whatever the code of a user's network raises into one line; other errors pass.
+
+    Args:
+        name: of the network.
+        where: it fails, in words to put after the name.
+
+    Raises:
+        NetworkError: it raises.
+    """
+    try:
+        yield
+    except (EvalmodeError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if name in NETWORKS or not _is_of_network(error):
+            raise
+        raise NetworkError(f"--network {name} fails {where}: {explain(error)}") from error
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Whether an error comes from a network's own code, or from what that calls, such as torch."""
+    if _find_line(error):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1]  # of a network that has no code of its own
+    return isinstance(error, Exception) and not isinstance(error, OSError) and not last.filename.startswith(_PACKAGES)
+
+
+def _find_broken(error: BaseException) -> str:
+    """The package that fails when a network's code imports it, such as torchvision; "" if it is another failure."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    imported = [_name_package(frame) for frame in frames if frame.f_code.co_name == "<module>"]
+    own = [_name_package(frame) for frame in frames if _is_own(frame.f_code.co_filename)]
+    return imported[-1] if imported and imported[-1] not in own[:1] else ""
+
+
+def _name_package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
 def _find_line(error: BaseException) -> str:
     """The file and line of the user's code in which an error was raised; "" if none was."""
-    frames = traceback.extract_tb(error.__traceback__)
-    installed = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
-    package = str(Path(__file__).parents[1])
-    own = [frame for frame in frames if not frame.filename.startswith((*installed, package, "<"))]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
     return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+
+
+def _is_own(path: str) -> bool:
+    """Whether code is the user's own: neither evalmode's nor Python's nor installed."""
+    installed = {sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")}
+    return not path.startswith((*installed, *_PACKAGES, "<"))
+
+
+def check_network(name: str, network: nn.Module, shape: tuple[int, int, int], classes: int) -> None:
+    """Run a network in eval mode, and refuse one whose code has changed since it was trained.
+
+    Args:
+        name: of the network.
+        network: on the CPU.
+        shape: height, width and channels of the images.
+        classes: labels.
+
+    Raises:
+        NetworkError: it fails, or returns something else than logits.
+    """
+    height, width, channels = shape
+    images = torch.zeros((2, channels, height, width))
+    with explain_errors(name, f"in eval mode on images of shape {tuple(images.shape)}"), torch.no_grad():
+        logits = network.eval()(images)
+    check_logits(name, logits, tuple(images.shape), classes, "")
 
 
 def check_logits(name: str, logits: object, shape: tuple[int, ...], classes: int, mode: str) -> None:

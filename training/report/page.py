@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from serving.files import write_atomically
 from serving.proof.figures import wilson_interval
 from training.datasets import Dataset
+from training.errors import RunError
 from training.networks.compact import Compact
 from training.report import charts, findings, pictures
 from training.run import Run
@@ -34,14 +35,31 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
         run: its metrics tell how the training went.
         network: with the best weights; left in eval mode.
         dataset: what it was trained on; the test images are asked about again.
+
+    Raises:
+        RunError: its metrics cannot be read, or no epoch has ended.
     """
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows = _read_metrics(run)
     facts = {"run": run, "dataset": dataset, "warnings": dataset.warnings}
     facts |= _tell_training(rows, network) | _tell_layers(rows) | _tell_answers(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
     path = run.folder / "report.html"
     write_atomically(path, page.get_template("page.html.j2").render(facts))
     return path
+
+
+def _read_metrics(run: Run) -> Rows:
+    path = run.folder / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        ended = any("val_accuracy" in row for row in rows)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not ended:
+        raise RunError(
+            f"no epoch of {run.folder} has ended, there is nothing to report: evalmode train --resume goes on"
+        )
+    return rows
 
 
 def _tell_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
@@ -55,7 +73,7 @@ def _tell_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
 
     return {
         "epochs": epochs,
-        "best": epochs[x.index(rows[-1]["best_epoch"])],
+        "best": max(epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"])),  # as training chooses
         "exact_accuracy": rows[-1].get("exact_val_accuracy"),
         "corrections": rows[-1].get("corrections", []),
         "seconds": sum(row["seconds"] for row in epochs),
