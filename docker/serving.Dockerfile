@@ -4,7 +4,7 @@
 #   docker run --read-only -v "$PWD/models:/models:ro" -p 127.0.0.1:8001:8001 evalmode-serving
 #
 # On a GPU: build with --build-arg EXTRA=serve-cuda, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
-# Options are EVALMODE_SERVE_* variables. The health check asks /livez on EVALMODE_SERVE_METRICS_PORT, or the gRPC port with
+# Options are EVALMODE_SERVE_* variables: the health check reads them, too. It asks /livez, or over gRPC with
 # EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: --tmpfs /tmp where the root is read-only.
 # PIP_ARGS goes to pip install as it is, to name an index of your own.
 

@@ -22,7 +22,7 @@ from serving.errors import EvalmodeError, UsageError
 from serving.limits import Limits
 from serving.memory import choose_request_bytes, return_large_blocks
 from serving.threads import start_threads
-from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback, join_address
+from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find_metrics_host, is_loopback, join_address
 
 if TYPE_CHECKING:
     from serving.services.models import Entry, Models
@@ -155,7 +155,7 @@ def serve(
     seconds for requests in flight, then exit 0 (1 if any were cut). The second: exit at once.
     """
     set_up_log(log_level, log_format)
-    metrics_host = "127.0.0.1" if host.startswith(UNIX) else host
+    metrics_host = find_metrics_host(host)
     _check_addresses(transport, host, port, None if no_metrics else (metrics_host, metrics_port))
     if transport == "native" and not is_loopback(host) and not allow_unbounded_messages:
         raise UsageError(

@@ -50,6 +50,11 @@ def find_local(address: str, port: int) -> str:
     return join_address("127.0.0.1" if host in ANYWHERE else host, port)
 
 
+def find_metrics_host(host: str) -> str:
+    """The host of metrics beside that of ``--host``."""
+    return "127.0.0.1" if host.startswith(UNIX) else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host of ``--host``."""
     if host.startswith(UNIX) or host == "localhost":
