@@ -76,7 +76,8 @@ class Connections:
             the connections with any call. None: the transport does not know, and any connection may have one.
         is_behind: Whether calls have come that ``find_calls`` does not know yet.
         ask: Sends the server a call of our own. Once it is answered, ``find_calls`` knows every call that came before.
-        limit: How many connections may be open; beyond it those are closed that have been silent for longest.
+        limit: How many connections may be open; beyond it those are closed that have been silent for longest, of a
+            Unix socket, where the kernel does not tell that, the newest.
         max_unfinished_bytes: How many bytes of unfinished messages may be held over all connections; beyond it the
             connection that has sent the most is closed.
     """
@@ -102,6 +103,10 @@ class Connections:
         self._refused: Counter[str] = Counter()  # the same, of calls; written by one thread, without the lock
         self._excused: dict[str, float] = {}  # by connection, until when
         self._seen: dict[str, _Seen] = {}
+        self._came: list[
+            int
+        ] = []  # the connections of a Unix socket, by their numbers, in the order in which they came
+        self._closed: set[int] = set()  # those of them that were closed
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -180,6 +185,9 @@ class Connections:
             self._excused = {name: until for name, until in self._excused.items() if until > now}
             excused = set(self._excused)
         refused, self._refused = self._refused, Counter()
+        if isinstance(self._address, str):
+            self._close_newest()
+            return False
         behind = self._is_behind()
         came_round = self._asked is not None and self._asked.done() and self._asked.code() is grpc.StatusCode.OK
         if self._asked is not None and self._asked.done():
@@ -239,6 +247,18 @@ class Connections:
             loosest = max((one.loose for one in seen.values()), default=0)
             return loosest > LOOSE_BYTES // 4 or total > self._max_unfinished_bytes // 4
 
+    def _close_newest(self) -> None:
+        """Close connections of a Unix socket that are too many."""
+        with _accepted(self._address) as connections:
+            open_now = {os.fstat(one.fileno()).st_ino: one for one in connections}
+            self._came = [number for number in self._came if number in open_now]
+            self._came += sorted(open_now.keys() - self._came)
+            self._closed &= open_now.keys()  # what the transport has not let go yet
+            staying = [number for number in self._came if number not in self._closed]
+            for number in staying[self._limit :]:
+                self._close(open_now[number], f"{len(staying)} connections are open, the limit is {self._limit}")
+                self._closed.add(number)
+
     def _watch(self) -> None:
         pause_s = SWEEP_S
         while not self._stop.wait(pause_s):
@@ -259,6 +279,9 @@ class Connections:
 
     def _close(self, connection: socket.socket, why: str) -> None:
         log.warning("connection closed: %s", why)
+        if connection.family == socket.AF_UNIX:
+            _shut_down(connection, socket.SHUT_RDWR)
+            return
         _LIBC.connect(connection.fileno(), _NOBODY, len(_NOBODY))
 
 
