@@ -181,9 +181,9 @@ def test_only_errors_of_a_users_network_are_explained(change: Change) -> None:
             fail(error)
         with pytest.raises(type(error)), explain_errors("compact", "at export"):
             fail(error)
-    for error in (EvalmodeError("x"), MemoryError(), KeyboardInterrupt()):
-        with pytest.raises(type(error)), explain_errors("a:b", "at export"):
-            fail(error)
+    for passing in (EvalmodeError("x"), MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(passing)), explain_errors("a:b", "at export"):
+            fail(passing)
     with pytest.raises(NetworkError, match="RuntimeError: mat1 and mat2"), explain_errors("a:b", "at export"):
         nn.Linear(2, 2)(torch.ones(1, 3))
 
