@@ -14,12 +14,18 @@ def main(*command: str) -> None:
         *command: which command it is, where the command line does not say it.
     """
     try:
+        import signal
+
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # quickstart holds it back until here
         if sys.getfilesystemencoding() != "utf-8" and tuple(sys.orig_argv[1:3]) != UTF8_MODE:
             _start_again()
         from serving.commands.main import main as run
 
         run([*command, *sys.argv[1:]])
     except KeyboardInterrupt:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one would interrupt what follows with a traceback
         if sys.stderr is not None:
             sys.stderr.write("evalmode: interrupted\n")
         sys.exit(INTERRUPTED)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -216,8 +216,9 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     """
     model_folder = repository / check_name(name)
     repository.mkdir(parents=True, exist_ok=True)
-    incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=repository))
+    incoming = repository / f".incoming-{secrets.token_hex(8)}"
     try:
+        incoming.mkdir(0o700)
         with naming(repository), (incoming / ARTIFACT_FILE).open("wb") as file:
             file.write(artifact)
             file.flush()

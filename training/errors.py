@@ -7,6 +7,7 @@
     ├── RunError             a run folder cannot be used: exit 2
     ├── NetworkError         no such network, or not for this data: exit 2
     ├── TorchUnusable        torch is installed and does not work: exit 2
+    ├── CommandKilled        a signal ended a command of the quickstart: exit 2
     ├── TrainingDiverged     the loss is NaN or infinite: exit 1
     └── ExportRefused        a gate did not pass, nothing was published: exit 1
 """
@@ -30,6 +31,10 @@ class NetworkError(EvalmodeError):
 
 class TorchUnusable(EvalmodeError):
     """torch is installed and cannot be imported."""
+
+
+class CommandKilled(EvalmodeError):
+    """A signal that is no interrupt ended a command that the quickstart ran."""
 
 
 class TrainingDiverged(EvalmodeError):

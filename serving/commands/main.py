@@ -7,6 +7,7 @@ import importlib
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ PACKAGES = {  # where a package is imported by another name than it is installed
     "sklearn": "scikit-learn",
 }
 OWN = ("__main__", "serving", "training")
+AGAIN_S = 0.01
 NO_THREAD = "can't start new thread"  # in Python's words
 ADVICE = {  # by the name of an error of the operating system
     "ENOSPC": "free some space or choose another place",
@@ -155,6 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(error, "")
     if output.failed:
         discard_output()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to do, and Python would end with a traceback
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -168,7 +172,17 @@ def _count_interrupts() -> list[int]:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = _interrupt_again
     return interrupts
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """See ``sys.unraisablehook``: an interrupt that came in a destructor, say, would be printed and forgotten."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        thread = threading.main_thread().ident
+        threading.Timer(AGAIN_S, signal.pthread_kill, (thread, signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _complain(error: Exception, command: str) -> int:

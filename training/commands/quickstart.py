@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -44,18 +45,49 @@ def quickstart(out: Path, epochs: int, seed: int) -> None:
 def _command(*arguments: object, into: Path | None = None) -> None:
     """Run one of our own commands as a user would, showing it first."""
     _show_command(arguments, f" > {into}" if into else "")
-    with into.open("w") if into else nullcontext() as output, _interrupts_left_to_others():
-        code = subprocess.run(_argv(arguments), stdout=output).returncode
+    with into.open("w") if into else nullcontext() as output, _interrupts_left_to_others() as interrupts:
+        code = _start(arguments, output).wait()
+    if interrupts and not code:  # it was about to end
+        raise KeyboardInterrupt
+    _check(arguments, code)
+
+
+def _start(arguments: tuple[object, ...], output: IO[str] | int | None) -> subprocess.Popen[str]:
+    """Start one of our own commands, which holds an interrupt back until it can say so."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        command = [sys.executable, "-m", "serving", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=output, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _check(arguments: tuple[object, ...], code: int) -> None:
+    """End as a command has ended, unless it has done its work.
+
+    Raises:
+        CommandKilled: A signal ended it.
+    """
+    if code == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if code < 0:
+        from training.errors import CommandKilled
+
+        raise CommandKilled(f"evalmode {arguments[0]} was ended by {signal.Signals(-code).name}: was memory short?")
     if code:
         sys.exit(code)
 
 
 @contextmanager
-def _interrupts_left_to_others() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal: the command that runs says so, and ends with its exit code."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+def _interrupts_left_to_others() -> Iterator[list[int]]:
+    """Ctrl-C reaches every process of a terminal: the command that runs says so, and ends with its exit code.
+
+    Yields those that come.
+    """
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -65,28 +97,27 @@ def _serving(models: Path) -> Iterator[str]:
     """A server for as long as the block lasts; yields its address."""
     arguments = ("serve", "--repository", models, "--port", 0, "--no-metrics", "--lame-duck", 0)
     _show_command(arguments)
-    server = subprocess.Popen(_argv(arguments), stdout=subprocess.PIPE, text=True)
+    with _interrupts_left_to_others() as interrupts:
+        server = _start(arguments, subprocess.PIPE)
     assert server.stdout is not None
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         ready = server.stdout.readline()
         if not ready:
-            sys.exit(server.wait())
+            _check(arguments, server.wait())
+            sys.exit(1)
         console.print(ready.strip())
         yield "127.0.0.1:" + ready.split()[-1]
     finally:
         server.terminate()
         code = server.wait()
     console.print(f"SIGTERM: the server drained and exited with {code}")
-    if code:
-        sys.exit(code)
+    _check(arguments, code)
 
 
 def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
     console.print(f"\n$ evalmode {' '.join(map(str, arguments))}{redirection}", style="bold")
-
-
-def _argv(arguments: tuple[object, ...]) -> list[str]:
-    return [sys.executable, "-m", "serving", *map(str, arguments)]
 
 
 def _save_test_images(run: Path, folder: Path) -> list[Path]:
