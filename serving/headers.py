@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import simplejpeg
 
@@ -28,11 +28,14 @@ MAX_SCAN_PIXELS = 1_000_000_000  # 20 scans of 50 million pixels; progressive JP
 MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run lengths in Python, one by one
 MAX_TEXT_BYTES = 4 * 2**20  # of a PNG's text once it is unpacked: the orientation is looked for in so much
 MAX_PROFILE_DIGITS = 2**18  # of an EXIF block as text: a JPEG's, where it comes from, has at most 2 x 65,533
+MAX_EXIF_BYTES = 65_536  # of a block that is looked at where it may be nothing but zeros
 MAX_SIDE = 65_535  # JPEG's own; a row is decoded, composited and resized as a whole
 MAX_WEBP_PIXELS = 2**24  # Pillow copies a WebP while it holds the interpreter's lock
 GLANCE_BYTES = 4096  # of a JPEG whose segments and scans need not be counted: even a scan every 10 bytes ...
 GLANCE_WORK = MAX_SCAN_PIXELS // 2  # ... is a 20th of the work that is allowed, pixels x bytes
 ARITHMETIC_SCANS = 20  # Huffman-coded scans in the time of one that is coded arithmetically
+
+Buffer: TypeAlias = bytes | memoryview
 
 JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 _MARKER = re.compile(rb"(?s:(?:[^\xff]++|\xff++\x00)*+\xff++([\x01-\xfe]))")
@@ -127,7 +130,7 @@ def read_header(image: bytes, limits: Limits) -> Header | None:
     return None
 
 
-def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
+def find_orientation(exif: Buffer, xmp: bytes = b"") -> int:
     """The orientation in an EXIF block, else in XMP; 1 where there is none, or damaged.
 
     Args:
@@ -135,8 +138,8 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
         xmp: as text; may be empty.
     """
     found = None
-    tiff = exif[6:] if exif.startswith(_EXIF) else exif
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    tiff = _cut_exif(exif)
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if order and len(tiff) >= 10:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start) if start + 2 <= len(tiff) else (0,)
@@ -150,16 +153,16 @@ def find_orientation(exif: bytes, xmp: bytes = b"") -> int:
     return 1 if found is None else found
 
 
-def is_exif_damaged(exif: bytes) -> bool:
+def is_exif_damaged(exif: Buffer) -> bool:
     """Whether an EXIF block is damaged where it would tell the orientation.
 
     Args:
         exif: from its ``Exif`` or from its TIFF header on; may be empty.
     """
-    tiff = exif[6:] if exif.startswith(_EXIF) else exif
-    if not tiff.strip(b"\0"):
+    tiff = _cut_exif(exif)
+    if not bytes(tiff[:MAX_EXIF_BYTES]).strip(b"\0"):
         return False
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
     if not order or len(tiff) < 8:
         return True
     (start,) = struct.unpack_from(order + "I", tiff, 4)
@@ -167,6 +170,12 @@ def is_exif_damaged(exif: bytes) -> bool:
         return True
     (count,) = struct.unpack_from(order + "H", tiff, start)
     return bool(start + 2 + 12 * count > len(tiff))
+
+
+def _cut_exif(exif: Buffer) -> memoryview:
+    """An EXIF block from its TIFF header on, without a copy: a PNG may hold one as large as itself."""
+    whole = memoryview(exif)
+    return whole[6:] if whole[:6] == _EXIF else whole
 
 
 def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:
@@ -379,7 +388,7 @@ def _read_png(image: bytes, limits: Limits) -> Header:
     parts = ((0, 8), *kept) if dropped else ()
     found = tuple(oriented.values())
     _, start, end = oriented.get(_PNG_EXIF, (b"", 0, 0))
-    damaged = is_exif_damaged(image[start:end])
+    damaged = is_exif_damaged(whole[start:end])
     return Header("PNG", width, height, 1, image, parts, decoder_bytes, 3 * row_bytes, 0, direct, found, damaged)
 
 
@@ -389,15 +398,15 @@ def find_png_orientation(header: Header) -> int:
     Args:
         header: What it announces.
     """
-    exif, profile, xmp = b"", b"", b""
+    profile, xmp = b"", b""
+    exif: Buffer = b""
     for name, start, end in header.oriented:
-        content = header.image[start:end]
-        if content.startswith(_PNG_XMP):
-            xmp = _read_text(name, content)
-        elif content.startswith(_PNG_PROFILE):
-            profile = _read_text(name, content)
+        if header.image.startswith(_PNG_XMP, start):
+            xmp = _read_text(name, header.image[start:end])
+        elif header.image.startswith(_PNG_PROFILE, start):
+            profile = _read_text(name, header.image[start:end])
         else:
-            exif = content
+            exif = memoryview(header.image)[start:end]
     if not exif and profile:
         digits = b"".join(profile[: 2 * MAX_PROFILE_DIGITS].split(b"\n")[3:])[:MAX_PROFILE_DIGITS]
         try:
