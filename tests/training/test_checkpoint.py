@@ -171,7 +171,10 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     before, files = contents(run), {path: path.read_bytes() for path in run.folder.iterdir()}
     other = nn.Sequential(network, nn.Linear(10, 10))
     untouched = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Resume with the code"):
+    with pytest.raises(
+        NetworkError,
+        match=r"checkpoint-1\.safetensors cannot be loaded: it is of another network: .* Use the code",
+    ):
         train(run, other, few, digits.val)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.state_dict().items())
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == files
