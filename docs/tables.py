@@ -175,6 +175,7 @@ REMEDIES: dict[type[RequestError], str] = {
     errors.ModelInvalid: "Run `evalmode check` on the file, export it again, or run `evalmode rollback`.",
     errors.ControlDisabled: "Publish into the repository, or start with `--enable-control --control-tokens FILE`.",
     errors.NotServed: "None: the method is not supported.",
+    errors.MethodUnknown: "The client calls another service or another version of it. The log has the method at debug.",
     errors.ServiceUnknown: 'Correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`.',
     errors.ImageNeedsTooMuchMemory: "Raise `--max-decode-bytes` if memory allows, or send a smaller image.",
     errors.MessageInvalid: "The client must send the message type of the method; see the contracts in `protos/`.",

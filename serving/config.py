@@ -12,11 +12,12 @@ from evalmode.errors import UsageError
 from evalmode.limits import Limits
 from evalmode.options import check_names, convert_fields, option
 from serving.engine.memory import choose_request_bytes
-from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback
+from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find_metrics_host, is_loopback
 
 log = logging.getLogger("serving")
 
 MAX_PORT = 65535
+VARIABLE_PREFIX = "EVALMODE_SERVE_"  # of the environment variables of the options: EVALMODE_SERVE_PORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ class ServeConfig:
     @property
     def metrics_host(self) -> str:
         """The interface that metrics listen on: loopback if gRPC listens on a Unix socket."""
-        return "127.0.0.1" if self.host.startswith(UNIX) else self.host
+        return find_metrics_host(self.host)
 
     def check_addresses(self) -> None:
         """Check that the addresses can be bound, before anything is loaded.

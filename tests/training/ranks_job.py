@@ -26,7 +26,7 @@ folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
 stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None
 spoil = recipe.pop("spoil", None)
 torch.set_num_threads(1)
-digits = load_dataset("digits", None, 0)
+digits = load_dataset("digits")
 few = Split(
     digits.train.images[:201].copy(), digits.train.targets[:201]
 )  # batches of 40 and a last one of 41; or of 99 and 3

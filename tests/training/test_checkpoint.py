@@ -171,13 +171,17 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     before, files = contents(run), {path: path.read_bytes() for path in run.folder.iterdir()}
     other = nn.Sequential(network, nn.Linear(10, 10))
     untouched = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(NetworkError, match=r"checkpoint-1\.safetensors is of another network: .* Resume with the code"):
+    with pytest.raises(
+        NetworkError,
+        match=r"checkpoint-1\.safetensors cannot be loaded: it is of another network: .* Use the code",
+    ):
         train(run, other, few, digits.val)
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in other.state_dict().items())
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == files
     assert contents(run) == before
 
 
+@pytest.mark.timeout(300)
 class TestCommand:
     def command(self, tmp_path: Path, *options: object) -> list[str]:
         given = ("train", "digits", "--out", tmp_path / "run", "--epochs", 2, "--no-report", *options)
@@ -186,6 +190,7 @@ class TestCommand:
     def run(self, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(tmp_path, *options), capture_output=True, text=True, timeout=300)
 
+    @pytest.mark.slow
     def test_resumes_to_the_same_bits_after_being_killed_at_any_moment(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "uninterrupted").returncode == 0
         uninterrupted = contents(Run.open(tmp_path / "uninterrupted" / "run"))

@@ -55,7 +55,7 @@ def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on
 
 
 @pytest.mark.parametrize(("network_name", "weight"), WEIGHTS, ids=str)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_weight_that_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str, value: float
 ) -> None:

@@ -32,6 +32,10 @@ COMPACT: dict[str, Any] = {
     **{"label_smoothing": 0.1, "dropout": 0.2, "mirror": True, "shift": 1},
 }
 
+BALANCED: dict[str, Any] = {"balance": True, "label_smoothing": 0.1}
+
+pytestmark = pytest.mark.timeout(300)  # several processes import torch
+
 States = list[State]
 TrainIn = Callable[..., States]
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -73,8 +77,15 @@ def test_each_image_is_assigned_to_one_process() -> None:
     assert assigned == [[0, 3, 6], [1, 4], [2, 5]]
 
 
-@pytest.mark.parametrize("choice", [{}, {"balance": True, "label_smoothing": 0.1}], ids=["plain", "balanced"])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    ("count", "choice"),
+    [
+        pytest.param(2, {}, id="2-plain"),
+        pytest.param(3, BALANCED, id="3-balanced"),
+        pytest.param(2, BALANCED, id="2-balanced", marks=pytest.mark.slow),
+        pytest.param(3, {}, id="3-plain", marks=pytest.mark.slow),
+    ],
+)
 def test_the_number_of_processes_changes_neither_weights_nor_metrics(
     train_in: TrainIn, tmp_path: Path, count: int, choice: dict[str, Any]
 ) -> None:
@@ -115,7 +126,7 @@ def test_no_process_gets_a_batch_of_one_image(train_in: TrainIn) -> None:
     train_in(2, {**LINEAR, "network": "__main__:normed", "batch_size": 99})  # batch norm raises ValueError at one
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_nan_in_one_process_stops_all_processes_and_names_its_image(
     train_in: TrainIn, tmp_path: Path, process: int
 ) -> None:
@@ -153,6 +164,7 @@ def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Ev
     assert exported.returncode == 0, exported.stderr
 
 
+@pytest.mark.slow
 def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
