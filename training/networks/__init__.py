@@ -200,7 +200,8 @@ def check_network(name: str, network: nn.Module, shape: tuple[int, int, int], cl
     height, width, channels = shape
     images = torch.zeros((2, channels, height, width))
     with explain_errors(name, f"in eval mode on images of shape {tuple(images.shape)}"), torch.no_grad():
-        logits = network.eval()(images)
+        network.eval()  # apart from the call: a train() of the user's may return nothing
+        logits = network(images)
     check_logits(name, logits, tuple(images.shape), classes, "")
 
 

@@ -35,7 +35,8 @@ def watch_convolutions(network: nn.Module, pixels: Pixels) -> dict[str, Tensor]:
     hooks = [layer.register_forward_hook(keep) for layer in names]
     device = next(network.parameters()).device
     with torch.inference_mode():
-        network.eval()(scale_pixels(torch.from_numpy(pixels[np.newaxis]).to(device)))
+        network.eval()
+        network(scale_pixels(torch.from_numpy(pixels[np.newaxis]).to(device)))
     for hook in hooks:
         hook.remove()
     return maps
