@@ -18,7 +18,10 @@ from evalmode.certification.preprocessing import ClassifierOptions, Preprocessin
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 
-BARE = {"AsyncClient", "CallFailed", "Client", "EvalmodeError", "Limits", "Prediction"}  # need no extra
+BARE = {  # need no extra
+    *("AsyncClient", "CallFailed", "Client", "DataError", "EvalmodeError", "ExportRefused", "Limits", "Prediction"),
+    *("ProofFailed", "TrainingDiverged", "TrainingStopped", "UsageError"),
+}
 
 
 @pytest.fixture
@@ -74,6 +77,32 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions(
     assert done.stdout == "evalmode.check needs the Python package 'numpy': pip install 'evalmode[serve]'\n", (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("name", ["Artifact", "Run"])
+def test_names_that_import_torch_set_it_up_for_training(name: str) -> None:
+    code = (
+        "import os, sys, evalmode\n"
+        "from training import torch_runtime\n"
+        "seen = []\n"
+        "torch_runtime.import_torch = lambda: seen.append('torch' in sys.modules)\n"
+        f"evalmode.{name}\n"
+        "print(seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[False]\n", done.stderr
+
+
+def test_training_and_export_do_not_import_the_command_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['click'] = None\n"
+        "import evalmode\n"
+        "for call in (evalmode.train, evalmode.export):\n"
+        "    try: call('nowhere', 'run', *['name'] * (call is evalmode.export))\n"
+        "    except evalmode.EvalmodeError as error: print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["DataError", "RunError"], done.stderr
 
 
 class TestLoad:
