@@ -126,8 +126,11 @@ class Run:
             )
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: str | PathLike[str]) -> Run:
         """Open an existing run.
+
+        Example:
+            ``evalmode.Run.open("run").read_result().test_accuracy``
 
         Args:
             folder: Path of the run folder.
@@ -138,6 +141,7 @@ class Run:
         Raises:
             RunError: The folder holds no run, or one of another format version.
         """
+        folder = Path(folder)
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:

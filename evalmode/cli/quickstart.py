@@ -13,8 +13,12 @@ from typing import IO
 
 import click
 
-from evalmode.cli.display import open_console
+<<<<<<< HEAD
+from evalmode.display import open_console
 from training.errors import CommandKilled
+=======
+from evalmode.display import open_console
+>>>>>>> h-f2
 from training.torch_runtime import import_torch
 
 

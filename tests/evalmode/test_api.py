@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,10 @@ from evalmode.certification.preprocessing import ClassifierOptions, Preprocessin
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 
-BARE = {"AsyncClient", "CallFailed", "Client", "EvalmodeError", "Limits", "Prediction"}  # need no extra
+BARE = {  # need no extra
+    *("AsyncClient", "CallFailed", "Client", "DataError", "EvalmodeError", "ExportRefused", "Limits", "Prediction"),
+    *("ProofFailed", "TrainingDiverged", "TrainingStopped", "UsageError"),
+}
 
 
 @pytest.fixture
@@ -73,6 +77,32 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions(
     assert done.stdout == "evalmode.check needs the Python package 'numpy': pip install 'evalmode[serve]'\n", (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("name", ["Artifact", "Run"])
+def test_names_that_import_torch_set_it_up_for_training(name: str) -> None:
+    code = (
+        "import os, sys, evalmode\n"
+        "from training import torch_runtime\n"
+        "seen = []\n"
+        "torch_runtime.import_torch = lambda: seen.append('torch' in sys.modules)\n"
+        f"evalmode.{name}\n"
+        "print(seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[False]\n", done.stderr
+
+
+def test_training_and_export_do_not_import_the_command_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['click'] = None\n"
+        "import evalmode\n"
+        "for call in (evalmode.train, evalmode.export):\n"
+        "    try: call('nowhere', 'run', *['name'] * (call is evalmode.export))\n"
+        "    except evalmode.EvalmodeError as error: print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["DataError", "RunError"], done.stderr
 
 
 class TestLoad:
@@ -135,11 +165,35 @@ class TestCertify:
             ({"scale": (0, 1, 2)}, "--scale 0,1,2 is not LOW,HIGH"),
             ({"scale": (1, 0)}, "--scale 1,0 is not LOW,HIGH"),
             ({"scale": (0, 1), "std": (0.0,)}, "--std 0: expected numbers above 0"),
+            ({"scale": "0,1"}, r"scale is '0,1': expected a tuple: \(low, high\)"),
+            ({"scale": 1}, "scale is 1: expected a tuple"),
+            ({"scale": ("0", "1")}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, float("inf"))}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, 1), "mean": 0.5}, r"mean is 0.5: expected a tuple: one number .* \(0\.5,\)"),
+            ({"scale": (0, 1), "std": ()}, r"std is \(\): expected finite numbers"),
         ],
     )
-    def test_rejects_invalid_preprocessing(self, options: dict[str, tuple[float, ...]], message: str) -> None:
+    def test_rejects_invalid_preprocessing(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            Preprocessing(**options)  # type: ignore[arg-type]
+            Preprocessing(**options)
+
+    def test_accepts_lists_and_arrays_as_preprocessing(self) -> None:
+        expected = Preprocessing((0.0, 255.0), mean=(0.5,))
+        assert Preprocessing(np.array([0, 255]), [np.float32(0.5)]) == expected  # type: ignore[arg-type]
+
+    def test_rejects_arguments_of_another_type(self, network: Path, images: Path) -> None:
+        with pytest.raises(UsageError, match=r"preprocessing is \(0, 1\): expected a Preprocessing"):
+            evalmode.certify(network, images, COLOURS, (0, 1))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="labels contain 0: expected strings"):
+            evalmode.certify(network, images, [0, 1, 2], Preprocessing((0, 1)))  # type: ignore[list-item]
+
+    def test_names_the_python_option_for_a_missing_size(self, network: Path, images: Path) -> None:
+        graph = onnx.load(network)
+        for axis in (1, 2):
+            graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+        onnx.save(graph, network)
+        with pytest.raises(UsageError, match=r"--size HxW \(in Python: ClassifierOptions\(size=\.\.\.\)\)"):
+            evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
 
     def test_accepts_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
         samples = {"image": np.random.default_rng(0).random((100, 4, 4, 3), np.float32)}

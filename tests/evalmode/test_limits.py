@@ -40,13 +40,18 @@ def test_defaults_are_as_documented() -> None:
 
 
 @pytest.mark.parametrize("limit", fields(Limits), ids=lambda limit: limit.name)
-def test_the_error_of_a_value_out_of_range_names_the_flag(limit) -> None:
+def test_the_error_of_a_value_out_of_range_names_the_limit(limit) -> None:
     low, high = limit.metadata["minimum"], limit.metadata["maximum"]
     for value in (low - 1, high + 1):
-        with pytest.raises(UsageError, match=f"{flag_of(limit.name)} {value} is outside {low}..{high}"):
+        with pytest.raises(UsageError, match=f"{limit.name} {value} is out of range: at least {low}, at most {high}"):
             Limits(**{limit.name: value})
     for value in (low, high):
         assert asdict(Limits(**{limit.name: value}))[limit.name] == value
+
+
+def test_a_value_of_another_type_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="max_queue 'x' is not of type int"):
+        Limits(max_queue="x")  # type: ignore[arg-type]
 
 
 def test_limits_are_within_those_of_pillow_and_grpc() -> None:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evalmode.artifact.sealing import open_artifact
-from evalmode.cli.display import Display
-from evalmode.cli.output import Output
+from evalmode.display import Display
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
 from training.datasets import Dataset, Split
@@ -222,7 +221,7 @@ def test_a_frozen_backbone_is_exported_with_its_own_statistics(
     run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, recipe))
     network = run.config.build_network()
     before = state_of(network)
-    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
+    fit_run(run, network, dataset, Execution(), Display().callbacks())
     printed = capsys.readouterr().out
     assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not change them\n" in printed
     exact = run.read_weights(EXACT)
@@ -244,7 +243,7 @@ def test_the_accuracy_of_exported_weights_is_reported_if_it_differs_from_their_e
     torch.manual_seed(0)
     network = run.config.build_network()
     monkeypatch.setattr("training.fit.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
-    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
+    fit_run(run, network, dataset, Execution(), Display().callbacks())
     printed = capsys.readouterr().out
     assert "with 95% confidence; the weights that are exported reach 0.1250\n" in printed
     assert "kept " not in printed
