@@ -13,11 +13,11 @@ from typing import IO
 
 import click
 
-<<<<<<< HEAD
 from evalmode.display import open_console
 from training.errors import CommandKilled
 =======
 from evalmode.display import open_console
+from training.errors import CommandKilled
 >>>>>>> h-f2
 from training.torch_runtime import import_torch
 
