@@ -6,11 +6,7 @@ import urllib.request
 import click
 
 from evalmode.cli.serve import serve
-<<<<<<< HEAD
 from evalmode.options import VARIABLE_PREFIX
-=======
-from serving.config import VARIABLE_PREFIX
->>>>>>> h-f2
 from serving.transports.addresses import find_local, find_metrics_host, join_address
 
 TIMEOUT_S = 4.0  # shorter than the timeout of HEALTHCHECK, so that its log contains the reason
