@@ -15,10 +15,6 @@ import click
 
 from evalmode.display import open_console
 from training.errors import CommandKilled
-=======
-from evalmode.display import open_console
-from training.errors import CommandKilled
->>>>>>> h-f2
 from training.torch_runtime import import_torch
 
 
