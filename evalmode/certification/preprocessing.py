@@ -33,6 +33,8 @@ class Preprocessing:
     bgr: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("scale", "mean", "std"):  # a list is as good as a tuple
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.scale) != 2 or self.scale[0] >= self.scale[1]:
             raise UsageError(f"--scale {_show(self.scale)} is not LOW,HIGH such as -1,1")
         if min(self.std) <= 0:
