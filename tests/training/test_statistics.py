@@ -247,4 +247,5 @@ def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
     fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
     said = capsys.readouterr().out
     assert "with 95% confidence; the weights that are exported reach 0.1250\n" in said
+    assert said.index("best ") < said.index("the epoch was chosen by")
     assert "kept " not in said
