@@ -128,7 +128,7 @@ def _explain_export(error: OnnxExporterError) -> str:
     """Describe an error of the exporter in one line: the operator, or the place in the user's code."""
     cause = list(list_causes(error))[-1]
     if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
-        return f"its operator {found[1]} has no counterpart there; replace the layer that calls it"
+        return f"ONNX has no counterpart of its operator {found[1]}; replace the layer that calls it"
     places = re.findall(r'File "([^"]+)", line (\d+), in', str(cause))
     if isinstance(cause, GuardOnDataDependentSymNode):
         where = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""

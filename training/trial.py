@@ -1,4 +1,4 @@
-"""Try a network of the user before the first epoch, so that errors appear within seconds, even those of the export."""
+"""Test a user's network before the first epoch, so that all errors, even those of the export, appear within seconds."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -
         if not layers:
             raise
         raise NetworkError(
-            f"{name} cannot be exported to ONNX: it has no counterpart of {_name_some(layers)} with moving statistics; "
+            f"{name} cannot be exported: ONNX has no counterpart of {_name_some(layers)} with moving statistics; "
             "set track_running_stats=False"
         ) from error
     graph = strip(onnxscript.optimizer.optimize(fold_norms(unfolded)[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -129,6 +130,15 @@ class TestLoad:
             evalmode.load(tmp_path / "nowhere.onnx")
 
 
+class TestCheck:
+    def test_takes_a_folder_of_the_repository(self, tmp_path: Path) -> None:
+        path = publish(tmp_path, "colours", colour_artifact())
+        verdicts = evalmode.check(path)
+        assert evalmode.check(tmp_path / "colours") == evalmode.check(path.parent) == verdicts
+        with pytest.raises(UsageError, match=r"holds no model\.onnx and no version"):
+            evalmode.check(tmp_path)
+
+
 class TestCertify:
     def test_makes_an_artifact_that_is_published(self, network: Path, images: Path, tmp_path: Path) -> None:
         certified = evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
@@ -164,11 +174,35 @@ class TestCertify:
             ({"scale": (0, 1, 2)}, "--scale 0,1,2 is not LOW,HIGH"),
             ({"scale": (1, 0)}, "--scale 1,0 is not LOW,HIGH"),
             ({"scale": (0, 1), "std": (0.0,)}, "--std 0: expected numbers above 0"),
+            ({"scale": "0,1"}, r"scale is '0,1': expected a tuple: \(low, high\)"),
+            ({"scale": 1}, "scale is 1: expected a tuple"),
+            ({"scale": ("0", "1")}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, float("inf"))}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, 1), "mean": 0.5}, r"mean is 0.5: expected a tuple: one number .* \(0\.5,\)"),
+            ({"scale": (0, 1), "std": ()}, r"std is \(\): expected finite numbers"),
         ],
     )
-    def test_rejects_invalid_preprocessing(self, options: dict[str, tuple[float, ...]], message: str) -> None:
+    def test_rejects_invalid_preprocessing(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            Preprocessing(**options)  # type: ignore[arg-type]
+            Preprocessing(**options)
+
+    def test_accepts_lists_and_arrays_as_preprocessing(self) -> None:
+        expected = Preprocessing((0.0, 255.0), mean=(0.5,))
+        assert Preprocessing(np.array([0, 255]), [np.float32(0.5)]) == expected  # type: ignore[arg-type]
+
+    def test_rejects_arguments_of_another_type(self, network: Path, images: Path) -> None:
+        with pytest.raises(UsageError, match=r"preprocessing is \(0, 1\): expected a Preprocessing"):
+            evalmode.certify(network, images, COLOURS, (0, 1))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="labels contain 0: expected strings"):
+            evalmode.certify(network, images, [0, 1, 2], Preprocessing((0, 1)))  # type: ignore[list-item]
+
+    def test_names_the_python_option_for_a_missing_size(self, network: Path, images: Path) -> None:
+        graph = onnx.load(network)
+        for axis in (1, 2):
+            graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+        onnx.save(graph, network)
+        with pytest.raises(UsageError, match=r"--size HxW \(in Python: ClassifierOptions\(size=\.\.\.\)\)"):
+            evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
 
     def test_accepts_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
         samples = {"image": np.random.default_rng(0).random((100, 4, 4, 3), np.float32)}
@@ -191,6 +225,13 @@ class TestCompare:
         assert by_paths.accuracies == by_models.accuracies == (pytest.approx(1 / 3), 1.0)
         assert by_paths.changed == by_models.changed
         assert by_paths.share_changed == pytest.approx(2 / 3)
+
+    def test_accepts_folders_of_the_repository(self, images: Path, tmp_path: Path) -> None:
+        for labels in (("green", "red", "blue"), COLOURS):
+            path = publish(tmp_path / "models", "colours", colour_artifact(labels))
+        by_folders = evalmode.compare(tmp_path / "models/colours/1", tmp_path / "models/colours", images)
+        assert by_folders.accuracies == (pytest.approx(1 / 3), 1.0)
+        assert path.parent.name == "2"
 
     def test_rejects_models_with_different_labels(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))

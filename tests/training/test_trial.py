@@ -63,7 +63,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
             "gives different results for an image alone and in a batch, in eval mode: it mixes the images of a batch",
         ),
         ("branches", r"branches on the values of a tensor \(own_networks\.py, line \d+\)"),
-        ("adaptive_max", r"its operator aten\.adaptive_max_pool2d has no counterpart there; replace the layer"),
+        ("adaptive_max", r"ONNX has no counterpart of its operator aten\.adaptive_max_pool2d; replace the layer"),
         ("stuck", "not in eval mode: the network itself, stem, .* Does the module prevent eval"),
         ("scripted", "is a torch.jit script, which cannot be exported"),
         ("instance_norm", r"cannot be exported to ONNX: .* norm \(InstanceNorm2d\) with moving statistics; set track"),
