@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from evalmode.errors import UsageError
 
 BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}  # rule -> in words
+NUMBERS: dict[type, type] = {int: Integral, float: Real}  # those of numpy, too
 
 Config = TypeVar("Config")
 
@@ -108,7 +109,7 @@ class Option:
             return Path(value)
         elif kind is str and isinstance(value, PathLike):
             return fspath(value)
-        elif (kind is int and isinstance(value, Integral)) or (kind is float and isinstance(value, Real)):
+        elif kind in NUMBERS and isinstance(value, NUMBERS[kind]):
             return kind(value)
         elif self.is_repeatable and isinstance(value, str):
             return (value,)
