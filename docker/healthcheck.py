@@ -6,7 +6,7 @@ import urllib.request
 import click
 
 from evalmode.cli.serve import serve
-from evalmode.options import VARIABLE_PREFIX
+from serving.config import VARIABLE_PREFIX
 from serving.transports.addresses import find_local, find_metrics_host, join_address
 
 TIMEOUT_S = 4.0  # shorter than the timeout of HEALTHCHECK, so that its log contains the reason
