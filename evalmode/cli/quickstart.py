@@ -13,12 +13,8 @@ from typing import IO
 
 import click
 
-<<<<<<< HEAD
 from evalmode.display import open_console
 from training.errors import CommandKilled
-=======
-from evalmode.display import open_console
->>>>>>> h-f2
 from training.torch_runtime import import_torch
 
 
