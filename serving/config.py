@@ -17,6 +17,7 @@ from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find
 log = logging.getLogger("serving")
 
 MAX_PORT = 65535
+VARIABLE_PREFIX = "EVALMODE_SERVE_"  # of the environment variables of the options: EVALMODE_SERVE_PORT
 
 
 @dataclass(frozen=True, kw_only=True)

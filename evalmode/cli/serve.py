@@ -12,13 +12,13 @@ from click.core import ParameterSource
 
 from evalmode.cli.dataclass_options import dataclass_options
 from evalmode.errors import EvalmodeError
-from serving.config import LogConfig, ServeConfig
+from serving.config import VARIABLE_PREFIX, LogConfig, ServeConfig
 from serving.logs import set_up_log, shut_down_log
 from serving.process import run
 
 log = logging.getLogger("serving")
 
-LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", "EVALMODE_SERVE_LOG_FORMAT"
+LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", f"{VARIABLE_PREFIX}LOG_FORMAT"
 
 
 class _Serve(click.Command):

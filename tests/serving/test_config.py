@@ -13,7 +13,7 @@ from evalmode.cli.serve import serve
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
 from evalmode.options import list_options
-from serving.config import LogConfig, ServeConfig
+from serving.config import VARIABLE_PREFIX, LogConfig, ServeConfig
 from serving.engine import memory
 
 OPTIONS = list_options(ServeConfig, LogConfig)
@@ -36,7 +36,7 @@ def test_the_command_takes_each_option_from_its_environment_variable(option: Any
     context = click.Context(serve, info_name="serve", auto_envvar_prefix="EVALMODE_SERVE")
     value = "1" if option.kind is bool else str(option.rules.get("minimum", [*option.choices, "x"][0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(f"EVALMODE_SERVE_{option.name.upper()}", value)
+        patch.setenv(f"{VARIABLE_PREFIX}{option.name.upper()}", value)
         assert parameter.value_from_envvar(context)
 
 

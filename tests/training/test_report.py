@@ -362,3 +362,12 @@ def test_mistakes_have_the_names_of_their_files(
     assert len(named) == min(12, len(wrong)) > 0
     assert named <= wrong
     assert set(map(int, re.findall(r"test image (\d+)", page.words("mistakes")))) == named
+
+
+def test_a_network_whose_train_returns_nothing_is_pictured() -> None:
+    class NoReturn(nn.Sequential):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+
+    maps = watch_convolutions(NoReturn(nn.Conv2d(1, 2, 3)), np.zeros((8, 8, 1), np.uint8))
+    assert [tuple(map_.shape) for map_ in maps.values()] == [(2, 6, 6)]

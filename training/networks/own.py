@@ -199,7 +199,8 @@ def check_network(name: str, network: nn.Module, shape: tuple[int, int, int], cl
     height, width, channels = shape
     images = torch.zeros((2, channels, height, width))
     with explain_errors(name, f"in eval mode on images of shape {tuple(images.shape)}"), torch.no_grad():
-        logits = network.eval()(images)
+        network.eval()  # not chained to the call: train() of a user's network may return None
+        logits = network(images)
     check_logits(name, logits, tuple(images.shape), classes, "")
 
 

@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from damage import DAMAGES, FORMATS, make_damaged
 from PIL import Image, ImageOps
 
-from benchmarks.damage import DAMAGES, FORMATS, make_damaged
 from evalmode.errors import (
     ImageEmpty,
     ImageError,
