@@ -93,7 +93,8 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions(
         "try:\n    from evalmode import check\n"
         "except ModuleNotFoundError as error: print(error)\n"
         "import evalmode, rlcompleter\n"
-        "print(hasattr(evalmode, 'check'), 'evalmode.Client(' in rlcompleter.Completer().attr_matches('evalmode.C'))\n"
+        "found = rlcompleter.Completer(vars()).attr_matches('evalmode.C')\n"
+        "print(hasattr(evalmode, 'check'), 'evalmode.Client(' in found)\n"
         "try: evalmode.check\n"
         "except evalmode.EvalmodeError as error: print(error)"
     )
