@@ -15,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -114,6 +115,20 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, as PEP 562 provides."""
     if name not in _SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from evalmode.errors import EvalmodeError, NameUnavailable
+
+    try:
+        value = _import(name)
+    except (EvalmodeError, ModuleNotFoundError) as error:
+        if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
+            raise  # Python would replace an AttributeError in ``from evalmode import name`` by one without the reason
+        raise NameUnavailable(str(error)) from error
+    globals()[name] = value
+    return value
+
+
+def _import(name: str) -> Any:
+    """Import a public name."""
     from evalmode.own_packages import import_own
 
     source, extra = _SOURCES[name]
@@ -121,16 +136,14 @@ def __getattr__(name: str) -> Any:
     try:
         if module in _TORCH_MODULES:
             import_own("training.torch_runtime").import_torch()
-        value = getattr(import_own(module), attribute)
+        return getattr(import_own(module), attribute)
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").partition(".")[0] in (__name__, "serving", "training"):
             raise
         raise ModuleNotFoundError(
             f"evalmode.{name} needs the Python package {error.name!r}: pip install 'evalmode[{extra}]'", name=error.name
         ) from error
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SOURCES})
+    return [*__all__, "__version__"]

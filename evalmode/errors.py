@@ -18,7 +18,8 @@
     │   ├── AddressUnavailable
     │   ├── ThreadsUnavailable
     │   ├── TokensInvalid
-    │   └── CertificatesInvalid
+    │   ├── CertificatesInvalid
+    │   └── NameUnavailable        also an AttributeError
     ├── ProofFailed                a check of a network failed: exit code 1
     │   ├── TrainMode
     │   ├── WeightsNotFinite
@@ -159,6 +160,13 @@ class TokensInvalid(UsageError):
 
 class CertificatesInvalid(UsageError):
     """The files for TLS cannot be used."""
+
+
+class NameUnavailable(UsageError, AttributeError):
+    """A public name cannot be imported: an extra is missing, or a folder of the user hides a package.
+
+    It is an ``AttributeError``, too, so that ``hasattr``, ``help`` and completion skip the name.
+    """
 
 
 class ProofFailed(EvalmodeError):

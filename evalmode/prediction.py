@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evalmode.errors import UsageError
+
 DEFAULT_TOP_K = 5
+MAX_TOP_K = 2**32 - 1  # uint32 in a request
+
+
+def check_top_k(top_k: int) -> int:
+    """Check the number of labels that a prediction returns.
+
+    Args:
+        top_k: The number; 0 for the default, 5.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: It is outside its range.
+    """
+    if not 0 <= top_k <= MAX_TOP_K:
+        raise UsageError(f"top_k {top_k} is outside 0..{MAX_TOP_K}")
+    return top_k
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import evalmode
 from evalmode.options import make_config
 from evalmode.own_packages import import_own
 
-if TYPE_CHECKING:
-    from training.callbacks import Callbacks
-    from training.publish import Artifact
-    from training.run import Run
-
+# The annotations name classes of training by their public names, which are imported when the annotations are evaluated.
 # Each function first imports training by `import_own`, which raises if a folder of the user hides the package.
 
 
 def train(
-    data: str | PathLike[str], out: str | PathLike[str], *, callbacks: Callbacks | None = None, **options: Any
-) -> Run:
+    data: str | PathLike[str], out: str | PathLike[str], *, callbacks: evalmode.Callbacks | None = None, **options: Any
+) -> evalmode.Run:
     """Train a classifier on labelled images.
 
     Example::
@@ -50,13 +47,13 @@ def train(
 
 
 def export(
-    run: Run | str | PathLike[str],
+    run: evalmode.Run | str | PathLike[str],
     repository: str | PathLike[str],
     name: str,
     *,
-    callbacks: Callbacks | None = None,
+    callbacks: evalmode.Callbacks | None = None,
     **options: Any,
-) -> Artifact:
+) -> evalmode.Artifact:
     """Export a run in eval mode, and publish it as ``repository/name/<next version>/model.onnx``.
 
     Example::

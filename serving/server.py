@@ -65,6 +65,9 @@ class Server:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
+    def __repr__(self) -> str:
+        return f"Server({self.address!r})" if hasattr(self, "_transport") else "Server(not listening)"
+
     @property
     def address(self) -> str:
         """The address for clients on this machine, such as ``127.0.0.1:8001`` or ``unix:PATH``."""

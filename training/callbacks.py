@@ -54,8 +54,17 @@ class Outcome:
     test_images: int
 
 
-def _ignore(*_: object) -> None:
-    pass
+class _Ignore:
+    """Does nothing. An object rather than a function, so that ``help(Callbacks)`` shows a readable default."""
+
+    def __call__(self, *_: object) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "ignore"
+
+
+_ignore = _Ignore()
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,9 @@ class Run:
         self.folder = folder
         self.config = config
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @classmethod
     def create(cls, folder: Path, config: RunConfig) -> Run:
         """Start a run in a new or empty folder.

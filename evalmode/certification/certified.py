@@ -13,7 +13,7 @@ from evalmode.certification.metrics import Quality
 from evalmode.images.pixels import PixelContract
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Certified:
     """An artifact that was made of another tool's network.
 
@@ -45,7 +45,7 @@ class Certified:
         return publish(Path(repository), name, self.artifact)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CertifiedClassifier(Certified):
     """An image classifier with its certificate.
 
@@ -61,8 +61,12 @@ class CertifiedClassifier(Certified):
     layout: str
     quality: Quality
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.contract.shape))
+        return f"CertifiedClassifier({len(self.labels)} labels, {size}, accuracy {self.quality.accuracy:.4f})"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class CertifiedNetwork(Certified):
     """A network of tensors with its certificate.
 
@@ -71,3 +75,6 @@ class CertifiedNetwork(Certified):
     """
 
     inputs: Tensors
+
+    def __repr__(self) -> str:
+        return f"CertifiedNetwork({', '.join(self.inputs)})"

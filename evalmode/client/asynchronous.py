@@ -13,7 +13,7 @@ import grpc.aio
 from evalmode.client.channel import DEFAULT_ADDRESS, FilePath, authorize, open_channel
 from evalmode.client.failure import read_failure
 from evalmode.client.messages import read_image, read_pixels, read_prediction
-from evalmode.prediction import DEFAULT_TOP_K, Prediction
+from evalmode.prediction import DEFAULT_TOP_K, Prediction, check_top_k
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 
@@ -69,7 +69,7 @@ class AsyncClient:
             image: An encoded image as bytes, or the path of a file.
             model: The model's name; may be "" if the server has one model.
             version: The model's version; "" for the newest.
-            top_k: The number of labels in the answer, the most probable first.
+            top_k: The number of labels in the answer, the most probable first; 0 for the default, 5.
 
         Returns:
             The labels with their probabilities, and how long the server took.
@@ -77,9 +77,10 @@ class AsyncClient:
         Raises:
             CallFailed: The call was refused, or the server could not be reached.
             OSError: The file cannot be read.
+            UsageError: ``top_k`` is outside its range.
         """
         encoded = await asyncio.to_thread(read_image, image)  # does not block the event loop
-        request = wire.PredictRequest(image=encoded, model=model, version=version, top_k=top_k)
+        request = wire.PredictRequest(image=encoded, model=model, version=version, top_k=check_top_k(top_k))
         return read_prediction(await self._call(self._stub.Predict, request))
 
     async def predict_pixels(
@@ -91,7 +92,7 @@ class AsyncClient:
             pixels: uint8 (H, W, C) of the shape that the model takes, an array or another object with a buffer.
             model: The model's name; may be "" if the server has one model.
             version: The model's version; "" for the newest.
-            top_k: The number of labels in the answer, the most probable first.
+            top_k: The number of labels in the answer, the most probable first; 0 for the default, 5.
 
         Returns:
             The labels with their probabilities, and how long the server took.
@@ -99,8 +100,10 @@ class AsyncClient:
         Raises:
             CallFailed: The call was refused, or the server could not be reached.
             ValueError: The pixels are not uint8, or have another number of axes.
+            UsageError: ``top_k`` is outside its range.
         """
-        request = wire.PredictRequest(pixels=read_pixels(pixels), model=model, version=version, top_k=top_k)
+        message = read_pixels(pixels)
+        request = wire.PredictRequest(pixels=message, model=model, version=version, top_k=check_top_k(top_k))
         return read_prediction(await self._call(self._stub.Predict, request))
 
     async def get_model(self, model: str = "", version: str = "") -> wire.GetModelResponse:

@@ -11,7 +11,7 @@ import grpc
 from evalmode.client.channel import DEFAULT_ADDRESS, FilePath, authorize, open_channel
 from evalmode.client.failure import read_failure
 from evalmode.client.messages import read_image, read_pixels, read_prediction
-from evalmode.prediction import DEFAULT_TOP_K, Prediction
+from evalmode.prediction import DEFAULT_TOP_K, Prediction, check_top_k
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 
@@ -67,7 +67,7 @@ class Client:
             image: An encoded image as bytes, or the path of a file.
             model: The model's name; may be "" if the server has one model.
             version: The model's version; "" for the newest.
-            top_k: The number of labels in the answer, the most probable first.
+            top_k: The number of labels in the answer, the most probable first; 0 for the default, 5.
 
         Returns:
             The labels with their probabilities, and how long the server took.
@@ -75,8 +75,9 @@ class Client:
         Raises:
             CallFailed: The call was refused, or the server could not be reached.
             OSError: The file cannot be read.
+            UsageError: ``top_k`` is outside its range.
         """
-        request = wire.PredictRequest(image=read_image(image), model=model, version=version, top_k=top_k)
+        request = wire.PredictRequest(image=read_image(image), model=model, version=version, top_k=check_top_k(top_k))
         return read_prediction(self._call(self._stub.Predict, request))
 
     def predict_pixels(
@@ -88,7 +89,7 @@ class Client:
             pixels: uint8 (H, W, C) of the shape that the model takes, an array or another object with a buffer.
             model: The model's name; may be "" if the server has one model.
             version: The model's version; "" for the newest.
-            top_k: The number of labels in the answer, the most probable first.
+            top_k: The number of labels in the answer, the most probable first; 0 for the default, 5.
 
         Returns:
             The labels with their probabilities, and how long the server took.
@@ -96,8 +97,10 @@ class Client:
         Raises:
             CallFailed: The call was refused, or the server could not be reached.
             ValueError: The pixels are not uint8, or have another number of axes.
+            UsageError: ``top_k`` is outside its range.
         """
-        request = wire.PredictRequest(pixels=read_pixels(pixels), model=model, version=version, top_k=top_k)
+        message = read_pixels(pixels)
+        request = wire.PredictRequest(pixels=message, model=model, version=version, top_k=check_top_k(top_k))
         return read_prediction(self._call(self._stub.Predict, request))
 
     def get_model(self, model: str = "", version: str = "") -> wire.GetModelResponse:

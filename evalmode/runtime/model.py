@@ -19,7 +19,7 @@ from evalmode.artifact.tensors import DTYPES, INPUT, LOGITS, PROBABILITIES, Floa
 from evalmode.errors import ArtifactInvalid, ImagesNotTaken
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
-from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score
+from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
 
@@ -43,7 +43,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model(ABC):
     """A loaded artifact: an ``ImageClassifier`` or a ``TensorNetwork``.
 
@@ -67,7 +67,15 @@ class Model(ABC):
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
-    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS), repr=False)
+    row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS))
+
+    def __repr__(self) -> str:
+        name = f"{self.name}/{self.version}" if self.version else self.name
+        return f"{type(self).__name__}({name}, {self._describe()})"
+
+    @abstractmethod
+    def _describe(self) -> str:
+        """Describe what the model takes, and what it returns."""
 
     @abstractmethod
     def as_classifier(self) -> ImageClassifier:
@@ -124,14 +132,16 @@ class Model(ABC):
 
         Args:
             image: Encoded bytes, or a path.
-            top_k: The number of labels to return, the most probable first.
+            top_k: The number of labels to return, the most probable first; 0 for the default, 5.
             limits: How large the image may be; by default the limits of a server.
 
         Raises:
             ImageError: The image cannot be decoded.
             ImagesNotTaken: The model is a network of tensors.
             OSError: The path cannot be read.
+            UsageError: ``top_k`` is outside its range.
         """
+        check_top_k(top_k)
         classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
         started = time.perf_counter()
@@ -150,11 +160,14 @@ class Model(ABC):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageClassifier(Model):
     """A loaded image classifier."""
 
     manifest: ClassifierManifest
+
+    def _describe(self) -> str:
+        return f"{len(self.manifest.labels)} labels, {'x'.join(map(str, self.manifest.pixels.shape))}"
 
     def as_classifier(self) -> ImageClassifier:
         """Return this model."""
@@ -196,11 +209,15 @@ class ImageClassifier(Model):
         return tuple(Score(*ranked) for ranked in self.rank(probabilities, top_k))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TensorNetwork(Model):
     """A loaded network of tensors: any network that is not an image classifier."""
 
     manifest: TensorManifest
+
+    def _describe(self) -> str:
+        inputs, outputs = (", ".join(one.name for one in tensors) for tensors in (self.inputs, self.outputs))
+        return f"{inputs} -> {outputs}"
 
     def as_classifier(self) -> ImageClassifier:
         """Refuse, since the model takes tensors.

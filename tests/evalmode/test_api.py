@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ import evalmode
 from evalmode.artifact.publishing import publish
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
+from evalmode.own_packages import ROOT
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 
 BARE = {  # need no extra
@@ -54,6 +56,24 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(evalmode, name).__doc__
 
 
+def test_only_public_names_are_listed() -> None:
+    assert dir(evalmode) == sorted([*evalmode.__all__, "__version__"])
+
+
+@pytest.mark.parametrize("name", [name for name in evalmode.__all__ if name[0].islower()])
+def test_type_hints_of_functions_can_be_resolved(name: str) -> None:
+    assert "return" in get_type_hints(getattr(evalmode, name))
+
+
+@pytest.mark.parametrize("package", ["evalmode", "serving", "training"])
+def test_packages_are_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_help_of_callbacks_shows_no_addresses() -> None:
+    assert " at 0x" not in pydoc.plain(pydoc.render_doc(evalmode.Callbacks))
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'evalmode' has no attribute 'tarin'"):
         _ = evalmode.tarin  # type: ignore[attr-defined]
@@ -71,12 +91,16 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions(
         "for name in ('numpy', 'onnx', 'onnxruntime', 'PIL', 'torch'): sys.modules[name] = None\n"
         f"from evalmode import {', '.join(sorted(BARE))}\n"
         "try:\n    from evalmode import check\n"
-        "except ModuleNotFoundError as error: print(error)"
+        "except ModuleNotFoundError as error: print(error)\n"
+        "import evalmode, rlcompleter\n"
+        "found = rlcompleter.Completer(vars()).attr_matches('evalmode.C')\n"
+        "print(hasattr(evalmode, 'check'), 'evalmode.Client(' in found)\n"
+        "try: evalmode.check\n"
+        "except evalmode.EvalmodeError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "evalmode.check needs the Python package 'numpy': pip install 'evalmode[serve]'\n", (
-        done.stderr
-    )
+    missing = "evalmode.check needs the Python package 'numpy': pip install 'evalmode[serve]'\n"
+    assert done.stdout == f"{missing}False True\n{missing}", done.stderr
 
 
 @pytest.mark.parametrize("name", ["Artifact", "Run"])
@@ -142,6 +166,7 @@ class TestCheck:
 class TestCertify:
     def test_makes_an_artifact_that_is_published(self, network: Path, images: Path, tmp_path: Path) -> None:
         certified = evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
+        assert repr(certified) == "CertifiedClassifier(3 labels, 4x4x3, accuracy 1.0000)"
         assert (certified.labels, certified.layout, certified.quality.accuracy) == (COLOURS, "NHWC", 1.0)
         path = certified.publish(tmp_path / "models", "colours")
         assert path == tmp_path / "models/colours/1/model.onnx"
@@ -211,6 +236,7 @@ class TestCertify:
         by_file = evalmode.certify_tensors(network, tmp_path / "samples.npz")
         assert by_arrays.artifact == by_file.artifact
         assert len(by_arrays.inputs["image"]) == 64
+        assert repr(by_arrays) == "CertifiedNetwork(image)"
         with pytest.raises(UsageError, match=r"samples holds image float64; the network takes image float32"):
             evalmode.certify_tensors(network, {"image": samples["image"].astype(np.float64)})
 

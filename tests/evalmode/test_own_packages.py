@@ -103,3 +103,28 @@ def test_a_folder_without_an_init_file_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("from evalmode.own_packages import import_own\nprint(import_own('serving'))")
     done = run([sys.executable, "script.py"], tmp_path)
     assert str(ROOT / "serving") in done.stdout, done
+
+
+NAMES = (
+    "import rlcompleter, evalmode\n"
+    "hidden = ('train', 'start_server', 'Callbacks')\n"
+    "print([name for name in hidden if not hasattr(evalmode, name)])\n"
+    "print('evalmode.load' in rlcompleter.Completer({'evalmode': evalmode}).attr_matches('evalmode.l')[0])\n"
+    "try: evalmode.Callbacks\n"
+    "except evalmode.EvalmodeError as error: print(error)\n"
+    "try: from evalmode import Callbacks\n"
+    "except evalmode.EvalmodeError as error: print(error)\n"
+    "help(evalmode)\n"
+)
+
+
+def test_names_behind_a_hidden_package_are_skipped_by_completion_and_help(tmp_path: Path) -> None:
+    (tmp_path / "training.py").write_text("")
+    (tmp_path / "script.py").write_text(NAMES)
+    done = run([sys.executable, "script.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    missing, completes, by_attribute, by_import, help_text = done.stdout.split("\n", 4)
+    assert (missing, completes) == ("['Callbacks']", "True")
+    assert by_attribute == by_import
+    assert by_import.startswith(f"{tmp_path / 'training.py'} hides evalmode's package 'training'")
+    assert "Help on package evalmode" in help_text

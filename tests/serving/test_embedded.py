@@ -49,6 +49,7 @@ def ask(server: Any) -> str:
 def test_a_server_answers_until_the_block_ends(colours: Path, transport: str) -> None:
     with start_server(colours, transport=transport) as server:
         assert ask(server) == "red"
+        assert repr(server) == f"Server({server.address!r})"
         for path in ("healthz", "livez", "metrics"):
             with urllib.request.urlopen(f"http://{server.metrics_address}/{path}", timeout=WAIT_S) as response:
                 assert response.status == 200

@@ -49,6 +49,7 @@ def test_an_opened_run_equals_the_created_one(
     opened = Run.open(tmp_path / "run")
     assert opened.config == created.config == config
     assert opened.folder == tmp_path / "run"
+    assert repr(opened) == f"Run({str(tmp_path / 'run')!r})"
 
 
 def test_a_run_records_its_data(tmp_path: Path, digits: Dataset) -> None:

@@ -90,6 +90,13 @@ class TestAnswers:
         pixels = np.zeros((4, 4, 3), np.uint8)
         assert [len(client.predict_pixels(pixels, top_k=top_k).scores) for top_k in (1, 2)] == [1, 2]
 
+    @pytest.mark.parametrize("top_k", [-1, 2**32])
+    def test_are_refused_for_a_number_of_labels_outside_its_range(self, client: Client, top_k: int) -> None:
+        with pytest.raises(EvalmodeError, match=rf"top_k {top_k} is outside 0\.\.4294967295"):
+            client.predict(encode(plain("red")), top_k=top_k)
+        with pytest.raises(EvalmodeError, match="is outside"):
+            client.predict_pixels(np.zeros((4, 4, 3), np.uint8), top_k=top_k)
+
     def test_of_get_model_have_every_field(self, client: Client) -> None:
         model = client.get_model("colours", "1")
         assert (model.model, model.version, model.provider) == ("colours", "1", "CPU")

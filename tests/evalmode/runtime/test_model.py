@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 import evalmode
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import seal
-from evalmode.errors import ArtifactInvalid, ImageEmpty, LoadLimitExceeded, ProviderUnavailable
+from evalmode.errors import ArtifactInvalid, ImageEmpty, LoadLimitExceeded, ProviderUnavailable, UsageError
 from evalmode.images.pixels import PixelContract
 from evalmode.prediction import Score
 from evalmode.runtime import provider as provider_module
@@ -180,6 +180,14 @@ class TestPredict:
 
     def test_returns_the_requested_number_of_labels(self, model: Model) -> None:
         assert [score.label for score in model.predict(encode(plain("green")), top_k=1).scores] == ["green"]
+
+    @pytest.mark.parametrize("top_k", [-1, 2**32])
+    def test_rejects_a_number_of_labels_outside_its_range(self, model: Model, top_k: int) -> None:
+        with pytest.raises(UsageError, match=rf"top_k {top_k} is outside 0\.\.4294967295"):
+            model.predict(encode(plain("green")), top_k=top_k)
+
+    def test_a_model_is_shown_in_one_short_line(self, model: Model) -> None:
+        assert repr(model) == "ImageClassifier(colours/1, 3 labels, 4x4x3)"
 
     def test_rejects_images_that_cannot_be_decoded(self, model: Model, tmp_path: Path) -> None:
         with pytest.raises(ImageEmpty):
