@@ -49,11 +49,11 @@ test-native: $(READY)
 
 # The wheel, bare and with serve, each in a separate environment.
 test-installs: $(READY)
-	$(BIN)/python -m pytest -q -m installs tests/installs
+	$(BIN)/python -m pytest -q --timeout 900 -m installs tests/installs
 
 # Tests that take minutes or download gigabytes: the other ways to install evalmode.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q --timeout 900 -m slow
 
 # Builds both images and tests them. CONTAINER is docker, podman or a wrapper of one.
 test-container:

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from decoded_apart import measure_apart
 from PIL import Image
+from worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # in this folder when run as a script
-
-from benchmarks.decoded_apart import measure_apart
-from benchmarks.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits

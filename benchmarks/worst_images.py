@@ -22,12 +22,10 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from decoded_apart import measure_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks.decoded_apart when run as a script
-
-from benchmarks.decoded_apart import measure_apart
 from evalmode.errors import ImageError
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, decode_image

@@ -1,25 +1,40 @@
 """The HEALTHCHECK of the serving image: exits with 0 if the server answers, otherwise with 1 and the reason."""
 
-import os
 import sys
 import urllib.request
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+import click
+
+from evalmode.cli.serve import serve
+from evalmode.options import VARIABLE_PREFIX
+from serving.transports.addresses import find_local, find_metrics_host, join_address
 
 TIMEOUT_S = 4.0  # shorter than the timeout of HEALTHCHECK, so that its log contains the reason
 
 
 def main() -> None:
-    """Check the liveness of the server in this container; without metrics, check its health."""
-    if "EVALMODE_SERVE_NO_METRICS" in os.environ:
-        ask_over_grpc(f"127.0.0.1:{os.environ.get('EVALMODE_SERVE_PORT', '8001')}")
+    """Check the liveness of the server in this container; without metrics, check its health.
+
+    The addresses come from the server's options, which are read from the environment as the server reads them.
+    """
+    command = click.Command("serve", params=serve.params)
+    try:
+        options = command.make_context("serve", ["--repository", "."], auto_envvar_prefix=VARIABLE_PREFIX[:-1]).params
+    except click.ClickException as error:
+        sys.exit(error.format_message())
+    host = options["host"]
+    if options["no_metrics"]:
+        ask_over_grpc(find_local(join_address(host, options["port"]), options["port"]))
     else:
-        ask_over_http(f"http://127.0.0.1:{os.environ.get('EVALMODE_SERVE_METRICS_PORT', '8002')}/livez")
+        port = options["metrics_port"]
+        ask_over_http(f"http://{find_local(join_address(find_metrics_host(host), port), port)}/livez")
 
 
 def ask_over_grpc(address: str) -> None:
     """Exit with the reason unless the server reports SERVING."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
     # a proxy from the environment does not reach this container
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:

@@ -4,8 +4,8 @@
 #   docker run --read-only -v "$PWD/models:/models:ro" -p 127.0.0.1:8001:8001 evalmode-serving
 #
 # On a GPU: build with --build-arg EXTRA=serve-cuda, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
-# Set options with EVALMODE_SERVE_* variables. The health check requests /livez on EVALMODE_SERVE_METRICS_PORT, or calls the
-# gRPC port with EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: use --tmpfs /tmp if the root is read-only.
+# Set options with EVALMODE_SERVE_* variables, which the health check reads, too. It requests /livez, or calls Health/Check
+# with EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: use --tmpfs /tmp if the root is read-only.
 # PIP_ARGS is passed to pip install, for example to use another index.
 
 FROM python:3.11-slim-bookworm AS build

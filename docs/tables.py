@@ -16,9 +16,9 @@ from pathlib import Path
 from evalmode import errors
 from evalmode.errors import RequestError
 from evalmode.limits import Limits
+from evalmode.options import Option, list_options
 from serving.config import LogConfig, ServeConfig
 from serving.engine.memory import MAX_DEFAULT_BYTES
-from serving.options import Option, list_options
 from serving.services.metrics import METRICS
 from serving.services.models import LOADERS
 from serving.services.status import CODES, INTERNAL_REASON, RETRY_AFTER_S, reason_of
@@ -152,8 +152,8 @@ def describe_default(option: Option) -> str:
 
 def describe_values(option: Option) -> str:
     """Describe the values that an option takes."""
-    if "choices" in option.rules:
-        return ", ".join(option.rules["choices"])
+    if option.choices:
+        return ", ".join(option.choices)
     low, high = option.rules.get("minimum"), option.rules.get("maximum")
     if low is not None:
         return f"{low} to {high}" if high is not None else f"at least {low}"
@@ -175,6 +175,7 @@ REMEDIES: dict[type[RequestError], str] = {
     errors.ModelInvalid: "Run `evalmode check` on the file, export it again, or run `evalmode rollback`.",
     errors.ControlDisabled: "Publish into the repository, or start with `--enable-control --control-tokens FILE`.",
     errors.NotServed: "None: the method is not supported.",
+    errors.MethodUnknown: "The client calls another service or another version of it. The log has the method at debug.",
     errors.ServiceUnknown: 'Correct the service in the client\'s health check: `""`, `NAME` or `NAME/VERSION`.',
     errors.ImageNeedsTooMuchMemory: "Raise `--max-decode-bytes` if memory allows, or send a smaller image.",
     errors.MessageInvalid: "The client must send the message type of the method; see the contracts in `protos/`.",

@@ -25,28 +25,42 @@ if TYPE_CHECKING:
     from evalmode.certification.verdicts import Verdict
     from evalmode.certification.verdicts import check_file as check
     from evalmode.client import AsyncClient, CallFailed, Client
-    from evalmode.errors import EvalmodeError
+    from evalmode.errors import EvalmodeError, ProofFailed, UsageError
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
+    from evalmode.runtime.model import Model
     from evalmode.workflow import export, train
     from serving.embedded import serve, start_server
     from serving.server import Server
     from training.callbacks import Callbacks
+    from training.errors import DataError, ExportRefused, TrainingDiverged
+    from training.interrupts import TrainingStopped
+    from training.publish import Artifact
+    from training.run import Run
 
 __version__ = "0.2.0"
 __all__ = [
+    "Artifact",
     "AsyncClient",
     "CallFailed",
     "Callbacks",
     "ClassifierOptions",
     "Client",
     "Comparison",
+    "DataError",
     "EvalmodeError",
+    "ExportRefused",
     "Limits",
+    "Model",
     "Prediction",
     "Preprocessing",
+    "ProofFailed",
+    "Run",
     "Server",
+    "TrainingDiverged",
+    "TrainingStopped",
+    "UsageError",
     "Verdict",
     "certify",
     "certify_tensors",
@@ -61,17 +75,26 @@ __all__ = [
 
 # Name -> the module that holds it and its name there, and the extra that it needs.
 _SOURCES = {
+    "Artifact": ("training.publish:Artifact", "serve,train"),
     "AsyncClient": ("evalmode.client:AsyncClient", ""),
     "CallFailed": ("evalmode.client:CallFailed", ""),
     "Callbacks": ("training.callbacks:Callbacks", ""),
     "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
     "Client": ("evalmode.client:Client", ""),
     "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
+    "DataError": ("training.errors:DataError", ""),
     "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
+    "ExportRefused": ("training.errors:ExportRefused", ""),
     "Limits": ("evalmode.limits:Limits", ""),
+    "Model": ("evalmode.runtime.model:Model", "serve"),
     "Prediction": ("evalmode.prediction:Prediction", ""),
     "Preprocessing": ("evalmode.certification.preprocessing:Preprocessing", "serve"),
+    "ProofFailed": ("evalmode.errors:ProofFailed", ""),
+    "Run": ("training.run:Run", "serve,train"),
     "Server": ("serving.server:Server", "serve"),
+    "TrainingDiverged": ("training.errors:TrainingDiverged", ""),
+    "TrainingStopped": ("training.interrupts:TrainingStopped", ""),
+    "UsageError": ("evalmode.errors:UsageError", ""),
     "Verdict": ("evalmode.certification.verdicts:Verdict", "serve"),
     "certify": ("evalmode.certification.foreign:certify_classifier", "serve"),
     "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
@@ -83,6 +106,8 @@ _SOURCES = {
     "start_server": ("serving.embedded:start_server", "serve"),
     "train": ("evalmode.workflow:train", "serve,train"),
 }
+# Modules that import torch, which training sets up while it is imported.
+_TORCH_MODULES = ("training.publish", "training.run")
 
 
 def __getattr__(name: str) -> Any:
@@ -94,6 +119,8 @@ def __getattr__(name: str) -> Any:
     source, extra = _SOURCES[name]
     module, _, attribute = source.partition(":")
     try:
+        if module in _TORCH_MODULES:
+            import_own("training.torch_runtime").import_torch()
         value = getattr(import_own(module), attribute)
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").partition(".")[0] in (__name__, "serving", "training"):

@@ -10,6 +10,9 @@ UTF8_MODE = ("-X", "utf8")
 def main() -> None:
     """The entry point of the console script. An interrupt during the imports is handled, too."""
     try:
+        import signal
+
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # evalmode quickstart blocks it until here
         if sys.getfilesystemencoding() != "utf-8" and tuple(sys.orig_argv[1:3]) != UTF8_MODE:
             _start_again()
         from evalmode.own_packages import prefer_own_packages

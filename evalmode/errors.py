@@ -33,6 +33,7 @@
         ├── ControlForbidden
         ├── ControlDisabled
         ├── NotServed
+        ├── MethodUnknown
         ├── ServiceUnknown
         ├── ModelUnspecified
         ├── ModelNotFound
@@ -243,6 +244,10 @@ class ControlDisabled(RequestError):
 
 class NotServed(RequestError):
     """The server does not support this call of the protocol: shared memory, tracing, log settings."""
+
+
+class MethodUnknown(RequestError):
+    """The server has no such service or method."""
 
 
 class ServiceUnknown(RequestError):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
-from evalmode.errors import UsageError
+from evalmode.options import convert_fields, option
 
 MIB = 1024 * 1024
 LARGEST_BATCH = 64  # inputs: certificates cover batches up to this size
 
 
 def _limit(default: int, minimum: int, maximum: int, what: str, beyond: str) -> int:
-    text = {"minimum": minimum, "maximum": maximum, "what": what, "beyond": beyond}
-    return field(default=default, metadata=text)
+    limit: int = option(default, what, minimum=minimum, maximum=maximum, beyond=beyond)
+    return limit
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Limits:
     happens when the limit is exceeded).
 
     Raises:
-        UsageError: A value is outside its range.
+        UsageError: A value has another type, or is outside its range.
     """
 
     # 178,956,970 pixels is the limit above which Pillow refuses an image as a decompression bomb.
@@ -75,10 +75,7 @@ class Limits:
     )
 
     def __post_init__(self) -> None:
-        for limit in fields(self):
-            value, low, high = getattr(self, limit.name), limit.metadata["minimum"], limit.metadata["maximum"]
-            if not low <= value <= high:
-                raise UsageError(f"--{limit.name.replace('_', '-')} {value} is outside {low}..{high}")
+        convert_fields(self)
 
 
 OWN_IMAGES = Limits(max_image_bytes=2**31 - 1, max_image_pixels=178_956_970)  # for local files instead of requests

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from evalmode.options import make_config
 from evalmode.own_packages import import_own
 
 if TYPE_CHECKING:
@@ -35,16 +36,17 @@ def train(
         The run: its result and its weights.
 
     Raises:
+        UsageError: An option is unknown or its value is invalid.
         EvalmodeError: The data, the network or the folder cannot be used, or the training diverged; the classes are
             those of ``training.pipeline.train``.
     """
     import_own("training.pipeline")
-    from evalmode.cli.display import show_progress
+    from evalmode.display import show_progress
     from training import pipeline
     from training.options import TrainOptions
 
     with show_progress(callbacks) as shown:
-        return pipeline.train(data, out, TrainOptions(**options), shown)
+        return pipeline.train(data, out, make_config(TrainOptions, options, "a training"), shown)
 
 
 def export(
@@ -73,13 +75,14 @@ def export(
         The published artifact, with its path and digest.
 
     Raises:
+        UsageError: An option is unknown or its value is invalid.
         EvalmodeError: The run cannot be used, or a check failed and nothing was published; the classes are those of
             ``training.pipeline.export``.
     """
     import_own("training.pipeline")
-    from evalmode.cli.display import show_progress
+    from evalmode.display import show_progress
     from training import pipeline
     from training.options import ExportOptions
 
     with show_progress(callbacks) as shown:
-        return pipeline.export(run, repository, name, ExportOptions(**options), shown)
+        return pipeline.export(run, repository, name, make_config(ExportOptions, options, "an export"), shown)

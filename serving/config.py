@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
+from evalmode.options import check_names, convert_fields, option
 from evalmode.runtime.provider import CHOICES
 from serving.engine.memory import choose_request_bytes
-from serving.options import convert_fields, list_options, option
-from serving.transports.addresses import METRICS_PORT, UNIX, check_address, is_loopback
+from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find_metrics_host, is_loopback
 
 log = logging.getLogger("serving")
 
 MAX_PORT = 65535
+VARIABLE_PREFIX = "EVALMODE_SERVE_"  # of the environment variables of the options: EVALMODE_SERVE_PORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +47,19 @@ class ServeConfig:
     provider: str = option("cpu", "execution provider; auto: cuda if it is available", choices=CHOICES)
     allow_uncertified: bool = option(False, "serve files without a certificate, one input at a time")
     allow_nonfinite: bool = option(False, "accept NaN and infinity in floating-point inputs")
-    tls_cert: Path | None = field(
-        default=None, metadata={"what": "PEM file: the server certificate, then the intermediate certificates"}
+    tls_cert: Path | None = option(
+        None, "PEM file: the server certificate, then the intermediate certificates", path="file"
     )
-    tls_key: Path | None = field(default=None, metadata={"what": "PEM file: the private key of --tls-cert"})
-    tls_client_ca: Path | None = field(
-        default=None, metadata={"what": "PEM file: require client certificates issued by one of these authorities"}
+    tls_key: Path | None = option(None, "PEM file: the private key of --tls-cert", path="file")
+    tls_client_ca: Path | None = option(
+        None, "PEM file: require client certificates issued by one of these authorities", path="file"
     )
-    tokens: Path | None = field(
-        default=None,
-        metadata={"what": "file of bearer tokens, one per line with an optional expiry; each call must send one"},
+    tokens: Path | None = option(
+        None, "file of bearer tokens, one per line with an optional expiry; each call must send one", path="file"
     )
     enable_control: bool = option(False, "allow clients to load and unload models; needs --control-tokens")
-    control_tokens: Path | None = field(
-        default=None,
-        metadata={"what": "file of bearer tokens that allow loading and unloading models, and predictions"},
+    control_tokens: Path | None = option(
+        None, "file of bearer tokens that allow loading and unloading models, and predictions", path="file"
     )
     no_reflection: bool = option(False, "disable server reflection")
     model: tuple[str, ...] = option(
@@ -106,16 +104,11 @@ class ServeConfig:
             UsageError: An option is unknown, ``repository`` is missing, a value is invalid, or options do not fit
                 together.
         """
-        known = {one.name: one for one in list_options(cls)}
-        for name in options:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                meant = f": did you mean {near[0]!r}?" if near else ""
-                raise UsageError(f"a server has no option {name!r}{meant}")
+        check_names(cls, options, "a server")
         if "repository" not in options:
             raise UsageError("a server needs the option 'repository'")
         bounds = {limit.name for limit in fields(Limits)}
-        limits = Limits(**{name: known[name].convert(value) for name, value in options.items() if name in bounds})
+        limits = Limits(**{name: value for name, value in options.items() if name in bounds})
         if "max_request_bytes" not in options:
             limits = _fit_requests(limits)
         return cls(**{name: value for name, value in options.items() if name not in bounds}, limits=limits)
@@ -132,7 +125,7 @@ class ServeConfig:
     @property
     def metrics_host(self) -> str:
         """The interface that metrics listen on: loopback if gRPC listens on a Unix socket."""
-        return "127.0.0.1" if self.host.startswith(UNIX) else self.host
+        return find_metrics_host(self.host)
 
     def check_addresses(self) -> None:
         """Check that the addresses can be bound, before anything is loaded.

@@ -25,7 +25,8 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
 
     It blocks until Ctrl-C or, in the main thread, SIGTERM. Then it drains like the command ``evalmode serve``: the
     health status becomes NOT_SERVING, requests are answered for ``lame_duck`` more seconds, and requests in flight for
-    up to ``grace`` seconds. A second Ctrl-C raises KeyboardInterrupt at once.
+    up to ``grace`` seconds. A second Ctrl-C raises KeyboardInterrupt at once. When the server is ready, the models and
+    their ports are printed on standard output, as the command prints them.
 
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
@@ -44,7 +45,7 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
         except KeyboardInterrupt:  # nothing to drain
             return
         try:
-            log.info("answering requests at %s", server.address)
+            print(server.describe(), flush=True)
             server.wait()
         except KeyboardInterrupt:
             pass

@@ -34,7 +34,7 @@ ONLY_IN = {
     "grpc_reflection": ("serving.transports",),
     "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
     "click": ("evalmode.cli",),
-    "rich": ("evalmode.cli",),
+    "rich": ("evalmode.cli", "evalmode.display"),
 }
 
 
@@ -73,6 +73,23 @@ def test_modules_import_only_packages_that_the_table_allows(module: str) -> None
     }
     # `evalmode` itself holds the version. A package may import its sub-packages, and its siblings in training.
     assert "*" in allowed or imported - {package, "evalmode", *allowed, *inside(package)} == set()
+
+
+def test_only_the_command_imports_the_command_line() -> None:
+    users = {name for name, path in MODULES.items() if is_in_imports("evalmode.cli", path)}
+    assert {name for name in users if not is_in(name, ["evalmode.cli"])} == {"evalmode.__main__"}
+
+
+def imports_of_package(package: str) -> set[str]:
+    """The packages of the table that the modules of a package import."""
+    modules = (path for name, path in MODULES.items() if package_of(name) == package)
+    names = {name for path in modules for name in imports_of(path)}
+    return {package_of(name) for name in names if is_in(name, ["evalmode", "serving", "training"])}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_import_that_the_table_allows_is_used(package: str) -> None:
+    assert set(PACKAGES[package]["imports"]) - {"*"} - imports_of_package(package) == set()
 
 
 def inside(package: str) -> set[str]:

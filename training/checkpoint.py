@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evalmode.files import write_atomically
 from training.errors import NetworkError, RunError
-from training.tensors import save_tensors
+from training.tensors import describe_difference, save_tensors
 
 KEPT = 2
 NETWORK = "network."
@@ -172,24 +172,19 @@ def load_checkpoint(
         weights = {name.removeprefix(NETWORK): tensors.pop(name) for name in list(tensors) if name.startswith(NETWORK)}
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    _check_same_network(path, weights, network)
-    states = [_collect_state(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+    if difference := describe_difference(network, weights):
+        raise NetworkError(f"{path} cannot be loaded: {difference}, or choose another --out")
+    try:
+        states = [_collect_state(tensors, number, optimizer) for number, optimizer in enumerate(optimizers)]
+    except IndexError as error:
+        raise NetworkError(
+            f"{path} cannot be loaded: other weights were trained, or in another order. Use the code that the run was "
+            "trained with, or choose another --out"
+        ) from error
     network.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.state.update(state)
     return TrainingState(epoch, best, backed_off)
-
-
-def _check_same_network(path: Path, weights: dict[str, Tensor], network: nn.Module) -> None:
-    saved = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
-    present = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-    if present != saved:
-        name, shape = min(present ^ saved)
-        raise NetworkError(
-            f"{path} is of another network: {name} {shape} is only in the "
-            f"{'present network' if (name, shape) in present else 'checkpoint'}. Resume with the code that the run was "
-            "trained with, or choose another --out"
-        )
 
 
 def _collect_state(
@@ -198,6 +193,9 @@ def _collect_state(
     """Collect the state of an optimizer by weight.
 
     Tensors get the memory layout of their weights, since the order of a sum, and so its rounding, depends on it.
+
+    Raises:
+        IndexError: The optimizer has no weights of that number and shape.
     """
     every = [weights for group in optimizer.param_groups for weights in group["params"]]
     state: dict[Tensor, dict[str, Tensor]] = {weights: {} for weights in every}
@@ -206,5 +204,7 @@ def _collect_state(
         if owner == str(number):
             weights = every[int(index)]
             alike = tensor.shape == weights.shape
+            if not alike and tensor.ndim:  # a scalar is a number of steps
+                raise IndexError(index)
             state[weights][key] = torch.empty_like(weights, requires_grad=False).copy_(tensor) if alike else tensor
     return {weights: values for weights, values in state.items() if values}

@@ -7,6 +7,7 @@
     ├── RunError               a run folder is missing, in use or damaged: exit 2
     ├── NetworkError           a network does not exist or cannot be used: exit 2
     ├── TorchUnusable          torch is installed but cannot be imported: exit 2
+    ├── CommandKilled          a signal ended a command of the quickstart: exit 2
     ├── TrainingDiverged       a loss, gradient, weight or statistic is NaN or infinite: exit 1
     └── ExportRefused          a check of the export failed, nothing was published: exit 1
         ├── LabelsReordered    the data have other labels than the run, or another order
@@ -34,6 +35,10 @@ class NetworkError(EvalmodeError):
 
 class TorchUnusable(EvalmodeError):
     """torch is installed but cannot be imported."""
+
+
+class CommandKilled(EvalmodeError):
+    """A signal other than an interrupt ended a command of the quickstart."""
 
 
 class TrainingDiverged(EvalmodeError):

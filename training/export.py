@@ -30,7 +30,8 @@ from training.agreement import Agreement, check_fold, expect_answers, measure_ag
 from training.datasets import Dataset
 from training.errors import LabelsReordered
 from training.evaluation import predict_logits, split_evaluation
-from training.onnx_export import Deployed, Mirrored, export_graph
+from training.networks import explain_errors
+from training.onnx_export import Deployed, Mirrored, export_network
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 from training.temperature import choose_temperature
@@ -60,12 +61,14 @@ class _Network:
     """A network with exact batch norm statistics, in eval mode on the CPU, and its data set.
 
     Attributes:
+        name: Its name, for messages.
         module: The network.
         moved: Names of the batch norm layers whose statistics training changed.
         dataset: The data set that it was trained on.
         shape: (height, width, channels) of the images.
     """
 
+    name: str
     module: nn.Module
     moved: list[str]
     dataset: Dataset
@@ -105,15 +108,19 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         ExportRefused: The data have other labels, or a check against torch fails.
         ProofFailed: A check of the certificate fails.
         RunError: The run has no usable weights.
+        NetworkError: The code of the network fails, or has changed since the training.
     """
     if run.config.labels != dataset.labels:
         raise LabelsReordered(
             f"the run was trained on the labels {', '.join(run.config.labels)}, the data has "
             f"{', '.join(dataset.labels)}: expected the same, in the same order"
         )
-    network = _Network(_load_network(run, dataset, mirrored), _list_moved(run, mirrored), dataset, run.config.shape)
-    temperature, reason = choose_temperature(predict_logits(network.module, dataset.val), dataset.val.targets)
-    checked = _export_checked(network, temperature)
+    name = run.config.recipe.network
+    with explain_errors(name, "at export"):
+        module = _load_network(run, dataset, mirrored)
+        network = _Network(name, module, _list_moved(run, mirrored), dataset, run.config.shape)
+        temperature, reason = choose_temperature(predict_logits(module, dataset.val), dataset.val.targets)
+        checked = _export_checked(network, temperature)
     recipe = asdict(run.config.recipe)
     properties = {
         "network": recipe.pop("network"),
@@ -134,7 +141,7 @@ def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
     """Export a network, fold its batch norms, and check the graph against torch on all test images."""
     test = network.dataset.test
     expected = expect_answers(network.module, test)
-    unfolded, outputs = export_graph(Deployed(network.module, temperature), network.shape)
+    unfolded, outputs = export_network(network.name, Deployed(network.module, temperature), network.shape)
     check_graph(unfolded)
     folded, norms = fold_norms(unfolded)
     norms = [replace(norm, name=norm.name.removeprefix("network.")) for norm in norms]
@@ -211,12 +218,10 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
 
 def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:
     """Load the best weights of a run with exact batch norm statistics, in eval mode."""
-    network = run.config.build_network()
-    if run.has_weights(EXACT) and not mirrored:
-        run.load_weights(network, EXACT)
-        network.eval()
+    exact = run.has_weights(EXACT) and not mirrored
+    network = run.load_network(EXACT if exact else BEST)
+    if exact:
         return network
-    run.load_weights(network)
     network = Mirrored(network) if mirrored else network
     # The layers of a mirrored network have both views as their input.
     recompute_statistics(network, dataset.train, moved=_list_moved(run, mirrored))

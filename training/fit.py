@@ -18,7 +18,7 @@ from training.evaluation import evaluate
 from training.interrupts import TrainingStopped, delay_interrupts
 from training.loading import load_data
 from training.loop import Execution, check_ranks, choose_device, prepare_network, train
-from training.networks import NETWORKS, count_multiply_adds
+from training.networks import NETWORKS, count_multiply_adds, explain, explain_errors
 from training.options import TrainOptions
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
@@ -61,11 +61,15 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         recipe = choose_recipe(options.network, dataset, **_list_overrides(options))
         check_ranks(ranks, recipe, dataset)
         config = RunConfig.of(dataset, options.image_size, options.skip_unreadable, recipe, options.limits)
-        network = _build_network(config, dataset, ranks, callbacks).to(device)
-        callbacks.on_network(_summarise(network, config, ranks))
+        network = _build_network(config, dataset, ranks, callbacks)
+        with explain_errors(recipe.network, f"on {device.type}"):
+            network = network.to(device)
+            summary = _summarise(network, config, ranks)
+        callbacks.on_network(summary)
         run = _open_run(out, config, options.resume, ranks)
         try:
-            fit_run(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
+            with explain_errors(recipe.network, "in training"):
+                fit_run(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
         except KeyboardInterrupt as error:
             raise TrainingStopped(f"stopped; the best weights so far are in {out}") from error
         if options.report and ranks.is_first:
@@ -178,7 +182,10 @@ def _open_events(folder: Path, callbacks: Callbacks) -> AbstractContextManager[S
     """Open the event file of TensorBoard, if tensorboard is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except ModuleNotFoundError:
+        return nullcontext()
+    except Exception as error:  # tensorboard of an incompatible build, or for another version of protobuf
+        callbacks.on_warning(f"no events for TensorBoard, which is installed but cannot be imported: {explain(error)}")
         return nullcontext()
     try:
         return SummaryWriter(folder)
@@ -219,12 +226,14 @@ def write_run_report(run: Run, dataset: Dataset, callbacks: Callbacks) -> Path:
         Path of the report.
 
     Raises:
-        RunError: The run has no usable weights.
+        RunError: The run has no usable weights, or no epoch is complete.
+        NetworkError: The code of the network fails, or has changed since the training.
     """
     from training.report.page import write_report  # it imports matplotlib, which takes seconds
 
-    network = run.config.build_network()  # a new one: the memory layout of the trained one would change the last digits
-    run.load_weights(network, EXACT if run.has_weights(EXACT) else BEST)
-    path = write_report(run, network, dataset)
+    # A new network: the memory layout of the trained one would change the last digits.
+    network = run.load_network(EXACT if run.has_weights(EXACT) else BEST)
+    with explain_errors(run.config.recipe.network, "in the report"):
+        path = write_report(run, network, dataset)
     callbacks.on_report(path)
     return path

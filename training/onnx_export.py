@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import onnx
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.onnx import OnnxExporterError
 
 from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
-from training.errors import ModuleInTrainMode
-from training.networks import scale_pixels
+from training.errors import ModuleInTrainMode, NetworkError
+from training.networks import explain, list_causes, scale_pixels
 
 OPSET = 20
 
@@ -95,6 +99,41 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
     onnxscript.optimizer.remove_unused_nodes(program.model)
     graph = program.model_proto
     return graph, dict(_list_outputs(graph))
+
+
+def export_network(
+    name: str, deployed: Deployed, shape: tuple[int, int, int]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Export a network as ``export_graph`` does, and describe an error of the exporter in one line.
+
+    Args:
+        name: The name of the network, for messages.
+        deployed: The network, in eval mode; it is moved to the CPU.
+        shape: (height, width, channels) of the images.
+
+    Returns:
+        The graph, and for each layer of the network the name of its output tensor in the graph.
+
+    Raises:
+        ModuleInTrainMode: A module of the network is in train mode.
+        NetworkError: The exporter cannot export it.
+    """
+    try:
+        return export_graph(deployed, shape)
+    except OnnxExporterError as error:
+        raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
+
+
+def _explain_export(error: OnnxExporterError) -> str:
+    """Describe an error of the exporter in one line: the operator, or the place in the user's code."""
+    cause = list(list_causes(error))[-1]
+    if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+        return f"ONNX has no counterpart of its operator {found[1]}; replace the layer that calls it"
+    places = re.findall(r'File "([^"]+)", line (\d+), in', str(cause))
+    if isinstance(cause, GuardOnDataDependentSymNode):
+        where = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
+        return f"its code branches on the values of a tensor{where}; a graph has no branches, use torch.where"
+    return explain(cause)
 
 
 @contextmanager

@@ -1,49 +1,41 @@
 """The options of training, export and report.
 
 The command line and the Python API use the same dataclasses: a field gives the flag, its range, its default and its
-help text. This module imports no other package, so that ``--help`` works in the bare install.
+help text. This module imports no other library, so that ``--help`` works in the bare install.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from evalmode.errors import UsageError
 from evalmode.limits import OWN_IMAGES, Limits
+from evalmode.options import convert_fields, option
 
 BY_NETWORK = "the network's own"  # shown as the default of the values that a recipe decides
 MAX_SIDE = 99_999  # pixels
-BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
 DATA = {"what": "present place of the data of the run, if they were moved"}
 CACHE = {
     "what": "folder for published data sets, as CACHE/NAME/<files>; missing files are downloaded into it",
     "shown": "the user's cache folder for evalmode",
+    "path": "folder",
 }
-
-
-def _option(default: Any, what: str, **rules: Any) -> Any:
-    """Define an option.
-
-    Args:
-        default: Value if the user gives none.
-        what: Help text.
-        **rules: ``minimum`` and ``maximum`` of the range, ``above`` and ``below`` for bounds that are excluded, and
-            ``shown`` for a default that is not shown as it is.
-
-    Returns:
-        The dataclass field.
-    """
-    return field(default=default, metadata={"what": what, **rules})
 
 
 def _image_limit(name: str) -> Any:
     """Define an option with the range and the help text of a limit."""
     limit = next(one for one in fields(Limits) if one.name == name).metadata
     what = f"{limit['what']}; a larger one is an error"
-    return _option(getattr(OWN_IMAGES, name), what, minimum=limit["minimum"], maximum=limit["maximum"])
+    return option(getattr(OWN_IMAGES, name), what, minimum=limit["minimum"], maximum=limit["maximum"])
+
+
+def _is_size(value: Any) -> bool:
+    """Check that a value is (height, width) in pixels."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(type(side) is int and 0 < side <= MAX_SIDE for side in value)
 
 
 @dataclass(frozen=True)
@@ -76,48 +68,46 @@ class TrainOptions:
         cache: Folder for published data sets; None for the cache folder of the user.
 
     Raises:
-        UsageError: A value is unknown or outside its range.
+        UsageError: A value is unknown, has another type, or is outside its range.
     """
 
-    network: str = _option("compact", "a network such as compact or reference, or your own as package.module:function")
-    width: float = _option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
-    image_size: tuple[int, int] | None = _option(
+    network: str = option("compact", "a network such as compact or reference, or your own as package.module:function")
+    width: float = option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
+    image_size: tuple[int, int] | None = option(
         None, "resize every image to this size; without it, all images must have one size"
     )
-    epochs: int | None = _option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
-    batch_size: int | None = _option(None, "images in a training step", minimum=2, shown=BY_NETWORK)
-    learning_rate: float | None = _option(None, "peak learning rate", above=0, maximum=1e30, shown=BY_NETWORK)
-    weight_decay: float | None = _option(None, "decoupled weight decay", minimum=0, shown=BY_NETWORK)
-    dropout: float | None = _option(None, "share of units dropped", minimum=0, below=1, shown=BY_NETWORK)
-    label_smoothing: float | None = _option(
+    epochs: int | None = option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
+    batch_size: int | None = option(None, "images in a training step", minimum=2, shown=BY_NETWORK)
+    learning_rate: float | None = option(None, "peak learning rate", above=0, maximum=1e30, shown=BY_NETWORK)
+    weight_decay: float | None = option(None, "decoupled weight decay", minimum=0, shown=BY_NETWORK)
+    dropout: float | None = option(None, "share of units dropped", minimum=0, below=1, shown=BY_NETWORK)
+    label_smoothing: float | None = option(
         None, "share of the target spread over all labels", minimum=0, below=1, shown=BY_NETWORK
     )
-    mirror: bool | None = _option(
+    mirror: bool | None = option(
         None,
         "train on mirrored images, too; not for labels that differ only by left and right",
         shown=f"{BY_NETWORK}, never for characters",
     )
-    shift: int | None = _option(None, "largest shift of an image in pixels", minimum=0, shown=BY_NETWORK)
-    balance: bool = _option(False, "weight the loss so that rare labels count as much as frequent ones")
-    skip_unreadable: bool = _option(False, "leave out files that cannot be read; without it, they are an error")
-    on_nonfinite: Literal["stop", "backoff"] = _option(
+    shift: int | None = option(None, "largest shift of an image in pixels", minimum=0, shown=BY_NETWORK)
+    balance: bool = option(False, "weight the loss so that rare labels count as much as frequent ones")
+    skip_unreadable: bool = option(False, "leave out files that cannot be read; without it, they are an error")
+    on_nonfinite: Literal["stop", "backoff"] = option(
         "stop", "if a loss or gradient is NaN or infinite: stop, or halve the learning rate, at most three times"
     )
-    resume: bool = _option(False, "continue the run in --out after its last complete epoch")
-    seed: int = _option(0, "seed of every random draw", minimum=0, maximum=2**32 - 1)
-    device: Literal["cpu", "cuda", "auto"] = _option("auto", "device to train on")
-    report: bool = _option(True, "write report.html at the end")
+    resume: bool = option(False, "continue the run in --out after its last complete epoch")
+    seed: int = option(0, "seed of every random draw", minimum=0, maximum=2**32 - 1)
+    device: Literal["cpu", "cuda", "auto"] = option("auto", "device to train on")
+    report: bool = option(True, "write report.html at the end")
     max_image_bytes: int = _image_limit("max_image_bytes")
     max_image_pixels: int = _image_limit("max_image_pixels")
     cache: Path | None = field(default=None, metadata=CACHE)
 
     def __post_init__(self) -> None:
-        _check(self)
         size: Any = self.image_size
-        if size is not None and not (
-            isinstance(size, tuple) and len(size) == 2 and all(type(one) is int and 0 < one <= MAX_SIDE for one in size)
-        ):
+        if size is not None and not _is_size(size):
             raise UsageError(f"image_size {size!r} is not (height, width) in pixels, each from 1 to {MAX_SIDE}")
+        convert_fields(self)
 
     @property
     def limits(self) -> Limits:
@@ -137,19 +127,19 @@ class ExportOptions:
         cache: Folder for published data sets; None for the cache folder of the user.
 
     Raises:
-        UsageError: A value is unknown.
+        UsageError: A value is unknown, or has another type.
     """
 
-    mirrored: bool = _option(False, "answer with the mean over the image and its mirror image: twice the cost")
-    golden: Literal["validation", "synthetic"] = _option(
+    mirrored: bool = option(False, "answer with the mean over the image and its mirror image: twice the cost")
+    golden: Literal["validation", "synthetic"] = option(
         "validation", "images kept in the file as its proof: validation images, or synthetic ones for private data"
     )
-    quantize: Literal["int8"] | None = _option(None, "also publish NAME-int8, if it is faster and as accurate")
+    quantize: Literal["int8"] | None = option(None, "also publish NAME-int8, if it is faster and as accurate")
     data: str | None = field(default=None, metadata=DATA)
     cache: Path | None = field(default=None, metadata=CACHE)
 
     def __post_init__(self) -> None:
-        _check(self)
+        convert_fields(self)
 
 
 @dataclass(frozen=True)
@@ -159,42 +149,13 @@ class ReportOptions:
     Attributes:
         data: Present place of the data of the run, if they were moved; None if they were not.
         cache: Folder for published data sets; None for the cache folder of the user.
+
+    Raises:
+        UsageError: A value has another type.
     """
 
     data: str | None = field(default=None, metadata=DATA)
     cache: Path | None = field(default=None, metadata=CACHE)
 
-
-def list_choices(annotation: Any) -> tuple[str, ...]:
-    """List the values that an option may have.
-
-    Args:
-        annotation: Type of the option, such as ``Literal["cpu", "cuda"]`` or a union with None.
-
-    Returns:
-        The values; empty if the type is no ``Literal``.
-    """
-    types = [annotation, *get_args(annotation)]
-    return next((get_args(one) for one in types if get_origin(one) is Literal), ())
-
-
-def _check(options: TrainOptions | ExportOptions) -> None:
-    hints = get_type_hints(type(options))
-    for one in fields(options):
-        value, rules, choices = getattr(options, one.name), one.metadata, list_choices(hints[one.name])
-        if value is None:
-            continue
-        if choices and value not in choices:
-            raise UsageError(f"{one.name} {value!r} is unknown: choose {' or '.join(choices)}")
-        if rules.keys() & BOUNDS.keys() and not _is_inside(value, rules):
-            allowed = ", ".join(f"{words} {rules[name]:,}" for name, words in BOUNDS.items() if name in rules)
-            raise UsageError(f"{one.name} {value} is out of range: {allowed}")
-
-
-def _is_inside(value: float, rules: Mapping[str, Any]) -> bool:
-    """Check a value against the bounds of its option; NaN is outside of all."""
-    return (
-        rules.get("minimum", value) <= value <= rules.get("maximum", value)
-        and ("above" not in rules or value > rules["above"])
-        and ("below" not in rules or value < rules["below"])
-    )
+    def __post_init__(self) -> None:
+        convert_fields(self)

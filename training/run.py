@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from evalmode.files import naming, write_atomically
 from evalmode.images.pixels import PixelContract
 from training.errors import RunError
+from training.networks import check_network, explain, explain_errors
 from training.recipe import Recipe
 from training.run_config import RunConfig
-from training.tensors import save_tensors
+from training.tensors import describe_difference, save_tensors
 
 if TYPE_CHECKING:
     from training.publish import Artifact
@@ -125,8 +126,11 @@ class Run:
             )
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: str | PathLike[str]) -> Run:
         """Open an existing run.
+
+        Example:
+            ``evalmode.Run.open("run").read_result().test_accuracy``
 
         Args:
             folder: Path of the run folder.
@@ -137,6 +141,7 @@ class Run:
         Raises:
             RunError: The folder holds no run, or one of another format version.
         """
+        folder = Path(folder)
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:
@@ -175,10 +180,32 @@ class Run:
         Raises:
             RunError: The file is missing or damaged, or holds the weights of another network.
         """
+        weights = self.read_weights(which)
         try:
-            network.load_state_dict(self.read_weights(which))
+            network.load_state_dict(weights)
         except RuntimeError as error:
-            raise RunError(f"{self._weights(which)} cannot be loaded: {' '.join(str(error).split())}") from error
+            reason = describe_difference(network, weights) or explain(error)
+            raise RunError(f"{self._weights(which)} cannot be loaded: {reason}") from error
+
+    def load_network(self, which: str = BEST) -> nn.Module:
+        """Build the network of this run again, and load saved weights.
+
+        Args:
+            which: ``BEST``, ``INITIAL`` or ``EXACT``.
+
+        Returns:
+            The network, on the CPU and in eval mode.
+
+        Raises:
+            RunError: The file is missing or damaged, or holds the weights of another network.
+            NetworkError: The code of the network cannot be imported, fails, or does not return logits.
+        """
+        config = self.config
+        network = config.build_network()
+        with explain_errors(config.recipe.network, "when it loads its weights"):
+            self.load_weights(network, which)
+        check_network(config.recipe.network, network, config.shape, len(config.labels))
+        return network
 
     def read_statistics(self, which: str) -> dict[str, Tensor]:
         """Read the moving means and variances of batch norm layers from saved weights, by name.

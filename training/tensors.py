@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def save_tensors(tensors: dict[str, Tensor]) -> bytes:
@@ -16,3 +18,24 @@ def save_tensors(tensors: dict[str, Tensor]) -> bytes:
         separate[name] = own.clone() if address in addresses else own
         addresses.add(address)
     return safetensors.torch.save(separate)
+
+
+def describe_difference(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Describe why saved weights do not fit a network, by names and shapes.
+
+    Args:
+        network: The network that the weights are loaded into.
+        weights: The saved weights and buffers, by name.
+
+    Returns:
+        A sentence; "" if they fit.
+    """
+    saved = {(name, tuple(tensor.shape)) for name, tensor in weights.items()}
+    present = {(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    if present == saved:
+        return ""
+    name, shape = min(present ^ saved)
+    where = "present network" if (name, shape) in present else "file"
+    return (
+        f"it is of another network: {name} {shape} is only in the {where}. Use the code that the run was trained with"
+    )

@@ -1,22 +1,18 @@
-"""Try a network of the user before the first epoch, so that errors appear within seconds, even those of the export."""
+"""Test a user's network before the first epoch, so that all errors, even those of the export, appear within seconds."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import onnxscript.optimizer
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
-from torch.onnx import OnnxExporterError
 
 from evalmode.artifact.tensors import scale_tolerance
 from evalmode.certification.certify import check_graph, strip
@@ -29,9 +25,9 @@ from training.agreement import MAX_LOGIT_TOLERANCE
 from training.datasets import Split
 from training.errors import NetworkError
 from training.evaluation import evaluate
-from training.networks import check_logits, explain, lay_out, list_causes, scale_pixels
+from training.networks import check_logits, explain, lay_out, scale_pixels
 from training.observe import observe_layers
-from training.onnx_export import Deployed, export_graph
+from training.onnx_export import Deployed, export_network
 from training.statistics import list_moved, recompute_statistics, sample_statistics
 from training.tensors import save_tensors
 from training.untouched import untouched
@@ -189,24 +185,9 @@ def _try_epoch_end(name: str, network: nn.Module, split: Split, before: dict[str
     network.load_state_dict(after)
 
 
-def _explain_export(error: OnnxExporterError) -> str:
-    """Describe an error of the exporter in one line: the operator, or the place in the user's code."""
-    cause = list(list_causes(error))[-1]
-    if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
-        return f"its operator {found[1]} has no counterpart there; replace the layer that calls it"
-    places = re.findall(r'File "([^"]+)", line (\d+), in', str(cause))
-    if isinstance(cause, GuardOnDataDependentSymNode):
-        where = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
-        return f"its code branches on the values of a tensor{where}; a graph has no branches, use torch.where"
-    return explain(cause)
-
-
 def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -> None:
     """Export as ``export_run`` does, without the parts that need trained weights."""
-    try:
-        unfolded, _ = export_graph(Deployed(network), images.shape[1:])
-    except OnnxExporterError as error:
-        raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
+    unfolded, _ = export_network(name, Deployed(network), images.shape[1:])
     try:
         check_graph(unfolded)
     except TrainMode as error:
@@ -218,7 +199,7 @@ def _try_export(name: str, network: nn.Module, images: Pixels, logits: Tensor) -
         if not layers:
             raise
         raise NetworkError(
-            f"{name} cannot be exported to ONNX: it has no counterpart of {_name_some(layers)} with moving statistics; "
+            f"{name} cannot be exported: ONNX has no counterpart of {_name_some(layers)} with moving statistics; "
             "set track_running_stats=False"
         ) from error
     graph = strip(onnxscript.optimizer.optimize(fold_norms(unfolded)[0]))

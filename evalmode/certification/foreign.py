@@ -60,7 +60,7 @@ def certify_classifier(
         file: An ONNX file.
         images: A folder of labelled images, ``<label>/<image>``.
         labels: K labels in the order of the network's output, or a text file of them, one a line.
-        preprocessing: What the network expects to be done to pixels.
+        preprocessing: The preprocessing that the network expects.
         options: How it is certified.
         on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
@@ -71,6 +71,8 @@ def certify_classifier(
         UsageError: The file, a folder or an option cannot be used.
         ProofFailed: The network did not pass a check.
     """
+    if not isinstance(preprocessing, Preprocessing):
+        raise UsageError(f"preprocessing is {preprocessing!r}: expected a Preprocessing, such as Preprocessing((0, 1))")
     file = Path(file)
     graph = read_network(file)
     check_loads(graph, file)
@@ -173,6 +175,9 @@ def _takes_bytes(graph: onnx.ModelProto) -> bool:
 def _read_labels(labels: FilePath | Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str | PathLike):
         return read_labels(Path(labels))
+    labels = list(labels)
+    if other := [label for label in labels if not isinstance(label, str)]:
+        raise UsageError(f"labels contain {other[0]!r}: expected strings")
     names = tuple(unicodedata.normalize("NFC", label) for label in labels)
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"labels {', '.join(names)}: expected at least 2, each once")

@@ -13,6 +13,7 @@ from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+IN_PYTHON = "(in Python: ClassifierOptions(size=...))"
 IMAGE_TYPES = (*FLOATS, TensorProto.UINT8)  # element types that pixels can be cast to
 
 
@@ -72,7 +73,7 @@ def read_input(graph: onnx.ModelProto, size: tuple[int, ...], runs: Runs) -> Ima
         raise UsageError(
             f"{takes}: this does not say how many channels images have. "
             + (
-                f"It runs on {these}: choose with --size HxWxC"
+                f"It runs on {these}: choose with --size HxWxC {IN_PYTHON}"
                 if these
                 else "It does not run on images of "
                 f"{'x'.join(map(str, _find_size(sides, size, takes)))} with 1 or 3 channels: check --size"
@@ -96,7 +97,8 @@ def _read_rows(length: int, size: tuple[int, ...], takes: str) -> PixelContract:
     """The images of a network that takes each as one row of values; a length of 0 is any."""
     if not size or (length and length % (size[0] * size[1])):
         raise UsageError(
-            f"{takes}, rows of {length or 'any number of'} values: give the size of the images with --size HxW"
+            f"{takes}, rows of {length or 'any number of'} values: give the size of the images with --size HxW "
+            f"{IN_PYTHON}"
         )
     channels = size[2] if len(size) == 3 else max(1, length // (size[0] * size[1]))
     _check_channels(channels, takes)
@@ -125,7 +127,7 @@ def _find_size(sides: list[int], size: tuple[int, ...], takes: str) -> tuple[int
     )
     if not size:
         if not (height and width):
-            raise UsageError(f"{takes}, images of any size: choose one with --size HxW")
+            raise UsageError(f"{takes}, images of any size: choose one with --size HxW {IN_PYTHON}")
         return height, width
     if (height or size[0], width or size[1]) != size[:2]:
         raise UsageError(f"the network takes images of {height}x{width}, --size says {size[0]}x{size[1]}")

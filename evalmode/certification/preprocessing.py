@@ -1,8 +1,11 @@
-"""What a user states about another tool's image classifier."""
+"""The preprocessing of another tool's image classifier, and the options to certify it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 
 from evalmode.certification.wrap import Transform
 from evalmode.errors import UsageError
@@ -11,20 +14,20 @@ from evalmode.limits import Limits
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects to be done to a pixel x: ``(x / 255 * (high - low) + low - mean) / std``.
+    """The preprocessing that a network expects of a pixel x: ``(x / 255 * (high - low) + low - mean) / std``.
 
     Example:
-        ImageNet's, as torchvision has it:
+        ImageNet's, as in torchvision:
         ``Preprocessing((0, 1), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))``
 
     Attributes:
-        scale: (low, high), the values that 0 and 255 become.
-        mean: Subtracted then: one value, or one for each channel in the order that the network expects.
-        std: Divided by then, likewise; above 0.
+        scale: (low, high): maps pixels 0 and 255 to these values, before ``mean`` and ``std``.
+        mean: Subtracts a mean after scaling: one value, or one for each channel in the order that the network expects.
+        std: Divides by a standard deviation after that, above 0: one value, or one for each channel.
         bgr: Whether the network expects the channels in the order blue, green, red.
 
     Raises:
-        UsageError: ``scale`` is not a range, or a ``std`` is not above 0.
+        UsageError: ``scale`` is not a range, a ``std`` is not above 0, or a value is not a sequence of numbers.
     """
 
     scale: tuple[float, ...]
@@ -33,22 +36,22 @@ class Preprocessing:
     bgr: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scale", "mean", "std"):  # a list is as good as a tuple
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("scale", "mean", "std"):
+            object.__setattr__(self, name, _read_numbers(name, getattr(self, name)))
         if len(self.scale) != 2 or self.scale[0] >= self.scale[1]:
             raise UsageError(f"--scale {_show(self.scale)} is not LOW,HIGH such as -1,1")
         if min(self.std) <= 0:
             raise UsageError(f"--std {_show(self.std)}: expected numbers above 0")
 
     def to_transform(self, channels: int, takes_bytes: bool) -> Transform:
-        """The scale and shift of each channel.
+        """Compute the scale and shift of each channel.
 
         Args:
             channels: The number of channels of the network's images, 1 or 3.
             takes_bytes: Whether the network takes uint8.
 
         Returns:
-            What is done to pixels.
+            A scale and shift for all channels, or for each.
 
         Raises:
             UsageError: The preprocessing does not fit the network.
@@ -72,14 +75,15 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """How an image classifier is certified.
+    """Options to certify an image classifier.
 
     Attributes:
-        size: (height, width) or (height, width, channels) of the images where the network leaves them open, else ().
-        output: The name of the output with a value for each label if there are several such outputs, else "".
-        synthetic_golden: Whether golden images are synthetic, so that none of the user's images is in the artifact.
-        allow_guessing: Whether a network is certified that is no better than guessing.
-        limits: The largest image that is read.
+        size: (height, width) or (height, width, channels) of the images, if the network accepts several sizes; by
+            default () for those of the network.
+        output: The name of the output with a value for each label; may be "" if there is only one such output.
+        synthetic_golden: Draws synthetic golden images, so that the artifact contains none of the user's images.
+        allow_guessing: Certifies a network even if it is no better than guessing.
+        limits: Limits the size of the images that are read.
     """
 
     size: tuple[int, ...] = ()
@@ -87,6 +91,18 @@ class ClassifierOptions:
     synthetic_golden: bool = False
     allow_guessing: bool = False
     limits: Limits = field(default_factory=Limits)
+
+
+def _read_numbers(name: str, values: Iterable[object]) -> tuple[float, ...]:
+    """Convert a sequence of numbers to a tuple of floats, and refuse everything else."""
+    expected = "(low, high)" if name == "scale" else "one number for all channels, such as (0.5,), or one for each"
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise UsageError(f"{name} is {values!r}: expected a tuple: {expected}")
+    values = tuple(values)
+    numbers = tuple(float(one) if isinstance(one, Real) else math.nan for one in values)
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{name} is {values!r}: expected finite numbers: {expected}")
+    return numbers
 
 
 def _show(numbers: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Quantize an artifact to int8, and check that this makes it faster here at hardly any cost in accuracy."""
+"""Quantize an artifact to int8, and check on this machine that it is faster and hardly less accurate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUANTIZED = ["Conv", "Gemm", "MatMul", "MaxPool"]  # operators between them stay
 
 @dataclass(frozen=True)
 class Gain:
-    """What an int8 variant gains and costs.
+    """The speedup of an int8 variant, and its loss of accuracy.
 
     Attributes:
         speedup: Latency of the original divided by that of the variant, for a single image.
@@ -100,7 +100,7 @@ def measure_gain(old: Model, new: Model, pixels: Pixels, targets: Indices) -> Ga
         targets: The index of each image's label, int64 (N,).
 
     Returns:
-        What the variant gains and costs.
+        The speedup, the loss of accuracy, and the difference of the logits.
     """
     classifiers = old.as_classifier(), new.as_classifier()
     logits = [np.concatenate([model.classify(batch)[1] for batch in _cut(pixels)]) for model in classifiers]
@@ -114,10 +114,10 @@ def check_gain(gain: Gain) -> str:
     """Check that an int8 variant is worth publishing.
 
     Args:
-        gain: What it gains and costs.
+        gain: Its speedup, and its loss of accuracy.
 
     Returns:
-        The gain, in words.
+        The gain as text.
 
     Raises:
         NotWorthIt: It is too slow, loses too much accuracy, or its logits differ too much.

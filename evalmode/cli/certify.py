@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 REQUIRED = ("--images", "--labels", "--scale")  # for an image classifier
 
 
-def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Parse the size of images.
+def parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Parse the size of images, with the channels if they are named.
 
     Args:
         ctx: The command.
@@ -103,7 +103,7 @@ class CertifyOptions:
 @click.option("--bgr", is_flag=True, help="the network expects the channels in the order blue, green, red")
 @click.option(
     "--size",
-    callback=parse_size,
+    callback=parse_shape,
     metavar="HxW[xC]",
     help="size of the images where the network leaves it open, with the channels where these are open, too",
 )

@@ -1,63 +1,67 @@
-"""Options of a command from the fields of a frozen dataclass: flag, type, range, default and help text."""
+"""Options of a command from the fields of frozen dataclasses: flag, type, range, default and help text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import Field, fields
+from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 
-from training.options import list_choices
+from evalmode.cli.paths import ExistingPath
+from evalmode.options import Option, list_options
 
 Command = Callable[..., Any]
 
 
-def dataclass_options(kind: type) -> Callable[[Command], Command]:
-    """Give a command one option for each field of a dataclass.
+def dataclass_options(*kinds: type) -> Callable[[Command], Command]:
+    """Give a command one option for each option that dataclasses declare.
 
     Args:
-        kind: The dataclass. The metadata of a field are those of `training.options`.
+        kinds: The dataclasses, see `evalmode.options`.
 
     Returns:
         A decorator. The command gets the values by the names of the fields.
     """
-    hints = get_type_hints(kind)
 
     def decorate(command: Command) -> Command:
-        for one in reversed(fields(kind)):
-            command = _make_option(one, hints[one.name])(command)
+        for one in reversed(list_options(*kinds)):
+            command = _make_option(one)(command)
         return command
 
     return decorate
 
 
-def _make_option(one: Field[Any], hint: Any) -> Callable[[Command], Command]:
-    rules, flag = one.metadata, "--" + one.name.replace("_", "-")
-    settings: dict[str, Any] = {"default": one.default, "help": rules["what"]}
-    if "shown" in rules:
-        settings["show_default"] = rules["shown"]
-    kinds = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
-    if bool in kinds:
-        off = f"/--no-{flag[2:]}" if one.default is not False else ""
-        return click.option(flag + off, is_flag=True, **settings)
-    if any(get_origin(kind) is tuple for kind in kinds):
-        return click.option(flag, metavar="HxW", callback=parse_size, **settings)
-    return click.option(flag, type=_choose_type(hint, kinds, rules), **settings)
+def _make_option(option: Option) -> Callable[[Command], Command]:
+    settings: dict[str, Any] = {"help": option.help, "metavar": option.rules.get("metavar")}
+    settings |= {"required": True} if option.is_required else {"default": option.default}
+    if "shown" in option.rules:
+        settings["show_default"] = option.rules["shown"]
+    if option.kind is bool:
+        off = f"/--no-{option.flag[2:]}" if option.default is not False else ""
+        return click.option(option.flag + off, is_flag=True, **settings)
+    if option.is_repeatable:
+        return click.option(option.flag, multiple=True, **settings)
+    if option.kind is tuple:
+        return click.option(option.flag, callback=parse_size, **{**settings, "metavar": "HxW"})
+    return click.option(option.flag, type=_choose_type(option), **settings)
 
 
-def _choose_type(hint: Any, kinds: set[Any], rules: Mapping[str, Any]) -> click.ParamType[Any]:
-    if choices := list_choices(hint):
-        return click.Choice(choices)
+def _choose_type(option: Option) -> click.ParamType[Any]:
+    if option.choices:
+        return click.Choice(option.choices)
+    rules = option.rules
     bounds = {"min": rules.get("minimum", rules.get("above")), "max": rules.get("maximum", rules.get("below"))}
-    if int in kinds:
+    if option.kind is int:
         return click.IntRange(**bounds)
-    if float in kinds:
+    if option.kind is float:
         return click.FloatRange(**bounds, min_open="above" in rules, max_open="below" in rules)
-    return click.Path(file_okay=False, path_type=Path) if Path in kinds else click.STRING
+    if option.kind is not Path:
+        return click.STRING
+    if rules.get("path") == "file":
+        return ExistingPath(dir_okay=False, path_type=Path)
+    return click.Path(file_okay=rules.get("path") != "folder", path_type=Path)
 
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalmode.cli.dataclass_options import dataclass_options
-from evalmode.cli.display import Display
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.own_networks import search_working_directory
 from evalmode.cli.paths import ExistingPath
+from evalmode.display import Display
 from training import pipeline
 from training.options import ExportOptions
 from training.torch_runtime import import_torch
@@ -34,7 +34,7 @@ def export(run: Path, repository: Path, name: str, output: Output, **options: An
     """
     import_torch()
     search_working_directory()
-    display = Display(output)
+    display = Display(as_json=output.as_json, quiet=output.quiet)
     try:
         artifact = pipeline.export(run, repository, name, ExportOptions(**options), display.callbacks())
     finally:

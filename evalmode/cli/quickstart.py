@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import click
 
-from evalmode.cli.display import open_console
+from evalmode.display import open_console
+from training.errors import CommandKilled
 from training.torch_runtime import import_torch
 
 
@@ -46,18 +48,60 @@ def quickstart(out: Path, epochs: int, seed: int) -> None:
 def _command(*arguments: object, into: Path | None = None) -> None:
     """Show a command of evalmode and run it; its standard output may go into a file."""
     _show_command(arguments, f" > {into}" if into else "")
-    with into.open("w") if into else nullcontext() as output, _ignore_interrupts():
-        code = subprocess.run(_argv(arguments), stdout=output).returncode
+    with into.open("w") if into else nullcontext() as output, _ignore_interrupts() as interrupts:
+        code = _start(arguments, output).wait()
+    if interrupts and not code:  # the command had finished its work
+        raise KeyboardInterrupt
+    _check_code(arguments, code)
+
+
+def _start(arguments: tuple[object, ...], output: IO[str] | int | None) -> subprocess.Popen[str]:
+    """Start a command of evalmode, which blocks interrupts until it can report them.
+
+    Args:
+        arguments: The arguments of the command.
+        output: Its standard output, as of ``subprocess.Popen``.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        command = [sys.executable, "-m", "evalmode", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=output, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _check_code(arguments: tuple[object, ...], code: int) -> None:
+    """Exit as a command did that has failed.
+
+    Args:
+        arguments: The arguments of the command.
+        code: Its exit code; the negative number of the signal that ended it.
+
+    Raises:
+        CommandKilled: A signal ended the command.
+        KeyboardInterrupt: The signal was SIGINT.
+    """
+    if code == -signal.SIGINT:
+        raise KeyboardInterrupt
+    if code < 0:
+        raise CommandKilled(
+            f"evalmode {arguments[0]} was ended by {signal.Signals(-code).name}: was there too little memory?"
+        )
     if code:
         sys.exit(code)
 
 
 @contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C, which reaches the running command, too; its exit code ends the quickstart."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+def _ignore_interrupts() -> Iterator[list[int]]:
+    """Ignore Ctrl-C, which reaches the running command, too; its exit code ends the quickstart.
+
+    Yields:
+        A list that grows with each interrupt.
+    """
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -67,20 +111,23 @@ def _serving(models: Path) -> Iterator[str]:
     """Run a server while the block runs, and yield its address."""
     arguments = ("serve", "--repository", models, "--port", 0, "--no-metrics", "--lame-duck", 0)
     _show_command(arguments)
-    server = subprocess.Popen(_argv(arguments), stdout=subprocess.PIPE, text=True)
+    with _ignore_interrupts() as interrupts:
+        server = _start(arguments, subprocess.PIPE)
     assert server.stdout is not None
     try:
+        if interrupts:
+            raise KeyboardInterrupt
         ready = server.stdout.readline()
         if not ready:
-            sys.exit(server.wait())
+            _check_code(arguments, server.wait())
+            sys.exit(1)
         _print(ready.strip())
         yield "127.0.0.1:" + ready.split()[-1]
     finally:
         server.terminate()
         code = server.wait()
     _print(f"SIGTERM: the server drained and exited with {code}")
-    if code:
-        sys.exit(code)
+    _check_code(arguments, code)
 
 
 def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
@@ -89,10 +136,6 @@ def _show_command(arguments: tuple[object, ...], redirection: str = "") -> None:
 
 def _print(lines: str, style: str | None = None) -> None:
     open_console().print(lines, style=style)
-
-
-def _argv(arguments: tuple[object, ...]) -> list[str]:
-    return [sys.executable, "-m", "evalmode", *map(str, arguments)]
 
 
 def _save_test_images(run: Path, folder: Path) -> list[Path]:

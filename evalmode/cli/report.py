@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from evalmode.cli.dataclass_options import dataclass_options
-from evalmode.cli.display import Display
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.own_networks import search_working_directory
 from evalmode.cli.paths import ExistingPath
+from evalmode.display import Display
 from training import pipeline
 from training.options import ReportOptions
 from training.torch_runtime import import_torch
@@ -25,7 +25,7 @@ def report(run: Path, output: Output, **options: Any) -> None:
     """Write RUN/report.html: what the network has learned, its mistakes, and the inputs of its layers."""
     import_torch()
     search_working_directory()
-    display = Display(output)
+    display = Display(as_json=output.as_json, quiet=output.quiet)
     try:
         path = pipeline.report(run, ReportOptions(**options), display.callbacks())
     finally:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from evalmode.cli.paths import ExistingPath
+from evalmode.cli.dataclass_options import dataclass_options
 from evalmode.errors import EvalmodeError
-from serving.config import LogConfig, ServeConfig
+from serving.config import VARIABLE_PREFIX, LogConfig, ServeConfig
 from serving.logs import set_up_log, shut_down_log
-from serving.options import Option, list_options
 from serving.process import run
 
 log = logging.getLogger("serving")
 
-LOG_FORMAT = next(option for option in list_options(LogConfig) if option.name == "log_format")
+LOG_FORMAT, LOG_FORMAT_VARIABLE = "--log-format", f"{VARIABLE_PREFIX}LOG_FORMAT"
 
 
 class _Serve(click.Command):
@@ -29,10 +27,10 @@ class _Serve(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        log_format = os.environ.get(LOG_FORMAT.variable, "")
+        log_format = os.environ.get(LOG_FORMAT_VARIABLE, "")
         for argument, following in zip(args, [*args[1:], ""], strict=False):
             option, _, value = argument.partition("=")
-            log_format = (value or following) if option == LOG_FORMAT.flag else log_format
+            log_format = (value or following) if option == LOG_FORMAT else log_format
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
@@ -46,37 +44,15 @@ class _Serve(click.Command):
         try:
             return super().invoke(ctx)
         except EvalmodeError as error:
-            if ctx.params[LOG_FORMAT.name] != "json":
+            if ctx.params["log_format"] != "json":
                 shut_down_log()  # so that the error is the last line
                 raise
             log.critical("%s", error)
             ctx.exit(error.exit_code)
 
 
-def _make_option(option: Option) -> click.Option:
-    """Make the command-line option of a field."""
-    low, high = option.rules.get("minimum"), option.rules.get("maximum")
-    kinds: dict[type, Any] = {
-        bool: click.BOOL,
-        int: click.IntRange(low, high),
-        float: click.FloatRange(low, high),
-        str: click.Choice(option.rules["choices"]) if "choices" in option.rules else click.STRING,
-        Path: click.Path(path_type=Path) if option.is_required else ExistingPath(dir_okay=False, path_type=Path),
-        tuple: click.STRING,
-    }
-    presence: dict[str, Any] = {"required": True} if option.is_required else {"default": option.default}
-    return click.Option(
-        [option.flag],
-        type=kinds[option.kind],
-        is_flag=option.kind is bool,
-        multiple=option.kind is tuple,
-        metavar=option.rules.get("metavar"),
-        help=option.help,
-        **presence,
-    )
-
-
-@click.command(cls=_Serve, params=list(map(_make_option, list_options(ServeConfig, LogConfig))))
+@click.command(cls=_Serve)
+@dataclass_options(ServeConfig, LogConfig)
 @click.pass_context
 def serve(context: click.Context, /, **options: Any) -> None:
     """Serve the newest version of every model in a repository over gRPC, and load new versions as they are published.

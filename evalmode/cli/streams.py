@@ -87,7 +87,7 @@ def _wrap(raw: io.FileIO, old: TextIO | None) -> TextIO:
         io.BufferedWriter(raw),
         encoding=kept.encoding if kept else "utf-8",
         errors=_ANY_TEXT,
-        line_buffering=kept is None or kept.line_buffering,
+        line_buffering=kept is None or kept.line_buffering or kept.write_through,  # write_through ends at the buffer
         write_through=kept is not None and kept.write_through,
     )
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalmode.cli.dataclass_options import dataclass_options
-from evalmode.cli.display import Display
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.own_networks import search_working_directory
+from evalmode.display import Display
 from training import pipeline
 from training.interrupts import TrainingStopped
 from training.options import TrainOptions
@@ -38,7 +38,7 @@ def train(data: str, out: Path, output: Output, **options: Any) -> None:
     """
     import_torch()
     search_working_directory()
-    display = Display(output)
+    display = Display(as_json=output.as_json, quiet=output.quiet)
     try:
         pipeline.train(data, out, TrainOptions(**options), display.callbacks())
     except TrainingStopped:

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 MIB = 1024 * 1024
 EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which any client can send
 SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
-PACE_BYTES_PER_S = 100 * MIB  # smaller images that arrive later may overtake a large one for its size divided by this
+PACE_BYTES_PER_S = (
+    100 * MIB
+)  # a large image is overtaken only by smaller ones that arrive within its size divided by this
 
 # Memory for decoding in addition to the decoder's own, measured by benchmarks/decode_cost.py.
 BASE_BYTES = MIB
@@ -69,7 +71,9 @@ class _ExifLog:
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + EXIF_PAUSE_S
-            log.warning("the EXIF block of an image is damaged: it is treated as upright; logged at most once a minute")
+            log.warning(
+                "the EXIF block of an image is damaged: the image is treated as upright; logged at most once a minute"
+            )
 
 
 _exif_log = _ExifLog()
@@ -95,10 +99,10 @@ def decode_requested(header: Header, contract: PixelContract) -> Pixels:
 
 @dataclass(order=True)
 class Turn:
-    """A task in a lane.
+    """A queued task.
 
     Attributes:
-        due: The time that orders the tasks, by ``time.monotonic``.
+        due: The task with the earliest time starts first, by ``time.monotonic``.
         number: The order of submission, for tasks with the same time.
         cost_bytes: The memory it needs.
         work: The task, which must not raise; None once it has started or was withdrawn.
@@ -161,7 +165,7 @@ class _Lane:
             try:
                 work()
             except BaseException:
-                log.exception("reading a request failed")
+                log.exception("decoding a request failed")
             with self._changed:
                 self._free_bytes += cost_bytes
                 self._changed.notify()
@@ -193,13 +197,14 @@ class _Lane:
 
 
 class DecodeBudget:
-    """Threads that decode images, and a limit on the memory for it.
+    """Threads that decode images, and a limit on the memory for decoding.
 
     Small images have threads of their own, so that they do not wait for large images.
 
     Args:
         slots: The number of threads for small images, and for large images.
-        max_bytes: The memory for all of them; 0: chosen from the available memory by ``choose_decode_bytes``.
+        max_bytes: The memory for all of them; 0 lets ``choose_decode_bytes`` choose it from the
+            available memory.
 
     Raises:
         ThreadsUnavailable: The system cannot start enough threads.

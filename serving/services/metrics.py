@@ -28,7 +28,8 @@ TIMES = {  # metric -> its name in InferStatistics
     "evalmode_inference_seconds": "compute_infer",
     "evalmode_request_seconds": "success",
 }
-FAULT = (INTERNAL_REASON, INTERNAL_REASON)  # exported from 0 on: Prometheus sees no increase to a series' first value
+# Exported as 0 from the start, because Prometheus counts no increase when a series first appears.
+FAULT = (INTERNAL_REASON, INTERNAL_REASON)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 VERSION = ("model", "version")
 OTHERS = "(other)"  # stands for all labels without a counter of their own
@@ -59,8 +60,8 @@ METRICS = {
     "evalmode_predictions_total": Metric(
         "counter",
         (*VERSION, "label"),
-        "Number of inputs, by predicted label. A label is exported once it has been predicted. The label "
-        f"{OTHERS} counts all labels beyond the first --label-metrics that were predicted.",
+        "Number of inputs, by predicted label. A label appears after its first prediction. The label "
+        f"{OTHERS} counts predictions of labels after the first N distinct ones (N is --label-metrics).",
     ),
     "evalmode_decode_seconds": Metric(
         "histogram", VERSION, "Time to parse an answered request and decode its images, in seconds."
@@ -98,8 +99,8 @@ METRICS = {
     "evalmode_input_drift": Metric(
         "gauge",
         (*VERSION, "moment", "channel"),
-        f"Difference between the last {WINDOW} images and the training images, in standard errors. Exported once "
-        f"{MIN_IMAGES} images have arrived.",
+        f"Difference between the last {WINDOW} images and the training images, in standard errors. Exported after "
+        f"{MIN_IMAGES} images.",
     ),
     "evalmode_input_drifted": Metric(
         "gauge",
@@ -127,7 +128,7 @@ class Metrics:
         self._labels = labels
 
     def collect(self) -> Iterator[Any]:
-        """Every metric with its current values."""
+        """Yield every metric with its current values."""
         families = {name: FAMILIES[one.kind](name, one.help, labels=one.labels) for name, one in METRICS.items()}
         families["evalmode_info"].add_metric((evalmode.__version__,), 1)
         load = self._load()

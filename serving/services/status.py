@@ -19,6 +19,7 @@ CODES: dict[type[RequestError], str] = {
     errors.ModelInvalid: "FAILED_PRECONDITION",
     errors.ControlDisabled: "UNIMPLEMENTED",
     errors.NotServed: "UNIMPLEMENTED",
+    errors.MethodUnknown: "UNIMPLEMENTED",
     errors.InputMissing: "INVALID_ARGUMENT",
     errors.ImagesNotTaken: "INVALID_ARGUMENT",
     errors.ImageEmpty: "INVALID_ARGUMENT",

@@ -50,6 +50,11 @@ def find_local(address: str, port: int) -> str:
     return join_address("127.0.0.1" if host in ALL_INTERFACES else host, port)
 
 
+def find_metrics_host(host: str) -> str:
+    """Return the host of the metrics of a server with this ``--host``: loopback if that is a Unix socket."""
+    return "127.0.0.1" if host.startswith(UNIX) else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether only clients on this machine reach a server with this ``--host``."""
     if host.startswith(UNIX) or host == "localhost":

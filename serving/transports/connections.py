@@ -45,6 +45,7 @@ class Connections:
     Args:
         address: The address that the server listens on: a TCP port, or the path of a Unix socket.
         limit: The number of open connections. Beyond it, the connections that have been silent for longest are closed.
+            On a Unix socket, where that is unknown, the newest connections are closed.
         max_unfinished_bytes: The bytes of unfinished messages over all connections. Beyond it, the connections with the
             most are closed.
         find_calls: Returns how many bytes the messages that have not arrived yet may hold, by connection, and the
@@ -74,6 +75,8 @@ class Connections:
         self._refused: Counter[str] = Counter()  # the same for calls; written by one thread, without the lock
         self._excused: dict[str, float] = {}  # by connection, until when
         self._seen: dict[str, Seen] = {}
+        self._accepted: list[int] = []  # inodes of the connections of a Unix socket, the oldest first
+        self._closed: set[int] = set()  # those of them that were closed, but not yet by the transport
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -146,6 +149,9 @@ class Connections:
         """
         with_calls = self._find_calls()[1] if self._find_calls else ()  # some calls end before the second look
         delivered, refused, excused = self._take_counts()
+        if isinstance(self._address, str):
+            self._close_newest()
+            return False
         behind = self._is_behind()
         answered = self._take_answer()
         with find_connections(self._address) as connections:
@@ -209,6 +215,18 @@ class Connections:
         if excess > 0:
             for one in sorted(open_now.values(), key=measure_silence_ms)[-excess:]:
                 _close(one, f"{len(open_now)} connections are open, the limit is {self._limit}")
+
+    def _close_newest(self) -> None:
+        """Close the connections of a Unix socket beyond the limit on their number, the newest."""
+        with find_connections(self._address) as connections:
+            open_now = {os.fstat(one.fileno()).st_ino: one for one in connections}
+            self._accepted = [number for number in self._accepted if number in open_now]
+            self._accepted += sorted(open_now.keys() - self._accepted)
+            self._closed &= open_now.keys()
+            kept = [number for number in self._accepted if number not in self._closed]
+            for number in kept[self._limit :]:
+                _close(open_now[number], f"{len(kept)} connections are open, the limit is {self._limit}")
+                self._closed.add(number)
 
     def _close_unfinished(self, open_now: Mapping[str, socket.socket]) -> int:
         """Close connections until the rest hold few enough bytes of unfinished messages; return how many that are."""

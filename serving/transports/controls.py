@@ -1,4 +1,4 @@
-"""Calls that neither infer nor check health: their handlers may block, so they run in threads."""
+"""Runs the handlers of management calls (metadata, repository) in threads, because they may block."""
 
 from __future__ import annotations
 

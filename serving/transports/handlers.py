@@ -21,7 +21,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from evalmode.errors import MessageTooLarge, RequestError, ServerLeaving, StreamsFull, WatchesFull
+from evalmode.errors import MessageTooLarge, MethodUnknown, RequestError, ServerLeaving, StreamsFull, WatchesFull
 from serving.services.backend import Backend
 from serving.services.inference import QUICK_BYTES, Service, Unparsed, Work
 from serving.services.open_inference import OpenInference
@@ -38,6 +38,7 @@ from serving.transports.receiving import Receiver
 from serving.transports.refusals import refuse
 
 NO_REPLY = b""  # a handler returns it for a call that has ended with a status; grpc ignores it
+MAX_PATH_CHARACTERS = 200  # of an unknown method in the error message
 HOPELESS_S = 0.002  # if the deadline of a request is closer than this, a refusal would arrive too late
 LATE_S = 0.02  # grpc ends a call at most this long before its deadline by this process's clock
 
@@ -205,10 +206,9 @@ class Handlers:
             async def answer(messages: object, context: Context) -> bytes:
                 try:
                     self._check(context, path)
+                    raise self._count(context, _method_unknown(path))
                 except RequestError as error:
                     await refuse_call(context, error)
-                else:
-                    await abort_call(context, grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
                 return NO_REPLY
 
             return grpc.stream_unary_rpc_method_handler(answer)
@@ -375,6 +375,12 @@ class _Unknown(grpc.GenericRpcHandler):  # type: ignore[misc]
 def make_leaving() -> ServerLeaving:
     """The error of requests that arrive while the server is shutting down."""
     return ServerLeaving("the server is shutting down: call another server")
+
+
+def _method_unknown(path: str) -> MethodUnknown:
+    """The error of calls of unknown methods. Clients may send a path of any length, so it is shortened."""
+    shown = repr(path if len(path) <= MAX_PATH_CHARACTERS else path[: MAX_PATH_CHARACTERS - 1] + "…")
+    return MethodUnknown(f"there is no method {shown}: check the service, its version and the method")
 
 
 def find_authorization(metadata: Any) -> str:

@@ -31,8 +31,8 @@ class MetricsServer:
 
     Args:
         metrics: The metrics for /metrics, which also serves the process metrics of prometheus_client.
-        is_ready: Whether the server is ready for requests, for /healthz.
-        liveness: Whether the server answers, for /livez.
+        is_ready: Returns whether the server is ready for requests, for /healthz.
+        liveness: Measures whether the server answers, for /livez.
         host: The host to listen on.
         port: The port; 0 chooses a free one.
 
@@ -67,7 +67,7 @@ class MetricsServer:
         self._thread.join()
 
     def _answer(self, path: str, accept: str) -> Response:
-        """The response to a request with a path and an ``Accept`` header."""
+        """Return the response to a request with a path and an ``Accept`` header."""
         match path.partition("?")[0]:
             case "/metrics":
                 encode, kind = choose_encoder(accept)
@@ -79,13 +79,13 @@ class MetricsServer:
             case "/livez" if self._liveness.is_alive():
                 return HTTPStatus.OK, TEXT, b"ok\n"
             case "/livez":
-                silent = f"no health check was answered for {self._liveness.silent_s():.0f} s\n"
+                silent = f"no health check has been answered for {self._liveness.silent_s():.0f} s\n"
                 return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
         return HTTPStatus.NOT_FOUND, TEXT, b"not found: use /metrics, /healthz or /livez\n"
 
 
 def _make_server(family: int, address: Any, answer: Callable[[str, str], Response]) -> ThreadingHTTPServer:
-    """An HTTP server that listens on an address and answers with ``answer``."""
+    """Make an HTTP server that listens on an address and answers with ``answer``."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = REQUEST_S

@@ -85,8 +85,14 @@ def name_peer(connection: socket.socket) -> str:
 def reset(connection: socket.socket) -> None:
     """Reset a connection at once. ``shutdown`` would let the transport read data that still arrives.
 
+    A Unix socket cannot be reset. It is shut down in both directions.
+
     Source: connect(2): connecting to an address of the family AF_UNSPEC dissolves the association.
     """
+    if connection.family == socket.AF_UNIX:
+        with suppress(OSError):  # the peer may have disconnected
+            connection.shutdown(socket.SHUT_RDWR)
+        return
     _LIBC.connect(connection.fileno(), _UNSPECIFIED, len(_UNSPECIFIED))
 
 

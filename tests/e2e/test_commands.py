@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import make_damaged
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from benchmarks.damage import make_damaged
 from evalmode import __version__
 from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS
@@ -95,7 +95,7 @@ BROKEN = {  # failures of installed packages: a missing library, an incompatible
 IMPORTING = [
     (command, package) for command in ("check", "compare", "certify", "predict", "serve") for package in BROKEN
 ]
-IMPORTING += [("bench", package) for package in BROKEN if package != "onnx"]  # it reads no ONNX file itself
+IMPORTING += [("bench", package) for package in BROKEN if package != "onnx"]  # bench does not import onnx
 
 
 @pytest.mark.parametrize(("command", "package"), IMPORTING)

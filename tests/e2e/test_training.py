@@ -20,6 +20,7 @@ from evalmode.artifact.manifest import DIGEST
 from evalmode.runtime.loading import load_model
 from tests.conftest import encode, plain
 
+ROOT = Path(__file__).parents[2]
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 
 USER_NETWORK = """
@@ -163,6 +164,54 @@ def test_files_in_the_working_directory_hide_no_library_from_the_console_script(
     ):
         done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+
+
+def test_packages_that_are_not_needed_may_be_broken(arrays: Path, evalmode: Evalmode, tmp_path: Path) -> None:
+    """A torchvision of another build, and a tensorboard for another protobuf."""
+    for name, code in (
+        ("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')"),
+        ("tensorboard", "raise TypeError('Descriptors cannot be created directly')"),
+    ):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "__init__.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'broken'}:{ROOT}"}
+    done = evalmode("train", arrays, "--out", "run", "--epochs", 1, "--no-report", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "no events for TensorBoard, which is installed but cannot be imported" in done.stdout
+    assert "TypeError: Descriptors cannot be created directly" in done.stdout
+    done = evalmode("export", "run", "--repository", "models", "--name", "x", cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_users_network_that_changed_is_one_line_at_export_and_report(
+    arrays: Path, evalmode: Evalmode, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(USER_NETWORK)
+    done = evalmode("train", arrays, "--out", "run", "--epochs", 1, "--network", "mine:build", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    changes = {
+        USER_NETWORK.replace(
+            "return", "raise KeyError('x')\n    return"
+        ): "fails when it builds the network: KeyError: 'x'",
+        USER_NETWORK.replace(
+            "channels * height", "2 * channels * height"
+        ): "best.safetensors cannot be loaded: it is of another",
+        "": "No module named 'mine'",
+    }
+    for code, message in changes.items():
+        (tmp_path / "mine.py").unlink()
+        if code:
+            (tmp_path / "mine.py").write_text(code)
+        else:
+            (tmp_path / "mine.py").symlink_to("nowhere")
+        for command in (("export", "run", "--repository", "models", "--name", "x"), ("report", "run")):
+            done = evalmode(*command, cwd=tmp_path)
+            assert done.returncode == 2
+            assert message.replace("best", "exact") in done.stderr
+            assert done.stderr.startswith("evalmode: ")
+            assert done.stderr.count("\n") == 1
+        assert not list((tmp_path / "models").rglob("*.onnx"))
+        assert list((tmp_path / "models").rglob("*")) == []
 
 
 def test_unreadable_images_are_listed_and_skipped_only_with_the_option(tmp_path: Path, evalmode: Evalmode) -> None:

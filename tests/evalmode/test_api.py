@@ -1,10 +1,11 @@
-"""What ``import evalmode`` offers: every public name, imported when it is used, and what it does."""
+"""The public API of ``import evalmode``: every name is imported on first use and works."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,12 +18,15 @@ from evalmode.certification.preprocessing import ClassifierOptions, Preprocessin
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 
-BARE = {"AsyncClient", "CallFailed", "Client", "EvalmodeError", "Limits", "Prediction"}  # need no extra
+BARE = {  # need no extra
+    *("AsyncClient", "CallFailed", "Client", "DataError", "EvalmodeError", "ExportRefused", "Limits", "Prediction"),
+    *("ProofFailed", "TrainingDiverged", "TrainingStopped", "UsageError"),
+}
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Six images of noise in each of three colours, in folders of labels."""
+    """Six images of noise in each of three colours, in a folder per label."""
     rng = np.random.default_rng(0)
     for channel, label in enumerate(COLOURS):
         (tmp_path / "images" / label).mkdir(parents=True)
@@ -50,18 +54,18 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(evalmode, name).__doc__
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'evalmode' has no attribute 'tarin'"):
         _ = evalmode.tarin  # type: ignore[attr-defined]
 
 
-def test_importing_evalmode_imports_nothing_else() -> None:
+def test_importing_evalmode_imports_no_submodule() -> None:
     code = "import sys, evalmode; print([name for name in sys.modules if name.startswith('evalmode.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_the_bare_install_has_the_client_and_names_the_extra_of_the_rest() -> None:
+def test_the_bare_install_has_the_client_and_names_the_extra_of_other_functions() -> None:
     code = (
         "import sys\n"
         "for name in ('numpy', 'onnx', 'onnxruntime', 'PIL', 'torch'): sys.modules[name] = None\n"
@@ -75,8 +79,34 @@ def test_the_bare_install_has_the_client_and_names_the_extra_of_the_rest() -> No
     )
 
 
+@pytest.mark.parametrize("name", ["Artifact", "Run"])
+def test_names_that_import_torch_set_it_up_for_training(name: str) -> None:
+    code = (
+        "import os, sys, evalmode\n"
+        "from training import torch_runtime\n"
+        "seen = []\n"
+        "torch_runtime.import_torch = lambda: seen.append('torch' in sys.modules)\n"
+        f"evalmode.{name}\n"
+        "print(seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[False]\n", done.stderr
+
+
+def test_training_and_export_do_not_import_the_command_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['click'] = None\n"
+        "import evalmode\n"
+        "for call in (evalmode.train, evalmode.export):\n"
+        "    try: call('nowhere', 'run', *['name'] * (call is evalmode.export))\n"
+        "    except evalmode.EvalmodeError as error: print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["DataError", "RunError"], done.stderr
+
+
 class TestLoad:
-    def test_takes_an_artifact_or_a_folder_of_the_repository(self, tmp_path: Path) -> None:
+    def test_accepts_an_artifact_or_a_folder_of_the_repository(self, tmp_path: Path) -> None:
         repository = tmp_path / "models"
         for _ in range(2):
             path = publish(repository, "colours", colour_artifact())
@@ -88,12 +118,12 @@ class TestLoad:
         ]
         assert {model.predict(encode(plain("blue"))).label for model in loaded.values()} == {"blue"}
 
-    def test_takes_a_relative_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_accepts_a_relative_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = publish(tmp_path, "colours", colour_artifact()).parents[1]
         monkeypatch.chdir(folder)
         assert (evalmode.load(".").name, evalmode.load("1").version) == ("colours", "1")
 
-    def test_names_a_folder_without_an_artifact(self, tmp_path: Path) -> None:
+    def test_rejects_a_folder_without_an_artifact_by_name(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{tmp_path} holds no model.onnx and no version of a model"):
             evalmode.load(tmp_path)
         with pytest.raises(ArtifactInvalid, match=r"nowhere\.onnx"):
@@ -121,11 +151,11 @@ class TestCertify:
         assert {verdict.passed for verdict in evalmode.check(path)} == {True}
 
     def test_warns_of_files_that_are_not_images(self, network: Path, images: Path) -> None:
-        (images / "red" / "notes.txt").write_text("mine")
+        (images / "red" / "notes.txt").write_text("text")
         with pytest.warns(UserWarning, match=r"left out 1 file that is not an image .*notes\.txt"):
             evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
 
-    def test_refuses_a_network_that_is_no_better_than_guessing(self, network: Path, images: Path) -> None:
+    def test_rejects_a_network_that_is_no_better_than_guessing(self, network: Path, images: Path) -> None:
         labels = COLOURS[1:] + COLOURS[:1]
         with pytest.raises(GoldenMismatch, match="no better than guessing among 3 labels"):
             evalmode.certify(network, images, labels, Preprocessing((0, 1)))
@@ -134,7 +164,7 @@ class TestCertify:
         assert certified.quality.accuracy == 0
 
     @pytest.mark.parametrize("labels", [["red"], ["red", "green", "red"]])
-    def test_refuses_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
+    def test_rejects_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
         with pytest.raises(UsageError, match="expected at least 2, each once"):
             evalmode.certify(network, images, labels, Preprocessing((0, 1)))
 
@@ -144,18 +174,37 @@ class TestCertify:
             ({"scale": (0, 1, 2)}, "--scale 0,1,2 is not LOW,HIGH"),
             ({"scale": (1, 0)}, "--scale 1,0 is not LOW,HIGH"),
             ({"scale": (0, 1), "std": (0.0,)}, "--std 0: expected numbers above 0"),
+            ({"scale": "0,1"}, r"scale is '0,1': expected a tuple: \(low, high\)"),
+            ({"scale": 1}, "scale is 1: expected a tuple"),
+            ({"scale": ("0", "1")}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, float("inf"))}, "scale is .*: expected finite numbers"),
+            ({"scale": (0, 1), "mean": 0.5}, r"mean is 0.5: expected a tuple: one number .* \(0\.5,\)"),
+            ({"scale": (0, 1), "std": ()}, r"std is \(\): expected finite numbers"),
         ],
     )
-    def test_refuses_preprocessing_that_cannot_be(self, options: dict[str, tuple[float, ...]], message: str) -> None:
+    def test_rejects_invalid_preprocessing(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            Preprocessing(**options)  # type: ignore[arg-type]
+            Preprocessing(**options)
 
-    def test_takes_lists_for_the_numbers_of_preprocessing(self) -> None:
-        lists = Preprocessing([0, 255], mean=[0.0], std=[1.0])  # type: ignore[arg-type]
-        assert lists == Preprocessing((0, 255))
-        assert lists.to_transform(3, takes_bytes=True).scale == (1.0,)
+    def test_accepts_lists_and_arrays_as_preprocessing(self) -> None:
+        expected = Preprocessing((0.0, 255.0), mean=(0.5,))
+        assert Preprocessing(np.array([0, 255]), [np.float32(0.5)]) == expected  # type: ignore[arg-type]
 
-    def test_takes_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
+    def test_rejects_arguments_of_another_type(self, network: Path, images: Path) -> None:
+        with pytest.raises(UsageError, match=r"preprocessing is \(0, 1\): expected a Preprocessing"):
+            evalmode.certify(network, images, COLOURS, (0, 1))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="labels contain 0: expected strings"):
+            evalmode.certify(network, images, [0, 1, 2], Preprocessing((0, 1)))  # type: ignore[list-item]
+
+    def test_names_the_python_option_for_a_missing_size(self, network: Path, images: Path) -> None:
+        graph = onnx.load(network)
+        for axis in (1, 2):
+            graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+        onnx.save(graph, network)
+        with pytest.raises(UsageError, match=r"--size HxW \(in Python: ClassifierOptions\(size=\.\.\.\)\)"):
+            evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
+
+    def test_accepts_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:
         samples = {"image": np.random.default_rng(0).random((100, 4, 4, 3), np.float32)}
         np.savez(tmp_path / "samples.npz", **samples)
         by_arrays = evalmode.certify_tensors(network, samples)
@@ -167,7 +216,7 @@ class TestCertify:
 
 
 class TestCompare:
-    def test_takes_artifacts_or_models(self, images: Path, tmp_path: Path) -> None:
+    def test_accepts_artifacts_or_models(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
         old.write_bytes(colour_artifact(("green", "red", "blue")))
         new.write_bytes(colour_artifact())
@@ -184,7 +233,7 @@ class TestCompare:
         assert by_folders.accuracies == (pytest.approx(1 / 3), 1.0)
         assert path.parent.name == "2"
 
-    def test_refuses_other_labels(self, images: Path, tmp_path: Path) -> None:
+    def test_rejects_models_with_different_labels(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))
         old.write_bytes(colour_artifact(("red", "green", "violet")))
         new.write_bytes(colour_artifact())

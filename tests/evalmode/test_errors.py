@@ -1,4 +1,4 @@
-"""The errors: the tree in the module's documentation is the tree of the classes."""
+"""The tree of errors in the documentation of the module is that of the classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evalmode.errors import EvalmodeError, RequestError, at_field
 
 
 def read_tree() -> dict[str, str]:
-    """The parent of each class in the documentation, by its indentation."""
+    """Return the parent of each class in the documentation, by its indentation."""
     parents: dict[str, str] = {}
     above: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").split("::\n\n")[1].split("\n\n")[0].splitlines():
@@ -33,7 +33,7 @@ def test_the_facts_of_an_error_are_text() -> None:
     assert EvalmodeError("too large", size_bytes=3, limit_bytes=2).facts == {"size_bytes": "3", "limit_bytes": "2"}
 
 
-def test_a_field_is_set_unless_the_error_has_one() -> None:
+def test_at_field_keeps_the_field_that_an_error_has() -> None:
     fields = []
     for error in (RequestError("wrong"), RequestError("wrong", field="inner")):
         try:

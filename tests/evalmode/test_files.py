@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and an error says which."""
+"""Files are written whole or not at all, and errors name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from evalmode.files import check_replaceable, check_writable, find_existing, write_atomically
 
 
-def test_a_file_is_replaced_and_keeps_its_old_content_until_then(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_other_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_atomically(path, "old")
     write_atomically(path, "new ü")
@@ -22,25 +22,23 @@ def test_a_file_is_replaced_and_keeps_its_old_content_until_then(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
-    """Files of this process may not grow beyond 100 bytes, as on a disk that is full."""
+def test_a_failed_write_keeps_the_old_file_and_names_it(tmp_path: Path) -> None:
+    """The process may not write files over 100 bytes, which simulates a full disk."""
     path = tmp_path / "page.html"
     path.write_text("old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        with pytest.raises(OSError, match=r"File too large: '.*page\.html'") as refused:
+        with pytest.raises(OSError, match=r"File too large: '.*page\.html'") as caught:
             write_atomically(path, "x" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (refused.value.errno, refused.value.filename) == (errno.EFBIG, str(path))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_is_interrupted_leaves_nothing_beside_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
@@ -50,12 +48,12 @@ def test_a_write_that_is_interrupted_leaves_nothing_beside_the_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
-    (tmp_path / "there").write_text("old")
-    (tmp_path / "link").symlink_to(tmp_path / "there")
+def test_links_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
     write_atomically(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "there").read_text() == "new"
+    assert (tmp_path / "target").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
     write_atomically(tmp_path / "pipe", "through")
@@ -72,7 +70,7 @@ WRITING = (
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr", "/dev/fd/1"])
-def test_standard_output_and_error_are_written_where_they_are_be_they_pipes_or_files(name: str, tmp_path: Path) -> None:
+def test_standard_output_and_error_are_written_in_order_to_pipes_and_files(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITING, name]
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         subprocess.run(command, stdout=out, stderr=err, check=True)
@@ -84,15 +82,15 @@ def test_standard_output_and_error_are_written_where_they_are_be_they_pipes_or_f
 
 
 @pytest.mark.parametrize(("reader", "read"), [("cat", "page\n"), ("true", "")])
-def test_a_pipe_of_the_shell_is_written_to_even_if_its_reader_leaves(reader: str, read: str) -> None:
-    """``--page >(cat)``."""
+def test_a_pipe_of_the_shell_is_written_to_even_if_its_reader_exits(reader: str, read: str) -> None:
+    """Process substitution, such as ``--page >(cat)``."""
     writing = WRITING.replace("path = ", "import time; time.sleep(0.2); path = ")
     command = f'exec 3>&1; "$0" -c "$1" >({reader} >&3) >/dev/null'
     done = subprocess.run(["bash", "-c", command, sys.executable, writing], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, read, "before\nafter\n")
 
 
-def test_a_place_for_one_file_is_tried_before_the_work_is_done(tmp_path: Path) -> None:
+def test_the_folder_of_a_file_is_checked_in_advance(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "page.html")
     os.mkfifo(tmp_path / "pipe")
     check_replaceable(tmp_path / "pipe")  # without waiting for a reader
@@ -102,12 +100,12 @@ def test_a_place_for_one_file_is_tried_before_the_work_is_done(tmp_path: Path) -
             check_replaceable(path)
 
 
-def test_a_name_that_is_not_utf8_can_stand_in_a_file(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
     write_atomically(tmp_path / "page.html", os.fsdecode(b"caf\xe9"))
     assert (tmp_path / "page.html").read_text("utf-8") == "caf\\udce9"
 
 
-def test_a_place_is_tried_before_the_work_is_done(tmp_path: Path) -> None:
+def test_a_folder_is_checked_in_advance(tmp_path: Path) -> None:
     check_writable(find_existing(tmp_path / "not" / "there"))
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file"):
@@ -117,8 +115,8 @@ def test_a_place_is_tried_before_the_work_is_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_another_package_that_is_missing_is_none_of_ours() -> None:
-    """No advice to install an extra of evalmode, which would not bring it."""
+def test_a_missing_package_of_another_project_is_reported_without_an_extra() -> None:
+    """An extra of evalmode would not install it."""
     code = (
         "import sys; from evalmode.cli import check\n"
         "def fail(*_, **__): import no_such_package\n"

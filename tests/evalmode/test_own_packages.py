@@ -1,4 +1,4 @@
-"""A folder `training` or `serving` of a user does not affect the command; an import that it breaks names the folder."""
+"""A folder `training` or `serving` of a user does not affect the command; a broken import names the folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project that has folders of both names."""
+    """A project with folders of both names."""
     for package in PACKAGES:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(HIDING)
@@ -48,14 +48,14 @@ def test_serve_is_not_affected(how: str, project: Path) -> None:
 
 @pytest.mark.parametrize("how", COMMANDS)
 def test_train_is_not_affected(how: str, project: Path) -> None:
-    """It finds ``--network module:function`` in the working directory, too."""
+    """The command finds ``--network module:function`` in the working directory, too."""
     (project / "networks.py").write_text("")
     done = run([*COMMANDS[how], "train", "digits", "--out", "run", "--network", "networks:build"], project)
     assert done.returncode == 2
     assert "--network networks:build cannot be imported: AttributeError" in done.stderr, done.stderr
 
 
-def test_a_project_on_the_path_does_not_affect_the_command_either(project: Path) -> None:
+def test_serve_is_not_affected_by_a_project_on_the_path(project: Path) -> None:
     done = run([SCRIPT, "serve", "--repository", "nowhere"], project, f"{project}:{ROOT}")
     assert done.stderr.startswith("evalmode: nowhere does not exist"), done.stderr
 
@@ -68,7 +68,7 @@ def test_torchrun_is_not_affected(project: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("as_file", [False, True], ids=["folder", "file"])
-def test_in_a_script_the_error_names_both(package: str, as_file: bool, tmp_path: Path) -> None:
+def test_an_import_in_a_script_fails_with_both_folders(package: str, as_file: bool, tmp_path: Path) -> None:
     hiding = tmp_path / (f"{package}.py" if as_file else package)
     if not as_file:
         hiding.mkdir()
@@ -84,7 +84,7 @@ def test_in_a_script_the_error_names_both(package: str, as_file: bool, tmp_path:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_one_that_was_imported_before_is_named_too(package: str, tmp_path: Path) -> None:
+def test_a_hiding_package_imported_earlier_is_named(package: str, tmp_path: Path) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("")
     (tmp_path / "script.py").write_text(

@@ -12,9 +12,9 @@ import pytest
 from evalmode.cli.serve import serve
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
-from serving.config import LogConfig, ServeConfig
+from evalmode.options import list_options
+from serving.config import VARIABLE_PREFIX, LogConfig, ServeConfig
 from serving.engine import memory
-from serving.options import list_options
 
 OPTIONS = list_options(ServeConfig, LogConfig)
 
@@ -34,9 +34,9 @@ def test_every_field_and_every_limit_is_an_option_of_the_command() -> None:
 def test_the_command_takes_each_option_from_its_environment_variable(option: Any) -> None:
     (parameter,) = (one for one in serve.params if one.name == option.name)
     context = click.Context(serve, info_name="serve", auto_envvar_prefix="EVALMODE_SERVE")
-    value = "1" if option.kind is bool else str(option.rules.get("minimum", option.rules.get("choices", ["x"])[0]))
+    value = "1" if option.kind is bool else str(option.rules.get("minimum", [*option.choices, "x"][0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(option.variable, value)
+        patch.setenv(f"{VARIABLE_PREFIX}{option.name.upper()}", value)
         assert parameter.value_from_envvar(context)
 
 
@@ -63,13 +63,15 @@ def test_the_default_limit_on_requests_fits_into_the_memory(
     [
         ({"porf": 1}, "a server has no option 'porf': did you mean 'port'?"),
         ({"log_format": "json"}, "a server has no option 'log_format'"),
-        ({"port": "8001"}, "--port '8001' is not of type int"),
-        ({"port": True}, "--port True is not of type int"),
-        ({"port": 65536}, "--port 65536 is outside 0..65535"),
-        ({"poll": 0.01}, "--poll 0.01 is outside 0.05.."),
-        ({"transport": "http"}, "--transport 'http' is not one of grpcio, native"),
-        ({"max_queue": 4097}, "--max-queue 4097 is outside 0..4096"),
-        ({"max_queue": "many"}, "--max-queue 'many' is not of type int"),
+        ({"port": "8001"}, "port '8001' is not of type int"),
+        ({"port": True}, "port True is not of type int"),
+        ({"port": 65536}, "port 65536 is out of range: at least 0, at most 65535"),
+        ({"poll": 0.01}, "poll 0.01 is out of range: at least 0.05"),
+        ({"transport": "http"}, "transport 'http' is unknown: choose grpcio or native"),
+        ({"max_queue": 4097}, "max_queue 4097 is out of range: at least 0, at most 4096"),
+        ({"max_queue": "many"}, "max_queue 'many' is not of type int"),
+        ({"model": 3}, "model 3 is not of type tuple"),
+        ({"model": [3]}, "model (3,) is not of type tuple"),
         ({"model": "cats"}, "--model 'cats': use NAME@VERSION, such as cats@3"),
         ({"port": 7000, "metrics_port": 7000}, "--port and --metrics-port are both 7000: choose two different ports"),
         ({"tls_cert": "cert.pem"}, "TLS needs both --tls-cert and --tls-key; --tls-client-ca is used in addition"),
@@ -102,7 +104,7 @@ def test_python_values_are_converted_to_the_type_of_the_field() -> None:
 
 
 def test_the_constructor_checks_the_configuration_too() -> None:
-    with pytest.raises(UsageError, match="--port 65536 is outside"):
+    with pytest.raises(UsageError, match="port 65536 is out of range"):
         ServeConfig(repository=Path("models"), port=65536)
-    with pytest.raises(UsageError, match="--log-level 'loud' is not one of debug, info, warning, error"):
+    with pytest.raises(UsageError, match="log_level 'loud' is unknown: choose debug or info"):
         LogConfig(log_level="loud")

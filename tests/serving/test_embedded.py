@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -162,7 +163,9 @@ def test_serve_blocks_until_a_signal_and_drains(colours: Path, transport: str, n
         try:
             assert process.stdout is not None
             lines = iter(process.stdout.readline, "")
-            next(line for line in lines if "answering requests at" in line)
+            printed = next(line for line in lines if line.startswith("serving "))
+            assert re.fullmatch(r"serving colours on port [1-9]\d*\n", printed)
+            assert next(lines) == "no metrics\n"
             process.send_signal(number)
             rest = list(lines)
             assert process.wait(WAIT_S) == 0

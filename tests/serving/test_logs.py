@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -398,8 +399,39 @@ def test_a_malformed_message_or_unknown_method_logs_at_most_one_line(colours: Pa
         _, logged = server.stop()
     lines = [json.loads(line) for line in logged.splitlines()]
     refused = [one for one in lines if one["level"] == "DEBUG" and one["logger"] == "serving.transports.refusals"]
-    assert len(refused) == (0 if "no.such" in path else 3)
+    assert len(refused) == 3
+    if path == "/no.such/Method":
+        assert all(
+            "UNIMPLEMENTED METHOD_UNKNOWN: there is no method '/no.such/Method'" in one["message"] for one in refused
+        )
     assert "exc_info" not in logged
     others = {one["logger"] for one in lines if one not in refused}
     assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last logs connections
     assert {one["level"] for one in lines} <= {"DEBUG", "INFO"}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_unknown_method_is_logged_whatever_its_name_is(colours: Path, form: str) -> None:
+    paths = ["/x/" + "y" * 4000, "/evalmode.v2.Classifier/Predict"]
+    if tests.conftest.transport == "grpcio":  # pygrpc-native resets such a stream by itself
+        paths.append("/\x1b[2J\u2028INFO forged/\x7f")
+    with serving(colours, "--log-level", "debug", "--log-format", form) as server:
+        with Connection(server.address) as stranger:
+            for path in paths:
+                stranger.call(encode_call(path), message(b"\xff\xff"))
+
+            def is_over() -> bool:
+                stranger.flush()
+                stranger.receive()
+                return not (stranger.open_streams and stranger.alive)
+
+            wait_until(is_over)
+            assert stranger.alive
+        page = urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=WAIT_S).read().decode()
+        _, logged = server.stop()
+    lines = [line for line in logged.splitlines() if "METHOD_UNKNOWN" in line]
+    assert len(lines) == len(paths)
+    assert max(map(len, lines)) < 600
+    assert all(line.isprintable() for line in logged.splitlines())
+    assert f'code="UNIMPLEMENTED",model="",reason="METHOD_UNKNOWN",version=""}} {len(lines)}.0' in page
+    assert "yyy" not in page

@@ -1,4 +1,4 @@
-"""What the training tests share: the digits, and one run of them that was trained and exported."""
+"""Fixtures of the training tests: the digits, and one run on them, trained and exported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StartRun = Callable[..., tuple[Run, nn.Module]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Equal bits need an equal number of threads, and on busy cores several threads mostly wait for each other."""
+    """Equal bits need an equal number of threads; on busy cores, several threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +47,7 @@ def few(digits: Dataset) -> Split:
 
 @pytest.fixture
 def start_run(tmp_path: Path, digits: Dataset) -> StartRun:
-    """A new run of digits and its initial network: ``start_run("name", epochs=2)``."""
+    """Create a run on the digits and its initial network: ``start_run("name", epochs=2)``."""
 
     def start(name: str = "run", **recipe: object) -> tuple[Run, nn.Module]:
         config = RunConfig.of(digits, None, False, Recipe(**recipe))  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def start_run(tmp_path: Path, digits: Dataset) -> StartRun:
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained run, its artifact, and both ways to run it."""
+    """A trained run, its artifact, and the artifact loaded as a model."""
 
     run: Run
     train: Split
@@ -70,7 +70,7 @@ class Exported:
     model: Model
 
     def load_network(self) -> nn.Module:
-        """The run's best weights in torch, as exported; a new one for each caller to spoil."""
+        """Load the exported weights into a new torch network, which the caller may change."""
         network = self.run.config.build_network()
         self.run.load_weights(network)
         recompute_statistics(network, self.train)
@@ -79,7 +79,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Eight epochs of digits, exported once for every test: the moving statistics need as long to arrive."""
+    """Eight epochs on the digits, exported once for all tests; moving statistics need as many to converge."""
     folder = tmp_path_factory.mktemp("exported")
     run = Run.create(folder / "run", RunConfig.of(digits, None, False, Recipe(epochs=8)))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Networks that users bring: some train and export, some cannot, and each of those for a reason of its own."""
+"""Networks of users: some train and export, each of the others fails for a different reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 
 class Plain(nn.Module):
-    """A convolution and a dense layer; the others differ from it in one thing."""
+    """A convolution and a dense layer; each other network differs from it in one property."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def spectral_norm(channels: int, height: int, width: int, classes: int) -> nn.Mo
 
 
 def old_weight_norm(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """By hooks and attributes: such a network cannot be copied."""
+    """Weight norm by hooks and attributes: such a network cannot be copied."""
     network = Plain(channels, classes)
     with warnings.catch_warnings(action="ignore"):  # it is deprecated
         nn.utils.weight_norm(network.stem)  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ def shared_buffers(channels: int, height: int, width: int, classes: int) -> nn.M
 
 
 class Keeps(Plain):
-    """Keeps its last activation, counts its calls, and names what it gives its batch norm."""
+    """Keeps its last activation, counts its calls, and calls its batch norm by keyword."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(channels, classes)
@@ -118,7 +118,7 @@ def train_returns_nothing(channels: int, height: int, width: int, classes: int) 
 
 
 class Frozen(Plain):
-    """A backbone whose batch norm stays in eval mode, with statistics of its own, as fine-tuning has it."""
+    """A backbone whose batch norm stays in eval mode with its own statistics, as in fine-tuning."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__(channels, classes)
@@ -144,7 +144,7 @@ def frozen(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 
 class Scaled(Plain):
-    """Logits of some hundreds, or of some thousandths."""
+    """Logits in the hundreds, or in the thousandths."""
 
     def __init__(self, channels: int, classes: int, factor: float) -> None:
         super().__init__(channels, classes)
@@ -166,7 +166,7 @@ def ends_in_softmax(channels: int, height: int, width: int, classes: int) -> nn.
     return nn.Sequential(Plain(channels, classes), nn.Softmax(1))
 
 
-# These cannot be trained, or not exported
+# These cannot be trained or exported
 
 
 def wrong_signature(num_classes: int = 10) -> nn.Module:
@@ -207,7 +207,7 @@ def all_frozen(channels: int, height: int, width: int, classes: int) -> nn.Modul
 
 
 class Auxiliary(Plain):
-    """In train mode two tensors of logits."""
+    """Returns two tensors of logits in train mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -251,7 +251,7 @@ def functional_dropout(channels: int, height: int, width: int, classes: int) -> 
 
 
 class Drawing(Plain):
-    """Draws from every generator there is."""
+    """Draws from the generators of Python, NumPy and torch."""
 
     def see(self, x: Tensor) -> Tensor:
         return super().see(x) * (random.random() + float(np.random.rand()) + torch.rand(1))
@@ -339,7 +339,7 @@ def extra_state(channels: int, height: int, width: int, classes: int) -> nn.Modu
     return Extra(channels, classes)
 
 
-# These have layers of their own, or of other kinds
+# These have custom or unusual layers
 
 
 class MeanOnly(nn.Module):
@@ -359,7 +359,7 @@ class MeanOnly(nn.Module):
 
 
 class MeanOnlyBatchNorm(nn.BatchNorm2d):
-    """The same, derived from torch's."""
+    """Mean-only batch norm, derived from torch's class."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -401,7 +401,7 @@ def volume(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 
 class Growing(Plain):
-    """Has a buffer more once it was trained."""
+    """Registers another buffer during training."""
 
     def see(self, x: Tensor) -> Tensor:
         if self.training:

@@ -1,6 +1,6 @@
-"""For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process leaves what it ended with.
+"""For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process writes its final state.
 
-RECIPE is JSON. With "spoil": N, training image N holds a value that is NaN, whichever process gets it.
+RECIPE is JSON. With "spoil": N, training image N holds a NaN, whichever process gets it.
 """
 
 import json
@@ -26,7 +26,7 @@ folder, recipe = Path(sys.argv[1]), json.loads(sys.argv[2])
 stop_after = int(sys.argv[3]) if len(sys.argv) > 3 else None
 spoil = recipe.pop("spoil", None)
 torch.set_num_threads(1)
-digits = load_dataset("digits", None, 0)
+digits = load_dataset("digits")
 few = Split(
     digits.train.images[:201].copy(), digits.train.targets[:201]
 )  # batches of 40 and a last one of 41; or of 99 and 3
@@ -38,12 +38,12 @@ def keep(network: nn.Module, name: str) -> None:
 
 
 def linear(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Without batch norm and dropout nothing depends on how a batch is dealt out."""
+    """Without batch norm and dropout the result does not depend on how a batch is divided."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
 
 
 def normed(channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """With a variance over a batch's images alone."""
+    """With batch norm whose statistics are over the images of a batch alone."""
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size := channels * height * width), nn.Linear(size, classes))
 
 
@@ -65,20 +65,20 @@ config = RunConfig.of(digits, None, False, Recipe(**recipe))
 folder.mkdir(exist_ok=True)
 try:
     with join_ranks(torch.device("cpu")) as ranks:
-        torch.manual_seed(ranks.number)  # the first one's weights are to win
+        torch.manual_seed(ranks.number)  # the weights of the first process must replace the others
         network = config.build_network()
         check_ranks(ranks, config.recipe, digits)
         resuming = (folder / "run.json").exists()
         run = Run(folder, config) if resuming or not ranks.is_first else Run.create(folder, config)
-        ranks.broadcast(None)  # before the others write what they ended with
+        ranks.broadcast(None)  # before the others write their final state
         train(run, network, few, digits.val, Callbacks(on_epoch=stop), Execution(ranks=ranks))
         keep(network, f"moving-{ranks.number}")
         recompute_statistics(network, digits.train, ranks)
         assert count_gloo_threads() > 0
 except (EvalmodeError, KeyboardInterrupt) as error:
-    told, left = repr(error), count_gloo_threads()  # while the error, and all that it holds, is there
+    message, threads = repr(error), count_gloo_threads()  # while the error and its references are alive
 else:
-    told, left = "", count_gloo_threads()
+    message, threads = "", count_gloo_threads()
 keep(network, f"ended-{ranks.number}")
-(folder / f"told-{ranks.number}.txt").write_text(told)
-(folder / f"left-{ranks.number}.txt").write_text(str(left))
+(folder / f"error-{ranks.number}.txt").write_text(message)
+(folder / f"threads-{ranks.number}.txt").write_text(str(threads))

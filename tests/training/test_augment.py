@@ -1,4 +1,4 @@
-"""Augmentation shows other views of the same images: the pixels are the image's own, and the draws can be repeated."""
+"""Augmentation mirrors and shifts images: every pixel comes from the image, and draws are repeatable."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def images() -> np.ndarray:
 
 
 def all_views(image: np.ndarray, shift: int) -> list[bytes]:
-    """Every shift of one image, by numpy's own rolling over a reflected border."""
+    """Every shift of one image, computed with NumPy from a reflected border."""
     padded = np.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
     offsets = range(2 * shift + 1)
     return [padded[t : t + image.shape[0], l : l + image.shape[1]].tobytes() for t in offsets for l in offsets]  # noqa: E741
 
 
-def test_nothing_to_do_leaves_the_images_as_they_are(images: np.ndarray) -> None:
+def test_images_without_mirroring_and_shift_are_unchanged(images: np.ndarray) -> None:
     assert np.array_equal(augment(images, NONE, 0, offsets(0)), images)
 
 
-def test_mirroring_turns_left_and_right_of_the_chosen_images_alone(images: np.ndarray) -> None:
+def test_mirroring_flips_only_the_chosen_images(images: np.ndarray) -> None:
     chosen = np.arange(200) % 3 == 0
     views = augment(images, chosen, 0, offsets(0))
     assert np.array_equal(views[chosen], images[chosen][:, :, ::-1])
@@ -50,13 +50,13 @@ def test_mirrored_images_are_shifted_too(images: np.ndarray) -> None:
         assert view.tobytes() in all_views(image[:, ::-1], 1)
 
 
-def test_the_images_themselves_are_left_alone(images: np.ndarray) -> None:
+def test_the_original_images_are_not_changed(images: np.ndarray) -> None:
     before = images.copy()
     augment(images, ~NONE, 2, offsets(2))
     assert np.array_equal(images, before)
 
 
-def test_the_same_draws_give_the_same_views_and_others_give_others(images: np.ndarray) -> None:
+def test_equal_draws_give_equal_views_and_different_draws_different_views(images: np.ndarray) -> None:
     views = [augment(images, NONE, 2, offsets(2, seed)) for seed in (0, 0, 1)]
     assert np.array_equal(views[0], views[1])
     assert not np.array_equal(views[0], views[2])

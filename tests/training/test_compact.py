@@ -1,4 +1,4 @@
-"""The compact network: what it costs, what whitening does, and the sizes it takes."""
+"""The compact network: its cost, its whitening and the image sizes it accepts."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ def test_a_factor_scales_the_filters_of_every_block() -> None:
 
 
 def whitened(channels: int) -> tuple[Compact, torch.Tensor]:
-    """A network whitened by correlated images, and what its first convolution makes of them: (filters, positions)."""
+    """A network whitened with correlated images, and its first convolution's output: (filters, positions)."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((50, channels, 9, 9), generator=generator)
-    images = images.cumsum(2).cumsum(3) / 40 - 1  # neighbours are alike
+    images = images.cumsum(2).cumsum(3) / 40 - 1  # neighbouring pixels are similar
     network = compact(9, 9, channels)
     network.whiten(images)
     return network, network.whitening(images).transpose(0, 1).flatten(1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_whitening_gives_directions_that_are_not_correlated_and_of_one_scale(channels: int) -> None:
+def test_whitening_gives_uncorrelated_directions_of_equal_scale(channels: int) -> None:
     _, seen = whitened(channels)
     positive, negative = seen.chunk(2)
     moments = (positive @ positive.T / positive.shape[1]).detach()
-    strong = moments.diag() > 0.5  # weak directions are held down by the epsilon
+    strong = moments.diag() > 0.5  # the epsilon damps weak directions
     assert strong.sum() >= 2
     assert (moments - moments.diag().diag()).abs().max() < 0.02
     assert moments.diag().max() < 1.01
@@ -92,8 +92,8 @@ def test_constant_images_are_whitened_without_a_division_by_zero() -> None:
     assert network(torch.zeros(2, 1, 8, 8)).isfinite().all()
 
 
-def test_the_largest_value_of_each_feature_map_decides_wherever_it_lies() -> None:
-    """Pooling's promise: sixteen pixels further, its whole stride, the same pattern gives the same answer."""
+def test_the_largest_value_of_each_feature_map_decides_at_any_position() -> None:
+    """A pattern shifted by sixteen pixels, the whole stride of the network, gives the same logits."""
     torch.manual_seed(0)
     network = compact(96, 96).eval()
     pattern = torch.randn(1, 3, 32, 32)
@@ -104,8 +104,8 @@ def test_the_largest_value_of_each_feature_map_decides_wherever_it_lies() -> Non
 
 
 @pytest.mark.parametrize("side", [12, 48])
-def test_the_filters_that_are_shown_are_the_linear_part_of_both_layers(side: int) -> None:
-    """What is odd in an input remains of its answer less the answer to its negative."""
+def test_the_filters_in_the_report_are_the_linear_part_of_both_layers(side: int) -> None:
+    """The output for an input minus the output for its negative is twice the linear part."""
     torch.manual_seed(0)
     network = compact(side, side)
     network.whiten(torch.rand(50, 3, side, side) * 2 - 1)

@@ -1,4 +1,4 @@
-"""What training's commands share."""
+"""Behaviour common to the commands of training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
     "command",
     [("train", "digits", "--out", "run"), ("export", ".", "--repository", "m", "--name", "n"), ("report", ".")],
 )
-def test_a_torch_that_cannot_be_imported_is_said_in_one_line(
+def test_a_torch_that_cannot_be_imported_is_reported_in_one_line(
     tmp_path: Path, broken: str, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "torch").mkdir()

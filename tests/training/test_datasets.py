@@ -1,4 +1,4 @@
-"""Labelled images as arrays: the embedded digits, folders of every layout, and what is refused with which words."""
+"""Labelled images as arrays: the embedded digits, folders of every layout, and refusals with their messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLITS = ("train", "val", "test")
 def write_images(
     folder: Path, count: int, size: tuple[int, int] = (5, 4), mode: str = "L", suffix: str = ".png"
 ) -> list[Path]:
-    """Images of noise, no two alike; size is (width, height)."""
+    """Write images of noise, all different; ``size`` is (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([crc32("/".join(folder.parts[-2:]).encode()), count])
     paths = [folder / f"{index:03d}{suffix}" for index in range(count)]
@@ -53,7 +53,7 @@ def images_of(*splits: Split) -> Counter[bytes]:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """A small PNG's pixels, by Pillow alone: (H, W) or (H, W, 3)."""
+    """Read the pixels of a small PNG with Pillow alone: (H, W) or (H, W, 3)."""
     with Image.open(path) as picture:
         return np.asarray(picture)
 
@@ -68,7 +68,7 @@ def test_digits_are_1797_grey_images_of_8x8_with_ten_labels(digits: Dataset) -> 
     assert digits.labels == tuple("0123456789")
 
 
-def test_digits_are_stretched_to_the_whole_range_of_uint8(digits: Dataset) -> None:
+def test_digits_are_scaled_to_the_full_range_of_uint8(digits: Dataset) -> None:
     values = np.unique(digits.train.images)
     assert values.dtype == np.uint8
     assert len(values) == 17
@@ -101,11 +101,11 @@ def test_every_split_of_digits_has_every_label_in_the_same_share(digits: Dataset
         assert np.abs(np.bincount(split.targets, minlength=10) - whole * len(split)).max() < 2
 
 
-def test_digits_are_split_alike_for_the_same_seed(digits: Dataset) -> None:
+def test_digits_are_split_equally_for_the_same_seed(digits: Dataset) -> None:
     assert load_dataset("digits", seed=0).digest() == digits.digest()
 
 
-def test_digits_are_split_otherwise_for_another_seed(digits: Dataset) -> None:
+def test_digits_are_split_differently_for_another_seed(digits: Dataset) -> None:
     other = load_dataset("digits", seed=1)
     assert other.digest() != digits.digest()
     assert images_of(other.test) != images_of(digits.test)
@@ -118,7 +118,9 @@ def test_digits_cannot_be_resized() -> None:
         load_dataset("digits", ReadOptions((16, 16)))
 
 
-def test_a_folder_named_digits_goes_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_digits_takes_precedence_over_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_classes(tmp_path / "digits")
     monkeypatch.chdir(tmp_path)
     assert load_dataset("digits").labels == ("cat", "dog")
@@ -127,12 +129,12 @@ def test_a_folder_named_digits_goes_before_the_name(tmp_path: Path, monkeypatch:
 # Layouts
 
 
-def test_a_folder_of_classes_is_carved_into_three(tmp_path: Path) -> None:
+def test_a_folder_of_classes_is_carved_into_three_splits(tmp_path: Path) -> None:
     dataset = load_dataset(str(write_classes(tmp_path)))
     assert sizes(dataset) == {"train": 32, "val": 4, "test": 4}
 
 
-def test_a_folder_with_train_alone_is_carved_into_three(tmp_path: Path) -> None:
+def test_a_folder_with_train_alone_is_carved_into_three_splits(tmp_path: Path) -> None:
     write_classes(tmp_path / "train")
     dataset = load_dataset(str(tmp_path))
     assert dataset.labels == ("cat", "dog")
@@ -157,7 +159,7 @@ def test_a_folder_with_train_and_val_has_test_carved_from_train(tmp_path: Path) 
     assert [image.tobytes() for image in dataset.val.images] == [read_pixels(path).tobytes() for path in files]
 
 
-def test_a_folder_with_all_three_splits_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_with_all_three_splits_is_used_unchanged(tmp_path: Path) -> None:
     for count, name in enumerate(SPLITS, 1):
         write_classes(tmp_path / name, count)
     dataset = load_dataset(str(tmp_path))
@@ -178,7 +180,7 @@ def test_carved_splits_hold_every_image_once_with_its_label(tmp_path: Path) -> N
         assert [label_of[image.tobytes()] for image in split.images] == [dataset.labels[t] for t in split.targets]
 
 
-def test_carved_splits_take_of_every_class_alike(tmp_path: Path) -> None:
+def test_carved_splits_have_the_same_share_of_every_class(tmp_path: Path) -> None:
     dataset = load_dataset(str(write_classes(tmp_path, 30, ("ant", "bee", "cow"))))
     assert np.bincount(dataset.test.targets).tolist() == [3, 3, 3]
     assert np.ptp(np.bincount(dataset.val.targets)) <= 1
@@ -205,13 +207,13 @@ def test_two_images_of_a_class_are_enough_to_carve_one_split(tmp_path: Path, giv
     assert np.bincount(getattr(dataset, carved).targets).tolist() == [1, 1]
 
 
-def test_one_image_of_a_class_is_enough_where_nothing_is_carved(tmp_path: Path) -> None:
+def test_one_image_of_a_class_is_enough_if_nothing_is_carved(tmp_path: Path) -> None:
     for name in SPLITS:
         write_classes(tmp_path / name, 1)
     assert sizes(load_dataset(str(tmp_path))) == {"train": 2, "val": 2, "test": 2}
 
 
-def test_the_images_carved_are_not_simply_the_first_of_a_class(tmp_path: Path) -> None:
+def test_carved_images_are_not_the_first_or_last_of_a_class(tmp_path: Path) -> None:
     write_classes(tmp_path)
     ends = {
         read_pixels(tmp_path / label / f"{n:03d}.png").tobytes() for label in ("cat", "dog") for n in (0, 1, 18, 19)
@@ -237,7 +239,7 @@ def test_labels_are_the_sorted_folder_names(tmp_path: Path) -> None:
     )
 
 
-def test_hidden_folders_and_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_hidden_folders_and_other_files_are_ignored(tmp_path: Path) -> None:
     write_classes(tmp_path, 4)
     write_images(tmp_path / ".thumbnails", 1)
     (tmp_path / "README.md").write_text("pets")
@@ -247,7 +249,7 @@ def test_hidden_folders_and_other_files_are_left_alone(tmp_path: Path) -> None:
     assert sum(sizes(dataset).values()) == 8
 
 
-def test_images_in_folders_below_a_class_are_of_that_class(tmp_path: Path) -> None:
+def test_images_in_subfolders_of_a_class_have_its_label(tmp_path: Path) -> None:
     flat, deep = tmp_path / "flat", tmp_path / "deep"
     for label in ("cat", "dog"):
         for path in write_images(flat / label, 8):
@@ -290,14 +292,14 @@ def test_splits_do_not_become_labels(tmp_path: Path, parents: Sequence[str], wor
     assert "\n" not in str(refused.value)
 
 
-def test_a_split_of_labels_beside_unlabelled_images_does_not_become_a_label(tmp_path: Path) -> None:
+def test_a_split_next_to_unlabelled_images_does_not_become_a_label(tmp_path: Path) -> None:
     write_classes(tmp_path / "train_images", 3)
     write_images(tmp_path / "test_images", 3)
     with pytest.raises(DataError, match=r"holds train_images, and in each of them are folders .* Name split folders"):
         load_dataset(str(tmp_path))
 
 
-def test_a_root_one_level_too_high_is_refused_with_the_folder(tmp_path: Path) -> None:
+def test_a_root_one_level_too_high_is_refused_with_the_folder_below(tmp_path: Path) -> None:
     write_classes(tmp_path / "data" / "train", 3)
     with pytest.raises(DataError, match=f"must be directly in it, not in {tmp_path / 'data'}"):
         load_dataset(str(tmp_path))
@@ -312,7 +314,7 @@ def test_a_root_one_level_too_high_is_refused_with_the_folder(tmp_path: Path) ->
         ("cat/train", "dog"),
     ],
 )
-def test_folders_inside_labels_that_are_no_splits_are_read_and_named(tmp_path: Path, folders: Sequence[str]) -> None:
+def test_folders_inside_labels_that_are_not_splits_are_read_and_named(tmp_path: Path, folders: Sequence[str]) -> None:
     for folder in folders:
         write_images(tmp_path / folder, 4)
     dataset = load_dataset(str(tmp_path))
@@ -333,7 +335,7 @@ def test_one_image_inside_a_folder_of_a_label_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_hidden_files_and_what_systems_leave_behind_are_skipped(tmp_path: Path) -> None:
+def test_hidden_files_and_files_of_operating_systems_are_skipped(tmp_path: Path) -> None:
     write_classes(tmp_path, 4)
     before = load_dataset(str(tmp_path))
     for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".git"):
@@ -347,7 +349,7 @@ def test_hidden_files_and_what_systems_leave_behind_are_skipped(tmp_path: Path) 
     assert after.warnings == ()
 
 
-def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
+def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", 8)
     write_classes(tmp_path / "valid", 2)
     write_images(tmp_path / "unlabelled", 2)
@@ -397,7 +399,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path)).labels == ("bus", "test", "train")
 
 
-def test_a_folder_that_a_link_leads_back_to_is_read_once(tmp_path: Path) -> None:
+def test_a_folder_with_a_link_to_itself_is_read_once(tmp_path: Path) -> None:
     write_classes(tmp_path, 8)
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
     assert sum(sizes(load_dataset(str(tmp_path))).values()) == 16
@@ -411,14 +413,14 @@ def test_a_folder_may_be_a_link(tmp_path: Path) -> None:
     assert sum(sizes(load_dataset(str(tmp_path / "data"))).values()) == 16
 
 
-def test_a_pipe_named_like_an_image_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_named_like_an_image_does_not_block(tmp_path: Path) -> None:
     write_classes(tmp_path, 8)
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     (warning,) = load_dataset(str(tmp_path)).warnings
     assert "pipe.png" in warning
 
 
-def test_suffixes_count_in_any_case_and_any_format_that_is_served(tmp_path: Path) -> None:
+def test_suffixes_are_accepted_in_any_case_and_for_every_supported_format(tmp_path: Path) -> None:
     write_classes(tmp_path, 4)
     write_images(tmp_path / "cat", 2, suffix=".BMP")
     write_images(tmp_path / "cat", 2, suffix=".webp")
@@ -444,7 +446,7 @@ def test_images_over_a_limit_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image_size", [None, (8, 8)])
-def test_images_of_damaged_exif_are_named(tmp_path: Path, image_size: tuple[int, int] | None) -> None:
+def test_images_with_damaged_exif_are_named(tmp_path: Path, image_size: tuple[int, int] | None) -> None:
     write_classes(tmp_path, size=(60, 40), suffix=".jpg")
     bad = tmp_path / "dog" / "004.jpg"
     with Image.open(bad) as picture:
@@ -463,7 +465,7 @@ def test_damaged_jpegs_are_named(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
 
 
-def test_the_source_is_remembered(tmp_path: Path) -> None:
+def test_the_source_is_recorded(tmp_path: Path) -> None:
     assert load_dataset(str(write_classes(tmp_path))).source == str(tmp_path)
 
 
@@ -482,7 +484,7 @@ def test_one_colour_image_makes_an_rgb_data_set(tmp_path: Path) -> None:
     assert dataset.train.images.shape == (32, 4, 5, 3)
 
 
-def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_way_out(tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_option_to_use(tmp_path: Path) -> None:
     write_classes(tmp_path)
     odd = write_images(tmp_path / "cat", 1, size=(7, 6))[0]
     with pytest.raises(DataError, match="differ in size") as refusal:
@@ -491,14 +493,14 @@ def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_way_out(tm
     assert "--image-size HxW" in str(refusal.value)
 
 
-def test_image_size_brings_every_image_to_one_size(tmp_path: Path) -> None:
+def test_image_size_resizes_every_image(tmp_path: Path) -> None:
     write_classes(tmp_path)
     write_images(tmp_path / "dog", 2, size=(7, 6))
     assert load_dataset(str(tmp_path), ReadOptions((8, 3))).contract == PixelContract(8, 3, 1)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
-def test_a_photo_on_its_side_has_the_size_it_is_shown_with(tmp_path: Path, orientation: int) -> None:
+def test_a_rotated_photo_has_its_upright_size(tmp_path: Path, orientation: int) -> None:
     write_classes(tmp_path, 4, size=(4, 6))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -507,7 +509,7 @@ def test_a_photo_on_its_side_has_the_size_it_is_shown_with(tmp_path: Path, orien
     assert load_dataset(str(tmp_path)).contract == PixelContract(6, 4, 1)
 
 
-def test_pixels_are_those_that_serving_decodes(tmp_path: Path) -> None:
+def test_pixels_equal_those_that_serving_decodes(tmp_path: Path) -> None:
     for name in SPLITS:
         write_classes(tmp_path / name, 2, size=(9, 6), mode="RGB")
         write_images(tmp_path / name / "cat", 3, size=(13, 17), suffix=".jpg")
@@ -522,7 +524,7 @@ def test_pixels_are_those_that_serving_decodes(tmp_path: Path) -> None:
             assert np.array_equal(pixels, served)
 
 
-def test_our_own_files_may_be_larger_than_a_strangers_request(tmp_path: Path) -> None:
+def test_training_images_may_exceed_the_size_limit_of_requests(tmp_path: Path) -> None:
     write_classes(tmp_path, 4, mode="RGB")
     large = tmp_path / "cat" / "large.bmp"
     Image.new("RGB", (2000, 1800)).save(large)
@@ -531,22 +533,22 @@ def test_our_own_files_may_be_larger_than_a_strangers_request(tmp_path: Path) ->
 
 
 def test_progress_counts_every_image_to_the_last(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    load_dataset(str(write_classes(tmp_path)), progress=lambda *news: told.append(news))
-    assert told == [("decoding", done, 40) for done in range(1, 41)]
+    reported: list[tuple[str, int, int]] = []
+    load_dataset(str(write_classes(tmp_path)), progress=lambda *event: reported.append(event))
+    assert reported == [("decoding", done, 40) for done in range(1, 41)]
 
 
 # Refusals
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"nowhere is not a folder, .* or the name of a data set: .* 'digits', 'mnist', "
     ):
         load_dataset(str(tmp_path / "nowhere"))
 
 
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, 1)
     with pytest.raises(DataError, match=r"000.png is not a folder, a .npz or .tar.gz file"):
         load_dataset(str(path))
@@ -568,7 +570,7 @@ def test_a_class_without_images_is_refused_by_its_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_class_that_train_does_not_know_is_refused_by_name(tmp_path: Path, split: str) -> None:
+def test_a_class_that_train_lacks_is_refused_by_name(tmp_path: Path, split: str) -> None:
     write_classes(tmp_path / "train")
     write_classes(tmp_path / split, labels=("cat", "dog", "emu"))
     with pytest.raises(DataError, match=rf"{split} holds classes that train/ does not hold: emu$"):
@@ -582,7 +584,7 @@ def test_a_class_that_the_test_folder_lacks_is_refused_by_its_folder(tmp_path: P
         load_dataset(str(tmp_path))
 
 
-def test_a_class_with_too_few_images_to_hold_some_out_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_with_too_few_images_to_carve_is_refused_by_name(tmp_path: Path) -> None:
     write_classes(tmp_path, 20)
     write_images(tmp_path / "emu", 2)
     with pytest.raises(
@@ -629,7 +631,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damage_header, cut_short, empty])
-def test_a_damaged_file_is_refused_with_its_path_and_the_way_out(tmp_path: Path, spoil) -> None:
+def test_a_damaged_file_is_refused_with_its_path_and_the_option_to_skip_it(tmp_path: Path, spoil) -> None:
     write_classes(tmp_path)
     bad = tmp_path / "dog" / "007.png"
     spoil(bad)
@@ -640,7 +642,7 @@ def test_a_damaged_file_is_refused_with_its_path_and_the_way_out(tmp_path: Path,
     assert len(second) > len(f"  {bad}: ") + 5
 
 
-def test_every_damaged_file_is_found_whatever_its_damage(tmp_path: Path) -> None:
+def test_every_kind_of_damaged_file_is_listed(tmp_path: Path) -> None:
     write_classes(tmp_path)
     bad = [tmp_path / "cat" / "003.png", tmp_path / "cat" / "019.png", tmp_path / "dog" / "000.png"]
     for path, spoil in zip(bad, (cut_short, damage_header, empty), strict=True):
@@ -662,14 +664,14 @@ def test_ten_damaged_files_are_listed_and_the_rest_counted(tmp_path: Path, count
     assert last in lines[-1]
 
 
-def test_damaged_files_are_left_out_where_the_user_wants_it(tmp_path: Path) -> None:
+def test_damaged_files_are_left_out_with_skip_unreadable(tmp_path: Path) -> None:
     whole = load_dataset(str(write_classes(tmp_path)))
     bad = [tmp_path / "cat" / "003.png", tmp_path / "dog" / "000.png"]
     lost = Counter(read_pixels(path).tobytes() for path in bad)
     cut_short(bad[0])
     damage_header(bad[1])
     dataset = load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
-    for name in SPLITS:  # carved by name before anything is read: the others stay where they were
+    for name in SPLITS:  # carved by name before reading: the other images stay in their splits
         assert images_of(getattr(dataset, name)) == images_of(getattr(whole, name)) - lost
         assert len(getattr(dataset, name).images) == len(getattr(dataset, name))
     assert sum(sizes(dataset).values()) == 38
@@ -679,7 +681,7 @@ def test_damaged_files_are_left_out_where_the_user_wants_it(tmp_path: Path) -> N
     assert not whole.warnings
 
 
-def test_images_keep_their_labels_where_others_are_left_out(tmp_path: Path) -> None:
+def test_images_keep_their_labels_if_others_are_left_out(tmp_path: Path) -> None:
     write_classes(tmp_path)
     for index in (0, 5, 6, 13):
         damage_header(tmp_path / "cat" / f"{index:03d}.png")
@@ -703,7 +705,7 @@ def test_three_files_left_out_are_named_and_the_rest_counted(tmp_path: Path) -> 
     assert warning.endswith("and 2 more")
 
 
-def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_class_without_readable_images_is_refused_by_name(tmp_path: Path) -> None:
     write_classes(tmp_path)
     for path in (tmp_path / "dog").iterdir():
         damage_header(path)
@@ -711,7 +713,7 @@ def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(tmp_path: Path)
         load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
 
 
-def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_readable_images_is_refused(tmp_path: Path) -> None:
     write_classes(tmp_path)
     for path in tmp_path.glob("*/*"):
         empty(path)
@@ -719,7 +721,7 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> Non
         load_dataset(str(tmp_path), ReadOptions(skip_unreadable=True))
 
 
-def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_named_like_an_image_is_read_as_a_folder(tmp_path: Path) -> None:
     write_classes(tmp_path)
     write_images(tmp_path / "cat" / "0.png", 2)
     dataset = load_dataset(str(tmp_path))
@@ -727,7 +729,7 @@ def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
     assert [warning.split()[:3] for warning in dataset.warnings] == [["2", "images", "lie"]]
 
 
-def test_an_image_that_may_not_be_read_is_named_with_the_systems_reason(readable_folder: Path) -> None:
+def test_an_image_without_read_permission_is_named_with_the_reason(readable_folder: Path) -> None:
     write_classes(readable_folder)
     (readable_folder / "cat" / "003.png").chmod(0)
     with (
@@ -738,7 +740,7 @@ def test_an_image_that_may_not_be_read_is_named_with_the_systems_reason(readable
 
 
 @pytest.mark.parametrize("forbidden", ["cat", "cat/deep", ""])
-def test_a_folder_that_may_not_be_read_is_refused_with_its_path(readable_folder: Path, forbidden: str) -> None:
+def test_a_folder_without_read_permission_is_refused_with_its_path(readable_folder: Path, forbidden: str) -> None:
     write_classes(readable_folder)
     write_images(readable_folder / "cat" / "deep", 1)
     (readable_folder / forbidden).chmod(0)
@@ -747,39 +749,41 @@ def test_a_folder_that_may_not_be_read_is_refused_with_its_path(readable_folder:
     (readable_folder / forbidden).chmod(0o755)
 
 
-def test_more_pixels_than_memory_are_refused_with_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_exceed_the_memory_are_refused_with_both_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
     write_classes(tmp_path, mode="RGB")
     with pytest.raises(DataError, match=r"40 x 48 x 64 x 3 pixels need 368,640 bytes of memory and 368,639 are"):
         load_dataset(str(tmp_path), ReadOptions((48, 64)))
 
 
-def test_pixels_that_just_fit_into_memory_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_just_fit_into_memory_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 4 * 5)
     assert load_dataset(str(write_classes(tmp_path))).contract == PixelContract(4, 5, 1)
 
 
-def test_memory_is_asked_for_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 1)
-    told: list[int] = []
+    decoded: list[int] = []
     with pytest.raises(DataError, match="need 800 bytes"):
-        load_dataset(str(write_classes(tmp_path)), progress=lambda what, done, total: told.append(done))
-    assert not told
+        load_dataset(str(write_classes(tmp_path)), progress=lambda what, done, total: decoded.append(done))
+    assert not decoded
 
 
-def test_a_containers_limit_cuts_the_memory_that_is_available(tmp_path: Path) -> None:
+def test_the_memory_limit_of_a_container_bounds_the_available_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1048576\n")
     assert available_memory_bytes(tmp_path / "memory.max") == 1_048_576
 
 
 @pytest.mark.parametrize("content", ["max\n", str(2**62), None])
-def test_without_a_limit_the_machines_memory_counts(tmp_path: Path, content: str | None) -> None:
+def test_without_a_limit_the_available_memory_is_the_machines(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "memory.max").write_text(content)
     assert 2**20 < available_memory_bytes(tmp_path / "memory.max") < psutil.virtual_memory().total
 
 
-def test_data_that_cannot_be_used_is_the_users_mistake() -> None:
+def test_a_data_error_has_the_exit_code_of_wrong_usage() -> None:
     assert DataError.exit_code == 2
 
 
@@ -799,11 +803,11 @@ def test_equal_data_have_equal_digests(digits: Dataset) -> None:
     assert len(digits.digest()) == 7 + 64
 
 
-def test_the_digest_does_not_depend_on_where_the_data_lie(digits: Dataset) -> None:
+def test_the_digest_does_not_depend_on_the_source(digits: Dataset) -> None:
     assert dataclasses.replace(digits, source="elsewhere").digest() == digits.digest()
 
 
-def test_the_digest_does_not_depend_on_how_the_array_lies_in_memory(digits: Dataset) -> None:
+def test_the_digest_does_not_depend_on_the_memory_layout(digits: Dataset) -> None:
     strided = Split(np.asfortranarray(digits.val.images), digits.val.targets)
     assert dataclasses.replace(digits, val=strided).digest() == digits.digest()
 
@@ -831,7 +835,7 @@ def test_the_digest_changes_with_the_shape_of_equal_bytes(digits: Dataset) -> No
     assert dataclasses.replace(digits, val=reshaped).digest() != digits.digest()
 
 
-def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path: Path) -> None:
+def test_a_dangling_link_is_an_unreadable_image(tmp_path: Path) -> None:
     write_classes(tmp_path)
     (tmp_path / "cat" / "zzz.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"1 of 41 images cannot be read.*\n.*zzz\.png"):

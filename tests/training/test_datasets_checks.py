@@ -1,4 +1,4 @@
-"""What every data set is checked for: copies across splits, classes left empty by that, uneven classes."""
+"""Checks of every data set: copies across splits, classes that are empty without them, unbalanced classes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SPLITS = ("train", "val", "test")
 
 
 def make_split(images: Sequence[int], targets: Sequence[int]) -> Split:
-    """Images 3x2 grey; equal numbers are equal images."""
+    """Grey images of 3x2; equal numbers give equal images."""
     made = [np.random.default_rng(number).integers(0, 256, (3, 2, 1), np.uint8) for number in images]
     return Split(np.array(made), np.array(targets, np.int64))
 
 
 def make_dataset(**splits: tuple[Sequence[int], Sequence[int]]) -> Dataset:
-    """Two classes, one image of each in every split, and what is given."""
+    """Two classes with one image each in every split, plus the given images and targets."""
     whole = {}
     for index, name in enumerate(SPLITS):
         images, targets = splits.get(name, ((), ()))
@@ -31,7 +31,7 @@ def make_dataset(**splits: tuple[Sequence[int], Sequence[int]]) -> Dataset:
     return Dataset("made", ("cat", "dog"), **whole)
 
 
-def test_a_data_set_without_copies_stays_as_it_is() -> None:
+def test_a_data_set_without_copies_is_unchanged() -> None:
     dataset = make_dataset(train=((1, 2), (0, 1)), val=((3, 4), (0, 1)), test=((5, 6), (0, 1)))
     digest = dataset.digest()
     checked = check_dataset(dataset)
@@ -39,17 +39,17 @@ def test_a_data_set_without_copies_stays_as_it_is() -> None:
     assert checked.warnings == ()
 
 
-@pytest.mark.parametrize(("loser", "winner"), [("train", "test"), ("train", "val"), ("val", "test")])
-def test_copies_are_left_out_of_the_split_that_counts_less(loser: str, winner: str) -> None:
-    dataset = make_dataset(**{loser: ((1, 2, 3, 4), (0, 1, 1, 1)), winner: ((7, 4, 2), (0, 1, 1))})
+@pytest.mark.parametrize(("removed_from", "kept_in"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_copies_stay_in_test_before_val_and_in_val_before_train(removed_from: str, kept_in: str) -> None:
+    dataset = make_dataset(**{removed_from: ((1, 2, 3, 4), (0, 1, 1, 1)), kept_in: ((7, 4, 2), (0, 1, 1))})
     checked = check_dataset(dataset)
-    start = {name: 900 + 2 * index for index, name in enumerate(SPLITS)}[loser]
+    start = {name: 900 + 2 * index for index, name in enumerate(SPLITS)}[removed_from]
     wanted = make_split((start, start + 1, 1, 3), (0, 1, 0, 1))
-    assert np.array_equal(getattr(checked, loser).images, wanted.images)
-    assert getattr(checked, loser).targets.tolist() == wanted.targets.tolist()
-    assert len(getattr(checked, winner)) == 5
+    assert np.array_equal(getattr(checked, removed_from).images, wanted.images)
+    assert getattr(checked, removed_from).targets.tolist() == wanted.targets.tolist()
+    assert len(getattr(checked, kept_in)) == 5
     assert checked.warnings == (
-        f"2 of 6 {loser} images are copies of {winner} images and left out, 0 of them with another label",
+        f"2 of 6 {removed_from} images are copies of {kept_in} images and left out, 0 of them with another label",
     )
 
 
@@ -77,7 +77,7 @@ def test_a_copy_in_all_three_splits_stays_in_test_alone() -> None:
     assert len(checked.warnings) == 2
 
 
-def test_images_that_differ_in_one_value_are_no_copies() -> None:
+def test_images_that_differ_in_one_value_are_not_copies() -> None:
     dataset = make_dataset(train=((1,), (0,)), test=((1,), (0,)))
     dataset.train.images[2, 2, 1, 0] ^= 1
     assert check_dataset(dataset).warnings == ()
@@ -89,7 +89,7 @@ def test_copies_within_a_split_stay() -> None:
     assert checked.warnings == ()
 
 
-def test_more_rows_than_are_moved_at_once_keep_order_and_labels() -> None:
+def test_rows_that_are_moved_in_chunks_keep_order_and_labels() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5000, 3, 2, 1), np.uint8)
     targets = rng.integers(0, 2, 5000)
@@ -101,18 +101,19 @@ def test_more_rows_than_are_moved_at_once_keep_order_and_labels() -> None:
     assert np.array_equal(checked.train.targets, expected)
 
 
-def test_earlier_warnings_stay_in_front() -> None:
+def test_earlier_warnings_come_first() -> None:
     dataset = make_dataset(train=((1,), (0,)), test=((1,), (0,)))
     warned = Dataset(dataset.source, dataset.labels, dataset.train, dataset.val, dataset.test, ("first",))
     assert [warning.split()[0] for warning in check_dataset(warned).warnings] == ["first", "1"]
 
 
-@pytest.mark.parametrize(("split", "winner"), [("train", "test"), ("train", "val"), ("val", "test")])
-def test_a_class_that_the_copies_leave_empty_is_refused_with_the_reason(split: str, winner: str) -> None:
+@pytest.mark.parametrize(("split", "kept_in"), [("train", "test"), ("train", "val"), ("val", "test")])
+def test_a_class_that_the_copies_leave_empty_is_refused_with_the_reason(split: str, kept_in: str) -> None:
     start = {name: 900 + 2 * index for index, name in enumerate(SPLITS)}[split]
-    dataset = make_dataset(**{winner: ((start + 1,), (1,))})
+    dataset = make_dataset(**{kept_in: ((start + 1,), (1,))})
     with pytest.raises(
-        DataError, match=rf"class 'dog' has no {split} images: .* \(1 of 2 {split} images are copies of {winner} images"
+        DataError,
+        match=rf"class 'dog' has no {split} images: .* \(1 of 2 {split} images are copies of {kept_in} images",
     ):
         check_dataset(dataset)
 
@@ -122,17 +123,17 @@ def test_a_split_that_the_copies_leave_empty_is_refused() -> None:
         check_dataset(make_dataset(val=((900, 901), (0, 1))))
 
 
-def test_uneven_classes_are_told_with_names_and_counts() -> None:
+def test_unbalanced_classes_are_reported_with_names_and_counts() -> None:
     (warning,) = check_dataset(make_dataset(train=((1, 2), (1, 1)))).warnings
     assert "'dog' has 3 training images and 'cat' has 1 training images" in warning
     assert "--balance" in warning
 
 
-def test_twice_as_many_images_are_not_uneven() -> None:
+def test_twice_as_many_images_are_not_unbalanced() -> None:
     assert check_dataset(make_dataset(train=((1,), (1,)))).warnings == ()
 
 
-def test_only_training_images_make_classes_uneven() -> None:
+def test_only_training_images_make_classes_unbalanced() -> None:
     assert check_dataset(make_dataset(val=((1, 2), (1, 1)), test=((3, 4), (1, 1)))).warnings == ()
 
 
@@ -179,14 +180,14 @@ def test_sixty_thousand_images_are_checked_in_about_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (("caf\udce9", "tea"), "is not UTF-8: rename its folder"),
         (("caf\u00e9", "cafe\u0301"), r"'caf\\xe9' and 'cafe\\u0301' look alike"),
     ],
 )
-def test_labels_that_cannot_be_answered_or_told_apart_are_refused(labels: tuple[str, str], said: str) -> None:
+def test_labels_that_are_not_utf8_or_look_alike_are_refused(labels: tuple[str, str], message: str) -> None:
     images, targets = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1], np.int64)
     split = Split(images, targets)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         check_dataset(Dataset("images", labels, split, split, split))

@@ -1,4 +1,4 @@
-"""Data sets as they are published: IDX, CIFAR-10's archive, .npz; what is read, and what is refused how."""
+"""Data sets in their published formats: IDX, CIFAR-10's archive and .npz, and refusals with their messages."""
 
 from __future__ import annotations
 
@@ -155,9 +155,7 @@ IMAGES = make_images(60, 5, 4)
     ],
 )
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_idx_images_that_are_not_what_they_say_are_refused(
-    tmp_path: Path, content: bytes, words: str, gzipped: bool
-) -> None:
+def test_invalid_idx_images_are_refused(tmp_path: Path, content: bytes, words: str, gzipped: bool) -> None:
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[0]).unlink()
     path = tmp_path / (IDX_FILES[0] + ".gz" * gzipped)
@@ -210,7 +208,7 @@ def test_published_images_are_checked_for_copies(tmp_path: Path) -> None:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, suffix: str = ".gz") -> None:
-    """Take the files of the folder as the published files; uncompressed files stand for compressed ones."""
+    """Register the files of a folder as the published files; uncompressed files stand for compressed ones."""
     contents = {f"{path.name}{suffix}": path.read_bytes() for path in folder.iterdir()}
     files = tuple(
         PublishedFile(f"https://example.org/{file}", len(content), hashlib.sha256(content).hexdigest())
@@ -228,13 +226,13 @@ def test_a_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     assert dataset.digest() == load_dataset(str(tmp_path / "mnist")).digest()
 
 
-def test_what_lies_in_the_cache_must_be_what_was_published(tmp_path: Path) -> None:
+def test_cached_files_must_be_the_published_files(tmp_path: Path) -> None:
     write_idx(tmp_path / "mnist")
     with pytest.raises(DataError, match=r"mnist/train-images-idx3-ubyte is not the published file"):
         load_dataset("mnist", cache=tmp_path)
 
 
-def test_a_record_is_all_that_a_further_data_set_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_named_data_set_needs_only_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "pets")
     record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")))
     monkeypatch.setitem(DATASETS, "pets", record)
@@ -242,7 +240,7 @@ def test_a_record_is_all_that_a_further_data_set_needs(tmp_path: Path, monkeypat
     assert load_dataset("pets", cache=tmp_path).labels == ("ant", "bee", "cow")
 
 
-def test_fashion_mnist_has_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_has_its_own_label_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "fashion-mnist", classes=10)
     publish(monkeypatch, "fashion-mnist", tmp_path / "fashion-mnist")
     labels = load_dataset("fashion-mnist", cache=tmp_path).labels
@@ -256,14 +254,16 @@ def test_a_name_without_a_cache_is_refused(name: str) -> None:
         load_dataset(name)
 
 
-def test_a_folder_named_like_a_data_set_goes_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_like_a_data_set_takes_precedence_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_idx(tmp_path / "cifar10")
     monkeypatch.chdir(tmp_path)
     assert load_dataset("cifar10").contract == PixelContract(5, 4, 1)
 
 
 @pytest.mark.skipif("EVALMODE_TEST_FASHION_MNIST" not in os.environ, reason="names the folder of Fashion-MNIST's files")
-def test_debians_fashion_mnist_is_what_was_published() -> None:
+def test_debians_fashion_mnist_is_the_published_data_set() -> None:
     folder = Path(os.environ["EVALMODE_TEST_FASHION_MNIST"])
     dataset = load_dataset("fashion-mnist", cache=folder.parent)
     assert sizes(dataset) == (54_000, 6_000, 10_000)
@@ -283,7 +283,7 @@ def ten(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def make_members() -> dict[str, bytes]:
-    """Six batches of ten images, a class each, in the order of the real archive, which is not that of their numbers."""
+    """Six batches of ten images, a class each, in the order of the published archive, not of their numbers."""
     order = (
         "data_batch_1",
         "batches.meta",
@@ -338,10 +338,10 @@ def test_cifar10_is_found_by_its_name(tmp_path: Path, ten: int, monkeypatch: pyt
     (tmp_path / "cifar10").mkdir()
     path = write_cifar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", make_members())
     publish(monkeypatch, "cifar10", path.parent, suffix="")
-    told: list[tuple[str, int, int]] = []
-    dataset = load_dataset("cifar10", cache=tmp_path, progress=lambda *news: told.append(news))
+    reported: list[tuple[str, int, int]] = []
+    dataset = load_dataset("cifar10", cache=tmp_path, progress=lambda *event: reported.append(event))
     assert dataset.source == "cifar10"
-    assert told == [("decoding", done, 60) for done in range(10, 70, 10)]
+    assert reported == [("decoding", done, 60) for done in range(10, 70, 10)]
 
 
 def test_reading_cifars_archive_writes_nothing(tmp_path: Path, ten: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +351,7 @@ def test_reading_cifars_archive_writes_nothing(tmp_path: Path, ten: int, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_real_archive_has_ten_thousand_images_a_batch(tmp_path: Path) -> None:
+def test_the_published_archive_has_ten_thousand_images_per_batch(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data_batch_1\.bin has 30,730 bytes, 30,730,000 are expected"):
         load_dataset(str(write_cifar(tmp_path / "c.tar.gz", make_members())))
 
@@ -450,7 +450,7 @@ def test_an_npz_as_medmnist_publishes_is_read_with_its_own_val(tmp_path: Path) -
         assert split.targets.dtype == np.int64
 
 
-def test_a_test_split_that_an_npz_does_not_bring_is_carved(tmp_path: Path) -> None:
+def test_a_test_split_that_an_npz_lacks_is_carved(tmp_path: Path) -> None:
     arrays = make_arrays(x_test=None, y_test=None)
     dataset = load_dataset(str(write_npz(tmp_path / "a.npz", arrays)))
     assert sizes(dataset) == (32, 4, 4)
@@ -504,7 +504,7 @@ def test_a_damaged_npz_is_refused_by_its_path(tmp_path: Path, spoil) -> None:
         load_dataset(str(path))
 
 
-def test_an_npz_whose_array_says_it_is_larger_than_any_memory_is_refused(tmp_path: Path) -> None:
+def test_an_npz_whose_header_exceeds_any_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive, archive.open("x_train.npy", "w") as file:
         shape = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 10**4)}
@@ -530,7 +530,7 @@ def test_an_npz_whose_array_says_it_is_larger_than_any_memory_is_refused(tmp_pat
         lambda npy: b"",
     ],
 )
-def test_whatever_numpy_raises_is_one_line(tmp_path: Path, name: str, spoil) -> None:
+def test_every_error_of_numpy_is_reported_in_one_line(tmp_path: Path, name: str, spoil) -> None:
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
         for key, array in make_arrays(labels=np.array(["ant", "bee", "cow", "dog"])).items():
@@ -544,7 +544,7 @@ def test_whatever_numpy_raises_is_one_line(tmp_path: Path, name: str, spoil) -> 
 
 
 def make_header(length: int) -> bytes:
-    """Of an array of so many bytes, without them."""
+    """The .npy header of an array of ``length`` bytes, without its data."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({hex(length)},), }}\n".encode()
     return b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text
 
@@ -561,7 +561,7 @@ def test_images_of_several_labels_are_named_by_their_rows_in_the_archive(tmp_pat
     assert pairs == {((2, "2"), (31, "3")), ((7, "3"), (12, "0")), ((20, "0"), (33, "1"))}
 
 
-def test_an_archive_of_other_files_is_no_npz(tmp_path: Path) -> None:
+def test_an_archive_of_other_files_is_not_an_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x_train", b"images")
         archive.writestr("y_train", b"targets")
@@ -569,7 +569,7 @@ def test_an_archive_of_other_files_is_no_npz(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "a.npz"))
 
 
-def test_an_array_alone_is_no_npz(tmp_path: Path) -> None:
+def test_a_single_array_is_not_an_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", IMAGES)
     (tmp_path / "a.npy").rename(tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"a\.npz cannot be read as \.npz"):
@@ -584,7 +584,7 @@ def test_an_npz_that_memory_cannot_hold_is_refused_before_it_is_unpacked(
         load_dataset(str(write_npz(tmp_path / "a.npz", make_arrays())))
 
 
-def test_a_path_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte").mkdir()
     with pytest.raises(DataError, match=r"cannot be read: .*Is a directory"):
         load_dataset(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine: whole, resumed, cut, refused, and not what was published."""
+"""Downloads from a local server: complete, resumed, interrupted, refused, and with other content than published."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Site:
-    """What the server holds, how it behaves, and what it was asked for."""
+    """The files of the server, its behaviour, and the requests that it received."""
 
     files: dict[str, bytes] = field(default_factory=lambda: {"/data.bin": CONTENT})
     with_ranges: bool = True
     with_length: bool = True
-    cut_after: list[int] = field(default_factory=list)  # bytes sent by the next answers before the line is cut
-    fail_with: list[int] = field(default_factory=list)  # statuses of the next answers
-    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range
+    cut_after: list[int] = field(default_factory=list)  # bytes that the next responses send before they end
+    fail_with: list[int] = field(default_factory=list)  # statuses of the next responses
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range header
     url: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site: Site = self.server.site  # type: ignore[attr-defined]
-        wanted = self.headers["Range"]
-        site.asked.append((self.path, wanted))
+        byte_range = self.headers["Range"]
+        site.requests.append((self.path, byte_range))
         content = site.files.get(self.path)
         if site.fail_with or content is None:
             self.send_error(site.fail_with.pop(0) if site.fail_with else 404)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and site.with_ranges else 0
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-")) if byte_range and site.with_ranges else 0
         if start and start >= len(content):
             self.send_error(416)
             return
@@ -85,78 +85,78 @@ def get(site: Site, path: Path, progress=ignore, sha256: str = SHA256, size: int
     fetch(PublishedFile(site.url, size, sha256), path, progress)
 
 
-# What arrives
+# Successful downloads
 
 
-def test_a_file_is_downloaded_whole_into_a_folder_that_is_made(site: Site, tmp_path: Path) -> None:
+def test_a_file_is_downloaded_into_a_folder_that_is_created(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "data.bin"
     get(site, path)
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
-    assert site.asked == [("/data.bin", None)]
+    assert site.requests == [("/data.bin", None)]
 
 
-def test_progress_is_told_up_to_the_last_byte(site: Site, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    get(site, tmp_path / "data.bin", lambda *news: told.append(news))
-    assert {what for what, _, _ in told} == {"downloading"}
-    done = [done for _, done, _ in told]
+def test_progress_is_reported_up_to_the_last_byte(site: Site, tmp_path: Path) -> None:
+    reported: list[tuple[str, int, int]] = []
+    get(site, tmp_path / "data.bin", lambda *event: reported.append(event))
+    assert {what for what, _, _ in reported} == {"downloading"}
+    done = [done for _, done, _ in reported]
     assert len(done) > 2
     assert done == sorted(done)
-    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+    assert reported[-1][1:] == (len(CONTENT), len(CONTENT))
 
 
-def test_a_cut_download_goes_on_where_it_stopped_by_itself(site: Site, tmp_path: Path) -> None:
+def test_a_download_whose_connection_closes_is_resumed_automatically(site: Site, tmp_path: Path) -> None:
     site.cut_after = [300_000, 200_000]
     get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert [wanted for _, wanted in site.asked] == [None, "bytes=300000-", "bytes=500000-"]
+    assert [byte_range for _, byte_range in site.requests] == [None, "bytes=300000-", "bytes=500000-"]
 
 
 def test_an_earlier_partial_file_is_completed(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(CONTENT[:123_456])
-    told: list[int] = []
-    get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
+    reported: list[int] = []
+    get(site, tmp_path / "data.bin", lambda what, done, total: reported.append(done))
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert [wanted for _, wanted in site.asked] == ["bytes=123456-"]
-    assert told[0] > 123_456
+    assert [byte_range for _, byte_range in site.requests] == ["bytes=123456-"]
+    assert reported[0] > 123_456
     assert not (tmp_path / "data.bin.partial").exists()
 
 
-def test_a_partial_file_that_is_whole_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_not_requested_again(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(CONTENT)
     get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_a_server_that_ignores_range_sends_everything_and_it_counts_once(site: Site, tmp_path: Path) -> None:
+def test_progress_counts_every_byte_once_if_the_server_ignores_range(site: Site, tmp_path: Path) -> None:
     site.with_ranges = False
     (tmp_path / "data.bin.partial").write_bytes(b"x" * 123_456)
-    told: list[int] = []
-    get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
+    reported: list[int] = []
+    get(site, tmp_path / "data.bin", lambda what, done, total: reported.append(done))
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert [wanted for _, wanted in site.asked] == ["bytes=123456-"]
-    assert told[-1] == len(CONTENT)
+    assert [byte_range for _, byte_range in site.requests] == ["bytes=123456-"]
+    assert reported[-1] == len(CONTENT)
 
 
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(site: Site, tmp_path: Path) -> None:
+def test_a_request_is_retried_after_a_server_error(site: Site, tmp_path: Path) -> None:
     site.fail_with = [503, 500]
     get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert len(site.asked) == 3
+    assert len(site.requests) == 3
 
 
-def test_an_answer_without_length_is_read_to_its_end(site: Site, tmp_path: Path) -> None:
+def test_a_response_without_length_is_read_to_its_end(site: Site, tmp_path: Path) -> None:
     site.with_length = False
     get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
-# What does not
+# Failed downloads
 
 
-def test_a_download_that_is_cut_again_and_again_leaves_what_arrived_for_the_next_run(
+def test_a_download_that_exhausts_its_attempts_keeps_the_received_bytes_for_the_next_run(
     site: Site, tmp_path: Path
 ) -> None:
     site.cut_after = [10_000] * downloads.ATTEMPTS
@@ -169,31 +169,31 @@ def test_a_download_that_is_cut_again_and_again_leaves_what_arrived_for_the_next
     assert f"Run again to continue the download, or put the file at {path}" in str(refusal.value)
     assert not path.exists()
     assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:40_000]
-    site.asked.clear()
+    site.requests.clear()
     get(site, path)
     assert path.read_bytes() == CONTENT
-    assert [wanted for _, wanted in site.asked] == ["bytes=40000-"]
+    assert [byte_range for _, byte_range in site.requests] == ["bytes=40000-"]
 
 
-def test_an_interrupted_download_leaves_what_arrived_for_the_next_run(site: Site, tmp_path: Path) -> None:
+def test_an_interrupted_download_keeps_the_received_bytes_for_the_next_run(site: Site, tmp_path: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         if done > 400_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         get(site, tmp_path / "data.bin", interrupt)
-    arrived = (tmp_path / "data.bin.partial").read_bytes()
-    assert 400_000 < len(arrived) < len(CONTENT)
-    assert arrived == CONTENT[: len(arrived)]
+    received = (tmp_path / "data.bin.partial").read_bytes()
+    assert 400_000 < len(received) < len(CONTENT)
+    assert received == CONTENT[: len(received)]
     assert not (tmp_path / "data.bin").exists()
     get(site, tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert site.asked[-1][1] == f"bytes={len(arrived)}-"
+    assert site.requests[-1][1] == f"bytes={len(received)}-"
 
 
 @pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 700_000])
 @pytest.mark.parametrize("with_length", [True, False])
-def test_another_file_is_removed_and_refused_with_both_digests(
+def test_other_content_is_removed_and_refused_with_both_digests(
     site: Site, tmp_path: Path, length: int, with_length: bool
 ) -> None:
     site.files["/data.bin"] = b"y" * length
@@ -208,15 +208,15 @@ def test_another_file_is_removed_and_refused_with_both_digests(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_much_more_than_was_published_is_not_read_to_its_end(site: Site, tmp_path: Path) -> None:
+def test_a_file_much_larger_than_published_is_not_read_to_its_end(site: Site, tmp_path: Path) -> None:
     site.files["/data.bin"] = b"y" * 20_000_000
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(DataError, match="is not the published file"):
-        get(site, tmp_path / "data.bin", lambda what, done, total: told.append(done))
-    assert told[-1] <= len(CONTENT) + downloads.CHUNK_BYTES
+        get(site, tmp_path / "data.bin", lambda what, done, total: reported.append(done))
+    assert reported[-1] <= len(CONTENT) + downloads.CHUNK_BYTES
 
 
-def test_a_partial_file_of_something_else_is_removed(site: Site, tmp_path: Path) -> None:
+def test_a_partial_file_of_other_content_is_removed(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(b"z" * 5000)
     with pytest.raises(DataError, match="is not the published file"):
         get(site, tmp_path / "data.bin")
@@ -224,7 +224,7 @@ def test_a_partial_file_of_something_else_is_removed(site: Site, tmp_path: Path)
     get(site, tmp_path / "data.bin")
 
 
-def test_a_partial_file_longer_than_what_the_server_has_is_begun_again(site: Site, tmp_path: Path) -> None:
+def test_a_partial_file_longer_than_the_servers_file_is_downloaded_again(site: Site, tmp_path: Path) -> None:
     (tmp_path / "data.bin.partial").write_bytes(b"z" * 1500)
     site.files["/data.bin"] = CONTENT[:1000]
     with pytest.raises(DataError, match="closed after 1,000 of 1,000,000 bytes"):
@@ -232,21 +232,21 @@ def test_a_partial_file_longer_than_what_the_server_has_is_begun_again(site: Sit
     assert (tmp_path / "data.bin.partial").read_bytes() == CONTENT[:1000]
 
 
-def test_a_file_that_is_not_there_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_without_a_retry(site: Site, tmp_path: Path) -> None:
     site.files.clear()
     with pytest.raises(DataError, match=r"data\.bin could not be downloaded: HTTP Error 404"):
         get(site, tmp_path / "data.bin")
-    assert len(site.asked) == 1
+    assert len(site.requests) == 1
 
 
-def test_a_server_that_stays_broken_is_asked_four_times(site: Site, tmp_path: Path) -> None:
+def test_a_server_that_keeps_failing_gets_four_requests(site: Site, tmp_path: Path) -> None:
     site.fail_with = [503] * 10
     with pytest.raises(DataError, match="HTTP Error 503"):
         get(site, tmp_path / "data.bin")
-    assert len(site.asked) == downloads.ATTEMPTS == 4
+    assert len(site.requests) == downloads.ATTEMPTS == 4
 
 
-def test_no_server_at_all_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_refused_with_the_path_for_a_manual_download(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/data.bin"
@@ -256,7 +256,7 @@ def test_no_server_at_all_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert f"put the file at {tmp_path / 'data.bin'}" in str(refusal.value)
 
 
-def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_respond_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/data.bin"
@@ -264,7 +264,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pyt
             fetch(PublishedFile(url, len(CONTENT), SHA256), tmp_path / "data.bin", ignore)
 
 
-def test_something_else_than_http_is_refused(tmp_path: Path) -> None:
+def test_a_response_that_is_not_http_is_refused(tmp_path: Path) -> None:
     def answer() -> None:
         for _ in range(downloads.ATTEMPTS):
             with odd.accept()[0] as connection:
@@ -280,28 +280,28 @@ def test_something_else_than_http_is_refused(tmp_path: Path) -> None:
         thread.join()
 
 
-def test_a_place_that_cannot_be_written_is_refused(site: Site, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=r"could not be downloaded: .*file"):
         get(site, tmp_path / "file" / "data.bin")
-    assert site.asked == []
+    assert site.requests == []
 
 
 # Checksums
 
 
-def test_a_gz_counts_by_what_it_holds_however_it_was_packed(tmp_path: Path) -> None:
+def test_the_digest_of_a_gz_file_is_that_of_its_decompressed_content(tmp_path: Path) -> None:
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"images", 1, mtime=1))
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"images", 9, mtime=2))
     (tmp_path / "plain").write_bytes(b"images")
-    wanted = hashlib.sha256(b"images").hexdigest()
-    assert {hash_content(tmp_path / name, name) for name in ("a.gz", "b.gz", "plain")} == {wanted}
+    expected = hashlib.sha256(b"images").hexdigest()
+    assert {hash_content(tmp_path / name, name) for name in ("a.gz", "b.gz", "plain")} == {expected}
 
 
-def test_a_tar_gz_counts_as_it_is(tmp_path: Path) -> None:
+def test_the_digest_of_a_tar_gz_file_is_that_of_the_file_itself(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"images"))
-    wanted = hashlib.sha256((tmp_path / "a.tar.gz").read_bytes()).hexdigest()
-    assert hash_content(tmp_path / "a.tar.gz", "a.tar.gz") == wanted
+    expected = hashlib.sha256((tmp_path / "a.tar.gz").read_bytes()).hexdigest()
+    assert hash_content(tmp_path / "a.tar.gz", "a.tar.gz") == expected
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_tar_gz_counts_as_it_is(tmp_path: Path) -> None:
     [b"no gzip", b"", gzip.compress(b"images", mtime=0)[:-9], gzip.compress(b"i", mtime=0)[:-8] + b"x" * 8],
     ids=["no gzip", "nothing", "cut", "another checksum"],
 )
-def test_a_damaged_gz_equals_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_gz_file_does_not_match_the_digest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.gz").write_bytes(content)
     assert hash_content(tmp_path / "a.gz", "a.gz") != hashlib.sha256(b"images").hexdigest()
 
@@ -322,7 +322,7 @@ CONTENTS = {"images.gz": CONTENT[:5000], "labels.gz": CONTENT[5000:6000]}
 
 @pytest.fixture
 def pets(site: Site) -> tuple[PublishedFile, ...]:
-    """Two small files that are published on the site, both compressed."""
+    """Two small compressed files that the site publishes."""
     files = {name: gzip.compress(content) for name, content in CONTENTS.items()}
     site.files = {f"/{name}": packed for name, packed in files.items()}
     url = site.url.removesuffix("data.bin")
@@ -333,22 +333,24 @@ def pets(site: Site) -> tuple[PublishedFile, ...]:
 def test_missing_files_are_downloaded_once(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
     find_or_fetch(pets, tmp_path / "pets", ignore)
     assert {path.name: gzip.decompress(path.read_bytes()) for path in (tmp_path / "pets").iterdir()} == CONTENTS
-    site.asked.clear()
+    site.requests.clear()
     find_or_fetch(pets, tmp_path / "pets", ignore)
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_files_packed_anew_or_unpacked_are_found(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
+def test_recompressed_or_decompressed_files_are_found(
+    site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path
+) -> None:
     (tmp_path / "images.gz").write_bytes(gzip.compress(CONTENTS["images.gz"], 1, mtime=7))
     (tmp_path / "labels").write_bytes(CONTENTS["labels.gz"])
     find_or_fetch(pets, tmp_path, ignore)
-    assert site.asked == []
+    assert site.requests == []
 
 
 def test_only_missing_files_are_downloaded(site: Site, pets: tuple[PublishedFile, ...], tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(CONTENTS["labels.gz"])
     find_or_fetch(pets, tmp_path, ignore)
-    assert site.asked == [("/images.gz", None)]
+    assert site.requests == [("/images.gz", None)]
 
 
 @pytest.mark.parametrize("name", ["images.gz", "images"])
@@ -362,10 +364,10 @@ def test_a_file_with_another_checksum_is_refused(
     assert hashlib.sha256(b"cats").hexdigest() in str(refusal.value)
     assert hashlib.sha256(CONTENTS["images.gz"]).hexdigest() in str(refusal.value)
     assert (tmp_path / name).read_bytes() == b"cats"
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_every_named_data_set_has_addresses_and_whole_checksums() -> None:
+def test_every_named_data_set_has_https_urls_and_complete_checksums() -> None:
     files = {name: dataset.files for name, dataset in DATASETS.items()}
     assert {name: len(listed) for name, listed in files.items()} == {
         "digits": 0,

@@ -1,4 +1,4 @@
-"""The tree of errors in the documentation is the tree of the classes."""
+"""The documented tree of errors equals the tree of the classes."""
 
 from __future__ import annotations
 

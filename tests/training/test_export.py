@@ -1,4 +1,4 @@
-"""The export: what the artifact says and holds, that it is the same bytes everywhere, and when it is refused."""
+"""The export: contents and metadata of the artifact, equal bytes in every process, and refusals."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def graph(exported) -> onnx.ModelProto:
     return onnx.load_from_string(exported.artifact)
 
 
-# What a client meets
+# Inputs and outputs
 
 
-def test_the_artifact_takes_uint8_pixels_of_any_number_of_images(exported) -> None:
+def test_the_artifact_accepts_uint8_pixels_of_any_number_of_images(exported) -> None:
     (image,) = exported.model.session.get_inputs()
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 8, 8, 1])
 
@@ -84,7 +84,7 @@ def test_probabilities_are_the_softmax_of_the_logits_over_the_temperature(export
     np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), rtol=0, atol=1e-6)
 
 
-# What the file says
+# Metadata and contents of the file
 
 
 def test_the_metadata_hold_the_labels_and_the_pixel_contract(exported) -> None:
@@ -117,22 +117,22 @@ def test_the_metadata_hold_the_agreement_that_was_measured(exported) -> None:
     assert exported.model.manifest.properties["agreement"] == asdict(exported.agreement)
 
 
-def test_the_file_holds_its_weights_itself(graph: onnx.ModelProto, exported, tmp_path: Path) -> None:
+def test_the_file_has_no_external_weights(graph: onnx.ModelProto, exported, tmp_path: Path) -> None:
     assert not [t.name for t in graph.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     assert [path.name for path in exported.path.parent.iterdir() if path.is_file()] == ["model.onnx"]
-    onnxruntime.InferenceSession(exported.artifact)  # from bytes: there is no folder to look beside
+    onnxruntime.InferenceSession(exported.artifact)  # from bytes: external weights would not be found
 
 
-def test_the_file_is_valid_onnx_of_the_opset_that_was_chosen(graph: onnx.ModelProto) -> None:
+def test_the_file_is_valid_onnx_of_opset_20(graph: onnx.ModelProto) -> None:
     onnx.checker.check_model(graph, full_check=True)
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 20)]
 
 
 def test_the_file_names_no_path_user_host_or_source(exported) -> None:
-    said = onnx.load_from_string(exported.artifact)
-    for weights in said.graph.initializer:  # random bytes spell short names by chance
+    artifact = onnx.load_from_string(exported.artifact)
+    for weights in artifact.graph.initializer:  # random bytes can contain short names by chance
         weights.ClearField("raw_data")
-    text = said.SerializeToString().decode("latin-1")
+    text = artifact.SerializeToString().decode("latin-1")
     for place in (CHECKOUT, Path.home(), tempfile.gettempdir(), exported.run.folder, Path(sys.prefix), "/home"):
         assert str(place) not in text
     for name in (getpass.getuser(), socket.gethostname()):
@@ -141,7 +141,7 @@ def test_the_file_names_no_path_user_host_or_source(exported) -> None:
         assert trace not in text
 
 
-def test_no_part_of_the_graph_carries_notes_of_the_exporter(graph: onnx.ModelProto) -> None:
+def test_no_part_of_the_graph_has_notes_of_the_exporter(graph: onnx.ModelProto) -> None:
     parts = [graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output]
     parts += [*graph.graph.value_info, *graph.graph.initializer]
     assert not [part for part in parts if part.doc_string or len(part.metadata_props)]
@@ -186,11 +186,13 @@ def test_agreement_is_measured_on_the_whole_test_set(exported, digits: Dataset) 
     assert exported.quality.accuracy > 0.9
 
 
-def test_agreement_is_measured_in_batches_that_miss_no_image(exported, graph: onnx.ModelProto, digits: Dataset) -> None:
+def test_agreement_is_measured_on_every_image_of_several_batches(
+    exported, graph: onnx.ModelProto, digits: Dataset
+) -> None:
     assert agree(exported.load_network(), graph, digits.train).images == 1295  # more than two batches
 
 
-def test_the_difference_is_that_of_the_worst_logit_of_the_worst_image(
+def test_the_difference_is_the_maximum_over_logits_and_images(
     exported, graph: onnx.ModelProto, digits: Dataset
 ) -> None:
     network = exported.load_network()
@@ -200,7 +202,7 @@ def test_the_difference_is_that_of_the_worst_logit_of_the_worst_image(
     assert agreement.max_logit_difference == pytest.approx(5e-5, rel=0.2)
 
 
-def test_other_weights_than_the_artifacts_are_refused(exported, graph: onnx.ModelProto, digits: Dataset) -> None:
+def test_weights_that_differ_from_the_artifacts_are_refused(exported, graph: onnx.ModelProto, digits: Dataset) -> None:
     network = exported.load_network()
     with torch.no_grad():
         network.classifier[-1].bias[3] += 2e-4
@@ -223,11 +225,11 @@ def test_one_image_that_disagrees_is_enough_to_refuse(exported, graph: onnx.Mode
         agree(Strange(), graph, digits.test)
 
 
-# Tolerances in units that fit the logits
+# Tolerances relative to the logits
 
 
 def rescale(graph: onnx.ModelProto, factor: float) -> onnx.ModelProto:
-    """The same network with logits a factor as large, for which there is one more node."""
+    """The same graph with one more node, which multiplies the logits by a factor."""
     scaled = onnx.ModelProto()
     scaled.CopyFrom(graph)
     for node in scaled.graph.node:
@@ -277,22 +279,22 @@ def swap_filters(network: nn.Module) -> None:
 def test_logits_of_any_size_agree_and_a_fault_is_caught_at_any_size(
     exported, graph: onnx.ModelProto, digits: Dataset, factor: float, fault: Callable[[nn.Module], None] | None
 ) -> None:
-    honest, other = (Rescaled(exported.load_network(), factor).eval() for _ in range(2))
-    scaled, expected = rescale(graph, factor), expect_answers(honest, digits.test)
-    measure_agreement(honest, digits.test, expected, run_all(scaled, digits.test.images), {}, scaled)
+    unchanged, other = (Rescaled(exported.load_network(), factor).eval() for _ in range(2))
+    scaled, expected = rescale(graph, factor), expect_answers(unchanged, digits.test)
+    measure_agreement(unchanged, digits.test, expected, run_all(scaled, digits.test.images), {}, scaled)
     assert expected.tolerance < 2e-5 * np.abs(expected.logits).max() or factor < 1
     if fault:
         fault(other.network)
         with torch.no_grad():
             wrong = other(scale_pixels(torch.from_numpy(digits.test.images))).numpy()
         with pytest.raises(ExportRefused, match="logits differ by"):
-            measure_agreement(honest, digits.test, expected, wrong, {}, scaled)
+            measure_agreement(unchanged, digits.test, expected, wrong, {}, scaled)
         with pytest.raises(FoldMismatch):
             check_fold(wrong, expected.logits, expected.tolerance)
 
 
-def test_what_float32_rounds_away_is_allowed_for(exported, digits: Dataset) -> None:
-    """An ill-conditioned network: large values that cancel, as many layers or black and white images have them."""
+def test_rounding_of_float32_is_within_the_tolerance(exported, digits: Dataset) -> None:
+    """An ill-conditioned network: large values cancel, as with many layers or black and white images."""
 
     class Cancelling(nn.Module):
         def __init__(self) -> None:
@@ -308,7 +310,7 @@ def test_what_float32_rounds_away_is_allowed_for(exported, digits: Dataset) -> N
     assert well.tolerance < rounded < ill.tolerance < 1e-2 * np.abs(ill.logits).max()
 
 
-def test_random_answers_are_no_rounding(exported, digits: Dataset) -> None:
+def test_random_outputs_do_not_widen_the_tolerance(exported, digits: Dataset) -> None:
     network = exported.load_network().eval()
     network.classifier[4].train()
     expected = expect_answers(network, digits.test)
@@ -332,7 +334,7 @@ class Constant(nn.Module):
 
 
 def constant_graph(*logits: float) -> onnx.ModelProto:
-    """The same as ``Constant``, as a graph written by hand."""
+    """An ONNX graph with the outputs of ``Constant``."""
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
@@ -358,23 +360,23 @@ def constant_graph(*logits: float) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def test_labels_that_tie_are_counted_and_do_not_refuse() -> None:
+def test_tied_labels_are_counted_and_not_refused() -> None:
     agreement = agree(Constant(2, 5, 5), constant_graph(2, 5, 5), THREE)
     assert (agreement.near_ties, agreement.changed) == (3, 0)
 
 
-def test_only_a_tie_of_the_best_two_labels_counts() -> None:
+def test_only_ties_of_the_best_two_labels_are_counted() -> None:
     agreement = agree(Constant(2, 2, 5), constant_graph(2, 2, 5), THREE)
     assert agreement.near_ties == 0
 
 
-def test_a_near_tie_may_turn() -> None:
+def test_the_label_of_a_near_tie_may_change() -> None:
     agreement = agree(Constant(0, 4e-5, -1), constant_graph(4e-5, 0, -1), THREE)
     assert (agreement.near_ties, agreement.changed) == (3, 3)
     assert agreement.max_logit_difference == pytest.approx(4e-5)
 
 
-def test_a_label_that_turns_without_a_near_tie_is_refused_though_the_logits_are_close() -> None:
+def test_a_label_that_changes_without_a_near_tie_is_refused_even_if_the_logits_are_close() -> None:
     with pytest.raises(ExportRefused, match=r"logits differ by 8\.00e-05 .* 3 of 3 labels change"):
         agree(Constant(0, 1.5e-4), constant_graph(8e-5, 7e-5), THREE)
 
@@ -403,7 +405,7 @@ def test_a_whole_network_in_train_mode_is_refused(exported) -> None:
         export_graph(Deployed(exported.load_network().train()), (8, 8, 1))
 
 
-def test_a_refused_export_is_a_failed_check_and_no_wrong_usage() -> None:
+def test_a_refused_export_has_the_exit_code_of_a_failed_check() -> None:
     assert ExportRefused.exit_code == 1
 
 
@@ -416,16 +418,16 @@ def test_a_run_without_weights_is_refused(exported, digits: Dataset, tmp_path: P
 # Sealing
 
 
-def test_sealing_replaces_what_the_file_said_before_and_nothing_else(graph: onnx.ModelProto, exported) -> None:
+def test_sealing_replaces_only_the_metadata(graph: onnx.ModelProto, exported) -> None:
     manifest = ClassifierManifest(tuple("abcdefghij"), PixelContract(8, 8, 1), {"network": "other"})
     resealed = onnx.load_from_string(seal(graph, manifest))
-    said = {fact.key: fact.value for fact in resealed.metadata_props}
-    assert len(said.pop(DIGEST)) == 64
-    assert said == manifest.to_metadata()
+    metadata = {fact.key: fact.value for fact in resealed.metadata_props}
+    assert len(metadata.pop(DIGEST)) == 64
+    assert metadata == manifest.to_metadata()
     assert resealed.graph == graph.graph
 
 
-def test_sealing_leaves_the_graph_it_was_given_alone(graph: onnx.ModelProto) -> None:
+def test_sealing_does_not_change_its_argument(graph: onnx.ModelProto) -> None:
     before = graph.SerializeToString(deterministic=True)
     seal(graph, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
     assert graph.SerializeToString(deterministic=True) == before
@@ -439,12 +441,12 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
         seal(broken, ClassifierManifest(("a",), PixelContract(8, 8, 1)))
 
 
-# Mirrored: both views in one answer
+# Mirrored artifacts
 
 
 @pytest.fixture(scope="module")
 def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
-    """An epoch of the compact network, exported with both views."""
+    """One epoch of the compact network, exported with both views."""
     folder = tmp_path_factory.mktemp("mirrored")
     config = RunConfig.of(digits, None, False, choose_recipe("compact", digits, epochs=1))
     run = Run.create(folder / "run", config)
@@ -455,7 +457,9 @@ def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return run, load_model(folder / "model.onnx")
 
 
-def test_a_mirrored_artifact_answers_the_mean_of_both_views(mirrored: tuple[Run, Model], digits: Dataset) -> None:
+def test_a_mirrored_artifact_returns_the_mean_logits_of_both_views(
+    mirrored: tuple[Run, Model], digits: Dataset
+) -> None:
     run, model = mirrored
     network = _load_network(run, digits, mirrored=True).network
     views = (
@@ -467,17 +471,17 @@ def test_a_mirrored_artifact_answers_the_mean_of_both_views(mirrored: tuple[Run,
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
-def test_a_mirrored_artifact_answers_an_image_and_its_mirror_image_with_the_same_bits(
+def test_a_mirrored_artifact_returns_the_same_bits_for_an_image_and_its_mirror_image(
     mirrored: tuple[Run, Model], digits: Dataset, size: int
 ) -> None:
     images = digits.test.images[:size]
-    for straight, turned in zip(
+    for output, mirrored_output in zip(
         mirrored[1].classify(images), mirrored[1].classify(images[:, :, ::-1].copy()), strict=True
     ):
-        assert straight.tobytes() == turned.tobytes()
+        assert output.tobytes() == mirrored_output.tobytes()
 
 
-def test_an_artifact_says_whether_it_is_mirrored(mirrored: tuple[Run, Model], exported) -> None:
+def test_the_metadata_hold_whether_the_artifact_is_mirrored(mirrored: tuple[Run, Model], exported) -> None:
     assert mirrored[1].manifest.properties["mirrored"] is True
     assert exported.model.manifest.properties["mirrored"] is False
 
@@ -486,43 +490,43 @@ def test_an_artifact_says_whether_it_is_mirrored(mirrored: tuple[Run, Model], ex
 
 
 def draw_answers(count: int, right: float, logit: float) -> tuple[Tensor, np.ndarray]:
-    """Of two labels' logits 0 and ``logit``, the share that is right; wrong ones anywhere."""
+    """Logits 0 and ``logit`` for every image, and random targets of which a share ``right`` is label 1."""
     logits = torch.tensor([0.0, logit]).repeat(count, 1)
     return logits, (np.random.default_rng(0).random(count) < right).astype(np.int64)
 
 
-def test_a_temperature_is_fitted_where_it_lowers_the_error_of_images_it_was_not_fitted_on() -> None:
-    temperature, why = choose_temperature(*draw_answers(1000, 0.73, 3.0))  # 1 / (1 + exp(-1)) is 0.73
+def test_a_temperature_is_used_if_it_lowers_the_calibration_error_on_other_images() -> None:
+    temperature, reason = choose_temperature(*draw_answers(1000, 0.73, 3.0))  # 1 / (1 + exp(-1)) is 0.73
     assert temperature == pytest.approx(3.0, rel=0.2)
-    assert why.startswith("a temperature lowers the calibration error: ")
+    assert reason.startswith("a temperature lowers the calibration error: ")
 
 
-def test_a_temperature_that_helps_only_on_images_it_was_fitted_on_is_not_used() -> None:
+def test_a_temperature_is_not_used_if_it_helps_only_on_the_images_it_was_fitted_on() -> None:
     logits, targets = draw_answers(25, 0.731, 1.0)
     fitted = fit_temperature(logits, targets)
     errors = [calibration_error(softmax(logits.numpy() / np.float32(one)), targets) for one in (fitted, 1.0)]
     assert errors[0] < errors[1]
-    temperature, why = choose_temperature(logits, targets)
+    temperature, reason = choose_temperature(logits, targets)
     assert temperature == 1.0
     assert re.fullmatch(
         r"no temperature is used, since none lowers the calibration error: 0\.\d+ without, 0\.\d+ with it, on "
         "validation images it was not fitted on",
-        why,
+        reason,
     )
 
 
-def test_where_nothing_is_fitted_that_is_said() -> None:
+def test_the_reason_for_not_fitting_a_temperature_is_returned() -> None:
     logits, targets = draw_answers(50, 1.0, 1.0)
     assert choose_temperature(logits, targets) == (
         1.0,
         "no temperature is fitted, since every validation image is classified right",
     )
-    temperature, why = choose_temperature(logits * math.nan, targets)
-    assert (temperature, why.partition(":")[0]) == (1.0, "no temperature is fitted")
+    temperature, reason = choose_temperature(logits * math.nan, targets)
+    assert (temperature, reason.partition(":")[0]) == (1.0, "no temperature is fitted")
 
 
-def test_test_images_have_no_part_in_the_temperature(exported, digits: Dataset) -> None:
-    wrong = Split(digits.test.images, np.roll(digits.test.targets, 1))  # calibration there is another
+def test_test_images_do_not_affect_the_temperature(exported, digits: Dataset) -> None:
+    wrong = Split(digits.test.images, np.roll(digits.test.targets, 1))  # another calibration
     again = export_run(exported.run, dataclasses.replace(digits, test=wrong), synthetic=True)
     assert again.quality.temperature == exported.quality.temperature != 1.0
     assert again.temperature_reason

@@ -1,4 +1,4 @@
-"""Faults injected at every layer of both networks: named right, undone, and nothing that is kept is poisoned."""
+"""Faults at every layer of both networks are named and undone, and no saved weight is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ignore(*_: object) -> None:
 
 
 def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on_epoch: Any = ignore) -> str:
-    """What the training says when it stops; nothing that it keeps may hold a number that is none."""
+    """Train until the fault and return its message; the weights that the run keeps must be finite."""
     with pytest.raises(TrainingDiverged) as stopped:
         train(run, network, split, digits.val, Callbacks(on_epoch=on_epoch))
     if run.has_weights():
@@ -55,7 +55,7 @@ def run_to_fault(run: Run, network: nn.Module, split: Split, digits: Dataset, on
 
 
 @pytest.mark.parametrize(("network_name", "weight"), WEIGHTS, ids=str)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_weight_that_is_nan_or_infinite_is_named(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str, value: float
 ) -> None:
@@ -67,10 +67,10 @@ def test_a_weight_that_is_nan_or_infinite_is_named(
         with torch.no_grad():
             dict(network.named_parameters())[weight].data[(0,) * dict(network.named_parameters())[weight].ndim] = value
 
-    told = run_to_fault(run, network, few, digits, spoil)
-    assert f": weight {weight} is NaN or infinite in " in told  # where no image reaches it, once a step has spread it
-    assert "at epoch 2, " in told
-    assert "this value was assigned or loaded" in told
+    message = run_to_fault(run, network, few, digits, spoil)
+    assert f": weight {weight} is NaN or infinite in " in message  # if no image reaches it, after a step has spread it
+    assert "at epoch 2, " in message
+    assert "this value was assigned or loaded" in message
     assert equal(state_of(network), good[0])  # weights and statistics, as they were after the last good epoch
 
 
@@ -89,9 +89,9 @@ def test_a_moving_statistic_that_is_nan_or_infinite_is_named(
         good.append(state_of(network))
         network.get_buffer(statistic)[0] = math.inf
 
-    told = run_to_fault(run, network, few, digits, spoil)
-    assert f"at epoch 2, in validation: statistic {statistic} is NaN or infinite in 1 of " in told
-    assert "The run keeps the weights of epoch 1" in told
+    message = run_to_fault(run, network, few, digits, spoil)
+    assert f"at epoch 2, in validation: statistic {statistic} is NaN or infinite in 1 of " in message
+    assert "The run keeps the weights of epoch 1" in message
     assert equal(state_of(network), good[0])
 
 
@@ -102,14 +102,14 @@ def test_a_layer_whose_output_is_nan_or_infinite_is_named(
     run, network = start_run(**RECIPES[network_name])
     initial = state_of(network)
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output * math.nan)
-    told = run_to_fault(run, network, few, digits)
-    assert f"output of {layer} (" in told
-    assert "Weights are as large as before: look at this layer" in told
+    message = run_to_fault(run, network, few, digits)
+    assert f"output of {layer} (" in message
+    assert "Weights are as large as before: look at this layer" in message
     assert equal(state_of(network), initial)
 
 
 @pytest.mark.parametrize("network_name", RECIPES)
-def test_a_late_fault_of_healthy_weights_is_not_laid_to_them(
+def test_a_late_fault_with_healthy_weights_is_not_blamed_on_the_weights(
     start_run: StartRun, digits: Dataset, network_name: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
@@ -121,13 +121,13 @@ def test_a_late_fault_of_healthy_weights_is_not_laid_to_them(
         return output * (math.nan if len(calls) > 30 else 1)
 
     network.get_submodule(layer).register_forward_hook(spoil_late)
-    told = run_to_fault(run, network, digits.train, digits)
-    assert "at epoch 1, step " in told
-    assert f"output of {layer} (" in told
-    assert "Weights are as large as before: look at this layer" in told
+    message = run_to_fault(run, network, digits.train, digits)
+    assert "at epoch 1, step " in message
+    assert f"output of {layer} (" in message
+    assert "Weights are as large as before: look at this layer" in message
 
 
-def test_what_only_some_images_bring_about_names_them(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_a_fault_that_only_some_images_cause_names_them(start_run: StartRun, few: Split, digits: Dataset) -> None:
     images = few.images.copy()
     images[7] = 255
     run, network = start_run(**RECIPES["reference"])
@@ -137,56 +137,58 @@ def test_what_only_some_images_bring_about_names_them(start_run: StartRun, few: 
     network.get_submodule(last).register_forward_hook(
         lambda module, inputs, output: torch.where(white[-1][:, None], math.inf, output)
     )
-    told = run_to_fault(run, network, Split(images, few.targets), digits)
-    assert f"output of {last} (" in told
-    assert "for image 7 of the training images" in told
+    message = run_to_fault(run, network, Split(images, few.targets), digits)
+    assert f"output of {last} (" in message
+    assert "for image 7 of the training images" in message
 
 
-def test_what_depends_on_dropout_is_found_again(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_a_fault_that_depends_on_dropout_is_reproduced_and_named(
+    start_run: StartRun, few: Split, digits: Dataset
+) -> None:
     run, network = start_run(**{**RECIPES["reference"], "dropout": 0.5})
     dropout = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Dropout))
     network.get_submodule(dropout).register_forward_hook(
         lambda module, inputs, output: output * (math.nan if output.flatten()[0] == 0 != inputs[0].flatten()[0] else 1)
     )
-    told = run_to_fault(run, network, few, digits)
-    assert f"output of {dropout} (Dropout) is NaN or infinite" in told
+    message = run_to_fault(run, network, few, digits)
+    assert f"output of {dropout} (Dropout) is NaN or infinite" in message
 
 
-def test_a_fault_of_eval_mode_alone_is_named(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_a_fault_in_eval_mode_only_is_named(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(**RECIPES["compact"])
     layer = next(name for one, name in LAYERS if one == "compact")
     network.get_submodule(layer).register_forward_hook(
         lambda module, inputs, output: output * (1 if module.training else math.nan)
     )
-    told = run_to_fault(run, network, few, digits)
-    assert f"the loss is nan at epoch 1, in validation: output of {layer} (" in told
+    message = run_to_fault(run, network, few, digits)
+    assert f"the loss is nan at epoch 1, in validation: output of {layer} (" in message
 
 
-def test_what_is_nan_or_infinite_between_layers_is_named_by_the_next(
+def test_a_nan_or_infinite_value_between_layers_is_named_by_the_next_layer(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(**RECIPES["reference"])
     last = LAYERS[-1][1]
     network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: (inputs[0] - math.inf,))
-    told = run_to_fault(run, network, few, digits)
-    assert f"the input of {last} (Linear) is NaN or infinite" in told
+    message = run_to_fault(run, network, few, digits)
+    assert f"the input of {last} (Linear) is NaN or infinite" in message
 
 
 @pytest.mark.parametrize(("network_name", "weight"), LEARNED, ids=str)
-def test_a_gradient_that_is_nan_or_infinite_is_seen_in_its_step(
+def test_a_gradient_that_is_nan_or_infinite_is_detected_in_its_step(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str, weight: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
     initial, learned = state_of(network), dict(network.named_parameters())[weight]
     learned.register_hook(lambda gradient: gradient * math.nan)
-    told = run_to_fault(run, network, few, digits)
-    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: " in told
-    assert f"yet the gradient of {weight} is NaN or infinite" in told
+    message = run_to_fault(run, network, few, digits)
+    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: " in message
+    assert f"yet the gradient of {weight} is NaN or infinite" in message
     assert equal(state_of(network), initial)
 
 
 class Spoil(torch.autograd.Function):
-    """Lets numbers through, and makes of their gradient what is none."""
+    """Passes values on unchanged and turns their gradient into NaN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -206,9 +208,9 @@ def test_a_layer_whose_gradient_is_nan_or_infinite_is_named(
     run, network = start_run(**RECIPES[network_name])
     initial = state_of(network)
     network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: Spoil.apply(output))
-    told = run_to_fault(run, network, few, digits)
-    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: gradient " in told
-    assert re.search(rf": gradient (through {layer} is|of {layer}\.weight is) NaN or infinite", told)
+    message = run_to_fault(run, network, few, digits)
+    assert "a gradient is NaN or infinite at epoch 1, step 1 of 3: gradient " in message
+    assert re.search(rf": gradient (through {layer} is|of {layer}\.weight is) NaN or infinite", message)
     assert equal(state_of(network), initial)
 
 
@@ -217,36 +219,38 @@ def test_a_damaged_image_is_named(start_run: StartRun, few: Split, digits: Datas
     images = few.images.astype(np.float32)
     images[7, 3, 3] = math.nan
     run, network = start_run(**RECIPES[network_name])
-    told = run_to_fault(run, network, Split(images, few.targets), digits)  # type: ignore[arg-type]
-    assert "image 7 of the training images holds values that are NaN or infinite" in told
-    assert "The data are damaged, not the network" in told
+    message = run_to_fault(run, network, Split(images, few.targets), digits)  # type: ignore[arg-type]
+    assert "image 7 of the training images holds values that are NaN or infinite" in message
+    assert "The data are damaged, not the network" in message
 
 
-# At 1e3 the reference's loss is thirty million and a number still, which test_warn.py hears of.
+# At 1e3 the reference's loss is thirty million and still finite, which test_warn.py covers.
 @pytest.mark.parametrize(("network_name", "learning_rate"), [("compact", 1e3), ("reference", 1e30)])
 @pytest.mark.parametrize("backs_off", [False, True], ids=["stop", "backoff"])
-def test_a_learning_rate_that_explodes_is_said(
+def test_a_learning_rate_that_explodes_the_weights_is_reported(
     start_run: StartRun, digits: Dataset, network_name: str, learning_rate: float, backs_off: bool
 ) -> None:
     run, network = start_run(**{**RECIPES[network_name], "learning_rate": learning_rate})
     initial = state_of(network)
-    told: list[str] = []
+    messages: list[str] = []
     with pytest.raises(TrainingDiverged) as stopped:
-        train(run, network, digits.train, digits.val, Callbacks(on_warning=told.append), Execution(back_off=backs_off))
-    told.append(str(stopped.value))
-    assert len(told) == (1 + MAX_BACK_OFFS if backs_off else 1)
-    assert all("Weights have exploded" in one and "try a lower --learning-rate" in one for one in told)
-    assert "Nothing was learned yet" in told[-1]
+        train(
+            run, network, digits.train, digits.val, Callbacks(on_warning=messages.append), Execution(back_off=backs_off)
+        )
+    messages.append(str(stopped.value))
+    assert len(messages) == (1 + MAX_BACK_OFFS if backs_off else 1)
+    assert all("Weights have exploded" in one and "try a lower --learning-rate" in one for one in messages)
+    assert "Nothing was learned yet" in messages[-1]
     assert equal(state_of(network), initial)
     assert not run.has_weights()
 
 
 @pytest.mark.parametrize("network_name", RECIPES)
-def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
+def test_backing_off_continues_from_the_last_good_epoch_at_half_the_rate(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
-    told: list[str] = []
+    warnings: list[str] = []
     epochs: list[Epoch] = []
     peak = make_optimizers(network, run.config.recipe)[0].param_groups[0]["peak_lr"]
 
@@ -257,19 +261,24 @@ def test_backing_off_goes_on_from_what_was_good_at_half_the_rate(
                 list(network.parameters())[-1].fill_(math.nan)
 
     train(
-        run, network, few, digits.val, Callbacks(on_epoch=spoil_once, on_warning=told.append), Execution(back_off=True)
+        run,
+        network,
+        few,
+        digits.val,
+        Callbacks(on_epoch=spoil_once, on_warning=warnings.append),
+        Execution(back_off=True),
     )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     share = schedule(run.config.recipe, (1 + 2.5 / 3) / 2)  # in the middle of the last step of three
     assert epochs[1].learning_rate == pytest.approx(share * peak / 2)
-    [warning] = told
+    [warning] = warnings
     assert warning.endswith(f". Continuing from the last good epoch at learning rate {peak / 2:g}")
     run.load_weights(kept := run.config.build_network())
     assert all(tensor.isfinite().all() for tensor in kept.state_dict().values())
 
 
 @pytest.mark.parametrize("network_name", RECIPES)
-def test_what_the_optimizers_remember_goes_back_too(
+def test_the_state_of_the_optimizers_is_restored_too(
     start_run: StartRun, few: Split, digits: Dataset, network_name: str
 ) -> None:
     run, network = start_run(**RECIPES[network_name])
@@ -280,25 +289,25 @@ def test_what_the_optimizers_remember_goes_back_too(
         for optimizer in optimizers:
             optimizer.step()
 
-    def remembered() -> list[Tensor]:
+    def copy_optimizer_state() -> list[Tensor]:
         states = [state for optimizer in optimizers for state in optimizer.state.values()]
         return [value.clone() for state in states for value in state.values() if isinstance(value, Tensor)]
 
     step()
-    guard, good = Guard(network, optimizers), remembered()
+    guard, good = Guard(network, optimizers), copy_optimizer_state()
     step()
     guard.restore()
     assert len(good) > 0
-    assert all(torch.equal(one, other) for one, other in zip(remembered(), good, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(copy_optimizer_state(), good, strict=True))
 
 
 def test_backing_off_ends_after_three_times(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(**RECIPES["reference"])
     initial = state_of(network)
     network.get_submodule(LAYERS[-1][1]).register_forward_hook(lambda module, inputs, output: output * math.nan)
-    told: list[str] = []
+    warnings: list[str] = []
     with pytest.raises(TrainingDiverged):
-        train(run, network, few, digits.val, Callbacks(on_warning=told.append), Execution(back_off=True))
-    assert len(told) == MAX_BACK_OFFS
-    assert [warning.rpartition(" ")[2] for warning in told] == ["0.0005", "0.00025", "0.000125"]
+        train(run, network, few, digits.val, Callbacks(on_warning=warnings.append), Execution(back_off=True))
+    assert len(warnings) == MAX_BACK_OFFS
+    assert [warning.rpartition(" ")[2] for warning in warnings] == ["0.0005", "0.00025", "0.000125"]
     assert equal(state_of(network), initial)

@@ -1,4 +1,4 @@
-"""Layers are watched while a network runs, and never after."""
+"""Layers are watched only while a network runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def list_hooks(network: nn.Module) -> list[object]:
 
 
 @pytest.mark.parametrize("build", [nn.Sequential, Named])
-def test_inputs_are_seen_by_position_and_by_keyword(build: Any) -> None:
+def test_inputs_are_watched_by_position_and_by_keyword(build: Any) -> None:
     network = nn.Sequential(nn.Identity()) if build is nn.Sequential else Named()
     layers = {name: layer for name, layer in network.named_modules() if name}
     seen: list[tuple[str, float]] = []
@@ -42,7 +42,7 @@ def test_inputs_are_seen_by_position_and_by_keyword(build: Any) -> None:
     assert list_hooks(network) == []
 
 
-def test_outputs_are_seen_in_the_order_in_which_layers_finish() -> None:
+def test_outputs_are_watched_in_the_order_in_which_layers_finish() -> None:
     network = nn.Sequential(nn.Identity(), nn.Flatten(0))
     seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
 

@@ -1,4 +1,4 @@
-"""The lecture on convolutional networks, statement by statement, against the layers that are trained and served."""
+"""The statements of the lecture on convolutional networks hold for the layers that are trained and exported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def counting(size: int) -> torch.Tensor:
     return torch.arange(1.0, size * size + 1).reshape(size, size)
 
 
-def a_network(seed: int = 0) -> Reference:
+def build_network(seed: int = 0) -> Reference:
     torch.manual_seed(seed)
     return Reference(1, 8, 8, 10)
 
@@ -47,14 +47,14 @@ def test_a_patch_that_matches_the_inverse_of_the_filter_gives_minus_2_3() -> Non
     assert convolve(-torch.tensor(PATCH), EDGE)[1, 1].item() == pytest.approx(-2.3)
 
 
-def test_the_filter_is_laid_on_unflipped() -> None:
-    lopsided = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    unflipped = sum(p * k for row, line in zip(PATCH, lopsided, strict=True) for p, k in zip(row, line, strict=True))
+def test_the_filter_is_not_flipped() -> None:
+    asymmetric = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    unflipped = sum(p * k for row, line in zip(PATCH, asymmetric, strict=True) for p, k in zip(row, line, strict=True))
     flipped = sum(
-        p * k for row, line in zip(PATCH, lopsided[::-1], strict=True) for p, k in zip(row, line[::-1], strict=True)
+        p * k for row, line in zip(PATCH, asymmetric[::-1], strict=True) for p, k in zip(row, line[::-1], strict=True)
     )
     assert flipped != pytest.approx(unflipped)
-    assert convolve(PATCH, lopsided)[1, 1].item() == pytest.approx(unflipped)
+    assert convolve(PATCH, asymmetric)[1, 1].item() == pytest.approx(unflipped)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -65,7 +65,7 @@ def test_a_filter_adds_its_bias_everywhere(stride: int) -> None:
         assert layer(torch.zeros(1, 1, 4, 4)).unique().tolist() == [7]
 
 
-def test_every_filter_gives_an_array_of_its_own_over_all_channels() -> None:
+def test_every_filter_gives_one_feature_map_over_all_channels() -> None:
     layer = SameConv2d(3, 2, kernel_size=1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 1, 1], [1, 0, -1]]).reshape(2, 3, 1, 1))
@@ -101,8 +101,8 @@ def test_an_even_kernel_pads_the_bottom_and_right_at_stride_1() -> None:
     assert convolve(counting(2), torch.ones(2, 2)).tolist() == [[10, 6], [7, 4]]
 
 
-def test_height_and_width_are_padded_each_by_its_own_need() -> None:
-    # 1 2 3 4 / 5 6 7 8 / 9 10 11 12: height 3 wants a row above and below, width 4 a column at the right only.
+def test_height_and_width_are_padded_independently() -> None:
+    # 1 2 3 4 / 5 6 7 8 / 9 10 11 12: height 3 needs a row above and below, width 4 a column at the right only.
     wide = torch.arange(1.0, 13).reshape(3, 4)
     assert convolve(wide, torch.ones(3, 3), stride=2).tolist() == [[24, 22], [48, 38]]
 
@@ -119,7 +119,7 @@ def test_stride_2_halves_a_side_and_rounds_up(size: int, expected: int) -> None:
     assert convolve(torch.zeros(size, size), EDGE, stride=2).shape == (expected, expected)
 
 
-def test_a_stride_beyond_the_kernel_pads_nothing() -> None:
+def test_a_stride_larger_than_the_kernel_pads_nothing() -> None:
     assert convolve(counting(4), [[1]], stride=2).tolist() == [[1, 3], [9, 11]]
 
 
@@ -136,7 +136,7 @@ def test_average_pooling_takes_the_mean_of_each_window_channel_by_channel() -> N
     assert functional.avg_pool2d(channels, 2)[0].tolist() == [[[3.5, 5.5], [11.5, 13.5]], [[35, 55], [115, 135]]]
 
 
-def test_a_small_shift_leaves_the_max_pooled_image_as_it_was() -> None:
+def test_a_small_shift_does_not_change_the_max_pooled_image() -> None:
     image = torch.zeros(1, 1, 6, 6)
     image[0, 0, 2, 2] = 1
     shifted = torch.roll(image, (1, 1), dims=(2, 3))
@@ -148,9 +148,9 @@ def test_a_small_shift_leaves_the_max_pooled_image_as_it_was() -> None:
 
 
 def test_batch_norm_in_training_is_algorithm_1_with_the_biased_variance() -> None:
-    norm = a_network().features[1].train()
+    norm = build_network().features[1].train()
     rng = np.random.default_rng(0)
-    x = rng.normal(3, 0.05, (2, 32, 2, 2)).astype(np.float32)  # small enough for epsilon to show
+    x = rng.normal(3, 0.05, (2, 32, 2, 2)).astype(np.float32)  # small enough for epsilon to matter
     gamma, beta = rng.normal(size=(2, 1, 32, 1, 1)).astype(np.float32)
     mean = x.mean((0, 2, 3), keepdims=True)
     variance = ((x - mean) ** 2).mean((0, 2, 3), keepdims=True)
@@ -163,14 +163,14 @@ def test_batch_norm_in_training_is_algorithm_1_with_the_biased_variance() -> Non
 
 
 def test_training_moves_the_moving_mean_one_hundredth_of_the_way() -> None:
-    norm = a_network().features[1].train()
+    norm = build_network().features[1].train()
     x = 5 * torch.randn(4, 32, 3, 3) + 2
     norm(x)
     torch.testing.assert_close(norm.running_mean, 0.01 * x.mean((0, 2, 3)))
 
 
-def test_training_moves_a_moving_variance_and_no_standard_deviation() -> None:
-    norm = a_network().features[1].train()
+def test_training_moves_a_moving_variance_and_not_a_standard_deviation() -> None:
+    norm = build_network().features[1].train()
     x = 5 * torch.randn(4, 32, 3, 3) + 2
     norm(x)
     torch.testing.assert_close(norm.running_var, 0.99 + 0.01 * x.var((0, 2, 3), correction=1))  # the unbiased variance
@@ -178,29 +178,29 @@ def test_training_moves_a_moving_variance_and_no_standard_deviation() -> None:
 
 
 def test_eval_mode_uses_the_moving_statistics_and_not_the_batch() -> None:
-    norm = a_network().features[1].eval()
+    norm = build_network().features[1].eval()
     norm.running_mean.fill_(2)
     norm.running_var.fill_(9)
     x = torch.randn(4, 32, 3, 3)
     torch.testing.assert_close(norm(x), (x - 2) / (9 + 1e-3) ** 0.5)
 
 
-def test_eval_mode_leaves_the_moving_statistics_alone() -> None:
-    network = a_network().eval()
+def test_eval_mode_does_not_change_the_moving_statistics() -> None:
+    network = build_network().eval()
     before = {name: value.clone() for name, value in network.named_buffers()}
     network(torch.randn(4, 1, 8, 8))
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
 
 
-def test_in_eval_mode_an_image_gets_the_same_answer_alone_and_in_a_batch() -> None:
-    network = a_network().eval()
+def test_in_eval_mode_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
+    network = build_network().eval()
     batch = torch.randn(16, 1, 8, 8)
     with torch.no_grad():
         alone = torch.cat([network(image[None]) for image in batch])
         torch.testing.assert_close(network(batch), alone, rtol=0, atol=1e-5)
 
 
-def test_in_train_mode_the_answer_depends_on_who_else_is_in_the_batch() -> None:
+def test_in_train_mode_the_logits_depend_on_the_other_images_of_the_batch() -> None:
     torch.manual_seed(0)
     network = Reference(1, 8, 8, 10, dropout=0).train()
     batch = torch.randn(16, 1, 8, 8)
@@ -208,7 +208,7 @@ def test_in_train_mode_the_answer_depends_on_who_else_is_in_the_batch() -> None:
         assert (network(batch)[:8] - network(batch[:8])).abs().max() > 0.1
 
 
-def test_the_exported_file_answers_an_image_bit_for_bit_alike_at_every_batch_size(exported, digits: Dataset) -> None:
+def test_the_exported_file_returns_the_same_bits_for_an_image_at_every_batch_size(exported, digits: Dataset) -> None:
     images = digits.test.images[:64]
     alone = [exported.model.classify(image[np.newaxis]) for image in images]
     for size in range(1, 65):
@@ -217,7 +217,9 @@ def test_the_exported_file_answers_an_image_bit_for_bit_alike_at_every_batch_siz
         assert logits.tobytes() == np.concatenate([z for _, z in alone[:size]]).tobytes()
 
 
-def test_the_exported_file_answers_an_image_alike_at_every_place_in_a_batch(exported, digits: Dataset) -> None:
+def test_the_exported_file_returns_the_same_bits_for_an_image_at_every_position_in_a_batch(
+    exported, digits: Dataset
+) -> None:
     images = digits.test.images[:7]
     expected = exported.model.classify(images)[1]
     for shift in range(1, 7):
@@ -230,7 +232,7 @@ def test_the_exported_file_answers_an_image_alike_at_every_place_in_a_batch(expo
 # Dropout
 
 
-def test_dropout_sets_its_share_of_units_to_zero_in_training_and_scales_up_the_rest() -> None:
+def test_dropout_zeroes_its_share_of_units_in_training_and_scales_the_rest_up() -> None:
     dropout = next(layer for layer in Reference(1, 8, 8, 10, dropout=0.25).modules() if isinstance(layer, nn.Dropout))
     torch.manual_seed(0)
     units = dropout.train()(torch.ones(100_000))
@@ -238,25 +240,25 @@ def test_dropout_sets_its_share_of_units_to_zero_in_training_and_scales_up_the_r
     assert (units == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
-def test_dropout_draws_anew_at_every_step_of_training() -> None:
-    network = a_network().train()
+def test_dropout_draws_different_units_at_every_step_of_training() -> None:
+    network = build_network().train()
     batch = torch.randn(16, 1, 8, 8)
     assert not torch.equal(network(batch), network(batch))
 
 
 def test_eval_mode_drops_nothing() -> None:
-    network = a_network().eval()
+    network = build_network().eval()
     undropped = Reference(1, 8, 8, 10, dropout=0).eval()
     undropped.load_state_dict(network.state_dict())
     batch = torch.randn(16, 1, 8, 8)
     assert torch.equal(network(batch), undropped(batch))
 
 
-def test_the_exported_file_holds_nothing_that_acts_as_in_training(exported) -> None:
+def test_the_exported_file_has_no_operator_in_training_mode(exported) -> None:
     graph = onnx.load_from_string(exported.artifact)
     nodes = [*graph.graph.node, *(node for function in graph.functions for node in function.node)]
     kinds = {node.op_type for node in nodes}
-    assert "Conv" in kinds  # this is the network, indeed
+    assert "Conv" in kinds  # the graph is that of the network
     assert not {kind for kind in kinds if kind == "Dropout" or kind.startswith("Random") or kind == "Bernoulli"}
     norms = [node for node in nodes if node.op_type == "BatchNormalization"]
     assert not [a for node in norms for a in node.attribute if a.name == "training_mode" and a.i]

@@ -1,4 +1,4 @@
-"""Muon: steps are orthogonal, of the same length whatever the gradient's, and the weights keep their norm."""
+"""Muon: orthogonal steps whose length does not depend on the gradient's, and weights of constant norm."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_orthogonalising_keeps_the_singular_vectors() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_the_size_of_the_gradient_does_not_matter(scale: float) -> None:
+def test_orthogonalising_does_not_depend_on_the_scale(scale: float) -> None:
     matrix = torch.randn((8, 30), generator=torch.Generator().manual_seed(0))
     assert torch.allclose(orthogonalise(scale * matrix), orthogonalise(matrix), atol=1e-4)
 
 
-def test_no_gradient_is_no_direction() -> None:
+def test_orthogonalising_zero_gives_zero() -> None:
     assert orthogonalise(torch.zeros(8, 30)).count_nonzero() == 0
 
 
@@ -48,9 +48,9 @@ def step(weights: nn.Parameter, momentum: float, *gradients: torch.Tensor, lr: f
 
 def test_the_first_step_is_the_learning_rate_along_the_orthogonalised_gradient(weights: nn.Parameter) -> None:
     gradient = torch.randn(weights.shape, generator=torch.Generator().manual_seed(1))
-    held = weights.detach() * 4 / weights.detach().norm()  # sqrt of 16 filters
+    normalised = weights.detach() * 4 / weights.detach().norm()  # sqrt of 16 filters
     step(weights, 0.6, gradient)
-    expected = held - 0.1 * orthogonalise(gradient.flatten(1)).view_as(weights)
+    expected = normalised - 0.1 * orthogonalise(gradient.flatten(1)).view_as(weights)
     assert torch.allclose(weights.detach(), expected, atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_weights_of_any_scale_take_the_same_step() -> None:
     assert torch.allclose(small.detach(), large.detach(), atol=1e-5)
 
 
-def test_earlier_gradients_are_remembered_by_the_momentum(weights: nn.Parameter) -> None:
+def test_momentum_includes_earlier_gradients(weights: nn.Parameter) -> None:
     first, second = (torch.randn(weights.shape, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     without, with_momentum = nn.Parameter(weights.detach().clone()), nn.Parameter(weights.detach().clone())
     step(without, 0.0, first, second)
@@ -72,6 +72,6 @@ def test_earlier_gradients_are_remembered_by_the_momentum(weights: nn.Parameter)
     nesterov = second + 0.6 * (0.6 * first + second)
     once = nn.Parameter(weights.detach().clone())
     step(once, 0.6, first)
-    held = once.detach() * 4 / once.detach().norm()
-    expected = held - 0.1 * orthogonalise(nesterov.flatten(1)).view_as(weights)
+    normalised = once.detach() * 4 / once.detach().norm()
+    expected = normalised - 0.1 * orthogonalise(nesterov.flatten(1)).view_as(weights)
     assert torch.allclose(with_momentum.detach(), expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Batch norm is observed without being touched, and what is said about it is true."""
+"""Batch norm is observed without side effects, and its statistics are correct."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network(few: Split) -> Reference:
     return network
 
 
-def test_nothing_changes_by_being_observed(network: Reference, few: Split) -> None:
+def test_observing_a_network_changes_nothing(network: Reference, few: Split) -> None:
     before, gradients = (
         copy.deepcopy(network),
         [one.grad.clone() for one in network.parameters() if one.grad is not None],
@@ -44,12 +44,12 @@ def test_nothing_changes_by_being_observed(network: Reference, few: Split) -> No
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_an_observation_repeats_itself_in_spite_of_dropout(few: Split) -> None:
+def test_observations_are_repeatable_with_dropout(few: Split) -> None:
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.BatchNorm1d(64))
     assert observe_layers(network, few.images) == observe_layers(network, few.images)
 
 
-def test_figures_are_numpys(network: Reference, few: Split) -> None:
+def test_statistics_equal_those_of_numpy(network: Reference, few: Split) -> None:
     layers = {layer.layer: asdict(layer) for layer in observe_layers(network, few.images)}
     assert list(layers) == ["features.1", "features.4", "features.7", "features.10", "classifier.2"]
     with torch.no_grad():
@@ -72,19 +72,19 @@ def test_figures_are_numpys(network: Reference, few: Split) -> None:
         ratios = np.log((variance + layer.eps) / (moving_variance + layer.eps)) / 2
         assert seen["mean_gap"] == pytest.approx(np.sqrt((gaps**2).mean()), rel=1e-4)
         assert seen["std_gap"] == pytest.approx(np.sqrt((ratios**2).mean()), rel=1e-4)
-        assert {type(value) for value in seen.values()} == {str, int, float}  # what JSON holds
+        assert {type(value) for value in seen.values()} == {str, int, float}  # types of JSON
 
 
-def test_moving_statistics_that_have_arrived_leave_no_gap(few: Split) -> None:
+def test_moving_statistics_that_have_converged_leave_no_gap(few: Split) -> None:
     norm = nn.BatchNorm1d(64, momentum=1.0)
     network = nn.Sequential(nn.Flatten(), norm)
     assert observe_layers(network, few.images)[0].mean_gap > 0.1
     network(scale_pixels(torch.from_numpy(few.images)))
     (layer,) = observe_layers(network, few.images)
-    assert (layer.mean_gap, layer.std_gap) == pytest.approx((0, 0), abs=1e-5)  # though some pixels never change
+    assert (layer.mean_gap, layer.std_gap) == pytest.approx((0, 0), abs=1e-5)  # even for pixels that never change
 
 
-def test_a_sample_of_many_values_has_nearly_their_quantiles() -> None:
+def test_a_sample_of_many_values_has_approximately_their_quantiles() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2 * QUANTILE_VALUES // 2**14 + 7, 64, 256, 1), np.uint8)
     (layer,) = observe_layers(nn.Sequential(nn.BatchNorm2d(1)), images)
@@ -97,7 +97,7 @@ def test_batch_norm_without_moving_statistics_is_left_out(few: Split) -> None:
 
 
 def test_the_sample_holds_every_label(digits: Dataset) -> None:
-    order = np.argsort(digits.train.targets)  # as folders come
+    order = np.argsort(digits.train.targets)  # the order of folders
     numbered = np.broadcast_to(digits.train.targets[order].astype(np.uint8)[:, None, None, None], (len(order), 8, 8, 1))
     sample = sample_images(Split(numbered, digits.train.targets[order]))
     assert len(sample) == 256
@@ -105,6 +105,6 @@ def test_the_sample_holds_every_label(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize(("images", "side", "expected"), [(40, 8, 40), (999, 32, 256), (999, 128, 16), (5, 1024, 2)])
-def test_large_images_are_sampled_more_thinly(images: int, side: int, expected: int) -> None:
+def test_fewer_large_images_are_sampled(images: int, side: int, expected: int) -> None:
     split = Split(np.broadcast_to(np.uint8(0), (images, side, side, 3)), np.zeros(images, np.int64))
     assert len(sample_images(split)) == expected

@@ -1,4 +1,4 @@
-"""Training and export from Python: the same run as by the command, with progress by callbacks."""
+"""Training and export from Python give the same run as the command, with progress by callbacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import evalmode
@@ -32,7 +33,7 @@ def events() -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, ...]]) -> Run:
-    """Two epochs on the digits; what the callbacks were called with is kept."""
+    """Two epochs on the digits; ``events`` holds the arguments of the callbacks."""
     names = ("on_data", "on_network", "on_step", "on_epoch", "on_outcome")
     callbacks = {name: lambda *values, name=name: events.append((name, *values)) for name in names}
     folder = tmp_path_factory.mktemp("python") / "run"
@@ -54,7 +55,12 @@ def test_callbacks_are_called_in_order(run: Run, events: list[tuple[Any, ...]]) 
     assert outcome.result == run.read_result()
 
 
-def test_the_run_is_the_same_as_by_the_command(run: Run, tmp_path: Path) -> None:
+def test_a_finished_run_is_opened_by_its_path(run: Run) -> None:
+    opened = evalmode.Run.open(str(run.folder))
+    assert (opened.folder, opened.config, opened.read_result()) == (run.folder, run.config, run.read_result())
+
+
+def test_the_run_equals_that_of_the_command(run: Run, tmp_path: Path) -> None:
     flags = ["--network", "reference", "--epochs", "2", "--seed", "3", "--device", "cpu", "--no-report"]
     command = [sys.executable, "-m", "evalmode", "train", "digits", "--out", str(tmp_path / "run"), *flags]
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
@@ -77,7 +83,7 @@ def test_a_run_is_exported_from_its_object_or_its_folder(run: Run, tmp_path: Pat
     assert evalmode.load(artifact.path).manifest.labels == run.config.labels
 
 
-def test_lines_are_shown_without_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_printed_without_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evalmode.train("digits", tmp_path / "run", **{**OPTIONS, "epochs": 1})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith("warning")] == [
@@ -85,7 +91,7 @@ def test_lines_are_shown_without_callbacks(tmp_path: Path, capsys: pytest.Captur
     ]
 
 
-def test_ctrl_c_leaves_the_weights_so_far_and_the_handler_of_the_caller(tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_best_weights_and_restores_the_signal_handler(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def press(step: int, steps: int, loss: float) -> None:
@@ -125,6 +131,10 @@ def test_an_unknown_network_is_refused_before_the_run_is_created(tmp_path: Path)
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs 0 is out of range: at least 1"),
+        ({"epochs": "5"}, "epochs '5' is not of type int"),
+        ({"epochs": True}, "epochs True is not of type int"),
+        ({"learning_rate": "0.1"}, "learning_rate '0.1' is not of type float"),
+        ({"cache": 5}, "cache 5 is not of type Path"),
         ({"dropout": 1.0}, "dropout 1.0 is out of range: at least 0, below 1"),
         ({"learning_rate": float("nan")}, "learning_rate nan is out of range: above 0, at most"),
         ({"image_size": 64}, r"image_size 64 is not \(height, width\) in pixels"),
@@ -139,12 +149,20 @@ def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any
 
 
 def test_an_unknown_option_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="'epoch'"):
+    with pytest.raises(UsageError, match="a training has no option 'epoch': did you mean 'epochs'"):
         evalmode.train("digits", tmp_path / "run", epoch=1)
+    with pytest.raises(UsageError, match="an export has no option 'mirored': did you mean 'mirrored'"):
+        evalmode.export(tmp_path / "run", tmp_path / "models", "digits", mirored=True)
 
 
-def test_bounds_that_belong_to_the_range_are_accepted() -> None:
+def test_inclusive_bounds_are_accepted() -> None:
     assert TrainOptions(width=0.125, learning_rate=1e30, dropout=0.0, seed=2**32 - 1).seed == 2**32 - 1
+
+
+def test_python_values_are_converted_to_the_type_of_the_option(tmp_path: Path) -> None:
+    options = TrainOptions(width=1, epochs=np.int64(2), image_size=[8, 4], cache=str(tmp_path))  # type: ignore[arg-type]
+    assert (repr(options.width), type(options.epochs), options.image_size) == ("1.0", int, (8, 4))
+    assert options.cache == tmp_path
 
 
 def test_the_command_has_a_flag_for_every_option() -> None:

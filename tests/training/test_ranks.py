@@ -1,4 +1,4 @@
-"""Several real processes, started by torchrun: one training, whatever their number."""
+"""Trainings in several processes, started by torchrun: their number does not change the result."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ COMPACT: dict[str, Any] = {
     **{"label_smoothing": 0.1, "dropout": 0.2, "mirror": True, "shift": 1},
 }
 
+BALANCED: dict[str, Any] = {"balance": True, "label_smoothing": 0.1}
+
+pytestmark = pytest.mark.timeout(300)  # several processes import torch
+
 States = list[State]
 TrainIn = Callable[..., States]
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,14 +49,14 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def train_in(tmp_path: Path) -> TrainIn:
-    """What each of several processes ended with: ``train_in(2, RECIPE, "name")``."""
+    """Train in several processes and return the final state of each: ``train_in(2, RECIPE, "name")``."""
 
     def start(count: int, recipe: dict[str, Any], name: str = "run", stop_after: int | None = None) -> States:
         folder = tmp_path / name
-        told = torchrun(count, JOB, folder, json.dumps(recipe), *([stop_after] if stop_after else []))
-        assert told.returncode == 0, told.stderr
-        threads = [int((folder / f"left-{number}.txt").read_text()) for number in range(count)]
-        assert threads == [0] * count  # one that outlives Python can abort the process
+        finished = torchrun(count, JOB, folder, json.dumps(recipe), *([stop_after] if stop_after else []))
+        assert finished.returncode == 0, finished.stderr
+        threads = [int((folder / f"threads-{number}.txt").read_text()) for number in range(count)]
+        assert threads == [0] * count  # a thread that outlives Python can abort the process
         return [load(folder, f"ended-{number}") for number in range(count)]
 
     return start
@@ -67,15 +71,22 @@ def load_figures(folder: Path) -> list[list[float]]:
     return [[epoch[name] for name in ("loss", "train_accuracy", "val_accuracy", "val_loss")] for epoch in epochs]
 
 
-def test_each_image_is_dealt_to_one_process() -> None:
+def test_each_image_is_assigned_to_one_process() -> None:
     split = Split(np.zeros((7, 1, 1, 1), np.uint8), np.arange(7))
-    dealt = [Ranks(number, 3).take_share(split).targets.tolist() for number in range(3)]
-    assert dealt == [[0, 3, 6], [1, 4], [2, 5]]
+    assigned = [Ranks(number, 3).take_share(split).targets.tolist() for number in range(3)]
+    assert assigned == [[0, 3, 6], [1, 4], [2, 5]]
 
 
-@pytest.mark.parametrize("choice", [{}, {"balance": True, "label_smoothing": 0.1}], ids=["plain", "balanced"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_number_of_processes_changes_nothing_that_is_learned(
+@pytest.mark.parametrize(
+    ("count", "choice"),
+    [
+        pytest.param(2, {}, id="2-plain"),
+        pytest.param(3, BALANCED, id="3-balanced"),
+        pytest.param(2, BALANCED, id="2-balanced", marks=pytest.mark.slow),
+        pytest.param(3, {}, id="3-plain", marks=pytest.mark.slow),
+    ],
+)
+def test_the_number_of_processes_changes_neither_weights_nor_metrics(
     train_in: TrainIn, tmp_path: Path, count: int, choice: dict[str, Any]
 ) -> None:
     [alone] = train_in(1, {**LINEAR, **choice}, "alone")
@@ -91,7 +102,7 @@ def test_the_number_of_processes_changes_nothing_that_is_learned(
 @pytest.mark.parametrize(
     "recipe", [COMPACT, {**ADAM, "network": "reference", "epochs": 2}], ids=["compact", "reference"]
 )
-def test_all_end_with_the_same_statistics_and_they_are_those_that_one_process_computes(
+def test_all_processes_end_with_the_statistics_that_one_process_computes(
     train_in: TrainIn, tmp_path: Path, digits: Dataset, recipe: dict[str, Any]
 ) -> None:
     one, other = train_in(2, recipe)
@@ -105,41 +116,41 @@ def test_all_end_with_the_same_statistics_and_they_are_those_that_one_process_co
         torch.testing.assert_close(one[name], tensor, rtol=1e-6, atol=1e-6)
 
 
-def test_a_training_in_two_processes_that_was_stopped_ends_in_the_same_bits(train_in: TrainIn) -> None:
-    whole = train_in(2, COMPACT, "whole")
+def test_a_stopped_training_in_two_processes_resumes_to_the_same_bits(train_in: TrainIn) -> None:
+    uninterrupted = train_in(2, COMPACT, "uninterrupted")
     train_in(2, COMPACT, "stopped", stop_after=2)
-    assert equal(train_in(2, COMPACT, "stopped")[1], whole[1])
+    assert equal(train_in(2, COMPACT, "stopped")[1], uninterrupted[1])
 
 
 def test_no_process_gets_a_batch_of_one_image(train_in: TrainIn) -> None:
     train_in(2, {**LINEAR, "network": "__main__:normed", "batch_size": 99})  # batch norm raises ValueError at one
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_what_is_nan_or_infinite_in_one_process_stops_all_and_is_named(
+@pytest.mark.parametrize("process", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_nan_in_one_process_stops_all_processes_and_names_its_image(
     train_in: TrainIn, tmp_path: Path, process: int
 ) -> None:
-    image = int(np.random.default_rng([0, 1]).permutation(201)[process])  # the first that it is dealt
+    image = int(np.random.default_rng([0, 1]).permutation(201)[process])  # the first one assigned to this process
     states = train_in(2, {**COMPACT, "spoil": image})
-    told = [(tmp_path / "run" / f"told-{number}.txt").read_text() for number in (0, 1)]
-    assert told[0] == told[1]
-    assert f"image {image} of the training images holds values that are NaN or infinite" in told[0]
+    errors = [(tmp_path / "run" / f"error-{number}.txt").read_text() for number in (0, 1)]
+    assert errors[0] == errors[1]
+    assert f"image {image} of the training images holds values that are NaN or infinite" in errors[0]
     assert all(tensor.isfinite().all() for state in states for tensor in state.values())
 
 
 def test_too_many_processes_are_refused(train_in: TrainIn, tmp_path: Path) -> None:
     train_in(2, {**LINEAR, "batch_size": 3})
-    told = (tmp_path / "run" / "told-0.txt").read_text()
-    assert "2 processes are too many for batches of 3 images, 143 to validate and 359 to test: at most 1" in told
+    error = (tmp_path / "run" / "error-0.txt").read_text()
+    assert "2 processes are too many for batches of 3 images, 143 to validate and 359 to test: at most 1" in error
 
 
 def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Evalmode) -> None:
     run = tmp_path / "run"
-    told = torchrun(2, "-m", "evalmode", "train", "digits", "--out", run, "--epochs", 3)
-    assert told.returncode == 0, told.stderr
-    assert "on cpu in 2 processes" in told.stdout
-    assert told.stdout.count("\nbest ") == 1
-    assert told.stderr.count("\n") <= 1, told.stderr  # nothing is warned about
+    finished = torchrun(2, "-m", "evalmode", "train", "digits", "--out", run, "--epochs", 3)
+    assert finished.returncode == 0, finished.stderr
+    assert "on cpu in 2 processes" in finished.stdout
+    assert finished.stdout.count("\nbest ") == 1
+    assert finished.stderr.count("\n") <= 1, finished.stderr  # no warnings
     assert Run.open(run).has_weights(EXACT)
     assert [json.loads(line).get("epoch") for line in (run / "metrics.jsonl").read_text().splitlines()] == [
         0,
@@ -153,6 +164,7 @@ def test_a_user_trains_in_two_processes_and_exports(tmp_path: Path, evalmode: Ev
     assert exported.returncode == 0, exported.stderr
 
 
+@pytest.mark.slow
 def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -171,9 +183,9 @@ def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> Non
     assert not (tmp_path / "1").exists()
 
 
-def test_processes_that_were_given_other_options_do_not_train_together(tmp_path: Path) -> None:
+def test_processes_with_different_options_do_not_train_together(tmp_path: Path) -> None:
     command = f'exec {sys.executable} -m evalmode train digits --out {tmp_path / "run"} --epochs 3 --seed "$RANK"'
-    told = torchrun(2, "--no-python", "sh", "-c", command)
-    assert told.returncode != 0
-    assert "seed 0, process 1 1" in told.stderr
+    finished = torchrun(2, "--no-python", "sh", "-c", command)
+    assert finished.returncode != 0
+    assert "seed 0, process 1 1" in finished.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,4 +1,4 @@
-"""Recipes: the lecture's, compact's fitted to the data, and what the user decides instead."""
+"""Recipes: the lecture's, compact's adapted to the data, and the user's own choices."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_a_users_network_gets_the_lectures_recipe_without_dropout() -> None:
 
 
 @pytest.mark.parametrize("network", ["compact", "reference", "own:build"])
-def test_what_the_user_decides_takes_the_place_of_the_recipes(network: str) -> None:
-    decided = {
+def test_choices_of_the_user_replace_those_of_the_recipe(network: str) -> None:
+    chosen = {
         "epochs": 3,
         "batch_size": 7,
         "learning_rate": 0.3,
@@ -38,29 +38,29 @@ def test_what_the_user_decides_takes_the_place_of_the_recipes(network: str) -> N
         "balance": True,
         "seed": 5,
     }
-    recipe = choose_recipe(network, dataset(), **decided)
-    assert {name: getattr(recipe, name) for name in decided} == decided
+    recipe = choose_recipe(network, dataset(), **chosen)
+    assert {name: getattr(recipe, name) for name in chosen} == chosen
 
 
-def test_what_is_not_decided_is_the_recipes() -> None:
+def test_options_that_are_none_keep_the_recipe() -> None:
     assert choose_recipe("compact", dataset(), epochs=None, shift=None) == choose_recipe("compact", dataset())
 
 
-@pytest.mark.parametrize("decided", [{"width": 2.0}, {"dropout": 0.1}, {"dropout": 0.0}])
-def test_width_and_dropout_of_a_users_network_are_its_own(decided: dict[str, float]) -> None:
+@pytest.mark.parametrize("chosen", [{"width": 2.0}, {"dropout": 0.1}, {"dropout": 0.0}])
+def test_width_and_dropout_of_a_users_network_are_refused(chosen: dict[str, float]) -> None:
     with pytest.raises(NetworkError, match="--width and --dropout are for compact and reference: own:build decides"):
-        choose_recipe("own:build", dataset(), **decided)
+        choose_recipe("own:build", dataset(), **chosen)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(50_000, 512), (20_480, 512), (4_000, 100), (100, 32), (10, 32)])
-def test_a_small_data_set_gets_steps_enough(count: int, batch_size: int) -> None:
+def test_a_small_data_set_has_smaller_batches(count: int, batch_size: int) -> None:
     assert choose_recipe("compact", dataset(count=count)).batch_size == batch_size
 
 
 @pytest.mark.parametrize(
     ("height", "width", "shift"), [(8, 8, 0), (28, 28, 2), (32, 32, 2), (64, 32, 2), (128, 128, 9)]
 )
-def test_shifts_are_in_proportion_to_the_images(height: int, width: int, shift: int) -> None:
+def test_shifts_are_proportional_to_the_image_size(height: int, width: int, shift: int) -> None:
     assert choose_recipe("compact", dataset(height=height, width=width)).shift == shift
 
 

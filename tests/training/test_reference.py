@@ -1,4 +1,4 @@
-"""The reference network: its size, its layers with Keras' defaults, and what it refuses."""
+"""The reference network: its size, its layers with Keras' defaults, and its refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reference() -> nn.Module:
 
 
 def count_values(network: nn.Module) -> int:
-    """Weights and moving statistics; batch norm's step counters are no part of the network."""
+    """Weights and moving statistics; without the step counters of batch norm."""
     return sum(value.numel() for name, value in network.state_dict().items() if "num_batches" not in name)
 
 
@@ -62,13 +62,13 @@ def test_every_leaky_relu_has_slope_0_3(reference: nn.Module) -> None:
     assert [m.negative_slope for m in reference.modules() if isinstance(m, nn.LeakyReLU)] == [0.3] * 5
 
 
-def test_every_batch_norm_has_epsilon_1e_3_and_gives_the_new_value_one_hundredth(reference: nn.Module) -> None:
+def test_every_batch_norm_has_epsilon_1e_3_and_momentum_0_01(reference: nn.Module) -> None:
     norms = [m for m in reference.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert [(m.eps, m.momentum) for m in norms] == [(1e-3, 0.01)] * 5
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_dropout_is_the_share_that_was_asked_for(share: float) -> None:
+def test_dropout_has_the_requested_share(share: float) -> None:
     network = build_network("reference", (8, 8, 1), 2, 1.0, share)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [share]
 
@@ -118,10 +118,10 @@ def test_images_that_are_too_small_are_refused_with_both_sizes(height: int, widt
         build_network("reference", (height, width, 3), 10, 1.0, 0.5)
 
 
-def test_an_unknown_network_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_network_is_refused_with_the_known_names() -> None:
     with pytest.raises(NetworkError, match="no network 'resnet': choose compact, reference or your own as"):
         build_network("resnet", (32, 32, 3), 10, 1.0, 0.5)
 
 
-def test_a_network_that_cannot_be_built_is_the_users_mistake() -> None:
+def test_a_network_error_has_the_exit_code_of_wrong_usage() -> None:
     assert NetworkError.exit_code == 2

@@ -1,4 +1,4 @@
-"""The report holds every section, its numbers are right, and it stands alone whatever the names in the data are."""
+"""The report has every section and correct numbers, and is self-contained with any names in the data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HOSTILE = ("<script>alert(1)</script>", "long " * 60, '$x^2_$ & "co"', "日本�
 
 
 class Page(HTMLParser):
-    """A page as a browser reads it; fails on tags that do not match."""
+    """A parsed page; fails on tags that do not match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, Path]:
-    """Two epochs of digits and their report."""
+    """Two epochs on the digits and their report."""
     folder = tmp_path_factory.mktemp("report") / "digits & <co>"
     run = Run.create(folder, RunConfig.of(digits, None, False, Recipe(network="reference", epochs=2)))
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def page(trained: tuple[Run, nn.Module, Path]) -> Page:
 
 @pytest.fixture(scope="module")
 def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Predictions:
-    """What the network says, computed here."""
+    """The predictions of the network, computed without the report's code."""
     with torch.no_grad():
         logits = trained[1].eval()(scale_pixels(torch.from_numpy(digits.test.images))).double().numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -118,7 +118,7 @@ WriteUntrained = Callable[[nn.Module, Dataset], Page]
 
 @pytest.fixture
 def write_untrained(tmp_path: Path) -> WriteUntrained:
-    """The report of a network of the user's own that learned nothing in one epoch."""
+    """Write the report of a user's network that learned nothing in one epoch."""
 
     def write(network: nn.Module, dataset: Dataset) -> Page:
         run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(network="mine:build", epochs=1)))
@@ -154,17 +154,17 @@ class TestPage:
         assert page.tags["filters"].count("img") == 2 * 32
         assert page.tags["maps"].count("img") == 1 + 4 * 8
 
-    def test_stands_alone(self, page: Page, trained: tuple[Run, nn.Module, Path]) -> None:
+    def test_is_self_contained(self, page: Page, trained: tuple[Run, nn.Module, Path]) -> None:
         assert "://" not in trained[2].read_text(encoding="utf-8")
         assert "script" not in {tag for tags in page.tags.values() for tag in tags}
         for address in page.addresses:
             assert address.startswith("data:") or address.removeprefix("#") in page.ids, address
 
-    def test_has_no_id_twice_and_words_for_every_picture(self, page: Page) -> None:
+    def test_has_unique_ids_and_a_text_for_every_picture(self, page: Page) -> None:
         assert len(page.ids) == len(set(page.ids))
         assert None not in page.alts
 
-    def test_has_the_numbers(
+    def test_has_the_correct_numbers(
         self, page: Page, trained: tuple[Run, nn.Module, Path], answers: Predictions, digits: Dataset
     ) -> None:
         assert page.texts["accuracy"] == f"{100 * answers.correct.mean():.2f}%"
@@ -178,7 +178,7 @@ class TestPage:
             right = answers.correct[digits.test.targets == target]
             assert re.search(rf" {label}{len(right)} \S+ {100 * right.mean():.1f}% ", page.words("classes"))
 
-    def test_shows_the_surest_mistakes_first(self, page: Page, answers: Predictions, digits: Dataset) -> None:
+    def test_shows_the_most_confident_mistakes_first(self, page: Page, answers: Predictions, digits: Dataset) -> None:
         wrong = np.flatnonzero(~answers.correct)
         worst = wrong[answers.confidence[wrong].argmax()]
         true, predicted = digits.labels[digits.test.targets[worst]], digits.labels[answers.predicted[worst]]
@@ -186,7 +186,7 @@ class TestPage:
         assert shown.startswith(f"{true} predicted {predicted} {100 * answers.confidence[worst]:.1f}%")
         assert page.tags["mistakes"].count("img") == min(12, len(wrong))
 
-    def test_is_the_same_again(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
+    def test_is_written_with_the_same_bytes_again(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
         run, network, path = trained
         before = path.read_bytes()
         network.train()
@@ -196,7 +196,7 @@ class TestPage:
 
 
 class TestOtherNetworksAndData:
-    def test_hundred_labels_of_any_name(self, write_untrained: WriteUntrained) -> None:
+    def test_a_hundred_labels_of_any_name_are_shown(self, write_untrained: WriteUntrained) -> None:
         labels = (*HOSTILE, *(f"species {index}" for index in range(96)))
         network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveMaxPool2d(1), nn.Flatten())
         network.append(nn.Linear(8, 100))
@@ -207,7 +207,7 @@ class TestOtherNetworksAndData:
         assert page.tags["classes"].count("tr") <= 1 + 25
 
     @pytest.mark.parametrize("label", HOSTILE)
-    def test_a_name_is_only_a_name(self, write_untrained: WriteUntrained, label: str) -> None:
+    def test_any_label_is_escaped(self, write_untrained: WriteUntrained, label: str) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
         nn.init.zeros_(network[1].weight)
         network[1].bias.data = torch.tensor([5.0, 0.0])  # everything is predicted as this label
@@ -216,7 +216,7 @@ class TestOtherNetworksAndData:
         for section in ("confusion", "classes", "mistakes"):
             assert " ".join(label.split()) in page.words(section)
 
-    def test_without_convolution_or_batch_norm(self, write_untrained: WriteUntrained) -> None:
+    def test_sections_without_convolution_or_batch_norm_say_so(self, write_untrained: WriteUntrained) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 2))
         page = write_untrained(network, make_dataset(("a", "b"), 4, 3))
         for section in ("filters", "maps", "moving", "drift"):
@@ -229,13 +229,15 @@ class TestOtherNetworksAndData:
         assert "frozen" in page.words("filters")
         assert page.tags["filters"].count("img") == 5
 
-    def test_what_compact_learns_first_is_shown_behind_its_whitening(self, write_untrained: WriteUntrained) -> None:
+    def test_the_first_learned_filters_of_compact_are_shown_through_its_whitening(
+        self, write_untrained: WriteUntrained
+    ) -> None:
         page = write_untrained(build_network("compact", (8, 8, 3), 2, 1.0, 0.0), make_dataset(("a", "b"), 8, 3))
         assert "whitening, 16 filters, frozen" in page.words("filters")
         assert "blocks.0.conv1, seen through whitening" in page.words("filters")
-        assert page.tags["filters"].count("img") == 16 + 16  # untrained: the same before
+        assert page.tags["filters"].count("img") == 16 + 16  # untrained: equal to the initial filters
 
-    def test_warnings_of_the_data_are_told(self, write_untrained: WriteUntrained) -> None:
+    def test_warnings_of_the_data_are_shown(self, write_untrained: WriteUntrained) -> None:
         dataset = make_dataset(("a", "b"), 4, 1)
         object.__setattr__(dataset, "warnings", ("3 images lie in <both>",))
         page = write_untrained(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), dataset)
@@ -246,10 +248,10 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("right", "count", "expected"), [(8, 10, (0.4902, 0.9433)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0))]
     )
-    def test_wilson_interval(self, right: int, count: int, expected: tuple[float, float]) -> None:
-        assert wilson_interval(right, count) == pytest.approx(expected, abs=5e-5)  # as R's binom.confint says
+    def test_wilson_interval_equals_that_of_r(self, right: int, count: int, expected: tuple[float, float]) -> None:
+        assert wilson_interval(right, count) == pytest.approx(expected, abs=5e-5)  # the results of R's binom.confint
 
-    def test_calibration(self) -> None:
+    def test_calibration_is_binned_by_confidence(self) -> None:
         confidence = np.array([0.95, 0.92, 0.91, 0.55, 0.52])
         right = np.array([True, True, False, True, False])
         reliability = measure_reliability(confidence, right)
@@ -262,13 +264,13 @@ class TestFindings:
         reliability = measure_reliability(np.full(4, 0.75), np.full(4, True))
         assert reliability.error == pytest.approx(0.25)
 
-    def test_confusions_come_in_order(self) -> None:
+    def test_confusions_are_sorted_by_count(self) -> None:
         matrix = np.array([[5, 1, 0], [3, 5, 2], [0, 0, 9]])
         found = find_confusions(matrix, ("a", "b", "c"), 2)
         assert found == [("b", "a", 3, 0.3), ("b", "c", 2, 0.2)]
         assert len(find_confusions(matrix, ("a", "b", "c"), 9)) == 3
 
-    def test_scores(self) -> None:
+    def test_precision_recall_and_f1_are_those_of_each_class(self) -> None:
         rows = score_classes(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ("a", "b", "absent"))
         assert rows == [("a", 2, 1.0, 0.5, pytest.approx(2 / 3)), ("b", 2, pytest.approx(2 / 3), 1.0, 0.8)]
         (row,) = (one for one in score_classes(np.array([0, 1]), np.array([0, 0]), ("a", "b")) if one[0] == "b")
@@ -300,19 +302,19 @@ class TestPictures:
             wanted = network.features[:4].eval()(scale_pixels(torch.from_numpy(pixels[None])))[0]
         torch.testing.assert_close(maps["features.3"], wanted)
 
-    def test_signs_are_colours_and_zero_is_nothing(self) -> None:
+    def test_signs_are_colours_and_zero_is_transparent(self) -> None:
         picture = decode(embed_maps(torch.tensor([[[1.0, 0.0, -0.5]]]))[0])
         orange, blue = (tuple(bytes.fromhex(COLOURS[name][1:])) for name in ("orange", "blue"))
         assert picture[0, 0].tolist() == [*orange, 255]
         assert picture[0, 1, 3] == 0
         assert picture[0, 2].tolist() == [*blue, 128]
 
-    def test_filters_have_their_zero_in_mid_grey(self) -> None:
+    def test_a_weight_of_zero_is_mid_grey(self) -> None:
         weight = torch.tensor([[[[0.5, 0.0, -0.25]]], [[[0.0, 0.0, 0.0]]]])
         assert decode(embed_filters(weight)[0]).ravel().tolist() == [255, 128, 64]
         assert decode(embed_filters(weight)[1]).ravel().tolist() == [128, 128, 128]
 
-    def test_large_images_are_made_small(self) -> None:
+    def test_large_images_are_scaled_down(self) -> None:
         assert decode(embed_image(np.zeros((300, 150, 3), np.uint8))).shape == (96, 48, 3)
 
 
@@ -326,7 +328,7 @@ def decode(address: str) -> np.ndarray:
 
 
 class TestCharts:
-    def test_take_every_colour_from_the_page(self) -> None:
+    def test_use_the_colour_variables_of_the_page(self) -> None:
         chart = draw_lines(
             "Gap", Axes(range(3)), [Line(name, name, [0, 1, 2]) for name in COLOURS], band=([0, 0, 0], [1, 1, 1])
         )
@@ -334,21 +336,21 @@ class TestCharts:
         for name in COLOURS:
             assert f"var(--{name})" in chart.svg
 
-    def test_colours_have_a_version_for_the_night(self) -> None:
-        _, _, night = (FOLDER / "page.css").read_text().partition("prefers-color-scheme: dark")
+    def test_colours_have_a_dark_version(self) -> None:
+        _, _, dark = (FOLDER / "page.css").read_text().partition("prefers-color-scheme: dark")
         for name, colour in COLOURS.items():
-            assert re.search(rf"--{name}: #\w{{6}};", night)
-            assert f"--{name}: {colour}" not in night
+            assert re.search(rf"--{name}: #\w{{6}};", dark)
+            assert f"--{name}: {colour}" not in dark
 
-    def test_say_in_words_what_they_show(self) -> None:
+    def test_have_a_label_for_screen_readers(self) -> None:
         chart = draw_lines("A & <b>", Axes([1, 2]), [Line("train", "blue", [0.5, 0.25])])
         assert 'aria-label="A &amp; &lt;b&gt; by epoch; last values: train 0.25"' in chart.svg
 
 
-def test_mistakes_carry_the_names_of_their_files(
+def test_mistakes_have_the_names_of_their_files(
     trained: tuple[Run, nn.Module, Path], digits: Dataset, answers: Predictions, page: Page
 ) -> None:
-    """Whatever bytes a name is; data that come without files are counted."""
+    """Names may hold any bytes; images without files are numbered."""
     run, network, path = trained
     before = path.read_bytes()
     test = digits.test
@@ -360,3 +362,12 @@ def test_mistakes_carry_the_names_of_their_files(
     assert len(named) == min(12, len(wrong)) > 0
     assert named <= wrong
     assert set(map(int, re.findall(r"test image (\d+)", page.words("mistakes")))) == named
+
+
+def test_a_network_whose_train_returns_nothing_is_pictured() -> None:
+    class NoReturn(nn.Sequential):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+
+    maps = watch_convolutions(NoReturn(nn.Conv2d(1, 2, 3)), np.zeros((8, 8, 1), np.uint8))
+    assert [tuple(map_.shape) for map_ in maps.values()] == [(2, 6, 6)]

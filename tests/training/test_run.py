@@ -1,4 +1,4 @@
-"""The run folder: written and read back, refused where it is taken or damaged, replaced whole or not at all."""
+"""The run folder: created and opened, refused if it is in use or damaged, and written atomically."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def equal_weights(one: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def another_network(run: Run, seed: int = 1) -> nn.Module:
@@ -40,7 +40,9 @@ def names_in(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("image_size", [None, (8, 8)])
-def test_a_run_is_opened_as_it_was_created(tmp_path: Path, digits: Dataset, image_size: tuple[int, int] | None) -> None:
+def test_an_opened_run_equals_the_created_one(
+    tmp_path: Path, digits: Dataset, image_size: tuple[int, int] | None
+) -> None:
     recipe = Recipe("reference", 1.5, 3, 64, "adam", 1e-3, 0.01, 0.1, 0.25, True, 2, True, 7)
     config = RunConfig.of(digits, image_size, False, recipe)
     created = Run.create(tmp_path / "run", config)
@@ -49,7 +51,7 @@ def test_a_run_is_opened_as_it_was_created(tmp_path: Path, digits: Dataset, imag
     assert opened.folder == tmp_path / "run"
 
 
-def test_a_run_records_what_it_was_trained_on(tmp_path: Path, digits: Dataset) -> None:
+def test_a_run_records_its_data(tmp_path: Path, digits: Dataset) -> None:
     config = RunConfig.of(digits, None, False, Recipe())
     assert config.data == "digits"
     assert config.image_size is None
@@ -59,7 +61,7 @@ def test_a_run_records_what_it_was_trained_on(tmp_path: Path, digits: Dataset) -
     assert config.shape == (8, 8, 1)
 
 
-def test_a_run_records_its_folder_of_images_for_any_working_directory(
+def test_a_run_records_the_absolute_path_of_its_images(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pets").mkdir()
@@ -75,31 +77,31 @@ def test_a_run_builds_the_network_of_its_data_and_recipe() -> None:
     assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.25]
 
 
-def test_a_run_whose_images_are_too_small_for_the_network_says_so_with_height_and_width() -> None:
+def test_images_too_small_for_the_network_are_refused_with_height_and_width() -> None:
     config = RunConfig("pets", None, False, "sha256:", ("cat", "dog"), (3, 9, 3), Recipe())
     with pytest.raises(NetworkError, match="images of 3x9 are too small"):
         config.build_network()
 
 
-def test_a_new_run_makes_the_folders_above_it(tmp_path: Path, digits: Dataset) -> None:
+def test_a_new_run_creates_its_parent_folders(tmp_path: Path, digits: Dataset) -> None:
     Run.create(tmp_path / "a" / "b", RunConfig.of(digits, None, False, Recipe()))
     assert names_in(tmp_path / "a" / "b") == {"run.json"}
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path, digits: Dataset) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path: Path, digits: Dataset) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match=f"{tmp_path} is not empty: choose another --out"):
         Run.create(tmp_path, RunConfig.of(digits, None, False, Recipe()))
     assert names_in(tmp_path) == {"thesis.txt"}
 
 
-def test_a_run_is_never_started_over_another(start_run: StartRun) -> None:
+def test_a_folder_with_a_run_is_refused(start_run: StartRun) -> None:
     run, _ = start_run("run")
     with pytest.raises(RunError, match="is not empty"):
         Run.create(run.folder, run.config)
 
 
-def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match="run cannot be made"):
         claim_folder(tmp_path / "run")
@@ -144,14 +146,14 @@ def test_a_run_of_another_format_is_refused(start_run: StartRun, version: object
         Run.open(run.folder)
 
 
-def test_a_run_that_cannot_be_used_is_the_users_mistake() -> None:
+def test_a_run_error_has_the_exit_code_of_wrong_usage() -> None:
     assert RunError.exit_code == 2
 
 
 # Weights
 
 
-def test_weights_are_loaded_as_they_were_saved(start_run: StartRun) -> None:
+def test_loaded_weights_equal_the_saved_ones(start_run: StartRun) -> None:
     run, network = start_run()
     network(torch.randn(4, 1, 8, 8))  # moves the moving statistics
     run.save_weights(network)
@@ -208,7 +210,7 @@ def test_saving_leaves_no_partial_file(start_run: StartRun) -> None:
 
 @contextmanager
 def full_disk(after_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as a disk that is full would."""
+    """Limit the size of files, to make writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, hard))
     try:
@@ -217,7 +219,7 @@ def full_disk(after_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_midway_keeps_the_old_weights(start_run: StartRun) -> None:
+def test_a_failed_write_keeps_the_old_weights(start_run: StartRun) -> None:
     run, network = start_run()
     run.save_weights(network)
     with full_disk(after_bytes=10_000), pytest.raises(OSError, match="File too large"):
@@ -227,7 +229,9 @@ def test_a_write_that_fails_midway_keeps_the_old_weights(start_run: StartRun) ->
     assert equal_weights(loaded, network)
 
 
-def test_weights_are_on_the_disk_before_the_old_ones_go(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_weights_are_on_disk_before_they_replace_the_old_ones(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, network = start_run()
     run.save_weights(network)
 
@@ -242,16 +246,16 @@ def test_weights_are_on_the_disk_before_the_old_ones_go(start_run: StartRun, mon
     assert equal_weights(loaded, network)
 
 
-def test_a_small_file_is_whole_when_it_is_sent_to_the_disk(
+def test_a_small_file_is_complete_when_it_is_synced_to_disk(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[int] = []
-    monkeypatch.setattr("training.run.os.fsync", lambda file: sent.append(os.fstat(file).st_size))
+    synced_bytes: list[int] = []
+    monkeypatch.setattr("training.run.os.fsync", lambda file: synced_bytes.append(os.fstat(file).st_size))
     Run.create(tmp_path / "run", RunConfig.of(digits, None, False, Recipe()))
-    assert sent == [(tmp_path / "run" / "run.json").stat().st_size]  # nothing was left in a buffer
+    assert synced_bytes == [(tmp_path / "run" / "run.json").stat().st_size]  # no bytes remain in a buffer
 
 
-def test_a_later_save_succeeds_over_what_an_interrupted_one_left(start_run: StartRun) -> None:
+def test_a_save_succeeds_after_an_interrupted_one(start_run: StartRun) -> None:
     run, network = start_run()
     (run.folder / "best.safetensors.partial").write_bytes(b"half" * 1_000_000)
     run.save_weights(network)
@@ -264,7 +268,7 @@ def test_a_later_save_succeeds_over_what_an_interrupted_one_left(start_run: Star
 # Metrics
 
 
-def test_metrics_are_a_line_of_json_each(start_run: StartRun) -> None:
+def test_metrics_are_one_json_object_per_line(start_run: StartRun) -> None:
     run, _ = start_run()
     run.append_metrics({"epoch": 1, "loss": 0.5})
     run.append_metrics({"epoch": 2, "loss": 0.25})

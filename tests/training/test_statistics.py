@@ -1,4 +1,4 @@
-"""Exact statistics: every batch norm has the moments of what it sees in eval mode, over all training images."""
+"""Exact statistics: every batch norm has the moments of its inputs in eval mode, over all training images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evalmode.artifact.sealing import open_artifact
-from evalmode.cli.display import Display
-from evalmode.cli.output import Output
+from evalmode.display import Display
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
 from training.datasets import Dataset, Split
@@ -28,7 +27,7 @@ from training.statistics import list_moved, recompute_statistics, sample_statist
 
 
 def trained_a_little(name: str, split: Split) -> nn.Module:
-    """A network whose moving averages lag behind: a few steps of forward passes alone."""
+    """A network whose moving averages lag, after a few forward passes alone."""
     torch.manual_seed(0)
     network = prepare_network(build_network(name, (8, 8, 1), 10, 1.0, 0.3), split)
     for start in range(0, 96, 32):
@@ -37,7 +36,7 @@ def trained_a_little(name: str, split: Split) -> nn.Module:
 
 
 def see(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What each batch norm is given, in eval mode: (channels, values)."""
+    """Record the inputs of each batch norm in eval mode: (channels, values)."""
     seen: dict[str, Tensor] = {}
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
     hooks = [
@@ -52,7 +51,7 @@ def see(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["compact", "reference"])
-def test_every_layer_has_the_moments_of_what_it_sees(name: str, digits: Dataset) -> None:
+def test_every_layer_has_the_moments_of_its_inputs(name: str, digits: Dataset) -> None:
     network = trained_a_little(name, digits.train)
     recompute_statistics(network, digits.train)
     seen = see(network, scale_pixels(torch.from_numpy(digits.train.images)))
@@ -63,7 +62,7 @@ def test_every_layer_has_the_moments_of_what_it_sees(name: str, digits: Dataset)
         torch.testing.assert_close(norm.running_var, values.var(1, unbiased=False), rtol=1e-4, atol=1e-5)
 
 
-def test_computing_them_again_changes_nothing(digits: Dataset) -> None:
+def test_recomputing_statistics_again_changes_nothing(digits: Dataset) -> None:
     network = trained_a_little("compact", digits.train)
     recompute_statistics(network, digits.train)
     before = copy.deepcopy(network.state_dict())
@@ -73,7 +72,7 @@ def test_computing_them_again_changes_nothing(digits: Dataset) -> None:
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-6)
 
 
-def test_weights_stay_and_the_network_ends_in_eval_mode(digits: Dataset) -> None:
+def test_weights_are_unchanged_and_the_network_ends_in_eval_mode(digits: Dataset) -> None:
     network = trained_a_little("reference", digits.train)
     before = copy.deepcopy(dict(network.named_parameters()))
     recompute_statistics(network, digits.train)
@@ -83,32 +82,32 @@ def test_weights_stay_and_the_network_ends_in_eval_mode(digits: Dataset) -> None
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_corrections_name_the_layers_in_the_order_of_their_calls_and_how_far_off_they_were(digits: Dataset) -> None:
+def test_corrections_name_the_layers_in_call_order_with_their_error(digits: Dataset) -> None:
     network = trained_a_little("compact", digits.train)
     corrections = recompute_statistics(network, digits.train)
     assert [one.layer for one in corrections][:3] == ["blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1"]
     assert all(one.mean > 0.05 for one in corrections)  # three steps are far too few for moving averages
 
 
-def test_a_network_without_batch_norm_needs_none(digits: Dataset) -> None:
+def test_a_network_without_batch_norm_has_no_corrections(digits: Dataset) -> None:
     assert recompute_statistics(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digits.train) == []
 
 
-def test_a_layer_that_keeps_no_statistics_is_left_alone(digits: Dataset) -> None:
+def test_a_layer_without_moving_statistics_is_skipped(digits: Dataset) -> None:
     network = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(64, 10))
     assert recompute_statistics(network, digits.train) == []
 
 
-# Only what training moved
+# Only statistics that training moved
 
 
 def step(network: nn.Module, split: Split) -> None:
-    """A forward pass in train mode, which moves what can be moved."""
+    """Run a forward pass in train mode, which updates moving statistics."""
     network.train()
     network(scale_pixels(torch.from_numpy(split.images[:32])))
 
 
-def test_statistics_that_training_did_not_move_stay(few: Split) -> None:
+def test_statistics_that_training_did_not_move_are_unchanged(few: Split) -> None:
     torch.manual_seed(0)
     network = Frozen(1, 10)
     before = state_of(network)
@@ -124,7 +123,7 @@ def test_statistics_that_training_did_not_move_stay(few: Split) -> None:
 
 
 @pytest.mark.parametrize("build", [mean_only, mean_only_batch_norm])
-def test_a_layer_that_keeps_the_mean_alone_is_left_alone(
+def test_a_layer_with_a_moving_mean_alone_is_skipped(
     few: Split, build: Callable[[int, int, int, int], nn.Module]
 ) -> None:
     network = build(1, 8, 8, 10)
@@ -138,7 +137,7 @@ def test_a_layer_that_keeps_the_mean_alone_is_left_alone(
     assert torch.equal(network.state_dict()["stem.1.running_mean"], kept)
 
 
-def test_weights_that_are_not_learned_do_not_keep_statistics_from_moving(few: Split) -> None:
+def test_statistics_of_a_layer_with_frozen_weights_are_moved(few: Split) -> None:
     network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
     network[0].requires_grad_(False)
     before = state_of(network)
@@ -147,7 +146,7 @@ def test_weights_that_are_not_learned_do_not_keep_statistics_from_moving(few: Sp
 
 
 @pytest.mark.parametrize("kind", [Shared, SharedBuffers])
-def test_statistics_of_no_one_input_stay_as_training_moved_them(kind: type[nn.Module], few: Split) -> None:
+def test_statistics_shared_by_several_inputs_stay_as_training_moved_them(kind: type[nn.Module], few: Split) -> None:
     torch.manual_seed(0)
     network = kind(1, 10)  # type: ignore[call-arg]
     step(network, few)
@@ -156,12 +155,12 @@ def test_statistics_of_no_one_input_stay_as_training_moved_them(kind: type[nn.Mo
     assert equal(state_of(network), before)
 
 
-def test_a_layer_that_is_called_by_name_is_seen(few: Split) -> None:
+def test_a_layer_that_is_called_by_keyword_is_found(few: Split) -> None:
     network = Keeps(1, 10)
     assert [one.layer for one in recompute_statistics(network, few)] == ["norm"]
 
 
-def test_sampled_statistics_are_about_the_exact_ones_and_are_put_back(digits: Dataset) -> None:
+def test_sampled_statistics_approximate_the_exact_ones_and_are_restored(digits: Dataset) -> None:
     network = trained_a_little("compact", digits.train)
     before, moved = state_of(network), [name for name, layer in network.named_modules() if "norm" in name]
     exact = copy.deepcopy(network)
@@ -179,7 +178,7 @@ def test_sampled_statistics_are_about_the_exact_ones_and_are_put_back(digits: Da
 def test_large_images_are_sampled_in_batches_of_a_training_step(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of images as large as a whole batch of others: alone, each would be its layers' whole distribution."""
+    """Also if one image has as many pixels as an evaluation batch: alone, it would be the whole distribution."""
     network = trained_a_little("reference", digits.train)
     exact, sizes = copy.deepcopy(network), set[int]()
     recompute_statistics(exact, digits.train)
@@ -190,7 +189,7 @@ def test_large_images_are_sampled_in_batches_of_a_training_step(
         hook.remove()
         sampled = state_of(network)
     assert sizes <= {2, *range(24, 33)}  # two to see the order of the layers
-    last = f"{moved[-1]}.running_var"  # one value an image: none of one image varies
+    last = f"{moved[-1]}.running_var"  # one value per image: it has no variance in one image
     assert ((sampled[last] + 1e-6) / (exact.state_dict()[last] + 1e-6)).log().abs().median() < 0.5
 
 
@@ -205,7 +204,7 @@ def test_exact_statistics_are_the_same_in_batches_of_one(digits: Dataset, monkey
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_are_put_back_where_validation_fails(few: Split) -> None:
+def test_statistics_are_restored_if_validation_fails(few: Split) -> None:
     network = trained_a_little("reference", few)
     before = state_of(network)
     with pytest.raises(KeyboardInterrupt), sample_statistics(network, few, ["features.1"], 32):
@@ -213,18 +212,18 @@ def test_statistics_are_put_back_where_validation_fails(few: Split) -> None:
     assert equal(state_of(network), before)
 
 
-def test_a_frozen_backbone_is_exported_as_it_was_trained(
+def test_a_frozen_backbone_is_exported_with_its_own_statistics(
     few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command's own function: what is published has the backbone's statistics."""
+    """Through the function of the command; the artifact has the backbone's statistics."""
     recipe = Recipe("tests.training.own_networks:frozen", epochs=1, dropout=0.0)
     dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
     run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, recipe))
     network = run.config.build_network()
     before = state_of(network)
-    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
-    said = capsys.readouterr().out
-    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not change them\n" in said
+    fit_run(run, network, dataset, Execution(), Display().callbacks())
+    printed = capsys.readouterr().out
+    assert "kept      the moving statistics of 1 of 2 batch norm layers: training did not change them\n" in printed
     exact = run.read_weights(EXACT)
     assert torch.equal(exact["norm.running_var"], before["norm.running_var"])
     assert not torch.equal(exact["head.running_var"], run.read_weights("best")["head.running_var"])
@@ -236,7 +235,7 @@ def test_a_frozen_backbone_is_exported_as_it_was_trained(
         assert layers["head"]["variance"] == pytest.approx(exact["head.running_var"].tolist(), rel=1e-3) or mirrored
 
 
-def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
+def test_the_accuracy_of_exported_weights_is_reported_if_it_differs_from_their_epochs(
     few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
@@ -244,8 +243,8 @@ def test_weights_that_validate_otherwise_than_their_epoch_are_warned_about(
     torch.manual_seed(0)
     network = run.config.build_network()
     monkeypatch.setattr("training.fit.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
-    fit_run(run, network, dataset, Execution(), Display(Output(False, False)).callbacks())
-    said = capsys.readouterr().out
-    assert "with 95% confidence; the weights that are exported reach 0.1250\n" in said
-    assert said.index("best ") < said.index("the epoch was chosen by")
-    assert "kept " not in said
+    fit_run(run, network, dataset, Execution(), Display().callbacks())
+    printed = capsys.readouterr().out
+    assert "with 95% confidence; the weights that are exported reach 0.1250\n" in printed
+    assert "kept " not in printed
+    assert printed.index("best ") < printed.index("the epoch was chosen by")

@@ -1,4 +1,4 @@
-"""The training loop: it learns, the same for the same seed; validation chooses; nothing that went wrong is silent."""
+"""The training loop learns, gives equal results for equal seeds, keeps the best epoch and reports every fault."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def numbered(count: int) -> Split:
 
 
 class Recorder(nn.Module):
-    """A network of one weight that notes which numbered images it was given, and what torch drew in train mode."""
+    """A network of one weight that records the numbers of its images, and what torch draws in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Recorder(nn.Module):
 
 
 class Scripted(nn.Module):
-    """A network whose answers in eval mode follow a script: after each step, by how much each image is right."""
+    """A network whose logits in eval mode follow a script: after each step, the margin of each image."""
 
     def __init__(self, script: list[list[float]]) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def test_neighbouring_seeds_share_no_epoch(start_run: StartRun) -> None:
     assert len({tuple(order) for network in networks for order in network.seen[True]}) == 9
 
 
-def test_it_learns_from_the_training_images_alone_and_only_validates_the_others(start_run: StartRun) -> None:
+def test_training_uses_the_training_images_alone_and_validation_the_others(start_run: StartRun) -> None:
     run, _ = start_run(epochs=2, batch_size=300)
     network = Recorder()
     validation = Split(numbered(330).images[300:], np.zeros(30, np.int64))
@@ -187,7 +187,7 @@ def test_targets_stay_with_their_images(start_run: StartRun) -> None:
 
 
 @pytest.mark.parametrize(("weight_decay", "expected"), [(0.5, (1 - 0.1 * 0.5) ** 2), (0.0, 1.0)])
-def test_weight_decay_shrinks_a_weight_apart_from_its_gradient(
+def test_weight_decay_shrinks_a_weight_independently_of_its_gradient(
     start_run: StartRun, weight_decay: float, expected: float
 ) -> None:
     class Idle(nn.Module):
@@ -231,7 +231,7 @@ def test_dropout_takes_effect(start_run: StartRun, few: Split, digits: Dataset) 
     for dropout in (0.0, 0.9):
         run, network = start_run(str(dropout), epochs=3, dropout=dropout)
         train(run, network, few, digits.val, Callbacks(on_epoch=lambda epoch: losses.append(epoch.loss)))
-    assert losses[2] < losses[5] / 2  # what is dropped in nine of ten units is learnt more slowly
+    assert losses[2] < losses[5] / 2  # a network that drops nine of ten units learns more slowly
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_dropout_takes_effect(start_run: StartRun, few: Split, digits: Dataset) 
         (1, 32, [1]),
     ],
 )
-def test_no_batch_of_one_is_left_over_and_no_image_lost(count: int, batch_size: int, expected: list[int]) -> None:
+def test_no_batch_of_one_is_left_over_and_no_image_is_lost(count: int, batch_size: int, expected: list[int]) -> None:
     order = np.random.default_rng(0).permutation(count)
     batches = split_batches(order, batch_size)
     assert [len(batch) for batch in batches] == expected
@@ -262,12 +262,12 @@ def test_a_left_over_image_does_not_stop_the_training(start_run: StartRun, few: 
 # Figures
 
 
-def test_steps_are_told_with_their_number_and_loss(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_steps_are_reported_with_their_number_and_loss(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=2, batch_size=40)
-    told: list[tuple[int, int, float]] = []
-    train(run, network, few, digits.val, Callbacks(on_step=lambda *step: told.append(step)))
-    assert [step[:2] for step in told] == [(1, 3), (2, 3), (3, 3)] * 2
-    assert all(math.isfinite(loss) for *_, loss in told)
+    reported: list[tuple[int, int, float]] = []
+    train(run, network, few, digits.val, Callbacks(on_step=lambda *step: reported.append(step)))
+    assert [step[:2] for step in reported] == [(1, 3), (2, 3), (3, 3)] * 2
+    assert all(math.isfinite(loss) for *_, loss in reported)
 
 
 def test_an_epochs_loss_is_the_mean_over_images_not_over_batches(
@@ -282,20 +282,20 @@ def test_an_epochs_loss_is_the_mean_over_images_not_over_batches(
 def test_an_epochs_accuracy_is_the_share_of_training_images_that_were_right(start_run: StartRun) -> None:
     split = Split(numbered(8).images, np.array([0, 0, 0, 0, 0, 0, 1, 1]))
     run, _ = start_run(epochs=1, batch_size=3)
-    best = train(run, Scripted([[1.0], [1.0], [1.0]]), split, numbered(1))  # in training always label 0
+    best = train(run, Scripted([[1.0], [1.0], [1.0]]), split, numbered(1))  # in train mode, always label 0
     assert best.train_accuracy == 0.75
 
 
 def test_metrics_hold_a_line_for_every_epoch(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=3)
-    told: list[Epoch] = []
-    train(run, network, few, digits.val, Callbacks(on_epoch=told.append))
+    epochs: list[Epoch] = []
+    train(run, network, few, digits.val, Callbacks(on_epoch=epochs.append))
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0].keys() == {"epoch", "layers"}  # what batch norm sees before the first step
+    assert lines[0].keys() == {"epoch", "layers"}  # the statistics of batch norm before the first step
     assert lines[0]["epoch"] == 0
-    assert [Epoch(**line) for line in lines[1:]] == told
+    assert [Epoch(**line) for line in lines[1:]] == epochs
     assert all(len(line["layers"]) == 5 for line in lines)
-    assert [epoch.epoch for epoch in told] == [1, 2, 3]
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3]
 
 
 def test_validation_figures_are_those_of_eval_mode_with_the_statistics_of_the_training_images(
@@ -314,7 +314,7 @@ def test_validation_figures_are_those_of_eval_mode_with_the_statistics_of_the_tr
 
 
 def test_the_epoch_is_chosen_by_the_weights_that_are_exported(start_run: StartRun, digits: Dataset) -> None:
-    """Moving averages that lag far behind would choose an epoch in which they happen to be less far off."""
+    """Moving averages that lag would choose the epoch in which they happen to lag least."""
     run, network = start_run(epochs=4, batch_size=256)
     exact: list[float] = []
 
@@ -328,7 +328,7 @@ def test_the_epoch_is_chosen_by_the_weights_that_are_exported(start_run: StartRu
     assert best.val_accuracy == pytest.approx(exact[best.epoch - 1], abs=2 / 143)
 
 
-def test_validating_leaves_the_moving_statistics_where_training_moved_them(
+def test_validation_leaves_the_moving_statistics_as_training_moved_them(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(epochs=1, dropout=0.0)
@@ -353,10 +353,10 @@ RIGHT, WRONG = 1.0, -1.0
 @pytest.mark.parametrize(
     ("script", "best"),
     [
-        ([[WRONG, RIGHT], [RIGHT, RIGHT], [RIGHT, WRONG]], 2),  # the highest accuracy, early, between and late
+        ([[WRONG, RIGHT], [RIGHT, RIGHT], [RIGHT, WRONG]], 2),  # the highest accuracy, at any epoch
         ([[RIGHT, RIGHT], [RIGHT, WRONG], [WRONG, WRONG]], 1),
         ([[WRONG, WRONG], [RIGHT, WRONG], [RIGHT, RIGHT]], 3),
-        ([[0.1, 0.1], [9.0, -0.1], [9.0, -0.1]], 1),  # accuracy goes before loss
+        ([[0.1, 0.1], [9.0, -0.1], [9.0, -0.1]], 1),  # accuracy decides before loss
         ([[1.0, 1.0], [2.0, 2.0], [1.5, 1.5]], 2),  # equal accuracy: the lowest loss
         ([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], 1),  # equal in both: the first
     ],
@@ -372,7 +372,7 @@ def test_validation_chooses_the_weights_that_are_kept(
 
 
 def test_the_weights_kept_are_those_of_the_best_epoch(start_run: StartRun, few: Split, digits: Dataset) -> None:
-    misled = Split(digits.val.images, (digits.val.targets + 1) % 10)  # the more is learnt, the worse it validates
+    misled = Split(digits.val.images, (digits.val.targets + 1) % 10)  # learning more lowers this accuracy
     run, network = start_run(epochs=5, learning_rate=2e-3)
     epochs: list[tuple[Epoch, State]] = []
     best = train(run, network, few, misled, Callbacks(on_epoch=lambda epoch: epochs.append((epoch, state_of(network)))))
@@ -383,10 +383,10 @@ def test_the_weights_kept_are_those_of_the_best_epoch(start_run: StartRun, few: 
     assert not equal(saved_state(run), state_of(network))
 
 
-# What goes wrong
+# Faults and interruptions
 
 
-def test_an_exploding_loss_stops_the_training_with_where_and_how_fast(
+def test_an_exploding_loss_stops_the_training_with_its_step_and_advice(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(epochs=2, learning_rate=1e30)
@@ -399,7 +399,7 @@ def test_an_exploding_loss_stops_the_training_with_where_and_how_fast(
 
 def test_an_infinite_loss_stops_the_training_too(start_run: StartRun) -> None:
     class Sure(nn.Module):
-        """As wrong as float32 can be, without a NaN."""
+        """Logits as wrong as float32 allows, without a NaN."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -515,7 +515,7 @@ def test_evaluating_leaves_the_moving_statistics_alone(start_run: StartRun, digi
 
 def test_evaluating_counts_every_image_of_every_batch(start_run: StartRun, digits: Dataset) -> None:
     _, network = start_run()
-    accuracy, loss = evaluate(network, digits.train)  # 1,293 images are more than one batch
+    accuracy, loss = evaluate(network, digits.train)  # 1,295 images are more than one batch
     with torch.no_grad():
         logits = network.eval()(scale_pixels(torch.from_numpy(digits.train.images)))
     targets = torch.from_numpy(digits.train.targets)
@@ -535,16 +535,16 @@ def test_predicting_gives_logits_in_eval_mode_in_the_order_of_the_images(start_r
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch finds a GPU here")
-def test_cuda_without_a_gpu_is_refused_with_the_way_out() -> None:
+def test_cuda_without_a_gpu_is_refused_with_the_option_to_use() -> None:
     with pytest.raises(NetworkError, match=r"--device cuda: torch .* finds no usable GPU; use --device cpu"):
         choose_device("cuda")
 
 
-def test_auto_takes_the_gpu_where_there_is_one() -> None:
+def test_auto_chooses_the_gpu_if_there_is_one() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_cpu_is_the_cpu_everywhere() -> None:
+def test_cpu_is_the_cpu_on_every_machine() -> None:
     assert choose_device("cpu").type == "cpu"
 
 
@@ -557,21 +557,21 @@ def test_muons_learning_rate_is_a_triangle(progress: float, share: float) -> Non
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.5, 1.0])
-def test_adams_learning_rate_stays(progress: float) -> None:
+def test_adams_learning_rate_is_constant(progress: float) -> None:
     assert schedule(Recipe(optimizer="adam"), progress) == 1.0
 
 
 def test_the_learning_rate_follows_the_schedule_to_the_last_step(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
-    """Six steps in two epochs: the last but one has 9/12 behind it, the last 11/12."""
+    """Six steps in two epochs: the middles of the epochs' last steps are at 5/12 and 11/12 of the training."""
     run, network = start_run(network="compact", optimizer="muon", learning_rate=0.1, epochs=2)
-    told: list[Epoch] = []
-    train(run, network, few, digits.val, Callbacks(on_epoch=told.append))
-    assert [epoch.learning_rate for epoch in told] == pytest.approx([0.1 * (7 / 12) / 0.9, 0.1 * (1 / 12) / 0.9])
+    epochs: list[Epoch] = []
+    train(run, network, few, digits.val, Callbacks(on_epoch=epochs.append))
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx([0.1 * (7 / 12) / 0.9, 0.1 * (1 / 12) / 0.9])
 
 
-def test_muon_moves_the_convolutions_and_sgd_the_rest_and_the_frozen_stay(
+def test_muon_updates_the_convolutions_and_sgd_all_other_weights_that_are_not_frozen(
     start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     run, network = start_run(network="compact", optimizer="muon", learning_rate=0.1, epochs=1)
@@ -584,7 +584,7 @@ def test_muon_moves_the_convolutions_and_sgd_the_rest_and_the_frozen_stay(
     assert changed == set(before) - {"whitening.weight"}
 
 
-def test_initial_weights_are_kept_beside_the_best(start_run: StartRun, few: Split, digits: Dataset) -> None:
+def test_initial_weights_are_saved_in_addition_to_the_best(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=1)
     before = state_of(network)
     train(run, network, few, digits.val)
@@ -594,7 +594,7 @@ def test_initial_weights_are_kept_beside_the_best(start_run: StartRun, few: Spli
     assert not equal(saved_state(run), before)
 
 
-def test_compact_is_whitened_by_training_images(digits: Dataset) -> None:
+def test_compact_is_whitened_with_training_images(digits: Dataset) -> None:
     network = build_network("compact", (8, 8, 1), 10, 1.0, 0.0)
     before = network.whitening.weight.clone()
     prepare_network(network, digits.train)
@@ -604,8 +604,8 @@ def test_compact_is_whitened_by_training_images(digits: Dataset) -> None:
     assert torch.allclose(moments, torch.eye(4), atol=0.02)
 
 
-def views_seen(start_run: StartRun, name: str, **recipe: object) -> list[list[int]]:
-    """The first pixel of every image in each of two epochs; a wide image is bright at the left."""
+def record_views(start_run: StartRun, name: str, **recipe: object) -> list[list[int]]:
+    """For each of two epochs: ten times the bright pixels of every image, plus 1 if its first pixel is bright."""
     count = 64
     images = np.zeros((count, 4, 4, 3), np.uint8)
     images[:, :, :2, 0] = 200
@@ -626,17 +626,17 @@ def views_seen(start_run: StartRun, name: str, **recipe: object) -> list[list[in
     return seen[:2]
 
 
-def test_mirroring_shows_half_of_the_images_from_the_other_side(start_run: StartRun) -> None:
-    for epoch in views_seen(start_run, "mirrored", mirror=True):
+def test_mirroring_flips_half_of_the_images_in_each_epoch(start_run: StartRun) -> None:
+    for epoch in record_views(start_run, "mirrored", mirror=True):
         assert epoch.count(81) == epoch.count(80) == 32  # 8 bright pixels, at the left or not
 
 
-def test_without_mirroring_every_image_is_as_it_is(start_run: StartRun) -> None:
-    assert views_seen(start_run, "plain", mirror=False, shift=0) == [[81] * 64] * 2
+def test_without_mirroring_and_shifts_images_are_unchanged(start_run: StartRun) -> None:
+    assert record_views(start_run, "plain", mirror=False, shift=0) == [[81] * 64] * 2
 
 
 def test_shifts_move_images_in_training(start_run: StartRun) -> None:
-    first, second = views_seen(start_run, "shifted", mirror=False, shift=1)
+    first, second = record_views(start_run, "shifted", mirror=False, shift=1)
     assert len(set(first)) > 1
     assert first != second
 
@@ -661,7 +661,7 @@ def test_balancing_gives_every_label_the_same_weight() -> None:
 
 
 def test_balancing_counts_a_rare_label_as_much_as_a_frequent_one(start_run: StartRun) -> None:
-    """A network that can only guess the share of each label guesses half and half when they are balanced."""
+    """A network that learns only the share of each label learns equal shares if labels are balanced."""
     split = Split(np.zeros((100, 8, 8, 1), np.uint8), np.repeat([0, 1], [90, 10]))
     shares = []
     for name, balance in (("as they are", False), ("balanced", True)):

@@ -1,4 +1,4 @@
-"""A user's network is tried before the first epoch: what cannot work is said in a line, and nothing is changed."""
+"""A user's network is tried before the first epoch; the trial reports faults in one line and changes nothing."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from training.run import Run
 from training.trial import try_network
 
 SHAPE = 8, 8, 1
-OURS = "tests.training.own_networks:"
+OWN = "tests.training.own_networks:"
 
 StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def try_own(name: str, shared: bool = False) -> list[str]:
-    """Build and try a network; returns what it is warned about."""
-    told: list[str] = []
-    network = build_network(OURS + name, SHAPE, 10, 1.0, 0.0)
-    try_network(name, network, SHAPE, 10, told.append, shared)
-    return told
+    """Build and try a network, and return the warnings."""
+    warnings: list[str] = []
+    network = build_network(OWN + name, SHAPE, 10, 1.0, 0.0)
+    try_network(name, network, SHAPE, 10, warnings.append, shared)
+    return warnings
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
             "gives different results for an image alone and in a batch, in eval mode: it mixes the images of a batch",
         ),
         ("branches", r"branches on the values of a tensor \(own_networks\.py, line \d+\)"),
-        ("adaptive_max", r"its operator aten\.adaptive_max_pool2d has no counterpart there; replace the layer"),
+        ("adaptive_max", r"ONNX has no counterpart of its operator aten\.adaptive_max_pool2d; replace the layer"),
         ("stuck", "not in eval mode: the network itself, stem, .* Does the module prevent eval"),
         ("scripted", "is a torch.jit script, which cannot be exported"),
         ("instance_norm", r"cannot be exported to ONNX: .* norm \(InstanceNorm2d\) with moving statistics; set track"),
@@ -74,7 +74,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ("extra_state", "the weights of extra_state cannot be saved: "),
     ],
 )
-def test_what_cannot_be_trained_or_exported_is_refused_in_one_line(
+def test_a_network_that_cannot_be_trained_or_exported_is_refused_in_one_line(
     name: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(NetworkError, match=message) as refused:
@@ -86,13 +86,13 @@ def test_what_cannot_be_trained_or_exported_is_refused_in_one_line(
 
 
 def test_probabilities_in_place_of_logits_are_warned_about() -> None:
-    [told] = try_own("ends_in_softmax")
-    assert "returns probabilities (a softmax at its end?)" in told
+    [warning] = try_own("ends_in_softmax")
+    assert "returns probabilities (a softmax at its end?)" in warning
     assert try_own("plain") == []
 
 
 def test_several_processes_need_a_gradient_for_every_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build_network(OURS + "plain", SHAPE, 10, 1.0, 0.0)
+    network = build_network(OWN + "plain", SHAPE, 10, 1.0, 0.0)
     network.register_module("idle", nn.Linear(2, 2))
     try_network("idle", network, SHAPE, 10, print)
     with pytest.raises(NetworkError, match=r"no gradient reaches idle\.weight, idle\.bias of .*Several processes"):
@@ -101,7 +101,7 @@ def test_several_processes_need_a_gradient_for_every_weight(monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["keeps_activations", "old_weight_norm", "spectral_norm"])
 def test_a_trial_changes_nothing(name: str) -> None:
-    network = build_network(OURS + name, SHAPE, 10, 1.0, 0.0)
+    network = build_network(OWN + name, SHAPE, 10, 1.0, 0.0)
     network.dense.weight.grad = torch.ones_like(network.dense.weight)
     network.norm.eval()
     before, modes = state_of(network), [module.training for module in network.modules()]
@@ -117,8 +117,8 @@ def test_a_trial_changes_nothing(name: str) -> None:
     assert not any(module._forward_pre_hooks for module in network.norm.modules())
 
 
-def test_random_numbers_are_put_back_where_a_network_is_refused(tmp_path: Path) -> None:
-    network = build_network(OURS + "draws", SHAPE, 10, 1.0, 0.0)
+def test_random_states_are_restored_after_a_refusal(tmp_path: Path) -> None:
+    network = build_network(OWN + "draws", SHAPE, 10, 1.0, 0.0)
     draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     with pytest.raises(NetworkError):
         try_network("draws", network, SHAPE, 10, print)
@@ -133,13 +133,13 @@ def test_random_numbers_are_put_back_where_a_network_is_refused(tmp_path: Path) 
         *("mean_only", "mean_only_batch_norm", "volume", "instance_norm_untracked"),
     ],
 )
-def test_what_passes_the_trial_trains_resumes_and_exports(
+def test_a_network_that_passes_the_trial_trains_resumes_and_exports(
     name: str, start_run: StartRun, few: Split, digits: Dataset
 ) -> None:
     try_own(name)
-    run, network = start_run(network=OURS + name, epochs=2)
+    run, network = start_run(network=OWN + name, epochs=2)
     train(run, network, few, digits.val)
-    again, other = start_run("again", network=OURS + name, epochs=2)
+    again, other = start_run("again", network=OWN + name, epochs=2)
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from training.errors import NetworkError
 from training.networks.architecture import Architecture
 from training.networks.compact import COMPACT
 from training.networks.inputs import lay_out, scale_pixels
-from training.networks.own import OWN, check_logits, explain, list_causes
+from training.networks.own import OWN, check_logits, check_network, explain, explain_errors, list_causes
 from training.networks.reference import REFERENCE
 
 __all__ = [
@@ -25,8 +25,10 @@ __all__ = [
     "Architecture",
     "build_network",
     "check_logits",
+    "check_network",
     "count_multiply_adds",
     "explain",
+    "explain_errors",
     "get_architecture",
     "lay_out",
     "list_causes",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from evalmode.files import write_atomically
 from training.datasets import Dataset
+from training.errors import RunError
 from training.networks import recognise_architecture
 from training.report import charts, findings, pictures
 from training.report.charts import Axes, Line
@@ -37,14 +38,36 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
 
     Returns:
         The path of the file.
+
+    Raises:
+        RunError: The metrics cannot be read, or no epoch is complete.
     """
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows = _read_metrics(run)
     facts = {"run": run, "dataset": dataset}
     facts |= _describe_training(rows, network) | _describe_layers(rows) | _describe_test(run, network, dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
     path = run.folder / "report.html"
     write_atomically(path, page.get_template("page.html.j2").render(facts))
     return path
+
+
+def _read_metrics(run: Run) -> Rows:
+    """Read the lines of ``metrics.jsonl``.
+
+    Raises:
+        RunError: They cannot be read, or no epoch is complete.
+    """
+    path = run.folder / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        complete = any("val_accuracy" in row for row in rows)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not complete:
+        raise RunError(
+            f"no epoch of {run.folder} is complete, so there is nothing to report: evalmode train --resume continues it"
+        )
+    return rows
 
 
 def _describe_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
@@ -59,7 +82,7 @@ def _describe_training(rows: Rows, network: nn.Module) -> dict[str, Any]:
 
     return {
         "epochs": epochs,
-        "best": epochs[x.index(rows[-1]["best_epoch"])],
+        "best": max(epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"])),  # as training chooses it
         "exact_accuracy": rows[-1].get("exact_val_accuracy"),
         "corrections": rows[-1].get("corrections", []),
         "seconds": sum(_read(epochs, "seconds")),

@@ -40,7 +40,8 @@ def watch_convolutions(network: nn.Module, pixels: Pixels) -> dict[str, Tensor]:
 
     device = next(network.parameters()).device
     with watch_outputs(convolutions, keep), torch.inference_mode():
-        network.eval()(scale_pixels(torch.from_numpy(pixels[np.newaxis]).to(device)))
+        network.eval()
+        network(scale_pixels(torch.from_numpy(pixels[np.newaxis]).to(device)))
     return maps
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and how those with labels are read."""
+"""Finding the images of a folder, and reading labelled images."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"")
 
 
-def names(folder: Path, paths: tuple[Path, ...]) -> list[str]:
+def list_names(folder: Path, paths: tuple[Path, ...]) -> list[str]:
     return [str(path.relative_to(folder)) for path in paths]
 
 
 class TestFindImages:
-    def test_tells_images_by_their_suffix_in_any_case(self, tmp_path: Path) -> None:
+    def test_finds_images_by_their_suffix_in_any_case(self, tmp_path: Path) -> None:
         touch(
             tmp_path, *(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif", "d.tif", "e.gif", "f.avif", "g"
         )
         found = find_images(tmp_path)
-        wanted = sorted([*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif"])
-        assert names(tmp_path, found.images) == wanted
-        assert names(tmp_path, found.others) == ["d.tif", "e.gif", "f.avif", "g"]
+        expected = sorted([*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif"])
+        assert list_names(tmp_path, found.images) == expected
+        assert list_names(tmp_path, found.others) == ["d.tif", "e.gif", "f.avif", "g"]
 
-    def test_reads_folders_to_their_depths_whatever_their_names(self, tmp_path: Path) -> None:
+    def test_searches_nested_folders_of_any_name(self, tmp_path: Path) -> None:
         touch(tmp_path, "b.png", "a/c.png", "a/b/c/d.png", "e.jpg/f.png", "e.jpg/notes.txt")
         found = find_images(tmp_path)
-        assert names(tmp_path, found.images) == ["a/b/c/d.png", "a/c.png", "b.png", "e.jpg/f.png"]
-        assert names(tmp_path, found.others) == ["e.jpg/notes.txt"]
+        assert list_names(tmp_path, found.images) == ["a/b/c/d.png", "a/c.png", "b.png", "e.jpg/f.png"]
+        assert list_names(tmp_path, found.others) == ["e.jpg/notes.txt"]
 
     @pytest.mark.parametrize(
         "hidden",
@@ -62,55 +62,55 @@ class TestFindImages:
             "$RECYCLE.BIN/a.png",
         ],
     )
-    def test_skips_what_is_hidden_or_left_behind(self, tmp_path: Path, hidden: str) -> None:
+    def test_skips_hidden_and_system_files(self, tmp_path: Path, hidden: str) -> None:
         touch(tmp_path, "b.png", hidden)
         found = find_images(tmp_path)
-        assert names(tmp_path, found.images) == ["b.png"]
+        assert list_names(tmp_path, found.images) == ["b.png"]
         assert found.others == ()
 
-    def test_reads_a_hidden_folder_that_is_asked_for(self, tmp_path: Path) -> None:
+    def test_searches_a_hidden_folder_if_it_is_the_argument(self, tmp_path: Path) -> None:
         touch(tmp_path, ".cache/a.png")
         assert len(find_images(tmp_path / ".cache").images) == 1
 
-    def test_takes_names_of_any_encoding(self, tmp_path: Path) -> None:
+    def test_accepts_names_of_any_encoding(self, tmp_path: Path) -> None:
         name = os.fsdecode(b"caf\xe9.png")
         touch(tmp_path, name)
-        assert names(tmp_path, find_images(tmp_path).images) == [name]
+        assert list_names(tmp_path, find_images(tmp_path).images) == [name]
 
     @pytest.mark.parametrize("forbidden", ["", "deep"])
-    def test_refuses_a_folder_that_may_not_be_read(self, readable_folder: Path, forbidden: str) -> None:
+    def test_rejects_a_folder_without_read_permission(self, readable_folder: Path, forbidden: str) -> None:
         touch(readable_folder, "deep/a.png")
         (readable_folder / forbidden).chmod(0)
         with as_nobody(), pytest.raises(UsageError, match=f"{forbidden} cannot be read: Permission denied"):
             find_images(readable_folder)
         (readable_folder / forbidden).chmod(0o755)
 
-    def test_ends_where_links_go_in_circles(self, tmp_path: Path) -> None:
+    def test_ends_for_circular_links(self, tmp_path: Path) -> None:
         touch(tmp_path, "a/b/c.png")
         (tmp_path / "a" / "b" / "up").symlink_to(tmp_path)
-        assert names(tmp_path, find_images(tmp_path).images) == ["a/b/c.png"]
+        assert list_names(tmp_path, find_images(tmp_path).images) == ["a/b/c.png"]
 
-    def test_takes_a_link_that_leads_nowhere_for_an_image(self, tmp_path: Path) -> None:
+    def test_includes_a_broken_link_with_the_suffix_of_an_image(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").symlink_to(tmp_path / "nowhere")
-        assert len(find_images(tmp_path).images) == 1  # reading it says what is wrong
+        assert len(find_images(tmp_path).images) == 1  # reading it reports the broken link
 
-    def test_takes_no_pipe_for_an_image(self, tmp_path: Path) -> None:
+    def test_excludes_a_pipe_with_the_suffix_of_an_image(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "a.png")
-        assert names(tmp_path, find_images(tmp_path).others) == ["a.png"]
+        assert list_names(tmp_path, find_images(tmp_path).others) == ["a.png"]
 
 
-def test_a_folder_is_listed_without_what_is_hidden(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_not_listed(tmp_path: Path) -> None:
     touch(tmp_path, "b/x", "a/x", ".git/x", "z.txt", "Thumbs.db")
     folders, files = list_folder(tmp_path)
     assert [path.name for path in folders] == ["a", "b"]
     assert [path.name for path in files] == ["z.txt"]
 
 
-def test_a_name_with_a_dot_within_is_not_hidden() -> None:
+def test_a_name_with_an_inner_dot_is_not_hidden() -> None:
     assert not is_hidden("a.b.png")
 
 
-def test_what_is_not_read_is_counted_and_five_are_named() -> None:
+def test_unread_files_are_counted_and_the_first_five_are_named() -> None:
     others = [Path(f"{index}.tif") for index in range(7)]
     (sentence,) = describe_unread(others)
     assert sentence.startswith("left out 7 files that are not images (images end in .jpg, ")
@@ -119,7 +119,7 @@ def test_what_is_not_read_is_counted_and_five_are_named() -> None:
     assert describe_unread([]) == ()
 
 
-def test_folders_inside_those_of_labels_are_counted_and_named() -> None:
+def test_images_in_nested_folders_are_counted_and_the_first_five_folders_are_named() -> None:
     labels = [Path("a"), Path("b")]
     deep = [Path(f"a/{index}/x.png") for index in range(7)]
     assert describe_nested([*deep, Path("b/y.png")], labels) == (
@@ -140,19 +140,19 @@ def test_folders_inside_those_of_labels_are_counted_and_named() -> None:
         ("-", ".", None),
     ],
 )
-def test_the_outermost_folder_is_the_label(path: str, root: str, label: str | None) -> None:
+def test_the_outermost_folder_with_the_name_of_a_label_is_the_label(path: str, root: str, label: str | None) -> None:
     assert Source(Path(path), Path(root)).find_label(("cat", "dog", "caf\u00e9")) == label
 
 
 class TestReadLabelled:
-    def test_reads_every_format_at_every_depth_and_names_the_rest(self, tmp_path: Path) -> None:
+    def test_reads_every_format_at_every_depth_and_warns_of_other_files(self, tmp_path: Path) -> None:
         for name in ("red/a.jfif", "red/deep/b.JPE", "green/c.png", "stray.png"):
             touch(tmp_path, name)
             colour = name.partition("/")[0] if "/" in name else "blue"
             (tmp_path / name).write_bytes(encode(plain(colour), "PNG" if name.endswith("png") else "JPEG"))
         touch(tmp_path, "green/d.gif", "labels.txt", "green/._c.png", ".git/config")
         labelled = read_labelled(tmp_path, ("green", "red"), CONTRACT)
-        assert names(tmp_path, tuple(labelled.paths)) == ["green/c.png", "red/a.jfif", "red/deep/b.JPE"]
+        assert list_names(tmp_path, tuple(labelled.paths)) == ["green/c.png", "red/a.jfif", "red/deep/b.JPE"]
         assert labelled.targets.tolist() == [0, 1, 1]
         assert labelled.pixels.shape == (3, 4, 4, 3)
         others, outside, nested = labelled.warnings
@@ -161,14 +161,14 @@ class TestReadLabelled:
         assert nested.startswith("1 image lies in folders inside a label's folder, ")
         assert nested.endswith(f": {tmp_path / 'red/deep'}")
 
-    def test_orders_by_label_whatever_the_labels_order(self, tmp_path: Path) -> None:
+    def test_orders_images_by_their_label(self, tmp_path: Path) -> None:
         for label in ("b", "a"):
             touch(tmp_path, f"{label}/1.png")
             (tmp_path / label / "1.png").write_bytes(encode(plain("red")))
         assert read_labelled(tmp_path, ("b", "a"), CONTRACT).targets.tolist() == [0, 1]
         assert read_labelled(tmp_path, ("b", "a"), CONTRACT).paths[0] == tmp_path / "b" / "1.png"
 
-    def test_refuses_a_damaged_image_by_its_path(self, tmp_path: Path) -> None:
+    def test_rejects_a_damaged_image_with_its_path(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
         image = bytearray(encode(Image.fromarray(noise), "JPEG"))
         image[-700:-300] = bytes(400)
@@ -177,13 +177,13 @@ class TestReadLabelled:
         with pytest.raises(UsageError, match=r"red/a\.jpg: image is truncated or damaged: Corrupt JPEG data"):
             read_labelled(tmp_path, ("red",), CONTRACT)
 
-    def test_refuses_an_image_over_a_limit(self, tmp_path: Path) -> None:
+    def test_rejects_an_image_over_a_limit(self, tmp_path: Path) -> None:
         touch(tmp_path, "red/a.png")
         (tmp_path / "red" / "a.png").write_bytes(encode(plain("red")))
         with pytest.raises(UsageError, match=r"red/a\.png: image is 4x4 = 16 pixels, the limit is 15"):
             read_labelled(tmp_path, ("red",), CONTRACT, Limits(max_image_pixels=15))
 
-    def test_refuses_a_folder_without_images_and_names_what_it_holds(self, tmp_path: Path) -> None:
+    def test_rejects_a_folder_without_images_and_names_its_files(self, tmp_path: Path) -> None:
         touch(tmp_path, "red/a.tif")
         with pytest.raises(UsageError, match=r"holds no <label>/<image> .*left out 1 file .*red/a\.tif"):
             read_labelled(tmp_path, ("red",), CONTRACT)

@@ -1,4 +1,4 @@
-"""What a call leaves behind: no traceback, whose frames would keep its message until the garbage collector comes."""
+"""Calls leave no traceback in a reference cycle; its frames would keep the message until garbage collection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = wire.PredictRequest(image=encode(plain("red"))).SerializeToString()
 PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=b"1", height=3, width=3, channels=3)).SerializeToString()
 Ask = Callable[[grpc.Channel], object]
 KINDS: dict[str, Ask] = {
-    "fine": lambda channel: channel.unary_unary(PREDICT)(IMAGE),
+    "valid": lambda channel: channel.unary_unary(PREDICT)(IMAGE),
     "no image": lambda channel: channel.unary_unary(PREDICT)(wire.PredictRequest(image=b"no").SerializeToString()),
     "wrong shape": lambda channel: channel.unary_unary(PREDICT)(PIXELS),
     "malformed": lambda channel: channel.unary_unary(PREDICT)(b"\xff\xff"),
@@ -54,10 +54,10 @@ def no_collector() -> Iterator[None]:
 
 
 @pytest.mark.skipif(
-    tests.conftest.transport == "native", reason="pygrpc-native answers these; what it hands on is the same code"
+    tests.conftest.transport == "native", reason="pygrpc-native answers these calls; the code behind it is the same"
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_call_leaves_a_traceback_to_the_collector(server: GrpcioServer, kind: str, no_collector: None) -> None:
+def test_calls_leave_no_traceback_to_the_garbage_collector(server: GrpcioServer, kind: str, no_collector: None) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         for _ in range(20):
             with suppress(grpc.RpcError):

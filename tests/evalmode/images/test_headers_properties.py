@@ -1,4 +1,4 @@
-"""Properties of the image parsers: any bytes are an image within the limits, or a refusal; nothing else is raised."""
+"""Properties of the image parsers: any bytes are an image within the limits or rejected; no other error is raised."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_undamaged_variants_are_decoded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_damaged_images_are_decoded_or_refused(name: str) -> None:
+def test_damaged_images_are_decoded_or_rejected(name: str) -> None:
     @settings(max_examples=200, deadline=None)
     @given(mutated(VARIANTS[name]))
     def check(image: bytes) -> None:
@@ -69,7 +69,7 @@ def test_damaged_images_are_decoded_or_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_any_bytes_after_a_signature_are_decoded_or_refused(name: str) -> None:
+def test_any_bytes_after_a_signature_are_decoded_or_rejected(name: str) -> None:
     @settings(max_examples=200, deadline=None)
     @given(started(STARTS[name]))
     def check(image: bytes) -> None:
@@ -80,14 +80,14 @@ def test_any_bytes_after_a_signature_are_decoded_or_refused(name: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100))
-def test_bytes_of_no_format_are_refused(image: bytes) -> None:
+def test_bytes_without_a_signature_are_rejected(image: bytes) -> None:
     if not any(one.signature.match(image) for one in FORMATS):
         with pytest.raises(ImageError):
             read_header(image, LIMITS)
 
 
 def check_decoding(image: bytes) -> bool:
-    """Decode an image in all ways; return whether it was not refused."""
+    """Decode an image with every function; return whether it was accepted."""
     try:
         header = read_header(image, LIMITS)
         assert header.width * header.height <= LIMITS.max_image_pixels
@@ -112,7 +112,7 @@ def test_any_exif_block_has_an_orientation(exif: bytes, xmp: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | mutated(["café\r\nthé\n".encode(), "a\nb\n".encode("utf-16")]))
-def test_any_file_of_labels_is_labels_or_refused(content: bytes) -> None:
+def test_any_label_file_is_read_or_rejected(content: bytes) -> None:
     try:
         labels = parse_labels(content, "labels.txt")
     except UsageError:

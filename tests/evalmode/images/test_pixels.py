@@ -1,4 +1,4 @@
-"""The decoding table of docs/architecture.md: one exact result a row; all else is an ImageError."""
+"""The decoding table of docs/architecture.md: exact pixels for each row, and an ImageError for every other image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from damage import DAMAGES, FORMATS, make_damaged
 from PIL import Image, ImageOps
 
-from benchmarks.damage import DAMAGES, FORMATS, make_damaged
 from evalmode.errors import (
     ImageEmpty,
     ImageError,
@@ -47,7 +47,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def png(width: int, height: int, depth: int, colour_type: int, rows: bytes | None, extra: bytes = b"") -> bytes:
-    """A PNG by hand, for what Pillow does not write; without rows it ends after its header."""
+    """Write a PNG of a kind that Pillow does not write; without ``rows`` it ends after its header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra
     return start if rows is None else start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -68,7 +68,7 @@ def exif(*entries: tuple[int, int, int, int]) -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
 
 
-# Orientation n of the EXIF standard: how the upright picture is stored.
+# EXIF orientation -> the stored form of an upright picture.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -97,7 +97,7 @@ class TestOrientation:
         turned = encode(stored, "JPEG", exif=exif((ORIENTATION, 3, 1, 6)))
         assert np.array_equal(decode(turned), np.rot90(decode(encode(stored, "JPEG")), -1))
 
-    def test_beyond_the_standard_is_ignored(self) -> None:
+    def test_outside_the_standard_is_ignored(self) -> None:
         image = encode(Image.fromarray(NOISE), exif=exif((ORIENTATION, 3, 1, 99)))
         assert np.array_equal(decode(image), NOISE)
 
@@ -115,8 +115,8 @@ class TestOrientation:
         assert probe_image(encode(picture, image_format, exif=broken, **options), Limits()) == RGB
 
     @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
-    def test_is_applied_beside_a_tag_of_a_wrong_type(self, image_format: str) -> None:
-        # ResolutionUnit as text: cameras and editors write worse, every viewer shows the picture.
+    def test_is_applied_despite_a_tag_of_a_wrong_type(self, image_format: str) -> None:
+        # ResolutionUnit as text: some cameras and editors write it, and every viewer shows the picture.
         block = exif((ORIENTATION, 3, 1, 6), (0x0128, 2, 4, 0x41414141))
         options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
         picture = Image.fromarray(NOISE)
@@ -125,11 +125,11 @@ class TestOrientation:
 
 
 class TestStrips:
-    """Conversions run strip by strip, to the bits of the whole."""
+    """Conversions run strip by strip, with the same bits as for the whole image."""
 
     @pytest.mark.parametrize("orientation", STORED)
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "I;16"])
-    def test_are_placed_where_they_belong(self, mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_placed_in_order(self, mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
         values = np.random.default_rng(2).integers(0, 256, (29, 23, 4), np.uint8)
         picture = Image.fromarray(values)
         if mode == "I;16":
@@ -147,7 +147,7 @@ class TestStrips:
 
 
 class TestColours:
-    """Each row: the picture, and the one value that all its pixels must have."""
+    """Each row: a picture, and the value of all its pixels."""
 
     @pytest.mark.parametrize(
         ("picture", "value"),
@@ -162,7 +162,7 @@ class TestColours:
         ],
         ids=["half transparent", "transparent", "opaque", "grey with alpha", "grey", "bilevel white", "bilevel black"],
     )
-    def test_become_rgb(self, picture: Image.Image, value: tuple[int, ...]) -> None:
+    def test_are_converted_to_rgb(self, picture: Image.Image, value: tuple[int, ...]) -> None:
         pixels = decode(encode(picture))
         assert np.array_equal(pixels, np.full((4, 4, 3), value, np.uint8))
 
@@ -177,7 +177,7 @@ class TestColours:
         ],
         ids=["RGB", "RGB with alpha", "grey with alpha", "grey", "bilevel"],
     )
-    def test_become_grey(self, picture: Image.Image, value: int) -> None:
+    def test_are_converted_to_grey(self, picture: Image.Image, value: int) -> None:
         assert np.array_equal(decode(encode(picture), GREY), np.full((4, 4, 1), value, np.uint8))
 
     @pytest.mark.parametrize(
@@ -185,27 +185,27 @@ class TestColours:
         [(None, (200, 100, 50)), (1, (255, 255, 255)), (b"\xff\x80", (227, 177, 152))],
         ids=["none", "index", "alpha table"],
     )
-    def test_of_a_palette(self, transparency: int | bytes | None, value: tuple[int, ...]) -> None:
+    def test_of_a_palette_are_converted_to_rgb(self, transparency: int | bytes | None, value: tuple[int, ...]) -> None:
         picture = plain(1, mode="P")
         picture.putpalette([10, 20, 30, 200, 100, 50])
         image = encode(picture, **({} if transparency is None else {"transparency": transparency}))
         assert np.array_equal(decode(image), np.full((4, 4, 3), value, np.uint8))
 
-    def test_of_a_palette_become_grey(self) -> None:
+    def test_of_a_palette_are_converted_to_grey(self) -> None:
         picture = plain(1, mode="P")
         picture.putpalette([10, 20, 30, 200, 100, 50])
         assert np.array_equal(decode(encode(picture), GREY), np.full((4, 4, 1), 124, np.uint8))
 
-    def test_of_one_colour_named_transparent(self) -> None:
+    def test_declared_transparent_become_white(self) -> None:
         image = encode(plain((1, 2, 3)), transparency=(1, 2, 3))
         assert np.array_equal(decode(image), np.full((4, 4, 3), 255, np.uint8))
 
     @pytest.mark.parametrize(("contract", "value"), [(RGB, (255, 0, 0)), (GREY, (76,))], ids=["RGB", "grey"])
-    def test_of_cmyk(self, contract: PixelContract, value: tuple[int, ...]) -> None:
+    def test_of_cmyk_are_converted(self, contract: PixelContract, value: tuple[int, ...]) -> None:
         image = encode(plain((0, 255, 255, 0), mode="CMYK"), "JPEG")
         assert np.array_equal(decode(image, contract), np.full(contract.shape, value, np.uint8))
 
-    def test_hidden_by_alpha_do_not_bleed_into_the_resized_image(self) -> None:
+    def test_of_transparent_pixels_do_not_affect_the_resized_image(self) -> None:
         picture = plain((255, 0, 0, 0), (16, 16), "RGBA")
         picture.paste((0, 0, 255, 255), (0, 0, 16, 5))
         pixels = decode(encode(picture))
@@ -221,7 +221,7 @@ class TestColours:
         assert np.array_equal(decode(image), np.repeat(expected.reshape(4, 4, 1), 3, 2))
 
     def test_of_sixteen_bit_rgb_keep_their_high_byte(self) -> None:
-        # Pillow has no 16-bit RGB and drops the low byte as it reads: 0x12FF becomes 0x12, where 4863 / 257 = 18.9.
+        # Pillow has no 16-bit RGB and drops the low byte: 0x12FF becomes 0x12, although 4863 / 257 = 18.9.
         wide = np.full((4, 4, 3), (0x12FF, 0x00FF, 0xFFFF))
         image = png(4, 4, 16, 2, png_rows(wide))
         assert np.array_equal(decode(image), np.full((4, 4, 3), (0x12, 0, 0xFF), np.uint8))
@@ -234,7 +234,7 @@ class TestColours:
 
 
 def decode_by_pillow(image: bytes, contract: PixelContract) -> np.ndarray:
-    """What Pillow alone makes of an image without transparency."""
+    """Decode an image without transparency by Pillow alone."""
     with Image.open(io.BytesIO(image)) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB" if contract.channels == 3 else "L")
     size = (contract.width, contract.height)
@@ -243,14 +243,14 @@ def decode_by_pillow(image: bytes, contract: PixelContract) -> np.ndarray:
 
 
 class TestJpegs:
-    """JPEGs are decoded by TurboJPEG, to Pillow's bits."""
+    """JPEGs are decoded by TurboJPEG, to the same bits as by Pillow."""
 
     @pytest.mark.parametrize("progressive", [False, True])
     @pytest.mark.parametrize("subsampling", [0, 1, 2])
     @pytest.mark.parametrize("quality", [20, 90])
     @pytest.mark.parametrize("size", [(1, 1), (17, 30), (64, 64), (251, 130)])
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-    def test_have_pillows_bits(
+    def test_have_the_bits_of_pillow(
         self, mode: str, size: tuple[int, int], quality: int, subsampling: int, progressive: bool
     ) -> None:
         options = {"quality": quality, "progressive": progressive, "subsampling": subsampling}
@@ -260,12 +260,12 @@ class TestJpegs:
 
     @pytest.mark.parametrize("orientation", STORED)
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-    def test_have_pillows_bits_when_turned(self, mode: str, orientation: int) -> None:
+    def test_with_an_orientation_have_the_bits_of_pillow(self, mode: str, orientation: int) -> None:
         image = encode(noise(60, 41).convert(mode), "JPEG", exif=exif((ORIENTATION, 3, 1, orientation)))
         for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(60, 41, 3)):
             assert np.array_equal(decode_image(image, contract, Limits()), decode_by_pillow(image, contract))
 
-    def test_have_pillows_bits_when_stored_as_rgb(self) -> None:
+    def test_stored_as_rgb_have_the_bits_of_pillow(self) -> None:
         image = encode(noise(60, 41), "JPEG", keep_rgb=True)
         for contract in (PixelContract(8, 8, 3), PixelContract(8, 8, 1), PixelContract(41, 60, 3)):
             assert np.array_equal(decode_image(image, contract, Limits()), decode_by_pillow(image, contract))
@@ -279,7 +279,7 @@ class TestJpegs:
             assert decode_whole(image, 3, Limits()).shape == (8, 8, 3)
             assert probe_image(image, Limits()).channels == (1 if mode == "L" else 3)
 
-    def test_of_sampling_factors_that_simplejpeg_does_not_name_are_read(self) -> None:
+    def test_with_sampling_factors_without_a_name_in_simplejpeg_are_read(self) -> None:
         image = bytearray(encode(noise(64, 64), "JPEG", subsampling=0))
         image[image.index(b"\xff\xc0") + 11] = 0x14
         assert probe_image(bytes(image), Limits()) == PixelContract(64, 64, 3)
@@ -287,17 +287,17 @@ class TestJpegs:
 
 class TestSize:
     @pytest.mark.parametrize("image_format", ["PNG", "BMP", "WEBP"])
-    def test_of_the_model_is_untouched_bit_for_bit(self, image_format: str) -> None:
+    def test_of_the_model_keeps_every_bit(self, image_format: str) -> None:
         options = {"lossless": True, "exact": True} if image_format == "WEBP" else {}
         pixels = decode(encode(Image.fromarray(NOISE), image_format, **options))
         assert np.array_equal(pixels, NOISE)
         assert pixels.dtype == np.uint8
 
-    def test_of_the_model_is_untouched_in_grey(self) -> None:
+    def test_of_the_model_keeps_every_bit_in_grey(self) -> None:
         assert np.array_equal(decode(encode(Image.fromarray(NOISE[:, :, 0])), GREY), NOISE[:, :, :1])
 
     @pytest.mark.parametrize("size", [(20, 4), (4, 20)])
-    def test_other_is_cropped_to_the_centre(self, size: tuple[int, int]) -> None:
+    def test_with_one_side_of_the_model_is_cropped_to_the_centre(self, size: tuple[int, int]) -> None:
         width, height = size
         left, top = (width - 4) // 2, (height - 4) // 2
         picture = plain("red", size)
@@ -314,7 +314,7 @@ class TestSize:
             ((2, 2), (4, 4), (0, 0, 4, 4)),  # enlarged
         ],
     )
-    def test_other_has_its_shorter_side_resized_then_its_centre_cropped(
+    def test_of_another_image_is_resized_by_the_shorter_side_and_cropped(
         self, size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int, int, int]
     ) -> None:
         picture = noise(*size)
@@ -330,34 +330,37 @@ class TestSize:
             ((10, 9), (0.5, 0, 9.5, 9)),
         ],
     )
-    def test_other_has_its_centre_taken_to_a_fraction_of_a_pixel(
+    def test_of_another_image_is_cropped_to_a_fraction_of_a_pixel(
         self, size: tuple[int, int], box: tuple[float, float, float, float]
     ) -> None:
         picture = noise(*size)
         expected = picture.resize((4, 4), Image.Resampling.BILINEAR, box=box)
         assert np.array_equal(decode(encode(picture)), np.asarray(expected))
 
-    def test_other_is_resized_from_every_pixel_of_a_jpeg(self) -> None:
-        # A JPEG can be decoded at an eighth of its size, which is faster and gives other pixels.
+    def test_of_a_jpeg_is_resized_from_every_pixel(self) -> None:
+        # Decoding a JPEG at an eighth of its size would be faster, with other pixels.
         image = encode(noise(64, 64), "JPEG")
         with Image.open(io.BytesIO(image)) as whole:
             expected = whole.resize((4, 4), Image.Resampling.BILINEAR)
         assert np.array_equal(decode(image), np.asarray(expected))
 
-    def test_other_keeps_the_ratio_of_an_oblong_model(self) -> None:
+    def test_of_a_model_that_is_not_square_keeps_the_aspect_ratio(self) -> None:
         picture = plain("red", (60, 60))
-        picture.paste((0, 255, 0), (0, 10, 60, 50))  # the middle third is kept, and its neighbours blend in
+        # The middle third is kept; the resize filter reads some rows around it.
+        picture.paste((0, 255, 0), (0, 10, 60, 50))
         pixels = decode(encode(picture), PixelContract(2, 6, 3))
         assert np.array_equal(pixels, np.full((2, 6, 3), (0, 255, 0), np.uint8))
 
     @pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (1, 1), (1, 2), (4095, 3)])
     @pytest.mark.parametrize("contract", [RGB, PixelContract(2, 9, 3), PixelContract(9, 2, 1)], ids=str)
-    def test_of_any_ratio_becomes_the_models(self, size: tuple[int, int], contract: PixelContract) -> None:
+    def test_of_any_aspect_ratio_becomes_that_of_the_model(
+        self, size: tuple[int, int], contract: PixelContract
+    ) -> None:
         assert np.array_equal(decode(encode(plain("white", size)), contract), np.full(contract.shape, 255, np.uint8))
 
 
-class TestRefusals:
-    """Both functions that open an image refuse the same, with the facts."""
+class TestRejections:
+    """``decode_image`` and ``probe_image`` reject the same images, with facts."""
 
     @pytest.fixture(params=[decode_image, lambda image, _, limits: probe_image(image, limits)], ids=["decode", "probe"])
     def open_image(self, request: pytest.FixtureRequest):
@@ -383,7 +386,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "size",
         [(7072, 7071), (10_000, 9_000), (13_400, 13_400), (20_000, 20_000), (2**31 - 1, 2**31 - 1)],
-        ids=["over ours", "where Pillow warns", "below Pillow's own", "over Pillow's own", "largest"],
+        ids=[
+            "over the limit",
+            "where Pillow warns",
+            "below the limit of Pillow",
+            "over the limit of Pillow",
+            "largest",
+        ],
     )
     def test_of_too_many_pixels_by_the_header_alone(self, open_image, size: tuple[int, int]) -> None:
         with pytest.raises(ImageTooManyPixels, match="50000000") as caught:
@@ -395,18 +404,18 @@ class TestRefusals:
         [b"an ordinary line of text", b"\0" * 100, b'<svg xmlns="http://www.w3.org/2000/svg"/>', b"%PDF-1.7"],
         ids=["text", "zeros", "svg", "pdf"],
     )
-    def test_of_what_is_no_image(self, open_image, image: bytes) -> None:
+    def test_of_other_files(self, open_image, image: bytes) -> None:
         with pytest.raises(ImageUnreadable, match="not an image"):
             open_image(image)
 
     @pytest.mark.parametrize("image_format", ["GIF", "TIFF", "ICO", "PPM"])
-    def test_of_a_format_that_is_not_served(self, open_image, image_format: str) -> None:
+    def test_of_an_unsupported_format(self, open_image, image_format: str) -> None:
         with pytest.raises(ImageFormatNotAllowed, match=f"{image_format} .*JPEG, PNG, WEBP, BMP") as caught:
             open_image(encode(plain("red", (16, 16)), image_format))
         assert caught.value.facts == {"format": image_format, "allowed": "JPEG, PNG, WEBP, BMP"}
 
     @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
-    def test_of_a_file_cut_to_its_first_bytes(self, open_image, image_format: str) -> None:
+    def test_of_a_file_truncated_to_its_first_bytes(self, open_image, image_format: str) -> None:
         image = encode(plain("red"), image_format)
         for length in range(1, 24):
             with pytest.raises(ImageError):
@@ -419,54 +428,54 @@ class TestRefusals:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_truncated_image_is_refused(image_format: str) -> None:
+def test_a_truncated_image_is_rejected(image_format: str) -> None:
     image = encode(noise(64, 64), image_format)
     for length in (len(image) // 2, len(image) * 9 // 10):
         with pytest.raises(ImageUnreadable):
             decode(image[:length])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of Pillow's own reading, below
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # from the comparison with Pillow
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_a_damaged_image_yields_pixels_or_an_image_error(image_format: str) -> None:
-    chance = random.Random(image_format)
+    rng = random.Random(image_format)
     picture = noise(24, 20)
-    sound = [encode(picture, image_format), encode(picture, image_format, exif=exif((ORIENTATION, 3, 1, 6)))]
-    refused = 0
+    valid = [encode(picture, image_format), encode(picture, image_format, exif=exif((ORIENTATION, 3, 1, 6)))]
+    rejected = 0
     for _ in range(75):
-        damaged = bytearray(chance.choice(sound))
-        if chance.random() < 0.3:
-            del damaged[chance.randrange(len(damaged)) :]
+        damaged = bytearray(rng.choice(valid))
+        if rng.random() < 0.3:
+            del damaged[rng.randrange(len(damaged)) :]
         else:
-            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         try:
             pixels = decode(bytes(damaged))
         except ImageError:
-            refused += 1
+            rejected += 1
         else:
             assert pixels.shape == (4, 4, 3)
             assert pixels.dtype == np.uint8
             with Image.open(io.BytesIO(damaged)) as opened:
-                opened.load()  # what Pillow itself refuses is never half an answer
-    assert refused > 0
+                opened.load()  # an image that Pillow rejects is never decoded in part
+    assert rejected > 0
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
 @pytest.mark.parametrize("missing_bytes", [60, 300])
-def test_an_image_without_its_end_is_refused(image_format: str, missing_bytes: int) -> None:
+def test_an_image_without_its_end_is_rejected(image_format: str, missing_bytes: int) -> None:
     image = encode(noise(48, 48), image_format)
     with pytest.raises(ImageUnreadable):
         decode(image[:-missing_bytes], PixelContract(48, 48, 3))
 
 
 class TestDamage:
-    """What a format's decoder can know to be damaged is refused; docs/architecture.md has the table."""
+    """Damage that the decoder of a format can detect is rejected; docs/architecture.md has the table."""
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     @pytest.mark.parametrize("orientation", [1, 6])
     @pytest.mark.parametrize("progressive", [False, True])
     @pytest.mark.parametrize("side", [64, 1100])
-    def test_zeros_in_the_scan_of_a_jpeg_are_refused(
+    def test_zeros_in_the_scan_of_a_jpeg_are_rejected(
         self, mode: str, orientation: int, progressive: bool, side: int
     ) -> None:
         whole = encode(
@@ -485,7 +494,7 @@ class TestDamage:
         with pytest.raises(ImageUnreadable):
             decode_whole(bytes(damaged), 3, Limits())
 
-    def test_what_the_formats_library_calls_corrupt_is_refused(self) -> None:
+    def test_images_that_the_library_of_their_format_reports_as_corrupt_are_rejected(self) -> None:
         """The short form of benchmarks/damage.py."""
         corrupt = [one for one in make_damaged(300, sides=(32, 60, 150)) if one.is_corrupt()]
         assert {one.format for one in corrupt} == set(FORMATS)
@@ -493,15 +502,16 @@ class TestDamage:
         assert [(one.format, one.damage) for one in corrupt if not one.is_refused()] == []
 
     @pytest.mark.parametrize("size", [(48, 48), (1200, 1000)])
-    def test_what_is_wrong_in_the_header_alone_is_no_damage(self, size: tuple[int, int]) -> None:
+    def test_a_jpeg_with_known_errors_in_its_header_is_decoded(self, size: tuple[int, int]) -> None:
         image = encode(noise(*size), "JPEG")
         contract = PixelContract(*size[::-1], 3)
-        editors = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)  # JFIF 0.01
+        jfif_0 = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)  # JFIF 0.01, as some editors write it
         start = image.index(b"\xff\xda") + 11
         assert image[start : start + 3] == b"\0\x3f\0"
-        samsungs = image[:start] + bytes(3) + image[start + 3 :]  # a baseline scan of the coefficients 0 to 0
-        both = editors[:start] + bytes(3) + editors[start + 3 :]
-        for known in (editors, samsungs, both, image + b"a trailer"):
+        # A baseline scan of the coefficients 0 to 0, as some encoders of Samsung write it.
+        empty_range = image[:start] + bytes(3) + image[start + 3 :]
+        both = jfif_0[:start] + bytes(3) + jfif_0[start + 3 :]
+        for known in (jfif_0, empty_range, both, image + b"a trailer"):
             assert np.array_equal(decode(known, contract), decode(image, contract))
             with pytest.raises(ImageUnreadable):
                 decode(known[: -len(image) // 2], contract)
@@ -509,24 +519,24 @@ class TestDamage:
             decode(image[:20] + b"junk" + image[20:], contract)
 
     @pytest.mark.parametrize("size", [(48, 48), (1200, 1000)])
-    def test_an_old_progressive_photo_keeps_its_scans(self, size: tuple[int, int]) -> None:
-        """The first holds the coefficients 0 to 0, by some encoders with all of their bits."""
+    def test_a_progressive_jpeg_of_an_old_encoder_is_decoded(self, size: tuple[int, int]) -> None:
+        """Its first scan has the coefficients 0 to 0, with all of their bits."""
         image = encode(noise(*size), "JPEG", progressive=True)
         scan = image.index(b"\xff\xda")
         assert image[scan + 11 : scan + 14] == b"\0\0\1"
         image = image[: scan + 13] + b"\0" + image[scan + 14 : image.index(b"\xff\xc4", scan)] + b"\xff\xd9"
         contract = PixelContract(*size[::-1], 3)
-        editors = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)
-        assert np.array_equal(decode(editors, contract), decode(image, contract))
+        jfif_0 = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)
+        assert np.array_equal(decode(jfif_0, contract), decode(image, contract))
 
     @pytest.mark.parametrize("subsampling", [0, 1, 2])
     @pytest.mark.parametrize("component", [0, 1, 2])
     @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
     @pytest.mark.parametrize("zeroed", [0, 400])
-    def test_a_flipped_bit_of_a_jpegs_sampling_factors_is_refused(
+    def test_a_flipped_bit_in_the_sampling_factors_of_a_jpeg_is_rejected(
         self, mode: str, component: int, subsampling: int, zeroed: int
     ) -> None:
-        """Pillow decodes 3x2 and the like and does not tell that libjpeg-turbo warned."""
+        """Pillow decodes factors such as 3x2 and hides the warning of libjpeg-turbo."""
         whole = encode(noise(96, 96).convert(mode), "JPEG", subsampling=subsampling)
         damaged = bytearray(whole)
         damaged[len(whole) // 2 : len(whole) // 2 + zeroed] = bytes(zeroed)
@@ -538,21 +548,21 @@ class TestDamage:
                     decode(bytes(damaged), contract)
 
     @pytest.mark.parametrize("factors", [0x32, 0x23, 0x31, 0x13, 0x42, 0x24])
-    def test_sampling_factors_that_are_not_decoded_are_named(self, factors: int) -> None:
+    def test_unsupported_sampling_factors_are_rejected_by_name(self, factors: int) -> None:
         image = bytearray(encode(noise(64, 64), "JPEG"))
         image[image.index(b"\xff\xc0") + 11] = factors
-        named = f"{factors >> 4}x{factors & 15}, 1x1, 1x1, which are not decoded; if .* save it again"
-        with pytest.raises(ImageUnreadable, match=named):
+        message = f"{factors >> 4}x{factors & 15}, 1x1, 1x1, which are not decoded; if .* save it again"
+        with pytest.raises(ImageUnreadable, match=message):
             decode(bytes(image))
 
     @pytest.mark.parametrize("length", [*range(1, 13), 40])
-    def test_a_png_without_its_end_is_refused(self, length: int) -> None:
+    def test_a_png_without_its_end_is_rejected(self, length: int) -> None:
         image = encode(noise(48, 48))
         with pytest.raises(ImageUnreadable, match=r"without its end|chunk at byte"):
             decode(image[:-length])
 
     @pytest.mark.parametrize("name", [b"tEXt", b"IEND"])
-    def test_a_checksum_behind_the_pixels_of_a_png_counts(self, name: bytes) -> None:
+    def test_a_wrong_checksum_after_the_pixels_of_a_png_is_rejected(self, name: bytes) -> None:
         image = encode(noise(48, 48))
         image = image[:-12] + chunk(b"tEXt", b"Comment\0text") + image[-12:]
         damaged = bytearray(image)
@@ -562,24 +572,24 @@ class TestDamage:
             decode(bytes(damaged))
 
     @pytest.mark.parametrize("options", [{"lossless": True}, {}, {"exif": exif((ORIENTATION, 3, 1, 6))}])
-    def test_a_webp_without_its_last_bytes_is_refused(self, options: dict) -> None:
+    def test_a_webp_without_its_last_bytes_is_rejected(self, options: dict) -> None:
         image = encode(noise(48, 48), "WEBP", **options)
         for length in (1, 2, 10, len(image) // 2):
             with pytest.raises(ImageUnreadable):
                 decode(image[:-length])
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
-    def test_a_bmp_without_its_last_byte_is_refused(self, mode: str) -> None:
+    def test_a_bmp_without_its_last_byte_is_rejected(self, mode: str) -> None:
         image = encode(noise(64, 48).convert(mode), "BMP")
         with pytest.raises(ImageUnreadable):
             decode(image[:-1])
 
 
 class TestMetadata:
-    """Metadata of any size are no damage, and tell the orientation."""
+    """Metadata of any size are accepted, and their orientation is applied."""
 
     @pytest.mark.parametrize(
-        "told",
+        "metadata",
         [
             chunk(b"tEXt", b"Comment\0" + bytes(2**21)),
             chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21))),
@@ -593,22 +603,22 @@ class TestMetadata:
         ],
         ids=["text", "packed text", "profile", "xmp", "exif as text", "packed exif", "packed xmp", "no xmp", "exif"],
     )
-    def test_of_megabytes_leave_the_pixels_alone(self, told: bytes) -> None:
+    def test_of_megabytes_do_not_affect_the_pixels(self, metadata: bytes) -> None:
         image = encode(Image.fromarray(NOISE))
-        for marked in (image[:33] + told + image[33:], image[:-12] + told + image[-12:]):
+        for marked in (image[:33] + metadata + image[33:], image[:-12] + metadata + image[-12:]):
             assert np.array_equal(decode(marked), NOISE)
             assert probe_image(marked, Limits()) == RGB
 
-    def test_of_megabytes_tell_the_orientation(self) -> None:
+    def test_of_megabytes_have_an_orientation(self) -> None:
         image = encode(Image.fromarray(NOISE))
         xmp = b'<x tiff:Orientation="6"/>' + bytes(2**21)
-        for told in (
+        for metadata in (
             chunk(b"eXIf", exif((ORIENTATION, 3, 1, 6))[6:] + bytes(2**21)),
             chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
             chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(xmp)),
             chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp),
         ):
-            marked = image[:33] + told + image[33:]
+            marked = image[:33] + metadata + image[33:]
             assert np.array_equal(decode(marked), np.rot90(NOISE, -1))
 
 
@@ -628,7 +638,7 @@ def ftyp(*brands: bytes) -> bytes:
         (b"\xff\x0a" + bytes(20), "JPEG XL"),
     ],
 )
-def test_newer_formats_are_named_with_the_way_out(image: bytes, name: str) -> None:
+def test_newer_formats_are_rejected_by_name_with_a_remedy(image: bytes, name: str) -> None:
     with pytest.raises(
         ImageFormatNotAllowed, match=f"{name} images are not supported: convert the image to one of JPEG"
     ) as caught:
@@ -638,8 +648,8 @@ def test_newer_formats_are_named_with_the_way_out(image: bytes, name: str) -> No
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "JPEG"])
-def test_the_limit_on_pixels_is_ours_alone(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # beyond it, Pillow warns; beyond twice as many, it refuses
+def test_the_limit_of_pillow_on_pixels_is_not_used(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow warns above the limit and fails above twice the limit
     for side in (11, 40):
         image = encode(noise(side, side), image_format)
         assert decode(image).shape == (4, 4, 3)
@@ -647,12 +657,12 @@ def test_the_limit_on_pixels_is_ours_alone(image_format: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("image", [b"\0\0\0\x18ftypmp42" + bytes(20), b"\0\0\0\x08ftyp", b"\xff\xff\xff\xffftypabcd"])
-def test_a_video_is_no_image(image: bytes) -> None:
+def test_a_video_is_rejected(image: bytes) -> None:
     with pytest.raises(ImageUnreadable, match="not an image"):
         decode(image)
 
 
-def test_a_png_with_a_wrong_checksum_is_refused() -> None:
+def test_a_png_with_a_wrong_checksum_is_rejected() -> None:
     image = bytearray(encode(noise(48, 48)))
     image[len(image) // 2] ^= 1
     with pytest.raises(ImageUnreadable):
@@ -676,8 +686,8 @@ class TestProbe:
     def test_reads_shape_and_channels(self, picture: Image.Image, channels: int) -> None:
         assert probe_image(encode(picture), Limits()) == PixelContract(3, 5, channels)
 
-    @pytest.mark.parametrize("image_format", ["JPEG", "BMP"])  # a PNG's orientation may stand behind its pixels
-    def test_needs_the_header_alone(self, image_format: str) -> None:
+    @pytest.mark.parametrize("image_format", ["JPEG", "BMP"])  # the orientation of a PNG may follow its pixels
+    def test_needs_only_the_header(self, image_format: str) -> None:
         image = encode(noise(50, 30), image_format)
         cut = image[: len(image) * 3 // 4]
         assert probe_image(cut, Limits()) == PixelContract(30, 50, 3)
@@ -693,18 +703,18 @@ class TestCheckPixels:
         assert np.shares_memory(pixels, np.frombuffer(data, np.uint8))
 
     @pytest.mark.parametrize("shape", [(4, 4, 1), (3, 4, 3), (3, 4, 4), (2, 8, 3), (0, 0, 0), (2**32 - 1,) * 3])
-    def test_refuses_another_shape(self, shape: tuple[int, int, int]) -> None:
-        named = "x".join(map(str, shape))
-        with pytest.raises(PixelsMismatch, match=f"are {named}, the model wants 4x4x3") as caught:
+    def test_rejects_another_shape(self, shape: tuple[int, int, int]) -> None:
+        shape_text = "x".join(map(str, shape))
+        with pytest.raises(PixelsMismatch, match=f"are {shape_text}, the model wants 4x4x3") as caught:
             check_pixels(NOISE.tobytes(), shape, RGB)
-        assert caught.value.facts == {"shape": named, "wanted_shape": "4x4x3"}
+        assert caught.value.facts == {"shape": shape_text, "wanted_shape": "4x4x3"}
 
     @pytest.mark.parametrize("size_bytes", [0, 47, 49, 192])
-    def test_refuses_another_number_of_bytes(self, size_bytes: int) -> None:
+    def test_rejects_another_number_of_bytes(self, size_bytes: int) -> None:
         with pytest.raises(PixelsMismatch, match=f"4x4x3 are 48 bytes of uint8, got {size_bytes}") as caught:
             check_pixels(bytes(size_bytes), (4, 4, 3), RGB)
         assert caught.value.facts == {"size_bytes": str(size_bytes), "wanted_bytes": "48"}
 
 
-def test_a_contract_names_its_shape() -> None:
+def test_the_shape_of_a_contract_is_height_width_channels() -> None:
     assert PixelContract(2, 9, 3).shape == (2, 9, 3)

@@ -1,4 +1,4 @@
-"""On a real GPU with onnxruntime-gpu. Deselected unless asked for: ``python -m pytest -m gpu tests/serving``."""
+"""Tests on a GPU with onnxruntime-gpu: ``python -m pytest -m gpu tests/evalmode/runtime``."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_cuda_agrees_with_the_cpu(colour_file: Path) -> None:
     on_cpu, on_cuda = (load_model(colour_file, options=LoadOptions(provider=provider)) for provider in ("cpu", "cuda"))
     assert on_cuda.session.get_providers()[0] == "CUDAExecutionProvider"
     batch = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
-    for ours, theirs in zip(on_cpu.classify(batch), on_cuda.classify(batch), strict=True):
-        assert np.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    for cpu_output, cuda_output in zip(on_cpu.classify(batch), on_cuda.classify(batch), strict=True):
+        assert np.allclose(cpu_output, cuda_output, rtol=1e-5, atol=1e-5)

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 from evalmode.limits import LARGEST_BATCH
+from evalmode.options import list_options
 from evalmode.runtime.provider import AUTO, CHOICES, CPU, PROVIDERS
 from serving.config import ServeConfig
-from serving.options import list_options
 
 
 def test_users_choose_a_provider_or_auto() -> None:

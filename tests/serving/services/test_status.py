@@ -47,6 +47,7 @@ def test_codes_are_those_of_the_design() -> None:
         "ModelInvalid": "FAILED_PRECONDITION",
         "ControlDisabled": "UNIMPLEMENTED",
         "NotServed": "UNIMPLEMENTED",
+        "MethodUnknown": "UNIMPLEMENTED",
         "MessageTooLarge": "RESOURCE_EXHAUSTED",
         "MessageLate": "DEADLINE_EXCEEDED",
         "MessagesFull": "RESOURCE_EXHAUSTED",

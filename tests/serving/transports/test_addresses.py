@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +51,46 @@ def test_a_server_listens_on_an_ipv6_address(colours: Path, host: str, reached: 
         server.metrics = f"{reached[0]}:{server.metrics.rpartition(':')[2]}"
         assert get(server, "/livez") == (200, "ok\n")
         assert server.stop()[0] == 0
+
+
+@pytest.mark.parametrize("metrics", ["metrics", "metrics that 0 leaves on", "no metrics"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost"),
+        *(pytest.param(host, marks=needs_ipv6) for host in ("::", "::1", "[::1]")),
+        pytest.param("unix:", marks=pytest.mark.native_lacks("Unix sockets")),
+    ],
+)
+def test_the_health_check_of_the_image_asks_where_the_server_listens(
+    colours: Path, tmp_path: Path, host: str, metrics: str
+) -> None:
+    host = f"{host}{tmp_path}/socket" if host == "unix:" else host
+    flag = {"no metrics": ("--no-metrics",)}.get(metrics, ())
+    with serving(colours, "--host", host, "--allow-unbounded-messages", *flag) as server:
+        variables = {"EVALMODE_SERVE_HOST": host, "EVALMODE_SERVE_METRICS_PORT": server.metrics.rpartition(":")[2]}
+        if not host.startswith("unix:"):
+            variables["EVALMODE_SERVE_PORT"] = server.address.rpartition(":")[2]
+        if metrics != "metrics":
+            variables["EVALMODE_SERVE_NO_METRICS"] = "1" if metrics == "no metrics" else "0"
+        if metrics == "no metrics":
+            variables["EVALMODE_SERVE_METRICS_PORT"] = "8002"
+        asked = check_health(variables)
+        assert (asked.returncode, asked.stderr) == (0, "")
+    asked = check_health(variables)
+    assert asked.returncode == 1
+    assert asked.stderr.count("\n") == 1
+    assert ("/livez: " if metrics != "no metrics" else ": UNAVAILABLE: ") in asked.stderr
+
+
+def test_the_health_check_of_the_image_names_an_option_that_is_wrong() -> None:
+    asked = check_health({"EVALMODE_SERVE_PORT": "x"})
+    assert (asked.returncode, asked.stderr) == (1, "Invalid value for '--port': 'x' is not a valid integer range.\n")
+
+
+def check_health(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=30)
 
 
 def test_a_server_listens_on_the_address_of_a_name(colours: Path) -> None:

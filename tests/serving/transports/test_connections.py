@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from evalmode import Client
 from serving.transports.connections import Connections
 from serving.transports.sockets import name_peer
 from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT
+from tests.conftest import encode, plain, serving
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="read_tcp_info is Linux's")
 
+RED = encode(plain("red"))
 LIMIT, MAX_BYTES = 10, 200_000
 TOO_MANY = MAX_STRAY_BYTES + 10 * CALL_BYTES  # stray bytes; each sweep subtracts the bytes of a call
 CLOSE_WAIT = 8  # state of the kernel: the client has closed its side
@@ -357,3 +362,59 @@ def test_connections_are_checked_repeatedly(port: Port) -> None:
         wait_until(lambda: not peer.is_open())
     finally:
         connections.finish(0)
+
+
+class TestUnixSockets:
+    """The kernel reports little about them except their number."""
+
+    @pytest.fixture
+    def path(self) -> Iterator[str]:
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own path may be too long for a socket
+            yield f"{folder}/socket"
+
+    def test_beyond_the_limit_the_newest_are_closed(self, path: str, caplog: pytest.LogCaptureFixture) -> None:
+        with ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(path)
+            listening.listen()
+            connections = Connections(path, 3, MAX_BYTES)
+
+            def connect() -> tuple[socket.socket, socket.socket]:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(path)
+                client.setblocking(False)
+                return client, stack.enter_context(listening.accept()[0])
+
+            peers = [connect() for _ in range(3)]
+            connections.sweep()
+            assert not caplog.messages
+            peers += [connect() for _ in range(2)]
+            for _ in range(2):  # at the second one, the transport has not closed them yet
+                connections.sweep()
+                assert caplog.messages == ["connection closed: 5 connections are open, the limit is 3"] * 2
+            assert [is_closed(client) for client, _ in peers] == [False] * 3 + [True] * 2
+            for _, server in (peers[0], *peers[3:]):  # as the transport does: one has left by itself
+                server.close()
+            peers += [connect()]
+            connections.sweep()
+            assert len(caplog.messages) == 2
+            peers += [connect()]
+            connections.sweep()
+            assert [is_closed(client) for client, _ in peers[5:]] == [False, True]
+
+    @pytest.mark.native_lacks("Unix sockets")
+    def test_a_server_holds_its_clients_to_the_limit(self, path: str, colours: Path) -> None:
+        with serving(colours, "--host", f"unix:{path}", "--max-connections", 4) as server, ExitStack() as stack:
+            client = stack.enter_context(Client(f"unix:{path}"))
+            assert client.predict(RED).label == "red"
+            for _ in range(20):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+            wait_until(lambda: "connections are open, the limit is 4" in server.logged())
+            assert client.predict(RED).label == "red"
+
+
+def is_closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False

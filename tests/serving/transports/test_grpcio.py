@@ -271,7 +271,9 @@ class TestRefusals:
 
     def test_of_an_unknown_method_are_unimplemented(self, channel: grpc.Channel) -> None:
         raw = channel.unary_unary("/evalmode.v1.Classifier/Train")
-        assert refused(lambda: raw(b"", timeout=WAIT_S)).code is grpc.StatusCode.UNIMPLEMENTED
+        refusal = refused(lambda: raw(b"", timeout=WAIT_S))
+        assert (refusal.code.name, refusal.info.reason) == ("UNIMPLEMENTED", "METHOD_UNKNOWN")
+        assert "'/evalmode.v1.Classifier/Train'" in refusal.message
 
     def test_of_an_unspecified_model_list_the_served_models(self, tmp_path: Path) -> None:
         for name in ("cats", "dogs"):

@@ -63,7 +63,7 @@ def test_a_server_that_accepts_connections_without_answering_is_not_alive(ask) -
         wait_until(lambda: not liveness.is_alive())
         status, text = ask(liveness, True)
     assert status == 503
-    assert text.startswith("no health check was answered for ")
+    assert text.startswith("no health check has been answered for ")
 
 
 def test_a_server_is_not_alive_while_its_event_loop_hangs(model: ImageClassifier, ask) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evalmode.cli.output import Output
 from training.callbacks import Callbacks, NetworkSummary, Outcome
 
 if TYPE_CHECKING:
@@ -36,11 +35,11 @@ def open_console(stderr: bool = False, quiet: bool = False) -> Console:
 class Display:
     """Shows the progress of one training or export.
 
-    Lines go to standard output; with ``--json`` they go to standard error, and with ``--quiet`` only warnings are
-    shown, on standard error.
+    Lines and warnings go to standard output. If ``as_json`` or ``quiet`` is set, warnings go to standard error.
 
     Args:
-        output: What the user requested.
+        as_json: Whether standard output is for a JSON object: lines go to standard error.
+        quiet: Whether to show only warnings.
 
     Attributes:
         dataset: The data set that was shown; None before, and in all but the first of several processes.
@@ -48,9 +47,9 @@ class Display:
         report: The path of the report that was shown; None before.
     """
 
-    def __init__(self, output: Output) -> None:
-        self._lines = open_console(output.as_json, output.quiet)
-        self._alerts = open_console(output.as_json or output.quiet)
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self._lines = open_console(as_json, quiet)
+        self._alerts = open_console(as_json or quiet)
         self._bar: Progress | None = None
         self.dataset: Dataset | None = None
         self.outcome: Outcome | None = None
@@ -166,7 +165,7 @@ def show_progress(callbacks: Callbacks | None) -> Iterator[Callbacks]:
     if callbacks is not None:
         yield callbacks
         return
-    display = Display(Output(as_json=False, quiet=False))
+    display = Display()
     try:
         yield display.callbacks()
     finally:

@@ -1,0 +1,149 @@
+"""README's commands in their order, as they stand there, in an empty directory with photos of mixed sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from evalmode.artifact.repository import list_versions
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+STORY = README.partition("## Two commands")[2].partition("## In production")[0]
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", STORY, re.S) for line in block.splitlines()]
+PYTHON = [block for block in re.findall(r"```python\n(.*?)```", STORY, re.S) if "tritonclient" not in block]
+ELSEWHERE = ("make quickstart", "source .venv/bin/activate")  # the installs and the quickstart have tests of their own
+EPOCHS = 3  # enough for all that README shows, though not for a good classifier
+PHOTOS = 20  # of a label
+
+pytestmark = pytest.mark.slow
+
+
+class Story:
+    """A directory, and README's environment.
+
+    Attributes:
+        folder: The directory.
+        environment: Options that take less time, and ports of its own; the commands stay as they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "EVALMODE_TRAIN_EPOCHS": str(EPOCHS),
+            "EVALMODE_SERVE_PORT": str(self.port),
+            "EVALMODE_SERVE_METRICS_PORT": "0",
+            "EVALMODE_PREDICT_ADDRESS": f"127.0.0.1:{self.port}",
+        }
+
+    def run(self, line: str) -> str:
+        """Run a line as a shell does, and return what it printed."""
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, (line, done.stderr)
+        return done.stdout
+
+    @contextmanager
+    def serving(self, line: str) -> Iterator[Callable[[str], None]]:
+        """The server that a line starts, as in another terminal; yields what waits for a text in its output."""
+        log = self.folder / "serve.log"
+        with log.open("w") as output:
+            command = shlex.split(line, comments=True)
+            server = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+        def wait_for(text: str) -> None:
+            until = time.monotonic() + 60
+            while text not in log.read_text():
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+
+        try:
+            wait_for("serving pets on port")
+            yield wait_for
+            server.terminate()
+            assert server.wait(60) == 0, log.read_text()
+        finally:
+            server.kill()
+            server.wait()
+
+
+def take_photos(folder: Path) -> None:
+    """Images of digits, each of a size of its own, in folders named by their labels, and one more: cat.jpg."""
+    chance = np.random.default_rng(0)
+    digits = load_digits()
+    for digit in range(10):
+        (folder / "images" / str(digit)).mkdir(parents=True)
+        for number, picture in enumerate(digits.images[digits.target == digit][:PHOTOS]):
+            photo = Image.fromarray(np.rint(picture * (255 / 16)).astype(np.uint8)).convert("RGB")
+            width, height = chance.integers(70, 130, 2)
+            photo.resize((width, height)).save(folder / "images" / str(digit) / f"{number}.jpg", quality=95)
+    photo.resize((90, 90)).save(folder / "cat.jpg")
+
+
+def bring_networks(folder: Path) -> None:
+    """Files of other tools: an image classifier with its labels, and a network of tensors with inputs."""
+    (folder / "keras.onnx").write_bytes((ROOT / "tests/foreign/keras.onnx").read_bytes())
+    (folder / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 4)) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "forecast", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "forecast.onnx")
+    np.savez(folder / "inputs.npz", x=np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32))
+
+
+def test_the_commands_work_in_their_order_and_leave_what_is_promised(tmp_path: Path) -> None:
+    lines = [line for line in COMMANDS if not line.startswith(ELSEWHERE)]
+    assert len(COMMANDS) - len(lines) == len(ELSEWHERE)
+    assert {line.split()[0] for line in lines} == {"evalmode"}
+    story = Story(tmp_path)
+    take_photos(tmp_path)
+    bring_networks(tmp_path)
+    serve = next(number for number, line in enumerate(lines) if line.startswith("evalmode serve "))
+    for line in lines[:serve]:
+        story.run(line)
+    assert (tmp_path / "run/report.html").stat().st_size
+    assert list_versions(tmp_path / "models", "pets") == [1]
+    with story.serving(lines[serve]) as wait_for:
+        printed: list[str] = []
+        for line in lines[serve + 1 :]:
+            printed.append(story.run(line))
+            if line.startswith("evalmode export run2 "):
+                assert list_versions(tmp_path / "models", "pets") == [1, 2]
+                wait_for("pets/2")
+        by_server, by_file, *_ = printed
+        assert by_server == by_file
+        assert "cat.jpg" in by_server
+        assert (tmp_path / "changes.html").stat().st_size
+        assert list_versions(tmp_path / "models", "pets") == [1]
+        for name in ("keras", "forecast"):
+            assert list_versions(tmp_path / "models", name) == [1]
+        assert len(PYTHON) == 2
+        for block in PYTHON:
+            code = block.replace("127.0.0.1:8001", f"127.0.0.1:{story.port}")
+            assert story.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}").split()[0] in set("0123456789")
