@@ -8,6 +8,7 @@ import sys
 from serving.options import list_options
 
 from evalmode.limits import LARGEST_BATCH
+from evalmode.options import list_options
 from evalmode.runtime.provider import AUTO, CHOICES, CPU, PROVIDERS
 from serving.config import ServeConfig
 
