@@ -66,7 +66,7 @@ def try_own(name: str, shared: bool = False) -> list[str]:
         ("adaptive_max", r"ONNX has no counterpart of its operator aten\.adaptive_max_pool2d; replace the layer"),
         ("stuck", "not in eval mode: the network itself, stem, .* Does the module prevent eval"),
         ("scripted", "is a torch.jit script, which cannot be exported"),
-        ("instance_norm", r"cannot be exported to ONNX: .* norm \(InstanceNorm2d\) with moving statistics; set track"),
+        ("instance_norm", r"ONNX has no counterpart of norm \(InstanceNorm2d\) with moving statistics; set track"),
         ("grows", "other weights or buffers after a step than before it: seen; register them in __init__"),
         ("no_image_network", r"fails in training on images of shape \(4, 1, 8, 8\): RuntimeError: mat1 and mat2"),
         ("one_label_more", r"returns torch.float32 \(4, 11\) .* not float32 \(4, 10\)"),
