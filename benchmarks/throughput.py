@@ -86,7 +86,8 @@ def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
 @contextmanager
 def serving(checkout: Path, repository: Path, transport: str) -> Iterator[tuple[str, psutil.Process]]:
     """Run a server of a checkout; yield its address and its process."""
-    command = [sys.executable, "-P", "-c", "from evalmode.cli.main import main; main()", "serve"]
+    package = "evalmode" if (checkout / "evalmode").is_dir() else "serving"  # before version 0.2
+    command = [sys.executable, "-P", "-m", package, "serve"]
     options = ["--repository", repository, "--port", 0, "--no-metrics", "--lame-duck", 0, "--transport", transport]
     process = subprocess.Popen(
         [*command, *map(str, (*options, "--log-level", "error"))],

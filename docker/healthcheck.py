@@ -6,6 +6,7 @@ import urllib.request
 import click
 
 from evalmode.cli.serve import serve
+from serving.config import VARIABLE_PREFIX
 from serving.transports.addresses import find_local, find_metrics_host, join_address
 
 VARIABLE_PREFIX = "EVALMODE_SERVE"  # of the environment variables of the command

@@ -5,8 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from evalmode.artifact.repository import ARTIFACT_FILE, find_artifact, list_versions
-from evalmode.errors import UsageError
+from evalmode.artifact.repository import resolve_artifact
 from evalmode.runtime.loading import load_model
 from evalmode.runtime.model import Model
 
@@ -27,14 +26,5 @@ def load(path: str | PathLike[str]) -> Model:
         ArtifactInvalid: The file is not an artifact, or cannot be read.
         UsageError: The folder holds no artifact.
     """
-    path = Path(path)
-    if not path.is_dir():
-        return load_model(path)
-    folder = path.absolute()
-    if (path / ARTIFACT_FILE).is_file():
-        return load_model(path / ARTIFACT_FILE, name=folder.parent.name, version=folder.name)
-    versions = list_versions(folder.parent, folder.name)
-    if not versions:
-        raise UsageError(f"{path} holds no {ARTIFACT_FILE} and no version of a model")
-    newest = find_artifact(folder.parent, folder.name, versions[-1])
-    return load_model(newest, name=folder.name, version=str(versions[-1]))
+    found = resolve_artifact(Path(path))
+    return load_model(found.path, name=found.name, version=found.version)

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from evalmode.errors import UsageError
 
 BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}  # rule -> in words
+NUMBERS: dict[type, type] = {int: Integral, float: Real}  # those of numpy, too
 
 Config = TypeVar("Config")
 
@@ -98,22 +99,23 @@ class Option:
         Raises:
             UsageError: It has another type.
         """
-        if isinstance(value, bool) and self.kind is not bool:
+        kind: Any = self.kind
+        if isinstance(value, bool) and kind is not bool:
             pass  # bool is a subclass of int
-        elif isinstance(value, self.kind):
+        elif isinstance(value, kind):
             if not self.is_repeatable or all(isinstance(one, str) for one in value):
                 return value
-        elif self.kind is Path and isinstance(value, str | PathLike):
+        elif kind is Path and isinstance(value, str | PathLike):
             return Path(value)
-        elif self.kind is str and isinstance(value, PathLike):
+        elif kind is str and isinstance(value, PathLike):
             return fspath(value)
-        elif (self.kind is int and isinstance(value, Integral)) or (self.kind is float and isinstance(value, Real)):
-            return self.kind(value)
+        elif kind in NUMBERS and isinstance(value, NUMBERS[kind]):
+            return kind(value)
         elif self.is_repeatable and isinstance(value, str):
             return (value,)
-        elif self.kind is tuple and isinstance(value, list):
+        elif kind is tuple and isinstance(value, list):
             return self._cast(tuple(value))
-        raise UsageError(f"{self.name} {value!r} is not of type {self.kind.__name__}")
+        raise UsageError(f"{self.name} {value!r} is not of type {kind.__name__}")
 
     def _is_inside(self, value: float) -> bool:
         """Check a value against the bounds; NaN is outside of all."""

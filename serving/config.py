@@ -11,6 +11,7 @@ from typing import Any
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
 from evalmode.options import check_names, convert_fields, option
+from evalmode.runtime.provider import CHOICES
 from serving.engine.memory import choose_request_bytes
 from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find_metrics_host, is_loopback
 
@@ -43,7 +44,7 @@ class ServeConfig:
         "allow native to listen on other interfaces than loopback, although it buffers whole messages and decompresses "
         "them without a limit",
     )
-    provider: str = option("cpu", "execution provider; auto: cuda if it is available", choices=("cpu", "cuda", "auto"))
+    provider: str = option("cpu", "execution provider; auto: cuda if it is available", choices=CHOICES)
     allow_uncertified: bool = option(False, "serve files without a certificate, one input at a time")
     allow_nonfinite: bool = option(False, "accept NaN and infinity in floating-point inputs")
     tls_cert: Path | None = option(

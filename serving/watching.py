@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from evalmode.files import sign_file
-from serving.threads import start_threads
+from serving.threads import join_threads, start_threads
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+JOIN_S = 5.0  # for a call in progress to end
 
 
 class WatchedFiles:
@@ -34,7 +38,7 @@ class Poller:
 
     Args:
         name: The prefix of the thread's name.
-        poll: The function. It handles its own errors.
+        poll: The function. An exception is logged, and the function is called again.
 
     Raises:
         ThreadsUnavailable: The system cannot start the thread.
@@ -43,15 +47,16 @@ class Poller:
     def __init__(self, name: str, poll: Callable[[], None]) -> None:
         self._poll = poll
         self._stop = threading.Event()
-        self._stopped = threading.Event()
-        start_threads(1, name, self._run)
+        self._threads = start_threads(1, name, self._run)
 
     def close(self) -> None:
-        """Stop calling the function, and wait for a call in progress."""
+        """Stop calling the function, and wait ``JOIN_S`` at most for a call in progress."""
         self._stop.set()
-        self._stopped.wait()
+        join_threads(self._threads, JOIN_S)
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_S):
-            self._poll()
-        self._stopped.set()
+            try:
+                self._poll()
+            except Exception:
+                log.exception("polling failed")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from evalmode.errors import ArtifactInvalid, NameInvalid
+from evalmode.errors import ArtifactInvalid, NameInvalid, UsageError
 
 ARTIFACT_FILE = "model.onnx"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -71,6 +72,47 @@ def find_artifact(repository: Path, name: str, version: int, follow_links: bool 
             "--follow-links"
         )
     return path
+
+
+@dataclass(frozen=True)
+class ResolvedArtifact:
+    """An artifact that a path names.
+
+    Attributes:
+        path: The file.
+        name: The model's name; "" if the path is that of a file.
+        version: Its version; "" if the path is that of a file.
+    """
+
+    path: Path
+    name: str
+    version: str
+
+
+def resolve_artifact(path: Path) -> ResolvedArtifact:
+    """Find the artifact that a path names.
+
+    Args:
+        path: A file, or a folder of a model repository: a version's, or a model's, of which the newest version is
+            taken.
+
+    Returns:
+        The artifact. Whether a file exists is not checked.
+
+    Raises:
+        ArtifactInvalid: The newest version is a symbolic link that leads out of the repository.
+        UsageError: The folder holds no artifact.
+    """
+    if not path.is_dir():
+        return ResolvedArtifact(path, "", "")
+    folder = path.absolute()
+    if (path / ARTIFACT_FILE).is_file():
+        return ResolvedArtifact(path / ARTIFACT_FILE, folder.parent.name, folder.name)
+    versions = list_versions(folder.parent, folder.name)
+    if not versions:
+        raise UsageError(f"{path} holds no {ARTIFACT_FILE} and no version of a model")
+    newest = find_artifact(folder.parent, folder.name, versions[-1])
+    return ResolvedArtifact(newest, folder.name, str(versions[-1]))
 
 
 def _find_link_out(repository: Path, path: Path) -> Path | None:

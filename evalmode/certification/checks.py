@@ -25,5 +25,6 @@ RUN_CHECKS: Mapping[str, Callable[[Probe], str]] = {
     "repeats": check_repeats,
     "batches": check_batches,
 }
-CERTIFICATE_CHECKS: Mapping[str, Callable[[Replay], str]] = {"replay": check_replay}
-IMAGE_CHECKS: Mapping[str, Callable[[Claim], str]] = {"decoder": check_decoder, "labels": check_labels}
+DECODER_CHECKS: Mapping[str, Callable[[Claim], str]] = {"decoder": check_decoder}
+REPLAY_CHECKS: Mapping[str, Callable[[Replay], str]] = {"replay": check_replay}
+LABEL_CHECKS: Mapping[str, Callable[[Claim], str]] = {"labels": check_labels}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evalmode.artifact.repository import resolve_artifact
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.latency import measure_ratio
 from evalmode.certification.metrics import mcnemar
@@ -91,8 +92,8 @@ def compare(
     """Classify every image of a folder with both models, each decoded as its model expects.
 
     Args:
-        old: The model in use, or its artifact.
-        new: The model to replace it, or its artifact.
+        old: The model in use, its artifact, or its folder in a model repository, see ``resolve_artifact``.
+        new: The model to replace it, likewise.
         images: A folder of labelled images, ``<label>/<image>``.
         limits: The largest image allowed; by default a server's limits.
 
@@ -102,9 +103,12 @@ def compare(
     Raises:
         ArtifactInvalid: A file is not an artifact.
         ImagesNotTaken: A model does not take images.
-        UsageError: The models have different labels, or the folder cannot be read.
+        UsageError: The models have different labels, or a folder cannot be read or holds no artifact.
     """
-    models = [(one if isinstance(one, Model) else load_model(one)).as_classifier() for one in (old, new)]
+    models = [
+        (one if isinstance(one, Model) else load_model(resolve_artifact(Path(one)).path)).as_classifier()
+        for one in (old, new)
+    ]
     labels, other_labels = (model.manifest.labels for model in models)
     if set(labels) != set(other_labels):
         only = sorted(set(labels) ^ set(other_labels))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from evalmode.artifact.certificate import Certificate, ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
-from evalmode.artifact.tensors import Run
 from evalmode.certification.metrics import binomial_tail
+from evalmode.certification.runs import open_runs
 from evalmode.errors import GoldenMismatch
 from evalmode.limits import LARGEST_BATCH
 
@@ -21,11 +21,11 @@ class Replay:
 
     Attributes:
         certificate: The certificate that holds them.
-        run: The network on one thread.
+        artifact: The bytes of the ONNX file.
     """
 
     certificate: Certificate
-    run: Run
+    artifact: bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +51,11 @@ def check_replay(replay: Replay) -> str:
         What was found, in words.
 
     Raises:
+        ArtifactInvalid: ONNX Runtime cannot load the network.
         ReplayMismatch: An output differs by more than the certificate's tolerance.
     """
     certificate = replay.certificate
-    certificate.replay(replay.run, certificate.tolerance, [LARGEST_BATCH])
+    certificate.replay(open_runs(replay.artifact)[0], certificate.tolerance, [LARGEST_BATCH])
     return f"{certificate.golden_count} golden inputs, alone and in a batch, within {certificate.tolerance:.0e}"
 
 

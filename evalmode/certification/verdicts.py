@@ -12,9 +12,11 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, read_manifest
+from evalmode.artifact.repository import resolve_artifact
 from evalmode.artifact.sealing import check_digest, digest_file
+from evalmode.artifact.tensors import Tensors
 from evalmode.certification.certify import draw_golden
-from evalmode.certification.checks import CERTIFICATE_CHECKS, GRAPH_CHECKS, IMAGE_CHECKS, RUN_CHECKS
+from evalmode.certification.checks import DECODER_CHECKS, GRAPH_CHECKS, LABEL_CHECKS, REPLAY_CHECKS, RUN_CHECKS
 from evalmode.certification.golden import Claim, Replay
 from evalmode.certification.runs import Probe, open_runs
 from evalmode.errors import ArtifactInvalid, EvalmodeError
@@ -45,15 +47,16 @@ def check_file(file: str | PathLike[str]) -> list[Verdict]:
     """Run every check that applies to an ONNX file, and continue after those that do not pass.
 
     Args:
-        file: An artifact, or any other ONNX file.
+        file: An artifact, or any other ONNX file; or a folder of a model repository, see ``resolve_artifact``.
 
     Returns:
         A verdict for each check, in the order in which they ran.
 
     Raises:
         OSError: The file cannot be read.
+        UsageError: The folder holds no artifact.
     """
-    return examine(Path(file).read_bytes())
+    return examine(resolve_artifact(Path(file)).path.read_bytes())
 
 
 def examine(artifact: bytes) -> list[Verdict]:
@@ -111,10 +114,6 @@ def _list_opsets(graph: onnx.ModelProto) -> str:
 
 def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
     """Run an artifact's network, and compare it with its certificate."""
-    try:
-        runs = open_runs(artifact)
-    except ArtifactInvalid as error:
-        return [Verdict("runs", False, str(error), "ArtifactInvalid")]
     certificate = manifest.certificate
     if certificate:
         inputs = certificate.inputs
@@ -122,21 +121,23 @@ def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
         inputs = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
     verdicts = []
     if inputs:
-        verdicts += _examine_runs(Probe(runs, inputs, len(manifest.labels), manifest.relative_tolerance))
+        verdicts += _examine_runs(artifact, inputs, len(manifest.labels), manifest.relative_tolerance)
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: its answers were never checked", "Uncertified")]
-    replay = Replay(certificate, runs[0])
-    verdicts += [_judge(name, check, replay) for name, check in CERTIFICATE_CHECKS.items()]
+    claims = []
     if isinstance(manifest, ClassifierManifest) and manifest.certificate:
-        claim = Claim(manifest, manifest.certificate)
-        verdicts += [_judge(name, check, claim) for name, check in IMAGE_CHECKS.items()]
+        claims.append(Claim(manifest, manifest.certificate))
+    verdicts += [_judge(name, check, claim) for claim in claims for name, check in DECODER_CHECKS.items()]
+    replay = Replay(certificate, artifact)
+    verdicts += [_judge(name, check, replay) for name, check in REPLAY_CHECKS.items()]
+    verdicts += [_judge(name, check, claim) for claim in claims for name, check in LABEL_CHECKS.items()]
     return verdicts
 
 
 def _examine_foreign(artifact: bytes) -> list[Verdict]:
     """Run the network of a file without a manifest on drawn inputs, if it takes images."""
     try:
-        inputs, runs = open_cpu_session(artifact).get_inputs(), open_runs(artifact)
+        inputs = open_cpu_session(artifact).get_inputs()
     except Exception as error:  # onnxruntime's own exceptions share no base class
         return [Verdict("runs", False, f"onnxruntime cannot load it: {error}", "ArtifactInvalid")]
     if len(inputs) != 1 or inputs[0].type not in ("tensor(float)", "tensor(uint8)") or len(inputs[0].shape) != 4:
@@ -151,8 +152,13 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return _examine_runs(Probe(runs, {inputs[0].name: drawn}, 0, relative=False))
+    return _examine_runs(artifact, {inputs[0].name: drawn}, 0, relative=False)
 
 
-def _examine_runs(probe: Probe) -> list[Verdict]:
+def _examine_runs(artifact: bytes, inputs: Tensors, labels: int, relative: bool) -> list[Verdict]:
+    """Run a network on inputs; see ``Probe``."""
+    try:
+        probe = Probe(open_runs(artifact), inputs, labels, relative)
+    except ArtifactInvalid as error:
+        return [Verdict("runs", False, str(error), "ArtifactInvalid")]
     return [_judge(name, check, probe) for name, check in RUN_CHECKS.items()]

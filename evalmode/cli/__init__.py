@@ -1,1 +1,1 @@
-"""The command line: the only code here that reads the environment, configures logging and builds objects."""
+"""The command ``evalmode``: parses options, calls the Python API, and prints the results."""

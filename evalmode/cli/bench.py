@@ -45,7 +45,7 @@ def parse_counts(ctx: click.Context, param: click.Parameter, value: str) -> tupl
 
 @click.command()
 @click.argument("address", default=DEFAULT_ADDRESS)
-@click.option("--model", default="", help="name of the model, if the server has several")
+@click.option("--model", default="", show_default=False, help="name of the model, if the server has several")
 @click.option(
     "--image",
     type=ExistingPath(dir_okay=False, path_type=Path),

@@ -107,7 +107,13 @@ class CertifyOptions:
     metavar="HxW[xC]",
     help="size of the images where the network leaves it open, with the channels where these are open, too",
 )
-@click.option("--output", "scores", default="", help="the output with a value for each label, if there are several")
+@click.option(
+    "--output",
+    "scores",
+    default="",
+    show_default=False,
+    help="the output with a value for each label, if there are several",
+)
 @click.option(
     "--golden",
     type=click.Choice(["images", "synthetic"]),

@@ -7,10 +7,9 @@ from pathlib import Path
 
 
 def search_working_directory() -> None:
-    """Let ``--network package.module:function`` name a module in the working directory, as ``python -m`` does.
+    """Let ``--network package.module:function`` name a module in the working directory, like ``python -m``.
 
-    The packages of evalmode and their dependencies are imported before, so that no file there hides them.
+    The directory comes last on the path: a file in it, such as ``onnx.py``, hides no installed package, many of which
+    are imported only when they are needed.
     """
-    import training.fit  # noqa: F401
-
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))

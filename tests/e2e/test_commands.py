@@ -426,6 +426,11 @@ def test_every_command_that_reads_images_has_the_options_of_image_limits(command
     assert "--max-image-pixels" in shown
 
 
+@pytest.mark.parametrize("command", ["bench", "certify", "predict"])
+def test_help_shows_no_empty_default(command: str, evalmode: Evalmode) -> None:
+    assert 'default: ""' not in evalmode(command, "--help").stdout
+
+
 def test_json_output_has_only_the_documented_keys(tmp_path: Path, evalmode: Evalmode) -> None:
     """docs/commands.md lists the keys of each command."""
 

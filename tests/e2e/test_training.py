@@ -200,6 +200,20 @@ def test_a_users_network_that_changed_is_one_line_at_export_and_report(
         assert list((tmp_path / "models").rglob("*")) == []
 
 
+def test_files_in_the_working_directory_hide_no_library_from_the_console_script(arrays: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(USER_NETWORK)
+    for library in ("onnx", "onnxscript", "matplotlib"):
+        (tmp_path / f"{library}.py").write_text("raise SystemExit('the file of the user was imported')\n")
+    script = Path(sys.executable).with_name("evalmode")
+    for arguments in (
+        ("train", arrays, "--out", "run", "--network", "own:build", "--epochs", "3", "--batch-size", "16"),
+        ("export", "run", "--repository", "models", "--name", "own"),
+        ("report", "run"),
+    ):
+        done = subprocess.run([script, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+
 def test_unreadable_images_are_listed_and_skipped_only_with_the_option(tmp_path: Path, evalmode: Evalmode) -> None:
     for label in ("red", "green"):
         (tmp_path / "photos" / label).mkdir(parents=True)

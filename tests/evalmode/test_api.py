@@ -154,6 +154,15 @@ class TestLoad:
             evalmode.load(tmp_path / "nowhere.onnx")
 
 
+class TestCheck:
+    def test_takes_a_folder_of_the_repository(self, tmp_path: Path) -> None:
+        path = publish(tmp_path, "colours", colour_artifact())
+        verdicts = evalmode.check(path)
+        assert evalmode.check(tmp_path / "colours") == evalmode.check(path.parent) == verdicts
+        with pytest.raises(UsageError, match=r"holds no model\.onnx and no version"):
+            evalmode.check(tmp_path)
+
+
 class TestCertify:
     def test_makes_an_artifact_that_is_published(self, network: Path, images: Path, tmp_path: Path) -> None:
         certified = evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
@@ -242,6 +251,13 @@ class TestCompare:
         assert by_paths.accuracies == by_models.accuracies == (pytest.approx(1 / 3), 1.0)
         assert by_paths.changed == by_models.changed
         assert by_paths.share_changed == pytest.approx(2 / 3)
+
+    def test_accepts_folders_of_the_repository(self, images: Path, tmp_path: Path) -> None:
+        for labels in (("green", "red", "blue"), COLOURS):
+            path = publish(tmp_path / "models", "colours", colour_artifact(labels))
+        by_folders = evalmode.compare(tmp_path / "models/colours/1", tmp_path / "models/colours", images)
+        assert by_folders.accuracies == (pytest.approx(1 / 3), 1.0)
+        assert path.parent.name == "2"
 
     def test_rejects_models_with_different_labels(self, images: Path, tmp_path: Path) -> None:
         old, new = (tmp_path / f"{name}.onnx" for name in ("old", "new"))

@@ -48,7 +48,7 @@ def test_serve_is_not_affected(how: str, project: Path) -> None:
 
 @pytest.mark.parametrize("how", COMMANDS)
 def test_train_is_not_affected(how: str, project: Path) -> None:
-    """The command puts the working directory first on the path, for ``--network module:function``."""
+    """It finds ``--network module:function`` in the working directory, too."""
     (project / "networks.py").write_text("")
     done = run([*COMMANDS[how], "train", "digits", "--out", "run", "--network", "networks:build"], project)
     assert done.returncode == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -108,3 +111,11 @@ def test_the_constructor_checks_the_configuration_too() -> None:
         ServeConfig(repository=Path("models"), port=65536)
     with pytest.raises(UsageError, match="log_level 'loud' is unknown: choose debug or info"):
         LogConfig(log_level="loud")
+
+
+def test_the_health_check_of_the_image_reads_the_options_of_the_server() -> None:
+    """It is a script outside the packages: nothing listens on the port that its environment names."""
+    script = Path(__file__).parents[2] / "docker" / "healthcheck.py"
+    environment = {**os.environ, f"{VARIABLE_PREFIX}METRICS_PORT": "9"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.partition(": ")[0]) == (1, "http://127.0.0.1:9/livez")

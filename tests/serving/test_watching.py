@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from serving.watching import Poller, WatchedFiles
 from tests.serving.conftest import wait_until
 
@@ -42,4 +44,33 @@ def test_polling_ends_with_close() -> None:
         poller = Poller("poller-of-a-test", polled.set)
         wait_until(polled.is_set)
         poller.close()
-    wait_until(lambda: not any(one.name.startswith("poller-of-a-test") for one in threading.enumerate()))
+        assert not any(one.name.startswith("poller-of-a-test") for one in threading.enumerate())
+
+
+def test_polling_continues_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def poll() -> None:
+        calls.append(1)
+        raise OSError("stale file handle")
+
+    with patch("serving.watching.POLL_S", 0.001):
+        poller = Poller("poller-of-a-test", poll)
+        wait_until(lambda: len(calls) > 1)
+        poller.close()
+    assert "stale file handle" in caplog.text
+
+
+def test_a_call_that_does_not_end_delays_close_for_a_limited_time() -> None:
+    polling, end = threading.Event(), threading.Event()
+
+    def poll() -> None:
+        polling.set()
+        end.wait()
+
+    with patch("serving.watching.POLL_S", 0.001), patch("serving.watching.JOIN_S", 0.01):
+        poller = Poller("poller-of-a-test", poll)
+        wait_until(polling.is_set)
+        poller.close()
+    assert any(one.name.startswith("poller-of-a-test") for one in threading.enumerate())
+    end.set()

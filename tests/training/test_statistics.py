@@ -246,4 +246,5 @@ def test_the_accuracy_of_exported_weights_is_reported_if_it_differs_from_their_e
     fit_run(run, network, dataset, Execution(), Display().callbacks())
     printed = capsys.readouterr().out
     assert "with 95% confidence; the weights that are exported reach 0.1250\n" in printed
+    assert printed.index("best ") < printed.index("the epoch was chosen by")
     assert "kept " not in printed

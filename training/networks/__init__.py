@@ -17,7 +17,7 @@ from training.errors import NetworkError
 from training.networks.architecture import Architecture
 from training.networks.compact import COMPACT
 from training.networks.inputs import lay_out, scale_pixels
-from training.networks.own import OWN, build_own, check_logits, check_network, explain, explain_errors, list_causes
+from training.networks.own import OWN, check_logits, check_network, explain, explain_errors, list_causes
 from training.networks.reference import REFERENCE
 
 __all__ = [
@@ -76,11 +76,7 @@ def build_network(name: str, shape: tuple[int, int, int], classes: int, factor: 
     Raises:
         NetworkError: There is no such network, the images are too small for it, or it cannot be built.
     """
-    height, width, channels = shape
-    architecture = get_architecture(name)
-    if architecture is OWN:
-        return build_own(name, channels, height, width, classes)
-    network: nn.Module = architecture.module(channels, height, width, classes, factor, dropout)
+    network: nn.Module = get_architecture(name).build(name, shape, classes, factor, dropout)
     return network
 
 

@@ -37,6 +37,7 @@ class Architecture(Generic[M]):
 
     Attributes:
         module: The class of its networks.
+        build: Builds a network with new weights; the arguments are those of ``training.networks.build_network``.
         fit_recipe: Fits a recipe with default values to a data set.
         prepare: Computes weights that are not learned by gradient descent from the training images,
             uint8 (N, H, W, C).
@@ -46,6 +47,7 @@ class Architecture(Generic[M]):
     """
 
     module: type[M]
+    build: Callable[[str, tuple[int, int, int], int, float, float], M]
     fit_recipe: Callable[[Recipe, Dataset], Recipe]
     prepare: Callable[[M, Pixels], None] = prepare_nothing
     list_filters: Callable[[M], dict[str, Tensor]] = show_nothing

@@ -138,6 +138,11 @@ class Block(nn.Sequential):
         super().__init__(layers)
 
 
+def _build(name: str, shape: tuple[int, int, int], classes: int, factor: float, dropout: float) -> Compact:
+    height, width, channels = shape
+    return Compact(channels, height, width, classes, factor, dropout)
+
+
 def _fit_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Give a small data set enough steps, shift in proportion to the image size, and do not mirror characters."""
     side = min(dataset.contract.height, dataset.contract.width)
@@ -165,4 +170,4 @@ def _list_filters(network: Compact) -> dict[str, Tensor]:
     return {f"{network.first_learned}, seen through whitening": network.see_filters()}
 
 
-COMPACT = Architecture(Compact, _fit_recipe, _whiten, _list_filters)
+COMPACT = Architecture(Compact, _build, _fit_recipe, _whiten, _list_filters)

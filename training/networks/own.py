@@ -34,32 +34,25 @@ def _fit_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 _TRAINING = Path(__file__).parents[1]
 _PACKAGES = tuple(f"{_TRAINING.with_name(name)}/" for name in ("evalmode", "serving", "training"))
-OWN = Architecture(nn.Module, _fit_recipe, scalable=False)
 
 
-def build_own(name: str, channels: int, height: int, width: int, classes: int) -> nn.Module:
-    """Build a network by calling the user's function.
-
-    Args:
-        name: ``package.module:function``.
-        channels: 3 (RGB) or 1 (grey).
-        height: The height of the images in pixels.
-        width: Their width in pixels.
-        classes: The number of labels.
-
-    Returns:
-        The network that the function returns.
+def _build(name: str, shape: tuple[int, int, int], classes: int, factor: float, dropout: float) -> nn.Module:
+    """Build a network by calling the user's function, which chooses its own number of filters and dropout.
 
     Raises:
         NetworkError: The function cannot be imported or called, it raises an error, or it returns something other than
             a module with parameters.
     """
+    height, width, channels = shape
     network = _call_function(name, _import_function(name), (channels, height, width, classes))
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
     if not list(network.parameters()):
         raise NetworkError(f"{name} returned a network without parameters: there is nothing to learn")
     return network
+
+
+OWN = Architecture(nn.Module, _build, _fit_recipe, scalable=False)
 
 
 def _import_function(name: str) -> Callable[..., object]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import onnx
 import pytest
 
-from evalmode.certification.checks import CERTIFICATE_CHECKS, GRAPH_CHECKS, IMAGE_CHECKS, RUN_CHECKS
+from evalmode.certification.checks import DECODER_CHECKS, GRAPH_CHECKS, LABEL_CHECKS, REPLAY_CHECKS, RUN_CHECKS
 from evalmode.certification.verdicts import examine
 from evalmode.errors import TrainMode
 from tests.conftest import colour_artifact, colour_graph
@@ -17,14 +19,24 @@ def fail(subject: object) -> str:
 
 
 def test_check_reports_every_check() -> None:
-    expected = ["file", *GRAPH_CHECKS, "digest", "metadata", *RUN_CHECKS, *CERTIFICATE_CHECKS, *IMAGE_CHECKS]
-    assert [verdict.check for verdict in examine(colour_artifact())] == expected
+    about_file = ["file", "operators", "eval mode", "weights", "digest", "metadata"]
+    by_running = ["outputs", "repeats", "batches", "decoder", "replay", "labels"]
+    assert [verdict.check for verdict in examine(colour_artifact())] == about_file + by_running
 
 
-@pytest.mark.parametrize("name", [*GRAPH_CHECKS, *RUN_CHECKS, *CERTIFICATE_CHECKS, *IMAGE_CHECKS])
+def test_an_artifact_that_onnxruntime_cannot_load_is_still_compared_with_its_certificate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = colour_artifact()
+    monkeypatch.setattr("evalmode.certification.runs.open_cpu_session", Mock(side_effect=RuntimeError("no kernel")))
+    verdicts = [(verdict.check, verdict.reason) for verdict in examine(artifact)[-4:]]
+    assert verdicts == [("runs", "ArtifactInvalid"), ("decoder", ""), ("replay", "ArtifactInvalid"), ("labels", "")]
+
+
+@pytest.mark.parametrize("name", [*GRAPH_CHECKS, *RUN_CHECKS, *DECODER_CHECKS, *REPLAY_CHECKS, *LABEL_CHECKS])
 def test_check_reports_a_failed_check_and_continues(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = colour_artifact()
-    for table in (GRAPH_CHECKS, RUN_CHECKS, CERTIFICATE_CHECKS, IMAGE_CHECKS):
+    for table in (GRAPH_CHECKS, RUN_CHECKS, DECODER_CHECKS, REPLAY_CHECKS, LABEL_CHECKS):
         if name in table:
             monkeypatch.setitem(table, name, fail)  # type: ignore[arg-type]
     verdicts = examine(artifact)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from serving.options import list_options
+
 from evalmode.limits import LARGEST_BATCH
+from evalmode.options import list_options
 from evalmode.runtime.provider import AUTO, CHOICES, CPU, PROVIDERS
+from serving.config import ServeConfig
 
 
 def test_users_choose_a_provider_or_auto() -> None:
     assert CHOICES == ("cpu", "cuda", AUTO)
+    (option,) = (one for one in list_options(ServeConfig) if one.name == "provider")
+    assert option.rules["choices"] is CHOICES
     assert [one.name for one in PROVIDERS.values()] == ["CPU", "CUDA"]
 
 
