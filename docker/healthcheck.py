@@ -9,7 +9,6 @@ from evalmode.cli.serve import serve
 from serving.config import VARIABLE_PREFIX
 from serving.transports.addresses import find_local, find_metrics_host, join_address
 
-VARIABLE_PREFIX = "EVALMODE_SERVE"  # of the environment variables of the command
 TIMEOUT_S = 4.0  # shorter than the timeout of HEALTHCHECK, so that its log contains the reason
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     """
     command = click.Command("serve", params=serve.params)
     try:
-        options = command.make_context("serve", ["--repository", "."], auto_envvar_prefix=VARIABLE_PREFIX).params
+        options = command.make_context("serve", ["--repository", "."], auto_envvar_prefix=VARIABLE_PREFIX[:-1]).params
     except click.ClickException as error:
         sys.exit(error.format_message())
     host = options["host"]

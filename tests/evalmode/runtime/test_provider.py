@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from serving.options import list_options
-
 from evalmode.limits import LARGEST_BATCH
 from evalmode.options import list_options
 from evalmode.runtime.provider import AUTO, CHOICES, CPU, PROVIDERS
