@@ -80,8 +80,8 @@ def export(
     from training.publish import export_and_publish
     from training.run import Run
 
-    opened = run if isinstance(run, Run) else Run.open(Path(run))
-    return export_and_publish(opened, Path(repository), name, options, callbacks)
+    run = run if isinstance(run, Run) else Path(run)
+    return export_and_publish(run, Path(repository), name, options, callbacks)
 
 
 def report(

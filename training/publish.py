@@ -66,11 +66,15 @@ class Artifact(PublishedFile):
     variants: tuple[Variant, ...] = ()
 
 
-def export_and_publish(run: Run, repository: Path, name: str, options: ExportOptions, callbacks: Callbacks) -> Artifact:
+def export_and_publish(
+    run: Run | Path, repository: Path, name: str, options: ExportOptions, callbacks: Callbacks
+) -> Artifact:
     """Export a run and publish the artifact, and the quantized variant if one is requested.
 
+    The repository is checked first: reading the run and its data takes longer.
+
     Args:
-        run: A run with its best weights.
+        run: A run with its best weights, or the path of its folder.
         repository: Folder of the model repository.
         name: Name of the model.
         options: How to export.
@@ -86,8 +90,9 @@ def export_and_publish(run: Run, repository: Path, name: str, options: ExportOpt
     kind = options.quantize
     for one in (name, f"{name}-{kind}") if kind else (name,):
         check_publishable(repository, one)
-    dataset = reload_data(run, options.data, options.cache, callbacks)
-    exported = export_run(run, dataset, options.mirrored, options.golden == "synthetic")
+    opened = run if isinstance(run, Run) else Run.open(run)
+    dataset = reload_data(opened, options.data, options.cache, callbacks)
+    exported = export_run(opened, dataset, options.mirrored, options.golden == "synthetic")
     artifact = Artifact(
         **_publish(repository, name, exported.artifact),
         agreement=exported.agreement,

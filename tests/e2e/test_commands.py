@@ -144,7 +144,7 @@ def test_for_a_broken_package_of_the_user_no_installation_is_suggested() -> None
     [
         (
             ["train", "no-such-folder", "--out", "run"],
-            "no-such-folder is no folder, no .npz, no .tar.gz and no data set's",
+            "no-such-folder is not a folder, a .npz or .tar.gz file, or the name of a data set",
         ),
         (["train", "digits", "--out", "taken"], "taken is not empty"),
         (["train", "digits", "--out", "run", "--image-size", "big"], "'big' is not HxW"),
