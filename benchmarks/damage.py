@@ -84,11 +84,12 @@ class Damaged:
     def is_refused(self) -> bool:
         """Whether evalmode refuses the image, at its own size and at another."""
         refusals = set()
-        for decode in (
+        decoders: tuple[Callable[[], object], ...] = (
             lambda: decode_image(self.image, CONTRACT, LIMITS),
             lambda: decode_image(self.image, PixelContract(32, 32, 1), LIMITS),
             lambda: decode_whole(self.image, 3, LIMITS),
-        ):
+        )
+        for decode in decoders:
             try:
                 decode()
             except ImageError:
@@ -108,7 +109,7 @@ def draw(side: int, seed: int) -> Image.Image:
 
 def _save(picture: Image.Image, image_format: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, image_format, **options)  # type: ignore[arg-type]
+    picture.save(file, image_format, **options)
     return file.getvalue()
 
 

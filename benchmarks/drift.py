@@ -82,7 +82,8 @@ def make_grey_world(images: Pixels) -> Pixels:
     """Scale the channels of each image to the same mean, as the white balance of cameras does."""
     values = images.astype(np.float32)
     means = values.mean((1, 2), keepdims=True)
-    return np.clip(values * means.mean(3, keepdims=True) / np.maximum(means, 1), 0, 255).astype(np.uint8)
+    grey: Pixels = np.clip(values * means.mean(3, keepdims=True) / np.maximum(means, 1), 0, 255).astype(np.uint8)
+    return grey
 
 
 def compress(images: Pixels) -> Pixels:

@@ -126,7 +126,7 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
     assert certificate is not None
     started = time.perf_counter()
     load_artifact(artifact)
-    result = {
+    result: dict[str, Any] = {
         "tolerance": certificate.tolerance,
         "invariant": certificate.batch_invariant,
         "load_ms": round((time.perf_counter() - started) * 1e3, 1),

@@ -109,7 +109,7 @@ def drop_all(repository: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     publish(repository, "victim", colour_artifact())
     found: dict[str, Any] = {}
     with serving(repository, "--log-level", "error") as server, grpc.insecure_channel(server.address) as channel:
-        stub = wire_grpc.GRPCInferenceServiceStub(channel)
+        stub = wire_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         for name, build in FILES.items():
             hostile = build()
             memory = Memory(server.process.pid)

@@ -85,7 +85,7 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
         requests = [wire.PredictRequest.FromString(one) for one in messages]
         clock.append(time.perf_counter())
         found = [(one, service.find(one)) for one in requests]
-        read = [service.begin(one, model, Patient()).finish() for one, model in found]  # type: ignore[arg-type]
+        read = [service.begin(one, model, Patient()).finish() for one, model in found]
         clock.append(time.perf_counter())
         batch = Batch[Request](size)
         for (_, model), one in zip(found, read, strict=True):

@@ -68,14 +68,15 @@ def draw_mirrored() -> AbstractContextManager[Any]:
     """Mirror each image at random in every epoch."""
 
     def draw(count: int, epoch: int, seed: int) -> np.ndarray:
-        return np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
+        mirrored: np.ndarray = np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1
+        return mirrored
 
     return patch.object(training.batches, "choose_mirrored", draw)
 
 
 def use_lookahead() -> AbstractContextManager[Any]:
     """Replace the weights by their moving average every 5 steps, with a growing share (Lookahead, as in airbench)."""
-    make = training.loop.make_optimizers
+    make = training.optimizers.make_optimizers
 
     class Lookahead:
         param_groups: tuple[dict[str, Any], ...] = ()
@@ -183,8 +184,9 @@ def _keep_arrays(data: str, folder: Path) -> Path:
     dataset = load_dataset(data)
     path = folder / "arrays.npz"
     splits = {"train": dataset.train, "val": dataset.val}
-    arrays = {f"x_{name}": split.images for name, split in splits.items()}
-    np.savez(path, labels=dataset.labels, **arrays, **{f"y_{name}": split.targets for name, split in splits.items()})
+    arrays: dict[str, Any] = {f"x_{name}": split.images for name, split in splits.items()}
+    arrays |= {f"y_{name}": split.targets for name, split in splits.items()}
+    np.savez(path, labels=dataset.labels, **arrays)
     return path
 
 

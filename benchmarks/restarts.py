@@ -80,7 +80,8 @@ async def restart(options: tuple[Any, ...], restarts: int) -> dict[str, Any]:
                     counts["answers" if len(reply.scores) == 5 else "short answers"] += 1
 
         async with grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=CHANNEL) as channel:
-            callers = [asyncio.create_task(ask(wire_grpc.ClassifierStub(channel))) for _ in range(CALLERS)]
+            stubs = [wire_grpc.ClassifierStub(channel) for _ in range(CALLERS)]  # type: ignore[no-untyped-call]
+            callers = [asyncio.create_task(ask(stub)) for stub in stubs]
             await asyncio.sleep(1)
             started = time.monotonic()
             for number in range(restarts):

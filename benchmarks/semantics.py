@@ -27,6 +27,7 @@ import training.loop
 import training.optimizers
 from training.callbacks import Callbacks
 from training.datasets import load_dataset
+from training.evaluation import evaluate
 from training.networks.reference import Reference, SameConv2d
 from training.recipe import choose_recipe
 from training.run import Run
@@ -98,7 +99,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
         "variant": variant,
         "seed": seed,
         "best_epoch": best.epoch,
-        "test_accuracy": round(training.loop.evaluate(network, dataset.test)[0], 4),
+        "test_accuracy": round(evaluate(network, dataset.test)[0], 4),
         "val_accuracy": best.val_accuracy,
         "first_epoch_val_accuracy": values[0],
     }

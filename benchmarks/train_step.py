@@ -22,7 +22,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as training does
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from training.datasets import Dataset, Split
@@ -90,10 +89,11 @@ def prepare(recipe: Recipe, variant: str) -> Callable[[], None]:
     torch.manual_seed(0)
     layout, _, trick = variant.partition(", ")
     memory_format = LAYOUTS[layout]
-    network = build_network(recipe.network, (32, 32, 3), 10, 1.0, 0.0).to(memory_format=memory_format).train()
+    network = build_network(recipe.network, (32, 32, 3), 10, 1.0, 0.0).train()
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the annotations of torch leave it out
     optimizers = make_optimizers(network, recipe)
     learned = list(network.parameters())
-    forward: nn.Module = torch.compile(network) if trick == "compiled" else network
+    forward: Callable[..., torch.Tensor] = torch.compile(network) if trick == "compiled" else network
     pixels = torch.randint(0, 256, (recipe.batch_size, 32, 32, 3), dtype=torch.uint8)
     targets = torch.randint(0, 10, (recipe.batch_size,))
 
@@ -104,7 +104,7 @@ def prepare(recipe: Recipe, variant: str) -> Callable[[], None]:
         loss = functional.cross_entropy(logits.float(), targets)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if trick == "guarded":
             started = time.perf_counter()
             are_finite(one.grad for one in learned)

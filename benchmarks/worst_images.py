@@ -275,7 +275,15 @@ def pictures_in_one(entries: int) -> bytes:
     return after_header(save(flat("RGB", 64), "JPEG"), segment(0xE2, b"MPF\0" + tiff))
 
 
-SMALL_PNG, SMALL_JPEG = (lambda: save(flat("RGB", 64), "PNG")), (lambda: save(flat("RGB", 64), "JPEG"))
+def small_png() -> bytes:
+    """Save a small PNG, to put other chunks into."""
+    return save(flat("RGB", 64), "PNG")
+
+
+def small_jpeg() -> bytes:
+    """Save a small JPEG, to put other segments into."""
+    return save(flat("RGB", 64), "JPEG")
+
 
 # Name -> makes it, of a share of the full size: 1 for the benchmark, less for tests.
 WORST: dict[str, Callable[[float], bytes]] = {
@@ -293,13 +301,13 @@ WORST: dict[str, Callable[[float], bytes]] = {
     "PNG of few columns": lambda share: png((int(762 * share), 65_535), 8, 6),
     "PNG of one column": lambda share: png((1, int(SIDE**2 * share**2)), 8, 6),
     "PNG with an EXIF bomb": lambda share: after_header(
-        SMALL_PNG(), chunk(b"eXIf", exif_bomb(int(FULL_BYTES * share), 1000)[6:])
+        small_png(), chunk(b"eXIf", exif_bomb(int(FULL_BYTES * share), 1000)[6:])
     ),
     "PNG with text bombs": lambda share: after_header(
-        SMALL_PNG(),
+        small_png(),
         chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**20 - 1), 9)) * int(9000 * share),
     ),
-    "PNG of empty chunks": lambda share: after_header(SMALL_PNG(), chunk(b"tEXt", b"") * int(870_000 * share)),
+    "PNG of empty chunks": lambda share: after_header(small_png(), chunk(b"tEXt", b"") * int(870_000 * share)),
     "PNG of empty blocks": lambda share: idat_bytes_of_blocks(int(FULL_BYTES * share)),
     "animated PNG": lambda share: apng(int(2000 * share), int(500 * share) + 2),
     "giant WebP": lambda share: save(Image.new("RGB", (int(4096 * share),) * 2, 9), "WEBP", lossless=True),
@@ -322,10 +330,10 @@ WORST: dict[str, Callable[[float], bytes]] = {
     "arithmetic JPEG": lambda share: arithmetic(int(SIDE * share), int(FULL_BYTES * share)),
     "progressive arithmetic JPEG": lambda share: arithmetic(int(3000 * share), int(900_000 * share), progressive=True),
     "JPEG of restarts": lambda share: restarts(int(SIDE * share)),
-    "JPEG of comments": lambda share: after_header(SMALL_JPEG(), segment(0xFE, b"") * int(2_600_000 * share)),
-    "JPEG of fill bytes": lambda share: after_header(SMALL_JPEG(), b"\xff" * int(FULL_BYTES * share)),
+    "JPEG of comments": lambda share: after_header(small_jpeg(), segment(0xFE, b"") * int(2_600_000 * share)),
+    "JPEG of fill bytes": lambda share: after_header(small_jpeg(), b"\xff" * int(FULL_BYTES * share)),
     "JPEG with EXIF bombs": lambda share: after_header(
-        SMALL_JPEG(), segment(0xE1, exif_bomb(60_000, 2000)) * int(170 * share)
+        small_jpeg(), segment(0xE1, exif_bomb(60_000, 2000)) * int(170 * share)
     ),
     "JPEG that announces others": lambda share: pictures_in_one(int(4000 * share)),
     "BMP of line ends": lambda share: rle_bmp(int(SIDE * share), int(SIDE * share), b"\1\1\0\0" * 250),
@@ -433,7 +441,7 @@ def ask(address: str, image: bytes, until: float) -> list[tuple[str, float]]:
     """Request predictions repeatedly. Return how each call ended, and how long it took."""
     ended = []
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        predict = classifier_pb2_grpc.ClassifierStub(channel).Predict
+        predict = classifier_pb2_grpc.ClassifierStub(channel).Predict  # type: ignore[no-untyped-call]
         while time.monotonic() < until:
             started = time.perf_counter()
             try:

@@ -13,7 +13,7 @@ from evalmode.own_packages import PACKAGES, ROOT
 
 HIDING = "raise SystemExit('the package of the user was imported')\n"
 SCRIPT = Path(sys.executable).with_name("evalmode")
-COMMANDS = {
+COMMANDS: dict[str, list[object]] = {
     "console script": [SCRIPT],
     "python -m evalmode": [sys.executable, "-m", "evalmode"],
 }

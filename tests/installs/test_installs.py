@@ -37,7 +37,7 @@ class Installed:
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run the console script ``evalmode`` of this environment."""
-        command = [self.python.with_name("evalmode"), *map(str, arguments)]
+        command: list[str | Path] = [self.python.with_name("evalmode"), *map(str, arguments)]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=600)
 
 
@@ -60,7 +60,8 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "environment"], check=True)
     python = folder / "environment" / "bin" / "python"
     requirement = f"{wheel}[{extras}]" if extras else str(wheel)
-    pip = [*PIP, "--python", python, "install", "--quiet", "--constraint", ROOT / "constraints.txt", requirement]
+    constraints = str(ROOT / "constraints.txt")
+    pip = [*PIP, "--python", str(python), "install", "--quiet", "--constraint", constraints, requirement]
     subprocess.run(pip, check=True)
     _prepare(folder)
     return Installed(tuple(extras.split(",")) if extras else (), python, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from training.run import Run
 from training.run_config import RunConfig
 from training.statistics import recompute_statistics
 
-StartRun = Callable[..., tuple[Run, nn.Module]]
+StartRun = Callable[..., tuple[Run, Any]]  # tests take the layers of the network by their names
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,7 +52,7 @@ def old_weight_norm(channels: int, height: int, width: int, classes: int) -> nn.
     """Weight norm by hooks and attributes: such a network cannot be copied."""
     network = Plain(channels, classes)
     with warnings.catch_warnings(action="ignore"):  # it is deprecated
-        nn.utils.weight_norm(network.stem)  # type: ignore[no-untyped-call]
+        nn.utils.weight_norm(network.stem)
     return network
 
 
@@ -176,7 +176,7 @@ def wrong_signature(num_classes: int = 10) -> nn.Module:
 def missing_import(channels: int, height: int, width: int, classes: int) -> nn.Module:
     import not_installed_at_all  # type: ignore[import-not-found]
 
-    return not_installed_at_all.Network()  # type: ignore[no-any-return]
+    return not_installed_at_all.Network()
 
 
 def downloads(channels: int, height: int, width: int, classes: int) -> nn.Module:
@@ -324,7 +324,7 @@ def stuck(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 def scripted(channels: int, height: int, width: int, classes: int) -> nn.Module:
     with warnings.catch_warnings(action="ignore"):  # it is deprecated
-        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes)))  # type: ignore[no-any-return]
+        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes)))
 
 
 class Extra(Plain):
@@ -393,7 +393,7 @@ class Volume(Plain):
         self.deep = nn.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1))
 
     def see(self, x: Tensor) -> Tensor:
-        return self.deep(super().see(x).unsqueeze(2)).squeeze(2)  # type: ignore[no-any-return]
+        return self.deep(super().see(x).unsqueeze(2)).squeeze(2)
 
 
 def volume(channels: int, height: int, width: int, classes: int) -> nn.Module:

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from evalmode.errors import EvalmodeError
 from training.callbacks import Callbacks
 from training.datasets import Split, load_dataset
-from training.errors import EvalmodeError
 from training.loop import Execution, check_ranks, train
 from training.ranks import join_ranks
 from training.recipe import Recipe
@@ -48,11 +48,11 @@ def normed(channels: int, height: int, width: int, classes: int) -> nn.Module:
 
 
 if spoil is not None:
-    few = Split(few.images.astype(np.float32), few.targets)  # type: ignore[arg-type]
+    few = Split(few.images.astype(np.float32), few.targets)
     few.images[spoil, 3, 3] = np.nan
 
 
-def stop(epoch):  # type: ignore[no-untyped-def]
+def stop(epoch):
     if epoch.epoch == stop_after:
         raise KeyboardInterrupt
 

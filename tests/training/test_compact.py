@@ -100,7 +100,8 @@ def test_the_largest_value_of_each_feature_map_decides_at_any_position() -> None
     images = torch.zeros(2, 3, 96, 96)
     images[0, :, 32:64, 16:48] = pattern
     images[1, :, 32:64, 32:64] = pattern
-    assert torch.allclose(*network(images), atol=1e-5)
+    here, shifted = network(images)
+    assert torch.allclose(here, shifted, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [12, 48])
@@ -110,6 +111,7 @@ def test_the_filters_in_the_report_are_the_linear_part_of_both_layers(side: int)
     network = compact(side, side)
     network.whiten(torch.rand(50, 3, side, side) * 2 - 1)
     convolution = network.get_submodule(network.first_learned)
+    assert isinstance(convolution, nn.Conv2d)
 
     def see(x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(nn.functional.relu(network.whitening(x)), convolution.weight)

@@ -791,10 +791,10 @@ def test_a_data_error_has_the_exit_code_of_wrong_usage() -> None:
 
 
 def copy(dataset: Dataset) -> Dataset:
-    splits = {name: getattr(dataset, name) for name in SPLITS}
-    return dataclasses.replace(
-        dataset, **{name: Split(split.images.copy(), split.targets.copy()) for name, split in splits.items()}
+    train, val, test = (
+        Split(split.images.copy(), split.targets.copy()) for split in (dataset.train, dataset.val, dataset.test)
     )
+    return dataclasses.replace(dataset, train=train, val=val, test=test)
 
 
 def test_equal_data_have_equal_digests(digits: Dataset) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -437,7 +438,7 @@ def test_an_npz_as_keras_publishes_is_read(tmp_path: Path) -> None:
 
 
 def test_an_npz_as_medmnist_publishes_is_read_with_its_own_val(tmp_path: Path) -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for index, (name, count) in enumerate((("train", 40), ("val", 8), ("test", 12))):
         arrays |= {f"{name}_images": make_images(count, 6, 5, seed=index)}
         arrays |= {f"{name}_labels": (np.arange(count) % 4).astype(np.uint8)[:, np.newaxis]}

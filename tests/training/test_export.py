@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ from evalmode.certification.metrics import calibration_error
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
 from training.datasets import Dataset, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
@@ -142,7 +143,7 @@ def test_the_file_names_no_path_user_host_or_source(exported) -> None:
 
 
 def test_no_part_of_the_graph_has_notes_of_the_exporter(graph: onnx.ModelProto) -> None:
-    parts = [graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output]
+    parts: list[Any] = [graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output]
     parts += [*graph.graph.value_info, *graph.graph.initializer]
     assert not [part for part in parts if part.doc_string or len(part.metadata_props)]
     assert all(fact.key.startswith(("evalmode.", "Image.")) for fact in graph.metadata_props)
@@ -250,24 +251,24 @@ class Rescaled(nn.Module):
         return logits
 
 
-def use_other_eps(network: nn.Module) -> None:
+def use_other_eps(network: Any) -> None:
     network.features[1].eps = 2e-3
 
 
-def change_one_weight(network: nn.Module) -> None:
+def change_one_weight(network: Any) -> None:
     with torch.no_grad():
         network.classifier[-1].weight[3, 0] += 0.01
 
 
-def use_batch_statistics(network: nn.Module) -> None:
+def use_batch_statistics(network: Any) -> None:
     network.features[4].training = True
 
 
-def keep_dropout(network: nn.Module) -> None:
+def keep_dropout(network: Any) -> None:
     network.classifier[4].training = True
 
 
-def swap_filters(network: nn.Module) -> None:
+def swap_filters(network: Any) -> None:
     with torch.no_grad():
         network.features[0].weight.copy_(network.features[0].weight.flip(0))
 
@@ -342,7 +343,7 @@ def constant_graph(*logits: float) -> onnx.ModelProto:
         helper.make_node("Add", ["zeros", "constant"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
     ]
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "axes": np.array([1, 2], np.int64),
         "zero": np.array(0, np.float32),
         "constant": np.array(logits, np.float32),
@@ -445,7 +446,7 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
 
 
 @pytest.fixture(scope="module")
-def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Model]:
+def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ImageClassifier]:
     """One epoch of the compact network, exported with both views."""
     folder = tmp_path_factory.mktemp("mirrored")
     config = RunConfig.of(digits, None, False, choose_recipe("compact", digits, epochs=1))
@@ -454,25 +455,24 @@ def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
     network = prepare_network(config.build_network(), digits.train)
     train(run, network, digits.train, digits.val)
     (folder / "model.onnx").write_bytes(export_run(run, digits, mirrored=True).artifact)
-    return run, load_model(folder / "model.onnx")
+    return run, load_model(folder / "model.onnx").as_classifier()
 
 
 def test_a_mirrored_artifact_returns_the_mean_logits_of_both_views(
-    mirrored: tuple[Run, Model], digits: Dataset
+    mirrored: tuple[Run, ImageClassifier], digits: Dataset
 ) -> None:
     run, model = mirrored
     network = _load_network(run, digits, mirrored=True).network
-    views = (
-        Split(images, digits.test.targets) for images in (digits.test.images, digits.test.images[:, :, ::-1].copy())
-    )
-    expected = sum(predict_logits(network, view) for view in views) / 2
+    assert isinstance(network, nn.Module)
+    other_view = Split(digits.test.images[:, :, ::-1].copy(), digits.test.targets)
+    expected = (predict_logits(network, digits.test) + predict_logits(network, other_view)) / 2
     assert np.abs(model.classify(digits.test.images)[1] - expected.numpy()).max() < 1e-4
     assert np.abs(model.classify(digits.test.images)[1] - predict_logits(network, digits.test).numpy()).max() > 0.1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 def test_a_mirrored_artifact_returns_the_same_bits_for_an_image_and_its_mirror_image(
-    mirrored: tuple[Run, Model], digits: Dataset, size: int
+    mirrored: tuple[Run, ImageClassifier], digits: Dataset, size: int
 ) -> None:
     images = digits.test.images[:size]
     for output, mirrored_output in zip(
@@ -481,7 +481,7 @@ def test_a_mirrored_artifact_returns_the_same_bits_for_an_image_and_its_mirror_i
         assert output.tobytes() == mirrored_output.tobytes()
 
 
-def test_the_metadata_hold_whether_the_artifact_is_mirrored(mirrored: tuple[Run, Model], exported) -> None:
+def test_the_metadata_hold_whether_the_artifact_is_mirrored(mirrored: tuple[Run, ImageClassifier], exported) -> None:
     assert mirrored[1].manifest.properties["mirrored"] is True
     assert exported.model.manifest.properties["mirrored"] is False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.conftest import StartRun
 from tests.training.states import equal, state_of
 from training.callbacks import Callbacks
 from training.checkpoint import Epoch
@@ -36,8 +36,6 @@ LAYERS = [
 ]
 WEIGHTS = [(network, name) for network, built in NETWORKS.items() for name, _ in built.named_parameters()]
 LEARNED = [(one, name) for one, name in WEIGHTS if NETWORKS[one].get_parameter(name).requires_grad]
-
-StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def ignore(*_: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +22,8 @@ EDGE = [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]  # bright above, dark below
 def convolve(image: object, kernel: object, stride: int = 1) -> torch.Tensor:
     """One channel through one filter without bias: (H, W) -> (H / stride, W / stride)."""
     weights = torch.as_tensor(kernel, dtype=torch.float32)
-    layer = SameConv2d(1, 1, kernel_size=tuple(weights.shape), stride=stride, bias=False)
+    height, width = weights.shape
+    layer = SameConv2d(1, 1, kernel_size=(height, width), stride=stride, bias=False)
     with torch.no_grad():
         layer.weight.copy_(weights)
         return layer(torch.as_tensor(image, dtype=torch.float32)[None, None])[0, 0]
@@ -60,6 +63,7 @@ def test_the_filter_is_not_flipped() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_filter_adds_its_bias_everywhere(stride: int) -> None:
     layer = SameConv2d(1, 1, kernel_size=3, stride=stride)
+    assert layer.bias is not None
     with torch.no_grad():
         layer.bias.fill_(7)
         assert layer(torch.zeros(1, 1, 4, 4)).unique().tolist() == [7]
@@ -148,7 +152,7 @@ def test_a_small_shift_does_not_change_the_max_pooled_image() -> None:
 
 
 def test_batch_norm_in_training_is_algorithm_1_with_the_biased_variance() -> None:
-    norm = build_network().features[1].train()
+    norm: Any = build_network().features[1].train()
     rng = np.random.default_rng(0)
     x = rng.normal(3, 0.05, (2, 32, 2, 2)).astype(np.float32)  # small enough for epsilon to matter
     gamma, beta = rng.normal(size=(2, 1, 32, 1, 1)).astype(np.float32)
@@ -163,14 +167,14 @@ def test_batch_norm_in_training_is_algorithm_1_with_the_biased_variance() -> Non
 
 
 def test_training_moves_the_moving_mean_one_hundredth_of_the_way() -> None:
-    norm = build_network().features[1].train()
+    norm: Any = build_network().features[1].train()
     x = 5 * torch.randn(4, 32, 3, 3) + 2
     norm(x)
     torch.testing.assert_close(norm.running_mean, 0.01 * x.mean((0, 2, 3)))
 
 
 def test_training_moves_a_moving_variance_and_not_a_standard_deviation() -> None:
-    norm = build_network().features[1].train()
+    norm: Any = build_network().features[1].train()
     x = 5 * torch.randn(4, 32, 3, 3) + 2
     norm(x)
     torch.testing.assert_close(norm.running_var, 0.99 + 0.01 * x.var((0, 2, 3), correction=1))  # the unbiased variance
@@ -178,7 +182,7 @@ def test_training_moves_a_moving_variance_and_not_a_standard_deviation() -> None
 
 
 def test_eval_mode_uses_the_moving_statistics_and_not_the_batch() -> None:
-    norm = build_network().features[1].eval()
+    norm: Any = build_network().features[1].eval()
     norm.running_mean.fill_(2)
     norm.running_var.fill_(9)
     x = torch.randn(4, 32, 3, 3)
@@ -271,7 +275,7 @@ def test_pixels_are_scaled_from_0_255_to_minus_1_1() -> None:
     scaled = scale_pixels(torch.tensor([0, 51, 204, 255], dtype=torch.uint8).reshape(1, 2, 2, 1))
     assert scaled.dtype == torch.float32
     assert scaled.flatten().tolist() == pytest.approx([-1, -0.6, 0.6, 1])
-    assert (scaled.min(), scaled.max()) == (-1, 1)
+    assert (scaled.min().item(), scaled.max().item()) == (-1, 1)
 
 
 def test_pixels_go_from_channels_last_to_channels_first() -> None:

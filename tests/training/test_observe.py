@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,9 +58,10 @@ def test_statistics_equal_those_of_numpy(network: Reference, few: Split) -> None
         x = scale_pixels(torch.from_numpy(few.images))
         inputs = {"features.1": twin.features[0](x), "classifier.2": twin.classifier[:2](twin.features(x))}
     for name, tensor in inputs.items():
-        values, layer, seen = tensor.double().numpy(), network.get_submodule(name), layers[name]
+        values, seen = tensor.double().numpy(), layers[name]
         axes = (0, 2, 3)[: values.ndim - 1]
         mean, variance = values.mean(axes), values.var(axes, ddof=1)
+        layer: Any = network.get_submodule(name)
         moving_mean, moving_variance = layer.running_mean.double().numpy(), layer.running_var.double().numpy()
         assert seen["channels"] == len(mean)
         assert seen["batch_mean"] == pytest.approx(mean.mean(), abs=1e-6)

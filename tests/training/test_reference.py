@@ -86,12 +86,14 @@ def test_initial_weights_are_glorot_uniform(reference: nn.Module) -> None:
 def test_initial_biases_are_zero(reference: nn.Module) -> None:
     biases = [m.bias for m in reference.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(biases) == 6
-    assert not any(bias.count_nonzero() for bias in biases)
+    assert all(bias is not None and not bias.count_nonzero() for bias in biases)
 
 
 def test_batch_norm_starts_as_the_identity(reference: nn.Module) -> None:
     for norm in reference.modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             assert {*norm.weight.tolist(), *norm.running_var.tolist()} == {1}
             assert {*norm.bias.tolist(), *norm.running_mean.tolist()} == {0}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,9 +209,9 @@ class TestOtherNetworksAndData:
 
     @pytest.mark.parametrize("label", HOSTILE)
     def test_any_label_is_escaped(self, write_untrained: WriteUntrained, label: str) -> None:
-        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-        nn.init.zeros_(network[1].weight)
-        network[1].bias.data = torch.tensor([5.0, 0.0])  # everything is predicted as this label
+        network = nn.Sequential(nn.Flatten(), last := nn.Linear(16, 2))
+        nn.init.zeros_(last.weight)
+        last.bias.data = torch.tensor([5.0, 0.0])  # everything is predicted as this label
         page = write_untrained(network, make_dataset((label, "b"), 4, 1))
         assert "script" not in page.tags[""]
         for section in ("confusion", "classes", "mistakes"):
@@ -295,7 +296,8 @@ class TestFindings:
 
 class TestPictures:
     def test_feature_maps_are_the_convolutions(self, trained: tuple[Run, nn.Module, Path], digits: Dataset) -> None:
-        network, pixels = trained[1], digits.test.images[0]
+        network: Any = trained[1]
+        pixels = digits.test.images[0]
         maps = watch_convolutions(network, pixels)
         assert list(maps) == ["features.0", "features.3", "features.6", "features.9"]
         with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.conftest import StartRun
 from training.datasets import Dataset
 from training.errors import NetworkError, RunError
 from training.recipe import Recipe
 from training.run import Run, claim_folder
 from training.run_config import RunConfig
-
-StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def equal_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -148,7 +148,7 @@ def test_statistics_of_a_layer_with_frozen_weights_are_moved(few: Split) -> None
 @pytest.mark.parametrize("kind", [Shared, SharedBuffers])
 def test_statistics_shared_by_several_inputs_stay_as_training_moved_them(kind: type[nn.Module], few: Split) -> None:
     torch.manual_seed(0)
-    network = kind(1, 10)  # type: ignore[call-arg]
+    network = kind(1, 10)
     step(network, few)
     before = state_of(network)
     assert recompute_statistics(network, few) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.training.conftest import StartRun
 from tests.training.states import State, equal, state_of
 from training.batches import balance_labels, split_batches
 from training.callbacks import Callbacks
@@ -23,12 +23,11 @@ from training.errors import NetworkError, TrainingDiverged
 from training.evaluation import evaluate, predict_logits, split_evaluation
 from training.loop import choose_device, prepare_network, train
 from training.networks import build_network, scale_pixels
+from training.networks.compact import Compact
 from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe
 from training.run import Run
 from training.statistics import recompute_statistics
-
-StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def ignore(*_: object) -> None:
@@ -68,6 +67,8 @@ class Recorder(nn.Module):
 class Scripted(nn.Module):
     """A network whose logits in eval mode follow a script: after each step, the margin of each image."""
 
+    steps: Tensor
+
     def __init__(self, script: list[list[float]]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
@@ -98,7 +99,7 @@ def test_training_learns_digits_it_has_not_seen(exported, digits: Dataset) -> No
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(start_run: StartRun, few: Split, digits: Dataset) -> None:
-    states = []
+    states: list[dict[str, Tensor]] = []
     for name in ("one", "two"):
         run, network = start_run(name, epochs=2, seed=3)
         torch.manual_seed(len(states))  # what was drawn before does not matter
@@ -596,6 +597,7 @@ def test_initial_weights_are_saved_in_addition_to_the_best(start_run: StartRun, 
 
 def test_compact_is_whitened_with_training_images(digits: Dataset) -> None:
     network = build_network("compact", (8, 8, 1), 10, 1.0, 0.0)
+    assert isinstance(network, Compact)
     before = network.whitening.weight.clone()
     prepare_network(network, digits.train)
     assert not torch.equal(network.whitening.weight, before)
@@ -686,7 +688,7 @@ class Guess(nn.Module):
 @pytest.mark.parametrize(("side", "count"), [(32, 513), (128, 40), (1000, 3)])
 def test_evaluation_bounds_the_pixels_of_a_batch_and_misses_no_image(side: int, count: int) -> None:
     images = np.broadcast_to(np.arange(count, dtype=np.uint16).reshape(-1, 1, 1, 1), (count, side, side, 3))
-    batches = split_evaluation(images)
+    batches = split_evaluation(images)  # type: ignore[arg-type]  # 16 bits, so that every image has its own value
     assert np.concatenate([batch[:, 0, 0, 0] for batch in batches]).tolist() == list(range(count))
     assert len(batches) > 1
     assert all(len(batch) == 1 or batch[..., 0].size <= 2**19 for batch in batches)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.training.conftest import StartRun
 from tests.training.states import equal, state_of
 from training.callbacks import Callbacks
 from training.datasets import Dataset, Split
@@ -18,13 +19,10 @@ from training.errors import NetworkError
 from training.export import export_run
 from training.loop import train
 from training.networks import build_network
-from training.run import Run
 from training.trial import try_network
 
 SHAPE = 8, 8, 1
 OWN = "tests.training.own_networks:"
-
-StartRun = Callable[..., tuple[Run, nn.Module]]
 
 
 def try_own(name: str, shared: bool = False) -> list[str]:
@@ -99,19 +97,25 @@ def test_several_processes_need_a_gradient_for_every_weight(monkeypatch: pytest.
         try_network("idle", network, SHAPE, 10, print, shared=True)
 
 
+def random_states() -> tuple[object, ...]:
+    """The states of the three generators. NumPy's has a position, too: most draws move it and nothing else."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), numpy_state["key"].tolist(), numpy_state["pos"], torch.get_rng_state().tolist()
+
+
 @pytest.mark.parametrize("name", ["keeps_activations", "old_weight_norm", "spectral_norm"])
 def test_a_trial_changes_nothing(name: str) -> None:
-    network = build_network(OWN + name, SHAPE, 10, 1.0, 0.0)
+    network: Any = build_network(OWN + name, SHAPE, 10, 1.0, 0.0)
     network.dense.weight.grad = torch.ones_like(network.dense.weight)
     network.norm.eval()
     before, modes = state_of(network), [module.training for module in network.modules()]
     attributes = {key: value for key, value in vars(network).items() if not key.startswith("_")}
-    draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    draws = random_states()
     try_network(name, network, SHAPE, 10, print)
     assert equal(state_of(network), before)
     assert [module.training for module in network.modules()] == modes
     assert {key: value for key, value in vars(network).items() if not key.startswith("_")} == attributes
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == draws
+    assert random_states() == draws
     assert torch.equal(network.dense.weight.grad, torch.ones_like(network.dense.weight))
     assert all(weights.grad is None for weights in network.stem.parameters())
     assert not any(module._forward_pre_hooks for module in network.norm.modules())
@@ -119,10 +123,10 @@ def test_a_trial_changes_nothing(name: str) -> None:
 
 def test_random_states_are_restored_after_a_refusal(tmp_path: Path) -> None:
     network = build_network(OWN + "draws", SHAPE, 10, 1.0, 0.0)
-    draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    draws = random_states()
     with pytest.raises(NetworkError):
         try_network("draws", network, SHAPE, 10, print)
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == draws
+    assert random_states() == draws
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch import nn
 
+from tests.training.conftest import StartRun
 from training.callbacks import Callbacks
 from training.datasets import Dataset
 from training.loop import train
 from training.observe import LayerStatistics
-from training.run import Run
 from training.warn import find_warnings
 
-StartRun = Callable[..., tuple[Run, nn.Module]]
 HEALTHY = LayerStatistics("norm", 8, 0.0, 1.0, 0.0, 1.0, -1.0, 0.0, 1.0, mean_gap=0.1, std_gap=0.1)
 OTHER = replace(HEALTHY, layer="other")
 COMPACT: dict[str, Any] = {"network": "compact", "optimizer": "muon", "learning_rate": 0.1, "batch_size": 32}

@@ -37,6 +37,7 @@ def publisher(repository: Path, size_bytes: int):
     command = [sys.executable, "-c", PUBLISHER, str(repository), str(size_bytes)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
@@ -106,9 +107,9 @@ class TestPublish:
         publish(tmp_path, "cats", b"x")
         before = list_paths(tmp_path)
         with pytest.raises(TypeError):
-            publish(tmp_path, "cats", "text")
+            publish(tmp_path, "cats", "text")  # type: ignore[arg-type]
         with pytest.raises(TypeError):
-            publish(tmp_path, "dogs", "text")
+            publish(tmp_path, "dogs", "text")  # type: ignore[arg-type]
         with pytest.raises(NameInvalid):
             publish(tmp_path, "..", b"x")
         assert list_paths(tmp_path) == before

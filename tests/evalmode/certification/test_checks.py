@@ -38,7 +38,7 @@ def test_check_reports_a_failed_check_and_continues(name: str, monkeypatch: pyte
     artifact = colour_artifact()
     for table in (GRAPH_CHECKS, RUN_CHECKS, DECODER_CHECKS, REPLAY_CHECKS, LABEL_CHECKS):
         if name in table:
-            monkeypatch.setitem(table, name, fail)  # type: ignore[arg-type]
+            monkeypatch.setitem(table, name, fail)
     verdicts = examine(artifact)
     assert [(verdict.check, verdict.reason) for verdict in verdicts if not verdict.passed] == [(name, "TrainMode")]
     assert len(verdicts) > 3
@@ -46,7 +46,7 @@ def test_check_reports_a_failed_check_and_continues(name: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", [*GRAPH_CHECKS, *RUN_CHECKS])
 def test_certify_requires_every_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GRAPH_CHECKS if name in GRAPH_CHECKS else RUN_CHECKS, name, fail)  # type: ignore[arg-type]
+    monkeypatch.setitem(GRAPH_CHECKS if name in GRAPH_CHECKS else RUN_CHECKS, name, fail)
     with pytest.raises(TrainMode):
         colour_artifact()
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from unittest.mock import patch
 
 import grpc
@@ -27,7 +27,7 @@ from evalmode.client import DEFAULT_ADDRESS, AsyncClient, CallFailed, Client
 from evalmode.errors import EvalmodeError
 from evalmode.limits import Limits
 from evalmode.prediction import Prediction, Score
-from evalmode.runtime.model import Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
 from tests.conftest import COLOURS, Server, encode, plain
 from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, listen, spawn
@@ -38,7 +38,7 @@ HEAVY = ["numpy", "PIL", "onnx", "onnxruntime", "torch", "training"]
 class Awaited:
     """An ``AsyncClient`` with the interface of ``Client``, so that the same tests cover both."""
 
-    def __init__(self, *arguments: object, **options: object) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
 
         async def connect() -> AsyncClient:
@@ -54,7 +54,7 @@ class Awaited:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._loop.run_until_complete(self._client.__aexit__(*error))
         self._loop.close()
 
@@ -77,7 +77,7 @@ class TestAnswers:
         assert sum(score.probability for score in answer.scores) == pytest.approx(1)
         assert (answer.label, answer.probability) == (answer.scores[0].label, answer.scores[0].probability)
         with pytest.raises(FrozenInstanceError):
-            answer.model = "other"
+            answer.model = "other"  # type: ignore[misc]
 
     def test_are_the_same_for_bytes_and_paths(self, client: Client, tmp_path: Path) -> None:
         image = encode(plain((9, 200, 3), (40, 30)))
@@ -199,13 +199,17 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3) as client:
-            arguments = {"predict": [b"image"], "predict_pixels": [np.zeros((4, 4, 3), np.uint8)], "get_model": []}
+            arguments: dict[str, list[Any]] = {
+                "predict": [b"image"],
+                "predict_pixels": [np.zeros((4, 4, 3), np.uint8)],
+                "get_model": [],
+            }
             with pytest.raises(CallFailed) as caught:
                 getattr(client, method)(*arguments[method])
     assert (caught.value.code, caught.value.retry) == ("DEADLINE_EXCEEDED", False)
 
 
-def test_a_call_may_be_retried_if_the_server_says_so(model: Model) -> None:
+def test_a_call_may_be_retried_if_the_server_says_so(model: ImageClassifier) -> None:
     limits, blocked = Limits(max_queue=0), BlockedModel(model)
     server = listen(classify_by(blocked, limits=limits), limits)
     with Client(f"127.0.0.1:{server.port}") as client:
@@ -338,7 +342,7 @@ def test_the_client_imports_only_grpc_protobuf_and_the_standard_library() -> Non
     assert set(loaded.stdout.split()) <= {"evalmode", "google", "grpc"}
 
 
-def test_the_client_and_a_loaded_model_return_the_same_type(client: Client, model: Model) -> None:
+def test_the_client_and_a_loaded_model_return_the_same_type(client: Client, model: ImageClassifier) -> None:
     image = encode(plain("red", (9, 9)))
     local, remote = model.predict(image), client.predict(image)
     assert type(local) is type(remote)

@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import zlib
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -188,7 +189,8 @@ class TestColours:
     def test_of_a_palette_are_converted_to_rgb(self, transparency: int | bytes | None, value: tuple[int, ...]) -> None:
         picture = plain(1, mode="P")
         picture.putpalette([10, 20, 30, 200, 100, 50])
-        image = encode(picture, **({} if transparency is None else {"transparency": transparency}))
+        options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
+        image = encode(picture, **options)
         assert np.array_equal(decode(image), np.full((4, 4, 3), value, np.uint8))
 
     def test_of_a_palette_are_converted_to_grey(self) -> None:

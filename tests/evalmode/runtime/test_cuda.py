@@ -28,7 +28,9 @@ def test_serves_on_cuda(colours: Path, provider: str) -> None:
 
 
 def test_cuda_agrees_with_the_cpu(colour_file: Path) -> None:
-    on_cpu, on_cuda = (load_model(colour_file, options=LoadOptions(provider=provider)) for provider in ("cpu", "cuda"))
+    on_cpu, on_cuda = (
+        load_model(colour_file, options=LoadOptions(provider=provider)).as_classifier() for provider in ("cpu", "cuda")
+    )
     assert on_cuda.session.get_providers()[0] == "CUDAExecutionProvider"
     batch = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
     for cpu_output, cuda_output in zip(on_cpu.classify(batch), on_cuda.classify(batch), strict=True):

@@ -21,7 +21,7 @@ from evalmode.images.pixels import PixelContract
 from evalmode.prediction import Score
 from evalmode.runtime import provider as provider_module
 from evalmode.runtime.loading import MAX_ARTIFACT_BYTES, LoadOptions, load_artifact, load_model
-from evalmode.runtime.model import ImageClassifier, Model
+from evalmode.runtime.model import ImageClassifier
 from evalmode.runtime.provider import CPU, find_missing_library
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 from tests.hostile import endless_loop
@@ -40,7 +40,7 @@ class TestLoad:
         expected = ClassifierManifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"})
         assert vars(replace(loaded.manifest, certificate=None)) == vars(expected)
 
-    def test_accepts_a_name_and_a_version(self, model: Model) -> None:
+    def test_accepts_a_name_and_a_version(self, model: ImageClassifier) -> None:
         assert (model.name, model.version) == ("colours", "1")
 
     def test_uses_the_configured_number_of_threads(self, colour_file: Path) -> None:
@@ -125,7 +125,7 @@ class TestLoad:
 
 
 class TestRun:
-    def test_returns_the_outputs_of_every_image_of_a_batch(self, model: Model) -> None:
+    def test_returns_the_outputs_of_every_image_of_a_batch(self, model: ImageClassifier) -> None:
         batch = np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 51, 0), (0, 0, 0))])
         probabilities, logits = model.classify(batch)
         assert np.array_equal(logits, np.array([[10, 0, 0], [0, 2, 0], [0, 0, 0]], np.float32))
@@ -134,14 +134,14 @@ class TestRun:
         for row in range(3):
             assert np.array_equal(model.classify(batch[row : row + 1])[0][0], probabilities[row])
 
-    def test_orders_scores_by_probability_and_then_by_index(self, model: Model) -> None:
+    def test_orders_scores_by_probability_and_then_by_index(self, model: ImageClassifier) -> None:
         scores = model.scores(np.array([0.25, 0.5, 0.25], np.float32), 3)
         assert scores == (Score("green", 0.5, 1), Score("red", 0.25, 0), Score("blue", 0.25, 2))
         even = model.scores(np.full(3, 1 / 3, np.float32), 3)
         assert [score.label for score in even] == list(COLOURS)
 
     @pytest.mark.parametrize(("top_k", "count"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3), (2**32 - 1, 3)])
-    def test_returns_the_requested_number_of_scores(self, model: Model, top_k: int, count: int) -> None:
+    def test_returns_the_requested_number_of_scores(self, model: ImageClassifier, top_k: int, count: int) -> None:
         assert len(model.scores(np.array([0.2, 0.3, 0.5], np.float32), top_k)) == count
 
     def test_returns_five_scores_by_default(self) -> None:
@@ -151,7 +151,7 @@ class TestRun:
         scores = many.scores(np.linspace(0, 1, 8, dtype=np.float32), 0)
         assert "".join(score.label for score in scores) == "hgfed"
 
-    def test_expects_the_duration_of_the_last_runs(self, model: Model) -> None:
+    def test_expects_the_duration_of_the_last_runs(self, model: ImageClassifier) -> None:
         assert len(model.row_s) > 1  # durations of the replay
         model.row_s.clear()
         assert model.expect_s(64) == 0
@@ -163,7 +163,7 @@ class TestRun:
 
 
 class TestPredict:
-    def test_accepts_bytes_and_paths(self, model: Model, tmp_path: Path) -> None:
+    def test_accepts_bytes_and_paths(self, model: ImageClassifier, tmp_path: Path) -> None:
         image = encode(plain((0, 0, 255), (9, 7)))
         path = tmp_path / "blue.png"
         path.write_bytes(image)
@@ -178,18 +178,18 @@ class TestPredict:
         expected = np.exp(10) / (np.exp(10) + 2)
         assert answer.probability == pytest.approx(expected, rel=1e-6)
 
-    def test_returns_the_requested_number_of_labels(self, model: Model) -> None:
+    def test_returns_the_requested_number_of_labels(self, model: ImageClassifier) -> None:
         assert [score.label for score in model.predict(encode(plain("green")), top_k=1).scores] == ["green"]
 
     @pytest.mark.parametrize("top_k", [-1, 2**32])
-    def test_rejects_a_number_of_labels_outside_its_range(self, model: Model, top_k: int) -> None:
+    def test_rejects_a_number_of_labels_outside_its_range(self, model: ImageClassifier, top_k: int) -> None:
         with pytest.raises(UsageError, match=rf"top_k {top_k} is outside 0\.\.4294967295"):
             model.predict(encode(plain("green")), top_k=top_k)
 
-    def test_a_model_is_shown_in_one_short_line(self, model: Model) -> None:
+    def test_a_model_is_shown_in_one_short_line(self, model: ImageClassifier) -> None:
         assert repr(model) == "ImageClassifier(colours/1, 3 labels, 4x4x3)"
 
-    def test_rejects_images_that_cannot_be_decoded(self, model: Model, tmp_path: Path) -> None:
+    def test_rejects_images_that_cannot_be_decoded(self, model: ImageClassifier, tmp_path: Path) -> None:
         with pytest.raises(ImageEmpty):
             model.predict(b"")
         with pytest.raises(FileNotFoundError):
@@ -229,7 +229,12 @@ class TestProvider:
     ) -> None:
         steps = []
         monkeypatch.setattr(ort, "preload_dlls", lambda: steps.append("preload"))
-        monkeypatch.setattr(provider_module, "find_missing_library", lambda path: steps.append(path.name) or "library")
+
+        def find(path: Path) -> str:
+            steps.append(path.name)
+            return "library"
+
+        monkeypatch.setattr(provider_module, "find_missing_library", find)
         with pytest.raises(ProviderUnavailable, match="does not load: library"):
             load_model(colour_file, options=LoadOptions(provider="cuda"))
         assert steps == ["preload", "libonnxruntime_providers_cuda.so"]

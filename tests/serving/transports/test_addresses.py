@@ -89,7 +89,7 @@ def test_the_health_check_of_the_image_names_an_option_that_is_wrong() -> None:
 
 
 def check_health(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
+    command: list[str | Path] = [sys.executable, Path(__file__).parents[3] / "docker" / "healthcheck.py"]
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=30)
 
 
