@@ -28,7 +28,11 @@ TORCH_CACHE = "torchinductor_"  # an empty folder that torch leaves in the tempo
 FEW, MANY = (0.1, 0.5, 0.9), np.linspace(0, 1, 20)  # shares of the time that the whole command takes
 # As the console script; a file says that Python has handed over, before which it may print a traceback of its own.
 STARTED = "from evalmode.__main__ import main; import os; open(os.environ['STARTED'], 'w').close(); main()"
-MOMENTS = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
+MOMENTS = [
+    pytest.param("export", FEW, id="export-few"),
+    pytest.param("export", MANY, id="export-many", marks=pytest.mark.slow),
+    pytest.param("quickstart", MANY, id="quickstart-many", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +63,25 @@ class Place:
         self.group = 0  # of the processes that the command starts
 
     def interrupt(self, after_s: float) -> tuple[int, str]:
-        """Run the command, and interrupt it after so many seconds; its exit code and standard error."""
+        """Run the command, and interrupt it after so many seconds; its exit code and output."""
         shutil.rmtree(self.result, ignore_errors=True)
         self.started.unlink(missing_ok=True)
         self.temporary.mkdir(exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-c", STARTED, *self.arguments],
             cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             process_group=0,
             env={**os.environ, "TMPDIR": str(self.temporary), "STARTED": str(self.started)},
         )
         self.group = process.pid
         try:
-            process.wait(after_s)
+            printed, _ = process.communicate(timeout=after_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)
-        _, printed = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=120)
         return process.returncode, printed
 
     def check(self, moment: str, code: int, printed: str) -> None:
@@ -101,8 +105,7 @@ class Place:
             os.killpg(self.group, 0)
 
 
-@pytest.mark.parametrize("moments", MOMENTS)
-@pytest.mark.parametrize("command", ["export", "quickstart"])
+@pytest.mark.parametrize(("command", "moments"), MOMENTS)
 def test_ctrl_c_at_any_moment_leaves_nothing_half_done(
     command: str, moments: Sequence[float], run: Path, tmp_path: Path
 ) -> None:
