@@ -35,10 +35,11 @@ check-protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/evalmode/wire/*.proto && \
 	for stub in $$(cd $$out && find . -type f); do diff $$out/$$stub $$stub; done
 
-# The tests that need no torch, in a separate environment with protobuf 7. Images do not depend on it.
+# The tests of what depends on protobuf and needs no torch, in a separate environment with protobuf 7.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
-	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/evalmode tests/serving --ignore tests/evalmode/images
+	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/serving \
+	  $(addprefix tests/evalmode/,artifact certification client runtime)
 
 # The tests of the wire protocol on the native transport.
 test-native: $(READY)
