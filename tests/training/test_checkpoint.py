@@ -181,7 +181,6 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     assert contents(run) == before
 
 
-@pytest.mark.timeout(300)
 class TestCommand:
     def command(self, tmp_path: Path, *options: object) -> list[str]:
         given = ("train", "digits", "--out", tmp_path / "run", "--epochs", 2, "--no-report", *options)

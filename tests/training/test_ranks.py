@@ -34,7 +34,6 @@ COMPACT: dict[str, Any] = {
 
 BALANCED: dict[str, Any] = {"balance": True, "label_smoothing": 0.1}
 
-pytestmark = pytest.mark.timeout(300)  # several processes import torch
 
 States = list[State]
 TrainIn = Callable[..., States]
