@@ -202,11 +202,6 @@ class Models:
                 log.exception("the repository cannot be followed; loaded models keep answering")
         self.close()
 
-    def refresh(self) -> None:
-        """Bring the loaded models up to date with the repository, and return once that is done."""
-        self._look()
-        self._wait_until(lambda: not self._on_trial)
-
     def load(self, name: str, timeout_s: float | None = None) -> None:
         """Load the newest version in the repository. The previous version answers until the new one is ready.
 

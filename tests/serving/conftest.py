@@ -57,6 +57,12 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+def refresh(models: Models) -> None:
+    """Bring the loaded models up to date with the repository, and return once that is done."""
+    models._look()
+    models._wait_until(lambda: not models._on_trial)
+
+
 class Caller:
     """The caller of a request, which can cancel it."""
 

@@ -23,6 +23,7 @@ from serving.services.metrics import Metrics
 from serving.services.models import Models
 from serving.services.statistics import Statistics
 from tests.conftest import colour_artifact
+from tests.serving.conftest import refresh
 from tests.serving.services.test_metrics import publish_drawn
 
 pytestmark = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool: Debian's package prometheus has it")
@@ -62,7 +63,7 @@ class Served:
 
     def publish(self, artifact: bytes, name: str = "colours") -> None:
         publish(self.repository, name, artifact)
-        self.models.refresh()
+        refresh(self.models)
 
     def now(self) -> State:
         """The samples that Prometheus would scrape now."""
@@ -153,7 +154,7 @@ class TestModelNotServed:
 
     def test_fires_if_the_file_of_the_served_version_is_corrupted(self, served: Served, tmp_path: Path) -> None:
         (served.repository / "colours" / "1" / "model.onnx").write_bytes(b"corrupted")
-        served.models.refresh()
+        refresh(served.models)
         check(tmp_path, [served.now()], {"ModelNotServed"})
 
 

@@ -33,7 +33,7 @@ from serving.services.models import ALL, Entry, Models
 from serving.trials import Trials
 from tests.conftest import COLOURS, colour_artifact, serving
 from tests.hostile import endless_loop
-from tests.serving.conftest import WAIT_S, spawn, wait_until
+from tests.serving.conftest import WAIT_S, refresh, spawn, wait_until
 
 GERMAN = ("rot", "grün", "blau")
 MAY_MOUNT = (
@@ -104,7 +104,7 @@ class TestOpen:
         publish(repository, "other", colour_artifact())
         models = Models.open(repository, {"colours": 1})
         publish(repository, "colours", colour_artifact(GERMAN))
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/1", "other/1"]
         assert ("colours/3", "UNAVAILABLE", "version 1 is pinned") in list_states(models)
 
@@ -128,7 +128,7 @@ class TestRefresh:
         models = Models.open(repository)
         for newest in (2, 3):
             publish(repository, "colours", colour_artifact(GERMAN if newest % 2 == 0 else COLOURS))
-            models.refresh()
+            refresh(models)
             assert list_loaded(models) == [f"colours/{newest}", f"colours/{newest - 1}"]
             assert models.find("", "").version == str(newest)
             assert models.find("colours", str(newest - 1)).version == str(newest - 1)
@@ -139,30 +139,30 @@ class TestRefresh:
         publish(repository, "colours", colour_artifact())
         models = Models.open(repository)
         assert list_loaded(models) == ["colours/2"]
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/2", "colours/1"]
 
     def test_reads_no_file_twice(self, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(repository, "colours", b"no artifact")
         publish(repository, "colours", colour_artifact())
         models = Models.open(repository)
-        models.refresh()
+        refresh(models)
         before = list_states(models)
         monkeypatch.setattr("serving.services.source.load_model", load := Mock())
-        models.refresh()
+        refresh(models)
         load.assert_not_called()
         assert list_states(models) == before
 
     def test_keeps_the_configured_number_of_versions(self, repository: Path) -> None:
         models = Models.open(repository, keep=1)
         publish(repository, "colours", colour_artifact())
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/2"]
 
     def test_serves_published_models(self, repository: Path) -> None:
         models = Models.open(repository)
         publish(repository, "other", colour_artifact())
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/1", "other/1"]
 
     def test_serves_the_kept_version_after_a_withdrawal_and_the_newer_one_after_its_return(
@@ -170,22 +170,22 @@ class TestRefresh:
     ) -> None:
         models = Models.open(repository)
         publish(repository, "colours", colour_artifact(GERMAN))
-        models.refresh()
+        refresh(models)
         before = models.loaded
         assert withdraw(repository, "colours") == (2, 1)
-        models.refresh()
+        refresh(models)
         assert models.loaded == before[1:]  # the kept object itself
         (repository / "colours" / ".withdrawn-2").rename(repository / "colours" / "2")
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/2", "colours/1"]
 
     def test_an_invalid_version_is_loaded_again_when_it_changes(self, repository: Path) -> None:
         models = Models.open(repository)
         path = publish(repository, "colours", colour_artifact()[:500])  # an incomplete copy
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/1"]
         path.write_bytes(colour_artifact())
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/2", "colours/1"]
         assert list_states(models)[1] == ("colours/2", "READY", "")
 
@@ -201,7 +201,7 @@ class TestRefresh:
             fresh = path.with_name("incoming")
             fresh.write_bytes(colour_artifact(COLOURS if "equal" in change else GERMAN))
             fresh.rename(path)
-        models.refresh()
+        refresh(models)
         assert list_states(models) == [("colours/1", "READY", "")]
         assert models.find("", "") is not before
         assert models.find("", "").manifest.labels == (GERMAN if "another" in change else COLOURS)
@@ -210,7 +210,7 @@ class TestRefresh:
     def test_a_served_file_that_becomes_invalid_stays_loaded_and_is_reported(self, repository: Path) -> None:
         models = Models.open(repository)
         (repository / "colours" / "1" / "model.onnx").write_bytes(b"corrupted")
-        models.refresh()
+        refresh(models)
         ((entry, state, reason),) = list_states(models)
         assert (entry, state) == ("colours/1", "READY")
         assert "not an ONNX file" in reason
@@ -218,23 +218,23 @@ class TestRefresh:
     def test_a_model_whose_versions_disappear_stays_loaded(self, repository: Path, caplog) -> None:
         models = Models.open(repository)
         shutil.rmtree(repository)  # such as a volume that was unmounted
-        models.refresh()
-        models.refresh()
+        refresh(models)
+        refresh(models)
         assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         assert caplog.text.count("but stays loaded") == 1
         assert f"colours is no longer in the repository, but stays loaded: {repository} does not" in caplog.text
         publish(repository, "colours", colour_artifact(GERMAN))
-        models.refresh()
+        refresh(models)
         assert models.find("", "").manifest.labels == GERMAN
 
     def test_forgets_removed_versions(self, repository: Path) -> None:
         models = Models.open(repository)
         for _ in range(3):
             publish(repository, "colours", b"no artifact")
-        models.refresh()
+        refresh(models)
         for version in (2, 3, 4):
             shutil.rmtree(repository / "colours" / str(version))
-        models.refresh()
+        refresh(models)
         assert list_states(models) == [("colours/1", "READY", "")]
         assert (list(models._tried), models._refused) == ([("colours", 1)], {})
 
@@ -245,7 +245,7 @@ class TestRefresh:
         (repository / "colours" / "2" / "model.onnx").symlink_to(outside)
         (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
         models = Models.open(repository)
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/1"]
         reasons = {entry: reason for entry, _, reason in list_states(models)}
         for entry in ("colours/2", "elsewhere/1"):
@@ -271,7 +271,7 @@ class TestRefresh:
         assert models.find("", "").manifest.labels == COLOURS
         (mount / "..new").symlink_to("..2026_1")
         (mount / "..new").rename(mount / "..data")
-        models.refresh()
+        refresh(models)
         assert models.find("", "").manifest.labels == GERMAN
 
     @pytest.mark.skipif(not MAY_MOUNT, reason="a file system of another mount namespace needs the right to mount")
@@ -308,7 +308,7 @@ class TestRefresh:
             (repository / ordinary).write_text("")
         (repository / "colours" / "notes").mkdir()
         models = Models.open(repository)
-        models.refresh()
+        refresh(models)
         logged = [record.getMessage().removeprefix(f"{repository}/") for record in caplog.records]
         number = "is not a version: a version is a whole number from 1 on, up to nine digits, without leading zeros"
         assert [text for text in logged if not text.startswith(("loaded", "colours is served"))] == [
@@ -342,7 +342,7 @@ class TestRefresh:
 
         monkeypatch.setattr(Path, "iterdir", forbidden)
         monkeypatch.setattr(Path, "stat", hidden)
-        models.refresh()
+        refresh(models)
         assert f"{closed} cannot be read: Permission denied" in caplog.text
         assert list_states(models) == [("colours/1", "READY", "no longer in the repository")]
         with pytest.raises(ArtifactInvalid, match=f"{closed} cannot be read: Permission denied"):
@@ -352,7 +352,7 @@ class TestRefresh:
         models = Models.open(repository, keep=1)
         found = models.find("", "")
         publish(repository, "colours", colour_artifact(GERMAN))
-        models.refresh()
+        refresh(models)
         assert found.manifest.labels == COLOURS
         assert found.run({INPUT: np.zeros((1, 4, 4, 3), np.uint8)})["probabilities"].shape == (1, 3)
 
@@ -367,7 +367,7 @@ def test_entries_can_be_listed_while_a_version_is_loading(repository: Path, monk
 
     monkeypatch.setattr("serving.services.source.load_model", load_slowly)
     publish(repository, "colours", colour_artifact(GERMAN))
-    refreshing = spawn(models.refresh)
+    refreshing = spawn(refresh, models)
     assert entered.wait(WAIT_S)
     assert spawn(list_states, models).result(WAIT_S) == [
         ("colours/1", "READY", ""),
@@ -405,7 +405,7 @@ class TestDuringATrial:
         spawn(on_trial.load, "other").result(WAIT_S)
         spawn(on_trial.unload, "other").result(WAIT_S)
         assert ("other/1", "UNAVAILABLE", "unloaded by a call") in list_states(on_trial)
-        spawn(on_trial.refresh)  # waits for all trials, and blocks no other call
+        spawn(refresh, on_trial)  # waits for all trials, and blocks no other call
         spawn(on_trial.load, "other").result(WAIT_S)
         assert "other/1" in list_loaded(on_trial)
 
@@ -430,7 +430,7 @@ class TestDuringATrial:
 
         monkeypatch.setattr("serving.services.source.load_model", load_slowly)
         publish(repository, "colours", colour_artifact(GERMAN))
-        refreshing = spawn(models.refresh)
+        refreshing = spawn(refresh, models)
         assert entered.wait(WAIT_S)
         models.unload("colours")
         go.set()
@@ -452,10 +452,10 @@ class TestDuringATrial:
             patched.setattr("serving.services.source.load_model", None)
             for name in ("colours", "other", "third"):  # more than there are threads
                 publish(repository, name, colour_artifact(GERMAN))
-            models.refresh()
+            refresh(models)
         assert [reason for _, _, reason in list_states(models)] == ["", *["'NoneType' object is not callable"] * 3]
         publish(repository, "fourth", colour_artifact())
-        models.refresh()
+        refresh(models)
         assert "fourth/1" in list_loaded(models)
 
     def test_a_trial_without_a_process_is_repeated_at_the_next_refresh(self, repository: Path, monkeypatch) -> None:
@@ -463,9 +463,9 @@ class TestDuringATrial:
         publish(repository, "colours", colour_artifact(GERMAN))
         with monkeypatch.context() as patched:
             patched.setattr(Trials, "examine", Mock(side_effect=TrialUnavailable("too many processes")))
-            models.refresh()
+            refresh(models)
         assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "too many processes")
-        models.refresh()
+        refresh(models)
         assert models.find("", "").version == "2"
 
 
@@ -483,20 +483,20 @@ class TestControl:
     def test_unloading_a_version_serves_the_previous_one_at_once(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))
         models = Models.open(repository)
-        models.refresh()
+        refresh(models)
         models.unload("colours", "2")
         assert models.find("", "").version == "1"
-        models.refresh()
+        refresh(models)
         assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "unloaded by a call")
         publish(repository, "colours", colour_artifact())
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == ["colours/3", "colours/1"]
 
     def test_an_unloaded_model_stays_unloaded_until_it_is_loaded(self, repository: Path) -> None:
         models = Models.open(repository)
         models.unload("colours")
         publish(repository, "colours", colour_artifact(GERMAN))
-        models.refresh()
+        refresh(models)
         assert list_loaded(models) == []
         models.load("colours")
         assert models.find("", "").version == "2"
@@ -531,10 +531,10 @@ class TestFollow:
         shown: list[list[Entry]] = []
         models.follow(shown.append)
         assert shown == [[Entry("colours", "1", "READY", "")]]
-        models.refresh()
+        refresh(models)
         assert len(shown) == 1
         publish(repository, "colours", b"no artifact")
-        models.refresh()
+        refresh(models)
         assert [entry.ready for entry in shown[-1]] == [True, False]
         models.unload("colours")
         assert [entry.ready for entry in shown[-1]] == [False, False]
