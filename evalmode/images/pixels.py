@@ -28,18 +28,35 @@ RESIZE = "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
 
 
 @dataclass(frozen=True)
+class Resize:
+    """How an image of another size is resized and cropped.
+
+    Attributes:
+        crop_ratio: The cropped side divided by the resized shorter side, in (0, 1]; 0.875 is 224 of 256 pixels.
+        interpolation: A name in ``INTERPOLATIONS``; always antialiased.
+        jpeg_scaling: Whether JPEGs of at least four times the wanted size are decoded at 1/2, 1/4 or 1/8 of their size.
+    """
+
+    crop_ratio: float = 1.0
+    interpolation: str = "bilinear"
+    jpeg_scaling: bool = True
+
+
+@dataclass(frozen=True)
 class PixelContract:
-    """The shape of the pixels that a network takes: uint8 (height, width, channels).
+    """The pixels that a network takes: uint8 (height, width, channels), and how images become such pixels.
 
     Attributes:
         height: Rows.
         width: Columns.
         channels: 3 (RGB) or 1 (grey).
+        resize: How an image of another size is resized and cropped.
     """
 
     height: int
     width: int
     channels: int
+    resize: Resize = Resize()
 
     @property
     def shape(self) -> tuple[int, int, int]:

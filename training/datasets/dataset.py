@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from evalmode.images.pixels import PixelContract, Pixels
+from evalmode.images.pixels import PixelContract, Pixels, Resize
 from evalmode.limits import OWN_IMAGES, Limits
 
 Indices = npt.NDArray[np.int64]
@@ -32,11 +32,13 @@ class ReadOptions:
             all have one size already.
         skip_unreadable: Leave out the unreadable files of a folder, with a warning, instead of raising an error.
         limits: The largest image of a folder in bytes and pixels.
+        resize: How the images of a folder are resized and cropped.
     """
 
     image_size: tuple[int, int] | None = None
     skip_unreadable: bool = False
     limits: Limits = OWN_IMAGES
+    resize: Resize = Resize()
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,7 @@ class Dataset:
         val: The images that the best epoch is chosen by.
         test: The images that the final accuracy is measured on; they influence no choice.
         warnings: Sentences about the data that the user should read.
+        resize: How the images were resized and cropped, and how those of requests will be.
     """
 
     source: str
@@ -97,11 +100,12 @@ class Dataset:
     val: Split
     test: Split
     warnings: tuple[str, ...] = ()
+    resize: Resize = Resize()
 
     @property
     def contract(self) -> PixelContract:
-        """Height, width and channels of every image."""
-        return PixelContract(*self.train.images.shape[1:])
+        """Height, width and channels of every image, and how images become such pixels."""
+        return PixelContract(*self.train.images.shape[1:], self.resize)
 
     def digest(self) -> str:
         """Hash the labels, pixels and targets of all splits; equal digests mean equal data.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from evalmode.images.pixels import Pixels
+from evalmode.images.pixels import Pixels, Resize
+from training.errors import NetworkError
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
@@ -31,6 +33,43 @@ def show_nothing(network: nn.Module) -> dict[str, Tensor]:
     return {}
 
 
+@dataclass(frozen=True)
+class NetworkInput:
+    """The images that a network is made for.
+
+    Attributes:
+        size: (height, width) in pixels; None if the network takes images of any size.
+        resize: How images of another size are resized and cropped.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: Resize = Resize()
+
+
+def take_any(name: str) -> NetworkInput:
+    """Return the input of a network that takes images of any size.
+
+    Args:
+        name: The name of the network.
+    """
+    return NetworkInput()
+
+
+def load_nothing(network: nn.Module, name: str, weights: Path | None) -> None:
+    """Load no pretrained weights.
+
+    Args:
+        network: The network.
+        name: Its name.
+        weights: A file of pretrained weights that the user chose.
+
+    Raises:
+        NetworkError: The user chose a file.
+    """
+    if weights is not None:
+        raise NetworkError(f"--weights {weights}: {name} is trained from scratch; it has no pretrained weights to load")
+
+
 @dataclass(frozen=True, eq=False)
 class Architecture(Generic[M]):
     """A network architecture.
@@ -44,6 +83,10 @@ class Architecture(Generic[M]):
         list_filters: Returns filters for the report, in addition to those of the first convolution: float32
             (filters, C, H, W), by a caption.
         scalable: Whether the user may choose the factor of the number of filters, and the dropout.
+        describe_input: Returns the images that the network of a name is made for. The pixels keep the range 0..255:
+            scaling to another range than [-1, 1] is part of the network.
+        load_weights: Loads pretrained weights into a new network: those of its own, or of a file that the user chose.
+            Networks with pretrained weights are of the class ``PretrainedNetwork``.
     """
 
     module: type[M]
@@ -52,3 +95,5 @@ class Architecture(Generic[M]):
     prepare: Callable[[M, Pixels], None] = prepare_nothing
     list_filters: Callable[[M], dict[str, Tensor]] = show_nothing
     scalable: bool = True
+    describe_input: Callable[[str], NetworkInput] = take_any
+    load_weights: Callable[[M, str, Path | None], None] = load_nothing
