@@ -114,6 +114,7 @@ class TensorManifest:
     certificate: TensorCertificate | None = None
 
     labels: ClassVar[tuple[str, ...]] = ()
+    optional_outputs: ClassVar[tuple[str, ...]] = ()
     image_inputs: ClassVar[Mapping[str, PixelContract]] = {}
     relative_tolerance: ClassVar[bool] = True  # differences of an output are relative to its largest value
 
