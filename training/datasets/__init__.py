@@ -6,6 +6,7 @@ read the published formats, ``folders`` reads image folders, and ``checks`` chec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from training.datasets.catalog import DATASETS
@@ -17,9 +18,19 @@ from training.datasets.folders import load_folder
 from training.datasets.idx import is_idx_folder, read_idx
 from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
+from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
 from training.errors import DataError
 
-__all__ = ["DATASETS", "Dataset", "Progress", "ReadOptions", "Split", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Progress",
+    "ReadOptions",
+    "Split",
+    "load_dataset",
+    "read_blocks",
+    "release_pages",
+]
 
 DEFAULT_OPTIONS = ReadOptions()
 
@@ -41,8 +52,12 @@ def load_dataset(
     *,
     cache: Path | None = None,
     progress: Progress = ignore_progress,
+    notify: Callable[[str], None] = ignore_notice,
 ) -> Dataset:
-    """Load a data set into memory and check it.
+    """Load a data set and check it.
+
+    Pixels above 256 MiB, or above the available memory, are kept in a memory-mapped file without a name, which the
+    system removes with the process.
 
     Args:
         source: A folder of images or of IDX files, an ``.npz`` file, CIFAR-10's binary archive, or a name in
@@ -50,8 +65,10 @@ def load_dataset(
         options: How the images are read.
         seed: Decides which training images are carved for splits that the data do not have.
         cache: The folder that holds the files of a named data set, in a folder of that name; missing files are
-            downloaded there. Required for every name except ``digits``.
+            downloaded there. Required for every name except ``digits``. Files of pixels are kept there, too; without
+            it, or if it is read-only, in the folder for temporary files.
         progress: Called with the stage ("downloading" in bytes, "decoding" in images), what is done, and the total.
+        notify: Called with a sentence about the file of pixels, before anything is decoded.
 
     Returns:
         The data set; its warnings say what the user should know.
@@ -60,10 +77,10 @@ def load_dataset(
         DataError: The data do not exist, or cannot be used; the message says why and what to do.
         UsageError: A folder cannot be read.
     """
-    path = Path(source)
+    path, storage = Path(source), Storage(cache, notify)
     try:
         if path.is_dir() and not is_idx_folder(path):
-            return check_dataset(load_folder(path, options, seed, progress))
+            return check_dataset(load_folder(path, options, seed, progress, storage))
         published = _read_published(source, cache, progress)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
