@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from training.datasets.catalog import DATASETS
+from training.datasets.catalog import DATASETS, make_unknown
 from training.datasets.checks import check_dataset
 from training.datasets.cifar import read_cifar
 from training.datasets.dataset import Dataset, Progress, ReadOptions, Split
@@ -19,6 +19,7 @@ from training.datasets.idx import is_idx_folder, read_idx
 from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
 from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
+from training.datasets.survey import DEFAULT_OPTIONS, Survey, survey_data
 from training.errors import DataError
 
 __all__ = [
@@ -27,12 +28,12 @@ __all__ = [
     "Progress",
     "ReadOptions",
     "Split",
+    "Survey",
     "load_dataset",
     "read_blocks",
     "release_pages",
+    "survey_data",
 ]
-
-DEFAULT_OPTIONS = ReadOptions()
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
@@ -81,13 +82,13 @@ def load_dataset(
     try:
         if path.is_dir() and not is_idx_folder(path):
             return check_dataset(load_folder(path, options, seed, progress, storage))
-        published = _read_published(source, cache, progress)
+        published = _read_published(source, cache, progress, storage)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    return check_dataset(split_published(source, published, options.image_size, seed))
+    return check_dataset(split_published(source, published, options.image_size, seed, storage))
 
 
-def _read_published(source: str, cache: Path | None, progress: Progress) -> Published:
+def _read_published(source: str, cache: Path | None, progress: Progress, storage: Storage) -> Published:
     """Read a folder of IDX files, a named data set or an archive."""
     path = Path(source)
     if path.is_dir():
@@ -99,11 +100,7 @@ def _read_published(source: str, cache: Path | None, progress: Progress) -> Publ
         find_or_fetch(named.files, folder, progress)
         return named.read(folder, progress)
     if path.is_file() and path.suffix == ".npz":
-        return read_npz(path)
+        return read_npz(path, storage)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         return read_cifar(path, progress)
-    names = ", ".join(map(repr, DATASETS))
-    raise DataError(
-        f"{source} is not a folder, a .npz or .tar.gz file, or the name of a data set: give one of them; the names are "
-        f"{names}"
-    )
+    raise make_unknown(source)
