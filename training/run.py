@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,16 +40,21 @@ class Result:
     """The result of a training, measured with exact batch norm statistics.
 
     Attributes:
-        best_epoch: Number of the epoch whose weights the run keeps, from 1.
+        best_epoch: Number of the epoch whose weights the run keeps, from 1; 0 if only the head was trained.
         exact_val_accuracy: Accuracy on the validation images.
         corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
         test_accuracy: Accuracy on the test images.
+        stages: The ``StageFigures`` of a pretrained network, as JSON values.
+        cross_validated: Cross-validated accuracy of heads on the features of all images, as JSON values; None if it was
+            not measured.
     """
 
     best_epoch: int
     exact_val_accuracy: float
     corrections: list[dict[str, Any]]
     test_accuracy: float
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    cross_validated: dict[str, Any] | None = None
 
 
 class Run:
@@ -239,6 +245,28 @@ class Run:
         path = self._weights(which)
         try:
             return safetensors.torch.load(path.read_bytes())  # load_file fails on a path that is not UTF-8
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise RunError(f"{path} cannot be loaded: {error}") from error
+
+    def save_logits(self, logits: Mapping[str, Tensor]) -> None:
+        """Save the logits of the result.
+
+        Args:
+            logits: Under ``val`` and ``test``, float32 (N, K) in the order of the images.
+        """
+        write_atomically(self.folder / "logits.safetensors", save_tensors(dict(logits)))
+
+    def read_logits(self) -> dict[str, Tensor]:
+        """Read the saved logits; empty if the run has none.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.folder / "logits.safetensors"
+        if not path.exists():
+            return {}
+        try:
+            return safetensors.torch.load(path.read_bytes())
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
