@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
 from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from evalmode.images.folders import describe_unread, find_images
-from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, list_suffixes
 from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
@@ -120,7 +120,7 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     """Classify images, or every image below a folder, by a server or by a file; - is standard input."""
     chosen = PredictOptions(**options)
     chosen.check()
-    images = list(_find_images(paths))
+    images = list(_find_images(paths, list_suffixes(FORMATS if chosen.file else SERVED_FORMATS)))
     with _open_predictor(chosen) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
         answers, failures = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
@@ -144,7 +144,8 @@ def _read_token(path: Path) -> str:
         raise UsageError(f"{path} does not hold a token: {error}") from error
 
 
-def _find_images(paths: Iterable[str]) -> Iterator[Source]:
+def _find_images(paths: Iterable[str], suffixes: Sequence[str]) -> Iterator[Source]:
+    """Find the files to classify. In folders these are the files with one of the suffixes."""
     for name in paths:
         path = Path(name)
         if name == "-":
@@ -153,10 +154,10 @@ def _find_images(paths: Iterable[str]) -> Iterator[Source]:
             path = path if path != STDIN else path.absolute()
             yield Source(path, path.parent)
         else:
-            found = find_images(path)
-            unread = describe_unread(found.others)
+            found = find_images(path, suffixes)
+            unread = describe_unread(found.others, suffixes=suffixes)
             if not found.images:
-                raise UsageError(f"{path} holds no image: {unread[0] if unread else ', '.join(IMAGE_SUFFIXES)}")
+                raise UsageError(f"{path} holds no image: {unread[0] if unread else ', '.join(suffixes)}")
             for sentence in unread:
                 click.echo(f"evalmode: {sentence}", err=True)
             yield from (Source(image, path) for image in found.images)
@@ -188,7 +189,7 @@ def _open_predictor(options: PredictOptions) -> Iterator[tuple[Predict, tuple[st
         from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
         model, limits = load_model(options.file), options.limits
-        yield lambda image: model.predict(image, top_k, limits), model.manifest.labels
+        yield lambda image: model.predict(image, top_k, limits, FORMATS), model.manifest.labels
         return
     token = _read_token(options.token_file) if options.token_file else ""
     tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}

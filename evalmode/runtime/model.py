@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -17,6 +17,7 @@ import numpy as np
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
 from evalmode.artifact.tensors import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
 from evalmode.errors import ArtifactInvalid, ImagesNotTaken
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
@@ -126,7 +127,11 @@ class Model(ABC):
         return rows * recent[-2] if len(recent) > 1 else 0.0
 
     def predict(
-        self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+        formats: Sequence[ImageFormat] | None = None,
     ) -> Prediction:
         """Classify one image.
 
@@ -134,6 +139,8 @@ class Model(ABC):
             image: Encoded bytes, or a path.
             top_k: The number of labels to return, the most probable first; 0 for the default, 5.
             limits: How large the image may be; by default the limits of a server.
+            formats: The formats that are allowed; by default all for a path, and those that a server decodes for bytes,
+                which may come from strangers.
 
         Raises:
             ImageError: The image cannot be decoded.
@@ -144,8 +151,9 @@ class Model(ABC):
         check_top_k(top_k)
         classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+        formats = formats or (SERVED_FORMATS if isinstance(image, bytes) else FORMATS)
         started = time.perf_counter()
-        pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits())
+        pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits(), formats)
         decoded = time.perf_counter()
         probabilities, _ = classifier.classify(pixels[np.newaxis])
         inferred = time.perf_counter()
