@@ -19,11 +19,12 @@ class NetworkSummary:
     """The network of a training and where it is trained.
 
     Attributes:
-        name: ``compact``, ``reference``, or ``package.module:function``.
+        name: The name that ``--network`` takes.
         weights: Number of weights.
         multiply_adds: Multiplications with an addition for one image.
         device: ``cpu`` or ``cuda``.
         processes: Number of processes that train it.
+        reason: Why this network was chosen, in words; "" if the user chose it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class NetworkSummary:
     multiply_adds: int
     device: str
     processes: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Callbacks:
         on_outcome: Called at the end of a training, before the report is written.
         on_report: Called with the path of the report.
         on_published: Called with each artifact once it is published.
+        on_notice: Called with a sentence about what takes long or much space, before it begins.
         on_warning: Called with a sentence that the user should read.
     """
 
@@ -114,6 +117,7 @@ class Callbacks:
     on_outcome: Callable[[Outcome], None] = _ignore
     on_report: Callable[[Path], None] = _ignore
     on_published: Callable[[Artifact | Variant], None] = _ignore
+    on_notice: Callable[[str], None] = _ignore
     on_warning: Callable[[str], None] = _ignore
 
 

@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from evalmode.files import naming, write_atomically
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import PixelContract, Resize
 from training.errors import RunError
 from training.networks import check_network, explain, explain_errors
 from training.recipe import Recipe
@@ -30,7 +30,7 @@ from training.tensors import describe_difference, save_tensors
 if TYPE_CHECKING:
     from training.publish import Artifact
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
 
@@ -158,6 +158,7 @@ class Run:
             facts["recipe"] = Recipe(**facts["recipe"])
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
+            facts["resize"] = Resize(**facts["resize"])
             PixelContract(*map(int, facts["shape"]))
             return cls(folder, RunConfig(**facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

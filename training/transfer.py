@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
@@ -22,17 +23,23 @@ from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.features import FeatureCache, Features, compute_features
-from training.head import HeadExamples, choose_head, measure_head
+from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
 
+TRAINED_SHARE = 0.75  # of the multiply-adds, at most: the first stages respond to edges and textures of any photo
+
 TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
 
 
 def fit_pretrained(
-    run: Run, network: PretrainedNetwork, dataset: Dataset, execution: Execution, callbacks: Callbacks,
+    run: Run,
+    network: PretrainedNetwork,
+    dataset: Dataset,
+    execution: Execution,
+    callbacks: Callbacks,
     train_stages: TrainStages,
 ) -> Outcome:
     """Train the head of a pretrained network and its last stages, and measure the result.
@@ -54,6 +61,29 @@ def fit_pretrained(
         DataError: The features do not fit onto the disk.
     """
     return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
+
+
+@torch.no_grad()
+def count_trained_stages(network: PretrainedNetwork, shape: tuple[int, int, int]) -> int:
+    """Count the last stages that have at most three quarters of the multiply-adds of a backbone.
+
+    Args:
+        network: The network; it is left in eval mode.
+        shape: (height, width, channels) of the images.
+
+    Returns:
+        The number of stages; 0 if the last stage alone has more.
+    """
+    height, width, channels = shape
+    x = torch.zeros((1, channels, height, width), device=next(network.parameters()).device)
+    network.eval()
+    costs = []
+    for index in range(len(network.stages)):
+        with FlopCounterMode(display=False) as counter:
+            x = network.run_stages(x, index, index + 1)
+        costs.append(counter.get_total_flops())
+    after = np.cumsum(costs[::-1])
+    return int((after <= TRAINED_SHARE * after[-1]).sum())
 
 
 class _StagedTraining:
@@ -110,9 +140,7 @@ class _StagedTraining:
             device = head.dense.weight.device
             targets = torch.from_numpy(data.train.targets).repeat(len(features.train))
             train = HeadExamples(torch.from_numpy(features.train).flatten(0, 1).to(device), targets.to(device))
-            val = HeadExamples(
-                torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device)
-            )
+            val = HeadExamples(torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device))
             weights = balance_labels(data.train).to(device) if self._recipe.balance else None
             chosen = choose_head(head, train, val, weights)
             figures = chosen.val_accuracy, chosen.val_loss
@@ -154,9 +182,7 @@ class _StagedTraining:
         logits: dict[str, Tensor] = {}
         for name in ("val", "test"):
             split: Split = getattr(data, name)
-            pooled: Floats = (
-                compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
-            )
+            pooled: Floats = compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
             examples = HeadExamples(torch.from_numpy(pooled), torch.from_numpy(split.targets))
             found[name], _ = measure_head(network.head, examples)
             logits[name] = compute_logits(network.head, examples.features)
