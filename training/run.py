@@ -43,12 +43,14 @@ class Result:
         exact_val_accuracy: Accuracy on the validation images.
         corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
         test_accuracy: Accuracy on the test images.
+        cross_validated: A ``CrossValidated`` as JSON values, if the test images are few and the network is pretrained.
     """
 
     best_epoch: int
     exact_val_accuracy: float
     corrections: list[dict[str, Any]]
     test_accuracy: float
+    cross_validated: dict[str, Any] | None = None
 
 
 class Run:
