@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+NORM_EPS = 1e-3  # added to the variances of the features, so that those that hardly vary are not amplified
+
 
 class PretrainedNetwork(nn.Module):
     """Scaling, the stages of a backbone, global average pooling, and a head.
@@ -37,7 +39,7 @@ class PretrainedNetwork(nn.Module):
         self.pool = pool
         self.head = nn.Sequential(
             OrderedDict(
-                norm=nn.BatchNorm1d(features), dropout=nn.Dropout(dropout), dense=nn.Linear(features, classes)
+                norm=nn.BatchNorm1d(features, eps=NORM_EPS), dropout=nn.Dropout(dropout), dense=nn.Linear(features, classes)
             )
         )
         self._first = 0
