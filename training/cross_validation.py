@@ -5,12 +5,16 @@ Shapes: N images, D features, K labels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 from training.datasets.dataset import Indices
+from training.head import HeadExamples, fit_dense, set_moments
 
 Floats = npt.NDArray[np.float32]
 Predictor = Callable[[Floats], npt.NDArray[np.floating]]  # features (N, D) -> probabilities (N, K)
@@ -43,6 +47,33 @@ def cross_validate(features: Floats, targets: Indices, fit: Fit, folds: int = FO
         probabilities[part] = predicted
     assert probabilities is not None
     return probabilities
+
+
+def refit_head(head: nn.Sequential, penalty: float, label_weights: Tensor | None = None) -> Fit:
+    """Return a function that fits a new head of the same kind, as the head of a network is fitted.
+
+    Args:
+        head: ``norm``, ``dropout`` and ``dense``; it is not changed.
+        penalty: Factor of half the squared norm of the dense layer's weights, in the loss.
+        label_weights: The weight of each label in the loss, float32 (K,); None for equal weights.
+    """
+
+    def fit(features: Floats, targets: Indices) -> Predictor:
+        new = copy.deepcopy(head)
+        nn.init.zeros_(new.dense.weight)
+        nn.init.zeros_(new.dense.bias)
+        examples = HeadExamples(torch.from_numpy(features), torch.from_numpy(targets))
+        set_moments(new, examples.features)
+        fit_dense(new, examples, penalty, label_weights)
+
+        @torch.no_grad()
+        def predict(some: Floats) -> Floats:
+            probabilities: Floats = new(torch.from_numpy(some)).softmax(1).numpy()
+            return probabilities
+
+        return predict
+
+    return fit
 
 
 def split_folds(targets: Indices, groups: Indices, folds: int, seed: int) -> Indices:

@@ -1,12 +1,9 @@
-"""What the features of a pretrained backbone reveal about the data: ``review.json`` in the run folder.
-
-Shapes: N images, D features.
-"""
+"""What the features of a pretrained backbone reveal about the data: ``review.json`` in the run folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,10 +11,11 @@ import numpy as np
 
 from evalmode.certification.metrics import CrossValidated, measure_cross_validated
 from evalmode.files import write_atomically
-from training.cross_validation import FOLDS, Fit, Floats, cross_validate
+from training.cross_validation import FOLDS, Fit, cross_validate
 from training.datasets import Dataset
 from training.datasets.dataset import SPLITS
 from training.errors import RunError
+from training.features import Features
 from training.wrong_labels import find_wrong_labels
 
 FEW_TEST_IMAGES = 200  # the 95% confidence interval of their accuracy is about 10 percentage points wide
@@ -122,7 +120,7 @@ class Review:
 
 
 def review_data(
-    features: Mapping[str, Floats],
+    features: Features,
     dataset: Dataset,
     fit: Fit,
     near_duplicates: Iterable[tuple[str, int, str, int, float]],
@@ -131,7 +129,7 @@ def review_data(
     """Cross-validate a head on the features of all images, and find labels that are probably wrong.
 
     Args:
-        features: The features of each split by its name, float32 (N, D).
+        features: The features of all images; of the training images, only those of the first view are used.
         dataset: The data set.
         fit: Trains a head on features and targets.
         near_duplicates: Split, row, other split, other row and similarity of each pair of nearly equal images.
@@ -141,8 +139,9 @@ def review_data(
         The review.
     """
     targets = np.concatenate([getattr(dataset, split).targets for split in SPLITS])
-    probabilities = cross_validate(np.concatenate([features[split] for split in SPLITS]), targets, fit, seed=seed)
-    places = [(split, row) for split in SPLITS for row in range(len(features[split]))]
+    images = np.concatenate([features.train[0], features.val, features.test])
+    probabilities = cross_validate(images, targets, fit, seed=seed)
+    places = [(split, row) for split in SPLITS for row in range(len(getattr(dataset, split)))]
     suspects = find_wrong_labels(probabilities, targets)
     pairs = sorted((NearDuplicate(*one) for one in near_duplicates), key=lambda pair: -pair.similarity)
     few = len(dataset.test) < FEW_TEST_IMAGES

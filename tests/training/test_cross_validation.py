@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
-from training.cross_validation import Fit, Floats, Predictor, cross_validate, find_equal_rows, split_folds
+from training.cross_validation import Fit, Floats, Predictor, cross_validate, find_equal_rows, refit_head, split_folds
 from training.datasets.dataset import Indices
+from training.head import HeadExamples, fit_dense, set_moments
+from training.networks import PretrainedNetwork
 
 RNG = np.random.default_rng(0)
 
@@ -105,6 +109,20 @@ class TestCrossValidation:
         assert 0.6 < accuracy < 0.95
         assert measured.interval == wilson_interval(round(300 * measured.accuracy), 300)
         assert (measured.images, measured.folds) == (300, 5)
+
+    def test_fits_new_heads_as_that_of_a_network_is_fitted(self) -> None:
+        targets = np.random.default_rng(2).integers(0, 3, 240)
+        features = draw_features(targets, 1)
+        network = PretrainedNetwork(nn.Identity(), [nn.Identity()], nn.Identity(), 8, 3, 0.5)
+        before = {name: tensor.clone() for name, tensor in network.head.state_dict().items()}
+        examples = HeadExamples(torch.from_numpy(features[:200]), torch.from_numpy(targets[:200]))
+        predicted = refit_head(network.head, 0.01)(features[:200], targets[:200])(features[200:])
+        assert all(torch.equal(before[name], tensor) for name, tensor in network.head.state_dict().items())
+        set_moments(network.head, examples.features)
+        fit_dense(network.head, examples, 0.01)
+        expected = network.head(torch.from_numpy(features[200:])).softmax(1).detach().numpy()
+        assert predicted == pytest.approx(expected, abs=1e-3)
+        assert (predicted.argmax(1) == targets[200:]).mean() > 0.8
 
     def test_keeps_a_label_with_a_single_image(self) -> None:
         targets = np.array([0] * 20 + [1] * 20 + [2])

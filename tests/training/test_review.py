@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from training.datasets import Dataset, Split
 from training.errors import RunError
+from training.features import Features
 from training.review import FEW_TEST_IMAGES, NearDuplicate, Review, review_data
 
 from .test_cross_validation import draw_features, fit_logistic
@@ -28,7 +30,8 @@ def dataset() -> Dataset:
 
 
 TRUE = np.concatenate([np.arange(count) % 3 for count in COUNTS.values()])
-FEATURES = dict(zip(COUNTS, np.split(draw_features(TRUE, 4), [120, 150]), strict=True))
+_TRAIN, _VAL, _TEST = np.split(draw_features(TRUE, 4), [120, 150])
+FEATURES = Features(np.stack([_TRAIN, np.zeros_like(_TRAIN)]), _VAL, _TEST)
 
 
 def test_wrong_labels_are_found_in_every_split(dataset: Dataset) -> None:
@@ -48,8 +51,8 @@ def test_accuracy_is_not_cross_validated_if_there_are_enough_test_images(dataset
     targets = np.arange(FEW_TEST_IMAGES) % 3
     test = Split(np.zeros((FEW_TEST_IMAGES, 2, 2, 3), np.uint8), targets)
     enough = Dataset("data", dataset.labels, dataset.train, dataset.val, test)
-    more = np.resize(FEATURES["test"][:48], (FEW_TEST_IMAGES, 8))  # copies, with the same labels
-    review = review_data({**FEATURES, "test": more}, enough, fit_logistic(3), [], seed=0)
+    more = np.resize(_TEST[:48], (FEW_TEST_IMAGES, 8))  # copies, with the same labels
+    review = review_data(replace(FEATURES, test=more), enough, fit_logistic(3), [], seed=0)
     assert review.cross_validated is None
     assert len(review.wrong_labels) == 2
 
