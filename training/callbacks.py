@@ -62,6 +62,7 @@ class Outcome:
         result: What was measured with exact batch norm statistics.
         norm_layers: Number of batch norm layers with moving statistics.
         unmoved_layers: Number of those whose statistics training did not change.
+        val_images: Number of validation images.
         test_images: Number of test images.
     """
 
@@ -70,6 +71,7 @@ class Outcome:
     result: Result
     norm_layers: int
     unmoved_layers: int
+    val_images: int
     test_images: int
 
 

@@ -196,7 +196,7 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
         run.save_weights(network, EXACT)
         run.append_metrics(asdict(result))
     norms = list_norms(network).keys()
-    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.test))
+    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.val), len(dataset.test))
     callbacks.on_outcome(outcome)
     if warning := describe_choice(best.val_accuracy, val_accuracy, len(dataset.val)):
         callbacks.on_warning(warning)
