@@ -49,7 +49,7 @@ def add_activation_map(graph: onnx.ModelProto) -> onnx.ModelProto | None:
     Returns:
         A graph with the output; None if the network does not end in global average pooling and a dense layer.
     """
-    ending = _find_ending(graph.graph)
+    ending = None if _uses_name(graph.graph) else _find_ending(graph.graph)
     sides = None if ending is None else _find_sides(graph, ending)
     if ending is None or sides is None:
         return None
@@ -74,9 +74,8 @@ def remove_activation_map(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a graph without the output ``activation_map`` and what only this output needs."""
     bare = onnx.ModelProto()
     bare.CopyFrom(graph)
-    prefix = (ACTIVATION_MAP, f"{ACTIVATION_MAP}.")
     for field in (bare.graph.output, bare.graph.initializer):
-        for one in [one for one in field if one.name in prefix or one.name.startswith(prefix[1])]:
+        for one in [one for one in field if one.name.startswith(ACTIVATION_MAP)]:
             field.remove(one)
     for node in [node for node in bare.graph.node if node.output[0].startswith(ACTIVATION_MAP)]:
         bare.graph.node.remove(node)
@@ -90,6 +89,12 @@ def find_feature_map(graph: onnx.ModelProto) -> str:
         graph: A graph with the output ``activation_map``.
     """
     return str(next(node.input[0] for node in graph.graph.node if node.output[0] == ACTIVATION_MAP))
+
+
+def _uses_name(graph: onnx.GraphProto) -> bool:
+    """Whether a graph uses the name of the output for tensors of its own."""
+    names = [tensor.name for tensor in graph.initializer] + [name for node in graph.node for name in node.output]
+    return any(name.startswith(ACTIVATION_MAP) for name in names)
 
 
 def _find_ending(graph: onnx.GraphProto) -> _Ending | None:

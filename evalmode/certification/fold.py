@@ -50,6 +50,10 @@ class Norm:
         """Convert it to JSON values; floats have the fewest digits that give the same float32."""
         return {name: _shorten(value) if isinstance(value, list) else value for name, value in asdict(self).items()}
 
+    def to_name(self) -> dict[str, Any]:
+        """Convert it to JSON values without its statistics: those that training did not change are in the weights."""
+        return {"name": self.name, "frozen": True}
+
 
 def _shorten(values: list[float]) -> list[float]:
     return [float(str(np.float32(value))) for value in values]
