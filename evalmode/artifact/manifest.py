@@ -98,6 +98,8 @@ class ClassifierManifest:
         }
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
+        if self.optional_outputs:
+            facts["optional_outputs"] = self.optional_outputs
         return {**_describe_image(self.pixels), **_write_facts(facts)}
 
 
@@ -116,6 +118,7 @@ class TensorManifest:
     labels: ClassVar[tuple[str, ...]] = ()
     optional_outputs: ClassVar[tuple[str, ...]] = ()
     image_inputs: ClassVar[Mapping[str, PixelContract]] = {}
+    optional_outputs: ClassVar[tuple[str, ...]] = ()
     relative_tolerance: ClassVar[bool] = True  # differences of an output are relative to its largest value
 
     def predict_labels(self, outputs: Tensors) -> list[str]:
@@ -197,6 +200,7 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     """
     labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
     certificate = facts.pop("certificate", None)
+    optional = tuple(map(str, facts.pop("optional_outputs", ())))
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
     contract = PixelContract(
@@ -205,9 +209,9 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
     if certificate is None:
-        return ClassifierManifest(labels, contract, facts)
+        return ClassifierManifest(labels, contract, facts, None, optional)
     _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))
-    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate))
+    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate), optional)
 
 
 def _read_version_4(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manifest:
