@@ -55,12 +55,14 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
             callbacks = SILENT
         elif not options.resume:
             claim_folder(out)
-        read = ReadOptions(options.image_size, options.skip_unreadable, options.limits)
+        read = ReadOptions(options.image_size, options.skip_unreadable, options.limits, labels=options.labels)
         dataset = load_data(data, read, options.seed, options.cache, callbacks)
         callbacks.on_data(dataset)
         recipe = choose_recipe(options.network, dataset, **_list_overrides(options))
         check_ranks(ranks, recipe, dataset)
-        config = RunConfig.of(dataset, options.image_size, options.skip_unreadable, recipe, options.limits)
+        config = RunConfig.of(
+            dataset, options.image_size, options.skip_unreadable, recipe, options.limits, options.labels
+        )
         network = _build_network(config, dataset, ranks, callbacks)
         with explain_errors(recipe.network, f"on {device.type}"):
             network = network.to(device)

@@ -47,7 +47,9 @@ class TrainOptions:
     Attributes:
         network: ``compact``, ``reference``, or a function of the user as ``package.module:function``.
         width: Factor of the number of filters, from 0.125 to 16.
-        image_size: (height, width) in pixels to resize every image to; None if all images have one size.
+        image_size: (height, width) in pixels to resize every image to; None for the size that all images have, or
+            squares.
+        labels: Table of the files of a folder and their labels; None if the labels are the names of folders.
         epochs: Passes over the training images, at least 1.
         batch_size: Images in a training step, at least 2.
         learning_rate: Peak learning rate, above 0.
@@ -74,7 +76,10 @@ class TrainOptions:
     network: str = option("compact", "a network such as compact or reference, or your own as package.module:function")
     width: float = option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
     image_size: tuple[int, int] | None = option(
-        None, "resize every image to this size; without it, all images must have one size"
+        None, "resize every image to this size; without it, images of one size keep it, others become squares"
+    )
+    labels: Path | None = option(
+        None, "CSV with columns file and label, optionally split; without it, labels are names of folders", path="file"
     )
     epochs: int | None = option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
     batch_size: int | None = option(None, "images in a training step", minimum=2, shown=BY_NETWORK)

@@ -28,6 +28,7 @@ class RunConfig:
         recipe: How the network was trained.
         max_image_bytes: Largest encoded image in bytes.
         max_image_pixels: Largest decoded image in pixels.
+        labels_file: Absolute path of the table of labels; None if the labels are the names of folders.
     """
 
     data: str
@@ -39,6 +40,7 @@ class RunConfig:
     recipe: Recipe
     max_image_bytes: int = OWN_IMAGES.max_image_bytes
     max_image_pixels: int = OWN_IMAGES.max_image_pixels
+    labels_file: str | None = None
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class RunConfig:
         skip_unreadable: bool,
         recipe: Recipe,
         limits: Limits = OWN_IMAGES,
+        labels_file: Path | None = None,
     ) -> RunConfig:
         """Describe a run on a loaded data set.
 
@@ -57,6 +60,7 @@ class RunConfig:
             skip_unreadable: Whether unreadable files were left out.
             recipe: How to train.
             limits: The limits on the size of an image that the data set was loaded with.
+            labels_file: The table of labels that the data set was loaded with.
 
         Returns:
             The description, with an absolute path to data that are files.
@@ -64,12 +68,27 @@ class RunConfig:
         source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
         shape = dataset.contract.shape
         sizes = limits.max_image_bytes, limits.max_image_pixels
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
+        table = None if labels_file is None else str(labels_file.resolve())
+        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes, table)
 
     @property
     def limits(self) -> Limits:
         """The limits on the size of an image of the data."""
         return Limits(self.max_image_bytes, self.max_image_pixels)
+
+    def find_labels(self, data: str | None) -> Path | None:
+        """Find the table of labels.
+
+        Args:
+            data: Present place of the data, if they were moved; None if they were not.
+
+        Returns:
+            Its path, in the present place if it was among the data; None if there is no table.
+        """
+        if self.labels_file is None:
+            return None
+        table = Path(self.labels_file)
+        return Path(data) / table.relative_to(self.data) if data and table.is_relative_to(self.data) else table
 
     def build_network(self) -> nn.Module:
         """Build the network of this run with new initial weights, in train mode on the CPU."""
