@@ -40,7 +40,7 @@ class StageFigures:
     """The result of one stage of the training of a pretrained network.
 
     Attributes:
-        stage: ``features``, ``head`` or ``fine-tuning``.
+        stage: ``features``, ``head`` or ``fine-tune``.
         seconds: Wall-clock time in seconds; of the present process, if the training was resumed.
         text: What the stage did, in words.
         val_accuracy: Accuracy on the validation images, from 0 to 1; None if the stage has none.
