@@ -28,12 +28,12 @@ from evalmode.files import write_atomically
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.session import open_cpu_session
 from training.callbacks import Callbacks
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, Split, release_pages
 from training.datasets.dataset import SPLITS, Indices
 from training.errors import DataError
 from training.networks import PretrainedNetwork, scale_pixels
 from training.onnx_export import convert
-from training.ranks import Ranks
+from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.views import make_views
 
@@ -112,6 +112,31 @@ def open_backbone(network: PretrainedNetwork, stages: int, shape: tuple[int, int
         return before.cpu().numpy(), features.cpu().numpy()
 
     return run_torch
+
+
+def compute_features(network: PretrainedNetwork, images: Pixels, ranks: Ranks = ALONE) -> Floats:
+    """Compute the features of images by a network as it is now.
+
+    Args:
+        network: The network, on any device.
+        images: uint8 (N, H, W, C), N at least 1.
+        ranks: The processes that share the images. All of them get all features.
+
+    Returns:
+        float32 (N, D).
+    """
+    run = open_backbone(network, 0, images.shape[1:])
+    parts = []
+    for start in range(0, len(images), BATCH * ranks.count):
+        batch = images[start : start + BATCH * ranks.count]
+        own = batch[ranks.share]
+        outputs = [outputs[1] for outputs in ranks.gather(run(own) if len(own) else None) if outputs is not None]
+        pooled = np.empty((len(batch), outputs[0].shape[1]), np.float32)
+        for rank, part in enumerate(outputs):
+            pooled[rank :: ranks.count] = part
+        parts.append(pooled)
+        release_pages(images)
+    return np.concatenate(parts)
 
 
 class FeatureCache:

@@ -118,6 +118,13 @@ def fit_dense(head: nn.Sequential, train: HeadExamples, penalty: float, label_we
 @torch.no_grad()
 def measure_head(head: nn.Sequential, examples: HeadExamples) -> tuple[float, float]:
     """Measure accuracy, in 0..1, and mean cross-entropy of a head in eval mode."""
-    logits = head(examples.features)
+    logits = compute_logits(head, examples.features)
     accuracy = (logits.argmax(1) == examples.targets).double().mean().item()
     return accuracy, functional.cross_entropy(logits, examples.targets).item()
+
+
+@torch.no_grad()
+def compute_logits(head: nn.Sequential, features: Tensor) -> Tensor:
+    """Compute the logits of a head in eval mode, float32 (N, K), from features, float32 (N, D)."""
+    logits: Tensor = head.eval()(features)
+    return logits

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,20 +100,22 @@ class Storage:
         return copied
 
 
-def release_pages(images: Pixels) -> None:
+def release_pages(images: npt.NDArray[Any]) -> None:
     """Release the resident memory of pixels in a memory-mapped file; the values stay in the file.
 
     A pass over all images calls this now and then, so that the process keeps only a part of them in memory. Pixels in
     memory are left as they are.
 
     Args:
-        images: Pixels that a ``Storage`` allocated, or a view of them.
+        images: Pixels that a ``Storage`` allocated, an array of ``numpy.memmap``, or a view of them.
     """
     owner: object = images
+    shared = False
     while isinstance(owner, np.ndarray):
+        shared |= isinstance(owner, np.memmap) and owner.mode != "c"
         owner = owner.base
     # Only for shared mappings: the pages of a private one hold changes that are in no file.
-    if isinstance(owner, _PixelFile) and hasattr(mmap, "MADV_DONTNEED"):
+    if isinstance(owner, mmap.mmap) and (shared or isinstance(owner, _PixelFile)) and hasattr(mmap, "MADV_DONTNEED"):
         owner.madvise(mmap.MADV_DONTNEED)
 
 

@@ -31,7 +31,13 @@ class PretrainedNetwork(nn.Module):
     """
 
     def __init__(
-        self, scale: nn.Module, stages: Sequence[nn.Module], pool: nn.Module, features: int, classes: int, dropout: float
+        self,
+        scale: nn.Module,
+        stages: Sequence[nn.Module],
+        pool: nn.Module,
+        features: int,
+        classes: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -39,7 +45,9 @@ class PretrainedNetwork(nn.Module):
         self.pool = pool
         self.head = nn.Sequential(
             OrderedDict(
-                norm=nn.BatchNorm1d(features, eps=NORM_EPS), dropout=nn.Dropout(dropout), dense=nn.Linear(features, classes)
+                norm=nn.BatchNorm1d(features, eps=NORM_EPS),
+                dropout=nn.Dropout(dropout),
+                dense=nn.Linear(features, classes),
             )
         )
         self._first = 0
