@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import fspath
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def reload_data(run: Run, data: str | None, cache: Path | None, callbacks: Callb
         RunError: The data have changed since the training.
     """
     config = run.config
-    dataset = load_data(fspath(data or config.data), config.read_options, config.recipe.seed, cache, callbacks)
+    read = replace(config.read_options, labels=config.find_labels(data))
+    dataset = load_data(fspath(data or config.data), read, config.recipe.seed, cache, callbacks)
     if dataset.digest() != config.data_digest:
         raise RunError(
             f"{dataset.source} is not what {run.folder} was trained on: its digest differs; give --data or train again"

@@ -56,7 +56,9 @@ class TrainOptions:
             quarters of the computation, ``none``, or the number of the last stages.
         minutes: Time that the training may take, in minutes; views and epochs are planned for it. None for no limit.
         width: Factor of the number of filters, from 0.125 to 16.
-        image_size: (height, width) in pixels to resize every image to; None if the network or the images decide.
+        image_size: (height, width) in pixels to resize every image to; None for the size of the network, or else that of
+            the images.
+        labels: Table of the files of a folder and their labels; None if the labels are the names of folders.
         epochs: Passes over the training images, at least 1.
         batch_size: Images in a training step, at least 2.
         learning_rate: Peak learning rate, above 0.
@@ -94,7 +96,10 @@ class TrainOptions:
     )
     width: float = option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
     image_size: tuple[int, int] | None = option(
-        None, "resize every image to this size; without it, the network or the images decide"
+        None, "resize every image to this size; without it, the network or else the images decide"
+    )
+    labels: Path | None = option(
+        None, "CSV with columns file and label, optionally split; without it, labels are names of folders", path="file"
     )
     epochs: int | None = option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
     batch_size: int | None = option(None, "images in a training step", minimum=2, shown=BY_NETWORK)

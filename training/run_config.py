@@ -30,7 +30,7 @@ class RunConfig:
         max_image_bytes: Largest encoded image in bytes.
         max_image_pixels: Largest decoded image in pixels.
         resize: How images of another size were resized and cropped.
-        label_file: Absolute path of the table of files and labels; None if the names of folders are the labels.
+        labels_file: Absolute path of the table of files and labels; None if the names of folders are the labels.
         weights: File of pretrained weights that the training started from; None for the network's own, or none.
         minutes: Time that the training was planned for; None for no limit.
     """
@@ -45,7 +45,7 @@ class RunConfig:
     max_image_bytes: int = OWN_IMAGES.max_image_bytes
     max_image_pixels: int = OWN_IMAGES.max_image_pixels
     resize: Resize = Resize()
-    label_file: str | None = None
+    labels_file: str | None = None
     weights: str | None = None
     minutes: float | None = None
 
@@ -73,7 +73,7 @@ class RunConfig:
             max_image_bytes=read.limits.max_image_bytes,
             max_image_pixels=read.limits.max_image_pixels,
             resize=dataset.resize,
-            label_file=None if read.labels is None else str(read.labels.resolve()),
+            labels_file=None if read.labels is None else str(read.labels.resolve()),
         )
 
     @property
@@ -84,8 +84,22 @@ class RunConfig:
             skip_unreadable=self.skip_unreadable,
             limits=Limits(self.max_image_bytes, self.max_image_pixels),
             resize=self.resize,
-            labels=None if self.label_file is None else Path(self.label_file),
+            labels=self.find_labels(None),
         )
+
+    def find_labels(self, data: str | None) -> Path | None:
+        """Find the table of labels.
+
+        Args:
+            data: Present place of the data, if they were moved; None if they were not.
+
+        Returns:
+            Its path, in the present place if it was among the data; None if there is no table.
+        """
+        if self.labels_file is None:
+            return None
+        table = Path(self.labels_file)
+        return Path(data) / table.relative_to(self.data) if data and table.is_relative_to(self.data) else table
 
     def build_network(self) -> nn.Module:
         """Build the network of this run with new initial weights, in train mode on the CPU."""

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
 from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
-from training.datasets import Dataset, Split
+from training.cross_validation import refit_head
+from training.datasets import Dataset, Split, find_near_duplicates
 from training.features import FeatureCache, Features, compute_features
 from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
+from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
 
@@ -98,6 +100,8 @@ class _StagedTraining:
         self._dataset = dataset
         self._ranks = execution.ranks
         self._callbacks = callbacks
+        self._label_weights = balance_labels(dataset.train) if self._recipe.balance else None
+        self._penalty = 0.0  # of the head; only the first process chooses it
         self._stages: list[StageFigures] = []
 
     def run_stages(self, train_stages: TrainStages) -> Outcome:
@@ -141,8 +145,8 @@ class _StagedTraining:
             targets = torch.from_numpy(data.train.targets).repeat(len(features.train))
             train = HeadExamples(torch.from_numpy(features.train).flatten(0, 1).to(device), targets.to(device))
             val = HeadExamples(torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device))
-            weights = balance_labels(data.train).to(device) if self._recipe.balance else None
-            chosen = choose_head(head, train, val, weights)
+            weights = self._label_weights
+            chosen = choose_head(head, train, val, None if weights is None else weights.to(device))
             figures = chosen.val_accuracy, chosen.val_loss
             self._finish_stage("head", started, f"penalty {chosen.penalty:g}", chosen.val_accuracy)
             self._penalty = chosen.penalty
@@ -186,9 +190,10 @@ class _StagedTraining:
             examples = HeadExamples(torch.from_numpy(pooled), torch.from_numpy(split.targets))
             found[name], _ = measure_head(network.head, examples)
             logits[name] = compute_logits(network.head, examples.features)
-        stages = [asdict(stage) for stage in self._stages]
-        result = Result(best.epoch, found["val"], [], found["test"], stages, self._cross_validate(features))
+        result = Result(best.epoch, found["val"], [], found["test"], [asdict(stage) for stage in self._stages])
         if ranks.is_first:
+            review = self._review(features)
+            result = replace(result, cross_validated=review.cross_validated and asdict(review.cross_validated))
             run.save_weights(network, EXACT)
             run.save_logits(logits)
             run.append_metrics(asdict(result))
@@ -196,6 +201,15 @@ class _StagedTraining:
         outcome = Outcome(run, best, result, layers, layers, len(data.val), len(data.test))
         self._callbacks.on_outcome(outcome)
         return outcome
+
+    def _review(self, features: Features) -> Review:
+        """Cross-validate heads on the features, and find doubtful labels and near-duplicates."""
+        data = self._dataset
+        fit = refit_head(self._network.cpu().head, self._penalty, self._label_weights)
+        by_split = {"train": features.train[0], "val": features.val, "test": features.test}
+        review = review_data(features, data, fit, find_near_duplicates(by_split), self._recipe.seed)
+        review.save(self._run.folder)
+        return review
 
     def _finish_stage(self, stage: str, started: float, text: str, val_accuracy: float | None = None) -> None:
         figures = StageFigures(stage, time.perf_counter() - started, text, val_accuracy)

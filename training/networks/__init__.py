@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.errors import NetworkError
 from training.networks.architecture import Architecture
 from training.networks.compact import COMPACT
+from training.networks.efficientnet_lite import EFFICIENTNET_LITE, VARIANTS
 from training.networks.inputs import lay_out, make_inputs, scale_pixels
 from training.networks.own import OWN, check_logits, check_network, explain, explain_errors, list_causes
 from training.networks.pretrained import PretrainedNetwork
@@ -39,7 +40,11 @@ __all__ = [
     "scale_pixels",
 ]
 
-NETWORKS: dict[str, Architecture[Any]] = {"compact": COMPACT, "reference": REFERENCE}
+NETWORKS: dict[str, Architecture[Any]] = {
+    "compact": COMPACT,
+    "reference": REFERENCE,
+    **dict.fromkeys(VARIANTS, EFFICIENTNET_LITE),
+}
 
 
 def get_architecture(name: str) -> Architecture[Any]:
