@@ -36,12 +36,14 @@ class ClassifierManifest:
         pixels: The pixels that the graph takes.
         properties: What else was recorded at export, JSON values by name (network, training, agreement).
         certificate: Golden images and the expected answers; None if the artifact is uncertified.
+        optional_outputs: Outputs of the graph that are computed only where they are requested, by name.
     """
 
     labels: tuple[str, ...]
     pixels: PixelContract
     properties: Mapping[str, Any] = field(default_factory=dict)
     certificate: ClassifierCertificate | None = None
+    optional_outputs: tuple[str, ...] = ()
 
     relative_tolerance: ClassVar[bool] = False  # differences of outputs are absolute
 
@@ -89,6 +91,8 @@ class ClassifierManifest:
         """Convert the manifest to ONNX metadata properties: JSON values by sorted keys, and ONNX's keys for images."""
         how = {"layout": "NHWC", "dtype": "uint8", "range": [0, 255], "resize": RESIZE}
         facts = {"labels": self.labels, **self.properties, "pixels": {**vars(self.pixels), **how}}
+        if self.optional_outputs:
+            facts["optional_outputs"] = self.optional_outputs
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
         return {**_describe_image(self.pixels), **_write_facts(facts)}
@@ -108,6 +112,7 @@ class TensorManifest:
 
     labels: ClassVar[tuple[str, ...]] = ()
     image_inputs: ClassVar[Mapping[str, PixelContract]] = {}
+    optional_outputs: ClassVar[tuple[str, ...]] = ()
     relative_tolerance: ClassVar[bool] = True  # differences of an output are relative to its largest value
 
     def predict_labels(self, outputs: Tensors) -> list[str]:
@@ -189,15 +194,16 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     """
     labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
     certificate = facts.pop("certificate", None)
+    optional = tuple(map(str, facts.pop("optional_outputs", ())))
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
     contract = PixelContract(*(int(pixels[side]) for side in ("height", "width", "channels")))
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
     if certificate is None:
-        return ClassifierManifest(labels, contract, facts)
+        return ClassifierManifest(labels, contract, facts, None, optional)
     _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))
-    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate))
+    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate), optional)
 
 
 # Every version since 3 stays readable. tests/evalmode/artifact/fixtures holds artifacts of each.

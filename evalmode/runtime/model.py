@@ -5,42 +5,26 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
-from evalmode.artifact.tensors import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
-from evalmode.errors import ArtifactInvalid, ImagesNotTaken
+from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Floats, Tensors
+from evalmode.errors import ImagesNotTaken
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
+from evalmode.runtime.optional_outputs import OptionalOutputs
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
+from evalmode.runtime.tensor import Tensor, read_tensor
 
-_TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
-_TYPES = {f"tensor({_TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
 _MAX_RUNS = 8  # recent runs that the expected time is computed from
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """The description of an input or output of a network.
-
-    Attributes:
-        name: Its name in the graph.
-        dtype: The type of its elements.
-        shape: Its shape without the batch, which is the first axis; -1 for an axis of any size.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,8 +39,10 @@ class Model(ABC):
         provider: The execution provider that the session runs on.
         batch_invariant: Whether an input gets the same bits in every batch; measured at export and when loaded.
         max_batch: The largest batch that may be run; 1 on the CPU if batches give other bits.
-        session: The ONNX Runtime session; it may be called from several threads.
-        row_s: Seconds per input of the most recent runs.
+        session: The ONNX Runtime session of all other outputs; it may be called from several threads.
+        optional: The optional outputs, which are computed only where they are requested.
+        lone: A session with more threads, for requests that are alone; None if there is none.
+        row_s: Seconds per input of the most recent runs in ``session``.
     """
 
     name: str
@@ -67,6 +53,8 @@ class Model(ABC):
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
+    optional: OptionalOutputs = OptionalOutputs()
+    lone: ort.InferenceSession | None = None
     row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS))
 
     def __repr__(self) -> str:
@@ -88,30 +76,49 @@ class Model(ABC):
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
         """The inputs of the network."""
-        return tuple(map(_read_tensor, self.session.get_inputs()))
+        return tuple(map(read_tensor, self.session.get_inputs()))
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
-        """The outputs of the network."""
-        return tuple(map(_read_tensor, self.session.get_outputs()))
+        """The outputs of the network that are not optional."""
+        described = (one for one in self.session.get_outputs() if one.name not in self.optional.shared)
+        return tuple(map(read_tensor, described))
 
-    def run(self, inputs: Tensors, options: ort.RunOptions | None = None) -> Tensors:
+    @cached_property
+    def _names(self) -> list[str]:
+        return [output.name for output in self.outputs]
+
+    def run(
+        self,
+        inputs: Tensors,
+        optional: Collection[str] = (),
+        alone: bool = False,
+        options: ort.RunOptions | None = None,
+    ) -> Tensors:
         """Run the network on a batch.
 
         Args:
             inputs: Tensors by name, the batch along the first axis of each.
+            optional: Names of optional outputs to compute, too.
+            alone: Whether no other request is in flight. The network may run on more threads then.
             options: onnxruntime's ``RunOptions``, through which another thread can terminate the run.
 
         Returns:
-            All outputs by name, the batch along the first axis of each.
+            Outputs by name, the batch along the first axis of each.
 
         Raises:
             Exception: onnxruntime cannot run the network; its exceptions have no common base class.
         """
         started = time.perf_counter()
-        answer = self.session.run(None, dict(inputs), options)
-        self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
-        return dict(zip((output.name for output in self.outputs), answer, strict=True))
+        lone = self.lone if alone else None
+        names = [*self._names, *self.optional.shared] if optional else self._names
+        answer = dict(zip(names, (lone or self.session).run(names, dict(inputs), options), strict=True))
+        if optional:
+            answer |= self.optional.compute(inputs, answer, options)
+            answer = {name: answer[name] for name in (*self._names, *optional)}
+        if lone is None:
+            self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
+        return answer
 
     def expect_s(self, rows: int) -> float:
         """Return a time that a batch will hardly exceed, from the second slowest of the most recent runs.
@@ -226,19 +233,3 @@ class TensorNetwork(Model):
             ImagesNotTaken: Always.
         """
         raise ImagesNotTaken("the model takes tensors, not images: call ModelInfer")
-
-
-def _read_tensor(described: Any) -> Tensor:
-    """Read onnxruntime's description of an input or output.
-
-    Raises:
-        ArtifactInvalid: It is not numeric, or its first axis is not a batch of any size.
-    """
-    batch, *shape = described.shape or [1]
-    if described.type not in _TYPES or isinstance(batch, int):
-        raise ArtifactInvalid(
-            f"{described.name} is {described.type} {described.shape}: expected numbers, with a batch of any size along "
-            "the first axis"
-        )
-    fixed = tuple(side if isinstance(side, int) else -1 for side in shape)
-    return Tensor(described.name, _TYPES[described.type], fixed)

@@ -125,5 +125,6 @@ class Classifier:
 
 def _describe_pixels(model: Model) -> wire.PixelContract | None:
     for contract in model.manifest.image_inputs.values():
-        return wire.PixelContract(**vars(contract), resize=RESIZE)
+        height, width, channels = contract.shape
+        return wire.PixelContract(height=height, width=width, channels=channels, resize=RESIZE)
     return None
