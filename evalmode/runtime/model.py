@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
-from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Floats, Tensors
-from evalmode.errors import ImagesNotTaken
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
+from evalmode.errors import ImagesNotTaken, UsageError
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
+from evalmode.runtime.explanation import Explanation
 from evalmode.runtime.optional_outputs import OptionalOutputs
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
@@ -100,7 +101,7 @@ class Model(ABC):
         Args:
             inputs: Tensors by name, the batch along the first axis of each.
             optional: Names of optional outputs to compute, too.
-            alone: Whether no other request is in flight. The network may run on more threads then.
+            alone: Whether no other request is in flight. One input may run on more threads then.
             options: onnxruntime's ``RunOptions``, through which another thread can terminate the run.
 
         Returns:
@@ -110,14 +111,15 @@ class Model(ABC):
             Exception: onnxruntime cannot run the network; its exceptions have no common base class.
         """
         started = time.perf_counter()
-        lone = self.lone if alone else None
+        rows = len(next(iter(inputs.values())))
+        lone = self.lone if alone and rows == 1 else None
         names = [*self._names, *self.optional.shared] if optional else self._names
         answer = dict(zip(names, (lone or self.session).run(names, dict(inputs), options), strict=True))
         if optional:
             answer |= self.optional.compute(inputs, answer, options)
             answer = {name: answer[name] for name in (*self._names, *optional)}
         if lone is None:
-            self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
+            self.row_s.append((time.perf_counter() - started) / max(1, rows))
         return answer
 
     def expect_s(self, rows: int) -> float:
@@ -148,16 +150,54 @@ class Model(ABC):
             OSError: The path cannot be read.
             UsageError: ``top_k`` is outside its range.
         """
+        return self._infer(image, top_k, limits)[0]
+
+    def explain(
+        self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+    ) -> Explanation:
+        """Classify one image, and find the parts of the image that speak for each label.
+
+        This needs the output ``activation_map``, which ``export`` adds to networks that end in global average pooling
+        and one dense layer.
+
+        Args:
+            image: Encoded bytes, or a path.
+            top_k: The number of labels in the prediction, the most probable first; 0 for the default, 5.
+            limits: How large the image may be; by default the limits of a server.
+
+        Raises:
+            ImageError: The image cannot be decoded.
+            ImagesNotTaken: The model is a network of tensors.
+            OSError: The path cannot be read.
+            UsageError: The model has no activation map, or ``top_k`` is outside its range.
+        """
+        labels = self.as_classifier().manifest.labels
+        if ACTIVATION_MAP not in self.optional.names:
+            raise UsageError(
+                f"{self!r} has no {ACTIVATION_MAP}: networks have one that end in global average pooling and one dense "
+                "layer, if they were exported by evalmode 0.3 or later"
+            )
+        prediction, pixels, outputs = self._infer(image, top_k, limits, (ACTIVATION_MAP,))
+        return Explanation(prediction, pixels, dict(zip(labels, outputs[ACTIVATION_MAP][0], strict=True)))
+
+    def _infer(
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int,
+        limits: Limits | None,
+        optional: tuple[str, ...] = (),
+    ) -> tuple[Prediction, Pixels, Tensors]:
+        """Classify one image; return its pixels and the outputs of the network, too."""
         check_top_k(top_k)
         classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
         started = time.perf_counter()
         pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits())
         decoded = time.perf_counter()
-        probabilities, _ = classifier.classify(pixels[np.newaxis])
+        outputs = self.run({INPUT: pixels[np.newaxis]}, optional)
         inferred = time.perf_counter()
-        return Prediction(
-            scores=classifier.scores(probabilities[0], top_k),
+        prediction = Prediction(
+            scores=classifier.scores(outputs[PROBABILITIES][0], top_k),
             model=self.name,
             version=self.version,
             digest=self.digest,
@@ -165,6 +205,7 @@ class Model(ABC):
             wait_us=0,
             inference_us=round((inferred - decoded) * 1e6),
         )
+        return prediction, pixels, outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)

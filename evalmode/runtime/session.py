@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from evalmode.errors import LoadLimitExceeded
 
-__all__ = ["ORT_VERSION", "limit_runs", "make_session_options", "open_cpu_session", "ort"]
+__all__ = ["ORT_VERSION", "limit_runs", "make_session_options", "open_cpu_session", "ort", "shrink_arena"]
 
 ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
 
@@ -54,6 +54,13 @@ def open_cpu_session(graph: bytes, threads: int = 1, optimise: bool = True, aren
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def shrink_arena() -> ort.RunOptions:
+    """Make options for a run of a session on the CPU that returns the memory that larger runs left in its arena."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 @contextmanager
