@@ -12,11 +12,11 @@ from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import digest_file, open_artifact
 from evalmode.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
 from evalmode.limits import LARGEST_BATCH
-from evalmode.runtime.lone import add_lone
 from evalmode.runtime.model import ImageClassifier, Model, TensorNetwork
 from evalmode.runtime.optional_outputs import WHOLE, open_optional, split
 from evalmode.runtime.provider import open_session
 from evalmode.runtime.session import limit_runs, open_cpu_session, shrink_arena
+from evalmode.runtime.threads import add_lone
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
 
@@ -109,9 +109,7 @@ def load_artifact(
             graph, manifest.optional_outputs, parts, session, partial(open_cpu_session, arena=options.arena)
         )
         facts = (name, version, digest_file(artifact), manifest, provider, False, 1, session, optional)
-        model: Model = (
-            ImageClassifier(*facts) if isinstance(manifest, ClassifierManifest) else TensorNetwork(*facts)
-        )
+        model: Model = ImageClassifier(*facts) if isinstance(manifest, ClassifierManifest) else TensorNetwork(*facts)
         if not (model.inputs and model.outputs):  # this also checks their types, before the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
         replayed = replay(model, options.replay_s)

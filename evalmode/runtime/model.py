@@ -20,6 +20,7 @@ from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
 from evalmode.runtime.explanation import Explanation
+from evalmode.runtime.lone import Lone
 from evalmode.runtime.optional_outputs import OptionalOutputs
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
@@ -55,7 +56,7 @@ class Model(ABC):
     max_batch: int
     session: ort.InferenceSession
     optional: OptionalOutputs = OptionalOutputs()
-    lone: ort.InferenceSession | None = None
+    lone: Lone | None = None
     row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS))
 
     def __repr__(self) -> str:
@@ -112,9 +113,10 @@ class Model(ABC):
         """
         started = time.perf_counter()
         rows = len(next(iter(inputs.values())))
-        lone = self.lone if alone and rows == 1 else None
+        lone = self.lone if self.lone and alone and rows == 1 and self.lone.is_due() else None
         names = [*self._names, *self.optional.shared] if optional else self._names
-        answer = dict(zip(names, (lone or self.session).run(names, dict(inputs), options), strict=True))
+        computed = (lone or self.session).run(names, dict(inputs), options)
+        answer = dict(zip(names, computed, strict=True))
         if optional:
             answer |= self.optional.compute(inputs, answer, options)
             answer = {name: answer[name] for name in (*self._names, *optional)}
