@@ -21,7 +21,7 @@ from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
 from evalmode.runtime.explanation import Explanation
 from evalmode.runtime.lone import Lone
-from evalmode.runtime.optional_outputs import OptionalOutputs
+from evalmode.runtime.optional_outputs import NO_OUTPUTS, OptionalOutputs
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
 from evalmode.runtime.tensor import Tensor, read_tensor
@@ -55,7 +55,7 @@ class Model(ABC):
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
-    optional: OptionalOutputs = OptionalOutputs()
+    optional: OptionalOutputs = NO_OUTPUTS
     lone: Lone | None = None
     row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS))
 

@@ -59,6 +59,9 @@ class OptionalOutputs:
         return {name: known[name] for name in self.names}
 
 
+NO_OUTPUTS = OptionalOutputs()
+
+
 @dataclass(frozen=True)
 class Parts:
     """A network that is split.

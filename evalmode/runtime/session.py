@@ -27,17 +27,19 @@ __all__ = [
 ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
 
 
-def make_session_options(threads: int) -> ort.SessionOptions:
+def make_session_options(threads: int, spin: bool = False) -> ort.SessionOptions:
     """Make the session options that all providers share.
 
     Args:
         threads: Threads that one inference may use; 0 for as many as there are cores.
+        spin: Whether the threads wait for each other in a loop during a run, which is faster if no core is busy.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle server uses no CPU
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run: an idle server uses no CPU
     # Without this entry the bytes choose the format, and ORT's own has not been checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Initializers in other files would be looked for in a folder; this is not one.
@@ -48,7 +50,7 @@ def make_session_options(threads: int) -> ort.SessionOptions:
 def open_lone_session(graph: bytes, threads: int) -> ort.InferenceSession:
     """Open a session on the CPU for runs that have the cores to themselves.
 
-    Its threads wait for each other in a loop, which saves waking them some fifty times a run; they sleep between runs.
+    Its threads wait for each other in a loop, which saves waking them some fifty times a run.
 
     Args:
         graph: The bytes of an ONNX file.
@@ -57,9 +59,7 @@ def open_lone_session(graph: bytes, threads: int) -> ort.InferenceSession:
     Raises:
         Exception: onnxruntime cannot load the graph; its exceptions have no common base class.
     """
-    options = make_session_options(threads)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of a run
+    options = make_session_options(threads, spin=True)
     options.add_session_config_entry("session.dynamic_block_base", "4")  # smaller shares, in case a core is busy
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -17,12 +17,11 @@ from evalmode.runtime.session import limit_runs, open_lone_session
 log = logging.getLogger(__name__)
 
 MIN_RUN_S = 1e-3  # networks that run faster on one thread gain less than waking the other threads costs
-MAX_SHARE = 0.8  # of the time on one thread; a session that gains less is not worth its memory
 RUNS = 16  # of each session; the fastest counts, since other processes slow some of them down
 
 
 def add_lone(model: Model, graph: bytes, threads: int, replay_s: float = 0.0) -> Model:
-    """Add a session with several threads to a model, if that pays and gives the same bits.
+    """Add a session with several threads to a model, if it is large enough and they give the same bits.
 
     The outputs of both sessions are compared on the golden inputs, one by one: larger batches stay on one thread. The
     certificate has compared one and two threads in the same way, on the machine that made it.
@@ -53,11 +52,9 @@ def add_lone(model: Model, graph: bytes, threads: int, replay_s: float = 0.0) ->
             return model
         one = _time_runs(model, golden, options)
         several = _time_runs(wide, golden, options, alone=True)
-    how = "%r: %.1f ms on one thread, %.1f ms on %s, which %s"
-    pays = several <= MAX_SHARE * one
-    use = "a request gets if it is alone" if pays else "does not pay"
-    log.info(how, model, one * 1e3, several * 1e3, threads, use)
-    return replace(model, lone=Lone(session, one)) if pays else model
+    how = "%r: %.1f ms on one thread; a request that is alone gets %s, %.1f ms"
+    log.info(how, model, one * 1e3, threads, several * 1e3)
+    return replace(model, lone=Lone(session, one))
 
 
 def _split(golden: Tensors) -> list[Tensors]:
