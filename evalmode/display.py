@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from evalmode.certification.metrics import CrossValidated, wilson_interval
 from training.callbacks import Callbacks, NetworkSummary, Outcome
 
 if TYPE_CHECKING:
@@ -132,8 +133,11 @@ class Display:
                     f"kept      the moving statistics of {count} of {outcome.norm_layers} batch norm layers: {why}"
                 )
         exact = f", with exact statistics {result.exact_val_accuracy:.4f}" if result.corrections else ""
-        self.print(f"best      epoch {result.best_epoch}, val {outcome.best.val_accuracy:.4f}{exact}")
-        self.print(f"test      {result.test_accuracy:.4f} ({outcome.test_images} images, read once)")
+        val = _describe_accuracy(outcome.best.val_accuracy, outcome.val_images)
+        self.print(f"best      epoch {result.best_epoch}, val {val}{exact}")
+        self.print(f"test      {_describe_accuracy(result.test_accuracy, outcome.test_images)}, read once")
+        if result.cross_validated:
+            self.print(_describe_cross_validated(CrossValidated(**result.cross_validated)))
         self.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 
     def _show_report(self, path: Path) -> None:
@@ -182,18 +186,30 @@ def _open_bar(console: Console) -> Progress:
     return bar
 
 
+def _describe_accuracy(accuracy: float, images: int) -> str:
+    low, high = wilson_interval(round(accuracy * images), images)
+    return f"{accuracy:.4f} ({low:.4f} to {high:.4f} with 95% confidence, {images:,} images)"
+
+
+def _describe_cross_validated(measured: CrossValidated) -> str:
+    accuracy = _describe_accuracy(measured.accuracy, measured.images)
+    return f"crossval  {accuracy}, {measured.folds} folds on pretrained features"
+
+
 def _describe_artifact(artifact: Artifact) -> str:
     agreement, quality = artifact.agreement, artifact.quality
-    (low, high), (before, after) = quality.interval, quality.calibration_error
+    before, after = quality.calibration_error
+    accuracy = [f"accuracy  {_describe_accuracy(quality.accuracy, quality.images)}"]
+    if quality.cross_validated:
+        accuracy.append(_describe_cross_validated(quality.cross_validated))
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     calibrated = f"calibration error {before:.4f} on test images"
     if quality.temperature == 1.0:
         calibrated += f"; {artifact.temperature_reason}"
     else:
         calibrated += f", {after:.4f} with the temperature fitted on validation images, {quality.temperature:.3f}"
-    return (
+    agreed = (
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
-        f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}\n"
-        f"accuracy  {quality.accuracy:.4f} ({low:.4f} to {high:.4f} with 95% confidence)\n"
-        f"{calibrated}"
+        f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}"
     )
+    return "\n".join((agreed, *accuracy, calibrated))

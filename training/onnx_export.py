@@ -80,25 +80,40 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
             f"not in eval mode: {', '.join(training)}; batch norm and dropout would behave as in training. Does the "
             "module prevent eval() from taking effect?"
         )
+    graph = convert(deployed.eval().cpu(), shape, [PROBABILITIES, LOGITS])
+    return graph, dict(_list_outputs(graph))
+
+
+def convert(module: nn.Module, shape: tuple[int, int, int], outputs: list[str]) -> onnx.ModelProto:
+    """Convert a module to an ONNX graph for any batch size, as it is.
+
+    Args:
+        module: Takes images, uint8 (N, H, W, C), and returns a tuple of tensors; on the CPU, in eval mode.
+        shape: (height, width, channels) of the images.
+        outputs: Names of the tensors that it returns.
+
+    Returns:
+        The graph. Its input is ``image``.
+    """
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     with warnings.catch_warnings(), _without_output():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
-            deployed.eval().cpu(),
+            module,
             (example,),
             dynamo=True,
             verbose=False,
             optimize=False,  # it would fold batch norm in float32
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[PROBABILITIES, LOGITS],
+            output_names=outputs,
             dynamic_shapes=({0: "batch"},),
         )
     assert program is not None
     onnxscript.optimizer.fold_constants(program.model)
     onnxscript.optimizer.remove_unused_nodes(program.model)
-    graph = program.model_proto
-    return graph, dict(_list_outputs(graph))
+    graph: onnx.ModelProto = program.model_proto
+    return graph
 
 
 def export_network(

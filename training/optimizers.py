@@ -23,13 +23,18 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
 
     Returns:
         AdamW; or Muon for the weights of 2D convolutions and SGD for all others. Each parameter group holds its peak
-        learning rate as ``peak_lr``.
+        learning rate as ``peak_lr``. With "adamw", biases and the weights of batch norm do not decay.
     """
     learned = [weights for weights in network.parameters() if weights.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizers: list[torch.optim.Optimizer]
     if recipe.optimizer == "adam":
         optimizers = [torch.optim.AdamW(learned, rate, eps=ADAM_EPS, weight_decay=decay)]
+    elif recipe.optimizer == "adamw":
+        filters = [weights for weights in learned if weights.ndim > 1]
+        others = [weights for weights in learned if weights.ndim <= 1]  # biases and batch norm: decay would move means
+        groups = [{"params": filters, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        optimizers = [torch.optim.AdamW([group for group in groups if group["params"]], rate)]
     else:
         convolutions = [weights for weights in learned if weights.ndim == 4]
         others = [weights for weights in learned if weights.ndim != 4]
@@ -42,7 +47,7 @@ def make_optimizers(network: nn.Module, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def schedule(recipe: Recipe, progress: float) -> float:
-    """Compute the learning rate relative to its peak: constant with Adam, a triangle with Muon.
+    """Compute the learning rate relative to its peak: constant with Adam, a triangle with AdamW and Muon.
 
     Source: Page, How to Train Your ResNet; why it works: Smith and Topin, Super-Convergence (1708.07120).
 

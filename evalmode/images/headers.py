@@ -41,6 +41,7 @@ class Header(NamedTuple):
             another one, or there is transparency or an orientation to apply.
         oriented: The chunks of a PNG that may hold its orientation: name, start and end of the content.
         exif_damaged: Whether the orientation may be lost with a damaged EXIF block.
+        scale: A JPEG is decoded at 1/scale of its size: 1, 2, 4 or 8. 1 for other formats.
     """
 
     format: str
@@ -55,6 +56,12 @@ class Header(NamedTuple):
     direct: str = ""
     oriented: tuple[tuple[bytes, int, int], ...] = ()
     exif_damaged: bool = False
+    scale: int = 1
+
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """Width and height of the decoded picture, before the orientation is applied."""
+        return -(-self.width // self.scale), -(-self.height // self.scale)
 
     def cut(self) -> bytes:
         """Return the bytes that are passed to the decoder."""

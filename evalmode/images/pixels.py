@@ -6,40 +6,67 @@ Each rule is a row of the decoding table in docs/architecture.md, and a test in 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch
+from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch, UsageError
 from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
 from evalmode.images.orientation import SIDEWAYS, SIXTEEN_BIT, make_upright
+from evalmode.images.resizing import (
+    INTERPOLATIONS,
+    MIN_CROP_RATIO,
+    choose_jpeg_scale,
+    find_resized_size,
+    resize_and_crop,
+)
 from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain, make_damaged
 from evalmode.limits import Limits
 
 Pixels = npt.NDArray[np.uint8]
 
 CODECS = {one.name: one.codec for one in FORMATS}  # imported now, so that no request waits for an import
-RESIZE = "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image of another size is resized and cropped.
+    """How an image of another size is resized and cropped. An image of the wanted size is not changed.
 
     Attributes:
-        crop_ratio: The cropped side divided by the resized shorter side, in (0, 1]; 0.875 is 224 of 256 pixels.
-        interpolation: A name in ``INTERPOLATIONS``; always antialiased.
-        jpeg_scaling: Whether JPEGs of at least four times the wanted size are decoded at 1/2, 1/4 or 1/8 of their size.
+        crop_ratio: The cropped side divided by the resized shorter side, at least ``MIN_CROP_RATIO`` and at most 1;
+            0.875 is 224 of 256 pixels.
+        interpolation: A name in ``INTERPOLATIONS``; all but nearest are antialiased.
+        jpeg_scaling: Whether large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size: the smallest that has at least
+            twice the size that the picture is then resized to.
+
+    Raises:
+        UsageError: The crop ratio is outside its range, or the interpolation is unknown.
     """
 
     crop_ratio: float = 1.0
     interpolation: str = "bilinear"
     jpeg_scaling: bool = True
+
+    def __post_init__(self) -> None:
+        if not MIN_CROP_RATIO <= self.crop_ratio <= 1:
+            raise UsageError(f"crop_ratio {self.crop_ratio} is out of range: at least {MIN_CROP_RATIO}, at most 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"interpolation {self.interpolation!r} is unknown: choose one of {', '.join(INTERPOLATIONS)}"
+            )
+
+    def describe(self) -> str:
+        """Describe the resize in words, for people."""
+        length = "" if self.crop_ratio == 1 else f" to 1/{self.crop_ratio:g} of the crop"
+        antialiased = "" if self.interpolation == "nearest" else ", antialiased"
+        scaled = "; large JPEGs decoded at 1/2, 1/4 or 1/8" if self.jpeg_scaling else ""
+        return f"shorter side resized{length}, centre cropped (Pillow, {self.interpolation}{antialiased}){scaled}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,7 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
 
     The EXIF orientation is applied, transparency is composited over white, and 16-bit grey is divided by 257. The first
     frame of an animation is used. Colours are converted to those of ``contract``. An image of another size is resized
-    and centre-cropped.
+    and centre-cropped as the contract states.
 
     Args:
         image: Encoded bytes.
@@ -101,10 +128,33 @@ def decode_by_header(header: Header, contract: PixelContract) -> Pixels:
     size = (contract.width, contract.height)
     if (header.width, header.height) == size and is_plain(header, contract.channels):
         return decompress(header, COLOURS[contract.channels])
-    decoded = _decode(header, contract.channels)
+    decoded = _decode(scale_header(header, contract), contract.channels)
     if decoded.size != size:
-        decoded = ImageOps.fit(decoded, size, Image.Resampling.BILINEAR)
+        decoded = resize_and_crop(decoded, size, contract.resize.crop_ratio, contract.resize.interpolation)
     return _to_pixels(decoded, contract.channels)
+
+
+def scale_header(header: Header, contract: PixelContract) -> Header:
+    """Set the scale that an image is decoded at for a contract, and the memory that the decoder then takes.
+
+    Args:
+        header: The header of an image of any format.
+        contract: The pixels to decode to.
+
+    Returns:
+        The header; the same object unless it is of a JPEG that is scaled.
+    """
+    if header.format != "JPEG" or not contract.resize.jpeg_scaling:
+        return header
+    wanted = find_resized_size((contract.width, contract.height), contract.resize.crop_ratio)
+    wanted = wanted[::-1] if header.orientation in SIDEWAYS else wanted
+    scale = choose_jpeg_scale((header.width, header.height), wanted)
+    if scale == 1:
+        return header
+    scaled = header._replace(scale=scale)
+    whole_pixels, pixels = header.width * header.height, math.prod(scaled.decoded_size)
+    saved_bytes = (whole_pixels - pixels) * (1 if header.components == 1 else 4)
+    return scaled._replace(decoder_bytes=header.decoder_bytes - saved_bytes)
 
 
 def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
@@ -209,6 +259,8 @@ def _open(header: Header) -> Iterator[Image.Image]:
         with CODECS[header.format].open(io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
+            if header.scale > 1:
+                opened.draft("", (header.width // header.scale, header.height // header.scale))
             yield opened
     except ImageError:
         raise
@@ -217,7 +269,7 @@ def _open(header: Header) -> Iterator[Image.Image]:
 
 
 def _decode(header: Header, channels: int) -> Image.Image:
-    """Decode an image to an upright picture of its own size, of mode RGB, RGBX or L.
+    """Decode an image to an upright picture of the size in its header, of mode RGB, RGBX or L.
 
     Raises:
         ImageUnreadable: The image is truncated or damaged, as far as the decoder detects it.

@@ -16,13 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.errors import NetworkError
 from training.networks.architecture import Architecture
 from training.networks.compact import COMPACT
-from training.networks.inputs import lay_out, scale_pixels
+from training.networks.efficientnet_lite import EFFICIENTNET_LITE, VARIANTS
+from training.networks.inputs import lay_out, make_inputs, scale_pixels
 from training.networks.own import OWN, check_logits, check_network, explain, explain_errors, list_causes
+from training.networks.pretrained import PretrainedNetwork
 from training.networks.reference import REFERENCE
 
 __all__ = [
     "NETWORKS",
     "Architecture",
+    "PretrainedNetwork",
     "build_network",
     "check_logits",
     "check_network",
@@ -32,11 +35,16 @@ __all__ = [
     "get_architecture",
     "lay_out",
     "list_causes",
+    "make_inputs",
     "recognise_architecture",
     "scale_pixels",
 ]
 
-NETWORKS: dict[str, Architecture[Any]] = {"compact": COMPACT, "reference": REFERENCE}
+NETWORKS: dict[str, Architecture[Any]] = {
+    "compact": COMPACT,
+    "reference": REFERENCE,
+    **dict.fromkeys(VARIANTS, EFFICIENTNET_LITE),
+}
 
 
 def get_architecture(name: str) -> Architecture[Any]:

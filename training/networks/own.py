@@ -52,7 +52,7 @@ def _build(name: str, shape: tuple[int, int, int], classes: int, factor: float, 
     return network
 
 
-OWN = Architecture(nn.Module, _build, _fit_recipe, scalable=False)
+OWN = Architecture(nn.Module, _build, _fit_recipe, options=frozenset())
 
 
 def _import_function(name: str) -> Callable[..., object]:
