@@ -96,8 +96,8 @@ class Callbacks:
     them raises ends the training.
 
     Attributes:
-        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes or
-            images done, and their total.
+        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes
+            or images done, and their total.
         on_data: Called with the loaded data set.
         on_network: Called with the network, before the first step.
         on_step: Called after each training step with its number from 1, the number of steps in the epoch, and the loss.
