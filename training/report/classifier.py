@@ -37,7 +37,7 @@ def open_classifier(network: nn.Module, shape: tuple[int, int, int]) -> Classify
 
     @torch.no_grad()
     def classify(split: Split) -> Tensor:
-        parts = [run(split.images[start : start + BATCH])[1] for start in range(0, len(split), BATCH)]
+        parts = [run(split.images[start : start + BATCH])[0] for start in range(0, len(split), BATCH)]
         logits: Tensor = network.head(torch.from_numpy(np.concatenate(parts)))
         return logits
 
