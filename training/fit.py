@@ -85,7 +85,7 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         recipe = _complete_recipe(recipe, network, dataset, options)
         if options.minutes is not None:
             recipe = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
-            callbacks.on_notice(describe_plan(recipe, options.minutes))
+            callbacks.on_notice(describe_plan(recipe, isinstance(network, PretrainedNetwork), options.minutes))
         config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
         run = _open_run(out, config, options.resume, ranks)
         try:

@@ -1,6 +1,7 @@
 """The plan of a training that has a time limit: a short measurement of the machine decides views and epochs.
 
-The plan is made once, at the start of a run. It is part of the recipe in ``run.json``, which a resumed training follows.
+The plan is made once, at the start of a run. It is part of the recipe in ``run.json``, and a resumed training follows
+it.
 """
 
 from __future__ import annotations
@@ -55,19 +56,20 @@ def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: f
     return replace(recipe, views=views, epochs=epochs or recipe.epochs, fine_tune=recipe.fine_tune if epochs else 0)
 
 
-def describe_plan(recipe: Recipe, minutes: float) -> str:
+def describe_plan(recipe: Recipe, pretrained: bool, minutes: float) -> str:
     """Describe the plan of a training, in a sentence.
 
     Args:
         recipe: The planned recipe.
+        pretrained: Whether the network is pretrained.
         minutes: The time limit.
     """
-    if recipe.views == 1 or recipe.fine_tune:
-        epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-    else:
-        epochs = "the head alone"
-    views = f"{recipe.views} views of each training image, " if recipe.views > 1 else ""
-    return f"planned for {minutes:g} minutes: {views}{epochs}"
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    if not pretrained:
+        return f"planned for {minutes:g} minutes: {epochs}"
+    views = f"{recipe.views} view{'s' * (recipe.views > 1)} of each training image"
+    stages = f"{epochs} of fine-tuning" if recipe.fine_tune else "the head alone"
+    return f"planned for {minutes:g} minutes: {views}, {stages}"
 
 
 def _measure_stages(recipe: Recipe, network: PretrainedNetwork, dataset: Dataset, steps: int) -> tuple[float, float]:
