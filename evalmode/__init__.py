@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
+    from evalmode.runtime.explanation import Explanation
     from evalmode.runtime.model import Model
     from evalmode.workflow import export, train
     from serving.embedded import serve, start_server
@@ -51,6 +52,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "EvalmodeError",
+    "Explanation",
     "ExportRefused",
     "Limits",
     "Model",
@@ -85,6 +87,7 @@ _SOURCES = {
     "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
     "DataError": ("training.errors:DataError", ""),
     "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
+    "Explanation": ("evalmode.runtime.explanation:Explanation", "serve"),
     "ExportRefused": ("training.errors:ExportRefused", ""),
     "Limits": ("evalmode.limits:Limits", ""),
     "Model": ("evalmode.runtime.model:Model", "serve"),

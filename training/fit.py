@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -75,13 +74,13 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         callbacks.on_data(dataset)
         recipe = choose_recipe(choice.network, dataset, **_list_overrides(options))
         check_ranks(ranks, recipe, dataset)
-        network = _build_network(recipe, dataset, options, ranks, callbacks)
+        network, weights = _build_network(recipe, dataset, options, ranks, callbacks)
         with explain_errors(recipe.network, f"on {device.type}"):
             network = network.to(device)
             summary = _summarise(network, recipe, dataset, ranks, choice.reason)
         callbacks.on_network(summary)
         recipe = _complete_recipe(recipe, network, dataset, options)
-        config = replace(RunConfig.of(dataset, read, recipe), weights=_name_weights(options), minutes=options.minutes)
+        config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
         run = _open_run(out, config, options.resume, ranks)
         try:
             with explain_errors(recipe.network, "in training"):
@@ -102,18 +101,22 @@ def _list_overrides(options: TrainOptions) -> dict[str, object]:
 
 def _build_network(
     recipe: Recipe, dataset: Dataset, options: TrainOptions, ranks: Ranks, callbacks: Callbacks
-) -> nn.Module:
-    """Build the network with its initial weights, and try it if it is the user's."""
+) -> tuple[nn.Module, str]:
+    """Build the network with its initial weights, and try it if it is the user's.
+
+    Returns:
+        The network, and the file of pretrained weights with its checksum; "" for none.
+    """
     torch.manual_seed(recipe.seed)
     name, shape, labels = recipe.network, dataset.contract.shape, len(dataset.labels)
     network = build_network(name, shape, labels, recipe.width, recipe.dropout)
-    recognise_architecture(network).load_weights(network, name, options.weights)
+    weights = recognise_architecture(network).load_weights(network, name, options.weights)
     network = prepare_network(network, dataset.train)
     if ranks.is_first and name not in NETWORKS:
         from training.trial import try_network  # it imports the exporter, which takes seconds
 
         try_network(name, network, shape, labels, callbacks.on_warning, ranks.count > 1)
-    return network
+    return network, weights
 
 
 def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, options: TrainOptions) -> Recipe:
@@ -134,10 +137,6 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
     if count > len(network.stages):
         raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
     return replace(recipe, fine_tune=count, shift=0)
-
-
-def _name_weights(options: TrainOptions) -> str | None:
-    return None if options.weights is None else str(options.weights.resolve())
 
 
 def _summarise(network: nn.Module, recipe: Recipe, dataset: Dataset, ranks: Ranks, reason: str) -> NetworkSummary:

@@ -48,16 +48,16 @@ class TrainOptions:
     A value of None in a field that the recipe of the network decides means the value of that recipe.
 
     Attributes:
-        network: ``auto`` for a pretrained network for photos and a new one for small images; ``compact``, ``reference``,
-            ``efficientnet-lite0``, ``-lite1`` or ``-lite2``; ``timm:NAME``; or a function of the user as
+        network: ``auto`` for a pretrained network for photos and a new one for small images; ``compact``,
+            ``reference``, ``efficientnet-lite0``, ``-lite1`` or ``-lite2``; ``timm:NAME``; or a function of the user as
             ``package.module:function``.
         weights: File of pretrained weights of the network; None for its own.
-        fine_tune: Which stages of a pretrained network are trained after its head: ``auto`` for those with at most three
-            quarters of the computation, ``none``, or the number of the last stages.
+        fine_tune: Which stages of a pretrained network are trained after its head: ``auto`` for those with at most
+            three quarters of the computation, ``none``, or the number of the last stages.
         minutes: Time that the training may take, in minutes; views and epochs are planned for it. None for no limit.
         width: Factor of the number of filters, from 0.125 to 16.
-        image_size: (height, width) in pixels to resize every image to; None for the size of the network, or else that of
-            the images.
+        image_size: (height, width) in pixels to resize every image to; None for the size of the network, or else that
+            of the images.
         labels: Table of the files of a folder and their labels; None if the labels are the names of folders.
         epochs: Passes over the training images, at least 1.
         batch_size: Images in a training step, at least 2.

@@ -98,8 +98,6 @@ class ClassifierManifest:
         }
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        if self.optional_outputs:
-            facts["optional_outputs"] = self.optional_outputs
         return {**_describe_image(self.pixels), **_write_facts(facts)}
 
 
@@ -116,7 +114,6 @@ class TensorManifest:
     certificate: TensorCertificate | None = None
 
     labels: ClassVar[tuple[str, ...]] = ()
-    optional_outputs: ClassVar[tuple[str, ...]] = ()
     image_inputs: ClassVar[Mapping[str, PixelContract]] = {}
     optional_outputs: ClassVar[tuple[str, ...]] = ()
     relative_tolerance: ClassVar[bool] = True  # differences of an output are relative to its largest value

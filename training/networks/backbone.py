@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from training.datasets import Dataset
     from training.recipe import Recipe
 
+VIEWS = 6  # of each training image: more cost time and disk space
+
 
 class Scale(nn.Module):
     """Converts images from [-1, 1] to the range that a backbone was trained with, by one multiplication and addition.
@@ -106,5 +108,6 @@ def fit_transfer_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:
         learning_rate=4e-4,
         label_smoothing=0.1,
         dropout=0.2,
+        views=VIEWS,
         mirror=not (named and named.has_characters),
     )

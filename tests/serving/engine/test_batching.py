@@ -69,7 +69,7 @@ class Run(Future[Any]):
     def __init__(self, batcher: Batcher, model: Any, inputs: Tensors, call: Caller) -> None:
         super().__init__()
         self.ends = 0
-        self.job = Job(model, inputs, call, time.perf_counter(), lambda answer: answer, self.end)
+        self.job = Job(model, inputs, call, time.perf_counter(), reply=lambda answer: answer, done=self.end)
         self.caller, self._batcher = call, batcher
         call.works.append(self)
 
@@ -400,7 +400,7 @@ class Failing(BlockedModel):
         super().__init__(model)
         self._bad = set(bad)
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, *how: Any) -> Tensors:
         answer = super().run(inputs)
         if self._bad & set(read_values(inputs[INPUT])):
             raise ValueError(f"no answer for {read_values(inputs[INPUT])}")
@@ -560,7 +560,7 @@ class Echo:
     def __init__(self, blocked: BlockedModel) -> None:
         self._blocked, self.expect_s = blocked, blocked.expect_s
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, *how: Any) -> Tensors:
         self._blocked.entered.put(inputs[INPUT])
         return dict(inputs)
 
@@ -594,10 +594,10 @@ def test_no_request_is_lost_while_many_clients_cancel_at_random(model: ImageClas
 
         max_batch, expect_s = 64, model.expect_s
 
-        def run(self, inputs: Tensors) -> Tensors:
+        def run(self, inputs: Tensors, *how: Any) -> Tensors:
             nonlocal largest
             largest = max(largest, len(inputs[INPUT]))
-            return model.run(inputs)
+            return model.run(inputs, *how)
 
     counting = Counting()
     start = threading.Barrier(threads)
