@@ -10,12 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.parts import split_graph
 from evalmode.artifact.sealing import open_artifact, seal
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES
 from evalmode.errors import ArtifactInvalid, ReplayMismatch
 from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.model import ImageClassifier
-from evalmode.runtime.optional_outputs import open_optional, split
+from evalmode.runtime.optional_outputs import open_optional
 from evalmode.runtime.session import open_cpu_session
 from tests.conftest import map_artifact, map_graph
 
@@ -23,8 +24,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
 
 
 def test_the_first_part_computes_nothing_for_the_optional_outputs() -> None:
-    parts = split(map_graph(), (ACTIVATION_MAP,))
-    first = onnx.load_from_string(parts.first).graph
+    parts = split_graph(map_graph(), (ACTIVATION_MAP,))
+    first = onnx.load_from_string(parts.write_first()).graph
     assert [node.op_type for node in first.node] == ["Cast", "ReduceMean", "Div", "Softmax"]
     assert [output.name for output in first.output] == [PROBABILITIES, LOGITS, "floats"]
     assert ([node.op_type for node in parts.second], parts.shared) == (["Transpose", "Div"], ("floats",))
@@ -91,9 +92,9 @@ def test_nodes_inside_others_use_tensors_of_the_first_part() -> None:
 def compute(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
     """The optional output z for [1, 2, 3]."""
     onnx.checker.check_model(graph, full_check=True)
-    parts = split(graph, ("z",))
-    session = open_cpu_session(parts.first)
-    optional = open_optional(graph, ("z",), parts, session, open_cpu_session)
+    parts = split_graph(graph, ("z",))
+    session = open_cpu_session(parts.write_first())
+    optional = open_optional(parts, session, open_cpu_session)
     inputs = {"x": np.array([[1, 2, 3]], np.float32)}
     names = [output.name for output in session.get_outputs()]
     assert names == ["y", *optional.shared]
@@ -103,7 +104,7 @@ def compute(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("names", [("absent",), (PROBABILITIES, LOGITS, ACTIVATION_MAP)])
 def test_names_that_the_graph_lacks_or_that_leave_nothing_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(ArtifactInvalid, match=r"its optional outputs are .*, its outputs probabilities, logits"):
-        split(map_graph(), names)
+        split_graph(map_graph(), names)
 
 
 def test_the_replay_compares_optional_outputs_with_the_certificate() -> None:

@@ -10,19 +10,19 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from evalmode.artifact.parts import split_graph
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS
 from evalmode.errors import LoadLimitExceeded
 from evalmode.runtime import threads
 from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.lone import FIRST_PAUSE, LONGEST_PAUSE, Lone
 from evalmode.runtime.model import ImageClassifier
-from evalmode.runtime.optional_outputs import split
 from evalmode.runtime.provider import CUDA
 from evalmode.runtime.threads import add_lone
 from tests.conftest import map_artifact, map_graph
 
 IMAGE = np.full((1, 4, 4, 3), 7, np.uint8)
-GRAPH = split(map_graph(), (ACTIVATION_MAP,)).first
+GRAPH = split_graph(map_graph(), (ACTIVATION_MAP,)).write_first()
 
 
 @pytest.fixture
