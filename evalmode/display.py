@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from evalmode.certification.metrics import CrossValidated, wilson_interval
-from training.callbacks import Callbacks, NetworkSummary, Outcome
+from training.callbacks import Callbacks, NetworkSummary, Outcome, StageFigures
 
 if TYPE_CHECKING:
     from training.checkpoint import Epoch
@@ -52,6 +52,7 @@ class Display:
         self._lines = open_console(as_json, quiet)
         self._alerts = open_console(as_json or quiet)
         self._bar: Progress | None = None
+        self._has_header = False  # of the table of epochs
         self.dataset: Dataset | None = None
         self.outcome: Outcome | None = None
         self.report: Path | None = None
@@ -79,11 +80,16 @@ class Display:
             on_network=self._show_network,
             on_step=self._show_step,
             on_epoch=self._show_epoch,
+            on_stage=self._show_stage,
             on_outcome=self._show_outcome,
             on_report=self._show_report,
             on_published=self._show_published,
+            on_notice=self._show_notice,
             on_warning=self._warn,
         )
+
+    def _show_notice(self, notice: str) -> None:
+        self.print(f"note      {notice}")
 
     def _warn(self, warning: str) -> None:
         self._alerts.print(f"warning   {warning}", style="yellow")
@@ -109,10 +115,18 @@ class Display:
         device = network.device if network.processes == 1 else f"{network.device} in {network.processes} processes"
         figures = f"{network.weights:,} weights, {network.multiply_adds:,} multiply-adds an image, on {device}"
         self.print(f"network   {network.name}, {figures}")
-        self.print("epoch      loss  train acc  val acc  seconds", style="bold")
+        if network.reason:
+            self.print(f"chosen    {network.reason}")
         self._show_bar("", 0, None)
 
+    def _show_stage(self, stage: StageFigures) -> None:
+        val = "" if stage.val_accuracy is None else f", val {stage.val_accuracy:.4f}"
+        self.print(f"{stage.stage:9s} {stage.text}{val}, {stage.seconds:.1f} s")
+
     def _show_step(self, step: int, steps: int, loss: float) -> None:
+        if not self._has_header:
+            self._has_header = True
+            self.print("epoch      loss  train acc  val acc  seconds", style="bold")
         self._show_bar(f"loss {loss:.4f}", step, steps)
 
     def _show_epoch(self, epoch: Epoch) -> None:
@@ -134,7 +148,8 @@ class Display:
                 )
         exact = f", with exact statistics {result.exact_val_accuracy:.4f}" if result.corrections else ""
         val = _describe_accuracy(outcome.best.val_accuracy, outcome.val_images)
-        self.print(f"best      epoch {result.best_epoch}, val {val}{exact}")
+        best = f"epoch {result.best_epoch}" if result.best_epoch else "the head alone"
+        self.print(f"best      {best}, val {val}{exact}")
         self.print(f"test      {_describe_accuracy(result.test_accuracy, outcome.test_images)}, read once")
         if result.cross_validated:
             self.print(_describe_cross_validated(CrossValidated(**result.cross_validated)))

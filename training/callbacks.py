@@ -40,7 +40,7 @@ class StageFigures:
     """The result of one stage of the training of a pretrained network.
 
     Attributes:
-        stage: ``features``, ``head`` or ``fine-tuning``.
+        stage: ``features``, ``head`` or ``fine-tune``.
         seconds: Wall-clock time in seconds; of the present process, if the training was resumed.
         text: What the stage did, in words.
         val_accuracy: Accuracy on the validation images, from 0 to 1; None if the stage has none.
@@ -96,8 +96,8 @@ class Callbacks:
     them raises ends the training.
 
     Attributes:
-        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes or
-            images done, and their total.
+        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes
+            or images done, and their total.
         on_data: Called with the loaded data set.
         on_network: Called with the network, before the first step.
         on_step: Called after each training step with its number from 1, the number of steps in the epoch, and the loss.

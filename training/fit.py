@@ -32,6 +32,7 @@ from training.networks import (
     recognise_architecture,
 )
 from training.options import AUTO, TrainOptions
+from training.plan import describe_plan, plan_recipe
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
 from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
@@ -62,6 +63,7 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         EvalmodeError: The data, the network or the folder cannot be used, or the training diverged.
         TrainingStopped: Ctrl-C was pressed.
     """
+    started = time.perf_counter()
     device = choose_device(options.device)
     with keep_memory(), join_ranks(device) as ranks:
         if not ranks.is_first:
@@ -75,13 +77,16 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         callbacks.on_data(dataset)
         recipe = choose_recipe(choice.network, dataset, **_list_overrides(options))
         check_ranks(ranks, recipe, dataset)
-        network = _build_network(recipe, dataset, options, ranks, callbacks)
+        network, weights = _build_network(recipe, dataset, options, ranks, callbacks)
         with explain_errors(recipe.network, f"on {device.type}"):
             network = network.to(device)
             summary = _summarise(network, recipe, dataset, ranks, choice.reason)
         callbacks.on_network(summary)
         recipe = _complete_recipe(recipe, network, dataset, options)
-        config = replace(RunConfig.of(dataset, read, recipe), weights=_name_weights(options), minutes=options.minutes)
+        if options.minutes is not None:
+            recipe = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
+            callbacks.on_notice(describe_plan(recipe, isinstance(network, PretrainedNetwork), options.minutes))
+        config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
         run = _open_run(out, config, options.resume, ranks)
         try:
             with explain_errors(recipe.network, "in training"):
@@ -102,18 +107,22 @@ def _list_overrides(options: TrainOptions) -> dict[str, object]:
 
 def _build_network(
     recipe: Recipe, dataset: Dataset, options: TrainOptions, ranks: Ranks, callbacks: Callbacks
-) -> nn.Module:
-    """Build the network with its initial weights, and try it if it is the user's."""
+) -> tuple[nn.Module, str]:
+    """Build the network with its initial weights, and try it if it is the user's.
+
+    Returns:
+        The network, and the file of pretrained weights with its checksum; "" for none.
+    """
     torch.manual_seed(recipe.seed)
     name, shape, labels = recipe.network, dataset.contract.shape, len(dataset.labels)
     network = build_network(name, shape, labels, recipe.width, recipe.dropout)
-    recognise_architecture(network).load_weights(network, name, options.weights)
+    weights = recognise_architecture(network).load_weights(network, name, options.weights)
     network = prepare_network(network, dataset.train)
     if ranks.is_first and name not in NETWORKS:
         from training.trial import try_network  # it imports the exporter, which takes seconds
 
         try_network(name, network, shape, labels, callbacks.on_warning, ranks.count > 1)
-    return network
+    return network, weights
 
 
 def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, options: TrainOptions) -> Recipe:
@@ -136,8 +145,15 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
     return replace(recipe, fine_tune=count, shift=0)
 
 
-def _name_weights(options: TrainOptions) -> str | None:
-    return None if options.weights is None else str(options.weights.resolve())
+def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:
+    """Plan the training for the time that is left, or as it was planned when the run was started."""
+    planned = recipe
+    if ranks.is_first and (out / "run.json").exists():
+        before = Run.open(out).config.recipe
+        planned = replace(recipe, views=before.views, epochs=before.epochs, fine_tune=before.fine_tune)
+    elif ranks.is_first:
+        planned = plan_recipe(recipe, network, dataset, left_s)
+    return ranks.broadcast(planned)
 
 
 def _summarise(network: nn.Module, recipe: Recipe, dataset: Dataset, ranks: Ranks, reason: str) -> NetworkSummary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class RunConfig:
         max_image_pixels: Largest decoded image in pixels.
         resize: How images of another size were resized and cropped.
         labels_file: Absolute path of the table of files and labels; None if the names of folders are the labels.
-        weights: File of pretrained weights that the training started from; None for the network's own, or none.
+        weights: File of pretrained weights that the training started from, with its SHA-256; "" for none.
         minutes: Time that the training was planned for; None for no limit.
     """
 
@@ -44,9 +44,9 @@ class RunConfig:
     recipe: Recipe
     max_image_bytes: int = OWN_IMAGES.max_image_bytes
     max_image_pixels: int = OWN_IMAGES.max_image_pixels
-    resize: Resize = Resize()
+    resize: Resize = field(default_factory=Resize)
     labels_file: str | None = None
-    weights: str | None = None
+    weights: str = ""
     minutes: float | None = None
 
     @classmethod

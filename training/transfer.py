@@ -165,7 +165,7 @@ class _StagedTraining:
         text = f"the last {count} of {len(network.stages)} stages, best epoch {tuned.epoch}"
         if not kept:
             text += f": not kept, since the head alone has {head.val_accuracy:.4f}"
-        self._finish_stage("fine-tuning", started, text, tuned.val_accuracy)
+        self._finish_stage("fine-tune", started, text, tuned.val_accuracy)
         return tuned if kept else head
 
     def _save_head(self) -> None:

@@ -17,6 +17,7 @@ from training.datasets.downloads import find_or_fetch
 from training.datasets.folders import load_folder
 from training.datasets.idx import read_idx
 from training.datasets.labelled_files import is_image_folder
+from training.datasets.near_duplicates import find_near_duplicates
 from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
 from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
@@ -30,6 +31,7 @@ __all__ = [
     "ReadOptions",
     "Split",
     "Survey",
+    "find_near_duplicates",
     "load_dataset",
     "read_blocks",
     "release_pages",
