@@ -40,7 +40,7 @@ from training.views import make_views
 BATCH = 16  # images; larger batches are slower, since their feature maps do not fit into the caches
 HEAD_VIEWS = 2  # views whose features train the head; more change its accuracy by less than its noise
 MAP, FEATURES = "map", "features"
-MAX_MAP_BYTES = 4 * 2**30  # of all training images and views; fewer views are made of many images
+RELEASED = 1024  # images, after which the pages of their pixels and maps are released
 
 Extractor = Callable[[Pixels], tuple[Floats, npt.NDArray[Any]]]
 
@@ -258,7 +258,8 @@ class FeatureCache:
                 for rank, outputs in enumerate(ranks.gather(run(images) if len(own) else None)):
                     if outputs is not None:
                         yield view, rows[rank :: ranks.count], *outputs
-            release_pages(split.images)
+                if start // RELEASED != (start + size) // RELEASED:
+                    release_pages(split.images)
 
 
 class _Rows:
@@ -272,6 +273,7 @@ class _Rows:
     def __init__(self, folder: Path, name: str = "") -> None:
         self._path = folder / name if name else None
         self._array: npt.NDArray[Any] | None = None
+        self._unreleased = 0
 
     @property
     def array(self) -> npt.NDArray[Any]:
@@ -293,6 +295,10 @@ class _Rows:
         if self._array is None:
             self._array = self._create((*count, *values.shape[1:]), values.dtype)
         self._array[place] = values
+        self._unreleased += len(values)
+        if self._unreleased >= RELEASED:
+            release_pages(self._array)
+            self._unreleased = 0
 
     def _create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         if self._path is None:

@@ -39,7 +39,7 @@ from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
 from training.run_config import RunConfig
 from training.statistics import list_moved, list_norms, recompute_statistics
 from training.torch_runtime import keep_memory
-from training.transfer import count_trained_stages, fit_pretrained
+from training.transfer import count_trained_stages, fit_pretrained, limit_views, measure_stages
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -136,13 +136,14 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
         if chosen not in (AUTO, "none"):
             raise NetworkError(f"--fine-tune {chosen}: {recipe.network} has no pretrained stages, all of it is trained")
         return recipe
+    sizes = measure_stages(network, dataset.contract.shape)
     if chosen == AUTO:
-        count = count_trained_stages(network, dataset.contract.shape)
+        count = count_trained_stages(sizes)
     else:
         count = 0 if chosen == "none" else int(chosen)
     if count > len(network.stages):
         raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
-    return replace(recipe, fine_tune=count, shift=0)
+    return replace(recipe, fine_tune=count, shift=0, views=limit_views(recipe.views, len(dataset.train), count, sizes))
 
 
 def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:
