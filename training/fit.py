@@ -137,10 +137,7 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
             raise NetworkError(f"--fine-tune {chosen}: {recipe.network} has no pretrained stages, all of it is trained")
         return recipe
     sizes = measure_stages(network, dataset.contract.shape)
-    if chosen == AUTO:
-        count = count_trained_stages(sizes)
-    else:
-        count = 0 if chosen == "none" else int(chosen)
+    count = int({AUTO: count_trained_stages(sizes), "none": 0}.get(chosen, chosen))
     if count > len(network.stages):
         raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
     return replace(recipe, fine_tune=count, shift=0, views=limit_views(recipe.views, len(dataset.train), count, sizes))
