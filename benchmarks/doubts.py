@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
 from training.cross_validation import FOLDS, Fit, Floats, cross_validate, refit_head
@@ -29,6 +28,7 @@ from training.datasets import ReadOptions, load_dataset
 from training.datasets.dataset import Indices
 from training.features import compute_features
 from training.networks import get_architecture
+from training.networks.pretrained import Head
 from training.wrong_labels import find_wrong_labels
 
 NETWORK = "efficientnet-lite0"
@@ -55,7 +55,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
-def compute(data: Path) -> tuple[Floats, Indices, nn.Sequential]:
+def compute(data: Path) -> tuple[Floats, Indices, Head]:
     """Compute the features of all images, and return them with their targets and the head of the network."""
     architecture = get_architecture(NETWORK)
     suited = architecture.describe_input(NETWORK)
