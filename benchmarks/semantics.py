@@ -28,7 +28,8 @@ import training.optimizers
 from training.callbacks import Callbacks
 from training.datasets import load_dataset
 from training.evaluation import evaluate
-from training.networks.reference import Reference, SameConv2d
+from training.networks.reference import Reference
+from training.networks.same_padding import SameConv2d
 from training.recipe import choose_recipe
 from training.run import Run
 from training.run_config import RunConfig

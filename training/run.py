@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from evalmode.files import naming, write_atomically
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import PixelContract, Resize
 from training.errors import RunError
 from training.networks import check_network, explain, explain_errors
 from training.recipe import Recipe
@@ -29,7 +30,8 @@ from training.tensors import describe_difference, save_tensors
 if TYPE_CHECKING:
     from training.publish import Artifact
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+CHOSEN = "chosen.json"  # names the folder of the chosen run, if several networks were compared
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
 
@@ -39,16 +41,21 @@ class Result:
     """The result of a training, measured with exact batch norm statistics.
 
     Attributes:
-        best_epoch: Number of the epoch whose weights the run keeps, from 1.
+        best_epoch: Number of the epoch whose weights the run keeps, from 1; 0 if only the head was trained.
         exact_val_accuracy: Accuracy on the validation images.
         corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
         test_accuracy: Accuracy on the test images.
+        stages: The ``StageFigures`` of a pretrained network, as JSON values.
+        cross_validated: Cross-validated accuracy of heads on the features of all images, as JSON values; None if it was
+            not measured.
     """
 
     best_epoch: int
     exact_val_accuracy: float
     corrections: list[dict[str, Any]]
     test_accuracy: float
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    cross_validated: dict[str, Any] | None = None
 
 
 class Run:
@@ -144,7 +151,7 @@ class Run:
         Raises:
             RunError: The folder holds no run, or one of another format version.
         """
-        folder = Path(folder)
+        folder = _follow_choice(Path(folder))
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:
@@ -152,6 +159,7 @@ class Run:
             facts["recipe"] = Recipe(**facts["recipe"])
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
+            facts["resize"] = Resize(**facts["resize"])
             PixelContract(*map(int, facts["shape"]))
             return cls(folder, RunConfig(**facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -242,6 +250,28 @@ class Run:
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise RunError(f"{path} cannot be loaded: {error}") from error
 
+    def save_logits(self, logits: Mapping[str, Tensor]) -> None:
+        """Save the logits of the result.
+
+        Args:
+            logits: Under ``val`` and ``test``, float32 (N, K) in the order of the images.
+        """
+        write_atomically(self.folder / "logits.safetensors", save_tensors(dict(logits)))
+
+    def read_logits(self) -> dict[str, Tensor]:
+        """Read the saved logits; empty if the run has none.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.folder / "logits.safetensors"
+        if not path.exists():
+            return {}
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            raise RunError(f"{path} cannot be loaded: {error}") from error
+
     def _weights(self, which: str) -> Path:
         return self.folder / f"{which}.safetensors"
 
@@ -296,6 +326,21 @@ class Run:
         import evalmode
 
         return evalmode.export(self, repository, name, **options)
+
+
+def _follow_choice(folder: Path) -> Path:
+    """Return the folder of the chosen run, if several networks were compared in this one.
+
+    Raises:
+        RunError: ``chosen.json`` is damaged.
+    """
+    path = folder / CHOSEN
+    if not path.exists():
+        return folder
+    try:
+        return folder / str(json.loads(path.read_text("utf-8"))["network"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def claim_folder(folder: Path) -> None:

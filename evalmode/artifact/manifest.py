@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from evalmode.artifact.certificate import ClassifierCertificate, TensorCertificate
+from evalmode.artifact.pixel_facts import read_contract, write_contract
 from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Run, Tensors
 from evalmode.errors import ArtifactInvalid
-from evalmode.images.pixels import RESIZE, PixelContract
+from evalmode.images.pixels import PixelContract, Resize
 from evalmode.limits import MIB
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 PREFIX = "evalmode."
 DIGEST = PREFIX + "digest"
 MAX_METADATA_LENGTH = 128 * MIB  # characters: the largest certificate, if it cannot be compressed, and labels
@@ -89,12 +90,14 @@ class ClassifierManifest:
 
     def to_metadata(self) -> dict[str, str]:
         """Convert the manifest to ONNX metadata properties: JSON values by sorted keys, and ONNX's keys for images."""
-        how = {"layout": "NHWC", "dtype": "uint8", "range": [0, 255], "resize": RESIZE}
-        facts = {"labels": self.labels, **self.properties, "pixels": {**vars(self.pixels), **how}}
+        facts = {
+            "labels": self.labels,
+            **self.properties,
+            "pixels": write_contract(self.pixels),
+            "optional_outputs": self.optional_outputs,
+        }
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        if self.optional_outputs:
-            facts["optional_outputs"] = self.optional_outputs
         return {**_describe_image(self.pixels), **_write_facts(facts)}
 
 
@@ -197,7 +200,9 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     optional = tuple(map(str, facts.pop("optional_outputs", ())))
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
-    contract = PixelContract(*(int(pixels[side]) for side in ("height", "width", "channels")))
+    contract = PixelContract(
+        *(int(pixels[side]) for side in ("height", "width", "channels")), Resize(jpeg_scaling=False)
+    )
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
     if certificate is None:
@@ -206,8 +211,43 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate), optional)
 
 
+def _read_version_4(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manifest:
+    """Read a manifest of version 4, which states every rule of the pixel contract, and may have optional outputs.
+
+    Args:
+        facts: The values of evalmode's keys, without their prefix.
+        metadata: All metadata properties of the file.
+    """
+    labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
+    certificate = facts.pop("certificate", None)
+    if pixels is None:
+        return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
+    contract = read_contract(pixels)
+    for key, value in _describe_image(contract).items():
+        _check_equal(key, metadata[key], value)
+    optional = _read_optional_outputs(facts.pop("optional_outputs"))
+    if certificate is None:
+        return ClassifierManifest(labels, contract, facts, None, optional)
+    _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))
+    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate), optional)
+
+
+def _read_optional_outputs(names: Any) -> tuple[str, ...]:
+    """Read the list of optional outputs.
+
+    Raises:
+        ValueError: It is not a list of different names, or it has an output that every classifier computes.
+    """
+    strings = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not strings or len({*names, PROBABILITIES, LOGITS}) != len(names) + 2:
+        raise ValueError(
+            f"optional_outputs {str(names)[:80]}: expected different names, without {PROBABILITIES} and {LOGITS}"
+        )
+    return tuple(names)
+
+
 # Every version since 3 stays readable. tests/evalmode/artifact/fixtures holds artifacts of each.
-READERS: Mapping[int, Reader] = {3: _read_version_3}
+READERS: Mapping[int, Reader] = {3: _read_version_3, 4: _read_version_4}
 
 
 def _write_facts(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,11 @@ def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
 
     Returns:
         The bytes of ``model.onnx``.
+
+    Raises:
+        ArtifactInvalid: An optional output in the manifest is not an output of the graph.
     """
+    _check_optional_outputs(graph, manifest)
     sealed = onnx.ModelProto()
     sealed.CopyFrom(graph)
     onnx.helper.set_model_props(sealed, {**manifest.to_metadata(), DIGEST: BLANK.decode()})
@@ -48,8 +52,8 @@ def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:
         The graph and its manifest.
 
     Raises:
-        ArtifactInvalid: The file is not an artifact, has changed since it was sealed, or needs operators or data that
-            are not in the file.
+        ArtifactInvalid: The file is not an artifact, has changed since it was sealed, needs operators or data that are
+            not in the file, or lacks an output that its manifest names.
     """
     try:
         graph = onnx.load_model_from_string(artifact)
@@ -58,7 +62,18 @@ def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:
     manifest = read_manifest({entry.key: entry.value for entry in graph.metadata_props})
     check_digest(artifact)
     check_operators(graph)
+    _check_optional_outputs(graph, manifest)
     return graph, manifest
+
+
+def _check_optional_outputs(graph: onnx.ModelProto, manifest: Manifest) -> None:
+    outputs = [output.name for output in graph.graph.output]
+    missing = [name for name in manifest.optional_outputs if name not in outputs]
+    if missing:
+        raise ArtifactInvalid(
+            f"evalmode.optional_outputs names {missing[0]}, which the graph does not have: its outputs are "
+            f"{', '.join(outputs)}"
+        )
 
 
 def digest_file(artifact: bytes) -> str:

@@ -107,7 +107,7 @@ def _find_ending(graph: onnx.GraphProto) -> _Ending | None:
     bias = ""
     if dense.op_type == "Add":
         bias = next((name for name in dense.input if name in values), "")
-        dense = makers.get(next(name for name in dense.input if name != bias), None)
+        dense = makers.get(next(name for name in dense.input if name != bias))
         if dense is None or dense.op_type != "MatMul" or not bias:
             return None
     options = {attribute.name: helper.get_attribute_value(attribute) for attribute in dense.attribute}

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.certificate import LARGEST_TOLERANCE, ClassifierCertificate, TensorCertificate
-from evalmode.artifact.encoded import GoldenImages
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
 from evalmode.artifact.packing import MAX_UNPACKED_BYTES
 from evalmode.artifact.sealing import seal

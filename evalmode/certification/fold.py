@@ -117,7 +117,9 @@ def _fold_forward(
     if len(after.input) > 2 and after.input[2]:
         bias = bias + _read(values[after.input[2]]) * _beta(after)
     scaled = rows * factor
-    _replace(graph, after, f"{after.output[0]}.normalised", {"weight": scaled if transposed else scaled.T, "bias": bias})
+    _replace(
+        graph, after, f"{after.output[0]}.normalised", {"weight": scaled if transposed else scaled.T, "bias": bias}
+    )
     after.input[0] = norm.input[0]
     graph.node.remove(norm)
 

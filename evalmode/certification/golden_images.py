@@ -20,7 +20,9 @@ from evalmode.images.pixels import PixelContract, Pixels
 MIN_GOLDEN, MAX_GOLDEN = 16, 64
 GOLDEN_BYTES = 2**19  # of all golden images as JPEG; an artifact is at most 2 MB larger than its weights
 QUALITIES = (90, 75, 50, 25, 10)  # of JPEG: the first at which MIN_GOLDEN images fit
-ENCODED = 4  # golden images that small networks keep as JPEG and as PNG, every other one larger than the network expects
+ENCODED = (
+    4  # golden images that small networks keep as JPEG and as PNG, every other one larger than the network expects
+)
 SCALED = 4  # times the side that is needed: from here on, JPEGs are decoded at a fraction of their size
 SCALED_QUALITY = 50
 

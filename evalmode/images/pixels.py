@@ -6,40 +6,70 @@ Each rule is a row of the decoding table in docs/architecture.md, and a test in 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch
-from evalmode.images.formats import FORMATS
-from evalmode.images.headers import Header, read_header
+from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch, UsageError
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
+from evalmode.images.headers import Header, make_damaged, read_header
 from evalmode.images.orientation import SIDEWAYS, SIXTEEN_BIT, make_upright
-from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain, make_damaged
+from evalmode.images.resizing import (
+    INTERPOLATIONS,
+    MIN_CROP_RATIO,
+    choose_jpeg_scale,
+    find_resized_size,
+    resize_and_crop,
+)
+from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain
 from evalmode.limits import Limits
 
 Pixels = npt.NDArray[np.uint8]
 
-CODECS = {one.name: one.codec for one in FORMATS}  # imported now, so that no request waits for an import
-RESIZE = "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
+CODECS = {one.name: one for one in FORMATS}
+for _served in SERVED_FORMATS:
+    import_module(_served.module)  # now, so that no request waits for an import
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How an image of another size is resized and cropped.
+    """How an image of another size is resized and cropped. An image of the wanted size is not changed.
 
     Attributes:
-        crop_ratio: The cropped side divided by the resized shorter side, in (0, 1]; 0.875 is 224 of 256 pixels.
-        interpolation: A name in ``INTERPOLATIONS``; always antialiased.
-        jpeg_scaling: Whether JPEGs of at least four times the wanted size are decoded at 1/2, 1/4 or 1/8 of their size.
+        crop_ratio: The cropped side divided by the resized shorter side, at least ``MIN_CROP_RATIO`` and at most 1;
+            0.875 is 224 of 256 pixels.
+        interpolation: A name in ``INTERPOLATIONS``; all but nearest are antialiased.
+        jpeg_scaling: Whether large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size: the smallest that has at least
+            twice the size that the picture is then resized to.
+
+    Raises:
+        UsageError: The crop ratio is outside its range, or the interpolation is unknown.
     """
 
     crop_ratio: float = 1.0
     interpolation: str = "bilinear"
     jpeg_scaling: bool = True
+
+    def __post_init__(self) -> None:
+        if not MIN_CROP_RATIO <= self.crop_ratio <= 1:
+            raise UsageError(f"crop_ratio {self.crop_ratio} is out of range: at least {MIN_CROP_RATIO}, at most 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(
+                f"interpolation {self.interpolation!r} is unknown: choose one of {', '.join(INTERPOLATIONS)}"
+            )
+
+    def describe(self) -> str:
+        """Describe the resize in words, for people."""
+        length = "" if self.crop_ratio == 1 else f" to 1/{self.crop_ratio:g} of the crop"
+        antialiased = "" if self.interpolation == "nearest" else ", antialiased"
+        scaled = "; large JPEGs decoded at 1/2, 1/4 or 1/8" if self.jpeg_scaling else ""
+        return f"shorter side resized{length}, centre cropped (Pillow, {self.interpolation}{antialiased}){scaled}"
 
 
 @dataclass(frozen=True)
@@ -64,25 +94,28 @@ class PixelContract:
         return self.height, self.width, self.channels
 
 
-def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixels:
+def decode_image(
+    image: bytes, contract: PixelContract, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS
+) -> Pixels:
     """Decode an encoded image to the pixels that a network takes.
 
     The EXIF orientation is applied, transparency is composited over white, and 16-bit grey is divided by 257. The first
     frame of an animation is used. Colours are converted to those of ``contract``. An image of another size is resized
-    and centre-cropped.
+    and centre-cropped as the contract states.
 
     Args:
         image: Encoded bytes.
         contract: The pixels to decode to.
         limits: How large the image may be.
+        formats: The formats that are allowed: by default those that are safe to decode for strangers.
 
     Returns:
         uint8 (height, width, channels), values 0..255.
 
     Raises:
-        ImageError: The image is empty, exceeds a limit, has an unsupported format, is truncated, or is not an image.
+        ImageError: The image is empty, exceeds a limit, is not of an allowed format, is truncated, or is not an image.
     """
-    return decode_by_header(read_header(image, limits), contract)
+    return decode_by_header(read_header(image, limits, formats), contract)
 
 
 def decode_by_header(header: Header, contract: PixelContract) -> Pixels:
@@ -101,19 +134,45 @@ def decode_by_header(header: Header, contract: PixelContract) -> Pixels:
     size = (contract.width, contract.height)
     if (header.width, header.height) == size and is_plain(header, contract.channels):
         return decompress(header, COLOURS[contract.channels])
-    decoded = _decode(header, contract.channels)
+    decoded = _decode(scale_header(header, contract), contract.channels)
     if decoded.size != size:
-        decoded = ImageOps.fit(decoded, size, Image.Resampling.BILINEAR)
+        decoded = resize_and_crop(decoded, size, contract.resize.crop_ratio, contract.resize.interpolation)
     return _to_pixels(decoded, contract.channels)
 
 
-def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
+def scale_header(header: Header, contract: PixelContract) -> Header:
+    """Set the scale that an image is decoded at for a contract, and the memory that the decoder then takes.
+
+    Args:
+        header: The header of an image of any format.
+        contract: The pixels to decode to.
+
+    Returns:
+        The header; the same object unless it is of a JPEG that is scaled.
+    """
+    if header.format != "JPEG" or not contract.resize.jpeg_scaling:
+        return header
+    wanted = find_resized_size((contract.width, contract.height), contract.resize.crop_ratio)
+    wanted = wanted[::-1] if header.orientation in SIDEWAYS else wanted
+    scale = choose_jpeg_scale((header.width, header.height), wanted)
+    if scale == 1:
+        return header
+    scaled = header._replace(scale=scale)
+    whole_pixels, pixels = header.width * header.height, math.prod(scaled.decoded_size)
+    saved_bytes = (whole_pixels - pixels) * (1 if header.components == 1 else 4)
+    return scaled._replace(decoder_bytes=header.decoder_bytes - saved_bytes)
+
+
+def decode_whole(
+    image: bytes, channels: int, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS
+) -> Pixels:
     """Decode an encoded image to pixels of its own size, otherwise as ``decode_image`` does.
 
     Args:
         image: Encoded bytes.
         channels: 3 (RGB) or 1 (grey).
         limits: How large the image may be.
+        formats: The formats that are allowed.
 
     Returns:
         uint8 (height, width, channels), values 0..255.
@@ -121,7 +180,7 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: See ``decode_image``.
     """
-    return decode_whole_by_header(read_header(image, limits), channels)
+    return decode_whole_by_header(read_header(image, limits, formats), channels)
 
 
 def decode_whole_by_header(header: Header, channels: int) -> Pixels:
@@ -142,17 +201,18 @@ def decode_whole_by_header(header: Header, channels: int) -> Pixels:
     return _to_pixels(_decode(header, channels), channels)
 
 
-def probe_image(image: bytes, limits: Limits) -> PixelContract:
+def probe_image(image: bytes, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS) -> PixelContract:
     """Read the shape of an image's pixels from its header, with the orientation applied.
 
     Args:
         image: Encoded bytes.
         limits: How large the image may be.
+        formats: The formats that are allowed.
 
     Raises:
         ImageError: See ``read_header``.
     """
-    return probe_header(read_header(image, limits))
+    return probe_header(read_header(image, limits, formats))
 
 
 def probe_header(header: Header) -> PixelContract:
@@ -165,7 +225,7 @@ def probe_header(header: Header) -> PixelContract:
         size, orientation, grey = (header.width, header.height), header.orientation, header.components == 1
     else:
         with _open(header) as opened:
-            size, orientation = opened.size, CODECS[header.format].find_orientation(header, opened)
+            size, orientation = opened.size, CODECS[header.format].codec.find_orientation(header, opened)
             grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
     width, height = size[::-1] if orientation in SIDEWAYS else size
     return PixelContract(height, width, 1 if grey else 3)
@@ -206,9 +266,11 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _open(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow, without a limit of Pillow's own; all exceptions inside become an ``ImageError``."""
     try:
-        with CODECS[header.format].open(io.BytesIO(header.cut())) as opened:
+        with CODECS[header.format].codec.open(io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
+            if header.scale > 1:
+                opened.draft("", (header.width // header.scale, header.height // header.scale))
             yield opened
     except ImageError:
         raise
@@ -217,14 +279,14 @@ def _open(header: Header) -> Iterator[Image.Image]:
 
 
 def _decode(header: Header, channels: int) -> Image.Image:
-    """Decode an image to an upright picture of its own size, of mode RGB, RGBX or L.
+    """Decode an image to an upright picture of the size in its header, of mode RGB, RGBX or L.
 
     Raises:
         ImageUnreadable: The image is truncated or damaged, as far as the decoder detects it.
     """
     if header.components:
         return make_upright(decode_picture(header, channels), header.orientation, channels)
-    codec = CODECS[header.format]
+    codec = CODECS[header.format].codec
     codec.check(header.image)
     with _open(header) as opened:
         opened.load()  # raises if the image is damaged

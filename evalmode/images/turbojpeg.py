@@ -5,6 +5,7 @@ TurboJPEG gives the same bits as Pillow, which uses the same library, and raises
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from evalmode.errors import ImageUnreadable
-from evalmode.images.headers import Header
+from evalmode.images.headers import Header, make_damaged
 from evalmode.images.jpeg import is_progressive
 from evalmode.images.orientation import TURNS
 
@@ -38,7 +39,7 @@ def is_plain(header: Header, channels: int) -> bool:
 
 
 def decode_picture(header: Header, channels: int) -> Image.Image:
-    """Decode a JPEG to a picture of its own size and orientation.
+    """Decode a JPEG to a picture of its own orientation, at the scale in its header.
 
     Args:
         header: The header of a JPEG with ``components``.
@@ -50,10 +51,10 @@ def decode_picture(header: Header, channels: int) -> Image.Image:
     Raises:
         ImageUnreadable: The image is truncated or damaged.
     """
-    size = (header.width, header.height)
+    size = header.decoded_size
     if header.components == 1 and channels == 1:
         return Image.frombuffer("L", size, decompress(header, "GRAY"), "raw", "L", 0, 1)
-    if header.components != 4 and header.width * header.height <= COPIED_PIXELS:
+    if header.components != 4 and math.prod(size) <= COPIED_PIXELS:
         return Image.fromarray(decompress(header, "RGB"))
     if header.components == 4:
         pixels = decompress(header, "CMYK")
@@ -63,7 +64,9 @@ def decode_picture(header: Header, channels: int) -> Image.Image:
 
 
 def decompress(header: Header, colours: str) -> npt.NDArray[np.uint8]:
-    """Decode a JPEG to pixels.
+    """Decode a JPEG to pixels, at the scale in its header.
+
+    Every byte of the file is read at any scale, so that damage is detected at any scale, too.
 
     Args:
         header: The header of a JPEG with ``components``.
@@ -77,22 +80,15 @@ def decompress(header: Header, colours: str) -> npt.NDArray[np.uint8]:
     """
     image = header.image  # all of it: bytes between segments are damage, too
     try:
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(image, colours)
+        return _decompress(image, header, colours)
     except (ValueError, MemoryError) as error:
         repaired = _repair_header(image)
         if repaired == image:
             raise make_damaged(error) from error
-    else:
-        return _check_size(pixels, header)
     try:
-        return _check_size(simplejpeg.decode_jpeg(repaired, colours), header)
+        return _decompress(repaired, header, colours)
     except (ValueError, MemoryError) as error:
         raise make_damaged(error) from error
-
-
-def make_damaged(error: Exception) -> ImageUnreadable:
-    """Return the error for an image that a decoder has refused with ``error``."""
-    return ImageUnreadable(f"image is truncated or damaged: {error}", cause=error)
 
 
 def _repair_header(image: bytes) -> bytes:
@@ -104,7 +100,10 @@ def _repair_header(image: bytes) -> bytes:
     return image if is_progressive(image) else _EMPTY_SCAN.sub(b"\\1\0\x3f\0", image)
 
 
-def _check_size(pixels: npt.NDArray[np.uint8], header: Header) -> npt.NDArray[np.uint8]:
-    if pixels.shape[:2] != (header.height, header.width):
+def _decompress(image: bytes, header: Header, colours: str) -> npt.NDArray[np.uint8]:
+    """Decode ``image`` to the size in the header; simplejpeg takes the smallest scale that is large enough."""
+    width, height = header.decoded_size if header.scale > 1 else (0, 0)
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(image, colours, min_height=height, min_width=width)
+    if pixels.shape[1::-1] != header.decoded_size:
         raise ImageUnreadable("image is truncated or damaged: a JPEG of two sizes", cause="two sizes")
     return pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from itertools import count
 from evalmode.errors import ImageNeedsTooMuchMemory
 from evalmode.images.headers import Header
 from evalmode.images.orientation import STRIP_PIXELS
-from evalmode.images.pixels import PixelContract, Pixels, decode_by_header
+from evalmode.images.pixels import PixelContract, Pixels, decode_by_header, scale_header
+from evalmode.images.resizing import plan_resize
 from evalmode.images.turbojpeg import COPIED_PIXELS
 from serving.engine.memory import choose_decode_bytes
 from serving.threads import start_threads
@@ -40,6 +42,9 @@ STRIP_BYTES = 16  # per pixel of the strip that is being converted
 def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     """Compute the peak memory for decoding an image.
 
+    A JPEG that is decoded at a fraction of its size takes less memory, but every pixel of it still takes time. It
+    counts as at least one byte per pixel, so that a slow image is not treated as a small one.
+
     Args:
         header: The header of the image.
         contract: The pixels that the model takes.
@@ -47,7 +52,8 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     Returns:
         An upper bound in bytes.
     """
-    width, height = header.width, header.height
+    header = scale_header(header, contract)
+    width, height = header.decoded_size
     pixels = width * height
     mode, pixel_bytes = ("RGB", 4) if contract.channels == 3 else ("L", 1)
     total = BASE_BYTES + header.decoder_bytes + header.row_bytes + SIDE_BYTES * (width + height)
@@ -55,10 +61,28 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
         total += pixels * pixel_bytes + STRIP_BYTES * min(pixels, max(STRIP_PIXELS, width))
     if header.components and pixels <= COPIED_PIXELS:
         total += 3 * pixels  # an array first, then a picture
-    sides = max(width, height), min(width, height)
-    total += pixel_bytes * max(contract.width, contract.height) * (sides[1] + 2)  # between the two resize passes
-    total += pixel_bytes * sides[0] * min(contract.height, sides[1])
-    return total + 2 * pixel_bytes * contract.width * contract.height
+    total += pixel_bytes * _count_resize_pixels((width, height), contract)
+    return max(total, header.width * header.height)
+
+
+def _count_resize_pixels(size: tuple[int, int], contract: PixelContract) -> int:
+    """Compute the number of pixels of the pictures that a resize makes in addition to the decoded one.
+
+    Args:
+        size: The decoded picture, before the orientation is applied.
+        contract: The pixels that the model takes.
+    """
+    crop_pixels = contract.width * contract.height
+    short, long = min(size), max(size)
+    if contract.resize.crop_ratio == 1:
+        between = max(contract.width, contract.height) * (short + 2) + long * min(contract.height, short)
+        return between + 2 * crop_pixels
+    most = 0
+    for upright in ((short, long), (long, short)):  # the orientation of most formats is known only when it is decoded
+        part, resized = plan_resize(upright, (contract.width, contract.height), contract.resize.crop_ratio)
+        between = max(part[0] * resized[1], resized[0] * part[1])
+        most = max(most, math.prod(part) + between + math.prod(resized))
+    return most + 2 * crop_pixels
 
 
 class _ExifLog:

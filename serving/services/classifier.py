@@ -12,7 +12,7 @@ import numpy as np
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import InputMissing, at_field
 from evalmode.images.headers import read_header
-from evalmode.images.pixels import RESIZE, check_pixels
+from evalmode.images.pixels import check_pixels
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
@@ -125,5 +125,6 @@ class Classifier:
 
 def _describe_pixels(model: Model) -> wire.PixelContract | None:
     for contract in model.manifest.image_inputs.values():
-        return wire.PixelContract(**vars(contract), resize=RESIZE)
+        height, width, channels = contract.shape
+        return wire.PixelContract(height=height, width=width, channels=channels, resize=contract.resize.describe())
     return None

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from evalmode.errors import UsageError
-from evalmode.images.pixels import PixelContract, decode_image
+from evalmode.images.pixels import PixelContract, Resize, decode_image
 from evalmode.limits import Limits
 from tests.conftest import as_nobody
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
@@ -354,14 +354,14 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "valid", 2)
     write_images(tmp_path / "unlabelled", 2)
     for index in range(6):
-        (tmp_path / "train" / "cat" / f"{index}.tif").write_bytes(b"")
+        (tmp_path / "train" / "cat" / f"{index}.tga").write_bytes(b"")
     (tmp_path / "data.yaml").write_text("names: [cat, dog]")
     (tmp_path / "train" / "stray.png").write_bytes(b"")
     (tmp_path / "valid" / "stray.jpg").write_bytes(b"")
     others, outside, folders = load_dataset(str(tmp_path)).warnings
     assert others.startswith("left out 7 files that are not images (images end in .jpg, .jpeg, ")
     assert str(tmp_path / "data.yaml") in others
-    assert str(tmp_path / "train" / "cat" / "3.tif") in others
+    assert str(tmp_path / "train" / "cat" / "3.tga") in others
     assert others.endswith(" and 2 more")
     named = f"{tmp_path / 'train/stray.png'}, {tmp_path / 'valid/stray.jpg'}"
     assert outside == f"left out 2 images outside of the labels' folders: {named}"
@@ -428,7 +428,9 @@ def test_suffixes_are_accepted_in_any_case_and_for_every_supported_format(tmp_pa
     for suffix, count in ((".jfif", 1), (".JPE", 3)):
         for path in write_images(tmp_path / "dog", count, suffix=".jpg"):
             path.rename(path.with_suffix(suffix))
-    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 18
+    for suffix in (".tif", ".TIFF", ".gif", ".avif"):
+        write_images(tmp_path / "dog" / suffix, 1, suffix=suffix)
+    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 22
 
 
 def test_images_over_a_limit_are_named(tmp_path: Path) -> None:
@@ -484,13 +486,32 @@ def test_one_colour_image_makes_an_rgb_data_set(tmp_path: Path) -> None:
     assert dataset.train.images.shape == (32, 4, 5, 3)
 
 
-def test_images_of_several_sizes_are_refused_with_two_of_them_and_the_option_to_use(tmp_path: Path) -> None:
-    write_classes(tmp_path)
-    odd = write_images(tmp_path / "cat", 1, size=(7, 6))[0]
-    with pytest.raises(DataError, match="differ in size") as refusal:
-        load_dataset(str(tmp_path))
-    assert f"({odd} is 6x7, {tmp_path}/cat/001.png 4x5, height x width)" in str(refusal.value)
-    assert "--image-size HxW" in str(refusal.value)
+def test_images_of_several_sizes_become_squares_of_the_median_shorter_side(tmp_path: Path) -> None:
+    write_classes(tmp_path, size=(9, 6), mode="RGB")
+    write_images(tmp_path / "cat" / "large", 15, (20, 30), mode="RGB")
+    write_images(tmp_path / "dog" / "wide", 8, (40, 5), mode="RGB")
+    dataset = load_dataset(str(tmp_path))
+    assert dataset.contract == PixelContract(6, 6, 3)
+    assert dataset.warnings[-1] == (
+        "images differ in size, from 5x40 to 30x20: they become squares of 6x6 pixels. Choose another size with "
+        "--image-size HxW"
+    )
+    again = load_dataset(str(tmp_path), ReadOptions((6, 6)))
+    assert again.digest() == dataset.digest()
+    assert not any("squares" in warning for warning in again.warnings)
+
+
+def test_squares_have_at_most_128_pixels_a_side(tmp_path: Path) -> None:
+    write_classes(tmp_path, 3, size=(200, 190))
+    write_images(tmp_path / "cat", 1, (190, 200))
+    assert load_dataset(str(tmp_path)).contract == PixelContract(128, 128, 1)
+
+
+def test_the_options_of_resizing_are_applied_and_kept(tmp_path: Path) -> None:
+    resize = Resize(jpeg_scaling=False)
+    dataset = load_dataset(str(write_classes(tmp_path)), ReadOptions((3, 3), resize=resize))
+    assert dataset.resize is resize
+    assert dataset.contract == PixelContract(3, 3, 1, resize)
 
 
 def test_image_size_resizes_every_image(tmp_path: Path) -> None:
@@ -747,28 +768,6 @@ def test_a_folder_without_read_permission_is_refused_with_its_path(readable_fold
     with as_nobody(), pytest.raises(UsageError, match=rf"{forbidden} cannot be read: Permission denied"):
         load_dataset(str(readable_folder))
     (readable_folder / forbidden).chmod(0o755)
-
-
-def test_pixels_that_exceed_the_memory_are_refused_with_both_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 48 * 64 * 3 - 1)
-    write_classes(tmp_path, mode="RGB")
-    with pytest.raises(DataError, match=r"40 x 48 x 64 x 3 pixels need 368,640 bytes of memory and 368,639 are"):
-        load_dataset(str(tmp_path), ReadOptions((48, 64)))
-
-
-def test_pixels_that_just_fit_into_memory_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 40 * 4 * 5)
-    assert load_dataset(str(write_classes(tmp_path))).contract == PixelContract(4, 5, 1)
-
-
-def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 1)
-    decoded: list[int] = []
-    with pytest.raises(DataError, match="need 800 bytes"):
-        load_dataset(str(write_classes(tmp_path)), progress=lambda what, done, total: decoded.append(done))
-    assert not decoded
 
 
 def test_the_memory_limit_of_a_container_bounds_the_available_memory(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_cached_files_must_be_the_published_files(tmp_path: Path) -> None:
 
 def test_another_named_data_set_needs_only_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(tmp_path / "pets")
-    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")))
+    record = NamedDataset(lambda folder, progress: read_idx(folder, ("ant", "bee", "cow")), 72, (5, 4))
     monkeypatch.setitem(DATASETS, "pets", record)
     publish(monkeypatch, "pets", tmp_path / "pets")
     assert load_dataset("pets", cache=tmp_path).labels == ("ant", "bee", "cow")
@@ -486,7 +486,8 @@ def test_an_npz_may_name_its_labels(tmp_path: Path, kind: str) -> None:
         ({"labels": np.array(["a", "b", "c"])}, "targets up to 3 need 4 distinct labels, and they are a, b, c"),
         ({"labels": np.array(["a", "b", "c", "d", "e"])}, "class 'e' has 0 training images"),
         ({"labels": np.array(["a", "b", "c", "b"])}, r"a\.npz: the label 'b' occurs more than once"),
-        ({"x_train": np.array([b"x", {}], object)}, "cannot be read as .npz: Object arrays cannot be loaded"),
+        ({"x_train": np.array([b"x", {}], object)}, r"x_train is object \(2,\): uint8 "),
+        ({"y_train": np.array([b"x", {}], object)}, "cannot be read as .npz: Object arrays cannot be loaded"),
         ({"y_test": np.array([0, 1, 2, 0, 1, 2, 0, 1])}, "class '3' has no test images"),
     ],
 )
@@ -512,7 +513,7 @@ def test_an_npz_whose_header_exceeds_any_memory_is_refused(tmp_path: Path) -> No
         np.lib.format.write_array_header_1_0(file, shape)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("y_train.npy", b"")
-    with pytest.raises(DataError, match=r"a\.npz cannot be read as \.npz"):
+    with pytest.raises(DataError, match=r"a\.npz: x_train has 128 bytes, its header says 1000000 x 1000000 x 10000$"):
         load_dataset(str(path))
 
 
@@ -577,12 +578,31 @@ def test_a_single_array_is_not_an_npz(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "a.npz"))
 
 
-def test_an_npz_that_memory_cannot_hold_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 3000)
-    with pytest.raises(DataError, match="3728 pixels need 3,728 bytes of memory and 3,000 are available"):
+def test_images_of_an_npz_that_memory_cannot_hold_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_npz(tmp_path / "a.npz", {**make_arrays(), "x_test": make_images(8, 5, 6, 3).swapaxes(1, 2)})
+    in_memory = load_dataset(str(path))
+    monkeypatch.setattr("training.datasets.storage.available_memory_bytes", lambda: 719)
+    monkeypatch.setattr("training.datasets.storage.BLOCK_BYTES", 7 * 6 * 5 * 3)
+    notices: list[str] = []
+    on_disk = load_dataset(str(path), cache=tmp_path, notify=notices.append)
+    assert [notice.split(" pixels")[0] for notice in notices] == ["40 x 6 x 5 x 3", "8 x 6 x 5 x 3"]
+    assert on_disk.digest() == in_memory.digest()
+
+
+def test_targets_of_an_npz_that_memory_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.datasets.memory.available_memory_bytes", lambda: 300)
+    with pytest.raises(DataError, match="448 pixels need 448 bytes of memory and 300 are available"):
         load_dataset(str(write_npz(tmp_path / "a.npz", make_arrays())))
+
+
+def test_an_npz_whose_checksum_is_wrong_is_refused(tmp_path: Path) -> None:
+    arrays, path = make_arrays(), tmp_path / "a.npz"
+    np.savez(path, **arrays)  # not compressed
+    content, image = path.read_bytes(), arrays["x_train"][17].tobytes()
+    assert content.count(image) == 1
+    path.write_bytes(content.replace(image, image[::-1]))
+    with pytest.raises(DataError, match=r"a\.npz cannot be read as \.npz: Bad CRC-32 for file 'x_train.npy'"):
+        load_dataset(str(path))
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -274,3 +275,15 @@ def test_metrics_are_one_json_object_per_line(start_run: StartRun) -> None:
     run.append_metrics({"epoch": 2, "loss": 0.25})
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+
+
+def test_the_table_of_labels_is_found_again(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    pets = dataclasses.replace(digits, source=str(tmp_path / "pets"))
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    inside = RunConfig.of(pets, None, False, Recipe(), labels_file=Path("pets/a/labels.csv"))
+    outside = RunConfig.of(pets, None, False, Recipe(), labels_file=Path("labels.csv"))
+    assert inside.find_labels(None) == tmp_path.resolve() / "pets/a/labels.csv"
+    assert inside.find_labels("moved/pets") == Path("moved/pets/a/labels.csv")
+    assert outside.find_labels("moved/pets") == tmp_path.resolve() / "labels.csv"
+    assert RunConfig.of(pets, None, False, Recipe()).find_labels("moved/pets") is None

@@ -6,22 +6,37 @@ read the published formats, ``folders`` reads image folders, and ``checks`` chec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from training.datasets.catalog import DATASETS
+from training.datasets.catalog import DATASETS, make_unknown
 from training.datasets.checks import check_dataset
 from training.datasets.cifar import read_cifar
 from training.datasets.dataset import Dataset, Progress, ReadOptions, Split
 from training.datasets.downloads import find_or_fetch
 from training.datasets.folders import load_folder
-from training.datasets.idx import is_idx_folder, read_idx
+from training.datasets.idx import read_idx
+from training.datasets.labelled_files import is_image_folder
+from training.datasets.near_duplicates import find_near_duplicates
 from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
+from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
+from training.datasets.survey import DEFAULT_OPTIONS, Survey, survey_data
 from training.errors import DataError
 
-__all__ = ["DATASETS", "Dataset", "Progress", "ReadOptions", "Split", "load_dataset"]
-
-DEFAULT_OPTIONS = ReadOptions()
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Progress",
+    "ReadOptions",
+    "Split",
+    "Survey",
+    "find_near_duplicates",
+    "load_dataset",
+    "read_blocks",
+    "release_pages",
+    "survey_data",
+]
 
 
 def ignore_progress(stage: str, done: int, total: int) -> None:
@@ -41,8 +56,12 @@ def load_dataset(
     *,
     cache: Path | None = None,
     progress: Progress = ignore_progress,
+    notify: Callable[[str], None] = ignore_notice,
 ) -> Dataset:
-    """Load a data set into memory and check it.
+    """Load a data set and check it.
+
+    Pixels above 256 MiB, or above the available memory, are kept in a memory-mapped file without a name, which the
+    system removes with the process.
 
     Args:
         source: A folder of images or of IDX files, an ``.npz`` file, CIFAR-10's binary archive, or a name in
@@ -50,8 +69,10 @@ def load_dataset(
         options: How the images are read.
         seed: Decides which training images are carved for splits that the data do not have.
         cache: The folder that holds the files of a named data set, in a folder of that name; missing files are
-            downloaded there. Required for every name except ``digits``.
+            downloaded there. Required for every name except ``digits``. Files of pixels are kept there, too; without
+            it, or if it is read-only, in the folder for temporary files.
         progress: Called with the stage ("downloading" in bytes, "decoding" in images), what is done, and the total.
+        notify: Called with a sentence about the file of pixels, before anything is decoded.
 
     Returns:
         The data set; its warnings say what the user should know.
@@ -60,17 +81,17 @@ def load_dataset(
         DataError: The data do not exist, or cannot be used; the message says why and what to do.
         UsageError: A folder cannot be read.
     """
-    path = Path(source)
+    storage = Storage(cache, notify)
     try:
-        if path.is_dir() and not is_idx_folder(path):
-            return check_dataset(load_folder(path, options, seed, progress))
-        published = _read_published(source, cache, progress)
+        if is_image_folder(source, options):
+            return check_dataset(load_folder(Path(source), options, seed, progress, storage))
+        published = _read_published(source, cache, progress, storage)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error
-    return check_dataset(split_published(source, published, options.image_size, seed))
+    return check_dataset(split_published(source, published, options.image_size, seed, storage))
 
 
-def _read_published(source: str, cache: Path | None, progress: Progress) -> Published:
+def _read_published(source: str, cache: Path | None, progress: Progress, storage: Storage) -> Published:
     """Read a folder of IDX files, a named data set or an archive."""
     path = Path(source)
     if path.is_dir():
@@ -82,11 +103,7 @@ def _read_published(source: str, cache: Path | None, progress: Progress) -> Publ
         find_or_fetch(named.files, folder, progress)
         return named.read(folder, progress)
     if path.is_file() and path.suffix == ".npz":
-        return read_npz(path)
+        return read_npz(path, storage)
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         return read_cifar(path, progress)
-    names = ", ".join(map(repr, DATASETS))
-    raise DataError(
-        f"{source} is not a folder, a .npz or .tar.gz file, or the name of a data set: give one of them; the names are "
-        f"{names}"
-    )
+    raise make_unknown(source)

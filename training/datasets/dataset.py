@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from evalmode.images.pixels import PixelContract, Pixels, Resize
 from evalmode.limits import OWN_IMAGES, Limits
+from training.datasets.storage import count_rows, read_blocks, release_pages
 
 Indices = npt.NDArray[np.int64]
 Progress = Callable[[str, int, int], None]  # "downloading" (bytes) or "decoding" (images); how many are done; the total
 
 SPLITS = ("train", "val", "test")
-ROWS_AT_ONCE = 1024
+DEFAULT_RESIZE = Resize()
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,19 @@ class ReadOptions:
     """How images are read.
 
     Attributes:
-        image_size: The (height, width) in pixels to which the images of a folder are resized. None requires that they
-            all have one size already.
+        image_size: The (height, width) in pixels to which the images of a folder are resized. If it is None, images
+            that all have one size keep it, and images of several sizes become squares.
         skip_unreadable: Leave out the unreadable files of a folder, with a warning, instead of raising an error.
         limits: The largest image of a folder in bytes and pixels.
         resize: How the images of a folder are resized and cropped.
+        labels: A table of the files of a folder and their labels; None if the labels are the names of folders.
     """
 
     image_size: tuple[int, int] | None = None
     skip_unreadable: bool = False
     limits: Limits = OWN_IMAGES
-    resize: Resize = Resize()
+    resize: Resize = DEFAULT_RESIZE
+    labels: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +75,11 @@ class Split:
         Returns:
             A split of these images; the split it is called on must not be used again.
         """
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
+        step = count_rows(self.images)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             self.images[start : start + len(part)] = self.images[part]  # never overwrites a row that is still needed
+            release_pages(self.images)
         paths = tuple(self.paths[row] for row in rows) if self.paths else ()
         kept = None if self.rows is None else self.rows[rows]
         return Split(self.images[: len(rows)], self.targets[rows], paths, kept)
@@ -100,7 +105,7 @@ class Dataset:
     val: Split
     test: Split
     warnings: tuple[str, ...] = ()
-    resize: Resize = Resize()
+    resize: Resize = DEFAULT_RESIZE
 
     @property
     def contract(self) -> PixelContract:
@@ -116,6 +121,7 @@ class Dataset:
         digest = hashlib.sha256("\0".join(self.labels).encode())
         for split in (self.train, self.val, self.test):
             digest.update(repr(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images).data)
+            for block in read_blocks(split.images):
+                digest.update(np.ascontiguousarray(block).data)
             digest.update(split.targets.data)
         return "sha256:" + digest.hexdigest()

@@ -6,7 +6,10 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -48,11 +51,31 @@ def read_idx(folder: Path, labels: tuple[str, ...] = ()) -> Published:
     return check_published(folder, labels, splits)
 
 
-def _read_file(plain: Path, dimensions: int) -> Pixels:
-    """Read one file.
+def read_idx_shapes(folder: Path) -> list[tuple[int, ...]]:
+    """Read the shapes of the images of an IDX data set from the headers of its files.
 
-    It begins with the bytes 0, 0, 8 (for uint8) and the number of dimensions; then come the sizes, each a big-endian
-    uint32, and the values.
+    Args:
+        folder: The folder of the files.
+
+    Returns:
+        (N, H, W) of the training images, then of the test images.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    shapes = []
+    for prefix in PREFIXES.values():
+        with _open_file(folder / f"{prefix}-images-idx3-ubyte", 3) as (_, _, shape):
+            shapes.append(shape)
+    return shapes
+
+
+@contextmanager
+def _open_file(plain: Path, dimensions: int) -> Iterator[tuple[Path, IO[bytes], tuple[int, ...]]]:
+    """Open one file, gzipped or not, and read its header: yield its path, the values that follow, and their shape.
+
+    The file begins with the bytes 0, 0, 8 (for uint8) and the number of dimensions; then come the sizes, each a
+    big-endian uint32, and the values.
     """
     gzipped = plain.with_name(plain.name + ".gz")
     path = gzipped if gzipped.exists() else plain
@@ -66,12 +89,17 @@ def _read_file(plain: Path, dimensions: int) -> Pixels:
                 raise DataError(
                     f"{path} is not an IDX file: it begins with {magic.hex() or 'nothing'}, not {expected.hex()}"
                 )
-            shape = struct.unpack(f">{dimensions}I", sizes)
-            check_memory(shape)  # the header is not trusted
-            values = np.empty(math.prod(shape), np.uint8)
-            count = file.readinto(values.data) + len(file.read(1))
+            yield path, file, struct.unpack(f">{dimensions}I", sizes)
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
+
+
+def _read_file(plain: Path, dimensions: int) -> Pixels:
+    """Read the values of one file."""
+    with _open_file(plain, dimensions) as (path, file, shape):
+        check_memory(shape)  # the header is not trusted
+        values = np.empty(math.prod(shape), np.uint8)
+        count = file.readinto(values.data) + len(file.read(1))  # type: ignore[attr-defined]
     if count != len(values):
         found = f"{count:,}" if count < len(values) else "more"
         raise DataError(f"{path} holds {found} values, its header says {' x '.join(map(str, shape))}")

@@ -13,6 +13,7 @@ from evalmode.errors import UsageError
 from evalmode.images.label_files import parse_labels
 from training.datasets.carving import HELD_OUT, carve_missing
 from training.datasets.dataset import Dataset, Split
+from training.datasets.storage import Storage
 from training.errors import DataError
 
 
@@ -83,7 +84,9 @@ def parse_published_labels(content: bytes, source: str) -> tuple[str, ...]:
         raise DataError(str(error)) from error
 
 
-def split_published(source: str, published: Published, image_size: tuple[int, int] | None, seed: int) -> Dataset:
+def split_published(
+    source: str, published: Published, image_size: tuple[int, int] | None, seed: int, storage: Storage
+) -> Dataset:
     """Carve the splits that a published data set lacks from its training images.
 
     Args:
@@ -91,6 +94,7 @@ def split_published(source: str, published: Published, image_size: tuple[int, in
         published: The images.
         image_size: The (height, width) that was requested; the images are not resized.
         seed: Decides which images are carved.
+        storage: Where the carved images are kept.
 
     Returns:
         The data set with all three splits.
@@ -106,7 +110,7 @@ def split_published(source: str, published: Published, image_size: tuple[int, in
     rows = carve_missing(train.targets, splits, labels, seed, published.test_share)
     train = replace(train, rows=np.arange(len(train)))
     carved = {
-        name: Split(train.images[part], train.targets[part], rows=part)
+        name: Split(storage.copy(train.images, part), train.targets[part], rows=part)
         for name, part in rows.items()
         if name != "train"
     }

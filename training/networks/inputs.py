@@ -21,6 +21,18 @@ def scale_pixels(pixels_nhwc: Tensor) -> Tensor:
     return pixels_nhwc.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
+def make_inputs(values: Tensor) -> Tensor:
+    """Convert pixels, or the output of a stage of a backbone, to the input of a network.
+
+    Args:
+        values: Pixels, uint8 (N, H, W, C) in 0..255, or the output of a stage, floating point (N, ...).
+
+    Returns:
+        float32, (N, C, H, W) in [-1, 1] for pixels.
+    """
+    return values.to(torch.float32) if values.is_floating_point() else scale_pixels(values)
+
+
 def lay_out(network: nn.Module) -> None:
     """Convert the weights of convolutions to the channels-last memory format, in place.
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+NORM_EPS = 1e-3  # added to the variances of the features, so that those that hardly vary are not amplified
+
 
 class PretrainedNetwork(nn.Module):
     """Scaling, the stages of a backbone, global average pooling, and a head.
@@ -29,7 +31,13 @@ class PretrainedNetwork(nn.Module):
     """
 
     def __init__(
-        self, scale: nn.Module, stages: Sequence[nn.Module], pool: nn.Module, features: int, classes: int, dropout: float
+        self,
+        scale: nn.Module,
+        stages: Sequence[nn.Module],
+        pool: nn.Module,
+        features: int,
+        classes: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -37,7 +45,9 @@ class PretrainedNetwork(nn.Module):
         self.pool = pool
         self.head = nn.Sequential(
             OrderedDict(
-                norm=nn.BatchNorm1d(features), dropout=nn.Dropout(dropout), dense=nn.Linear(features, classes)
+                norm=nn.BatchNorm1d(features, eps=NORM_EPS),
+                dropout=nn.Dropout(dropout),
+                dense=nn.Linear(features, classes),
             )
         )
         self._first = 0

@@ -8,10 +8,12 @@ import pytest
 
 from evalmode.artifact.manifest import FORMAT_VERSION, ClassifierManifest, TensorManifest, read_manifest
 from evalmode.errors import ArtifactInvalid
-from evalmode.images.pixels import RESIZE, PixelContract
+from evalmode.images.pixels import PixelContract, Resize
 
 MANIFEST = ClassifierManifest(
-    ("cat", "dög", 'quo"te'), PixelContract(32, 24, 3), {"network": "small", "agreement": {"top1": 1.0}, "none": None}
+    ("cat", "dög", 'quo"te'),
+    PixelContract(32, 24, 3, Resize(0.875, "bicubic")),
+    {"network": "small", "agreement": {"top1": 1.0}, "none": None},
 )
 
 
@@ -39,11 +41,20 @@ def test_metadata_is_the_documented_json() -> None:
             "height": 32,
             "width": 24,
             "channels": 3,
+            "channel_order": "RGB",
             "layout": "NHWC",
             "dtype": "uint8",
             "range": [0, 255],
-            "resize": RESIZE,
+            "resize": "crop",
+            "exact_size": "unchanged",
+            "crop_ratio": 0.875,
+            "interpolation": "bicubic",
+            "antialias": True,
+            "jpeg_scaling": True,
+            "exif_orientation": True,
+            "background": [255, 255, 255],
         },
+        "optional_outputs": [],
         "network": "small",
         "agreement": {"top1": 1.0},
         "none": None,
@@ -69,7 +80,7 @@ def test_a_file_without_metadata_of_evalmode_is_rejected(metadata: dict[str, str
 @pytest.mark.parametrize("version", ["0", "1", '"2"'])
 def test_an_unsupported_format_version_is_rejected_with_both_versions(version: str) -> None:
     metadata = {**MANIFEST.to_metadata(), "evalmode.format_version": version}
-    with pytest.raises(ArtifactInvalid, match="this evalmode reads 3: export it again") as caught:
+    with pytest.raises(ArtifactInvalid, match="this evalmode reads 3, 4: export it again") as caught:
         read_manifest(metadata)
     assert caught.value.facts == {"format_version": version.strip('"')}
 

@@ -279,7 +279,7 @@ def test_on_cuda_every_batch_size_is_replayed(certificate: ClassifierCertificate
     seen: list[int] = []
     run = Model.run
 
-    def watch(self: Model, inputs: Tensors, options: object = None) -> Tensors:
+    def watch(self: Model, inputs: Tensors, **how: object) -> Tensors:
         seen.append(len(inputs[INPUT]))
         return run(self, inputs)
 

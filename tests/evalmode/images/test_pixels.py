@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from damage import DAMAGES, FORMATS, make_damaged
-from PIL import Image, ImageOps
+from PIL import Image
 
 from evalmode.errors import (
     ImageEmpty,
@@ -31,6 +31,7 @@ from evalmode.images.pixels import (
     probe_image,
 )
 from evalmode.limits import Limits
+from tests.by_pillow import decode_by_pillow
 from tests.conftest import encode, plain
 
 RGB = PixelContract(4, 4, 3)
@@ -235,15 +236,6 @@ class TestColours:
             assert np.array_equal(decode(image), np.full((4, 4, 3), (255, 0, 0), np.uint8)), image_format
 
 
-def decode_by_pillow(image: bytes, contract: PixelContract) -> np.ndarray:
-    """Decode an image without transparency by Pillow alone."""
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB" if contract.channels == 3 else "L")
-    size = (contract.width, contract.height)
-    picture = picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(contract.shape)
-
-
 class TestJpegs:
     """JPEGs are decoded by TurboJPEG, to the same bits as by Pillow."""
 
@@ -338,13 +330,6 @@ class TestSize:
         picture = noise(*size)
         expected = picture.resize((4, 4), Image.Resampling.BILINEAR, box=box)
         assert np.array_equal(decode(encode(picture)), np.asarray(expected))
-
-    def test_of_a_jpeg_is_resized_from_every_pixel(self) -> None:
-        # Decoding a JPEG at an eighth of its size would be faster, with other pixels.
-        image = encode(noise(64, 64), "JPEG")
-        with Image.open(io.BytesIO(image)) as whole:
-            expected = whole.resize((4, 4), Image.Resampling.BILINEAR)
-        assert np.array_equal(decode(image), np.asarray(expected))
 
     def test_of_a_model_that_is_not_square_keeps_the_aspect_ratio(self) -> None:
         picture = plain("red", (60, 60))

@@ -1,0 +1,217 @@
+"""Train a pretrained network in stages: features of the frozen backbone, a head on them, and the last stages.
+
+Each stage starts from the result of the one before it. The last one is kept only if the validation images say so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from evalmode.artifact.tensors import Floats
+from training.batches import balance_labels
+from training.callbacks import Callbacks, Outcome, StageFigures
+from training.checkpoint import Epoch
+from training.cross_validation import refit_head
+from training.datasets import Dataset, Split, find_near_duplicates
+from training.features import FeatureCache, Features, compute_features
+from training.head import HeadExamples, choose_head, compute_logits, measure_head
+from training.loop import Execution
+from training.networks import PretrainedNetwork
+from training.review import Review, review_data
+from training.run import BEST, EXACT, INITIAL, Result, Run
+from training.statistics import list_norms
+
+TRAINED_SHARE = 0.75  # of the multiply-adds, at most: the first stages respond to edges and textures of any photo
+
+TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
+
+
+def fit_pretrained(
+    run: Run,
+    network: PretrainedNetwork,
+    dataset: Dataset,
+    execution: Execution,
+    callbacks: Callbacks,
+    train_stages: TrainStages,
+) -> Outcome:
+    """Train the head of a pretrained network and its last stages, and measure the result.
+
+    Args:
+        run: The run, with its folder. It gets the weights, the features, the figures and the result.
+        network: The network with its pretrained weights. It ends on the CPU with the best weights.
+        dataset: The data set to train on.
+        execution: How to run the training.
+        callbacks: Functions to call with the progress.
+        train_stages: Trains the stages that are not frozen on the maps of training and validation images. It saves the
+            initial and the best weights in the run, and returns the figures of the best epoch.
+
+    Returns:
+        The outcome, as passed to ``on_outcome``.
+
+    Raises:
+        TrainingDiverged: A loss or a gradient is NaN or infinite.
+        DataError: The features do not fit onto the disk.
+    """
+    return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
+
+
+@torch.no_grad()
+def count_trained_stages(network: PretrainedNetwork, shape: tuple[int, int, int]) -> int:
+    """Count the last stages that have at most three quarters of the multiply-adds of a backbone.
+
+    Args:
+        network: The network; it is left in eval mode.
+        shape: (height, width, channels) of the images.
+
+    Returns:
+        The number of stages; 0 if the last stage alone has more.
+    """
+    height, width, channels = shape
+    x = torch.zeros((1, channels, height, width), device=next(network.parameters()).device)
+    network.eval()
+    costs = []
+    for index in range(len(network.stages)):
+        with FlopCounterMode(display=False) as counter:
+            x = network.run_stages(x, index, index + 1)
+        costs.append(counter.get_total_flops())
+    after = np.cumsum(costs[::-1])
+    return int((after <= TRAINED_SHARE * after[-1]).sum())
+
+
+class _StagedTraining:
+    """The state of one call of ``fit_pretrained``, which documents the arguments."""
+
+    def __init__(
+        self, run: Run, network: PretrainedNetwork, dataset: Dataset, execution: Execution, callbacks: Callbacks
+    ) -> None:
+        self._run = run
+        self._recipe = run.config.recipe
+        self._network = network
+        self._dataset = dataset
+        self._ranks = execution.ranks
+        self._callbacks = callbacks
+        self._label_weights = balance_labels(dataset.train) if self._recipe.balance else None
+        self._penalty = 0.0  # of the head; only the first process chooses it
+        self._stages: list[StageFigures] = []
+
+    def run_stages(self, train_stages: TrainStages) -> Outcome:
+        """Train all stages."""
+        with self._open_folder() as folder:
+            cache = FeatureCache(folder, self._network, self._recipe, self._dataset)
+            features = self._compute_features(cache)
+            head = self._train_head(features)
+            best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
+            cache.remove_maps()
+        if not best.epoch:
+            self._save_head()
+        if self._ranks.is_first:
+            self._run.load_weights(self._network, BEST)
+        self._network.cpu()
+        self._ranks.copy_first(self._network)
+        return self._measure(best, features)
+
+    @contextmanager
+    def _open_folder(self) -> Iterator[Path]:
+        """Yield the folder of the features: the run folder, or a temporary one in all but the first process."""
+        if self._ranks.is_first:
+            yield self._run.folder
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder)
+
+    def _compute_features(self, cache: FeatureCache) -> Features:
+        started = time.perf_counter()
+        features = cache.load_or_compute(self._ranks, self._callbacks)
+        views, _, count = features.train.shape
+        self._finish_stage("features", started, f"{count:,} of each image, {views} views of the training images")
+        return features
+
+    def _train_head(self, features: Features) -> Epoch:
+        """Train the head in the first process, and return its figures as those of epoch 0."""
+        started, head, data, ranks = time.perf_counter(), self._network.head, self._dataset, self._ranks
+        figures = 0.0, 0.0
+        if ranks.is_first:
+            device = head.dense.weight.device
+            targets = torch.from_numpy(data.train.targets).repeat(len(features.train))
+            train = HeadExamples(torch.from_numpy(features.train).flatten(0, 1).to(device), targets.to(device))
+            val = HeadExamples(torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device))
+            weights = self._label_weights
+            chosen = choose_head(head, train, val, None if weights is None else weights.to(device))
+            figures = chosen.val_accuracy, chosen.val_loss
+            self._finish_stage("head", started, f"penalty {chosen.penalty:g}", chosen.val_accuracy)
+            self._penalty = chosen.penalty
+        ranks.copy_first(self._network)
+        accuracy, loss = ranks.broadcast(figures)
+        train_accuracy = 0.0
+        return Epoch(0, loss, train_accuracy, accuracy, loss, 0.0, time.perf_counter() - started, [], [])
+
+    def _fine_tune(self, cache: FeatureCache, head: Epoch, train_stages: TrainStages) -> Epoch:
+        """Train the last stages, and return the figures of the better of their best epoch and the head alone."""
+        started, network, count = time.perf_counter(), self._network, self._recipe.fine_tune
+        network.freeze(len(network.stages) - count)
+        with network.start_at(len(network.stages) - count):
+            tuned = train_stages(*cache.open_maps())
+        kept = (tuned.val_accuracy, -tuned.val_loss) > (head.val_accuracy, -head.val_loss)
+        text = f"the last {count} of {len(network.stages)} stages, best epoch {tuned.epoch}"
+        if not kept:
+            text += f": not kept, since the head alone has {head.val_accuracy:.4f}"
+        self._finish_stage("fine-tune", started, text, tuned.val_accuracy)
+        return tuned if kept else head
+
+    def _save_head(self) -> None:
+        """Save the network with the head alone as the best one."""
+        if not self._ranks.is_first:
+            return
+        if self._recipe.fine_tune:
+            self._run.load_weights(self._network, INITIAL)
+        else:
+            self._run.save_weights(self._network, INITIAL)
+        self._run.save_weights(self._network, BEST)
+
+    def _measure(self, best: Epoch, features: Features) -> Outcome:
+        """Measure the network that the run keeps on the validation and the test images."""
+        run, data, ranks = self._run, self._dataset, self._ranks
+        network = self._network
+        found: dict[str, float] = {}
+        logits: dict[str, Tensor] = {}
+        for name in ("val", "test"):
+            split: Split = getattr(data, name)
+            pooled: Floats = compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
+            examples = HeadExamples(torch.from_numpy(pooled), torch.from_numpy(split.targets))
+            found[name], _ = measure_head(network.head, examples)
+            logits[name] = compute_logits(network.head, examples.features)
+        result = Result(best.epoch, found["val"], [], found["test"], [asdict(stage) for stage in self._stages])
+        if ranks.is_first:
+            review = self._review(features)
+            result = replace(result, cross_validated=review.cross_validated and asdict(review.cross_validated))
+            run.save_weights(network, EXACT)
+            run.save_logits(logits)
+            run.append_metrics(asdict(result))
+        layers = len(list_norms(network))
+        outcome = Outcome(run, best, result, layers, layers, len(data.val), len(data.test))
+        self._callbacks.on_outcome(outcome)
+        return outcome
+
+    def _review(self, features: Features) -> Review:
+        """Cross-validate heads on the features, and find doubtful labels and near-duplicates."""
+        data = self._dataset
+        fit = refit_head(self._network.cpu().head, self._penalty, self._label_weights)
+        by_split = {"train": features.train[0], "val": features.val, "test": features.test}
+        review = review_data(features, data, fit, find_near_duplicates(by_split), self._recipe.seed)
+        review.save(self._run.folder)
+        return review
+
+    def _finish_stage(self, stage: str, started: float, text: str, val_accuracy: float | None = None) -> None:
+        figures = StageFigures(stage, time.perf_counter() - started, text, val_accuracy)
+        self._stages.append(figures)
+        self._callbacks.on_stage(figures)
