@@ -32,7 +32,9 @@ SMALLEST = 1e-12  # of a scale: a channel may have no weights but 0
 
 def has_depthwise(graph: onnx.ModelProto) -> bool:
     """Whether a graph has a depthwise convolution."""
-    return any(_is_depthwise(node) for node in graph.graph.node if node.op_type == "Conv")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv" and node.input[1] in shapes]
+    return any(_is_depthwise(node, shapes[node.input[1]]) for node in convolutions)
 
 
 def round_weights(
@@ -56,11 +58,10 @@ def round_weights(
     overrides: dict[str, list[dict[str, Any]]] = {}
     for node in layers:
         weights = numpy_helper.to_array(values[node.input[1]]).astype(np.float64)
-        scales = choose_scales(weights, _is_depthwise(node))
+        scales = choose_scales(weights, _is_depthwise(node, weights.shape))
         steps = scales.reshape(-1, *[1] * (weights.ndim - 1))
         new = np.round(weights / steps) * steps
-        groups = int(_get_groups(node))
-        shift = _sum_inputs(weights - new, means[node.input[0]], groups)
+        shift = _sum_inputs(weights - new, means[node.input[0]], _get_groups(node))
         bias = numpy_helper.to_array(values[node.input[2]]).astype(np.float64)
         for name, value in ((node.input[1], new), (node.input[2], bias + shift)):
             values[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
@@ -120,8 +121,9 @@ def _get_groups(node: onnx.NodeProto) -> int:
     return next((int(helper.get_attribute_value(one)) for one in node.attribute if one.name == "group"), 1)
 
 
-def _is_depthwise(node: onnx.NodeProto) -> bool:
-    return _get_groups(node) > 1
+def _is_depthwise(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
+    """Whether each channel of a convolution is a group of its own."""
+    return 1 < _get_groups(node) == shape[0] and shape[1] == 1
 
 
 def _describe_scale(scale: float) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def read_weights(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
 def test_depthwise_convolutions_are_recognised() -> None:
     assert has_depthwise(make_graph())
     assert not has_depthwise(make_graph(1))
+    assert not has_depthwise(make_graph(4))
 
 
 @pytest.mark.parametrize("groups", [1, 4, CHANNELS])
