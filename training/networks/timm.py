@@ -229,7 +229,9 @@ def _split(model: nn.Module, images: Tensor) -> tuple[list[nn.Module], nn.Module
             stages.append([module])
     maps = model.forward_features(images)
     features = model.forward_head(maps, pre_logits=True)
-    averages = maps.ndim == 4 and features.shape == maps.shape[:2] and torch.allclose(features, maps.mean((2, 3)), 1e-4, 1e-5)
+    averages = (
+        maps.ndim == 4 and features.shape == maps.shape[:2] and torch.allclose(features, maps.mean((2, 3)), 1e-4, 1e-5)
+    )
     for name in names:
         delattr(model, name)
     return [nn.Sequential(*modules) for modules in stages], AveragePool() if averages else Pool(model)
