@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -31,6 +32,7 @@ from training.networks import (
     recognise_architecture,
 )
 from training.options import AUTO, TrainOptions
+from training.plan import describe_plan, plan_recipe
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
 from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
@@ -61,6 +63,7 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         EvalmodeError: The data, the network or the folder cannot be used, or the training diverged.
         TrainingStopped: Ctrl-C was pressed.
     """
+    started = time.perf_counter()
     device = choose_device(options.device)
     with keep_memory(), join_ranks(device) as ranks:
         if not ranks.is_first:
@@ -80,6 +83,9 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
             summary = _summarise(network, recipe, dataset, ranks, choice.reason)
         callbacks.on_network(summary)
         recipe = _complete_recipe(recipe, network, dataset, options)
+        if options.minutes is not None:
+            recipe = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
+            callbacks.on_notice(describe_plan(recipe, isinstance(network, PretrainedNetwork), options.minutes))
         config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
         run = _open_run(out, config, options.resume, ranks)
         try:
@@ -137,6 +143,17 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
     if count > len(network.stages):
         raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
     return replace(recipe, fine_tune=count, shift=0)
+
+
+def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:
+    """Plan the training for the time that is left, or as it was planned when the run was started."""
+    planned = recipe
+    if ranks.is_first and (out / "run.json").exists():
+        before = Run.open(out).config.recipe
+        planned = replace(recipe, views=before.views, epochs=before.epochs, fine_tune=before.fine_tune)
+    elif ranks.is_first:
+        planned = plan_recipe(recipe, network, dataset, left_s)
+    return ranks.broadcast(planned)
 
 
 def _summarise(network: nn.Module, recipe: Recipe, dataset: Dataset, ranks: Ranks, reason: str) -> NetworkSummary:

@@ -55,6 +55,7 @@ class TrainOptions:
         fine_tune: Which stages of a pretrained network are trained after its head: ``auto`` for those with at most
             three quarters of the computation, ``none``, or the number of the last stages.
         minutes: Time that the training may take, in minutes; views and epochs are planned for it. None for no limit.
+        compare: With ``auto``, train ``efficientnet-lite0`` and ``compact``, and keep the one that validates better.
         width: Factor of the number of filters, from 0.125 to 16.
         image_size: (height, width) in pixels to resize every image to; None for the size of the network, or else that
             of the images.
@@ -93,6 +94,9 @@ class TrainOptions:
     )
     minutes: float | None = option(
         None, "time for the whole training in minutes; views and epochs are planned for it", above=0, maximum=100_000
+    )
+    compare: bool = option(
+        False, "with --network auto: train efficientnet-lite0 and compact, and keep the one that validates better"
     )
     width: float = option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
     image_size: tuple[int, int] | None = option(
@@ -135,6 +139,9 @@ class TrainOptions:
         convert_fields(self)
         if self.fine_tune not in (AUTO, "none") and not re.fullmatch("[1-9][0-9]{0,3}", self.fine_tune):
             raise UsageError(f"fine_tune {self.fine_tune!r} is not auto, none or a number of stages from 1")
+
+        if self.compare and self.network != AUTO:
+            raise UsageError(f"compare is for the network auto, not for {self.network}: leave one of them out")
 
     @property
     def limits(self) -> Limits:

@@ -51,7 +51,7 @@ class NearDuplicate:
         row: Index of the first image in its split.
         other_split: Split of the second image.
         other_row: Index of the second image in its split.
-        similarity: Cosine of their features, at most 1.
+        similarity: Cosine of their features without the mean of all images, at most 1.
     """
 
     split: str

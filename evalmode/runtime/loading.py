@@ -9,11 +9,12 @@ from os import PathLike
 from pathlib import Path
 
 from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.parts import split_graph
 from evalmode.artifact.sealing import digest_file, open_artifact
 from evalmode.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
 from evalmode.limits import LARGEST_BATCH
 from evalmode.runtime.model import ImageClassifier, Model, TensorNetwork
-from evalmode.runtime.optional_outputs import WHOLE, open_optional, split
+from evalmode.runtime.optional_outputs import NO_OUTPUTS, open_optional
 from evalmode.runtime.provider import open_session
 from evalmode.runtime.session import limit_runs, open_cpu_session, shrink_arena
 from evalmode.runtime.threads import add_lone
@@ -103,20 +104,26 @@ def load_artifact(
     if manifest.certificate is None and not options.allow_uncertified:
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
-        parts = split(graph, manifest.optional_outputs) if manifest.optional_outputs else WHOLE
-        session, provider = open_session(parts.first or artifact, options.provider, options.threads, options.arena)
-        optional = open_optional(
-            graph, manifest.optional_outputs, parts, session, partial(open_cpu_session, arena=options.arena)
+        parts = split_graph(graph, manifest.optional_outputs) if manifest.optional_outputs else None
+        first = parts.write_first() if parts else artifact
+        session, provider = open_session(first, options.provider, options.threads, options.arena)
+        optional = (
+            open_optional(parts, session, partial(open_cpu_session, arena=options.arena)) if parts else NO_OUTPUTS
         )
-        facts = (name, version, digest_file(artifact), manifest, provider, False, 1, session, optional)
-        model: Model = ImageClassifier(*facts) if isinstance(manifest, ClassifierManifest) else TensorNetwork(*facts)
+        facts = (provider, False, 1, session, optional)
+        named = (name, version, digest_file(artifact))
+        model: Model
+        if isinstance(manifest, ClassifierManifest):
+            model = ImageClassifier(*named, manifest, *facts)
+        else:
+            model = TensorNetwork(*named, manifest, *facts)
         if not (model.inputs and model.outputs):  # this also checks their types, before the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
         replayed = replay(model, options.replay_s)
         if options.arena and provider.is_reference and manifest.certificate:
             # Otherwise the memory of the largest batch stays: 620 MiB for EfficientNet-Lite0, which needs 160 in all.
             model.run({name: array[:1] for name, array in manifest.certificate.inputs.items()}, options=shrink_arena())
-        return add_lone(replayed, parts.first or artifact, options.lone_threads, options.replay_s)
+        return add_lone(replayed, first, options.lone_threads, options.replay_s)
     except (ProviderUnavailable, ArtifactInvalid):
         raise
     except Exception as error:  # onnxruntime's own exceptions have no common base class

@@ -114,6 +114,11 @@ class Batcher:
         with self._lock:
             return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
 
+    @property
+    def in_flight(self) -> int:
+        """The number of admitted requests that are not answered yet."""
+        return self._admitted
+
     def queue_full(self) -> QueueFull:
         """Make the error of a request that exceeds the limit on requests in flight."""
         return QueueFull(

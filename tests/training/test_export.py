@@ -34,7 +34,7 @@ from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
 from evalmode.runtime.model import ImageClassifier
 from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.errors import ExportRefused, FoldMismatch, ModuleInTrainMode, RunError
 from training.evaluation import evaluate, predict_logits
 from training.export import _load_network, export_run
@@ -449,7 +449,7 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
 def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ImageClassifier]:
     """One epoch of the compact network, exported with both views."""
     folder = tmp_path_factory.mktemp("mirrored")
-    config = RunConfig.of(digits, None, False, choose_recipe("compact", digits, epochs=1))
+    config = RunConfig.of(digits, ReadOptions(), choose_recipe("compact", digits, epochs=1))
     run = Run.create(folder / "run", config)
     torch.manual_seed(0)
     network = prepare_network(config.build_network(), digits.train)

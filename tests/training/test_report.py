@@ -21,7 +21,6 @@ from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.report.charts import COLOURS, FOLDER, Axes, Line, draw_lines
-from training.report.classifier import open_classifier
 from training.report.findings import Predictions, find_confusions, score_classes, try_shifts
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
@@ -283,7 +282,7 @@ class TestFindings:
         network, split = trained[1], digits.test
         rows = np.arange(8)
         with torch.no_grad():
-            for pixels, accuracy, unchanged in try_shifts(open_classifier(network, (8, 8, 1)), split):
+            for pixels, accuracy, unchanged in try_shifts(network, split):
                 right, same = [], []
                 still = network.eval()(scale_pixels(torch.from_numpy(split.images))).argmax(1).numpy()
                 for down, aside in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.datasets import DATASETS
+from training.errors import NetworkError
 from training.networks.pretrained import PretrainedNetwork
 
 if TYPE_CHECKING:
@@ -90,6 +91,36 @@ class Backbone:
         """
         pool = AveragePool() if self.pool is None else self.pool
         return PretrainedNetwork(Scale(self.mean, self.std), self.stages, pool, self.features, classes, dropout)
+
+
+def check_backbone(name: str, network: PretrainedNetwork, shape: tuple[int, int, int]) -> None:
+    """Check by an image of zeros that the stages of a backbone fit each other, the pooling, and the head.
+
+    Args:
+        name: The name of the network, for messages.
+        network: The network, in eval mode.
+        shape: Height, width and channels of the images.
+
+    Raises:
+        NetworkError: A stage does not return a tensor, or the features have another shape or type.
+    """
+    height, width, channels = shape
+    with torch.no_grad():
+        x = network.scale(torch.zeros((1, channels, height, width)))
+        for number, stage in enumerate(network.stages, 1):
+            x = stage(x)
+            if not isinstance(x, Tensor):
+                raise NetworkError(
+                    f"--network {name}: stage {number} returns a {type(x).__name__}; each stage takes and returns one "
+                    "tensor"
+                )
+        features = network.pool(x)
+    wanted = (1, network.head.norm.num_features)
+    if tuple(features.shape) != wanted or features.dtype != torch.float32:
+        raise NetworkError(
+            f"--network {name}: its features of one image are {features.dtype} {tuple(features.shape)}, not float32 "
+            f"{wanted}"
+        )
 
 
 def fit_transfer_recipe(recipe: Recipe, dataset: Dataset) -> Recipe:

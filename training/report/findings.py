@@ -12,17 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor, nn
 
 from evalmode.certification.metrics import Reliability, measure_reliability, wilson_interval
 from training.datasets import Split
 from training.datasets.dataset import Indices
-from training.report.classifier import Classify
+from training.evaluation import predict_logits
 
 LISTED_CONFUSIONS = 10
-MIN_SHIFTED, MAX_SHIFTED = 100, 1000  # images that are shifted: fewer if they are large, because each is run 17 times
+MIN_SHIFTED, MAX_SHIFTED = 32, 1000  # images that are shifted: fewer if they are large, because each is run 17 times
 SHIFTED_PIXELS = 2**20  # of all shifted images together
 LARGE = 160  # pixels of the shorter side, from which shifts are larger: 4 pixels are nothing to such an image
-SHIFTS, LARGE_SHIFTS = (1, 2, 3, 4), (4, 8, 16)  # pixels
+SHIFTS, LARGE_SHIFTS = (1, 2, 3, 4), (4, 16)  # pixels
 Floats = npt.NDArray[np.float64]
 
 
@@ -93,18 +94,19 @@ class Findings:
     shifts: list[Shift]
 
 
-def examine(classify: Classify, split: Split, labels: tuple[str, ...]) -> Findings:
+def examine(network: nn.Module, split: Split, labels: tuple[str, ...], logits: Tensor | None = None) -> Findings:
     """Measure how well a network classifies the images of a split.
 
     Args:
-        classify: Computes the logits of the network.
-        split: The images.
-        labels: The class names.
+        network: The network; it is put into eval mode.
+        split: N images.
+        labels: The K class names.
+        logits: The logits of the network for the images, float32 (N, K); None to compute them.
 
     Returns:
         The measurements.
     """
-    predictions = predict(classify, split)
+    predictions = predict(split, predict_logits(network, split) if logits is None else logits)
     matrix = confusion_matrix(split.targets, predictions.predicted, labels=range(len(labels)))
     return Findings(
         predictions=predictions,
@@ -114,21 +116,21 @@ def examine(classify: Classify, split: Split, labels: tuple[str, ...]) -> Findin
         confusions=find_confusions(matrix, labels, LISTED_CONFUSIONS),
         classes=score_classes(split.targets, predictions.predicted, labels),
         reliability=measure_reliability(predictions.confidence, predictions.correct),
-        shifts=try_shifts(classify, split),
+        shifts=try_shifts(network, split),
     )
 
 
-def predict(classify: Classify, split: Split) -> Predictions:
+def predict(split: Split, logits: Tensor) -> Predictions:
     """Predict the label of every image.
 
     Args:
-        classify: Computes the logits of the network.
-        split: The images.
+        split: N images.
+        logits: Their logits, float32 (N, K).
 
     Returns:
         The predictions in the order of the images.
     """
-    probabilities = classify(split).double().softmax(1).numpy()
+    probabilities = logits.double().softmax(1).numpy()
     predicted = probabilities.argmax(1)
     return Predictions(predicted, probabilities.max(1), predicted == split.targets)
 
@@ -170,11 +172,11 @@ def find_confusions(matrix: Indices, labels: tuple[str, ...], count: int) -> lis
     ]
 
 
-def try_shifts(classify: Classify, split: Split) -> list[Shift]:
+def try_shifts(network: nn.Module, split: Split) -> list[Shift]:
     """Classify images that are shifted up, down, left and right; pixels at the edge are repeated.
 
     Args:
-        classify: Computes the logits of the network.
+        network: The network; it is put into eval mode.
         split: The images; some of them are used.
 
     Returns:
@@ -190,7 +192,8 @@ def try_shifts(classify: Classify, split: Split) -> list[Shift]:
 
     def predict_shifted(down: int, right: int) -> Predictions:
         shifted = padded[:, max_pixels - down :, max_pixels - right :][:, :height, :width]
-        return predict(classify, Split(shifted, split.targets[some]))
+        moved = Split(shifted, split.targets[some])
+        return predict(moved, predict_logits(network, moved))
 
     still = predict_shifted(0, 0)
     shifts = [Shift(0, float(still.correct.mean()), 1.0)]

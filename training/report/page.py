@@ -19,7 +19,6 @@ from training.networks import recognise_architecture
 from training.report import charts, findings, pictures
 from training.report.attention import describe_attention
 from training.report.charts import Axes, Line
-from training.report.classifier import open_classifier
 from training.report.doubts import describe_doubts
 from training.report.learning import Rows, describe_layers, describe_training
 from training.report.spread import spread
@@ -52,7 +51,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     moved = list_moved(initial.state_dict(), network.state_dict())
     facts = {"run": run, "dataset": dataset}
     facts |= describe_training(rows, network, len(dataset.val)) | describe_layers(rows, moved)
-    facts |= _describe_test(network, initial, dataset) | describe_doubts(Review.read(run.folder), dataset)
+    facts |= _describe_test(run, network, initial, dataset) | describe_doubts(Review.read(run.folder), dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
     path = run.folder / "report.html"
     write_atomically(path, page.get_template("page.html.j2").render(facts))
@@ -78,9 +77,9 @@ def _read_metrics(run: Run) -> Rows:
     return rows
 
 
-def _describe_test(network: nn.Module, initial: nn.Module, dataset: Dataset) -> dict[str, Any]:
+def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Dataset) -> dict[str, Any]:
     """Collect what the page shows of the test images."""
-    found = findings.examine(open_classifier(network, dataset.contract.shape), dataset.test, dataset.labels)
+    found = findings.examine(network, dataset.test, dataset.labels, run.read_logits().get("test"))
     correct, confidence = found.predictions.correct, found.predictions.confidence
     order = np.argsort(np.where(correct, -1, 1) * -confidence, kind="stable")  # most confident mistakes first
     mistakes = order[: int((~correct).sum())]
