@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
+    from evalmode.runtime.explanation import Explanation
     from evalmode.runtime.model import Model
     from evalmode.workflow import export, train
     from serving.embedded import serve, start_server
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from training.callbacks import Callbacks
     from training.errors import DataError, ExportRefused, TrainingDiverged
     from training.interrupts import TrainingStopped
+    from training.networks.backbone import Backbone
     from training.publish import Artifact
     from training.run import Run
 
@@ -44,6 +46,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Artifact",
     "AsyncClient",
+    "Backbone",
     "CallFailed",
     "Callbacks",
     "ClassifierOptions",
@@ -51,6 +54,7 @@ __all__ = [
     "Comparison",
     "DataError",
     "EvalmodeError",
+    "Explanation",
     "ExportRefused",
     "Limits",
     "Model",
@@ -78,6 +82,7 @@ __all__ = [
 _SOURCES = {
     "Artifact": ("training.publish:Artifact", "serve,train"),
     "AsyncClient": ("evalmode.client:AsyncClient", ""),
+    "Backbone": ("training.networks.backbone:Backbone", "serve,train"),
     "CallFailed": ("evalmode.client:CallFailed", ""),
     "Callbacks": ("training.callbacks:Callbacks", ""),
     "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
@@ -85,6 +90,7 @@ _SOURCES = {
     "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
     "DataError": ("training.errors:DataError", ""),
     "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
+    "Explanation": ("evalmode.runtime.explanation:Explanation", "serve"),
     "ExportRefused": ("training.errors:ExportRefused", ""),
     "Limits": ("evalmode.limits:Limits", ""),
     "Model": ("evalmode.runtime.model:Model", "serve"),
@@ -108,7 +114,7 @@ _SOURCES = {
     "train": ("evalmode.workflow:train", "serve,train"),
 }
 # Modules that import torch, which training sets up while it is imported.
-_TORCH_MODULES = ("training.publish", "training.run")
+_TORCH_MODULES = ("training.networks.backbone", "training.publish", "training.run")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from training.callbacks import Callbacks, NetworkSummary, Outcome
+from evalmode.certification.metrics import CrossValidated, wilson_interval
+from training.callbacks import Callbacks, NetworkSummary, Outcome, StageFigures
 
 if TYPE_CHECKING:
     from training.checkpoint import Epoch
@@ -51,6 +52,7 @@ class Display:
         self._lines = open_console(as_json, quiet)
         self._alerts = open_console(as_json or quiet)
         self._bar: Progress | None = None
+        self._has_header = False  # of the table of epochs
         self.dataset: Dataset | None = None
         self.outcome: Outcome | None = None
         self.report: Path | None = None
@@ -78,11 +80,16 @@ class Display:
             on_network=self._show_network,
             on_step=self._show_step,
             on_epoch=self._show_epoch,
+            on_stage=self._show_stage,
             on_outcome=self._show_outcome,
             on_report=self._show_report,
             on_published=self._show_published,
+            on_notice=self._show_notice,
             on_warning=self._warn,
         )
+
+    def _show_notice(self, notice: str) -> None:
+        self.print(f"note      {notice}")
 
     def _warn(self, warning: str) -> None:
         self._alerts.print(f"warning   {warning}", style="yellow")
@@ -108,10 +115,18 @@ class Display:
         device = network.device if network.processes == 1 else f"{network.device} in {network.processes} processes"
         figures = f"{network.weights:,} weights, {network.multiply_adds:,} multiply-adds an image, on {device}"
         self.print(f"network   {network.name}, {figures}")
-        self.print("epoch      loss  train acc  val acc  seconds", style="bold")
+        if network.reason:
+            self.print(f"chosen    {network.reason}")
         self._show_bar("", 0, None)
 
+    def _show_stage(self, stage: StageFigures) -> None:
+        val = "" if stage.val_accuracy is None else f", val {stage.val_accuracy:.4f}"
+        self.print(f"{stage.stage:9s} {stage.text}{val}, {stage.seconds:.1f} s")
+
     def _show_step(self, step: int, steps: int, loss: float) -> None:
+        if not self._has_header:
+            self._has_header = True
+            self.print("epoch      loss  train acc  val acc  seconds", style="bold")
         self._show_bar(f"loss {loss:.4f}", step, steps)
 
     def _show_epoch(self, epoch: Epoch) -> None:
@@ -132,8 +147,12 @@ class Display:
                     f"kept      the moving statistics of {count} of {outcome.norm_layers} batch norm layers: {why}"
                 )
         exact = f", with exact statistics {result.exact_val_accuracy:.4f}" if result.corrections else ""
-        self.print(f"best      epoch {result.best_epoch}, val {outcome.best.val_accuracy:.4f}{exact}")
-        self.print(f"test      {result.test_accuracy:.4f} ({outcome.test_images} images, read once)")
+        val = _describe_accuracy(outcome.best.val_accuracy, outcome.val_images)
+        best = f"epoch {result.best_epoch}" if result.best_epoch else "the head alone"
+        self.print(f"best      {best}, val {val}{exact}")
+        self.print(f"test      {_describe_accuracy(result.test_accuracy, outcome.test_images)}, read once")
+        if result.cross_validated:
+            self.print(_describe_cross_validated(CrossValidated(**result.cross_validated)))
         self.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 
     def _show_report(self, path: Path) -> None:
@@ -182,18 +201,30 @@ def _open_bar(console: Console) -> Progress:
     return bar
 
 
+def _describe_accuracy(accuracy: float, images: int) -> str:
+    low, high = wilson_interval(round(accuracy * images), images)
+    return f"{accuracy:.4f} ({low:.4f} to {high:.4f} with 95% confidence, {images:,} images)"
+
+
+def _describe_cross_validated(measured: CrossValidated) -> str:
+    accuracy = _describe_accuracy(measured.accuracy, measured.images)
+    return f"crossval  {accuracy}, {measured.folds} folds on pretrained features"
+
+
 def _describe_artifact(artifact: Artifact) -> str:
     agreement, quality = artifact.agreement, artifact.quality
-    (low, high), (before, after) = quality.interval, quality.calibration_error
+    before, after = quality.calibration_error
+    accuracy = [f"accuracy  {_describe_accuracy(quality.accuracy, quality.images)}"]
+    if quality.cross_validated:
+        accuracy.append(_describe_cross_validated(quality.cross_validated))
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     calibrated = f"calibration error {before:.4f} on test images"
     if quality.temperature == 1.0:
         calibrated += f"; {artifact.temperature_reason}"
     else:
         calibrated += f", {after:.4f} with the temperature fitted on validation images, {quality.temperature:.3f}"
-    return (
+    agreed = (
         f"agreement onnxruntime and torch on {agreement.images} test images: logits within "
-        f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}\n"
-        f"accuracy  {quality.accuracy:.4f} ({low:.4f} to {high:.4f} with 95% confidence)\n"
-        f"{calibrated}"
+        f"{agreement.max_logit_difference:.1e} (limit {agreement.tolerance:.1e}), {near_ties}"
     )
+    return "\n".join((agreed, *accuracy, calibrated))

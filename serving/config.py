@@ -45,6 +45,10 @@ class ServeConfig:
         "them without a limit",
     )
     provider: str = option("cpu", "execution provider; auto: cuda if it is available", choices=CHOICES)
+    one_thread: bool = option(
+        False,
+        "run networks on one thread also while only one request is in flight; saves the memory of a second session",
+    )
     allow_uncertified: bool = option(False, "serve files without a certificate, one input at a time")
     allow_nonfinite: bool = option(False, "accept NaN and infinity in floating-point inputs")
     tls_cert: Path | None = option(

@@ -110,6 +110,7 @@ class Server:
             provider=config.provider,
             allow_uncertified=config.allow_uncertified,
             replay_s=config.limits.load_seconds,
+            lone_threads=1 if config.one_thread else count_cpus(),
         )
         self._resources.callback(self._models.close)
 

@@ -22,10 +22,10 @@ from PIL import Image
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.images.pixels import PixelContract
-from evalmode.runtime.loading import load_model
+from evalmode.runtime.loading import load_artifact, load_model
 from evalmode.runtime.model import ImageClassifier
 
 COLOURS = ("red", "green", "blue")
@@ -90,6 +90,12 @@ def model(colour_file: Path) -> ImageClassifier:
     return load_model(colour_file, name="colours", version="1").as_classifier()
 
 
+@pytest.fixture(scope="session")
+def mapped() -> ImageClassifier:
+    """The colour artifact with an activation map, loaded as mapped/1."""
+    return load_artifact(map_artifact(), name="mapped", version="1").as_classifier()
+
+
 @pytest.fixture
 def readable_folder() -> Iterator[Path]:
     """A folder that every user may read, unlike pytest's own."""
@@ -119,6 +125,27 @@ def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> b
         return seal(graph, manifest)
     golden = draw_golden(manifest.pixels, len(labels))
     return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+
+
+def map_artifact() -> bytes:
+    """The colour artifact with the optional output ``activation_map``: each channel / 25.5."""
+    graph = map_graph()
+    manifest = ClassifierManifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"}, None, (ACTIVATION_MAP,))
+    golden = draw_golden(manifest.pixels, len(COLOURS))
+    return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+
+
+def map_graph() -> onnx.ModelProto:
+    """The colour graph with the output ``activation_map``, float32 (N, 3, 4, 4), whose means are the logits."""
+    model = colour_graph()
+    model.graph.node.extend(
+        [
+            helper.make_node("Transpose", ["floats"], ["channels"], perm=[0, 3, 1, 2]),
+            helper.make_node("Div", ["channels", "scale"], [ACTIVATION_MAP]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info(ACTIVATION_MAP, TensorProto.FLOAT, ("batch", 3, 4, 4)))
+    return model
 
 
 def colour_graph(slow_steps: int = 0) -> onnx.ModelProto:

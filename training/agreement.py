@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evalmode.artifact.tensors import INPUT, Floats, largest_value, scale_tolerance
+from evalmode.certification.large import is_large
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.session import open_cpu_session
 from training.datasets import Split
@@ -22,15 +23,16 @@ from training.networks import scale_pixels
 
 LOGIT_TOLERANCE, MAX_LOGIT_TOLERANCE = 1e-4, 1e-2  # for logits of the order of 1 to 10: see `scale_tolerance`
 ROUNDING = 8.0  # times the rounding of torch itself, which is measured on a part of the test images
+DOUBLE_LARGE = 16  # large images, see `is_large`
 DOUBLE_IMAGES, DOUBLE_PIXELS = 1_024, 2**21  # limits of what is run in float64, which takes several times as long
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well ONNX Runtime agrees with torch on the test images.
+    """How well ONNX Runtime agrees with torch on test images.
 
     Attributes:
-        images: Number of images compared: the whole test set.
+        images: Number of images compared: the whole test set, or an evenly spaced sample if the images are large.
         max_logit_difference: Largest absolute difference of a logit.
         tolerance: Largest difference that is allowed.
         near_ties: Number of images whose best two logits in torch are closer than the tolerance.
@@ -79,7 +81,8 @@ def expect_answers(network: nn.Module, split: Split) -> Expected:
 @torch.no_grad()
 def _measure_rounding(network: nn.Module, split: Split, logits: Floats) -> float:
     """Measure the largest difference between logits in float32 and float64 on some images; 0 if float64 fails."""
-    count = max(1, min(DOUBLE_IMAGES, DOUBLE_PIXELS // split.images[0, ..., 0].size))
+    most = DOUBLE_LARGE if is_large(split.images) else DOUBLE_IMAGES
+    count = max(1, min(most, DOUBLE_PIXELS // split.images[0, ..., 0].size))
     step = -(-len(split) // count)
     try:
         double = copy.deepcopy(network).double()

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.augment import augment, choose_mirrored, draw_offsets
-from training.datasets import Split
+from training.datasets import Split, release_pages
 from training.datasets.dataset import Indices
-from training.networks import scale_pixels
+from training.networks import make_inputs
 from training.ranks import Ranks
 from training.recipe import Recipe
+from training.views import choose_views
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Batches:
     seeds of dropout differ between processes.
 
     Args:
-        split: The training images.
+        split: The training images; with ``recipe.fine_tune`` the views of each, (N, V, ...).
         recipe: Decides the size of a batch, the augmentation, the loss and the seed.
         epoch: Number of the epoch, from 1.
         ranks: The processes that share each batch.
@@ -66,6 +67,7 @@ class Batches:
         self._device = device
         self._rng = np.random.default_rng([recipe.seed, epoch])
         self._rows = split_batches(self._rng.permutation(len(split)), recipe.batch_size, 2 * ranks.count)
+        self._views = choose_views(len(split), recipe.views, epoch, recipe.seed)
         self._mirrored = choose_mirrored(len(split), epoch, recipe.seed) & recipe.mirror
         self._label_weights = balance_labels(split).to(device) if recipe.balance else None
 
@@ -79,13 +81,18 @@ class Batches:
     def _draw(self, step: int, rows: Indices) -> TrainingBatch:
         recipe, ranks = self._recipe, self._ranks
         own, offsets = rows[ranks.share], draw_offsets(len(rows), recipe.shift, self._rng)
-        images = augment(self._split.images[own], self._mirrored[own], recipe.shift, offsets[:, ranks.share])
+        images = self._split.images
+        if recipe.fine_tune:  # the split holds the views of each image
+            drawn = images[own, self._views[own]]
+            release_pages(images)
+        else:
+            drawn = augment(images[own], self._mirrored[own], recipe.shift, offsets[:, ranks.share])
         targets = torch.from_numpy(self._split.targets[own]).to(self._device)
         return TrainingBatch(
             step=step,
             size=len(rows),
             rows=own,
-            inputs=scale_pixels(torch.from_numpy(images).to(self._device)),
+            inputs=make_inputs(torch.from_numpy(drawn).to(self._device)),
             targets=targets,
             loss_of=partial(
                 functional.cross_entropy,

@@ -19,11 +19,12 @@ class NetworkSummary:
     """The network of a training and where it is trained.
 
     Attributes:
-        name: ``compact``, ``reference``, or ``package.module:function``.
+        name: The name that ``--network`` takes.
         weights: Number of weights.
         multiply_adds: Multiplications with an addition for one image.
         device: ``cpu`` or ``cuda``.
         processes: Number of processes that train it.
+        reason: Why this network was chosen, in words; "" if the user chose it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class NetworkSummary:
     multiply_adds: int
     device: str
     processes: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class StageFigures:
     """The result of one stage of the training of a pretrained network.
 
     Attributes:
-        stage: ``features``, ``head`` or ``fine-tuning``.
+        stage: ``features``, ``head`` or ``fine-tune``.
         seconds: Wall-clock time in seconds; of the present process, if the training was resumed.
         text: What the stage did, in words.
         val_accuracy: Accuracy on the validation images, from 0 to 1; None if the stage has none.
@@ -60,6 +62,7 @@ class Outcome:
         result: What was measured with exact batch norm statistics.
         norm_layers: Number of batch norm layers with moving statistics.
         unmoved_layers: Number of those whose statistics training did not change.
+        val_images: Number of validation images.
         test_images: Number of test images.
     """
 
@@ -68,6 +71,7 @@ class Outcome:
     result: Result
     norm_layers: int
     unmoved_layers: int
+    val_images: int
     test_images: int
 
 
@@ -92,8 +96,8 @@ class Callbacks:
     them raises ends the training.
 
     Attributes:
-        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes or
-            images done, and their total.
+        on_load: Called while data are loaded, with ``downloading``, ``decoding`` or ``features``, the number of bytes
+            or images done, and their total.
         on_data: Called with the loaded data set.
         on_network: Called with the network, before the first step.
         on_step: Called after each training step with its number from 1, the number of steps in the epoch, and the loss.
@@ -102,6 +106,7 @@ class Callbacks:
         on_outcome: Called at the end of a training, before the report is written.
         on_report: Called with the path of the report.
         on_published: Called with each artifact once it is published.
+        on_notice: Called with a sentence about what takes long or much space, before it begins.
         on_warning: Called with a sentence that the user should read.
     """
 
@@ -114,6 +119,7 @@ class Callbacks:
     on_outcome: Callable[[Outcome], None] = _ignore
     on_report: Callable[[Path], None] = _ignore
     on_published: Callable[[Artifact | Variant], None] = _ignore
+    on_notice: Callable[[str], None] = _ignore
     on_warning: Callable[[str], None] = _ignore
 
 

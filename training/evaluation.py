@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from evalmode.images.pixels import Pixels
 from training.datasets import Split
-from training.networks import scale_pixels
+from training.networks import make_inputs
 from training.ranks import ALONE, Ranks
 
 EVALUATION_PIXELS = 2**19  # in a batch: 512 images of 32x32; larger batches of large images would take gigabytes
@@ -36,13 +36,13 @@ def scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
 
     Args:
         network: Decides the device.
-        split: The images.
+        split: The images, or the output of a stage of a backbone for each.
 
     Returns:
-        Batches, float32 (B, C, H, W) in [-1, 1].
+        Batches, float32, (B, C, H, W) in [-1, 1] for images.
     """
     device = next(network.parameters()).device
-    return (scale_pixels(torch.from_numpy(images).to(device)) for images in split_evaluation(split.images))
+    return (make_inputs(torch.from_numpy(images).to(device)) for images in split_evaluation(split.images))
 
 
 def split_evaluation(images: Pixels) -> list[Pixels]:

@@ -16,9 +16,11 @@ from torch import nn
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import open_artifact
-from evalmode.artifact.tensors import INPUT
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT
+from evalmode.certification.activation_map import add_activation_map, remove_activation_map
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
-from evalmode.certification.fold import fold_norms
+from evalmode.certification.fold import Norm, fold_norms
+from evalmode.certification.large import choose_sample
 from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
 from evalmode.certification.moments import check_moments
 from evalmode.certification.quantize import check_gain, measure_gain, quantize
@@ -26,12 +28,14 @@ from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import ORT_VERSION
-from training.agreement import Agreement, check_fold, expect_answers, measure_agreement
-from training.datasets import Dataset
+from training.agreement import Agreement, Expected, check_fold, expect_answers, measure_agreement
+from training.datasets import Dataset, Split
 from training.errors import LabelsReordered
 from training.evaluation import predict_logits, split_evaluation
+from training.map_agreement import measure_map_difference
 from training.networks import explain_errors
 from training.onnx_export import Deployed, Mirrored, export_network
+from training.review import Review
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 from training.temperature import choose_temperature
@@ -45,8 +49,8 @@ class Exported:
 
     Attributes:
         artifact: Content of ``model.onnx``.
-        agreement: How well ONNX Runtime agrees with torch on the test images.
-        quality: Accuracy and calibration of the artifact on the test images.
+        agreement: How well ONNX Runtime agrees with torch on test images.
+        quality: Accuracy and calibration of the artifact on all test images.
         temperature_reason: Why this temperature was chosen, in words.
     """
 
@@ -84,12 +88,14 @@ class _CheckedGraph:
         agreement: How well it agrees with torch.
         quality: Its accuracy and calibration.
         properties: What the manifest records about the checks.
+        optional_outputs: The names of its optional outputs.
     """
 
     graph: onnx.ModelProto
     agreement: Agreement
     quality: Quality
     properties: dict[str, Any]
+    optional_outputs: tuple[str, ...]
 
 
 def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bool = False) -> Exported:
@@ -121,53 +127,75 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         network = _Network(name, module, _list_moved(run, mirrored), dataset, run.config.shape)
         temperature, reason = choose_temperature(predict_logits(module, dataset.val), dataset.val.targets)
         checked = _export_checked(network, temperature)
-    recipe = asdict(run.config.recipe)
+    recipe, review = asdict(run.config.recipe), Review.read(run.folder)
+    quality = replace(checked.quality, cross_validated=review and review.cross_validated)
     properties = {
         "network": recipe.pop("network"),
         "mirrored": mirrored,
         "temperature": temperature,
         "training": {**recipe, "data_digest": run.config.data_digest},
         **checked.properties,
+        "quality": asdict(quality),
         "versions": _list_versions(),
     }
-    manifest = ClassifierManifest(run.config.labels, dataset.contract, properties)
+    manifest = ClassifierManifest(
+        run.config.labels, dataset.contract, properties, optional_outputs=checked.optional_outputs
+    )
     golden, names = _choose_golden(dataset, synthetic)
     difference = checked.agreement.max_logit_difference
     artifact = certify(checked.graph, manifest, {INPUT: golden}, names, difference)
-    return Exported(artifact, checked.agreement, checked.quality, reason)
+    return Exported(artifact, checked.agreement, quality, reason)
 
 
 def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
-    """Export a network, fold its batch norms, and check the graph against torch on all test images."""
+    """Export a network, fold its batch norms, and check the graph against torch on test images."""
     test = network.dataset.test
-    expected = expect_answers(network.module, test)
+    chosen = choose_sample(test.images)
+    compared = Split(test.images[chosen], test.targets[chosen])
+    expected = expect_answers(network.module, compared)
     unfolded, outputs = export_network(network.name, Deployed(network.module, temperature), network.shape)
     check_graph(unfolded)
     folded, norms = fold_norms(unfolded)
     norms = [replace(norm, name=norm.name.removeprefix("network.")) for norm in norms]
     fold_difference = check_fold(
-        run_all(folded, test.images), run_all(unfolded, test.images, optimise=False), expected.tolerance
+        run_all(folded, compared.images), run_all(unfolded, compared.images, optimise=False), expected.tolerance
     )
     graph = strip(onnxscript.optimizer.optimize(folded))
     check_graph(graph)
     actual = run_all(graph, test.images)
-    agreement = measure_agreement(network.module, test, expected, actual, outputs, graph)
-    train = network.dataset.train
-    recomputed = choose_layers(network.module, train, network.moved)
-    images = split_evaluation(choose_images(train))
-    check_moments(graph, [norm for norm in norms if norm.name in recomputed], images)
+    agreement = measure_agreement(network.module, compared, expected, actual[chosen], outputs, graph)
+    moments = _check_moments(network, graph, norms)
+    mapped, map_difference = _add_map(network.module, compared, expected, graph)
     quality = measure_quality(actual, test.targets, temperature)
     properties = {
         "agreement": asdict(agreement),
         "max_fold_difference": fold_difference,
-        "quality": asdict(quality),
-        "moments": {
-            "pixels": describe_pixels(train.images),
-            "images": describe_images(train.images),
-            "layers": [norm.to_json() for norm in norms],
-        },
+        **map_difference,
+        "moments": moments,
     }
-    return _CheckedGraph(graph, agreement, quality, properties)
+    return _CheckedGraph(mapped, agreement, quality, properties, (ACTIVATION_MAP,) if map_difference else ())
+
+
+def _check_moments(network: _Network, graph: onnx.ModelProto, norms: list[Norm]) -> dict[str, Any]:
+    """Check the batch norms whose statistics were recomputed, and describe all and the training images."""
+    train = network.dataset.train
+    recomputed = choose_layers(network.module, train, network.moved)
+    images = split_evaluation(choose_images(train))
+    check_moments(graph, [norm for norm in norms if norm.name in recomputed], images)
+    return {
+        "pixels": describe_pixels(train.images),
+        "images": describe_images(train.images),
+        "layers": [norm.to_json() if norm.name in network.moved else norm.to_name() for norm in norms],
+    }
+
+
+def _add_map(
+    module: nn.Module, compared: Split, expected: Expected, graph: onnx.ModelProto
+) -> tuple[onnx.ModelProto, dict[str, float]]:
+    """Add the activation map if the network has one that agrees with torch; returns what the manifest records."""
+    mapped = add_activation_map(graph)
+    difference = mapped and measure_map_difference(module, compared.images, expected, mapped)
+    return (graph, {}) if mapped is None or difference is None else (mapped, {"max_map_difference": difference})
 
 
 def _choose_golden(dataset: Dataset, synthetic: bool) -> tuple[Pixels, tuple[str, ...]]:
@@ -196,11 +224,11 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     graph, manifest = open_artifact(artifact)
     assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate
     assert manifest.certificate is not None
-    variant = strip(quantize(graph, dataset.train.images))
+    variant = strip(quantize(remove_activation_map(graph), dataset.train.images))
     check_graph(variant)
     kept = dict(manifest.properties)
-    for of_float32 in ("agreement", "max_fold_difference"):
-        del kept[of_float32]
+    for of_float32 in ("agreement", "max_fold_difference", "max_map_difference"):
+        kept.pop(of_float32, None)
     logits = run_all(variant, dataset.test.images)
     difference = float(np.abs(logits - run_all(variant, dataset.test.images, optimise=False)).max())
     quality = measure_quality(logits, dataset.test.targets, kept["temperature"])

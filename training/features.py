@@ -40,9 +40,9 @@ from training.views import make_views
 BATCH = 16  # images; larger batches are slower, since their feature maps do not fit into the caches
 HEAD_VIEWS = 2  # views whose features train the head; more change its accuracy by less than its noise
 MAP, FEATURES = "map", "features"
-MAX_MAP_BYTES = 4 * 2**30  # of all training images and views; fewer views are made of many images
+RELEASED = 1024  # images, after which the pages of their pixels and maps are released
 
-Extractor = Callable[[Pixels], tuple[npt.NDArray[Any], Floats]]
+Extractor = Callable[[Pixels], tuple[Floats, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class _Backbone(nn.Module):
 
     Args:
         network: The network.
-        stages: The number of stages before the first output; 0 for the pixels.
+        stages: The number of stages before that output; 0 for none.
     """
 
     def __init__(self, network: PretrainedNetwork, stages: int) -> None:
@@ -73,12 +73,12 @@ class _Backbone(nn.Module):
         self.network = network
         self._stages = stages
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (N, H, W, C) -> the output of the stage, and features, float32 (N, D)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (N, H, W, C) -> features, float32 (N, D), and the output of the stage, if there is one."""
         network, stages = self.network, self._stages
-        before = network.run_stages(scale_pixels(image), 0, stages) if stages else image
-        after = network.run_stages(before if stages else scale_pixels(image), stages, len(network.stages))
-        return before, network.pool(after)
+        before = network.run_stages(scale_pixels(image), 0, stages) if stages else scale_pixels(image)
+        features = network.pool(network.run_stages(before, stages, len(network.stages)))
+        return (features, before) if stages else (features,)
 
 
 def open_backbone(network: PretrainedNetwork, stages: int, shape: tuple[int, int, int]) -> Extractor:
@@ -90,26 +90,26 @@ def open_backbone(network: PretrainedNetwork, stages: int, shape: tuple[int, int
         shape: (height, width, channels) of the images.
 
     Returns:
-        A function that takes at most ``BATCH`` images, uint8 (N, H, W, C), and returns the output of the stage (the
-        images if ``stages`` is 0) and features, float32 (N, D).
+        A function that takes images, uint8 (N, H, W, C), and returns features, float32 (N, D), and the output of the
+        stage; the images if ``stages`` is 0.
     """
     device = next(network.parameters()).device
     backbone = _Backbone(network, stages).eval()
     if device.type == "cpu":
-        graph = convert(backbone, shape, [MAP, FEATURES])
+        names = [FEATURES, MAP] if stages else [FEATURES]
+        graph = convert(backbone, shape, names)
         session = open_cpu_session(graph.SerializeToString(), torch.get_num_threads())
-        names = [MAP, FEATURES] if stages else [FEATURES]
 
-        def run(images: Pixels) -> tuple[npt.NDArray[Any], Floats]:
-            *before, features = session.run(names, {INPUT: images})
-            return (before[0] if before else images), features
+        def run(images: Pixels) -> tuple[Floats, npt.NDArray[Any]]:
+            features, *before = session.run(names, {INPUT: images})
+            return features, before[0] if before else images
 
         return run
 
     @torch.no_grad()
-    def run_torch(images: Pixels) -> tuple[npt.NDArray[Any], Floats]:
-        before, features = backbone(torch.from_numpy(images).to(device))
-        return before.cpu().numpy(), features.cpu().numpy()
+    def run_torch(images: Pixels) -> tuple[Floats, npt.NDArray[Any]]:
+        features, *before = (output.cpu().numpy() for output in backbone(torch.from_numpy(images).to(device)))
+        return features, before[0] if before else images
 
     return run_torch
 
@@ -130,7 +130,7 @@ def compute_features(network: PretrainedNetwork, images: Pixels, ranks: Ranks = 
     for start in range(0, len(images), BATCH * ranks.count):
         batch = images[start : start + BATCH * ranks.count]
         own = batch[ranks.share]
-        outputs = [outputs[1] for outputs in ranks.gather(run(own) if len(own) else None) if outputs is not None]
+        outputs = [outputs[0] for outputs in ranks.gather(run(own) if len(own) else None) if outputs is not None]
         pooled = np.empty((len(batch), outputs[0].shape[1]), np.float32)
         for rank, part in enumerate(outputs):
             pooled[rank :: ranks.count] = part
@@ -186,9 +186,11 @@ class FeatureCache:
         """Open the maps of the training images, (N, V, ...), and of the validation images, (N, ...).
 
         Returns:
-            Splits with memory-mapped float16 arrays, or uint8 pixels if no stage is frozen.
+            Splits of float16 arrays, or uint8 pixels if no stage is frozen; that of the training images is in a
+            memory-mapped file.
         """
-        train, val = (np.load(self._folder / f"{name}-maps.npy", mmap_mode="r") for name in ("train", "val"))
+        train = np.load(self._folder / "train-maps.npy", mmap_mode="r")
+        val = np.load(self._folder / "val-maps.npy")[:, 0]
         return Split(train, self._dataset.train.targets), Split(val, self._dataset.val.targets)
 
     def remove_maps(self) -> None:
@@ -232,7 +234,7 @@ class FeatureCache:
         for name, count in views.items():
             split: Split = getattr(data, name)
             features, maps = _Rows(self._folder), _Rows(self._folder, f"{name}-maps.npy")
-            for view, rows, before, pooled in self._run_views(run, split, count, ranks):
+            for view, rows, pooled, before in self._run_views(run, split, count, ranks):
                 if view < HEAD_VIEWS:
                     features.write((min(count, HEAD_VIEWS), len(split)), (view, rows), pooled)
                 if fine_tune and name != "test":
@@ -245,7 +247,7 @@ class FeatureCache:
 
     def _run_views(
         self, run: Extractor, split: Split, views: int, ranks: Ranks
-    ) -> Iterator[tuple[int, Indices, npt.NDArray[Any], Floats]]:
+    ) -> Iterator[tuple[int, Indices, Floats, npt.NDArray[Any]]]:
         """Yield the number of a view, the rows of some images, and the two outputs of the backbone for them."""
         recipe, size = self._recipe, BATCH * ranks.count
         for view in range(views):
@@ -256,7 +258,8 @@ class FeatureCache:
                 for rank, outputs in enumerate(ranks.gather(run(images) if len(own) else None)):
                     if outputs is not None:
                         yield view, rows[rank :: ranks.count], *outputs
-            release_pages(split.images)
+                if start // RELEASED != (start + size) // RELEASED:
+                    release_pages(split.images)
 
 
 class _Rows:
@@ -270,6 +273,7 @@ class _Rows:
     def __init__(self, folder: Path, name: str = "") -> None:
         self._path = folder / name if name else None
         self._array: npt.NDArray[Any] | None = None
+        self._unreleased = 0
 
     @property
     def array(self) -> npt.NDArray[Any]:
@@ -291,6 +295,10 @@ class _Rows:
         if self._array is None:
             self._array = self._create((*count, *values.shape[1:]), values.dtype)
         self._array[place] = values
+        self._unreleased += len(values)
+        if self._unreleased >= RELEASED:
+            release_pages(self._array)
+            self._unreleased = 0
 
     def _create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         if self._path is None:

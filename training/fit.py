@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +15,31 @@ from torch import nn
 from evalmode.certification.metrics import wilson_interval
 from training.callbacks import SILENT, Callbacks, NetworkSummary, Outcome
 from training.checkpoint import Epoch
-from training.datasets import Dataset, ReadOptions
+from training.choice import choose_network
+from training.datasets import Dataset, ReadOptions, Split, survey_data
+from training.errors import NetworkError
 from training.evaluation import evaluate
 from training.interrupts import TrainingStopped, delay_interrupts
 from training.loading import load_data
 from training.loop import Execution, check_ranks, choose_device, prepare_network, train
-from training.networks import NETWORKS, count_multiply_adds, explain, explain_errors
-from training.options import TrainOptions
+from training.networks import (
+    NETWORKS,
+    PretrainedNetwork,
+    build_network,
+    count_multiply_adds,
+    explain,
+    explain_errors,
+    recognise_architecture,
+)
+from training.options import AUTO, TrainOptions
+from training.plan import describe_plan, plan_recipe
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
 from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
 from training.run_config import RunConfig
 from training.statistics import list_moved, list_norms, recompute_statistics
 from training.torch_runtime import keep_memory
+from training.transfer import count_trained_stages, fit_pretrained, limit_views, measure_stages
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -49,29 +63,37 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         EvalmodeError: The data, the network or the folder cannot be used, or the training diverged.
         TrainingStopped: Ctrl-C was pressed.
     """
+    started = time.perf_counter()
     device = choose_device(options.device)
     with keep_memory(), join_ranks(device) as ranks:
         if not ranks.is_first:
             callbacks = SILENT
         elif not options.resume:
             claim_folder(out)
-        read = ReadOptions(options.image_size, options.skip_unreadable, options.limits)
+        read = ReadOptions(skip_unreadable=options.skip_unreadable, limits=options.limits, labels=options.labels)
+        choice = choose_network(options, survey_data(data, read))
+        read = replace(read, image_size=choice.image_size, resize=choice.resize)
         dataset = load_data(data, read, options.seed, options.cache, callbacks)
         callbacks.on_data(dataset)
-        recipe = choose_recipe(options.network, dataset, **_list_overrides(options))
+        recipe = choose_recipe(choice.network, dataset, **_list_overrides(options))
         check_ranks(ranks, recipe, dataset)
-        config = RunConfig.of(dataset, options.image_size, options.skip_unreadable, recipe, options.limits)
-        network = _build_network(config, dataset, ranks, callbacks)
+        network, weights = _build_network(recipe, dataset, options, ranks, callbacks)
         with explain_errors(recipe.network, f"on {device.type}"):
             network = network.to(device)
-            summary = _summarise(network, config, ranks)
+            summary = _summarise(network, recipe, dataset, ranks, choice.reason)
         callbacks.on_network(summary)
+        recipe = _complete_recipe(recipe, network, dataset, options)
+        if options.minutes is not None:
+            recipe = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
+            callbacks.on_notice(describe_plan(recipe, isinstance(network, PretrainedNetwork), options.minutes))
+        config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
         run = _open_run(out, config, options.resume, ranks)
         try:
             with explain_errors(recipe.network, "in training"):
                 fit_run(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
         except KeyboardInterrupt as error:
-            raise TrainingStopped(f"stopped; the best weights so far are in {out}") from error
+            kept = f"the best weights so far are in {out}" if run.has_weights() else "no weights were learned yet"
+            raise TrainingStopped(f"stopped; {kept}") from error
         if options.report and ranks.is_first:
             write_run_report(run, dataset, callbacks)
         return run
@@ -79,27 +101,64 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
 
 def _list_overrides(options: TrainOptions) -> dict[str, object]:
     """List the options that replace values of the recipe."""
-    names = {one.name for one in fields(Recipe)} & {one.name for one in fields(TrainOptions)} - {"network"}
-    return {name: getattr(options, name) for name in names}
+    names = {one.name for one in fields(Recipe)} & {one.name for one in fields(TrainOptions)}
+    return {name: getattr(options, name) for name in names - {"network", "fine_tune"}}
 
 
-def _build_network(config: RunConfig, dataset: Dataset, ranks: Ranks, callbacks: Callbacks) -> nn.Module:
-    """Build the network with its initial weights, and try it if it is the user's."""
-    torch.manual_seed(config.recipe.seed)
-    network = prepare_network(config.build_network(), dataset.train)
-    name = config.recipe.network
+def _build_network(
+    recipe: Recipe, dataset: Dataset, options: TrainOptions, ranks: Ranks, callbacks: Callbacks
+) -> tuple[nn.Module, str]:
+    """Build the network with its initial weights, and try it if it is the user's.
+
+    Returns:
+        The network, and the file of pretrained weights with its checksum; "" for none.
+    """
+    torch.manual_seed(recipe.seed)
+    name, shape, labels = recipe.network, dataset.contract.shape, len(dataset.labels)
+    network = build_network(name, shape, labels, recipe.width, recipe.dropout)
+    weights = recognise_architecture(network).load_weights(network, name, options.weights)
+    network = prepare_network(network, dataset.train)
     if ranks.is_first and name not in NETWORKS:
         from training.trial import try_network  # it imports the exporter, which takes seconds
 
-        try_network(name, network, config.shape, len(config.labels), callbacks.on_warning, ranks.count > 1)
-    return network
+        try_network(name, network, shape, labels, callbacks.on_warning, ranks.count > 1)
+    return network, weights
 
 
-def _summarise(network: nn.Module, config: RunConfig, ranks: Ranks) -> NetworkSummary:
+def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, options: TrainOptions) -> Recipe:
+    """Decide which stages of the network are trained.
+
+    Raises:
+        NetworkError: The network has fewer stages than the user chose.
+    """
+    chosen = options.fine_tune
+    if not isinstance(network, PretrainedNetwork):
+        if chosen not in (AUTO, "none"):
+            raise NetworkError(f"--fine-tune {chosen}: {recipe.network} has no pretrained stages, all of it is trained")
+        return recipe
+    sizes = measure_stages(network, dataset.contract.shape)
+    count = int({AUTO: count_trained_stages(sizes), "none": 0}.get(chosen, chosen))
+    if count > len(network.stages):
+        raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
+    return replace(recipe, fine_tune=count, shift=0, views=limit_views(recipe.views, len(dataset.train), count, sizes))
+
+
+def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:
+    """Plan the training for the time that is left, or as it was planned when the run was started."""
+    planned = recipe
+    if ranks.is_first and (out / "run.json").exists():
+        before = Run.open(out).config.recipe
+        planned = replace(recipe, views=before.views, epochs=before.epochs, fine_tune=before.fine_tune)
+    elif ranks.is_first:
+        planned = plan_recipe(recipe, network, dataset, left_s)
+    return ranks.broadcast(planned)
+
+
+def _summarise(network: nn.Module, recipe: Recipe, dataset: Dataset, ranks: Ranks, reason: str) -> NetworkSummary:
     weights = sum(tensor.numel() for tensor in network.parameters())
     device = next(network.parameters()).device.type
-    multiply_adds = count_multiply_adds(network, config.shape)
-    return NetworkSummary(config.recipe.network, weights, multiply_adds, device, ranks.count)
+    multiply_adds = count_multiply_adds(network, dataset.contract.shape)
+    return NetworkSummary(recipe.network, weights, multiply_adds, device, ranks.count, reason)
 
 
 def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
@@ -131,8 +190,11 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
     Raises:
         TrainingDiverged: A loss or a gradient is NaN or infinite.
     """
+    if isinstance(network, PretrainedNetwork):
+        stages = partial(_train_with_events, run, network, execution=execution, callbacks=callbacks)
+        return fit_pretrained(run, network, dataset, execution, callbacks, stages)
     ranks = execution.ranks
-    best = _train_with_events(run, network, dataset, execution, callbacks)
+    best = _train_with_events(run, network, dataset.train, dataset.val, execution, callbacks)
     network.cpu()  # where float32 is exact; CUDA may round to TF32
     if ranks.is_first:
         run.load_weights(network)
@@ -148,7 +210,7 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
         run.save_weights(network, EXACT)
         run.append_metrics(asdict(result))
     norms = list_norms(network).keys()
-    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.test))
+    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.val), len(dataset.test))
     callbacks.on_outcome(outcome)
     if warning := describe_choice(best.val_accuracy, val_accuracy, len(dataset.val)):
         callbacks.on_warning(warning)
@@ -156,7 +218,12 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
 
 
 def _train_with_events(
-    run: Run, network: nn.Module, dataset: Dataset, execution: Execution, callbacks: Callbacks
+    run: Run,
+    network: nn.Module,
+    train_split: Split,
+    val_split: Split,
+    execution: Execution,
+    callbacks: Callbacks,
 ) -> Epoch:
     """Train a network with events for TensorBoard; Ctrl-C takes effect between two steps."""
     events_of = _open_events(run.folder, callbacks) if execution.ranks.is_first else nullcontext()
@@ -175,7 +242,7 @@ def _train_with_events(
                     events.add_scalar(name, getattr(epoch, name), epoch.epoch)
 
         heard = replace(callbacks, on_step=on_step, on_epoch=on_epoch)
-        return train(run, network, dataset.train, dataset.val, heard, execution)
+        return train(run, network, train_split, val_split, heard, execution)
 
 
 def _open_events(folder: Path, callbacks: Callbacks) -> AbstractContextManager[SummaryWriter | None]:

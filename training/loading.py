@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import fspath
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def load_data(source: str, read: ReadOptions, seed: int, cache: Path | None, cal
         DataError: The data cannot be used.
     """
     folder = platformdirs.user_cache_path("evalmode") if cache is None else Path(cache)
-    dataset = load_dataset(source, read, seed, cache=folder, progress=callbacks.on_load)
+    dataset = load_dataset(source, read, seed, cache=folder, progress=callbacks.on_load, notify=callbacks.on_notice)
     for warning in dataset.warnings:
         callbacks.on_warning(warning)
     return dataset
@@ -53,7 +54,7 @@ def reload_data(run: Run, data: str | None, cache: Path | None, callbacks: Callb
         RunError: The data have changed since the training.
     """
     config = run.config
-    read = ReadOptions(config.image_size, config.skip_unreadable, config.limits)
+    read = replace(config.read_options, labels=config.find_labels(data))
     dataset = load_data(fspath(data or config.data), read, config.recipe.seed, cache, callbacks)
     if dataset.digest() != config.data_digest:
         raise RunError(

@@ -149,7 +149,8 @@ class _Training:
         self._ranks = execution.ranks
         lay_out(network)
         self._optimizers = make_optimizers(network, self._recipe)
-        self._observed = sample_images(train_split)
+        # The batch norm layers of a backbone keep their statistics: there is nothing to observe.
+        self._observed = train_split.images[:0] if self._recipe.fine_tune else sample_images(train_split)
         self._reached = TrainingState()
 
     def run_epochs(self) -> Epoch:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.hooks import watch_inputs
-from training.networks import scale_pixels
+from training.networks import PretrainedNetwork, scale_pixels
 from training.statistics import list_norms
 from training.untouched import untouched
 
@@ -73,7 +73,7 @@ def observe_layers(network: nn.Module, images_nhwc: Pixels) -> list[LayerStatist
         One entry for each layer, in the order of the forward pass.
     """
     observed: dict[str, LayerStatistics] = {}
-    layers = list_norms(network)
+    layers = {} if isinstance(network, PretrainedNetwork) else list_norms(network)  # a backbone keeps its statistics
     if not layers:
         return []
     device = next(network.parameters()).device

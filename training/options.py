@@ -6,6 +6,7 @@ help text. This module imports no other library, so that ``--help`` works in the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,11 @@ from evalmode.errors import UsageError
 from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.options import convert_fields, option
 
+AUTO = "auto"
 BY_NETWORK = "the network's own"  # shown as the default of the values that a recipe decides
 MAX_SIDE = 99_999  # pixels
 DATA = {"what": "present place of the data of the run, if they were moved"}
+WEIGHTS = {"what": "file of pretrained weights (.pth, .safetensors); without it, the network's own", "path": "file"}
 CACHE = {
     "what": "folder for published data sets, as CACHE/NAME/<files>; missing files are downloaded into it",
     "shown": "the user's cache folder for evalmode",
@@ -45,9 +48,18 @@ class TrainOptions:
     A value of None in a field that the recipe of the network decides means the value of that recipe.
 
     Attributes:
-        network: ``compact``, ``reference``, or a function of the user as ``package.module:function``.
+        network: ``auto`` for a pretrained network for photos and a new one for small images; ``compact``,
+            ``reference``, ``efficientnet-lite0``, ``-lite1`` or ``-lite2``; ``timm:NAME``; or a function of the user as
+            ``package.module:function``.
+        weights: File of pretrained weights of the network; None for its own.
+        fine_tune: Which stages of a pretrained network are trained after its head: ``auto`` for those with at most
+            three quarters of the computation, ``none``, or the number of the last stages.
+        minutes: Time that the training may take, in minutes; views and epochs are planned for it. None for no limit.
+        compare: With ``auto``, train ``efficientnet-lite0`` and ``compact``, and keep the one that validates better.
         width: Factor of the number of filters, from 0.125 to 16.
-        image_size: (height, width) in pixels to resize every image to; None if all images have one size.
+        image_size: (height, width) in pixels to resize every image to; None for the size of the network, or else that
+            of the images.
+        labels: Table of the files of a folder and their labels; None if the labels are the names of folders.
         epochs: Passes over the training images, at least 1.
         batch_size: Images in a training step, at least 2.
         learning_rate: Peak learning rate, above 0.
@@ -71,10 +83,27 @@ class TrainOptions:
         UsageError: A value is unknown, has another type, or is outside its range.
     """
 
-    network: str = option("compact", "a network such as compact or reference, or your own as package.module:function")
+    network: str = option(
+        AUTO,
+        "auto (photos: efficientnet-lite0, small images: compact), compact, reference, efficientnet-lite0, -lite1 or "
+        "-lite2, timm:NAME, or your own as package.module:function",
+    )
+    weights: Path | None = field(default=None, metadata=WEIGHTS)
+    fine_tune: str = option(
+        AUTO, "stages of a pretrained network to train after its head: auto, none, or the number of the last stages"
+    )
+    minutes: float | None = option(
+        None, "time for the whole training in minutes; views and epochs are planned for it", above=0, maximum=100_000
+    )
+    compare: bool = option(
+        False, "with --network auto: train efficientnet-lite0 and compact, and keep the one that validates better"
+    )
     width: float = option(1.0, "factor of the number of filters", minimum=0.125, maximum=16)
     image_size: tuple[int, int] | None = option(
-        None, "resize every image to this size; without it, all images must have one size"
+        None, "resize every image to this size; without it, the network or else the images decide"
+    )
+    labels: Path | None = option(
+        None, "CSV with columns file and label, optionally split; without it, labels are names of folders", path="file"
     )
     epochs: int | None = option(None, "passes over the training images", minimum=1, shown=BY_NETWORK)
     batch_size: int | None = option(None, "images in a training step", minimum=2, shown=BY_NETWORK)
@@ -108,6 +137,11 @@ class TrainOptions:
         if size is not None and not _is_size(size):
             raise UsageError(f"image_size {size!r} is not (height, width) in pixels, each from 1 to {MAX_SIDE}")
         convert_fields(self)
+        if self.fine_tune not in (AUTO, "none") and not re.fullmatch("[1-9][0-9]{0,3}", self.fine_tune):
+            raise UsageError(f"fine_tune {self.fine_tune!r} is not auto, none or a number of stages from 1")
+
+        if self.compare and self.network != AUTO:
+            raise UsageError(f"compare is for the network auto, not for {self.network}: leave one of them out")
 
     @property
     def limits(self) -> Limits:

@@ -44,6 +44,10 @@ def train(
         TorchUnusable: Torch cannot be imported.
     """
     import_torch()
+    if options.compare:
+        from training.candidates import fit_candidates
+
+        return fit_candidates(fspath(data), Path(out), options, callbacks)
     from training.fit import fit
 
     return fit(fspath(data), Path(out), options, callbacks)

@@ -62,10 +62,12 @@ def choose_recipe(network: str, dataset: Dataset, **overrides: Any) -> Recipe:
         The recipe.
 
     Raises:
-        NetworkError: There is no such network, or the user chose the width or dropout of their own network.
+        NetworkError: There is no such network, or the user chose the width or dropout of one that has its own.
     """
     chosen = {name: value for name, value in overrides.items() if value is not None}
     architecture = get_architecture(network)
-    if not architecture.scalable and (chosen.get("width", 1.0) != 1.0 or "dropout" in chosen):
-        raise NetworkError(f"--width and --dropout are for {' and '.join(NETWORKS)}: {network} decides its own")
+    given = {name for name in ("width", "dropout") if chosen.get(name, 1.0) != 1.0}
+    for name in sorted(given - architecture.options):
+        users = [one for one, other in NETWORKS.items() if name in other.options]
+        raise NetworkError(f"--{name} is for {', '.join(users)}: {network} decides its own {name}")
     return replace(architecture.fit_recipe(Recipe(network), dataset), **chosen)

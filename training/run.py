@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from evalmode.files import naming, write_atomically
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import PixelContract, Resize
 from training.errors import RunError
 from training.networks import check_network, explain, explain_errors
 from training.recipe import Recipe
@@ -30,7 +30,8 @@ from training.tensors import describe_difference, save_tensors
 if TYPE_CHECKING:
     from training.publish import Artifact
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+CHOSEN = "chosen.json"  # names the folder of the chosen run, if several networks were compared
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
 
@@ -150,7 +151,7 @@ class Run:
         Raises:
             RunError: The folder holds no run, or one of another format version.
         """
-        folder = Path(folder)
+        folder = _follow_choice(Path(folder))
         try:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:
@@ -158,7 +159,9 @@ class Run:
             facts["recipe"] = Recipe(**facts["recipe"])
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
-            PixelContract(*map(int, facts["shape"]))
+            facts["resize"] = Resize(**facts["resize"])
+            height, width, channels = map(int, facts["shape"])
+            PixelContract(height, width, channels)
             return cls(folder, RunConfig(**facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error
@@ -324,6 +327,21 @@ class Run:
         import evalmode
 
         return evalmode.export(self, repository, name, **options)
+
+
+def _follow_choice(folder: Path) -> Path:
+    """Return the folder of the chosen run, if several networks were compared in this one.
+
+    Raises:
+        RunError: ``chosen.json`` is damaged.
+    """
+    path = folder / CHOSEN
+    if not path.exists():
+        return folder
+    try:
+        return folder / str(json.loads(path.read_text("utf-8"))["network"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def claim_folder(folder: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from evalmode.images.pixels import Resize
 from evalmode.limits import OWN_IMAGES, Limits
-from training.datasets import Dataset
+from training.datasets import Dataset, ReadOptions
 from training.networks import build_network
 from training.recipe import Recipe
 
@@ -28,6 +29,10 @@ class RunConfig:
         recipe: How the network was trained.
         max_image_bytes: Largest encoded image in bytes.
         max_image_pixels: Largest decoded image in pixels.
+        resize: How images of another size were resized and cropped.
+        labels_file: Absolute path of the table of files and labels; None if the names of folders are the labels.
+        weights: File of pretrained weights that the training started from, with its SHA-256; "" for none.
+        minutes: Time that the training was planned for; None for no limit.
     """
 
     data: str
@@ -39,37 +44,62 @@ class RunConfig:
     recipe: Recipe
     max_image_bytes: int = OWN_IMAGES.max_image_bytes
     max_image_pixels: int = OWN_IMAGES.max_image_pixels
+    resize: Resize = field(default_factory=Resize)
+    labels_file: str | None = None
+    weights: str = ""
+    minutes: float | None = None
 
     @classmethod
-    def of(
-        cls,
-        dataset: Dataset,
-        image_size: tuple[int, int] | None,
-        skip_unreadable: bool,
-        recipe: Recipe,
-        limits: Limits = OWN_IMAGES,
-    ) -> RunConfig:
+    def of(cls, dataset: Dataset, read: ReadOptions, recipe: Recipe) -> RunConfig:
         """Describe a run on a loaded data set.
 
         Args:
             dataset: The data set to train on.
-            image_size: (height, width) in pixels to which images were resized; None if they kept their size.
-            skip_unreadable: Whether unreadable files were left out.
+            read: How its images were read.
             recipe: How to train.
-            limits: The limits on the size of an image that the data set was loaded with.
 
         Returns:
-            The description, with an absolute path to data that are files.
+            The description, with absolute paths to files.
         """
         source = str(Path(dataset.source).resolve()) if Path(dataset.source).exists() else dataset.source
-        shape = dataset.contract.shape
-        sizes = limits.max_image_bytes, limits.max_image_pixels
-        return cls(source, image_size, skip_unreadable, dataset.digest(), dataset.labels, shape, recipe, *sizes)
+        return cls(
+            data=source,
+            image_size=read.image_size,
+            skip_unreadable=read.skip_unreadable,
+            data_digest=dataset.digest(),
+            labels=dataset.labels,
+            shape=dataset.contract.shape,
+            recipe=recipe,
+            max_image_bytes=read.limits.max_image_bytes,
+            max_image_pixels=read.limits.max_image_pixels,
+            resize=dataset.resize,
+            labels_file=None if read.labels is None else str(read.labels.resolve()),
+        )
 
     @property
-    def limits(self) -> Limits:
-        """The limits on the size of an image of the data."""
-        return Limits(self.max_image_bytes, self.max_image_pixels)
+    def read_options(self) -> ReadOptions:
+        """How the images are read."""
+        return ReadOptions(
+            image_size=self.image_size,
+            skip_unreadable=self.skip_unreadable,
+            limits=Limits(self.max_image_bytes, self.max_image_pixels),
+            resize=self.resize,
+            labels=self.find_labels(None),
+        )
+
+    def find_labels(self, data: str | None) -> Path | None:
+        """Find the table of labels.
+
+        Args:
+            data: Present place of the data, if they were moved; None if they were not.
+
+        Returns:
+            Its path, in the present place if it was among the data; None if there is no table.
+        """
+        if self.labels_file is None:
+            return None
+        table = Path(self.labels_file)
+        return Path(data) / table.relative_to(self.data) if data and table.is_relative_to(self.data) else table
 
     def build_network(self) -> nn.Module:
         """Build the network of this run with new initial weights, in train mode on the CPU."""

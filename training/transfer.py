@@ -7,32 +7,42 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
 from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
-from training.datasets import Dataset, Split
+from training.cross_validation import refit_head
+from training.datasets import Dataset, Split, find_near_duplicates
 from training.features import FeatureCache, Features, compute_features
-from training.head import HeadExamples, choose_head, measure_head
+from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
+from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
+
+MAX_MAP_BYTES = 4 * 2**30
+TRAINED_SHARE = 0.75  # of the multiply-adds, at most: the first stages respond to edges and textures of any photo
 
 TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
 
 
 def fit_pretrained(
-    run: Run, network: PretrainedNetwork, dataset: Dataset, execution: Execution, callbacks: Callbacks,
+    run: Run,
+    network: PretrainedNetwork,
+    dataset: Dataset,
+    execution: Execution,
+    callbacks: Callbacks,
     train_stages: TrainStages,
 ) -> Outcome:
     """Train the head of a pretrained network and its last stages, and measure the result.
@@ -56,6 +66,66 @@ def fit_pretrained(
     return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
 
 
+@dataclass(frozen=True)
+class StageSize:
+    """What one stage of a backbone costs for an image.
+
+    Attributes:
+        operations: The floating-point operations.
+        input_bytes: The size of its input as it is kept: float16, or uint8 pixels for the first stage.
+    """
+
+    operations: int
+    input_bytes: int
+
+
+@torch.no_grad()
+def measure_stages(network: PretrainedNetwork, shape: tuple[int, int, int]) -> list[StageSize]:
+    """Measure every stage of a backbone.
+
+    Args:
+        network: The network; it is left in eval mode.
+        shape: (height, width, channels) of the images.
+    """
+    height, width, channels = shape
+    x = torch.zeros((1, channels, height, width), device=next(network.parameters()).device)
+    network.eval()
+    sizes = []
+    for index in range(len(network.stages)):
+        kept = x.numel() * (2 if index else 1)
+        with FlopCounterMode(display=False) as counter:
+            x = network.run_stages(x, index, index + 1)
+        sizes.append(StageSize(counter.get_total_flops(), kept))
+    return sizes
+
+
+def count_trained_stages(sizes: Sequence[StageSize]) -> int:
+    """Count the last stages that have at most three quarters of the operations of a backbone; 0 if the last has more.
+
+    Args:
+        sizes: The sizes of all stages.
+    """
+    after = np.cumsum([size.operations for size in reversed(sizes)])
+    return int((after <= TRAINED_SHARE * after[-1]).sum())
+
+
+def limit_views(views: int, images: int, fine_tune: int, sizes: Sequence[StageSize]) -> int:
+    """Limit the views of each training image, so that the input of the trained stages takes at most 4 GiB on the disk.
+
+    Args:
+        views: The wanted number of views.
+        images: The number of training images.
+        fine_tune: The number of trained stages.
+        sizes: The sizes of all stages.
+
+    Returns:
+        At most ``views``, and at least 1.
+    """
+    if not fine_tune:
+        return views
+    return max(1, min(views, MAX_MAP_BYTES // (images * sizes[len(sizes) - fine_tune].input_bytes)))
+
+
 class _StagedTraining:
     """The state of one call of ``fit_pretrained``, which documents the arguments."""
 
@@ -68,6 +138,8 @@ class _StagedTraining:
         self._dataset = dataset
         self._ranks = execution.ranks
         self._callbacks = callbacks
+        self._label_weights = balance_labels(dataset.train) if self._recipe.balance else None
+        self._penalty = 0.0  # of the head; only the first process chooses it
         self._stages: list[StageFigures] = []
 
     def run_stages(self, train_stages: TrainStages) -> Outcome:
@@ -110,11 +182,9 @@ class _StagedTraining:
             device = head.dense.weight.device
             targets = torch.from_numpy(data.train.targets).repeat(len(features.train))
             train = HeadExamples(torch.from_numpy(features.train).flatten(0, 1).to(device), targets.to(device))
-            val = HeadExamples(
-                torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device)
-            )
-            weights = balance_labels(data.train).to(device) if self._recipe.balance else None
-            chosen = choose_head(head, train, val, weights)
+            val = HeadExamples(torch.from_numpy(features.val).to(device), torch.from_numpy(data.val.targets).to(device))
+            weights = self._label_weights
+            chosen = choose_head(head, train, val, None if weights is None else weights.to(device))
             figures = chosen.val_accuracy, chosen.val_loss
             self._finish_stage("head", started, f"penalty {chosen.penalty:g}", chosen.val_accuracy)
             self._penalty = chosen.penalty
@@ -133,7 +203,7 @@ class _StagedTraining:
         text = f"the last {count} of {len(network.stages)} stages, best epoch {tuned.epoch}"
         if not kept:
             text += f": not kept, since the head alone has {head.val_accuracy:.4f}"
-        self._finish_stage("fine-tuning", started, text, tuned.val_accuracy)
+        self._finish_stage("fine-tune", started, text, tuned.val_accuracy)
         return tuned if kept else head
 
     def _save_head(self) -> None:
@@ -154,22 +224,30 @@ class _StagedTraining:
         logits: dict[str, Tensor] = {}
         for name in ("val", "test"):
             split: Split = getattr(data, name)
-            pooled: Floats = (
-                compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
-            )
+            pooled: Floats = compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
             examples = HeadExamples(torch.from_numpy(pooled), torch.from_numpy(split.targets))
             found[name], _ = measure_head(network.head, examples)
             logits[name] = compute_logits(network.head, examples.features)
-        stages = [asdict(stage) for stage in self._stages]
-        result = Result(best.epoch, found["val"], [], found["test"], stages, self._cross_validate(features))
+        result = Result(best.epoch, found["val"], [], found["test"], [asdict(stage) for stage in self._stages])
         if ranks.is_first:
+            review = self._review(features)
+            result = replace(result, cross_validated=review.cross_validated and asdict(review.cross_validated))
             run.save_weights(network, EXACT)
             run.save_logits(logits)
             run.append_metrics(asdict(result))
         layers = len(list_norms(network))
-        outcome = Outcome(run, best, result, layers, layers, len(data.test))
+        outcome = Outcome(run, best, result, layers, layers, len(data.val), len(data.test))
         self._callbacks.on_outcome(outcome)
         return outcome
+
+    def _review(self, features: Features) -> Review:
+        """Cross-validate heads on the features, and find doubtful labels and near-duplicates."""
+        data = self._dataset
+        fit = refit_head(self._network.cpu().head, self._penalty, self._label_weights)
+        by_split = {"train": features.train[0], "val": features.val, "test": features.test}
+        review = review_data(features, data, fit, find_near_duplicates(by_split), self._recipe.seed)
+        review.save(self._run.folder)
+        return review
 
     def _finish_stage(self, stage: str, started: float, text: str, val_accuracy: float | None = None) -> None:
         figures = StageFigures(stage, time.perf_counter() - started, text, val_accuracy)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from evalmode.artifact.encoded import ADVICE, Encoded, GoldenImages, count_pixel_bytes
 from evalmode.artifact.packing import (
     MAX_UNPACKED_BYTES,
     decode_bytes,
@@ -22,7 +20,9 @@ from evalmode.artifact.packing import (
     unpack_array,
 )
 from evalmode.artifact.tensors import (
+    ACTIVATION_MAP,
     FLOAT32_STEP,
+    INPUT,
     LOGITS,
     PROBABILITIES,
     Array,
@@ -33,39 +33,12 @@ from evalmode.artifact.tensors import (
     softmax,
 )
 from evalmode.errors import DecoderMismatch, ImageError, LabelsMismatch, ReplayMismatch
-from evalmode.images.pixels import PixelContract, decode_image, probe_image
-from evalmode.limits import Limits
+from evalmode.images.pixels import PixelContract
 
 # For logits with a largest value between 1 and 10, see `scale_tolerance`. Outputs of a network of tensors are compared
 # relative to their largest value.
 LARGEST_TOLERANCE = 1e-2
 PROBABILITY_TOLERANCE = 1e-5  # of float32 softmax, between processors
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An encoded image, and the digest of its pixels on the machine that made the certificate.
-
-    Attributes:
-        image: Encoded bytes, JPEG or PNG.
-        digest: SHA-256 of the bytes of the decoded pixels, hexadecimal.
-    """
-
-    image: bytes
-    digest: str
-
-    @classmethod
-    def of(cls, image: bytes, contract: PixelContract) -> Encoded:
-        """Decode an image and compute the digest of its pixels.
-
-        Args:
-            image: Encoded bytes.
-            contract: The pixels to decode it to.
-
-        Raises:
-            ImageError: The image cannot be decoded.
-        """
-        return cls(image, hashlib.sha256(decode_image(image, contract, Limits()).tobytes()).hexdigest())
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,24 +148,34 @@ class ClassifierCertificate(Certificate):
     """The certificate of an image classifier.
 
     The input is ``image``, uint8 (N, H, W, C); the outputs are ``probabilities`` and ``logits``, float32 (N, K).
-    The tolerance is the largest absolute difference of a logit.
+    The tolerance is the largest absolute difference of a logit. If the network has the optional output
+    ``activation_map``, its mean over the positions must be the logit.
 
     Attributes:
         targets: The labels of the golden images, N names; "" if unknown.
         answers: The labels that were predicted for them, N names.
         temperature: Probabilities are softmax(logits / temperature).
-        encoded: Golden images as files, to verify the image decoder.
+        encoded: Images as files, to verify the image decoder.
+        golden: The golden images as JPEG, if they are stored as such; None if their pixels are stored.
+        optional: The expected optional outputs of the first golden images by name, in any number.
     """
 
     targets: tuple[str, ...]
     answers: tuple[str, ...]
     temperature: float
     encoded: tuple[Encoded, ...]
+    golden: GoldenImages | None = None
+    optional: Tensors = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Convert the certificate to JSON values."""
+        stored = self._pack()
+        if self.golden:
+            stored["inputs"], stored["golden"] = {}, self.golden.to_json()
+        if self.optional:
+            stored["optional"] = {name: pack_array(array) for name, array in self.optional.items()}
         return {
-            **self._pack(),
+            **stored,
             "targets": list(self.targets),
             "answers": list(self.answers),
             "temperature": self.temperature,
@@ -207,17 +190,21 @@ class ClassifierCertificate(Certificate):
 
         Raises:
             KeyError, TypeError, ValueError, zlib.error: The values are damaged or too large.
+            DecoderMismatch: The golden images are decoded to other pixels.
         """
         count = len(facts["targets"])
         if len(facts["answers"]) != count:
             raise ValueError(f"{len(facts['answers'])} answers for {count} golden inputs")
         encoded = tuple(Encoded(decode_bytes(one["image"]), str(one["digest"])) for one in facts["encoded"])
+        golden = GoldenImages.from_json(facts["golden"]) if "golden" in facts else None
         certificate = cls(
-            **_unpack(facts, encoded),
+            **_unpack(facts, encoded, golden),
             targets=tuple(map(str, facts["targets"])),
             answers=tuple(map(str, facts["answers"])),
             temperature=float(facts["temperature"]),
             encoded=encoded,
+            golden=golden,
+            optional={str(name): unpack_array(one, _count(one)) for name, one in facts.get("optional", {}).items()},
         )
         certificate._check()
         return certificate
@@ -267,8 +254,7 @@ class ClassifierCertificate(Certificate):
                 raise DecoderMismatch(f"image {number} of the certificate cannot be decoded: {error}") from error
             if not same:
                 raise DecoderMismatch(
-                    f"image {number} of the certificate is decoded to other pixels than where it was made: the "
-                    "image decoder differs; install the Pillow of the artifact's evalmode.versions"
+                    f"image {number} of the certificate is decoded to other pixels than where it was made: {ADVICE}"
                 )
 
     def _scale(self, golden: Array) -> float:
@@ -285,6 +271,30 @@ class ClassifierCertificate(Certificate):
         if not np.abs(actual[PROBABILITIES] - softmax(scaled)).max() <= allowed:
             raise ReplayMismatch(
                 f"golden inputs {how} give probabilities that are not softmax(logits / {self.temperature:g})"
+            )
+        if ACTIVATION_MAP in actual or self.optional:
+            self._compare_maps(actual, order, self._allow(ACTIVATION_MAP, tolerance), how)
+
+    def _compare_maps(self, actual: Tensors, order: npt.NDArray[Any], tolerance: float, how: str) -> None:
+        """Compare activation maps with the logits, and with the recorded maps of the first golden images."""
+        expected = self.optional.get(ACTIVATION_MAP)
+        maps, rows = actual.get(ACTIVATION_MAP), np.flatnonzero(order < (0 if expected is None else len(expected)))
+        known = None if expected is None else expected[order[rows]]
+        fits = maps is not None and maps.ndim == 4 and maps.shape[:2] == actual[LOGITS].shape
+        if maps is None or not fits or (known is not None and maps[rows].shape != known.shape):
+            raise ReplayMismatch(f"golden inputs {how} give no {ACTIVATION_MAP} of the certificate's shape")
+        differences = [np.abs(maps.mean(axis=(2, 3), dtype=np.float64) - actual[LOGITS]).max()]
+        if known is not None and len(rows):
+            # A value of the map may be many times as large as the logits, and is rounded accordingly.
+            larger = largest_value(known) / largest_value(self.outputs[LOGITS])
+            differences.append(np.abs(maps[rows] - known).max() / max(1.0, larger))
+        difference = float(np.max(differences))
+        if not difference <= tolerance:
+            raise ReplayMismatch(
+                f"golden inputs {how} give another {ACTIVATION_MAP} than the certificate's, or one whose mean is not "
+                f"the logit: by {difference:.2e}, the tolerance is {tolerance:.0e}",
+                difference=difference,
+                tolerance=tolerance,
             )
 
 
@@ -316,7 +326,7 @@ class TensorCertificate(Certificate):
         """
         if facts["answers"] or facts["encoded"] or facts["temperature"] is not None:
             raise ValueError("answers, temperature or images in the certificate of a network of tensors")
-        certificate = cls(**_unpack(facts, ()))
+        certificate = cls(**_unpack(facts, (), None))
         certificate._check()
         return certificate
 
@@ -332,40 +342,51 @@ class TensorCertificate(Certificate):
         return tolerance
 
 
-def _unpack(facts: Mapping[str, Any], encoded: Sequence[Encoded]) -> dict[str, Any]:
+def _unpack(facts: Mapping[str, Any], encoded: Sequence[Encoded], golden: GoldenImages | None) -> dict[str, Any]:
     """Read the fields that both certificates have.
+
+    Args:
+        facts: JSON values.
+        encoded: Encoded images of the certificate.
+        golden: The golden images, if they are stored as JPEG.
 
     Raises:
         KeyError, TypeError, ValueError, zlib.error: The values are damaged or too large.
     """
     count = len(facts["targets"])
-    _check_size([*facts["inputs"].values(), *facts["outputs"].values()], encoded, count)
-    if not (count and facts["inputs"] and isinstance(facts["batch_invariant"], bool)):
+    _check_size(facts, encoded, golden)
+    if golden and (facts["inputs"] or len(golden.images) != count):
+        raise ValueError(f"{len(golden.images)} golden images and inputs {list(facts['inputs'])} for {count} labels")
+    if not (count and (facts["inputs"] or golden) and isinstance(facts["batch_invariant"], bool)):
         raise ValueError(
             f"{count} golden inputs, batch_invariant {facts['batch_invariant']!r}: expected at least 1, and true or "
             "false"
         )
+    inputs = {str(name): unpack_array(packed, count) for name, packed in facts["inputs"].items()}
     return {
-        "inputs": {str(name): unpack_array(packed, count) for name, packed in facts["inputs"].items()},
+        "inputs": {INPUT: golden.decode()} if golden else inputs,
         "outputs": {str(name): unpack_array(packed, count) for name, packed in facts["outputs"].items()},
         "tolerance": float(facts["tolerance"]),
         "batch_invariant": facts["batch_invariant"],
     }
 
 
-def _check_size(packed: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], count: int) -> None:
+def _check_size(facts: Mapping[str, Any], encoded: Sequence[Encoded], golden: GoldenImages | None) -> None:
     """Check that a certificate does not take too much memory, before anything of it is unpacked.
 
     Args:
-        packed: Its inputs and outputs.
+        facts: JSON values: inputs, outputs and optional outputs.
         encoded: Its encoded images; only their headers are read.
-        count: The number of golden inputs.
+        golden: Its golden images, likewise.
 
     Raises:
         ValueError: It is too large to unpack.
     """
-    unpacked = sum(measure_packed(one, count)[0] for one in packed)
-    unpacked += max((_count_pixel_bytes(one.image) for one in encoded), default=0)  # decoded one after the other
+    count = len(facts["targets"])
+    unpacked = sum(measure_packed(one, count)[0] for key in ("inputs", "outputs") for one in facts[key].values())
+    unpacked += sum(measure_packed(one, _count(one))[0] for one in facts.get("optional", {}).values())
+    unpacked += golden.measure() if golden else 0
+    unpacked += max((count_pixel_bytes(one.image) for one in encoded), default=0)  # decoded one after the other
     if unpacked > MAX_UNPACKED_BYTES:
         raise ValueError(
             f"the certificate unpacks to {unpacked} bytes, at most {MAX_UNPACKED_BYTES} are allowed: "
@@ -373,8 +394,6 @@ def _check_size(packed: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded],
         )
 
 
-def _count_pixel_bytes(image: bytes) -> int:
-    """Return the size of an image's pixels according to its header; 0 if it has none, since decoding then fails."""
-    with suppress(ImageError):
-        return math.prod(probe_image(image, Limits()).shape)
-    return 0
+def _count(packed: Mapping[str, Any]) -> int:
+    """Return the number of rows of a packed array."""
+    return int(packed["shape"][0])

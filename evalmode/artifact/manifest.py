@@ -114,8 +114,8 @@ class TensorManifest:
     certificate: TensorCertificate | None = None
 
     labels: ClassVar[tuple[str, ...]] = ()
-    optional_outputs: ClassVar[tuple[str, ...]] = ()
     image_inputs: ClassVar[Mapping[str, PixelContract]] = {}
+    optional_outputs: ClassVar[tuple[str, ...]] = ()
     relative_tolerance: ClassVar[bool] = True  # differences of an output are relative to its largest value
 
     def predict_labels(self, outputs: Tensors) -> list[str]:

@@ -14,6 +14,7 @@ Tensors = Mapping[str, Array]  # by the names in the graph; the first axis of ea
 Run = Callable[[Tensors], Tensors]
 
 INPUT, PROBABILITIES, LOGITS = "image", "probabilities", "logits"  # the tensors of an image classifier
+ACTIVATION_MAP = "activation_map"  # an optional output of an image classifier
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64"),

@@ -5,29 +5,27 @@ Shapes: N images, H height, W width, C channels, K labels.
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import onnx
-from PIL import Image
 
-from evalmode.artifact.certificate import LARGEST_TOLERANCE, ClassifierCertificate, Encoded, TensorCertificate
+from evalmode.artifact.certificate import LARGEST_TOLERANCE, ClassifierCertificate, TensorCertificate
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
 from evalmode.artifact.packing import MAX_UNPACKED_BYTES
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, scale_tolerance
+from evalmode.artifact.tensors import INPUT, LOGITS, Run, Tensors, scale_tolerance
 from evalmode.certification.checks import GRAPH_CHECKS, RUN_CHECKS
 from evalmode.certification.golden import check_golden, least_recalls
+from evalmode.certification.golden_images import MAX_GOLDEN, MIN_GOLDEN, encode_golden, encode_some
 from evalmode.certification.metrics import Indices
 from evalmode.certification.runs import Probe, open_runs
 from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.loading import load_artifact
 
-MIN_GOLDEN, MAX_GOLDEN = 16, 64
 MIN_TOLERANCE = 1e-4  # for logits as `scale_tolerance` takes it, for other outputs a share of their largest value
 FACTOR = 10.0  # tolerance to largest difference measured: other processors round otherwise
-ENCODED = 4  # golden images that are kept as JPEG and as PNG, every other one larger than the network expects
+MAX_MAPS, MAP_BYTES = 4, 2**16  # optional outputs that are recorded: of so many golden images, if they are so small
 
 
 def certify(
@@ -54,11 +52,18 @@ def certify(
     """
     check_graph(graph)
     golden, targets = _limit_golden(golden, targets)
-    probe = Probe(open_runs(graph.SerializeToString()), golden, len(manifest.labels), manifest.relative_tolerance)
+    encoded = encode_golden(golden[INPUT]) if isinstance(manifest, ClassifierManifest) else None
+    if encoded:
+        golden, targets = {INPUT: encoded.decode()}, targets[: len(encoded.images)]
+    content = graph.SerializeToString()
+    runs = open_runs(content, manifest.optional_outputs)
+    probe = Probe(runs, golden, len(manifest.labels), manifest.relative_tolerance)
     for check in RUN_CHECKS.values():
         check(probe)
     if isinstance(manifest, ClassifierManifest):
-        certified: Manifest = _certify_classifier(probe, manifest, targets, difference)
+        certificate = _certify_classifier(probe, manifest, targets, difference)
+        optional = _run_optional(open_runs(content)[0], golden, manifest.optional_outputs)
+        certified: Manifest = replace(manifest, certificate=replace(certificate, golden=encoded, optional=optional))
     else:
         certified = _certify_tensors(probe, manifest, difference)
     artifact = seal(graph, certified)
@@ -75,8 +80,8 @@ def _limit_golden(golden: Tensors, targets: tuple[str, ...]) -> tuple[Tensors, t
 
 def _certify_classifier(
     probe: Probe, manifest: ClassifierManifest, targets: tuple[str, ...], difference: float
-) -> ClassifierManifest:
-    """The manifest of an image classifier that passed the checks, with its certificate."""
+) -> ClassifierCertificate:
+    """The certificate of an image classifier that passed the checks."""
     logits = probe.alone[LOGITS]
     least, most = (scale_tolerance(bound, logits) for bound in (MIN_TOLERANCE, LARGEST_TOLERANCE))
     certificate = ClassifierCertificate(
@@ -90,7 +95,17 @@ def _certify_classifier(
         encoded=encode_some(probe.inputs[INPUT], manifest.pixels),
     )
     check_golden(certificate, manifest.labels, least_recalls(manifest))
-    return replace(manifest, certificate=certificate)
+    return certificate
+
+
+def _run_optional(run: Run, golden: Tensors, names: tuple[str, ...]) -> Tensors:
+    """The optional outputs of the first golden images, as many as are small enough to record."""
+    if not names:
+        return {}
+    rows = [run({name: array[row : row + 1] for name, array in golden.items()}) for row in range(MAX_MAPS)]
+    size = sum(rows[0][name].nbytes for name in names)
+    kept = rows[: min(MAP_BYTES // size, len(golden[INPUT]))]
+    return {name: np.concatenate([row[name] for row in kept]) for name in names if kept}
 
 
 def _certify_tensors(probe: Probe, manifest: TensorManifest, difference: float) -> TensorManifest:
@@ -149,28 +164,6 @@ def draw_golden(contract: PixelContract, labels: int) -> Pixels:
     rows, columns = np.linspace(-1, 1, height)[:, None, None], np.linspace(-1, 1, width)[None, :, None]
     smooth = 127.5 + 64 * (slopes[:, None, None, :, 0] * rows + slopes[:, None, None, :, 1] * columns)
     return np.clip(smooth + rng.normal(0, 32, (count, *contract.shape)), 0, 255).astype(np.uint8)
-
-
-def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
-    """Encode golden images as JPEG and PNG, some in another size, so that decoding and resizing are both checked.
-
-    Args:
-        golden: uint8 (N, H, W, C), of which the first four are used.
-        contract: The shape of the pixels.
-
-    Returns:
-        The encoded images, with the digests of their decoded pixels.
-    """
-    encoded = []
-    for number, pixels in enumerate(golden[:ENCODED]):
-        picture = Image.fromarray(pixels.squeeze(-1) if contract.channels == 1 else pixels)
-        if number % 2:
-            picture = picture.resize((contract.width * 3 // 2 + 1, contract.height * 3 // 2), Image.Resampling.NEAREST)
-        for image_format in ("JPEG", "PNG"):
-            buffer = io.BytesIO()
-            picture.save(buffer, image_format)
-            encoded.append(Encoded.of(buffer.getvalue(), contract))
-    return tuple(encoded)
 
 
 def strip(graph: onnx.ModelProto) -> onnx.ModelProto:

@@ -23,6 +23,23 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class CrossValidated:
+    """The accuracy of heads on pretrained features, each tested on the images that it was not trained on.
+
+    Attributes:
+        accuracy: The share of images whose predicted label is correct.
+        interval: The 95% confidence interval of the accuracy.
+        images: The number of images, of all splits.
+        folds: The number of heads.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    images: int
+    folds: int
+
+
+@dataclass(frozen=True)
 class Quality:
     """How well an artifact classifies its test images.
 
@@ -34,6 +51,7 @@ class Quality:
             without images.
         calibration_error: The expected calibration error without and with the temperature.
         temperature: Logits are divided by it; fitted on validation images.
+        cross_validated: Cross-validated accuracy, if the test images are few and the network is pretrained.
     """
 
     images: int
@@ -42,6 +60,7 @@ class Quality:
     least_recalls: tuple[float, ...]
     calibration_error: tuple[float, float]
     temperature: float
+    cross_validated: CrossValidated | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +106,21 @@ def measure_quality(logits: Floats, targets: Indices, temperature: float) -> Qua
         ),
         temperature=temperature,
     )
+
+
+def measure_cross_validated(probabilities: Floats, targets: Indices, folds: int) -> CrossValidated:
+    """Measure the accuracy of cross-validated predictions.
+
+    Args:
+        probabilities: Of each image's labels, by a head that was trained without the image, float32 (N, K).
+        targets: The index of each image's label, int64 (N,).
+        folds: The number of heads.
+
+    Returns:
+        The accuracy, with its confidence interval.
+    """
+    right = int((probabilities.argmax(1) == targets).sum())
+    return CrossValidated(right / len(targets), wilson_interval(right, len(targets)), len(targets), folds)
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

@@ -65,7 +65,7 @@ def measure_moments(
     exposed.CopyFrom(graph)
     del exposed.graph.output[:]
     exposed.graph.output.extend(onnx.ValueInfoProto(name=norm.tensor) for norm in norms)
-    session = open_cpu_session(exposed.SerializeToString())
+    session = open_cpu_session(exposed.SerializeToString(), threads=0)  # the moments are not stored
     counts, sums, squares = [0] * len(norms), [0.0] * len(norms), [0.0] * len(norms)
     for batch in batches:
         for index, seen in enumerate(session.run(None, {INPUT: batch})):

@@ -5,7 +5,7 @@ Shapes: N inputs, K labels; images are H high, W wide and have C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +15,7 @@ import onnx
 
 from evalmode.artifact.certificate import LARGEST_TOLERANCE
 from evalmode.artifact.tensors import INPUT, LOGITS, Floats, Run, Tensors, largest_value, scale_tolerance
+from evalmode.certification.large import list_batch_sizes
 from evalmode.errors import ArtifactInvalid, BatchMismatch, NotRepeatable, OutputsMismatch
 from evalmode.images.pixels import Pixels
 from evalmode.limits import LARGEST_BATCH
@@ -43,6 +44,11 @@ class Probe:
     def count(self) -> int:
         """The number of inputs, N."""
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one input."""
+        return sum(array[:1].nbytes for array in self.inputs.values())
 
     @cached_property
     def alone(self) -> Tensors:
@@ -74,11 +80,12 @@ class BatchDifference:
     largest: float
 
 
-def open_runs(graph: bytes) -> list[Run]:
+def open_runs(graph: bytes, optional: Collection[str] = ()) -> list[Run]:
     """Open a graph in an ONNX Runtime session for each number of ``THREADS``.
 
     Args:
         graph: The bytes of an ONNX file.
+        optional: Names of outputs that are not requested.
 
     Returns:
         A function for each session, from tensors by name to tensors by name.
@@ -90,7 +97,7 @@ def open_runs(graph: bytes) -> list[Run]:
         sessions = [open_cpu_session(graph, threads) for threads in THREADS]
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise ArtifactInvalid(f"onnxruntime cannot load it: {error}") from error
-    names = [output.name for output in sessions[0].get_outputs()]
+    names = [output.name for output in sessions[0].get_outputs() if output.name not in optional]
 
     def run(session: Any, inputs: Tensors) -> Tensors:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
@@ -186,11 +193,15 @@ def check_batches(probe: Probe) -> str:
     outcome = "the same bits"
     if not found.same_bits:
         outcome = f"outputs differ by up to {found.largest:.1e}, so it runs one input at a time"
-    return f"at every position of batches of 1 to {LARGEST_BATCH}, on 1 and 2 threads: {outcome}"
+    sizes = list_batch_sizes(probe.row_bytes)
+    some = "" if len(sizes) == LARGEST_BATCH else f"{len(sizes)} sizes from "
+    return f"at every position of batches of {some}1 to {LARGEST_BATCH}, on 1 and 2 threads: {outcome}"
 
 
 def compare_batches(probe: Probe, tolerance: float) -> BatchDifference:
-    """Run inputs at every position of batches of 1 to ``LARGEST_BATCH``, and compare with each input run alone.
+    """Run inputs in batches of every size, or of some sizes if they are large, and compare with each run alone.
+
+    See ``list_batch_sizes``.
 
     Args:
         probe: The network and its inputs.
@@ -209,7 +220,7 @@ def compare_batches(probe: Probe, tolerance: float) -> BatchDifference:
     }
     same, largest = True, 0.0
     for threads, run in zip(THREADS, probe.runs, strict=False):
-        for size in range(1, LARGEST_BATCH + 1):
+        for size in list_batch_sizes(probe.row_bytes):
             order = (np.arange(size) + size) % probe.count  # another position for each input in each size
             for name, answer in run({name: array[order] for name, array in probe.inputs.items()}).items():
                 expected = alone[name][order]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ import onnx
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, read_manifest
 from evalmode.artifact.repository import resolve_artifact
 from evalmode.artifact.sealing import check_digest, digest_file
-from evalmode.artifact.tensors import Tensors
+from evalmode.artifact.tensors import Run, Tensors
 from evalmode.certification.certify import draw_golden
 from evalmode.certification.checks import DECODER_CHECKS, GRAPH_CHECKS, LABEL_CHECKS, REPLAY_CHECKS, RUN_CHECKS
 from evalmode.certification.golden import Claim, Replay
@@ -121,7 +122,8 @@ def _examine_artifact(artifact: bytes, manifest: Manifest) -> list[Verdict]:
         inputs = {name: draw_golden(contract, DRAWN) for name, contract in manifest.image_inputs.items()}
     verdicts = []
     if inputs:
-        verdicts += _examine_runs(artifact, inputs, len(manifest.labels), manifest.relative_tolerance)
+        runs = partial(open_runs, artifact, manifest.optional_outputs)
+        verdicts += _examine_runs(runs, inputs, len(manifest.labels), manifest.relative_tolerance)
     if certificate is None:
         return [*verdicts, Verdict("certificate", False, "none: its answers were never checked", "Uncertified")]
     claims = []
@@ -152,13 +154,15 @@ def _examine_foreign(artifact: bytes) -> list[Verdict]:
     drawn = rng.uniform(-1, 1, draw).astype(np.float32)
     if inputs[0].type == "tensor(uint8)":
         drawn = rng.integers(0, 256, draw).astype(np.uint8)
-    return _examine_runs(artifact, {inputs[0].name: drawn}, 0, relative=False)
+    return _examine_runs(partial(open_runs, artifact), {inputs[0].name: drawn}, 0, relative=False)
 
 
-def _examine_runs(artifact: bytes, inputs: Tensors, labels: int, relative: bool) -> list[Verdict]:
+def _examine_runs(
+    open_network: Callable[[], Sequence[Run]], inputs: Tensors, labels: int, relative: bool
+) -> list[Verdict]:
     """Run a network on inputs; see ``Probe``."""
     try:
-        probe = Probe(open_runs(artifact), inputs, labels, relative)
+        probe = Probe(open_network(), inputs, labels, relative)
     except ArtifactInvalid as error:
         return [Verdict("runs", False, str(error), "ArtifactInvalid")]
     return [_judge(name, check, probe) for name, check in RUN_CHECKS.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from evalmode.cli.heatmaps import place_heatmaps
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
@@ -28,7 +29,7 @@ from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
 STDIN = Path("-")
-Predict = Callable[[bytes], Prediction]
+Predict = Callable[[bytes, Path], Prediction]  # the image, and the file that it was read from
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class PredictOptions:
     max_image_pixels: int | None
     as_json: bool
     as_csv: bool
+    heatmap: Path | None
 
     def check(self) -> None:
         """Check that the options fit together.
@@ -91,6 +93,8 @@ class PredictOptions:
             raise UsageError("--json and --csv exclude each other: give one")
         if self.max_image_pixels and not self.file:
             raise UsageError("--max-image-pixels is for --file: a server has its own limit")
+        if self.heatmap and not self.file:
+            raise UsageError("--heatmap needs --file: it runs the model in this process, without a server")
 
     @property
     def limits(self) -> Limits:
@@ -116,12 +120,19 @@ class PredictOptions:
 @image_limit_options(None)
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object for each image, one a line")
 @click.option("--csv", "as_csv", is_flag=True, help="print a row for each label")
+@click.option(
+    "--heatmap",
+    metavar="PNG|DIR",
+    type=click.Path(path_type=Path),
+    help="needs --file: draw where the network sees the predicted label; a PNG file, for several images a folder",
+)
 def predict(paths: tuple[str, ...], **options: Any) -> None:
     """Classify images, or every image below a folder, by a server or by a file; - is standard input."""
     chosen = PredictOptions(**options)
     chosen.check()
     images = list(_find_images(paths, list_suffixes(FORMATS if chosen.file else SERVED_FORMATS)))
-    with _open_predictor(chosen) as (predict_one, labels):
+    places = place_heatmaps(chosen.heatmap, [(source.path, source.root) for source in images]) if chosen.heatmap else {}
+    with _open_predictor(chosen, places) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
         answers, failures = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
     if chosen.as_json:
@@ -182,21 +193,35 @@ def _read_image(path: Path, max_bytes: int) -> bytes:
 
 
 @contextmanager
-def _open_predictor(options: PredictOptions) -> Iterator[tuple[Predict, tuple[str, ...]]]:
-    """A function that classifies one image, and the labels of the model."""
+def _open_predictor(
+    options: PredictOptions, heatmaps: Mapping[Path, Path]
+) -> Iterator[tuple[Predict, tuple[str, ...]]]:
+    """A function that classifies one image, and writes its heatmap, and the labels of the model."""
     top_k = options.top_k
     if options.file:
         from evalmode.runtime.loading import load_model  # the bare install has no onnxruntime
 
         model, limits = load_model(options.file), options.limits
-        yield lambda image: model.predict(image, top_k, limits, FORMATS), model.manifest.labels
+
+        def predict_here(image: bytes, path: Path) -> Prediction:
+            if path not in heatmaps:
+                return model.predict(image, top_k, limits, FORMATS)
+            explanation = model.explain(image, top_k, limits, FORMATS)
+            try:
+                heatmaps[path].parent.mkdir(parents=True, exist_ok=True)
+                explanation.save(heatmaps[path])
+            except OSError as error:
+                raise UsageError(f"--heatmap {heatmaps[path]}: {error.strerror}") from error
+            return explanation.prediction
+
+        yield predict_here, model.manifest.labels
         return
     token = _read_token(options.token_file) if options.token_file else ""
     tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
     name, version = options.model, options.version
     with Client(options.address, options.timeout, token=token, **tls) as client:
         labels = tuple(client.get_model(name, version).labels)
-        yield lambda image: client.predict(image, model=name, version=version, top_k=top_k), labels
+        yield lambda image, path: client.predict(image, model=name, version=version, top_k=top_k), labels
 
 
 def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> tuple[list[Answer], list[str]]:
@@ -210,7 +235,7 @@ def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> 
     console = Console(stderr=True)
     for source in track(images, "predicting", console=console, transient=True, disable=not console.is_terminal):
         try:
-            answers.append((source, predict_one(_read_image(source.path, max_bytes))))
+            answers.append((source, predict_one(_read_image(source.path, max_bytes), source.path)))
         except (ImageError, CallFailed, OSError) as error:
             if isinstance(error, CallFailed) and error.code != "INVALID_ARGUMENT":
                 raise EvalmodeError(f"{source.path}: {error}") from error

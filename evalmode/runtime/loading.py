@@ -9,12 +9,15 @@ from os import PathLike
 from pathlib import Path
 
 from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.parts import split_graph
 from evalmode.artifact.sealing import digest_file, open_artifact
 from evalmode.errors import ArtifactInvalid, ProviderUnavailable, Uncertified
 from evalmode.limits import LARGEST_BATCH
 from evalmode.runtime.model import ImageClassifier, Model, TensorNetwork
+from evalmode.runtime.optional_outputs import NO_OUTPUTS, open_optional
 from evalmode.runtime.provider import open_session
-from evalmode.runtime.session import limit_runs
+from evalmode.runtime.session import limit_runs, open_cpu_session, shrink_arena
+from evalmode.runtime.threads import add_lone
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
 
@@ -29,6 +32,7 @@ class LoadOptions:
         allow_uncertified: Whether artifacts without a certificate are loaded. They run one input at a time.
         arena: Whether memory is kept between runs on the CPU: faster, but takes up to twice as much address space.
         replay_s: Seconds that the replay of the certificate may take; 0 for no limit.
+        lone_threads: Threads of a second session, for requests that are alone; up to 1 for no such session.
     """
 
     provider: str = "cpu"
@@ -36,6 +40,7 @@ class LoadOptions:
     allow_uncertified: bool = False
     arena: bool = True
     replay_s: float = 0.0
+    lone_threads: int = 0
 
 
 DEFAULT_OPTIONS = LoadOptions()
@@ -95,20 +100,30 @@ def load_artifact(
             than its certificate.
         ProviderUnavailable: The requested execution provider is not available.
     """
-    _, manifest = open_artifact(artifact)
+    graph, manifest = open_artifact(artifact)
     if manifest.certificate is None and not options.allow_uncertified:
         raise Uncertified("it has no certificate: certify it with 'evalmode certify', or use --allow-uncertified")
     try:
-        session, provider = open_session(artifact, options.provider, options.threads, options.arena)
+        parts = split_graph(graph, manifest.optional_outputs) if manifest.optional_outputs else None
+        first = parts.write_first() if parts else artifact
+        session, provider = open_session(first, options.provider, options.threads, options.arena)
+        optional = (
+            open_optional(parts, session, partial(open_cpu_session, arena=options.arena)) if parts else NO_OUTPUTS
+        )
+        facts = (provider, False, 1, session, optional)
         digest = digest_file(artifact)
         model: Model
         if isinstance(manifest, ClassifierManifest):
-            model = ImageClassifier(name, version, digest, manifest, provider, False, 1, session)
+            model = ImageClassifier(name, version, digest, manifest, *facts)
         else:
-            model = TensorNetwork(name, version, digest, manifest, provider, False, 1, session)
+            model = TensorNetwork(name, version, digest, manifest, *facts)
         if not (model.inputs and model.outputs):  # this also checks their types, before the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
-        return replay(model, options.replay_s)
+        replayed = replay(model, options.replay_s)
+        if options.arena and provider.is_reference and manifest.certificate:
+            # Otherwise the memory of the largest batch stays: 620 MiB for EfficientNet-Lite0, which needs 160 in all.
+            model.run({name: array[:1] for name, array in manifest.certificate.inputs.items()}, options=shrink_arena())
+        return add_lone(replayed, first, options.lone_threads, options.replay_s)
     except (ProviderUnavailable, ArtifactInvalid):
         raise
     except Exception as error:  # onnxruntime's own exceptions have no common base class
@@ -117,6 +132,8 @@ def load_artifact(
 
 def replay(model: Model, replay_s: float = 0.0) -> Model:
     """Replay the certificate of a model, which also warms the session. Without one, only check the outputs.
+
+    Optional outputs are computed, too, and compared if the certificate has them.
 
     Args:
         model: The model, loaded.
@@ -132,7 +149,7 @@ def replay(model: Model, replay_s: float = 0.0) -> Model:
     manifest, provider = model.manifest, model.provider
     manifest.check_surroundings()
     with limit_runs(replay_s) as run_options:
-        run = partial(model.run, options=run_options)
+        run = partial(model.run, optional=model.optional.names, options=run_options)
         certificate = manifest.certificate
         if certificate is None:
             manifest.check_outputs(run)

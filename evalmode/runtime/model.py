@@ -5,43 +5,29 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
-from evalmode.artifact.tensors import DTYPES, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
-from evalmode.errors import ArtifactInvalid, ImagesNotTaken
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
+from evalmode.errors import ImagesNotTaken, UsageError
 from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
+from evalmode.runtime.explanation import Explanation
+from evalmode.runtime.lone import Lone
+from evalmode.runtime.optional_outputs import NO_OUTPUTS, OptionalOutputs
 from evalmode.runtime.provider import Provider
 from evalmode.runtime.session import ort
+from evalmode.runtime.tensor import Tensor, read_tensor
 
-_TYPE_NAMES = {"float32": "float", "float64": "double"}  # where onnxruntime's names are not numpy's
-_TYPES = {f"tensor({_TYPE_NAMES.get(name, name)})": np.dtype(name) for name in DTYPES}  # by onnxruntime's names
 _MAX_RUNS = 8  # recent runs that the expected time is computed from
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """The description of an input or output of a network.
-
-    Attributes:
-        name: Its name in the graph.
-        dtype: The type of its elements.
-        shape: Its shape without the batch, which is the first axis; -1 for an axis of any size.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,8 +42,10 @@ class Model(ABC):
         provider: The execution provider that the session runs on.
         batch_invariant: Whether an input gets the same bits in every batch; measured at export and when loaded.
         max_batch: The largest batch that may be run; 1 on the CPU if batches give other bits.
-        session: The ONNX Runtime session; it may be called from several threads.
-        row_s: Seconds per input of the most recent runs.
+        session: The ONNX Runtime session of all other outputs; it may be called from several threads.
+        optional: The optional outputs, which are computed only where they are requested.
+        lone: A session with more threads, for requests that are alone; None if there is none.
+        row_s: Seconds per input of the most recent runs in ``session``.
     """
 
     name: str
@@ -68,6 +56,8 @@ class Model(ABC):
     batch_invariant: bool
     max_batch: int
     session: ort.InferenceSession
+    optional: OptionalOutputs = NO_OUTPUTS
+    lone: Lone | None = None
     row_s: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_RUNS))
 
     def __repr__(self) -> str:
@@ -89,30 +79,51 @@ class Model(ABC):
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
         """The inputs of the network."""
-        return tuple(map(_read_tensor, self.session.get_inputs()))
+        return tuple(map(read_tensor, self.session.get_inputs()))
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:
-        """The outputs of the network."""
-        return tuple(map(_read_tensor, self.session.get_outputs()))
+        """The outputs of the network that are not optional."""
+        described = (one for one in self.session.get_outputs() if one.name not in self.optional.shared)
+        return tuple(map(read_tensor, described))
 
-    def run(self, inputs: Tensors, options: ort.RunOptions | None = None) -> Tensors:
+    @cached_property
+    def _names(self) -> list[str]:
+        return [output.name for output in self.outputs]
+
+    def run(
+        self,
+        inputs: Tensors,
+        optional: Collection[str] = (),
+        alone: bool = False,
+        options: ort.RunOptions | None = None,
+    ) -> Tensors:
         """Run the network on a batch.
 
         Args:
             inputs: Tensors by name, the batch along the first axis of each.
+            optional: Names of optional outputs to compute, too.
+            alone: Whether no other request is in flight. One input may run on more threads then.
             options: onnxruntime's ``RunOptions``, through which another thread can terminate the run.
 
         Returns:
-            All outputs by name, the batch along the first axis of each.
+            Outputs by name, the batch along the first axis of each.
 
         Raises:
             Exception: onnxruntime cannot run the network; its exceptions have no common base class.
         """
         started = time.perf_counter()
-        answer = self.session.run(None, dict(inputs), options)
-        self.row_s.append((time.perf_counter() - started) / max(1, len(next(iter(inputs.values())))))
-        return dict(zip((output.name for output in self.outputs), answer, strict=True))
+        rows = len(next(iter(inputs.values())))
+        lone = self.lone if self.lone and alone and rows == 1 and self.lone.is_due() else None
+        names = [*self._names, *self.optional.shared] if optional else self._names
+        computed = (lone or self.session).run(names, dict(inputs), options)
+        answer = dict(zip(names, computed, strict=True))
+        if optional:
+            answer |= self.optional.compute(inputs, answer, options)
+            answer = {name: answer[name] for name in (*self._names, *optional)}
+        if lone is None:
+            self.row_s.append((time.perf_counter() - started) / max(1, rows))
+        return answer
 
     def expect_s(self, rows: int) -> float:
         """Return a time that a batch will hardly exceed, from the second slowest of the most recent runs.
@@ -148,6 +159,50 @@ class Model(ABC):
             OSError: The path cannot be read.
             UsageError: ``top_k`` is outside its range.
         """
+        return self._infer(image, top_k, limits, formats)[0]
+
+    def explain(
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+        formats: Sequence[ImageFormat] | None = None,
+    ) -> Explanation:
+        """Classify one image, and find the parts of the image that speak for each label.
+
+        This needs the output ``activation_map``, which ``export`` adds to networks that end in global average pooling
+        and one dense layer.
+
+        Args:
+            image: Encoded bytes, or a path.
+            top_k: The number of labels in the prediction, the most probable first; 0 for the default, 5.
+            limits: How large the image may be; by default the limits of a server.
+            formats: The formats that are allowed, as for ``predict``.
+
+        Raises:
+            ImageError: The image cannot be decoded.
+            ImagesNotTaken: The model is a network of tensors.
+            OSError: The path cannot be read.
+            UsageError: The model has no activation map, or ``top_k`` is outside its range.
+        """
+        labels = self.as_classifier().manifest.labels
+        if ACTIVATION_MAP not in self.optional.names:
+            raise UsageError(
+                f"{self!r} has no {ACTIVATION_MAP}: networks that end in global average pooling and one dense layer "
+                "have one; export the run again if its network does"
+            )
+        prediction, pixels, outputs = self._infer(image, top_k, limits, formats, (ACTIVATION_MAP,))
+        return Explanation(prediction, pixels, dict(zip(labels, outputs[ACTIVATION_MAP][0], strict=True)))
+
+    def _infer(
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int,
+        limits: Limits | None,
+        formats: Sequence[ImageFormat] | None,
+        optional: tuple[str, ...] = (),
+    ) -> tuple[Prediction, Pixels, Tensors]:
+        """Classify one image; return its pixels and the outputs of the network, too."""
         check_top_k(top_k)
         classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
@@ -155,10 +210,10 @@ class Model(ABC):
         started = time.perf_counter()
         pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits(), formats)
         decoded = time.perf_counter()
-        probabilities, _ = classifier.classify(pixels[np.newaxis])
+        outputs = self.run({INPUT: pixels[np.newaxis]}, optional)
         inferred = time.perf_counter()
-        return Prediction(
-            scores=classifier.scores(probabilities[0], top_k),
+        prediction = Prediction(
+            scores=classifier.scores(outputs[PROBABILITIES][0], top_k),
             model=self.name,
             version=self.version,
             digest=self.digest,
@@ -166,6 +221,7 @@ class Model(ABC):
             wait_us=0,
             inference_us=round((inferred - decoded) * 1e6),
         )
+        return prediction, pixels, outputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -234,19 +290,3 @@ class TensorNetwork(Model):
             ImagesNotTaken: Always.
         """
         raise ImagesNotTaken("the model takes tensors, not images: call ModelInfer")
-
-
-def _read_tensor(described: Any) -> Tensor:
-    """Read onnxruntime's description of an input or output.
-
-    Raises:
-        ArtifactInvalid: It is not numeric, or its first axis is not a batch of any size.
-    """
-    batch, *shape = described.shape or [1]
-    if described.type not in _TYPES or isinstance(batch, int):
-        raise ArtifactInvalid(
-            f"{described.name} is {described.type} {described.shape}: expected numbers, with a batch of any size along "
-            "the first axis"
-        )
-    fixed = tuple(side if isinstance(side, int) else -1 for side in shape)
-    return Tensor(described.name, _TYPES[described.type], fixed)

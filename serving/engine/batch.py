@@ -40,6 +40,7 @@ class Request:
         inputs: Arrays by input name, at most ``max_batch`` rows along the first axis of each.
         call: The call of the request.
         arrived: The time of its arrival, by ``time.perf_counter``.
+        optional: The optional outputs that it asks for, by name.
         rows: The number of rows.
     """
 
@@ -47,6 +48,7 @@ class Request:
     inputs: Tensors
     call: Call
     arrived: float
+    optional: tuple[str, ...] = ()
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,8 +56,8 @@ class Request:
         self._sides = {name: array.shape[1:] for name, array in self.inputs.items()}
 
     def fits(self, other: Request) -> bool:
-        """Return whether two requests can run in one batch: the same model and the same shapes apart from the rows."""
-        return self.model is other.model and self._sides == other._sides
+        """Return whether two requests can run in one batch: the same model, shapes apart from the rows, and outputs."""
+        return self.model is other.model and self._sides == other._sides and self.optional == other.optional
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
@@ -95,24 +97,27 @@ class Batch(Generic[AnyRequest]):
         self._within_s = min(self._within_s, request.call.time_remaining_s())
 
 
-def run_together(requests: Sequence[Request], count_run: CountRun) -> list[Tensors]:
+def run_together(requests: Sequence[Request], count_run: CountRun, alone: bool = False) -> list[Tensors]:
     """Run requests as one batch, or in parts if the model's ``max_batch`` is smaller than one request.
 
     Args:
         requests: Requests that fit into one batch; at least one.
         count_run: Called after each run.
+        alone: Whether no other request is in flight.
 
     Returns:
         The outputs of each request by name, in the order of the requests.
     """
-    model, first = requests[0].model, requests[0].inputs
-    inputs = first if len(requests) == 1 else {n: np.concatenate([one.inputs[n] for one in requests]) for n in first}
+    first = requests[0]
+    model, inputs = first.model, first.inputs
+    if len(requests) > 1:
+        inputs = {name: np.concatenate([request.inputs[name] for request in requests]) for name in inputs}
     rows = sum(request.rows for request in requests)
     parts = []
     for row in range(0, rows, model.max_batch):
         part = {name: array[row : row + model.max_batch] for name, array in inputs.items()}
         started = time.perf_counter()
-        parts.append(model.run(part))
+        parts.append(model.run(part, first.optional, alone))
         count_run(model, min(rows - row, model.max_batch), round((time.perf_counter() - started) * 1e6))
     outputs = parts[0] if len(parts) == 1 else {n: np.concatenate([one[n] for one in parts]) for n in parts[0]}
     ends = accumulate(request.rows for request in requests)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -68,9 +68,9 @@ class Job(Request):
         waits: Whether the request waits for a slot.
     """
 
-    reply: Callable[[Answer], Any]
-    done: Callable[[Any], object]
-    waits: bool = False
+    reply: Callable[[Answer], Any] = field(kw_only=True)
+    done: Callable[[Any], object] = field(kw_only=True)
+    waits: bool = field(default=False, init=False)
 
 
 class Batcher:
@@ -113,6 +113,11 @@ class Batcher:
         """Return the current load."""
         with self._lock:
             return Load(self.slots, self.slots - self._free_slots, len(self._waiting), self._admitted)
+
+    @property
+    def in_flight(self) -> int:
+        """The number of admitted requests that are not answered yet."""
+        return self._admitted
 
     def queue_full(self) -> QueueFull:
         """Make the error of a request that exceeds the limit on requests in flight."""
@@ -229,7 +234,7 @@ class Batcher:
         """Run jobs as one batch. If that fails, run each alone: one bad input must not fail the other requests."""
         started = time.perf_counter()
         try:
-            answers = run_together(batch, self._count_run)
+            answers = run_together(batch, self._count_run, alone=self._admitted == 1)
         except Exception as error:
             if len(batch) == 1:
                 return [(batch[0], error)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from evalmode.runtime.model import Model, Tensor
+from evalmode.runtime.model import Model
+from evalmode.runtime.tensor import Tensor
 from evalmode.wire import model_config_pb2 as config
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services.tensors import DATATYPES
@@ -65,7 +66,10 @@ def describe_config(model: Model, max_batch: int, slots: int) -> config.ModelCon
 
 
 def describe_properties(model: Model) -> Mapping[str, str]:
-    """The properties of a model as JSON values by name, without its golden images."""
+    """The properties of a model as JSON values by name, without its golden images.
+
+    Its optional outputs are listed here and nowhere else: some clients request every output that metadata list.
+    """
     certificate = model.manifest.certificate
     facts = {
         **model.manifest.properties,
@@ -75,6 +79,11 @@ def describe_properties(model: Model) -> Mapping[str, str]:
         "batch_invariant": model.batch_invariant,
         "certificate": certificate and {"golden": certificate.golden_count, "tolerance": certificate.tolerance},
     }
+    if model.optional.tensors:
+        facts["optional_outputs"] = [
+            {"name": one.name, "datatype": DATATYPES[one.dtype], "shape": (-1, *one.shape)}
+            for one in model.optional.tensors
+        ]
     return {name: json.dumps(value) for name, value in facts.items()}
 
 

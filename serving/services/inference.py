@@ -47,11 +47,13 @@ class Read(NamedTuple):
         inputs: The inputs of the model by name, with the batch as the first axis.
         write: Returns the reply for the outputs.
         call: The call, with the earlier of its own deadline and the one in the request.
+        optional: The optional outputs that the request asks for, by name, in the order of the model.
     """
 
     inputs: Tensors
     write: Callable[[Timed], Any]
     call: Call
+    optional: tuple[str, ...] = ()
 
 
 class Reading(NamedTuple):
@@ -232,7 +234,13 @@ class Work:
         read = reading.finish()
         self._read_us += round((time.perf_counter() - started) * 1e6)
         self._job = Job(
-            model, read.inputs, read.call, time.perf_counter(), partial(self._reply, model, read), self._end
+            model,
+            read.inputs,
+            read.call,
+            time.perf_counter(),
+            read.optional,
+            reply=partial(self._reply, model, read),
+            done=self._end,
         )
         self._batcher.submit(self._job)
         if self._withdrawn:

@@ -26,7 +26,8 @@ from evalmode.errors import (
 from evalmode.images.headers import Header, read_header
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
-from evalmode.runtime.model import Model, Tensor
+from evalmode.runtime.model import Model
+from evalmode.runtime.tensor import Tensor
 from evalmode.wire import open_inference_pb2 as wire
 from serving.engine.batch import Call, check_alive
 from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_requested

@@ -132,7 +132,8 @@ class OpenInference:
             return reply
 
         sent = read_inputs(request, model, self._limits, self._allow_nonfinite, self._budget)
-        return Reading(sent.cost_bytes, lambda: Read(sent.decode(call), write, call), call)
+        optional = tuple(name for name in model.optional.names if name in wanted)
+        return Reading(sent.cost_bytes, lambda: Read(sent.decode(call), write, call, optional), call)
 
     def make_stream_reply(
         self, request: wire.ModelInferRequest, outcome: wire.ModelInferResponse | Exception, refuse: Refuse

@@ -27,8 +27,8 @@ def choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list[
         model: The model that it names.
 
     Returns:
-        The names of the outputs in the requested order, and the number of labels for each output that is requested as
-        classification.
+        The names of the outputs in the requested order, by default all that are not optional, and the number of labels
+        for each output that is requested as classification.
 
     Raises:
         TensorUnknown: The model has no such output.
@@ -36,7 +36,7 @@ def choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list[
         ParameterInvalid: A parameter is not supported, or has an invalid value.
         NotServed: The request uses shared memory.
     """
-    shapes = {output.name: output.shape for output in model.outputs}
+    shapes = {output.name: output.shape for output in (*model.outputs, *model.optional.tensors)}
     names: list[str] = []
     classes: dict[str, int] = {}
     for place, wanted in enumerate(request.outputs):
@@ -58,7 +58,7 @@ def choose_outputs(request: wire.ModelInferRequest, model: Model) -> tuple[list[
                     field=f"{field}.parameters",
                 )
             classes[wanted.name] = count
-    return names or list(shapes), classes
+    return names or [output.name for output in model.outputs], classes
 
 
 def choose_form(request: wire.ModelInferRequest, model: Model, numbers: Collection[str]) -> bool:
@@ -89,7 +89,8 @@ def choose_form(request: wire.ModelInferRequest, model: Model, numbers: Collecti
             f"{BINARY_OUTPUT} differs between outputs: in gRPC, either all outputs of a reply are raw or all are typed",
             field=field,
         )
-    untyped = [one.name for one in model.outputs if one.name in numbers and DATATYPES[one.dtype] not in TYPED]
+    outputs = (one for one in (*model.outputs, *model.optional.tensors) if one.name in numbers)
+    untyped = [one.name for one in outputs if DATATYPES[one.dtype] not in TYPED]
     if untyped and not raw:
         raise ParameterInvalid(f"output {untyped[0]} has no typed contents: request raw contents", field=field)
     return raw

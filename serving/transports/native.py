@@ -94,7 +94,7 @@ class _Call:
         return self.is_cancelled
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Ready(Request):
     """A request that is ready to run.
 
@@ -417,7 +417,12 @@ class NativeServer:
             self._statistics.count_refusal(model, time.perf_counter() - started, error)
             raise
         decode_us = round((time.perf_counter() - started) * 1e6)
-        return _Ready(model, read.inputs, read.call, call.arrived, call, read.write, decode_us)
+        return _Ready(
+            *(model, read.inputs, read.call, call.arrived, read.optional),
+            source=call,
+            write=read.write,
+            decode_us=decode_us,
+        )
 
     def _set_aside(self, call: _Call, parse: Callable[[], Any], size_bytes: int = 0) -> None:
         """Let other threads answer a call.
@@ -448,7 +453,8 @@ class NativeServer:
         """Run requests as one batch. If that fails, run each alone: the error may be due to one of them."""
         started = time.perf_counter()
         try:
-            answers = run_together(batch, self._statistics.count_run)
+            alone = len(self._calls) == 1 and not self._batcher.in_flight
+            answers = run_together(batch, self._statistics.count_run, alone)
         except Exception as error:
             if len(batch) == 1:
                 self._refuse(batch[0], error)

@@ -44,7 +44,7 @@ from evalmode.errors import (
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import open_cpu_session
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
@@ -82,7 +82,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(request.param) / "run"
     epochs = {"compact": 3, "reference": 6}[request.param]
     recipe = choose_recipe(request.param, dataset, epochs=epochs, batch_size=32)
-    run = Run.create(folder, RunConfig.of(dataset, None, False, recipe))
+    run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), recipe))
     torch.manual_seed(0)
     network = prepare_network(run.config.build_network(), dataset.train)
     train(run, network, dataset.train, dataset.val)

@@ -93,7 +93,7 @@ def test_training_prints_its_data_and_progress(story: Path) -> None:
     output = (story / "train.txt").read_text()
     assert re.search(r"data .*: 540 train, 60 val, 200 test; 10 labels", output)
     assert len(re.findall(r"^ +\d +\d+\.\d{4} +0\.\d{4} +0\.\d{4} +\d+\.\d$", output, re.MULTILINE)) == 6
-    assert re.search(r"test +0\.\d{4} \(200 images, read once\)", output)
+    assert re.search(r"test +0\.\d{4} \(0\.\d{4} to 0\.\d{4} with 95% confidence, 200 images\), read once", output)
 
 
 def test_the_accuracy_is_better_than_chance(story: Path) -> None:

@@ -138,7 +138,7 @@ class BlockedModel:
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
-        self.inputs, self.outputs = model.inputs, model.outputs
+        self.inputs, self.outputs, self.optional = model.inputs, model.outputs, model.optional
         self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)
@@ -149,11 +149,11 @@ class BlockedModel:
     def expect_s(self, rows: int) -> float:
         return rows * self.row_s
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, *how: Any) -> Tensors:
         self.entered.put(inputs[INPUT])
         if not self._permits.acquire(timeout=WAIT_S):
             raise TimeoutError("the run was not released")
-        return self._model.run(inputs)
+        return self._model.run(inputs, *how)
 
     def next_batch(self) -> np.ndarray:
         """Wait for the next run to begin, and return its batch."""

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from training.datasets import Dataset
 from training.networks import scale_pixels
-from training.networks.reference import Reference, SameConv2d
+from training.networks.reference import Reference
+from training.networks.same_padding import SameConv2d
 
 PATCH = [[0.6, 0.2, 0.6], [0.1, -0.2, -0.3], [-0.5, -0.1, -0.3]]
 EDGE = [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]  # bright above, dark below

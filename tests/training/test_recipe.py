@@ -9,6 +9,8 @@ from training.datasets import Dataset, Split
 from training.errors import NetworkError
 from training.recipe import Recipe, choose_recipe
 
+OWN = "tests.training.own_networks:plain"
+
 
 def dataset(source: str = "photos", count: int = 50_000, height: int = 32, width: int = 32) -> Dataset:
     split = Split(np.zeros((1, height, width, 3), np.uint8).repeat(1, 0), np.zeros(1, np.int64))
@@ -22,10 +24,10 @@ def test_the_references_recipe_is_the_lectures() -> None:
 
 
 def test_a_users_network_gets_the_lectures_recipe_without_dropout() -> None:
-    assert choose_recipe("own:build", dataset()) == Recipe("own:build", dropout=0.0)
+    assert choose_recipe(OWN, dataset()) == Recipe(OWN, dropout=0.0)
 
 
-@pytest.mark.parametrize("network", ["compact", "reference", "own:build"])
+@pytest.mark.parametrize("network", ["compact", "reference", OWN])
 def test_choices_of_the_user_replace_those_of_the_recipe(network: str) -> None:
     chosen = {
         "epochs": 3,
@@ -48,8 +50,8 @@ def test_options_that_are_none_keep_the_recipe() -> None:
 
 @pytest.mark.parametrize("chosen", [{"width": 2.0}, {"dropout": 0.1}, {"dropout": 0.0}])
 def test_width_and_dropout_of_a_users_network_are_refused(chosen: dict[str, float]) -> None:
-    with pytest.raises(NetworkError, match="--width and --dropout are for compact and reference: own:build decides"):
-        choose_recipe("own:build", dataset(), **chosen)
+    with pytest.raises(NetworkError, match=rf"--(width|dropout) is for compact, reference.*: {OWN} decides its own"):
+        choose_recipe(OWN, dataset(), **chosen)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(50_000, 512), (20_480, 512), (4_000, 100), (100, 32), (10, 32)])

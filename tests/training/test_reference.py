@@ -10,7 +10,7 @@ from torch import nn
 
 from training.errors import NetworkError
 from training.networks import build_network
-from training.networks.reference import SameConv2d
+from training.networks.same_padding import SameConv2d
 
 
 @pytest.fixture(scope="module")

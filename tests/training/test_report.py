@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from evalmode.certification.metrics import measure_reliability, wilson_interval
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
@@ -90,7 +90,7 @@ class Page(HTMLParser):
 def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, Path]:
     """Two epochs on the digits and their report."""
     folder = tmp_path_factory.mktemp("report") / "digits & <co>"
-    run = Run.create(folder, RunConfig.of(digits, None, False, Recipe(network="reference", epochs=2)))
+    run = Run.create(folder, RunConfig.of(digits, ReadOptions(), Recipe(network="reference", epochs=2)))
     torch.manual_seed(0)
     network = run.config.build_network()
     best = train(run, network, digits.train, digits.val)
@@ -122,7 +122,7 @@ def write_untrained(tmp_path: Path) -> WriteUntrained:
     """Write the report of a user's network that learned nothing in one epoch."""
 
     def write(network: nn.Module, dataset: Dataset) -> Page:
-        run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(network="mine:build", epochs=1)))
+        run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), Recipe(network="mine:build", epochs=1)))
         run.save_weights(network, "initial")
         figures = {"loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "val_loss": 1.0}
         run.append_metrics({"epoch": 1, "learning_rate": 0.1, "seconds": 100.0, "layers": [], **figures})

@@ -15,7 +15,9 @@ from training.datasets.cifar import read_cifar
 from training.datasets.dataset import Dataset, Progress, ReadOptions, Split
 from training.datasets.downloads import find_or_fetch
 from training.datasets.folders import load_folder
-from training.datasets.idx import is_idx_folder, read_idx
+from training.datasets.idx import read_idx
+from training.datasets.labelled_files import is_image_folder
+from training.datasets.near_duplicates import find_near_duplicates
 from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
 from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
@@ -29,6 +31,7 @@ __all__ = [
     "ReadOptions",
     "Split",
     "Survey",
+    "find_near_duplicates",
     "load_dataset",
     "read_blocks",
     "release_pages",
@@ -78,10 +81,10 @@ def load_dataset(
         DataError: The data do not exist, or cannot be used; the message says why and what to do.
         UsageError: A folder cannot be read.
     """
-    path, storage = Path(source), Storage(cache, notify)
+    storage = Storage(cache, notify)
     try:
-        if path.is_dir() and not is_idx_folder(path):
-            return check_dataset(load_folder(path, options, seed, progress, storage))
+        if is_image_folder(source, options):
+            return check_dataset(load_folder(Path(source), options, seed, progress, storage))
         published = _read_published(source, cache, progress, storage)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}") from error

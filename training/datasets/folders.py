@@ -15,7 +15,7 @@ from evalmode.images.pixels import PixelContract, Pixels, decode_by_header, prob
 from training.datasets.carving import carve_missing
 from training.datasets.dataset import SPLITS, Dataset, Indices, Progress, ReadOptions, Split
 from training.datasets.image_files import ImageReader
-from training.datasets.layout import Layout, find_layout
+from training.datasets.labelled_files import list_images
 from training.datasets.storage import Storage, count_rows, release_pages
 
 SMALL_FILE_BYTES = 10_000  # measured in docs/performance.md
@@ -56,20 +56,6 @@ def load_folder(root: Path, options: ReadOptions, seed: int, progress: Progress,
     train, val, test = (_keep_readable(part, *files[name], reader) for name, part in zip(SPLITS, parts, strict=True))
     warnings = (*layout.warnings, *resized, *reader.describe_damage())
     return Dataset(str(root), layout.labels, train, val, test, warnings, options.resize)
-
-
-def list_images(root: Path, options: ReadOptions) -> Layout:
-    """List the images of a folder by split and label.
-
-    Args:
-        root: The folder.
-        options: How images are read.
-
-    Raises:
-        DataError: The folder has no class folders, or its layout is ambiguous.
-        UsageError: A folder cannot be read.
-    """
-    return find_layout(root)
 
 
 def _keep_readable(pixels: Pixels, paths: list[Path], targets: Indices, reader: ImageReader) -> Split:

@@ -9,9 +9,9 @@ from statistics import median_low
 from evalmode.images.pixels import probe_header
 from training.datasets.catalog import DATASETS, make_unknown
 from training.datasets.dataset import SPLITS, ReadOptions
-from training.datasets.folders import list_images
-from training.datasets.idx import is_idx_folder, read_idx_shapes
+from training.datasets.idx import read_idx_shapes
 from training.datasets.image_files import ImageReader
+from training.datasets.labelled_files import is_image_folder, list_images
 from training.datasets.npz import read_npz_shapes
 from training.errors import DataError
 
@@ -58,10 +58,9 @@ def survey_data(source: str, options: ReadOptions = DEFAULT_OPTIONS) -> Survey:
         DataError: The data do not exist, or cannot be used.
         UsageError: A folder cannot be read.
     """
-    path = Path(source)
     try:
-        if path.is_dir() and not is_idx_folder(path):
-            return _survey_folder(path, options)
+        if is_image_folder(source, options):
+            return _survey_folder(Path(source), options)
         count, size = _survey_published(source)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -43,7 +43,7 @@ class NetworkInput:
     """
 
     size: tuple[int, int] | None = None
-    resize: Resize = Resize()
+    resize: Resize = field(default_factory=Resize)
 
 
 def take_any(name: str) -> NetworkInput:
@@ -55,7 +55,7 @@ def take_any(name: str) -> NetworkInput:
     return NetworkInput()
 
 
-def load_nothing(network: nn.Module, name: str, weights: Path | None) -> None:
+def load_nothing(network: nn.Module, name: str, weights: Path | None) -> str:
     """Load no pretrained weights.
 
     Args:
@@ -63,11 +63,15 @@ def load_nothing(network: nn.Module, name: str, weights: Path | None) -> None:
         name: Its name.
         weights: A file of pretrained weights that the user chose.
 
+    Returns:
+        "".
+
     Raises:
         NetworkError: The user chose a file.
     """
     if weights is not None:
         raise NetworkError(f"--weights {weights}: {name} is trained from scratch; it has no pretrained weights to load")
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +86,13 @@ class Architecture(Generic[M]):
             uint8 (N, H, W, C).
         list_filters: Returns filters for the report, in addition to those of the first convolution: float32
             (filters, C, H, W), by a caption.
-        scalable: Whether the user may choose the factor of the number of filters, and the dropout.
+        options: The names of the fields of a recipe that not every network uses: the factor of the number of filters,
+            ``width``, and ``dropout``.
         describe_input: Returns the images that the network of a name is made for. The pixels keep the range 0..255:
             scaling to another range than [-1, 1] is part of the network.
         load_weights: Loads pretrained weights into a new network: those of its own, or of a file that the user chose.
-            Networks with pretrained weights are of the class ``PretrainedNetwork``.
+            Returns the file and its sha256, for ``run.json``; "" if nothing was loaded. Networks with pretrained
+            weights are of the class ``PretrainedNetwork``.
     """
 
     module: type[M]
@@ -94,6 +100,6 @@ class Architecture(Generic[M]):
     fit_recipe: Callable[[Recipe, Dataset], Recipe]
     prepare: Callable[[M, Pixels], None] = prepare_nothing
     list_filters: Callable[[M], dict[str, Tensor]] = show_nothing
-    scalable: bool = True
+    options: frozenset[str] = frozenset({"width", "dropout"})
     describe_input: Callable[[str], NetworkInput] = take_any
-    load_weights: Callable[[M, str, Path | None], None] = load_nothing
+    load_weights: Callable[[M, str, Path | None], str] = load_nothing

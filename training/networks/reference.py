@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.errors import NetworkError
 from training.networks.architecture import Architecture
+from training.networks.same_padding import SameConv2d
 
 if TYPE_CHECKING:
     from training.datasets import Dataset
@@ -22,31 +22,6 @@ BATCH_NORM_MOMENTUM = 0.01  # the weight of the new value, where Keras' .99 is t
 NEGATIVE_SLOPE = 0.3  # of LeakyReLU: Keras' default; torch's is 0.01
 LAYERS = ((32, 1), (32, 2), (64, 1), (64, 2))  # filters and stride of each convolution
 MIN_SIDE = 4  # pixels; two convolutions of stride 2 halve it twice
-
-
-class SameConv2d(nn.Conv2d):
-    """A convolution with Keras' "same" padding: out = ceil(in / stride), zeros around the input.
-
-    If the padding is odd, the extra row and column are added at the bottom and on the right. ``nn.Conv2d`` cannot do
-    this: ``padding="same"`` does not support a stride, and ``padding=1`` pads the top and the left as well. As in every
-    framework, the operation is a cross-correlation: the kernel is not flipped.
-    Source: Keras' ``compute_same_padding``.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (N, C, H, W) to (N, filters, ceil(H / stride), ceil(W / stride))."""
-        top, bottom = _same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
-        left, right = _same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
-        if (top, left) == (bottom, right):
-            return functional.conv2d(x, self.weight, self.bias, self.stride, (top, left))
-        padded = functional.pad(x, (left, right, top, bottom))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride)
-
-
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the number of zeros before and after an axis."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
 
 
 class Reference(nn.Module):

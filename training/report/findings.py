@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import nn
+from torch import Tensor, nn
 
 from evalmode.certification.metrics import Reliability, measure_reliability, wilson_interval
 from training.datasets import Split
@@ -20,8 +20,10 @@ from training.datasets.dataset import Indices
 from training.evaluation import predict_logits
 
 LISTED_CONFUSIONS = 10
-MIN_SHIFTED, MAX_SHIFTED = 200, 1000  # images that are shifted: fewer if they are large, because each is run 17 times
+MIN_SHIFTED, MAX_SHIFTED = 32, 1000  # images that are shifted: fewer if they are large, because each is run 17 times
 SHIFTED_PIXELS = 2**20  # of all shifted images together
+LARGE = 160  # pixels of the shorter side, from which shifts are larger: 4 pixels are nothing to such an image
+SHIFTS, LARGE_SHIFTS = (1, 2, 3, 4), (4, 16)  # pixels
 Floats = npt.NDArray[np.float64]
 
 
@@ -79,7 +81,7 @@ class Findings:
         confusions: The most frequent mistakes.
         classes: The scores of each label, lowest F1 first.
         reliability: Predicted probability and accuracy.
-        shifts: The accuracy on shifted images, by pixels from 0.
+        shifts: The accuracy on shifted images, from no shift to the largest.
     """
 
     predictions: Predictions
@@ -92,18 +94,19 @@ class Findings:
     shifts: list[Shift]
 
 
-def examine(network: nn.Module, split: Split, labels: tuple[str, ...]) -> Findings:
+def examine(network: nn.Module, split: Split, labels: tuple[str, ...], logits: Tensor | None = None) -> Findings:
     """Measure how well a network classifies the images of a split.
 
     Args:
         network: The network; it is put into eval mode.
-        split: The images.
-        labels: The class names.
+        split: N images.
+        labels: The K class names.
+        logits: The logits of the network for the images, float32 (N, K); None to compute them.
 
     Returns:
         The measurements.
     """
-    predictions = predict(network, split)
+    predictions = predict(split, predict_logits(network, split) if logits is None else logits)
     matrix = confusion_matrix(split.targets, predictions.predicted, labels=range(len(labels)))
     return Findings(
         predictions=predictions,
@@ -117,17 +120,17 @@ def examine(network: nn.Module, split: Split, labels: tuple[str, ...]) -> Findin
     )
 
 
-def predict(network: nn.Module, split: Split) -> Predictions:
+def predict(split: Split, logits: Tensor) -> Predictions:
     """Predict the label of every image.
 
     Args:
-        network: The network; it is put into eval mode.
-        split: The images.
+        split: N images.
+        logits: Their logits, float32 (N, K).
 
     Returns:
         The predictions in the order of the images.
     """
-    probabilities = predict_logits(network, split).double().softmax(1).numpy()
+    probabilities = logits.double().softmax(1).numpy()
     predicted = probabilities.argmax(1)
     return Predictions(predicted, probabilities.max(1), predicted == split.targets)
 
@@ -169,31 +172,39 @@ def find_confusions(matrix: Indices, labels: tuple[str, ...], count: int) -> lis
     ]
 
 
-def try_shifts(network: nn.Module, split: Split, max_pixels: int = 4) -> list[Shift]:
+def try_shifts(network: nn.Module, split: Split) -> list[Shift]:
     """Classify images that are shifted up, down, left and right; pixels at the edge are repeated.
 
     Args:
         network: The network; it is put into eval mode.
         split: The images; some of them are used.
-        max_pixels: The largest shift, at least 1.
 
     Returns:
-        One result for each shift from 0 to ``max_pixels``.
+        One result for each shift, beginning with that of no shift.
     """
     height, width = split.images.shape[1:3]
-    count = min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), MIN_SHIFTED, MAX_SHIFTED)))
+    count = count_shifted(split)
+    steps = LARGE_SHIFTS if min(height, width) >= LARGE else SHIFTS
+    max_pixels = steps[-1]
     some = np.linspace(0, len(split) - 1, count).astype(int)
     border = (max_pixels, max_pixels)
     padded = np.pad(split.images[some], ((0, 0), border, border, (0, 0)), mode="edge")
 
     def predict_shifted(down: int, right: int) -> Predictions:
         shifted = padded[:, max_pixels - down :, max_pixels - right :][:, :height, :width]
-        return predict(network, Split(shifted, split.targets[some]))
+        moved = Split(shifted, split.targets[some])
+        return predict(moved, predict_logits(network, moved))
 
     still = predict_shifted(0, 0)
     shifts = [Shift(0, float(still.correct.mean()), 1.0)]
-    for pixels in range(1, max_pixels + 1):
+    for pixels in steps:
         moved = [predict_shifted(*by) for by in ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))]
         correct, same = [one.correct for one in moved], [one.predicted == still.predicted for one in moved]
         shifts.append(Shift(pixels, float(np.mean(correct)), float(np.mean(same))))
     return shifts
+
+
+def count_shifted(split: Split) -> int:
+    """Count the images of a split that are shifted."""
+    height, width = split.images.shape[1:3]
+    return min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), MIN_SHIFTED, MAX_SHIFTED)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evalmode.images.pixels import Pixels
+from training.datasets import Split
 from training.hooks import watch_outputs
 from training.networks import scale_pixels
 from training.report.charts import COLOURS
@@ -20,6 +22,8 @@ from training.report.charts import COLOURS
 SHOWN_MAPS = 8  # per convolution
 SHOWN_FILTERS = 64
 MAX_SIDE = 96  # pixels of a picture in the page
+PHOTO_SIDE = 160  # pixels of a photo, which the page shows smaller than that
+PHOTO_QUALITY = 80  # of JPEG
 
 
 def watch_convolutions(network: nn.Module, pixels: Pixels) -> dict[str, Tensor]:
@@ -56,9 +60,40 @@ def embed_image(pixels: Pixels) -> str:
     """
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return _encode(image, "PNG", optimize=True)
+
+
+def embed_photo(pixels: Pixels) -> str:
+    """Encode an image of a data set as a data URL: large images as JPEG of at most 160 pixels, small ones as they are.
+
+    Args:
+        pixels: Grey or RGB, uint8 (H, W, C).
+
+    Returns:
+        The URL.
+    """
+    if max(pixels.shape[:2]) <= MAX_SIDE:
+        return embed_image(pixels)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    return _encode(image, "JPEG", quality=PHOTO_QUALITY)
+
+
+def _encode(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def name_image(split: Split, row: int, name: str) -> Path:
+    """Return the path of an image, or its number if it has no file.
+
+    Args:
+        split: The images.
+        row: Index of the image.
+        name: Name of the split.
+    """
+    return split.paths[row] if split.paths else Path(f"{name} image {row}")
 
 
 def embed_maps(maps: Tensor) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalmode.artifact.tensors import INPUT, PROBABILITIES, Tensors
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, PROBABILITIES, Tensors
 from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
@@ -66,10 +66,13 @@ class Run(Future[Any]):
         ends: How often the job has ended.
     """
 
-    def __init__(self, batcher: Batcher, model: Any, inputs: Tensors, call: Caller) -> None:
+    def __init__(
+        self, batcher: Batcher, model: Any, inputs: Tensors, call: Caller, optional: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.ends = 0
-        self.job = Job(model, inputs, call, time.perf_counter(), lambda answer: answer, self.end)
+        started = time.perf_counter()
+        self.job = Job(model, inputs, call, started, optional, reply=lambda answer: answer, done=self.end)
         self.caller, self._batcher = call, batcher
         call.works.append(self)
 
@@ -85,9 +88,16 @@ class Run(Future[Any]):
             self.end(RequestCancelled("withdrawn"))
 
 
-def ask(batcher: Batcher, model: object, value: int, call: Caller | None = None, waits: bool = True) -> Run:
+def ask(
+    batcher: Batcher,
+    model: object,
+    value: int,
+    call: Caller | None = None,
+    waits: bool = True,
+    optional: tuple[str, ...] = (),
+) -> Run:
     """Submit a job. With ``waits``, check that it waits in the queue."""
-    run = Run(batcher, model, make_inputs(value), call or Caller())
+    run = Run(batcher, model, make_inputs(value), call or Caller(), optional)
     batcher.submit(run.job)
     assert run.job.waits or not waits
     return run
@@ -132,6 +142,46 @@ def test_waiting_requests_form_one_batch_in_order_of_arrival(model: ImageClassif
     assert waited[-1] > 0
     assert len({run.result().inference_us for run in runs[1:]}) == 1
     expect_all_slots_free(batcher, model)
+
+
+def test_requests_for_different_outputs_are_never_in_one_batch(mapped: ImageClassifier) -> None:
+    batcher, blocked = make_batcher(), BlockedModel(mapped)
+    runs = [ask(batcher, blocked, 0, waits=False)]
+    blocked.next_batch()
+    runs += [ask(batcher, blocked, value, optional=(ACTIVATION_MAP,) * (value % 2)) for value in range(1, 6)]
+    assert release_and_read(blocked, 2) == [[1, 3, 5], [2, 4]]
+    blocked.release(2)
+    for value, run in enumerate(runs):
+        outputs = run.result(WAIT_S).outputs
+        assert (ACTIVATION_MAP in outputs) == (value % 2 == 1)
+        if value % 2:
+            assert np.allclose(outputs[ACTIVATION_MAP][0, 0], value / 25.5)
+
+
+def test_a_request_is_alone_only_if_no_other_one_is_in_flight(blocked: BlockedModel) -> None:
+    batcher = make_batcher(2)
+    alone = []
+    run = blocked.run
+    blocked.run = lambda inputs, optional, is_alone: (alone.append(is_alone), run(inputs))[1]  # type: ignore[assignment]
+
+    def answer(*values: int) -> None:
+        runs = []
+        for value in values:
+            batcher.admit()
+            runs.append(ask(batcher, blocked, value, waits=False))
+            blocked.next_batch()
+        blocked.release(len(values))
+        for one in runs:
+            one.result(WAIT_S)
+            batcher.give_back()
+
+    answer(1)
+    answer(2, 3)
+    batcher.admit()  # another request is being decoded
+    answer(4)
+    batcher.give_back()
+    answer(5)
+    assert alone == [True, True, False, False, True]
 
 
 def test_a_queue_longer_than_max_batch_is_split(model: ImageClassifier, blocked: BlockedModel) -> None:
@@ -400,7 +450,7 @@ class Failing(BlockedModel):
         super().__init__(model)
         self._bad = set(bad)
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, *how: Any) -> Tensors:
         answer = super().run(inputs)
         if self._bad & set(read_values(inputs[INPUT])):
             raise ValueError(f"no answer for {read_values(inputs[INPUT])}")
@@ -560,7 +610,7 @@ class Echo:
     def __init__(self, blocked: BlockedModel) -> None:
         self._blocked, self.expect_s = blocked, blocked.expect_s
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, *how: Any) -> Tensors:
         self._blocked.entered.put(inputs[INPUT])
         return dict(inputs)
 
@@ -594,10 +644,10 @@ def test_no_request_is_lost_while_many_clients_cancel_at_random(model: ImageClas
 
         max_batch, expect_s = 64, model.expect_s
 
-        def run(self, inputs: Tensors) -> Tensors:
+        def run(self, inputs: Tensors, *how: Any) -> Tensors:
             nonlocal largest
             largest = max(largest, len(inputs[INPUT]))
-            return model.run(inputs)
+            return model.run(inputs, *how)
 
     counting = Counting()
     start = threading.Barrier(threads)

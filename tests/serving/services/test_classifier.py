@@ -87,7 +87,7 @@ class TestPredict:
         many = replace(model, manifest=replace(model.manifest, labels=tuple("abcdefgh")))
 
         class Eight(BlockedModel):
-            def run(self, inputs: Tensors) -> Tensors:
+            def run(self, inputs: Tensors, *how: Any) -> Tensors:
                 rows = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (len(inputs[INPUT]), 1))
                 return {PROBABILITIES: rows, LOGITS: rows}
 

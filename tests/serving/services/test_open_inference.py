@@ -7,7 +7,7 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +20,7 @@ from evalmode import __version__
 from evalmode.artifact.manifest import TensorManifest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import DTYPES, LOGITS, PROBABILITIES
+from evalmode.artifact.tensors import ACTIVATION_MAP, DTYPES, LOGITS, PROBABILITIES
 from evalmode.certification.certify import certify
 from evalmode.errors import (
     BatchTooLarge,
@@ -248,6 +248,56 @@ class TestInfer:
         batcher.admit()
         with pytest.raises(QueueFull):
             serve(model, batcher=batcher).ask(ask(RED[np.newaxis], raw_input_contents=[b"short"]))
+
+
+class TestOptionalOutputs:
+    MAP: ClassVar[list[dict[str, str]]] = [{"name": ACTIVATION_MAP}]
+
+    def test_are_returned_only_where_they_are_requested(self, mapped: ImageClassifier) -> None:
+        service = serve(mapped)
+        plain = service.ask(ask(RED[np.newaxis]))
+        assert [output.name for output in plain.outputs] == [PROBABILITIES, LOGITS]
+        reply = service.ask(ask(np.stack([RED, BLUE]), outputs=[*self.MAP, {"name": LOGITS}]))
+        assert [output.name for output in reply.outputs] == [ACTIVATION_MAP, LOGITS]
+        maps = read(reply, ACTIVATION_MAP)
+        assert maps.shape == (2, 3, 4, 4)
+        assert np.array_equal(maps.mean((2, 3)).argmax(1), [0, 2])
+        assert np.allclose(maps.mean((2, 3)), read(reply, LOGITS))
+
+    def test_in_typed_contents(self, mapped: ImageClassifier) -> None:
+        request = ask(
+            RED[np.newaxis], outputs=[{"name": ACTIVATION_MAP, "parameters": {"binary_data": {"bool_param": False}}}]
+        )
+        reply = serve(mapped).ask(request)
+        assert list(reply.outputs[0].contents.fp32_contents) == [10.0] * 16 + [0.0] * 32
+
+    def test_are_listed_only_in_the_properties(self, mapped: ImageClassifier) -> None:
+        service = serve(mapped).service
+        metadata = service.model_metadata(wire.ModelMetadataRequest(name="mapped"), Caller())
+        config = service.model_config(wire.ModelConfigRequest(name="mapped"), Caller()).config
+        assert [output.name for output in metadata.outputs] == [PROBABILITIES, LOGITS]
+        assert [output.name for output in config.output] == [PROBABILITIES, LOGITS]
+        expected = [{"name": ACTIVATION_MAP, "datatype": "FP32", "shape": [-1, 3, 4, 4]}]
+        assert json.loads(metadata.properties["optional_outputs"]) == expected
+        assert json.loads(config.parameters["optional_outputs"].string_value) == expected
+
+    def test_an_unknown_output_is_refused_and_all_are_named(self, mapped: ImageClassifier) -> None:
+        with pytest.raises(TensorUnknown, match="probabilities, logits, activation_map"):
+            serve(mapped).ask(ask(RED[np.newaxis], outputs=[{"name": "map"}]))
+
+    def test_are_not_computed_for_other_requests(self, mapped: ImageClassifier) -> None:
+        broken = replace(mapped, optional=replace(mapped.optional, session=Broken()))
+        service = serve(broken)
+        assert read(service.ask(ask(RED[np.newaxis])), LOGITS).argmax() == 0
+        with pytest.raises(RuntimeError, match="the second part ran"):
+            service.ask(ask(RED[np.newaxis], outputs=self.MAP))
+
+
+class Broken:
+    """A session that cannot run."""
+
+    def get_inputs(self) -> list[Any]:
+        raise RuntimeError("the second part ran")
 
 
 class TestParameters:

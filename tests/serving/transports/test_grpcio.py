@@ -544,11 +544,11 @@ class TestErrors:
         class FailsOnce(BlockedModel):
             failed = False
 
-            def run(self, inputs: Tensors) -> Tensors:
+            def run(self, inputs: Tensors, *how: Any) -> Tensors:
                 if not self.failed:
                     self.failed = True
                     raise RuntimeError("out of memory at address 0x7f")
-                return model.run(inputs)
+                return model.run(inputs, *how)
 
         with LocalServer(FailsOnce(model), limits=Limits(max_queue=0)) as local:
             refusal = refused(lambda: local.stub.Predict(RED, timeout=WAIT_S))

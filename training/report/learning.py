@@ -1,0 +1,118 @@
+"""What the report shows of the training: stages, epochs, and batch norm layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from evalmode.certification.metrics import wilson_interval
+from training.report import charts
+from training.report.charts import Axes, Line
+from training.report.spread import spread
+
+Rows = list[dict[str, Any]]  # of metrics.jsonl
+
+
+def describe_training(rows: Rows, network: nn.Module, val_images: int) -> dict[str, Any]:
+    """Collect what the page shows of stages and epochs.
+
+    Args:
+        rows: The lines of ``metrics.jsonl``: one for each epoch, and one for the result.
+        network: The trained network.
+        val_images: The number of validation images.
+    """
+    epochs = [row for row in rows if "val_accuracy" in row]
+    best = _find_best(rows[-1], epochs)
+    stages = [
+        stage | {"interval": _find_interval(stage["val_accuracy"], val_images)} for stage in rows[-1].get("stages", ())
+    ]
+    val_accuracy = best["val_accuracy"] if best else rows[-1]["exact_val_accuracy"]
+    return {
+        "epochs": epochs,
+        "best": best,
+        "val_accuracy": val_accuracy,
+        "val_interval": _find_interval(val_accuracy, val_images),
+        "exact_accuracy": rows[-1].get("exact_val_accuracy"),
+        "corrections": rows[-1].get("corrections", []),
+        "stages": stages,
+        "seconds": sum(read(stages or epochs, "seconds")),
+        "weights": sum(weights.numel() for weights in network.parameters()),
+        "learning": _draw_learning(epochs),
+    }
+
+
+def _find_best(result: dict[str, Any], epochs: Rows) -> dict[str, Any] | None:
+    """Find the epoch whose weights the run keeps; None if they are those of a stage without epochs."""
+    if result.get("best_epoch") == 0 or not epochs:
+        return None
+    return max(epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]))  # as training chooses it
+
+
+def _find_interval(accuracy: float | None, images: int) -> tuple[float, float] | None:
+    return None if accuracy is None else wilson_interval(round(accuracy * images), images)
+
+
+def _draw_learning(epochs: Rows) -> list[charts.Chart]:
+    """Draw accuracy and loss by epoch."""
+    if not epochs:
+        return []
+    x = read(epochs, "epoch")
+
+    def draw(title: str, train: str, val: str, percent: bool = False) -> charts.Chart:
+        both = read(epochs, train), read(epochs, val)
+        lines = [Line("training", "blue", both[0]), Line("validation", "orange", both[1])]
+        return charts.draw_lines(title, Axes(x, y_percent=percent), lines, band=both)
+
+    return [
+        draw("Accuracy", "train_accuracy", "val_accuracy", percent=True),
+        draw("Loss", "loss", "val_loss"),
+    ]
+
+
+def describe_layers(rows: Rows, moved: Collection[str]) -> dict[str, Any]:
+    """Collect what the page shows of the batch norm layers that training changed; of many, only some are shown.
+
+    Args:
+        rows: The lines of ``metrics.jsonl``.
+        moved: Names of the layers whose moving statistics training changed.
+    """
+    layers: dict[str, Rows] = {}
+    for row in rows:
+        for seen in row.get("layers", ()):
+            layers.setdefault(seen["layer"], []).append({"epoch": row["epoch"], **seen})
+    trained = [layers[name] for name in layers if name in moved]
+    shown = spread(trained, len(charts.DEPTHS))
+
+    def draw_gap(title: str, field: str) -> charts.Chart:
+        lines = [
+            Line(one[0]["layer"], depth, read(one, field)) for one, depth in zip(shown, charts.DEPTHS, strict=False)
+        ]
+        return charts.draw_lines(title, Axes(read(shown[0], "epoch")), lines)
+
+    return {
+        "layer_count": len(trained),
+        "kept_layer_count": len(layers) - len(trained),
+        "layers": [one[-1] for one in shown],
+        "gaps": [draw_gap("Gap of means", "mean_gap"), draw_gap("Gap of standard deviations", "std_gap")]
+        if shown
+        else [],
+        "moving": [_draw_moving(one) for one in shown],
+        "drift": [_draw_drift(one) for one in shown],
+    }
+
+
+def _draw_moving(rows: Rows) -> charts.Chart:
+    lines = [Line("batch", "blue", read(rows, "batch_std")), Line("moving", "orange", read(rows, "moving_std"), "--")]
+    return charts.draw_lines(rows[0]["layer"], Axes(read(rows, "epoch"), size=charts.SMALL), lines)
+
+
+def _draw_drift(rows: Rows) -> charts.Chart:
+    lines, band = [Line("median", "blue", read(rows, "median"))], (read(rows, "low"), read(rows, "high"))
+    return charts.draw_lines(rows[0]["layer"], Axes(read(rows, "epoch"), size=charts.SMALL), lines, band=band)
+
+
+def read(rows: Rows, field: str) -> list[Any]:
+    """Return one field of every row."""
+    return [row[field] for row in rows]
