@@ -21,7 +21,8 @@ from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
 from training.cross_validation import refit_head
 from training.datasets import Dataset, Split, find_near_duplicates
-from training.features import FeatureCache, Features, compute_features
+from training.feature_cache import FeatureCache
+from training.features import Features, compute_features
 from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
