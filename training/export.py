@@ -35,6 +35,7 @@ from training.evaluation import predict_logits, split_evaluation
 from training.map_agreement import measure_map_difference
 from training.networks import explain_errors
 from training.onnx_export import Deployed, Mirrored, export_network
+from training.review import Review
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 from training.temperature import choose_temperature
@@ -126,13 +127,15 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         network = _Network(name, module, _list_moved(run, mirrored), dataset, run.config.shape)
         temperature, reason = choose_temperature(predict_logits(module, dataset.val), dataset.val.targets)
         checked = _export_checked(network, temperature)
-    recipe = asdict(run.config.recipe)
+    recipe, review = asdict(run.config.recipe), Review.read(run.folder)
+    quality = replace(checked.quality, cross_validated=review and review.cross_validated)
     properties = {
         "network": recipe.pop("network"),
         "mirrored": mirrored,
         "temperature": temperature,
         "training": {**recipe, "data_digest": run.config.data_digest},
         **checked.properties,
+        "quality": asdict(quality),
         "versions": _list_versions(),
     }
     manifest = ClassifierManifest(
@@ -141,7 +144,7 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
     golden, names = _choose_golden(dataset, synthetic)
     difference = checked.agreement.max_logit_difference
     artifact = certify(checked.graph, manifest, {INPUT: golden}, names, difference)
-    return Exported(artifact, checked.agreement, checked.quality, reason)
+    return Exported(artifact, checked.agreement, quality, reason)
 
 
 def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
@@ -168,7 +171,6 @@ def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
         "agreement": asdict(agreement),
         "max_fold_difference": fold_difference,
         **map_difference,
-        "quality": asdict(quality),
         "moments": moments,
     }
     return _CheckedGraph(mapped, agreement, quality, properties, (ACTIVATION_MAP,) if map_difference else ())

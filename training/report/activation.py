@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
 from training.networks import PretrainedNetwork, scale_pixels
+from training.networks.pretrained import Head
 from training.report.charts import COLOURS
 
 OPACITY = 0.75  # of the strongest value in an overlay
@@ -46,7 +47,7 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
     return torch.einsum("kd,ndhw->nkhw", _fold_head(network.head), features)
 
 
-def _fold_head(head: nn.Sequential) -> Tensor:
+def _fold_head(head: Head) -> Tensor:
     """Return the weights of the dense layer for features before the batch norm layer, (K, D)."""
     norm, dense = head.norm, head.dense
     weight: Tensor = dense.weight * norm.weight * torch.rsqrt(norm.running_var + norm.eps)
