@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
@@ -23,16 +21,14 @@ from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
 from training.cross_validation import refit_head
 from training.datasets import Dataset, Split, find_near_duplicates
-from training.features import FeatureCache, Features, compute_features
+from training.feature_cache import FeatureCache
+from training.features import Features, compute_features
 from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
 from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
-
-MAX_MAP_BYTES = 4 * 2**30
-TRAINED_SHARE = 0.75  # of the multiply-adds, at most: the first stages respond to edges and textures of any photo
 
 TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
 
@@ -64,66 +60,6 @@ def fit_pretrained(
         DataError: The features do not fit onto the disk.
     """
     return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
-
-
-@dataclass(frozen=True)
-class StageSize:
-    """What one stage of a backbone costs for an image.
-
-    Attributes:
-        operations: The floating-point operations.
-        input_bytes: The size of its input as it is kept: float16, or uint8 pixels for the first stage.
-    """
-
-    operations: int
-    input_bytes: int
-
-
-@torch.no_grad()
-def measure_stages(network: PretrainedNetwork, shape: tuple[int, int, int]) -> list[StageSize]:
-    """Measure every stage of a backbone.
-
-    Args:
-        network: The network; it is left in eval mode.
-        shape: (height, width, channels) of the images.
-    """
-    height, width, channels = shape
-    x = torch.zeros((1, channels, height, width), device=next(network.parameters()).device)
-    network.eval()
-    sizes = []
-    for index in range(len(network.stages)):
-        kept = x.numel() * (2 if index else 1)
-        with FlopCounterMode(display=False) as counter:
-            x = network.run_stages(x, index, index + 1)
-        sizes.append(StageSize(counter.get_total_flops(), kept))
-    return sizes
-
-
-def count_trained_stages(sizes: Sequence[StageSize]) -> int:
-    """Count the last stages that have at most three quarters of the operations of a backbone; 0 if the last has more.
-
-    Args:
-        sizes: The sizes of all stages.
-    """
-    after = np.cumsum([size.operations for size in reversed(sizes)])
-    return int((after <= TRAINED_SHARE * after[-1]).sum())
-
-
-def limit_views(views: int, images: int, fine_tune: int, sizes: Sequence[StageSize]) -> int:
-    """Limit the views of each training image, so that the input of the trained stages takes at most 4 GiB on the disk.
-
-    Args:
-        views: The wanted number of views.
-        images: The number of training images.
-        fine_tune: The number of trained stages.
-        sizes: The sizes of all stages.
-
-    Returns:
-        At most ``views``, and at least 1.
-    """
-    if not fine_tune:
-        return views
-    return max(1, min(views, MAX_MAP_BYTES // (images * sizes[len(sizes) - fine_tune].input_bytes)))
 
 
 class _StagedTraining:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
+from training.evaluation import split_evaluation
 from training.networks import PretrainedNetwork, scale_pixels
 from training.networks.pretrained import Head
 from training.report.charts import COLOURS
@@ -38,7 +39,8 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
     if not isinstance(network, PretrainedNetwork):
         return None
     network.eval()
-    features = network.run_stages(scale_pixels(torch.from_numpy(images)), 0, len(network.stages))
+    batches = (scale_pixels(torch.from_numpy(batch)) for batch in split_evaluation(images))
+    features = torch.cat([network.run_stages(batch, 0, len(network.stages)) for batch in batches])
     if features.dim() != 4:
         return None
     pooled, means = network.pool(features), features.mean((2, 3))
