@@ -86,7 +86,8 @@ def _read_directory(image: bytes) -> _Directory:
             limit_tags=MAX_ENTRIES,
         )
     layout = order + ("HHQ8s" if is_big else "HHI4s")
-    position, entries = start + (8 if is_big else 2), {}
+    position = start + (8 if is_big else 2)
+    entries: dict[int, tuple[int, int, bytes]] = {}
     for _ in range(count):
         tag, kind, values, value = struct.unpack_from(layout, image, position)
         entries.setdefault(tag, (kind, values, value))
