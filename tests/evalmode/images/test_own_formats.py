@@ -227,7 +227,12 @@ class TestTiff:
     def test_is_opened_without_metadata_and_further_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[Any] = []
         setup = TiffImagePlugin.TiffImageFile._setup
-        monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_setup", lambda self: (opened.append(self), setup(self)))
+
+        def note(self: Any) -> None:
+            opened.append(self)
+            setup(self)
+
+        monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_setup", note)
         pages = {"save_all": True, "append_images": [plain("blue")]}
         decode(encode(plain("red"), "TIFF", tiffinfo={270: "text", 700: b"xmp", ORIENTATION: 3}, **pages))
         (picture,) = opened
