@@ -17,7 +17,7 @@ from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import open_artifact
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT
-from evalmode.certification.activation_map import add_activation_map, remove_activation_map
+from evalmode.certification.activation_map import add_activation_map
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
 from evalmode.certification.fold import Norm, fold_norms
 from evalmode.certification.large import choose_sample
@@ -224,7 +224,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     graph, manifest = open_artifact(artifact)
     assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate
     assert manifest.certificate is not None
-    variant = strip(quantize(remove_activation_map(graph), dataset.train.images))
+    variant = strip(quantize(graph, dataset.train.images))
     check_graph(variant)
     kept = dict(manifest.properties)
     for of_float32 in ("agreement", "max_fold_difference", "max_map_difference"):

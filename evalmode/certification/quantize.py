@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.tensors import INPUT
+from evalmode.certification.activation_map import remove_activation_map
 from evalmode.certification.int8_weights import has_depthwise, round_weights
 from evalmode.certification.large import is_large
 from evalmode.certification.latency import measure_ratio
@@ -60,12 +61,13 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
         pixels: Training images to measure the ranges of activations, uint8 (N, H, W, C).
 
     Returns:
-        The quantized graph.
+        The quantized graph, without an activation map.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     count = LARGE_CALIBRATION if is_large(pixels) else CALIBRATION
     chosen = pixels[:: -(-len(pixels) // count)]  # spread over all of them, since they may be sorted by label
+    graph = remove_activation_map(graph)
     depthwise, overrides, excluded = has_depthwise(graph), {}, []
     if depthwise:
         excluded = [node.name for node in graph.graph.node if node.op_type == "Conv"][:1]
