@@ -8,18 +8,19 @@ Shapes: N images, H height, W width, C channels, D features, K labels, h and w p
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
-from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
 from training.evaluation import split_evaluation
 from training.networks import PretrainedNetwork, scale_pixels
 from training.networks.pretrained import Head
 from training.report.charts import COLOURS
 
+Floats = npt.NDArray[np.float32]
 OPACITY = 0.75  # of the strongest value in an overlay
 
 
