@@ -53,6 +53,7 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
 def _fold_head(head: Head) -> Tensor:
     """Return the weights of the dense layer for features before the batch norm layer, (K, D)."""
     norm, dense = head.norm, head.dense
+    assert norm.running_var is not None
     weight: Tensor = dense.weight * norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return weight
 
