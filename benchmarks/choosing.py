@@ -49,7 +49,7 @@ def main() -> None:
     if arguments.train_images:
         dataset = replace(dataset, train=take(dataset.train, arguments.train_images))
     recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)
-    results = measure(dataset, RunConfig.of(dataset, size or None, False, recipe))
+    results = measure(dataset, RunConfig.of(dataset, ReadOptions(size or None), recipe))
     print(json.dumps(results["chosen"], indent=1))
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -32,7 +32,7 @@ from evalmode.artifact.sealing import open_artifact
 from evalmode.certification.verdicts import examine
 from evalmode.files import write_atomically
 from evalmode.runtime.loading import load_artifact
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
 from training.recipe import choose_recipe
@@ -99,7 +99,7 @@ def export(case: Case, folder: Path) -> dict[str, bytes]:
     count = max(128, 2 * case.labels)
     dataset = Dataset("drawn", labels, draw(case, 2 * count, 0), draw(case, count, 1), draw(case, count, 2))
     recipe = choose_recipe(case.network, dataset, epochs=1, width=case.width, seed=case.seed, mirror=case.mirrored)
-    run = Run.create(folder / "run", RunConfig.of(dataset, None, False, recipe))
+    run = Run.create(folder / "run", RunConfig.of(dataset, ReadOptions(), recipe))
     torch.manual_seed(case.seed)
     network = prepare_network(run.config.build_network(), dataset.train)
     train(run, network, dataset.train, dataset.val)

@@ -26,7 +26,7 @@ from torch import nn
 import training.loop
 import training.optimizers
 from training.callbacks import Callbacks
-from training.datasets import load_dataset
+from training.datasets import ReadOptions, load_dataset
 from training.evaluation import evaluate
 from training.networks.reference import Reference
 from training.networks.same_padding import SameConv2d
@@ -80,7 +80,7 @@ def train(data: str, variant: str, seed: int, epochs: int) -> dict[str, float | 
     """Train a variant and evaluate the test images once."""
     dataset = load_dataset(data, seed=seed, cache=platformdirs.user_cache_path("evalmode"))
     recipe = choose_recipe("reference", dataset, seed=seed, epochs=epochs)
-    config = RunConfig.of(dataset, None, False, recipe)
+    config = RunConfig.of(dataset, ReadOptions(), recipe)
     torch.manual_seed(seed)
     network = config.build_network()
     for default in VARIANTS[variant]:

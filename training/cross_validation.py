@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.datasets.dataset import Indices
 from training.head import HeadExamples, fit_dense, set_moments
+from training.networks.pretrained import Head
 
 Floats = npt.NDArray[np.float32]
 Predictor = Callable[[Floats], npt.NDArray[np.floating]]  # features (N, D) -> probabilities (N, K)
@@ -49,7 +50,7 @@ def cross_validate(features: Floats, targets: Indices, fit: Fit, folds: int = FO
     return probabilities
 
 
-def refit_head(head: nn.Sequential, penalty: float, label_weights: Tensor | None = None) -> Fit:
+def refit_head(head: Head, penalty: float, label_weights: Tensor | None = None) -> Fit:
     """Return a function that fits a new head of the same kind, as the head of a network is fitted.
 
     Args:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.networks.pretrained import Head
+
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # the strongest first: its solution is a good start for the next one
 MAX_ITERATIONS = 100  # of L-BFGS
 
@@ -45,9 +47,7 @@ class ChosenHead:
     val_loss: float
 
 
-def choose_head(
-    head: nn.Sequential, train: HeadExamples, val: HeadExamples, label_weights: Tensor | None = None
-) -> ChosenHead:
+def choose_head(head: Head, train: HeadExamples, val: HeadExamples, label_weights: Tensor | None = None) -> ChosenHead:
     """Fit a head with each penalty, and keep the one with the smallest loss on the validation images.
 
     Args:
@@ -76,7 +76,7 @@ def choose_head(
 
 
 @torch.no_grad()
-def set_moments(head: nn.Sequential, features: Tensor) -> None:
+def set_moments(head: Head, features: Tensor) -> None:
     """Set the statistics of the batch norm layer to the exact moments of features.
 
     Args:
@@ -84,12 +84,11 @@ def set_moments(head: nn.Sequential, features: Tensor) -> None:
         features: float32 (N, D).
     """
     variance, mean = torch.var_mean(features.double(), 0, correction=0)
-    head.norm.running_mean.copy_(mean)
-    head.norm.running_var.copy_(variance)
+    head.norm.load_state_dict(head.norm.state_dict() | {"running_mean": mean, "running_var": variance})
     head.eval()
 
 
-def fit_dense(head: nn.Sequential, train: HeadExamples, penalty: float, label_weights: Tensor | None = None) -> None:
+def fit_dense(head: Head, train: HeadExamples, penalty: float, label_weights: Tensor | None = None) -> None:
     """Fit the dense layer by L-BFGS, from its present weights.
 
     Args:
@@ -116,7 +115,7 @@ def fit_dense(head: nn.Sequential, train: HeadExamples, penalty: float, label_we
 
 
 @torch.no_grad()
-def measure_head(head: nn.Sequential, examples: HeadExamples) -> tuple[float, float]:
+def measure_head(head: Head, examples: HeadExamples) -> tuple[float, float]:
     """Measure accuracy, in 0..1, and mean cross-entropy of a head in eval mode."""
     logits = compute_logits(head, examples.features)
     accuracy = (logits.argmax(1) == examples.targets).double().mean().item()
@@ -124,7 +123,7 @@ def measure_head(head: nn.Sequential, examples: HeadExamples) -> tuple[float, fl
 
 
 @torch.no_grad()
-def compute_logits(head: nn.Sequential, features: Tensor) -> Tensor:
+def compute_logits(head: Head, features: Tensor) -> Tensor:
     """Compute the logits of a head in eval mode, float32 (N, K), from features, float32 (N, D)."""
     logits: Tensor = head.eval()(features)
     return logits

@@ -160,7 +160,8 @@ class Run:
             for name in ("labels", "shape", "image_size"):
                 facts[name] = facts[name] and tuple(facts[name])
             facts["resize"] = Resize(**facts["resize"])
-            PixelContract(*map(int, facts["shape"]))
+            height, width, channels = map(int, facts["shape"])
+            PixelContract(height, width, channels)
             return cls(folder, RunConfig(**facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from evalmode.certification.metrics import Indices
 from evalmode.errors import ImageError, UsageError
 from evalmode.images.folders import describe_nested, describe_unread, find_images, list_folder, separate_images
+from evalmode.images.formats import FORMATS
 from evalmode.images.pixels import PixelContract, Pixels, decode_image
 from evalmode.limits import Limits
 
@@ -72,7 +73,7 @@ def read_labelled(
     pixels = []
     for path in paths:
         try:
-            pixels.append(decode_image(path.read_bytes(), contract, limits or Limits()))
+            pixels.append(decode_image(path.read_bytes(), contract, limits or Limits(), FORMATS))
         except ImageError as error:
             raise UsageError(f"{path}: {error}") from error
         except OSError as error:

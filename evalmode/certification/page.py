@@ -11,6 +11,7 @@ from PIL import Image
 
 from evalmode.certification.compare import Changed, Comparison
 from evalmode.files import write_atomically
+from evalmode.images.formats import FORMATS
 from evalmode.images.pixels import decode_whole
 from evalmode.limits import OWN_IMAGES
 
@@ -55,7 +56,8 @@ def _rank(changed: Changed) -> int:
 
 def _embed(path: Path) -> str:
     """An image as a data URI, decoded as it was for the models, in the size in which it is shown."""
-    picture = Image.fromarray(decode_whole(path.read_bytes(), 3, OWN_IMAGES))  # it passed the user's limits already
+    pixels = decode_whole(path.read_bytes(), 3, OWN_IMAGES, FORMATS)  # it passed the user's limits already
+    picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

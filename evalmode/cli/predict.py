@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from evalmode.cli.paths import ExistingPath
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
 from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
 from evalmode.images.folders import describe_unread, find_images
-from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, list_suffixes
 from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
@@ -130,7 +130,7 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     """Classify images, or every image below a folder, by a server or by a file; - is standard input."""
     chosen = PredictOptions(**options)
     chosen.check()
-    images = list(_find_images(paths))
+    images = list(_find_images(paths, list_suffixes(FORMATS if chosen.file else SERVED_FORMATS)))
     places = place_heatmaps(chosen.heatmap, [(source.path, source.root) for source in images]) if chosen.heatmap else {}
     with _open_predictor(chosen, places) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
@@ -155,7 +155,8 @@ def _read_token(path: Path) -> str:
         raise UsageError(f"{path} does not hold a token: {error}") from error
 
 
-def _find_images(paths: Iterable[str]) -> Iterator[Source]:
+def _find_images(paths: Iterable[str], suffixes: Sequence[str]) -> Iterator[Source]:
+    """Find the files to classify. In folders these are the files with one of the suffixes."""
     for name in paths:
         path = Path(name)
         if name == "-":
@@ -164,10 +165,10 @@ def _find_images(paths: Iterable[str]) -> Iterator[Source]:
             path = path if path != STDIN else path.absolute()
             yield Source(path, path.parent)
         else:
-            found = find_images(path)
-            unread = describe_unread(found.others)
+            found = find_images(path, suffixes)
+            unread = describe_unread(found.others, suffixes=suffixes)
             if not found.images:
-                raise UsageError(f"{path} holds no image: {unread[0] if unread else ', '.join(IMAGE_SUFFIXES)}")
+                raise UsageError(f"{path} holds no image: {unread[0] if unread else ', '.join(suffixes)}")
             for sentence in unread:
                 click.echo(f"evalmode: {sentence}", err=True)
             yield from (Source(image, path) for image in found.images)
@@ -204,8 +205,8 @@ def _open_predictor(
 
         def predict_here(image: bytes, path: Path) -> Prediction:
             if path not in heatmaps:
-                return model.predict(image, top_k, limits)
-            explanation = model.explain(image, top_k, limits)
+                return model.predict(image, top_k, limits, FORMATS)
+            explanation = model.explain(image, top_k, limits, FORMATS)
             try:
                 heatmaps[path].parent.mkdir(parents=True, exist_ok=True)
                 explanation.save(heatmaps[path])

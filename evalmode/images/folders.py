@@ -33,21 +33,30 @@ class Found:
     others: tuple[Path, ...]
 
 
-def find_images(folder: Path) -> Found:
+def find_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Found:
     """Find the images in a folder, recursively.
+
+    Args:
+        folder: The folder.
+        suffixes: The suffixes of images, lower case.
 
     Raises:
         UsageError: A folder cannot be read.
     """
-    return separate_images(_walk(folder))
+    return separate_images(_walk(folder), suffixes)
 
 
-def separate_images(files: Iterable[Path]) -> Found:
-    """Separate images from other files by their suffixes."""
+def separate_images(files: Iterable[Path], suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Found:
+    """Separate images from other files by their suffixes.
+
+    Args:
+        files: The files.
+        suffixes: The suffixes of images, lower case.
+    """
     images: list[Path] = []
     others: list[Path] = []
     for path in files:
-        (images if path.suffix.lower() in IMAGE_SUFFIXES and not _is_special(path) else others).append(path)
+        (images if path.suffix.lower() in suffixes and not _is_special(path) else others).append(path)
     return Found(tuple(sorted(images)), tuple(sorted(others)))
 
 
@@ -70,21 +79,23 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in LEFT_BEHIND
 
 
-def describe_unread(others: Sequence[Path], outside: Sequence[Path] = ()) -> tuple[str, ...]:
+def describe_unread(
+    others: Sequence[Path], outside: Sequence[Path] = (), suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> tuple[str, ...]:
     """Describe the files that are not read, in sentences.
 
     Args:
         others: Files that are not images.
         outside: Images that are not in the folder of a label.
+        suffixes: The suffixes of images.
 
     Returns:
         A sentence for each kind of file, if there are any.
     """
     sentences = []
     if others:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
         what = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
-        sentences.append(f"left out {what} (images end in {suffixes}): {name_some(others)}")
+        sentences.append(f"left out {what} (images end in {', '.join(suffixes)}): {name_some(others)}")
     if outside:
         images = f"{len(outside)} image{'s' * (len(outside) > 1)}"
         sentences.append(f"left out {images} outside of the labels' folders: {name_some(outside)}")

@@ -8,13 +8,13 @@ frames) are not passed to the decoders, which therefore never parse them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalmode.errors import ImageEmpty, ImageTooLarge, ImageTooManyPixels, ImageUnreadable
-from evalmode.images.formats import FORMATS
+from evalmode.images.formats import SERVED_FORMATS, ImageFormat
 from evalmode.images.unsupported import describe_unsupported
 from evalmode.limits import Limits
 
@@ -31,7 +31,8 @@ class Header(NamedTuple):
         format: The name of the format.
         width: Pixels, before the orientation is applied.
         height: Pixels, before the orientation is applied.
-        orientation: The EXIF orientation of a JPEG, 1 to 8; 1 for other formats, see ``oriented``.
+        orientation: The orientation of a JPEG or a TIFF, 1 to 8; 1 for other formats, see ``find_orientation`` of their
+            codecs.
         image: The encoded bytes, all of them.
         kept: Start and end of the parts that are passed to the decoder; empty if all bytes are.
         decoder_bytes: Memory that the decoder takes for the picture and for its own use.
@@ -87,19 +88,20 @@ class Codec:
     check: Callable[[bytes], None] = lambda image: None
 
 
-def read_header(image: bytes, limits: Limits) -> Header:
+def read_header(image: bytes, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS) -> Header:
     """Read the header of an image: what is needed to decode it, and the memory that this takes.
 
     Args:
         image: Encoded bytes.
         limits: ``max_image_bytes`` and ``max_image_pixels``.
+        formats: The formats that are allowed: by default those that are safe to decode for strangers.
 
     Raises:
         ImageEmpty: There are no bytes.
         ImageTooLarge: There are more bytes than ``max_image_bytes``.
         ImageTooManyPixels: There are more pixels than ``max_image_pixels``.
         ImageTooComplex: Decoding takes more work than images of this size need.
-        ImageFormatNotAllowed: The format is not supported.
+        ImageFormatNotAllowed: The format is not allowed, or the package that decodes it is not installed.
         ImageUnreadable: The bytes are not an image, or the header is truncated or damaged.
     """
     if not image:
@@ -110,13 +112,18 @@ def read_header(image: bytes, limits: Limits) -> Header:
             size_bytes=len(image),
             limit_bytes=limits.max_image_bytes,
         )
-    for image_format in FORMATS:
+    for image_format in formats:
         if image_format.signature.match(image):
             try:
                 return image_format.codec.read_header(image, limits)
             except (struct.error, IndexError) as error:
                 raise ImageUnreadable("image is truncated or damaged: it ends in its header", cause=error) from error
-    raise describe_unsupported(image)
+    raise describe_unsupported(image, formats)
+
+
+def make_damaged(error: Exception) -> ImageUnreadable:
+    """Return the error for an image that a decoder has refused with ``error``."""
+    return ImageUnreadable(f"image is truncated or damaged: {error}", cause=error)
 
 
 def check_pixel_count(size: tuple[int, ...], limits: Limits) -> None:

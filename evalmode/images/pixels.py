@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch, UsageError
-from evalmode.images.formats import FORMATS
-from evalmode.images.headers import Header, read_header
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
+from evalmode.images.headers import Header, make_damaged, read_header
 from evalmode.images.orientation import SIDEWAYS, SIXTEEN_BIT, make_upright
 from evalmode.images.resizing import (
     INTERPOLATIONS,
@@ -26,12 +27,14 @@ from evalmode.images.resizing import (
     find_resized_size,
     resize_and_crop,
 )
-from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain, make_damaged
+from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain
 from evalmode.limits import Limits
 
 Pixels = npt.NDArray[np.uint8]
 
-CODECS = {one.name: one.codec for one in FORMATS}  # imported now, so that no request waits for an import
+CODECS = {one.name: one for one in FORMATS}
+for _served in SERVED_FORMATS:
+    import_module(_served.module)  # now, so that no request waits for an import
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class PixelContract:
         return self.height, self.width, self.channels
 
 
-def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixels:
+def decode_image(
+    image: bytes, contract: PixelContract, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS
+) -> Pixels:
     """Decode an encoded image to the pixels that a network takes.
 
     The EXIF orientation is applied, transparency is composited over white, and 16-bit grey is divided by 257. The first
@@ -102,14 +107,15 @@ def decode_image(image: bytes, contract: PixelContract, limits: Limits) -> Pixel
         image: Encoded bytes.
         contract: The pixels to decode to.
         limits: How large the image may be.
+        formats: The formats that are allowed: by default those that are safe to decode for strangers.
 
     Returns:
         uint8 (height, width, channels), values 0..255.
 
     Raises:
-        ImageError: The image is empty, exceeds a limit, has an unsupported format, is truncated, or is not an image.
+        ImageError: The image is empty, exceeds a limit, is not of an allowed format, is truncated, or is not an image.
     """
-    return decode_by_header(read_header(image, limits), contract)
+    return decode_by_header(read_header(image, limits, formats), contract)
 
 
 def decode_by_header(header: Header, contract: PixelContract) -> Pixels:
@@ -157,13 +163,16 @@ def scale_header(header: Header, contract: PixelContract) -> Header:
     return scaled._replace(decoder_bytes=header.decoder_bytes - saved_bytes)
 
 
-def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
+def decode_whole(
+    image: bytes, channels: int, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS
+) -> Pixels:
     """Decode an encoded image to pixels of its own size, otherwise as ``decode_image`` does.
 
     Args:
         image: Encoded bytes.
         channels: 3 (RGB) or 1 (grey).
         limits: How large the image may be.
+        formats: The formats that are allowed.
 
     Returns:
         uint8 (height, width, channels), values 0..255.
@@ -171,7 +180,7 @@ def decode_whole(image: bytes, channels: int, limits: Limits) -> Pixels:
     Raises:
         ImageError: See ``decode_image``.
     """
-    return decode_whole_by_header(read_header(image, limits), channels)
+    return decode_whole_by_header(read_header(image, limits, formats), channels)
 
 
 def decode_whole_by_header(header: Header, channels: int) -> Pixels:
@@ -192,17 +201,18 @@ def decode_whole_by_header(header: Header, channels: int) -> Pixels:
     return _to_pixels(_decode(header, channels), channels)
 
 
-def probe_image(image: bytes, limits: Limits) -> PixelContract:
+def probe_image(image: bytes, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS) -> PixelContract:
     """Read the shape of an image's pixels from its header, with the orientation applied.
 
     Args:
         image: Encoded bytes.
         limits: How large the image may be.
+        formats: The formats that are allowed.
 
     Raises:
         ImageError: See ``read_header``.
     """
-    return probe_header(read_header(image, limits))
+    return probe_header(read_header(image, limits, formats))
 
 
 def probe_header(header: Header) -> PixelContract:
@@ -215,7 +225,7 @@ def probe_header(header: Header) -> PixelContract:
         size, orientation, grey = (header.width, header.height), header.orientation, header.components == 1
     else:
         with _open(header) as opened:
-            size, orientation = opened.size, CODECS[header.format].find_orientation(header, opened)
+            size, orientation = opened.size, CODECS[header.format].codec.find_orientation(header, opened)
             grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
     width, height = size[::-1] if orientation in SIDEWAYS else size
     return PixelContract(height, width, 1 if grey else 3)
@@ -256,7 +266,7 @@ def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContra
 def _open(header: Header) -> Iterator[Image.Image]:
     """Open an image by Pillow, without a limit of Pillow's own; all exceptions inside become an ``ImageError``."""
     try:
-        with CODECS[header.format].open(io.BytesIO(header.cut())) as opened:
+        with CODECS[header.format].codec.open(io.BytesIO(header.cut())) as opened:
             if opened.size != (header.width, header.height):
                 raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
             if header.scale > 1:
@@ -276,7 +286,7 @@ def _decode(header: Header, channels: int) -> Image.Image:
     """
     if header.components:
         return make_upright(decode_picture(header, channels), header.orientation, channels)
-    codec = CODECS[header.format]
+    codec = CODECS[header.format].codec
     codec.check(header.image)
     with _open(header) as opened:
         opened.load()  # raises if the image is damaged

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from evalmode.errors import ImageUnreadable
-from evalmode.images.headers import Header
+from evalmode.images.headers import Header, make_damaged
 from evalmode.images.jpeg import is_progressive
 from evalmode.images.orientation import TURNS
 
@@ -89,11 +89,6 @@ def decompress(header: Header, colours: str) -> npt.NDArray[np.uint8]:
         return _decompress(repaired, header, colours)
     except (ValueError, MemoryError) as error:
         raise make_damaged(error) from error
-
-
-def make_damaged(error: Exception) -> ImageUnreadable:
-    """Return the error for an image that a decoder has refused with ``error``."""
-    return ImageUnreadable(f"image is truncated or damaged: {error}", cause=error)
 
 
 def _repair_header(image: bytes) -> bytes:

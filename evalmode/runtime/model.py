@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -16,6 +16,7 @@ import numpy as np
 from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManifest
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
 from evalmode.errors import ImagesNotTaken, UsageError
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
 from evalmode.images.pixels import Pixels, decode_image
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
@@ -137,7 +138,11 @@ class Model(ABC):
         return rows * recent[-2] if len(recent) > 1 else 0.0
 
     def predict(
-        self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+        formats: Sequence[ImageFormat] | None = None,
     ) -> Prediction:
         """Classify one image.
 
@@ -145,6 +150,8 @@ class Model(ABC):
             image: Encoded bytes, or a path.
             top_k: The number of labels to return, the most probable first; 0 for the default, 5.
             limits: How large the image may be; by default the limits of a server.
+            formats: The formats that are allowed; by default all for a path, and those that a server decodes for bytes,
+                which may come from strangers.
 
         Raises:
             ImageError: The image cannot be decoded.
@@ -152,10 +159,14 @@ class Model(ABC):
             OSError: The path cannot be read.
             UsageError: ``top_k`` is outside its range.
         """
-        return self._infer(image, top_k, limits)[0]
+        return self._infer(image, top_k, limits, formats)[0]
 
     def explain(
-        self, image: bytes | str | PathLike[str], top_k: int = DEFAULT_TOP_K, limits: Limits | None = None
+        self,
+        image: bytes | str | PathLike[str],
+        top_k: int = DEFAULT_TOP_K,
+        limits: Limits | None = None,
+        formats: Sequence[ImageFormat] | None = None,
     ) -> Explanation:
         """Classify one image, and find the parts of the image that speak for each label.
 
@@ -166,6 +177,7 @@ class Model(ABC):
             image: Encoded bytes, or a path.
             top_k: The number of labels in the prediction, the most probable first; 0 for the default, 5.
             limits: How large the image may be; by default the limits of a server.
+            formats: The formats that are allowed, as for ``predict``.
 
         Raises:
             ImageError: The image cannot be decoded.
@@ -179,7 +191,7 @@ class Model(ABC):
                 f"{self!r} has no {ACTIVATION_MAP}: networks that end in global average pooling and one dense layer "
                 "have one; export the run again if its network does"
             )
-        prediction, pixels, outputs = self._infer(image, top_k, limits, (ACTIVATION_MAP,))
+        prediction, pixels, outputs = self._infer(image, top_k, limits, formats, (ACTIVATION_MAP,))
         return Explanation(prediction, pixels, dict(zip(labels, outputs[ACTIVATION_MAP][0], strict=True)))
 
     def _infer(
@@ -187,14 +199,16 @@ class Model(ABC):
         image: bytes | str | PathLike[str],
         top_k: int,
         limits: Limits | None,
+        formats: Sequence[ImageFormat] | None,
         optional: tuple[str, ...] = (),
     ) -> tuple[Prediction, Pixels, Tensors]:
         """Classify one image; return its pixels and the outputs of the network, too."""
         check_top_k(top_k)
         classifier = self.as_classifier()
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+        formats = formats or (SERVED_FORMATS if isinstance(image, bytes) else FORMATS)
         started = time.perf_counter()
-        pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits())
+        pixels = decode_image(encoded, classifier.manifest.pixels, limits or Limits(), formats)
         decoded = time.perf_counter()
         outputs = self.run({INPUT: pixels[np.newaxis]}, optional)
         inferred = time.perf_counter()

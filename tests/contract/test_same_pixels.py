@@ -56,7 +56,7 @@ def dataset(pictures: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = RunConfig.of(dataset, (16, 16), False, Recipe(epochs=2, batch_size=8))
+    config = RunConfig.of(dataset, ReadOptions((16, 16)), Recipe(epochs=2, batch_size=8))
     run = Run.create(tmp_path_factory.mktemp("run") / "run", config)
     torch.manual_seed(0)
     train(run, config.build_network(), dataset.train, dataset.val)

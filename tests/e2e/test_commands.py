@@ -312,7 +312,7 @@ class TestPredictReads:
         self, model: Path, tmp_path: Path, evalmode: Evalmode
     ) -> None:
         images = ("red/a.png", "red/day2/b.png", "green/c.jfif", "green/d.JPE")
-        for name in (*images, "red/._a.png", "red/@eaDir/a.png", "red/.ipynb_checkpoints/a.png", "red/e.tif"):
+        for name in (*images, "red/._a.png", "red/@eaDir/a.png", "red/.ipynb_checkpoints/a.png", "red/e.tga"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             image_format = "PNG" if name.endswith("png") else "JPEG"
             (tmp_path / name).write_bytes(encode(plain((0, 255, 0) if "green" in name else "red"), image_format))
@@ -320,8 +320,8 @@ class TestPredictReads:
         assert done.returncode == 0
         answers = [json.loads(line) for line in done.stdout.splitlines()]
         assert [Path(answer["image"]).relative_to(tmp_path).as_posix() for answer in answers] == sorted(images)
-        suffixes = ".jpg, .jpeg, .jpe, .jfif, .png, .apng, .webp, .bmp"
-        assert f"left out 1 file that is not an image (images end in {suffixes}): {tmp_path}/red/e.tif" in done.stderr
+        suffixes = ".jpg, .jpeg, .jpe, .jfif, .png, .apng, .webp, .bmp, .gif, .tif, .tiff, .avif, .heic, .heif"
+        assert f"left out 1 file that is not an image (images end in {suffixes}): {tmp_path}/red/e.tga" in done.stderr
         assert "accuracy 1.0000: 4 of 4" in done.stderr
 
     def test_no_image_over_its_limits(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:

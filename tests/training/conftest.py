@@ -15,7 +15,7 @@ from evalmode.certification.metrics import Quality
 from evalmode.runtime.loading import load_model
 from evalmode.runtime.model import Model
 from training.agreement import Agreement
-from training.datasets import Dataset, Split, load_dataset
+from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.export import export_run
 from training.loop import train
 from training.recipe import Recipe
@@ -51,7 +51,7 @@ def start_run(tmp_path: Path, digits: Dataset) -> StartRun:
     """Create a run on the digits and its initial network: ``start_run("name", epochs=2)``."""
 
     def start(name: str = "run", **recipe: object) -> tuple[Run, nn.Module]:
-        config = RunConfig.of(digits, None, False, Recipe(**recipe))  # type: ignore[arg-type]
+        config = RunConfig.of(digits, ReadOptions(), Recipe(**recipe))  # type: ignore[arg-type]
         torch.manual_seed(config.recipe.seed)
         return Run.create(tmp_path / name, config), config.build_network()
 
@@ -82,7 +82,7 @@ class Exported:
 def exported(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Eight epochs on the digits, exported once for all tests; moving statistics need as many to converge."""
     folder = tmp_path_factory.mktemp("exported")
-    run = Run.create(folder / "run", RunConfig.of(digits, None, False, Recipe(epochs=8)))
+    run = Run.create(folder / "run", RunConfig.of(digits, ReadOptions(), Recipe(epochs=8)))
     torch.manual_seed(0)
     train(run, run.config.build_network(), digits.train, digits.val)
     exported = export_run(run, digits)

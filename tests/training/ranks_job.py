@@ -14,7 +14,7 @@ from torch import nn
 
 from evalmode.errors import EvalmodeError
 from training.callbacks import Callbacks
-from training.datasets import Split, load_dataset
+from training.datasets import ReadOptions, Split, load_dataset
 from training.loop import Execution, check_ranks, train
 from training.ranks import join_ranks
 from training.recipe import Recipe
@@ -61,7 +61,7 @@ def count_gloo_threads() -> int:
     return sum("gloo" in name.read_text() for name in Path("/proc/self/task").glob("*/comm"))
 
 
-config = RunConfig.of(digits, None, False, Recipe(**recipe))
+config = RunConfig.of(digits, ReadOptions(), Recipe(**recipe))
 folder.mkdir(exist_ok=True)
 try:
     with join_ranks(torch.device("cpu")) as ranks:

@@ -354,14 +354,14 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write_classes(tmp_path / "valid", 2)
     write_images(tmp_path / "unlabelled", 2)
     for index in range(6):
-        (tmp_path / "train" / "cat" / f"{index}.tif").write_bytes(b"")
+        (tmp_path / "train" / "cat" / f"{index}.tga").write_bytes(b"")
     (tmp_path / "data.yaml").write_text("names: [cat, dog]")
     (tmp_path / "train" / "stray.png").write_bytes(b"")
     (tmp_path / "valid" / "stray.jpg").write_bytes(b"")
     others, outside, folders = load_dataset(str(tmp_path)).warnings
     assert others.startswith("left out 7 files that are not images (images end in .jpg, .jpeg, ")
     assert str(tmp_path / "data.yaml") in others
-    assert str(tmp_path / "train" / "cat" / "3.tif") in others
+    assert str(tmp_path / "train" / "cat" / "3.tga") in others
     assert others.endswith(" and 2 more")
     named = f"{tmp_path / 'train/stray.png'}, {tmp_path / 'valid/stray.jpg'}"
     assert outside == f"left out 2 images outside of the labels' folders: {named}"
@@ -428,7 +428,9 @@ def test_suffixes_are_accepted_in_any_case_and_for_every_supported_format(tmp_pa
     for suffix, count in ((".jfif", 1), (".JPE", 3)):
         for path in write_images(tmp_path / "dog", count, suffix=".jpg"):
             path.rename(path.with_suffix(suffix))
-    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 18
+    for suffix in (".tif", ".TIFF", ".gif", ".avif"):
+        write_images(tmp_path / "dog" / suffix, 1, suffix=suffix)
+    assert sum(sizes(load_dataset(str(tmp_path))).values()) == 22
 
 
 def test_images_over_a_limit_are_named(tmp_path: Path) -> None:

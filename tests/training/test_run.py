@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.training.conftest import StartRun
-from training.datasets import Dataset
+from training.datasets import Dataset, ReadOptions
 from training.errors import NetworkError, RunError
 from training.recipe import Recipe
 from training.run import Run, claim_folder
@@ -44,7 +44,7 @@ def test_an_opened_run_equals_the_created_one(
     tmp_path: Path, digits: Dataset, image_size: tuple[int, int] | None
 ) -> None:
     recipe = Recipe("reference", 1.5, 3, 64, "adam", 1e-3, 0.01, 0.1, 0.25, True, 2, True, 7)
-    config = RunConfig.of(digits, image_size, False, recipe)
+    config = RunConfig.of(digits, ReadOptions(image_size), recipe)
     created = Run.create(tmp_path / "run", config)
     opened = Run.open(tmp_path / "run")
     assert opened.config == created.config == config
@@ -53,10 +53,10 @@ def test_an_opened_run_equals_the_created_one(
 
 
 def test_a_run_records_its_data(tmp_path: Path, digits: Dataset) -> None:
-    config = RunConfig.of(digits, None, False, Recipe())
+    config = RunConfig.of(digits, ReadOptions(), Recipe())
     assert config.data == "digits"
     assert config.image_size is None
-    assert RunConfig.of(digits, (8, 9), False, Recipe()).image_size == (8, 9)
+    assert RunConfig.of(digits, ReadOptions((8, 9)), Recipe()).image_size == (8, 9)
     assert config.data_digest == digits.digest()
     assert config.labels == digits.labels
     assert config.shape == (8, 8, 1)
@@ -68,7 +68,7 @@ def test_a_run_records_the_absolute_path_of_its_images(
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
     pets = Dataset("pets", digits.labels, digits.train, digits.val, digits.test)
-    assert RunConfig.of(pets, None, False, Recipe()).data == str((tmp_path / "pets").resolve())
+    assert RunConfig.of(pets, ReadOptions(), Recipe()).data == str((tmp_path / "pets").resolve())
 
 
 def test_a_run_builds_the_network_of_its_data_and_recipe() -> None:
@@ -85,14 +85,14 @@ def test_images_too_small_for_the_network_are_refused_with_height_and_width() ->
 
 
 def test_a_new_run_creates_its_parent_folders(tmp_path: Path, digits: Dataset) -> None:
-    Run.create(tmp_path / "a" / "b", RunConfig.of(digits, None, False, Recipe()))
+    Run.create(tmp_path / "a" / "b", RunConfig.of(digits, ReadOptions(), Recipe()))
     assert names_in(tmp_path / "a" / "b") == {"run.json"}
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path: Path, digits: Dataset) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(RunError, match=f"{tmp_path} is not empty: choose another --out"):
-        Run.create(tmp_path, RunConfig.of(digits, None, False, Recipe()))
+        Run.create(tmp_path, RunConfig.of(digits, ReadOptions(), Recipe()))
     assert names_in(tmp_path) == {"thesis.txt"}
 
 
@@ -252,7 +252,7 @@ def test_a_small_file_is_complete_when_it_is_synced_to_disk(
 ) -> None:
     synced_bytes: list[int] = []
     monkeypatch.setattr("training.run.os.fsync", lambda file: synced_bytes.append(os.fstat(file).st_size))
-    Run.create(tmp_path / "run", RunConfig.of(digits, None, False, Recipe()))
+    Run.create(tmp_path / "run", RunConfig.of(digits, ReadOptions(), Recipe()))
     assert synced_bytes == [(tmp_path / "run" / "run.json").stat().st_size]  # no bytes remain in a buffer
 
 
@@ -281,9 +281,9 @@ def test_the_table_of_labels_is_found_again(tmp_path: Path, digits: Dataset, mon
     pets = dataclasses.replace(digits, source=str(tmp_path / "pets"))
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
-    inside = RunConfig.of(pets, None, False, Recipe(), labels_file=Path("pets/a/labels.csv"))
-    outside = RunConfig.of(pets, None, False, Recipe(), labels_file=Path("labels.csv"))
+    inside = RunConfig.of(pets, ReadOptions(labels=Path("pets/a/labels.csv")), Recipe())
+    outside = RunConfig.of(pets, ReadOptions(labels=Path("labels.csv")), Recipe())
     assert inside.find_labels(None) == tmp_path.resolve() / "pets/a/labels.csv"
     assert inside.find_labels("moved/pets") == Path("moved/pets/a/labels.csv")
     assert outside.find_labels("moved/pets") == tmp_path.resolve() / "labels.csv"
-    assert RunConfig.of(pets, None, False, Recipe()).find_labels("moved/pets") is None
+    assert RunConfig.of(pets, ReadOptions(), Recipe()).find_labels("moved/pets") is None

@@ -14,7 +14,7 @@ from evalmode.artifact.sealing import open_artifact
 from evalmode.display import Display
 from tests.training.own_networks import Frozen, Keeps, Shared, SharedBuffers, mean_only, mean_only_batch_norm
 from tests.training.states import equal, state_of
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.export import export_run
 from training.fit import fit_run
 from training.loop import Execution, prepare_network
@@ -218,7 +218,7 @@ def test_a_frozen_backbone_is_exported_with_its_own_statistics(
     """Through the function of the command; the artifact has the backbone's statistics."""
     recipe = Recipe("tests.training.own_networks:frozen", epochs=1, dropout=0.0)
     dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
-    run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, recipe))
+    run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), recipe))
     network = run.config.build_network()
     before = state_of(network)
     fit_run(run, network, dataset, Execution(), Display().callbacks())
@@ -239,7 +239,7 @@ def test_the_accuracy_of_exported_weights_is_reported_if_it_differs_from_their_e
     few: Split, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Dataset(digits.source, digits.labels, few, digits.val, digits.test)
-    run = Run.create(tmp_path / "run", RunConfig.of(dataset, None, False, Recipe(epochs=1)))
+    run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), Recipe(epochs=1)))
     torch.manual_seed(0)
     network = run.config.build_network()
     monkeypatch.setattr("training.fit.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported

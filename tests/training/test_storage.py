@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_a_data_set_in_a_file_equals_one_in_memory(
         "process ends; "
     )
     assert list((tmp_path / "cache" / "new").iterdir()) == []  # the file has no name
+
+
+@pytest.mark.usefixtures("mapped")
+def test_every_pass_releases_the_pages_of_three_images_at_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {name: Mock(wraps=release_pages) for name in ("folders", "dataset", "storage")}
+    for name, released in modules.items():
+        monkeypatch.setattr(f"training.datasets.{name}.release_pages", released)
+    dataset = load(photos)
+    assert modules["folders"].call_count == 42 / 3 + 1  # decoding
+    assert modules["dataset"].call_count >= 41 / 3  # leaving out the damaged one, and copies
+    hashing = modules["storage"].call_count
+    assert hashing >= 41 / 3
+    dataset.digest()
+    assert modules["storage"].call_count >= hashing + 40 / 3
 
 
 def test_pixels_up_to_the_limit_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ class Dataset:
     @property
     def contract(self) -> PixelContract:
         """Height, width and channels of every image, and how images become such pixels."""
-        return PixelContract(*self.train.images.shape[1:], self.resize)
+        height, width, channels = self.train.images.shape[1:]
+        return PixelContract(height, width, channels, self.resize)
 
     def digest(self) -> str:
         """Hash the labels, pixels and targets of all splits; equal digests mean equal data.

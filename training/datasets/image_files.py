@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from evalmode.errors import ImageError
 from evalmode.images.folders import name_some
+from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
 from evalmode.limits import Limits
 from training.errors import DataError
@@ -42,7 +43,7 @@ class ImageReader:
             What ``decode`` returns; None if that fails, with the reason in ``unreadable``.
         """
         try:
-            header = read_header(path.read_bytes(), self._limits)
+            header = read_header(path.read_bytes(), self._limits, FORMATS)
             decoded = decode(header)
             if header.exif_damaged:
                 self.exif_damaged.append(path)

@@ -14,6 +14,27 @@ from torch import Tensor, nn
 NORM_EPS = 1e-3  # added to the variances of the features, so that those that hardly vary are not amplified
 
 
+class Head(nn.Sequential):
+    """Batch norm, dropout and a dense layer: float32 (N, D) -> logits, float32 (N, K).
+
+    Args:
+        features: D.
+        classes: K.
+        dropout: The share of the features that are set to 0 in training, in [0, 1).
+    """
+
+    norm: nn.BatchNorm1d
+    dropout: nn.Dropout
+    dense: nn.Linear
+
+    def __init__(self, features: int, classes: int, dropout: float) -> None:
+        layers = OrderedDict[str, nn.Module]()
+        layers["norm"] = nn.BatchNorm1d(features, eps=NORM_EPS)
+        layers["dropout"] = nn.Dropout(dropout)
+        layers["dense"] = nn.Linear(features, classes)
+        super().__init__(layers)
+
+
 class PretrainedNetwork(nn.Module):
     """Scaling, the stages of a backbone, global average pooling, and a head.
 
@@ -43,13 +64,7 @@ class PretrainedNetwork(nn.Module):
         self.scale = scale
         self.stages = nn.ModuleList(stages)
         self.pool = pool
-        self.head = nn.Sequential(
-            OrderedDict(
-                norm=nn.BatchNorm1d(features, eps=NORM_EPS),
-                dropout=nn.Dropout(dropout),
-                dense=nn.Linear(features, classes),
-            )
-        )
+        self.head = Head(features, classes, dropout)
         self._first = 0
 
     def train(self, mode: bool = True) -> PretrainedNetwork:

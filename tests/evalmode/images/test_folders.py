@@ -13,7 +13,7 @@ from evalmode.certification.images import read_labelled
 from evalmode.cli.predict import Source
 from evalmode.errors import UsageError
 from evalmode.images.folders import describe_nested, describe_unread, find_images, is_hidden, list_folder
-from evalmode.images.formats import IMAGE_SUFFIXES
+from evalmode.images.formats import IMAGE_SUFFIXES, SERVED_FORMATS, list_suffixes
 from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from tests.conftest import as_nobody, encode, plain
@@ -33,13 +33,21 @@ def list_names(folder: Path, paths: tuple[Path, ...]) -> list[str]:
 
 class TestFindImages:
     def test_finds_images_by_their_suffix_in_any_case(self, tmp_path: Path) -> None:
-        touch(
-            tmp_path, *(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif", "d.tif", "e.gif", "f.avif", "g"
-        )
+        touch(tmp_path, *(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif", "d.tga", "e.svg", "f.jxl", "g")
         found = find_images(tmp_path)
         expected = sorted([*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), "b.JPE", "c.Jfif"])
         assert list_names(tmp_path, found.images) == expected
-        assert list_names(tmp_path, found.others) == ["d.tif", "e.gif", "f.avif", "g"]
+        assert list_names(tmp_path, found.others) == ["d.tga", "e.svg", "f.jxl", "g"]
+
+    def test_finds_the_files_of_some_formats(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.PNG", "b.tif", "c.heic")
+        found = find_images(tmp_path, list_suffixes(SERVED_FORMATS))
+        assert (list_names(tmp_path, found.images), list_names(tmp_path, found.others)) == (
+            ["a.PNG"],
+            ["b.tif", "c.heic"],
+        )
+        (sentence,) = describe_unread(found.others, suffixes=list_suffixes(SERVED_FORMATS))
+        assert "(images end in .jpg, .jpeg, .jpe, .jfif, .png, .apng, .webp, .bmp): " in sentence
 
     def test_searches_nested_folders_of_any_name(self, tmp_path: Path) -> None:
         touch(tmp_path, "b.png", "a/c.png", "a/b/c/d.png", "e.jpg/f.png", "e.jpg/notes.txt")
@@ -111,10 +119,10 @@ def test_a_name_with_an_inner_dot_is_not_hidden() -> None:
 
 
 def test_unread_files_are_counted_and_the_first_five_are_named() -> None:
-    others = [Path(f"{index}.tif") for index in range(7)]
+    others = [Path(f"{index}.tga") for index in range(7)]
     (sentence,) = describe_unread(others)
     assert sentence.startswith("left out 7 files that are not images (images end in .jpg, ")
-    assert sentence.endswith(".bmp): 0.tif, 1.tif, 2.tif, 3.tif, 4.tif and 2 more")
+    assert sentence.endswith(".heif): 0.tga, 1.tga, 2.tga, 3.tga, 4.tga and 2 more")
     assert describe_unread([], [Path("a.png")]) == ("left out 1 image outside of the labels' folders: a.png",)
     assert describe_unread([]) == ()
 
@@ -150,13 +158,13 @@ class TestReadLabelled:
             touch(tmp_path, name)
             colour = name.partition("/")[0] if "/" in name else "blue"
             (tmp_path / name).write_bytes(encode(plain(colour), "PNG" if name.endswith("png") else "JPEG"))
-        touch(tmp_path, "green/d.gif", "labels.txt", "green/._c.png", ".git/config")
+        touch(tmp_path, "green/d.svg", "labels.txt", "green/._c.png", ".git/config")
         labelled = read_labelled(tmp_path, ("green", "red"), CONTRACT)
         assert list_names(tmp_path, tuple(labelled.paths)) == ["green/c.png", "red/a.jfif", "red/deep/b.JPE"]
         assert labelled.targets.tolist() == [0, 1, 1]
         assert labelled.pixels.shape == (3, 4, 4, 3)
         others, outside, nested = labelled.warnings
-        assert others.endswith(f": {tmp_path / 'labels.txt'}, {tmp_path / 'green/d.gif'}")
+        assert others.endswith(f": {tmp_path / 'labels.txt'}, {tmp_path / 'green/d.svg'}")
         assert outside.endswith(f": {tmp_path / 'stray.png'}")
         assert nested.startswith("1 image lies in folders inside a label's folder, ")
         assert nested.endswith(f": {tmp_path / 'red/deep'}")
@@ -184,6 +192,6 @@ class TestReadLabelled:
             read_labelled(tmp_path, ("red",), CONTRACT, Limits(max_image_pixels=15))
 
     def test_rejects_a_folder_without_images_and_names_its_files(self, tmp_path: Path) -> None:
-        touch(tmp_path, "red/a.tif")
-        with pytest.raises(UsageError, match=r"holds no <label>/<image> .*left out 1 file .*red/a\.tif"):
+        touch(tmp_path, "red/a.tga")
+        with pytest.raises(UsageError, match=r"holds no <label>/<image> .*left out 1 file .*red/a\.tga"):
             read_labelled(tmp_path, ("red",), CONTRACT)
