@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import trustme
@@ -53,13 +54,10 @@ def test_networks_use_all_cpus_for_a_request_that_is_alone(
 ) -> None:
     monkeypatch.setattr("evalmode.runtime.threads.MIN_RUN_S", 0.0)
     monkeypatch.setattr("serving.server.count_cpus", lambda: 2)
-    used = []
-    run = Lone.run
-    monkeypatch.setattr(Lone, "run", lambda self, *how: (used.append(how), run(self, *how))[1])
     with start_server(colours, transport=transport, one_thread=one_thread) as server:
-        used.clear()
-        assert ask(server) == "red"
-    assert len(used) == (0 if one_thread else 1)
+        with patch.object(Lone, "run", autospec=True, side_effect=Lone.run) as run:
+            assert ask(server) == "red"
+        assert run.call_count == (0 if one_thread else 1)
 
 
 def test_a_server_answers_until_the_block_ends(colours: Path, transport: str) -> None:
