@@ -453,7 +453,8 @@ class NativeServer:
         """Run requests as one batch. If that fails, run each alone: the error may be due to one of them."""
         started = time.perf_counter()
         try:
-            alone = len(self._calls) == 1 and not self._batcher.in_flight
+            # Calls that have arrived but are not received yet are unknown; the other slots would receive them.
+            alone = len(self._calls) == 1 and self._free_slots == self._slots - 1 and not self._batcher.in_flight
             answers = run_together(batch, self._statistics.count_run, alone)
         except Exception as error:
             if len(batch) == 1:

@@ -95,9 +95,6 @@ def ask_for(value: int, *outputs: str) -> infer.ModelInferRequest:
 
 def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
-    alone = []
-    run = blocked.run
-    blocked.run = lambda inputs, optional, is_alone: (alone.append(is_alone), run(inputs))[1]  # type: ignore[assignment]
     server = listen(blocked, 2, Limits())
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
@@ -110,7 +107,7 @@ def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
             for future in futures:
                 future.result(WAIT_S)
     server.drain(0)
-    assert alone == [True, True, False]
+    assert blocked.alone == [True, True, False]
 
 
 def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
