@@ -17,7 +17,7 @@ from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import open_artifact
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT
-from evalmode.certification.activation_map import add_activation_map, remove_activation_map
+from evalmode.certification.activation_map import add_activation_map
 from evalmode.certification.certify import certify, check_graph, choose_golden, draw_golden, strip
 from evalmode.certification.fold import Norm, fold_norms
 from evalmode.certification.large import choose_sample
@@ -35,6 +35,7 @@ from training.evaluation import predict_logits, split_evaluation
 from training.map_agreement import measure_map_difference
 from training.networks import explain_errors
 from training.onnx_export import Deployed, Mirrored, export_network
+from training.review import Review
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 from training.temperature import choose_temperature
@@ -126,13 +127,15 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         network = _Network(name, module, _list_moved(run, mirrored), dataset, run.config.shape)
         temperature, reason = choose_temperature(predict_logits(module, dataset.val), dataset.val.targets)
         checked = _export_checked(network, temperature)
-    recipe = asdict(run.config.recipe)
+    recipe, review = asdict(run.config.recipe), Review.read(run.folder)
+    quality = replace(checked.quality, cross_validated=review and review.cross_validated)
     properties = {
         "network": recipe.pop("network"),
         "mirrored": mirrored,
         "temperature": temperature,
         "training": {**recipe, "data_digest": run.config.data_digest},
         **checked.properties,
+        "quality": asdict(quality),
         "versions": _list_versions(),
     }
     manifest = ClassifierManifest(
@@ -141,7 +144,7 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
     golden, names = _choose_golden(dataset, synthetic)
     difference = checked.agreement.max_logit_difference
     artifact = certify(checked.graph, manifest, {INPUT: golden}, names, difference)
-    return Exported(artifact, checked.agreement, checked.quality, reason)
+    return Exported(artifact, checked.agreement, quality, reason)
 
 
 def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
@@ -168,7 +171,6 @@ def _export_checked(network: _Network, temperature: float) -> _CheckedGraph:
         "agreement": asdict(agreement),
         "max_fold_difference": fold_difference,
         **map_difference,
-        "quality": asdict(quality),
         "moments": moments,
     }
     return _CheckedGraph(mapped, agreement, quality, properties, (ACTIVATION_MAP,) if map_difference else ())
@@ -222,7 +224,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     graph, manifest = open_artifact(artifact)
     assert isinstance(manifest, ClassifierManifest)  # export_run made one, with a certificate
     assert manifest.certificate is not None
-    variant = strip(quantize(remove_activation_map(graph), dataset.train.images))
+    variant = strip(quantize(graph, dataset.train.images))
     check_graph(variant)
     kept = dict(manifest.properties)
     for of_float32 in ("agreement", "max_fold_difference", "max_map_difference"):

@@ -37,9 +37,10 @@ from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
 from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
 from training.run_config import RunConfig
+from training.stages import NONE, complete_recipe
 from training.statistics import list_moved, list_norms, recompute_statistics
 from training.torch_runtime import keep_memory
-from training.transfer import count_trained_stages, fit_pretrained
+from training.transfer import fit_pretrained
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -126,23 +127,14 @@ def _build_network(
 
 
 def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, options: TrainOptions) -> Recipe:
-    """Decide which stages of the network are trained.
-
-    Raises:
-        NetworkError: The network has fewer stages than the user chose.
-    """
-    chosen = options.fine_tune
-    if not isinstance(network, PretrainedNetwork):
-        if chosen not in (AUTO, "none"):
-            raise NetworkError(f"--fine-tune {chosen}: {recipe.network} has no pretrained stages, all of it is trained")
-        return recipe
-    if chosen == AUTO:
-        count = count_trained_stages(network, dataset.contract.shape)
-    else:
-        count = 0 if chosen == "none" else int(chosen)
-    if count > len(network.stages):
-        raise NetworkError(f"--fine-tune {count}: {recipe.network} has {len(network.stages)} stages")
-    return replace(recipe, fine_tune=count, shift=0)
+    """Complete the recipe of a pretrained network, and check that of another one."""
+    if isinstance(network, PretrainedNetwork):
+        return complete_recipe(recipe, network, dataset, options)
+    if options.fine_tune not in (AUTO, NONE):
+        raise NetworkError(
+            f"--fine-tune {options.fine_tune}: {recipe.network} has no pretrained stages, all of it is trained"
+        )
+    return recipe
 
 
 def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:

@@ -84,8 +84,7 @@ def set_moments(head: Head, features: Tensor) -> None:
         features: float32 (N, D).
     """
     variance, mean = torch.var_mean(features.double(), 0, correction=0)
-    head.norm.running_mean.copy_(mean)
-    head.norm.running_var.copy_(variance)
+    head.norm.load_state_dict(head.norm.state_dict() | {"running_mean": mean, "running_var": variance})
     head.eval()
 
 

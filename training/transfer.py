@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
@@ -23,15 +21,14 @@ from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
 from training.cross_validation import refit_head
 from training.datasets import Dataset, Split, find_near_duplicates
-from training.features import FeatureCache, Features, compute_features
+from training.feature_cache import FeatureCache
+from training.features import Features, compute_features
 from training.head import HeadExamples, choose_head, compute_logits, measure_head
 from training.loop import Execution
 from training.networks import PretrainedNetwork
 from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
-
-TRAINED_SHARE = 0.75  # of the multiply-adds, at most: the first stages respond to edges and textures of any photo
 
 TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
 
@@ -63,29 +60,6 @@ def fit_pretrained(
         DataError: The features do not fit onto the disk.
     """
     return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
-
-
-@torch.no_grad()
-def count_trained_stages(network: PretrainedNetwork, shape: tuple[int, int, int]) -> int:
-    """Count the last stages that have at most three quarters of the multiply-adds of a backbone.
-
-    Args:
-        network: The network; it is left in eval mode.
-        shape: (height, width, channels) of the images.
-
-    Returns:
-        The number of stages; 0 if the last stage alone has more.
-    """
-    height, width, channels = shape
-    x = torch.zeros((1, channels, height, width), device=next(network.parameters()).device)
-    network.eval()
-    costs = []
-    for index in range(len(network.stages)):
-        with FlopCounterMode(display=False) as counter:
-            x = network.run_stages(x, index, index + 1)
-        costs.append(counter.get_total_flops())
-    after = np.cumsum(costs[::-1])
-    return int((after <= TRAINED_SHARE * after[-1]).sum())
 
 
 class _StagedTraining:

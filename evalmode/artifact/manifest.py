@@ -197,7 +197,6 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     """
     labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
     certificate = facts.pop("certificate", None)
-    optional = tuple(map(str, facts.pop("optional_outputs", ())))
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
     contract = PixelContract(
@@ -206,9 +205,9 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
     if certificate is None:
-        return ClassifierManifest(labels, contract, facts, None, optional)
+        return ClassifierManifest(labels, contract, facts)
     _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))
-    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate), optional)
+    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate))
 
 
 def _read_version_4(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manifest:

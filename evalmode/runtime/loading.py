@@ -111,12 +111,12 @@ def load_artifact(
             open_optional(parts, session, partial(open_cpu_session, arena=options.arena)) if parts else NO_OUTPUTS
         )
         facts = (provider, False, 1, session, optional)
-        named = (name, version, digest_file(artifact))
+        digest = digest_file(artifact)
         model: Model
         if isinstance(manifest, ClassifierManifest):
-            model = ImageClassifier(*named, manifest, *facts)
+            model = ImageClassifier(name, version, digest, manifest, *facts)
         else:
-            model = TensorNetwork(*named, manifest, *facts)
+            model = TensorNetwork(name, version, digest, manifest, *facts)
         if not (model.inputs and model.outputs):  # this also checks their types, before the first request
             raise ArtifactInvalid("it has no inputs or no outputs")
         replayed = replay(model, options.replay_s)

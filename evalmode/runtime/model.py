@@ -188,8 +188,8 @@ class Model(ABC):
         labels = self.as_classifier().manifest.labels
         if ACTIVATION_MAP not in self.optional.names:
             raise UsageError(
-                f"{self!r} has no {ACTIVATION_MAP}: networks have one that end in global average pooling and one dense "
-                "layer, if they were exported by evalmode 0.3 or later"
+                f"{self!r} has no {ACTIVATION_MAP}: networks that end in global average pooling and one dense layer "
+                "have one; export the run again if its network does"
             )
         prediction, pixels, outputs = self._infer(image, top_k, limits, formats, (ACTIVATION_MAP,))
         return Explanation(prediction, pixels, dict(zip(labels, outputs[ACTIVATION_MAP][0], strict=True)))

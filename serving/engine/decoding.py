@@ -42,8 +42,8 @@ STRIP_BYTES = 16  # per pixel of the strip that is being converted
 def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     """Compute the peak memory for decoding an image.
 
-    A JPEG that is decoded at a fraction of its size takes less memory, but every pixel of it still takes time. It
-    counts as at least one byte per pixel, so that a slow image is not treated as a small one.
+    A JPEG that is decoded at a fraction of its size takes little memory, but its whole file is read. With more pixels
+    than ``SMALL_BYTES`` it is therefore never counted as a small image.
 
     Args:
         header: The header of the image.
@@ -62,7 +62,7 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     if header.components and pixels <= COPIED_PIXELS:
         total += 3 * pixels  # an array first, then a picture
     total += pixel_bytes * _count_resize_pixels((width, height), contract)
-    return max(total, header.width * header.height)
+    return max(total, min(header.width * header.height, SMALL_BYTES + 1))
 
 
 def _count_resize_pixels(size: tuple[int, int], contract: PixelContract) -> int:

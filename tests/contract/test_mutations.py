@@ -20,16 +20,19 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import training.export
+import training.map_agreement
 from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import check_digest, open_artifact, seal
-from evalmode.artifact.tensors import INPUT, LOGITS
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS
 from evalmode.certification import fold, quantize
+from evalmode.certification.activation_map import add_activation_map
 from evalmode.certification.certify import certify
 from evalmode.certification.golden import check_golden, least_recalls
 from evalmode.certification.verdicts import examine
 from evalmode.errors import (
     ArtifactInvalid,
+    DecoderMismatch,
     DigestMismatch,
     EvalmodeError,
     GoldenMismatch,
@@ -41,7 +44,7 @@ from evalmode.errors import (
     TrainMode,
     WeightsNotFinite,
 )
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import Resize
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import open_cpu_session
 from training.datasets import Dataset, ReadOptions, Split
@@ -51,6 +54,8 @@ from training.loop import prepare_network, train
 from training.recipe import choose_recipe
 from training.run import EXACT, Run
 from training.run_config import RunConfig
+
+from tests.contract import tiny_lite
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")
@@ -75,17 +80,27 @@ class Trained:
     int8: bytes
 
 
-@pytest.fixture(scope="module", params=["compact", "reference"])
+@pytest.fixture(scope="module", params=["compact", "reference", "pretrained"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     splits = draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
-    dataset = Dataset("colours", COLOURS, *splits)
     folder = tmp_path_factory.mktemp(request.param) / "run"
+    if request.param == "pretrained":
+        dataset = Dataset("colours", COLOURS, *(tiny_lite.enlarge(split, 4) for split in splits))
+        run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
+        tiny_lite.train_head(run, dataset)
+        return export_both(run, dataset)
+    dataset = Dataset("colours", COLOURS, *splits)
     epochs = {"compact": 3, "reference": 6}[request.param]
     recipe = choose_recipe(request.param, dataset, epochs=epochs, batch_size=32)
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), recipe))
     torch.manual_seed(0)
     network = prepare_network(run.config.build_network(), dataset.train)
     train(run, network, dataset.train, dataset.val)
+    return export_both(run, dataset)
+
+
+def export_both(run: Run, dataset: Dataset) -> Trained:
+    """Export a run, as float32 and as int8."""
     exported = export_run(run, dataset)
     assert exported.quality.accuracy > 0.9
     with patch.object(quantize, "MIN_SPEEDUP", 0.0):
@@ -223,7 +238,7 @@ def test_an_edited_graph_is_detected_by_its_digest(artifact: bytes, mutate: Muta
     assert "DigestMismatch" in [verdict.reason for verdict in examine(edited)]
 
 
-@pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality"])
+@pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality", "pixels"])
 def test_edited_metadata_are_detected_by_the_digest(artifact: bytes, key: str) -> None:
     graph = onnx.load_from_string(artifact)
     entry = next(entry for entry in graph.metadata_props if entry.key == f"evalmode.{key}")
@@ -279,7 +294,8 @@ def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
         rewrite(tensors[dense.input[1]], numpy_helper.to_array(tensors[dense.input[1]]) * 1.01)
         return wrong
 
-    name = {"compact": "dense", "reference": r"classifier\.5"}[trained.run.config.recipe.network]
+    names = {"compact": "dense", "reference": r"classifier\.5", tiny_lite.NETWORK: r"head(\.dense)?"}
+    name = names[trained.run.config.recipe.network]
     with (
         patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
@@ -290,7 +306,7 @@ def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
 def test_replaced_statistics_are_detected(trained: Trained) -> None:
     network = trained.run.config.build_network()
     trained.run.load_weights(network)
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     norms[-1].reset_running_stats()  # as a load that skipped the buffers would leave them
     trained.run.save_weights(network, EXACT)
     try:
@@ -331,6 +347,89 @@ def test_a_wrong_fold_is_detected(trained: Trained) -> None:
     fold_one = fold._fold
     with patch.object(fold, "_fold", forget_shift), pytest.raises(FoldMismatch, match="gives other logits: by"):
         export_run(trained.run, trained.dataset)
+
+
+def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -> None:
+    def forget_mean(graph, norm, after, values) -> None:
+        mean = values[norm.input[3]]
+        mean.CopyFrom(numpy_helper.from_array(np.zeros(mean.dims, np.float32), norm.input[3]))
+        fold_one(graph, norm, after, values)
+
+    fold_one = fold._fold_forward
+    with patch.object(fold, "_fold_forward", forget_mean), pytest.raises(FoldMismatch, match="gives other logits: by"):
+        export_run(pretrained.run, pretrained.dataset)
+
+
+# The activation map and the pixel contract, which other networks do not have or which none of the graphs states
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    splits = draw_colours(96, 0), draw_colours(48, 1), draw_colours(48, 2)
+    dataset = Dataset("colours", COLOURS, *(tiny_lite.enlarge(split, 4) for split in splits))
+    folder = tmp_path_factory.mktemp("mapped") / "run"
+    run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
+    tiny_lite.train_head(run, dataset)
+    return Trained(run, dataset, export_run(run, dataset).artifact, b"")
+
+
+def turn_map(graph: onnx.ModelProto) -> None:
+    """Exchange rows and columns of the activation map."""
+    node = find_map(graph)
+    graph.graph.node.insert(
+        list(graph.graph.node).index(node), helper.make_node("Transpose", [node.input[0]], ["turned"], perm=[0, 1, 3, 2])
+    )
+    node.input[0] = "turned"
+
+
+def forget_constant(graph: onnx.ModelProto) -> None:
+    """Leave the constant of each label out."""
+    del find_map(graph).input[2]
+
+
+def find_map(graph: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in graph.graph.node if node.output[0] == ACTIVATION_MAP)
+
+
+@pytest.mark.parametrize("mutate", [turn_map, forget_constant], ids=lambda mutate: mutate.__name__)
+def test_a_wrong_activation_map_is_detected(pretrained: Trained, mutate: Mutate) -> None:
+    def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+        wrong = add_activation_map(graph)
+        assert wrong is not None
+        mutate(wrong)
+        return wrong
+
+    with (
+        patch.object(training.export, "add_activation_map", build_wrong),
+        patch.object(training.map_agreement, "find_feature_map", lambda graph: find_pooled(graph)),
+        pytest.raises(NetworksDisagree, match="the activation_map of the graph is not that of torch: values differ by"),
+    ):
+        export_run(pretrained.run, pretrained.dataset)
+    graph, manifest = open_artifact(pretrained.artifact)
+    mutate(graph)
+    sealed = seal(graph, manifest)
+    with pytest.raises(ReplayMismatch, match="give another activation_map than the certificate's, or one whose mean"):
+        load_artifact(sealed)
+    assert "ReplayMismatch" in list_reasons(sealed)
+
+
+def find_pooled(graph: onnx.ModelProto) -> str:
+    """The feature map, which is the input of the pooling."""
+    return str(next(node.input[0] for node in graph.graph.node if node.op_type == "ReduceMean"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Resize(crop_ratio=0.875), Resize(interpolation="bicubic"), Resize(jpeg_scaling=False)],
+    ids=["crop ratio", "interpolation", "JPEG scaling"],
+)
+def test_a_wrong_pixel_contract_in_a_sealed_file_is_detected(artifact: bytes, other: Resize) -> None:
+    graph, manifest = open_artifact(artifact)
+    assert isinstance(manifest, ClassifierManifest)
+    sealed = seal(graph, replace(manifest, pixels=replace(manifest.pixels, resize=other)))
+    with pytest.raises(DecoderMismatch, match="is decoded to other pixels than where it was made"):
+        load_artifact(sealed)
+    assert "DecoderMismatch" in list_reasons(sealed)
 
 
 class Dropping(nn.Module):
@@ -408,7 +507,7 @@ def test_the_certificate_of_another_file_is_detected(trained: Trained, artifact:
 
 def certify_own_outputs(graph: onnx.ModelProto, trained: Trained) -> bytes:
     """Certify a graph with its own outputs."""
-    manifest = ClassifierManifest(COLOURS, PixelContract(8, 8, 3), {"temperature": read_temperature(trained)})
+    manifest = ClassifierManifest(COLOURS, trained.dataset.contract, {"temperature": read_temperature(trained)})
     return certify(graph, manifest, {INPUT: trained.dataset.val.images[:16]}, ("",) * 16, 0.0)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+
+import evalmode
 
 
 class Plain(nn.Module):
@@ -20,6 +23,7 @@ class Plain(nn.Module):
         self.stem = nn.Conv2d(channels, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.dense = nn.Linear(8, classes)
+        self.recipe: Any = {}
 
     def see(self, x: Tensor) -> Tensor:
         return functional.relu(self.norm(self.stem(x)))
@@ -440,3 +444,80 @@ class Doubles(Plain):
 
 def doubles(channels: int, height: int, width: int, classes: int) -> nn.Module:
     return Doubles(channels, classes)
+
+
+# These return a backbone, or bring a recipe
+
+
+class Features(nn.Sequential):
+    """A convolution to 8 feature maps."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+
+
+def backbone(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    stages = [Features(channels), Features(8)]
+    return evalmode.Backbone(stages, 8, [0.5] * channels, [0.25] * channels, recipe={"epochs": 3, "dropout": 0.4})
+
+
+def pooled_backbone(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    pool = nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.Flatten())
+    return evalmode.Backbone([Features(channels)], 32, [0.5], [0.5], pool)
+
+
+def wrong_features(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    return evalmode.Backbone([Features(channels)], 9, [0.5], [0.5])
+
+
+def wrong_stages(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    return evalmode.Backbone([Features(channels), nn.Linear(3, 4)], 8, [0.5], [0.5])
+
+
+class Pair(nn.Module):
+    """Returns two tensors."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def paired_stages(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    return evalmode.Backbone([Features(channels), Pair()], 8, [0.5], [0.5])
+
+
+def without_stages(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    return evalmode.Backbone([], 8, [0.5], [0.5])
+
+
+def zero_std(channels: int, height: int, width: int, classes: int) -> evalmode.Backbone:
+    return evalmode.Backbone([Features(channels)], 8, [0.5], [0.0])
+
+
+def with_recipe(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.recipe = {"learning_rate": 1e-3, "optimizer": "adamw", "mirror": True}
+    return network
+
+
+def unknown_recipe(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.recipe = {"lr": 1e-3}
+    return network
+
+
+def unknown_optimizer(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.recipe = {"optimizer": "lion"}
+    return network
+
+
+def recipe_out_of_range(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.recipe = {"epochs": 0}
+    return network
+
+
+def recipe_as_text(channels: int, height: int, width: int, classes: int) -> nn.Module:
+    network = Plain(channels, classes)
+    network.recipe = "fast"
+    return network

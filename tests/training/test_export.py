@@ -28,7 +28,7 @@ import training
 from evalmode.artifact.manifest import DIGEST, ClassifierManifest
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import softmax
-from evalmode.certification.metrics import calibration_error
+from evalmode.certification.metrics import CrossValidated, calibration_error
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
@@ -42,11 +42,13 @@ from training.loop import prepare_network, train
 from training.networks import scale_pixels
 from training.onnx_export import Deployed, export_graph
 from training.recipe import choose_recipe
+from training.review import Review
 from training.run import Run
 from training.run_config import RunConfig
 from training.temperature import choose_temperature, fit_temperature
 
 CHECKOUT = Path(training.__file__).parents[1]
+CROSS_VALIDATED = CrossValidated(0.875, (0.75, 0.95), 240, 5)
 
 
 @pytest.fixture(scope="module")
@@ -447,13 +449,14 @@ def test_sealing_refuses_a_graph_that_is_not_valid(graph: onnx.ModelProto) -> No
 
 @pytest.fixture(scope="module")
 def mirrored(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ImageClassifier]:
-    """One epoch of the compact network, exported with both views."""
+    """One epoch of the compact network, exported with both views, and with a review of the data."""
     folder = tmp_path_factory.mktemp("mirrored")
     config = RunConfig.of(digits, ReadOptions(), choose_recipe("compact", digits, epochs=1))
     run = Run.create(folder / "run", config)
     torch.manual_seed(0)
     network = prepare_network(config.build_network(), digits.train)
     train(run, network, digits.train, digits.val)
+    Review(CROSS_VALIDATED, (), (), 0).save(run.folder)
     (folder / "model.onnx").write_bytes(export_run(run, digits, mirrored=True).artifact)
     return run, load_model(folder / "model.onnx").as_classifier()
 
@@ -484,6 +487,14 @@ def test_a_mirrored_artifact_returns_the_same_bits_for_an_image_and_its_mirror_i
 def test_the_metadata_hold_whether_the_artifact_is_mirrored(mirrored: tuple[Run, ImageClassifier], exported) -> None:
     assert mirrored[1].manifest.properties["mirrored"] is True
     assert exported.model.manifest.properties["mirrored"] is False
+
+
+def test_the_metadata_hold_the_cross_validated_accuracy_of_the_run(
+    mirrored: tuple[Run, ImageClassifier], exported
+) -> None:
+    recorded = mirrored[1].manifest.properties["quality"]["cross_validated"]
+    assert recorded == {"accuracy": 0.875, "interval": [0.75, 0.95], "images": 240, "folds": 5}
+    assert exported.model.manifest.properties["quality"]["cross_validated"] is None
 
 
 # Temperature

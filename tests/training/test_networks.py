@@ -77,7 +77,7 @@ def test_a_users_network_has_an_architecture_that_is_found_without_importing_it(
 
 
 def test_an_unknown_name_is_refused_with_the_known_names() -> None:
-    with pytest.raises(NetworkError, match="no network 'resnet': choose compact, reference, .*timm:NAME, or your own"):
+    with pytest.raises(NetworkError, match=r"no network 'resnet': choose compact, reference, .*timm:NAME, or your own"):
         get_architecture("resnet")
 
 

@@ -30,7 +30,10 @@ def make_inputs(values: Tensor) -> Tensor:
     Returns:
         float32, (N, C, H, W) in [-1, 1] for pixels.
     """
-    return values.to(torch.float32) if values.is_floating_point() else scale_pixels(values)
+    if not values.is_floating_point():
+        return scale_pixels(values)
+    layout = torch.channels_last if values.ndim == 4 else torch.contiguous_format  # that of the weights: see lay_out
+    return values.to(torch.float32).contiguous(memory_format=layout)
 
 
 def lay_out(network: nn.Module) -> None:

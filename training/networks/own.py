@@ -73,7 +73,15 @@ OWN = Architecture(nn.Module, _build, _fit_recipe, options=frozenset(), load_wei
 def _attach_head(
     name: str, backbone: Backbone, shape: tuple[int, int, int], classes: int, dropout: float
 ) -> PretrainedNetwork:
-    """Build the network of a backbone, and check the backbone by an image of zeros."""
+    """Build the network of a backbone, and check the backbone by an image of zeros.
+
+    Raises:
+        NetworkError: The backbone cannot be used.
+    """
+    if not backbone.stages:
+        raise NetworkError(f"--network {name}: its backbone has no stages")
+    if not all(value > 0 for value in backbone.std):
+        raise NetworkError(f"--network {name}: std {backbone.std} of its backbone is not above 0")
     try:
         network = backbone.attach_head(classes, dropout).eval()
         check_backbone(name, network, shape)

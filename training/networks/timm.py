@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,20 @@ from training.networks.pretrained import PretrainedNetwork
 from training.networks.weights import fill, read_weights
 
 PREFIX = "timm:"
-NOISE = 0.05  # added to every parameter to find the stages: some are 0 or 1 at first, and would hide an operation
 OPERATORS = ("nms", "qnms")  # of torchvision's library, for object detection; it cannot be imported without them
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a model is split.
+
+    Attributes:
+        children: The names of its first children, which compute the feature maps one after another; () if none do.
+        averages: Whether all that follows up to the classifier is global average pooling.
+    """
+
+    children: tuple[str, ...]
+    averages: bool
 
 
 class Pool(nn.Module):
@@ -89,6 +102,7 @@ def _load_weights(network: PretrainedNetwork, name: str, weights: Path | None) -
     Raises:
         NetworkError: They cannot be downloaded or read, or they are of another network.
     """
+    cut = _find_cut(_create(name, pretrained=False), _read_config(name)["input_size"][1:])
     model = _create(name, pretrained=weights is None)
     if weights is None:
         digest = hashlib.sha256()
@@ -98,12 +112,9 @@ def _load_weights(network: PretrainedNetwork, name: str, weights: Path | None) -
     else:
         tensors, description = read_weights(weights)
         fill(model, tensors, f"{weights} does not hold the weights of {name}")
-    stages, pool = _split(model, _make_images(_read_config(name)["input_size"][1:]))
-    try:
-        network.stages.load_state_dict(nn.ModuleList(stages).state_dict())
-        network.pool.load_state_dict(pool.state_dict())
-    except RuntimeError as error:
-        raise NetworkError(f"--network {name}: its weights do not fit: {explain(error)}") from error
+    stages, pool = _split(model, cut)
+    network.stages.load_state_dict(nn.ModuleList(stages).state_dict())
+    network.pool.load_state_dict(pool.state_dict())
     return description
 
 
@@ -195,7 +206,7 @@ def _attach_head(
             f"--network {name} does not take images of {shape[0]}x{shape[1]}, it is made for {height}x{width}: "
             f"{explain(error)}"
         ) from error
-    stages, pool = _split(model, _make_images((height, width)))
+    stages, pool = _split(model, _find_cut(model, (height, width)))
     backbone = Backbone(stages, features.shape[-1], config["mean"], config["std"], pool)
     network = backbone.attach_head(classes, dropout).eval()
     check_backbone(name, network, shape)
@@ -207,57 +218,60 @@ def _make_images(size: tuple[int, int]) -> Tensor:
     return torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
 
 
-@torch.no_grad()
-def _split(model: nn.Module, images: Tensor) -> tuple[list[nn.Module], nn.Module]:
-    """Split a model into stages and pooling, if running its modules one after another gives the same bits.
+def _split(model: nn.Module, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
+    """Split a model into stages and pooling; one that cannot be cut becomes one stage, which pools by itself.
 
     Args:
-        model: The model, in eval mode; it loses the modules of the stages.
-        images: Scaled images to compare with.
-
-    Returns:
-        The stages and the pooling; the model as one stage that pools by itself if it does more than run its modules.
+        model: The model; it loses the modules of the stages.
+        cut: Where to split it.
     """
-    names = _count_children(model, images)
-    if not names:
+    if not cut.children:
         return [Whole(model)], nn.Identity()
     stages: list[list[nn.Module]] = []
-    for module in _list_modules([model.get_submodule(name) for name in names]):
+    for module in _list_modules([model.get_submodule(name) for name in cut.children]):
         if stages and all(tensor.ndim < 2 for tensor in module.parameters()):
             stages[-1].append(module)  # norm, activation or pooling
         else:
             stages.append([module])
-    maps = model.forward_features(images)
-    features = model.forward_head(maps, pre_logits=True)
-    averages = (
-        maps.ndim == 4 and features.shape == maps.shape[:2] and torch.allclose(features, maps.mean((2, 3)), 1e-4, 1e-5)
-    )
-    for name in names:
+    for name in cut.children:
         delattr(model, name)
-    return [nn.Sequential(*modules) for modules in stages], AveragePool() if averages else Pool(model)
+    return [nn.Sequential(*modules) for modules in stages], AveragePool() if cut.averages else Pool(model)
 
 
-def _count_children(model: nn.Module, images: Tensor) -> list[str]:
-    """Return the names of the first children that compute the feature maps of a model together; [] if none do."""
-    if model._parameters or model._buffers:
-        return []
-    noisy = copy.deepcopy(model)
-    noise = torch.Generator().manual_seed(0)
-    for parameter in noisy.parameters():
-        parameter += NOISE * torch.randn(parameter.shape, generator=noise)
-    wanted = noisy.forward_features(images)
-    names: list[str] = []
+@torch.no_grad()
+def _find_cut(model: nn.Module, size: tuple[int, int]) -> Cut:
+    """Find the children of a model that compute its feature maps, by running them one after another.
+
+    Every parameter gets another value before, so that an operation shows, such as the addition of positions, that does
+    nothing in a new model.
+
+    Args:
+        model: The model, in eval mode; it is not changed.
+        size: (height, width) of the images to run it on.
+    """
+    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    for parameter in twin.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, (len(parameter) / parameter.numel()) ** 0.5, generator=generator)
+        else:
+            parameter.uniform_(0.2, 0.7, generator=generator)
+    images = _make_images(size)
+    wanted = twin.forward_features(images)
+    children: list[str] = []
     x = images
-    for name, child in noisy.named_children():
+    for name, child in twin.named_children():
         try:
             for module in _list_modules([child]):
                 x = module(x)
-        except Exception:  # children that take something else, in an order of their own
-            return []
-        names.append(name)
+        except Exception:  # the children take something else, in an order of their own
+            break
+        children.append(name)
         if isinstance(x, Tensor) and torch.equal(x, wanted):
-            return names
-    return []
+            features = twin.forward_head(x, pre_logits=True)
+            mean = x.mean((2, 3)) if x.ndim == 4 else x
+            averages = features.shape == mean.shape and torch.allclose(features, mean, 1e-4, 1e-5)
+            return Cut(tuple(children), averages)
+    return Cut((), False)
 
 
 def _list_modules(children: list[nn.Module]) -> Iterator[nn.Module]:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
+from training.evaluation import split_evaluation
 from training.networks import PretrainedNetwork, scale_pixels
+from training.networks.pretrained import Head
 from training.report.charts import COLOURS
 
 OPACITY = 0.75  # of the strongest value in an overlay
@@ -37,7 +39,8 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
     if not isinstance(network, PretrainedNetwork):
         return None
     network.eval()
-    features = network.run_stages(scale_pixels(torch.from_numpy(images)), 0, len(network.stages))
+    batches = (scale_pixels(torch.from_numpy(batch)) for batch in split_evaluation(images))
+    features = torch.cat([network.run_stages(batch, 0, len(network.stages)) for batch in batches])
     if features.dim() != 4:
         return None
     pooled, means = network.pool(features), features.mean((2, 3))
@@ -46,7 +49,7 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
     return torch.einsum("kd,ndhw->nkhw", _fold_head(network.head), features)
 
 
-def _fold_head(head: nn.Sequential) -> Tensor:
+def _fold_head(head: Head) -> Tensor:
     """Return the weights of the dense layer for features before the batch norm layer, (K, D)."""
     norm, dense = head.norm, head.dense
     weight: Tensor = dense.weight * norm.weight * torch.rsqrt(norm.running_var + norm.eps)

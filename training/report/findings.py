@@ -183,9 +183,9 @@ def try_shifts(network: nn.Module, split: Split) -> list[Shift]:
         One result for each shift, beginning with that of no shift.
     """
     height, width = split.images.shape[1:3]
+    count = count_shifted(split)
     steps = LARGE_SHIFTS if min(height, width) >= LARGE else SHIFTS
     max_pixels = steps[-1]
-    count = min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), MIN_SHIFTED, MAX_SHIFTED)))
     some = np.linspace(0, len(split) - 1, count).astype(int)
     border = (max_pixels, max_pixels)
     padded = np.pad(split.images[some], ((0, 0), border, border, (0, 0)), mode="edge")
@@ -202,3 +202,9 @@ def try_shifts(network: nn.Module, split: Split) -> list[Shift]:
         correct, same = [one.correct for one in moved], [one.predicted == still.predicted for one in moved]
         shifts.append(Shift(pixels, float(np.mean(correct)), float(np.mean(same))))
     return shifts
+
+
+def count_shifted(split: Split) -> int:
+    """Count the images of a split that are shifted."""
+    height, width = split.images.shape[1:3]
+    return min(len(split), int(np.clip(SHIFTED_PIXELS // (height * width), MIN_SHIFTED, MAX_SHIFTED)))

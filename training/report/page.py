@@ -94,6 +94,7 @@ def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Da
         "mistakes": [_show_image(dataset, found.predictions, index) for index in mistakes[:SHOWN_MISTAKES]],
         **describe_attention(network, dataset, found.predictions, mistakes),
         "shift_chart": _draw_shifts(found.shifts),
+        "shifted": findings.count_shifted(dataset.test),
         "sample": _show_image(dataset, found.predictions, sample),
         "convolution_count": len(maps),
         "maps": [

@@ -123,7 +123,7 @@ def test_a_missing_output_fails_the_replay(certificate: ClassifierCertificate) -
 def test_a_decoder_with_different_pixels_is_detected(certificate: ClassifierCertificate) -> None:
     certificate.check_decoder(CONTRACT)
     with (
-        patch("evalmode.artifact.certificate.decode_image", lambda *_: np.zeros(CONTRACT.shape, np.uint8)),
+        patch("evalmode.artifact.encoded.decode_image", lambda *_: np.zeros(CONTRACT.shape, np.uint8)),
         pytest.raises(DecoderMismatch, match="image 0 of the certificate is decoded to other pixels than"),
     ):
         certificate.check_decoder(CONTRACT)
@@ -137,7 +137,7 @@ def test_a_decoder_that_rejects_an_image_is_detected(certificate: ClassifierCert
 
 def test_the_encoded_images_are_jpeg_and_png(certificate: ClassifierCertificate) -> None:
     kinds = {one.image[:4] for one in certificate.encoded}
-    assert len(certificate.encoded) == 8
+    assert len(certificate.encoded) == 9
     assert kinds == {b"\xff\xd8\xff\xe0", b"\x89PNG"}
 
 
@@ -214,7 +214,7 @@ def test_the_unpacked_size_of_all_tensors_is_checked_before_any_is_unpacked(
     packed = {"dtype": "uint8", "shape": [rows, 2**26 // rows], "data": "AAAA"}
     facts["outputs"] = {f"output{number}": packed for number in range(3)}
     monkeypatch.setattr("evalmode.artifact.packing.zlib", None)
-    with pytest.raises(ValueError, match="unpacks to 201327486 bytes, at most 134217728 are allowed: certify it with"):
+    with pytest.raises(ValueError, match="unpacks to 201328560 bytes, at most 134217728 are allowed: certify it with"):
         ClassifierCertificate.from_json(facts)
 
 

@@ -103,3 +103,51 @@ def test_folded_weights_are_rounded_once_from_float64() -> None:
     folded, _ = fold_norms(graph)
     weights = {t.name: numpy_helper.to_array(t) for t in folded.graph.initializer}
     assert np.array_equal(weights["y.weight"], (values["w"] * factor[:, None, None, None]).astype(np.float32))
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_norm_between_pooling_and_a_dense_layer_is_folded_into_the_dense_layer(
+    transposed: bool, bias: bool
+) -> None:
+    graph = make_head(transposed, bias)
+    folded, norms = fold_norms(graph)
+    assert [node.op_type for node in folded.graph.node] == ["ReduceMean", "Gemm"]
+    np.testing.assert_allclose(run(folded), run(graph), rtol=1e-6, atol=2e-6)
+    assert [(norm.name, norm.tensor, norm.folded) for norm in norms] == [("n", "pooled", False)]
+
+
+def test_a_batch_norm_whose_output_is_used_twice_is_not_folded_into_the_dense_layer() -> None:
+    graph = make_head(True, True)
+    graph.graph.output.append(helper.make_tensor_value_info("normal", TensorProto.FLOAT, ("batch", CHANNELS)))
+    assert fold_norms(graph)[0] == graph
+
+
+def make_head(transposed: bool, bias: bool) -> onnx.ModelProto:
+    """x -> mean of each channel -> batch norm -> dense layer -> y, random weights."""
+    rng = np.random.default_rng(0)
+    values = {
+        "scale": rng.normal(1, 0.5, CHANNELS),
+        "shift": rng.normal(0, 1, CHANNELS),
+        "n.running_mean": rng.normal(0, 1, CHANNELS),
+        "n.running_var": rng.uniform(0.1, 2, CHANNELS),
+        "w": rng.normal(0, 1, (4, CHANNELS) if transposed else (CHANNELS, 4)),
+        **({"b": rng.normal(0, 1, 4)} if bias else {}),
+    }
+    norm = ["pooled", "scale", "shift", "n.running_mean", "n.running_var"]
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["pooled"], keepdims=0),
+        helper.make_node("BatchNormalization", norm, ["normal"], epsilon=1e-3),
+        helper.make_node("Gemm", ["normal", "w", *(["b"] if bias else [])], ["y"], transB=int(transposed), alpha=0.5),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("batch", CHANNELS, 5, 5))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 4))],
+        [
+            *(numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()),
+            numpy_helper.from_array(np.array([2, 3]), "axes"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -12,12 +12,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from decoded_apart import measure_apart
 
 from evalmode.errors import ImageNeedsTooMuchMemory
 from evalmode.images.headers import read_header
-from evalmode.images.pixels import PixelContract
+from evalmode.images.pixels import PixelContract, Resize, decode_image
 from evalmode.limits import Limits
-from serving.engine.decoding import MIB, DecodeBudget, Turn, _ExifLog, count_decode_bytes, decode_requested
+from serving.engine.decoding import (
+    MIB,
+    SMALL_BYTES,
+    DecodeBudget,
+    Turn,
+    _ExifLog,
+    count_decode_bytes,
+    decode_requested,
+)
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, count_turns, make_budget, wait_until
 
@@ -285,3 +294,36 @@ def test_damaged_exif_blocks_cost_one_log_record_a_minute(
     now_s += 60
     decode_requested(damaged, contract)
     assert len(caplog.messages) == 2
+
+
+class TestScaledJpegs:
+    """A JPEG that is decoded at a fraction of its size takes the memory of the small picture."""
+
+    PHOTO = read_header(encode(plain("red", (4000, 3000)), "JPEG"), Limits())
+
+    def test_reserve_the_memory_of_the_scaled_picture(self) -> None:
+        scaled, plain_bytes = (
+            count_decode_bytes(self.PHOTO, PixelContract(224, 224, 3, Resize(jpeg_scaling=scaling)))
+            for scaling in (True, False)
+        )
+        assert plain_bytes > 4 * 4000 * 3000
+        assert 4 * 1000 * 750 < scaled < plain_bytes / 4
+
+    def test_are_not_small_if_they_have_many_pixels(self) -> None:
+        scaled = count_decode_bytes(self.PHOTO, CONTRACT)
+        budget = make_budget(2, 1024 * MIB)
+        assert scaled == SMALL_BYTES + 1
+        assert not budget.is_small(scaled)
+        fewer = read_header(encode(plain("red", (1000, 800)), "JPEG"), Limits())
+        assert budget.is_small(count_decode_bytes(fewer, CONTRACT))
+
+    @pytest.mark.parametrize("resize", [Resize(), Resize(0.875, "lanczos"), Resize(0.25, "bicubic", False)], ids=str)
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+    def test_need_no_more_memory_than_reserved(self, resize: Resize, options: dict[str, Any]) -> None:
+        image = encode(plain("red", (1800, 1500)), "JPEG", **options)
+        contract, small = PixelContract(120, 120, 3, resize), encode(plain("red", (64, 64)))
+        measured = measure_apart(
+            lambda: decode_image(image, contract, Limits()), lambda: decode_image(small, contract, Limits())
+        )
+        assert measured.answer == "ok"
+        assert measured.peak_bytes <= count_decode_bytes(read_header(image, Limits()), contract) + MIB

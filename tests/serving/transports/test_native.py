@@ -11,9 +11,11 @@ from typing import Any
 from unittest.mock import patch
 
 import grpc
+import numpy as np
 import pytest
 
 from evalmode.artifact.publishing import publish
+from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES
 from evalmode.limits import Limits
 from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
@@ -57,6 +59,58 @@ def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 6
     server.drain(0)
     assert batches == [1, 3, 2]
+
+
+def test_requests_for_different_outputs_are_never_in_one_batch(mapped: ImageClassifier) -> None:
+    blocked = BlockedModel(mapped)
+    server = listen(blocked, 1, Limits())
+    requests = [ask_for(value, *[ACTIVATION_MAP, LOGITS][: value % 2 * 2]) for value in range(7)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        model_infer = infer_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        calls = [model_infer.future(requests[0], timeout=WAIT_S)]
+        blocked.next_batch()
+        calls += [model_infer.future(request, timeout=WAIT_S) for request in requests[1:]]
+        wait_until(lambda: len(server._waiting) == 6)
+        blocked.release(3)
+        assert sorted(len(blocked.next_batch()) for _ in range(2)) == [3, 3]
+        for value, call in enumerate(calls):
+            reply = call.result(WAIT_S)
+            asked = [ACTIVATION_MAP, LOGITS] if value % 2 else [PROBABILITIES, LOGITS]
+            assert [output.name for output in reply.outputs] == asked
+            assert np.frombuffer(reply.raw_output_contents[1], np.float32)[0] == np.float32(value) / np.float32(25.5)
+            if value % 2:
+                assert np.allclose(np.frombuffer(reply.raw_output_contents[0], np.float32)[:16], value / 25.5)
+    server.drain(0)
+
+
+def ask_for(value: int, *outputs: str) -> infer.ModelInferRequest:
+    """A request with an image whose red channel is ``value``."""
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[..., 0] = value
+    inputs = [{"name": INPUT, "datatype": "UINT8", "shape": image.shape}]
+    return infer.ModelInferRequest(
+        inputs=inputs, raw_input_contents=[image.tobytes()], outputs=[{"name": name} for name in outputs]
+    )
+
+
+def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    alone = []
+    run = blocked.run
+    blocked.run = lambda inputs, optional, is_alone: (alone.append(is_alone), run(inputs))[1]  # type: ignore[assignment]
+    server = listen(blocked, 2, Limits())
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        for calls in (1, 2):
+            futures = []
+            for _ in range(calls):
+                futures.append(predict.future(RED, timeout=WAIT_S))
+                blocked.next_batch()
+            blocked.release(calls)
+            for future in futures:
+                future.result(WAIT_S)
+    server.drain(0)
+    assert alone == [True, True, False]
 
 
 def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
