@@ -54,8 +54,7 @@ def is_mapped(images: np.ndarray) -> bool:
 
 def load(photos: Path, cache: Path | None = None, notices: list[str] | None = None) -> Dataset:
     options = ReadOptions(skip_unreadable=True)
-    notify = [].append if notices is None else notices.append
-    return load_dataset(str(photos), options, cache=cache, notify=notify)
+    return load_dataset(str(photos), options, cache=cache, notify=([] if notices is None else notices).append)
 
 
 def test_a_data_set_in_a_file_equals_one_in_memory(
@@ -132,9 +131,14 @@ def test_a_disk_that_fills_up_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_file_has_blocks_on_the_disk_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing to a mapping of a sparse file kills the process if the disk is full."""
     reserved: list[int] = []
-    monkeypatch.setattr(os, "posix_fallocate", lambda file, start, size: reserved.append(os.ftruncate(file, size) or 1))
+
+    def reserve(file: int, start: int, size: int) -> None:
+        reserved.append(size)
+        os.ftruncate(file, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
     Storage(tmp_path).allocate((5, 5))
-    assert reserved == [1]
+    assert reserved == [25]
 
 
 @pytest.mark.usefixtures("mapped")

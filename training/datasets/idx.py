@@ -8,8 +8,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def read_idx_shapes(folder: Path) -> list[tuple[int, ...]]:
 
 
 @contextmanager
-def _open_file(plain: Path, dimensions: int) -> Iterator[tuple[Path, IO[bytes], tuple[int, ...]]]:
+def _open_file(plain: Path, dimensions: int) -> Iterator[tuple[Path, BufferedIOBase, tuple[int, ...]]]:
     """Open one file, gzipped or not, and read its header: yield its path, the values that follow, and their shape.
 
     The file begins with the bytes 0, 0, 8 (for uint8) and the number of dimensions; then come the sizes, each a
@@ -99,7 +99,7 @@ def _read_file(plain: Path, dimensions: int) -> Pixels:
     with _open_file(plain, dimensions) as (path, file, shape):
         check_memory(shape)  # the header is not trusted
         values = np.empty(math.prod(shape), np.uint8)
-        count = file.readinto(values.data) + len(file.read(1))  # type: ignore[attr-defined]
+        count = file.readinto(values.data) + len(file.read(1))
     if count != len(values):
         found = f"{count:,}" if count < len(values) else "more"
         raise DataError(f"{path} holds {found} values, its header says {' x '.join(map(str, shape))}")

@@ -134,7 +134,7 @@ def _read_images(path: Path, archive: Any, key: str, storage: Storage) -> Pixels
         _check_images(path, key, shape, dtype)
         if is_fortran:
             check_memory(shape)
-            images = archive[key]
+            images: Pixels = archive[key]
         else:
             size_bytes = archive.zip.getinfo(f"{key}.npy").file_size
             if size_bytes < math.prod(shape):
