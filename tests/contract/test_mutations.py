@@ -377,7 +377,8 @@ def turn_map(graph: onnx.ModelProto) -> None:
     """Exchange rows and columns of the activation map."""
     node = find_map(graph)
     graph.graph.node.insert(
-        list(graph.graph.node).index(node), helper.make_node("Transpose", [node.input[0]], ["turned"], perm=[0, 1, 3, 2])
+        list(graph.graph.node).index(node),
+        helper.make_node("Transpose", [node.input[0]], ["turned"], perm=[0, 1, 3, 2]),
     )
     node.input[0] = "turned"
 
