@@ -29,7 +29,7 @@ from training.networks import (
     count_multiply_adds,
     explain,
     explain_errors,
-    recognise_architecture,
+    get_architecture,
 )
 from training.options import AUTO, TrainOptions
 from training.plan import describe_plan, plan_recipe
@@ -117,7 +117,7 @@ def _build_network(
     torch.manual_seed(recipe.seed)
     name, shape, labels = recipe.network, dataset.contract.shape, len(dataset.labels)
     network = build_network(name, shape, labels, recipe.width, recipe.dropout)
-    weights = recognise_architecture(network).load_weights(network, name, options.weights)
+    weights = get_architecture(name).load_weights(network, name, options.weights)
     network = prepare_network(network, dataset.train)
     if ranks.is_first and name not in NETWORKS:
         from training.trial import try_network  # it imports the exporter, which takes seconds
