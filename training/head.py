@@ -116,7 +116,15 @@ def fit_dense(head: Head, train: HeadExamples, penalty: float, label_weights: Te
 
 @torch.no_grad()
 def measure_head(head: Head, examples: HeadExamples) -> tuple[float, float]:
-    """Measure accuracy, in 0..1, and mean cross-entropy of a head in eval mode."""
+    """Measure a head in eval mode.
+
+    Args:
+        head: The head.
+        examples: Features with their labels.
+
+    Returns:
+        Accuracy, in 0..1, and mean cross-entropy.
+    """
     logits = compute_logits(head, examples.features)
     accuracy = (logits.argmax(1) == examples.targets).double().mean().item()
     return accuracy, functional.cross_entropy(logits, examples.targets).item()
@@ -124,6 +132,14 @@ def measure_head(head: Head, examples: HeadExamples) -> tuple[float, float]:
 
 @torch.no_grad()
 def compute_logits(head: Head, features: Tensor) -> Tensor:
-    """Compute the logits of a head in eval mode, float32 (N, K), from features, float32 (N, D)."""
+    """Compute the logits of a head in eval mode.
+
+    Args:
+        head: The head.
+        features: float32 (N, D).
+
+    Returns:
+        float32 (N, K).
+    """
     logits: Tensor = head.eval()(features)
     return logits
