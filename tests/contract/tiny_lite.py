@@ -41,6 +41,7 @@ def build(channels: int, height: int, width: int, classes: int) -> Backbone:
         stages = nn.Sequential(stem, Block(8, 24), last)
         for norm in [layer for layer in stages.modules() if isinstance(layer, nn.BatchNorm2d)]:
             norm.momentum = 1.0
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
         with torch.no_grad():
             stages(torch.rand(16, channels, height, width))
     return Backbone(list(stages), FEATURES, (0.5,) * channels, (0.25,) * channels)

@@ -24,25 +24,6 @@ def build(channels: int, height: int, width: int, classes: int) -> Backbone:
     return Backbone(stages, FILTERS, recipe={"epochs": 2, "batch_size": 16, "learning_rate": 0.01})
 
 
-def build_broken(channels: int, height: int, width: int, classes: int) -> Backbone:
-    """Build the backbone with a last stage whose gradients are NaN in training alone, when the head is trained."""
-    backbone = build(channels, height, width, classes)
-    return Backbone(
-        [*backbone.stages[:2], nn.Sequential(backbone.stages[2], _Spoiled())], FILTERS, recipe={"epochs": 1}
-    )
-
-
-class _Spoiled(nn.Module):
-    """Returns its input; its weight has NaN as gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.zero = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + (self.zero * self.zero + 0).sqrt() * 0  # the derivative of the root is infinite at 0
-
-
 def make_network() -> PretrainedNetwork:
     """Build the network of the backbone, as it is before its head is trained."""
     return build(3, SIDE, SIDE, LABELS).attach_head(LABELS, 0.2).eval()
