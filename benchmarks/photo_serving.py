@@ -133,7 +133,7 @@ class Raw:
         for _ in range(RAW_RUNS):
             for name, step in steps.items():
                 started, spent = time.perf_counter(), time.thread_time()
-                step()
+                step()  # type: ignore[no-untyped-call]
                 seen[f"{name}_ms"].append((time.perf_counter() - started) * 1e3)
                 seen[f"{name}_cpu_ms"].append((time.thread_time() - spent) * 1e3)
         return {name: statistics.median(values) for name, values in seen.items()}

@@ -110,7 +110,7 @@ def fit_dense(head: Head, train: HeadExamples, penalty: float, label_weights: Te
         return loss
 
     with torch.enable_grad():
-        optimizer.step(measure_loss)  # type: ignore[arg-type]
+        optimizer.step(measure_loss)  # type: ignore[no-untyped-call]
     dense.zero_grad()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.tensors import Tensors
-from evalmode.certification.certify import MAX_GOLDEN
+from evalmode.certification.golden_images import MAX_GOLDEN
 from evalmode.certification.onnx_files import describe, first_line, name_type
 from evalmode.errors import UsageError
 

@@ -29,7 +29,7 @@ def _open(file: BytesIO) -> Image.Image:
         others = [one for one in FORMATS if one.name != "HEIC"]
         missing = "HEIC images need pillow-heif, which is not installed: pip install 'evalmode[heic]', or"
         raise make_not_allowed("HEIC", missing, others) from error
-    opened: Image.Image = HeifImageFile(file)
+    opened: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return opened
 
 

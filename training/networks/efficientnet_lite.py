@@ -111,7 +111,7 @@ class Block(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the output, to which the input is added if both have the same shape."""
-        y: Tensor = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return x + y if self._adds_input else y
 
 

@@ -55,7 +55,7 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert the output of the last stage to features, float32 (N, D)."""
-        features: Tensor = self.model.forward_head(x, pre_logits=True)
+        features: Tensor = self.model.forward_head(x, pre_logits=True)  # type: ignore[operator]
         return features
 
 
@@ -72,7 +72,7 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert scaled images, float32 (N, C, H, W), to features, float32 (N, D)."""
-        features: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        features: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)  # type: ignore[operator]
         return features
 
 
@@ -256,7 +256,7 @@ def _find_cut(model: nn.Module, size: tuple[int, int]) -> Cut:
         else:
             parameter.uniform_(0.2, 0.7, generator=generator)
     images = _make_images(size)
-    wanted = twin.forward_features(images)
+    wanted: Tensor = twin.forward_features(images)  # type: ignore[operator]
     children: list[str] = []
     x = images
     for name, child in twin.named_children():
@@ -267,7 +267,7 @@ def _find_cut(model: nn.Module, size: tuple[int, int]) -> Cut:
             break
         children.append(name)
         if isinstance(x, Tensor) and torch.equal(x, wanted):
-            features = twin.forward_head(x, pre_logits=True)
+            features = twin.forward_head(x, pre_logits=True)  # type: ignore[operator]
             mean = x.mean((2, 3)) if x.ndim == 4 else x
             averages = features.shape == mean.shape and torch.allclose(features, mean, 1e-4, 1e-5)
             return Cut(tuple(children), averages)
