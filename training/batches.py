@@ -84,9 +84,9 @@ class Batches:
         images = self._split.images
         if recipe.fine_tune:  # the split holds the views of each image
             drawn = images[own, self._views[own]]
-            release_pages(images)
         else:
             drawn = augment(images[own], self._mirrored[own], recipe.shift, offsets[:, ranks.share])
+        release_pages(images)
         targets = torch.from_numpy(self._split.targets[own]).to(self._device)
         return TrainingBatch(
             step=step,

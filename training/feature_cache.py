@@ -32,7 +32,6 @@ from training.recipe import Recipe
 from training.views import make_views
 
 HEAD_VIEWS = 2  # views whose features train the head; more change its accuracy by less than its noise
-RELEASED = 1024  # images, after which the pages of their pixels and maps are released
 
 
 class FeatureCache:
@@ -162,8 +161,7 @@ class FeatureCache:
                 for rank, outputs in enumerate(ranks.gather(run(images) if len(own) else None)):
                     if outputs is not None:
                         yield view, rows[rank :: ranks.count], *outputs
-                if start // RELEASED != (start + size) // RELEASED:
-                    release_pages(split.images)
+                release_pages(split.images)
 
 
 class _Rows:
@@ -177,7 +175,6 @@ class _Rows:
     def __init__(self, folder: Path, name: str = "") -> None:
         self._path = folder / name if name else None
         self._array: npt.NDArray[Any] | None = None
-        self._unreleased = 0
 
     @property
     def array(self) -> npt.NDArray[Any]:
@@ -199,10 +196,7 @@ class _Rows:
         if self._array is None:
             self._array = self._create((*count, *values.shape[1:]), values.dtype)
         self._array[place] = values
-        self._unreleased += len(values)
-        if self._unreleased >= RELEASED:
-            release_pages(self._array)
-            self._unreleased = 0
+        release_pages(self._array)
 
     def _create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         if self._path is None:
