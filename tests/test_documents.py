@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_reachable, renew
-from evalmode.images.formats import IMAGE_FORMATS
+from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,7 +37,7 @@ def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
 
 
 def test_the_decoding_table_lists_the_supported_formats() -> None:
-    names = [{"WEBP": "WebP"}.get(name, name) for name in IMAGE_FORMATS]
+    names = [{"WEBP": "WebP"}.get(one.name, one.name) for one in SERVED_FORMATS]
     assert f"a format other than {', '.join(names)}" in (ROOT / "docs/architecture.md").read_text()
 
 

@@ -128,7 +128,7 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         temperature, reason = choose_temperature(predict_logits(module, dataset.val), dataset.val.targets)
         checked = _export_checked(network, temperature)
     recipe, review = asdict(run.config.recipe), Review.read(run.folder)
-    quality = replace(checked.quality, cross_validated=review and review.cross_validated)
+    quality = replace(checked.quality, cross_validated=review.cross_validated if review else None)
     properties = {
         "network": recipe.pop("network"),
         "mirrored": mirrored,

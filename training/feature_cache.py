@@ -117,8 +117,16 @@ class FeatureCache:
             digest = hashlib.sha256((self._folder / "features.safetensors").read_bytes()).hexdigest()
         except (OSError, ValueError):
             return False
-        maps = not self._recipe.fine_tune or (self._folder / "train-maps.npy").exists()
-        return maps and facts == {**key, "sha256": digest}
+        return (not self._recipe.fine_tune or self._has_maps()) and facts == {**key, "sha256": digest}
+
+    def _has_maps(self) -> bool:
+        """Return whether both files of maps have the size that their header says."""
+        try:
+            for name in ("train", "val"):
+                np.load(self._folder / f"{name}-maps.npy", mmap_mode="r")
+        except (OSError, ValueError):
+            return False
+        return True
 
     def _compute(self, ranks: Ranks, callbacks: Callbacks) -> Features:
         """Run the backbone on every view of every image."""

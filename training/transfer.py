@@ -167,7 +167,8 @@ class _StagedTraining:
         result = Result(best.epoch, found["val"], [], found["test"], [asdict(stage) for stage in self._stages])
         if ranks.is_first:
             review = self._review(features)
-            result = replace(result, cross_validated=review.cross_validated and asdict(review.cross_validated))
+            if review.cross_validated:
+                result = replace(result, cross_validated=asdict(review.cross_validated))
             run.save_weights(network, EXACT)
             run.save_logits(logits)
             run.append_metrics(asdict(result))

@@ -199,9 +199,8 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
     certificate = facts.pop("certificate", None)
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
-    contract = PixelContract(
-        *(int(pixels[side]) for side in ("height", "width", "channels")), Resize(jpeg_scaling=False)
-    )
+    height, width, channels = (int(pixels[side]) for side in ("height", "width", "channels"))
+    contract = PixelContract(height, width, channels, Resize(jpeg_scaling=False))
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
     if certificate is None:

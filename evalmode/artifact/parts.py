@@ -99,8 +99,7 @@ def _split_nodes(
 
 def _list_used(node: onnx.NodeProto) -> set[str]:
     """List the tensors that a node and the nodes inside it use; some of these may be tensors of an inner graph."""
-    inner = {output.name for graph in walk(node, onnx.GraphProto) for output in graph.output}
-    return {name for one in walk(node, onnx.NodeProto) for name in one.input if name} | inner
+    return {name for one in walk(node, onnx.NodeProto) for name in one.input if name}
 
 
 def _select(graph: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], inputs: Any, outputs: Any) -> bytes:

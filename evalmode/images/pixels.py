@@ -290,6 +290,8 @@ def _decode(header: Header, channels: int) -> Image.Image:
     codec.check(header.image)
     with _open(header) as opened:
         opened.load()  # raises if the image is damaged
+        if opened.size != header.decoded_size:  # libheif finds the size of some damaged files only now
+            raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
         return make_upright(opened, codec.find_orientation(header, opened), channels)
 
 

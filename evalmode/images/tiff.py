@@ -48,7 +48,7 @@ class _Directory(NamedTuple):
         layout = f"{self.order}{min(count, _MAX_VALUES)}{letter}"
         if struct.calcsize(f"{self.order}{letter}") * count <= len(value):
             return struct.unpack_from(layout, value)
-        return struct.unpack_from(layout, image, int.from_bytes(value, "little" if self.order == "<" else "big"))
+        return _unpack(layout, image, int.from_bytes(value, "little" if self.order == "<" else "big"))
 
 
 def _read_header(image: bytes, limits: Limits) -> Header:
@@ -79,19 +79,29 @@ def _read_directory(image: bytes) -> _Directory:
     order = "<" if image[:1] == b"I" else ">"
     is_big = struct.unpack_from(order + "H", image, 2) == (43,)
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), image, 8 if is_big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), image, start)
+    (count,) = _unpack(order + ("Q" if is_big else "H"), image, start)
     if count > MAX_ENTRIES:
         raise ImageTooComplex(
             f"a TIFF of {count} tags, the limit is {MAX_ENTRIES}: save it again without its metadata",
             limit_tags=MAX_ENTRIES,
         )
     layout = order + ("HHQ8s" if is_big else "HHI4s")
-    position, entries = start + (8 if is_big else 2), {}
+    position = start + (8 if is_big else 2)
+    entries: dict[int, tuple[int, int, bytes]] = {}
     for _ in range(count):
         tag, kind, values, value = struct.unpack_from(layout, image, position)
         entries.setdefault(tag, (kind, values, value))
         position += struct.calcsize(layout)
     return _Directory(order, is_big, entries)
+
+
+def _unpack(layout: str, image: bytes, start: int) -> tuple[int, ...]:
+    """Unpack numbers at an offset that the file states, of up to 64 bits.
+
+    Raises:
+        struct.error: They are beyond the end of the image.
+    """
+    return struct.unpack_from(layout, image, min(start, len(image)))
 
 
 def _check_kind(bits: int, kind: int, colours: int, compression: int) -> None:

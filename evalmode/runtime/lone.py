@@ -9,13 +9,15 @@ from typing import Any
 from evalmode.artifact.tensors import Tensors
 
 FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # requests
+MAX_SAVED = 4.0  # runs on one thread: how much time that fast runs have saved slow runs may lose
 
 
 class Lone:
     """A session with several threads for requests that are alone.
 
     Its threads wait for each other. While other processes use the cores, a run may take longer than on one thread.
-    After such a run the next requests run on one thread: 8, and up to 64 as long as the run after them is slow again.
+    Once such runs have lost more time than the runs before them have saved, the next requests run on one thread: 8, and
+    up to 64 as long as the run after them is slow again.
 
     Args:
         session: The session.
@@ -28,6 +30,7 @@ class Lone:
     def __init__(self, session: Any, one_s: float) -> None:
         self.session = session
         self._one_s = one_s
+        self._saved_s = 0.0  # by recent runs, compared with one thread
         self._left = 0  # requests that run on one thread before the next one that does not
         self._pause = FIRST_PAUSE
 
@@ -55,12 +58,14 @@ class Lone:
         return answer
 
     def note(self, seconds: float) -> None:
-        """Pause if a run took longer than on one thread.
+        """Pause if recent runs took longer than on one thread.
 
         Args:
-            seconds: Its duration.
+            seconds: The duration of a run.
         """
-        if seconds > self._one_s:
+        self._saved_s = min(self._saved_s + self._one_s - seconds, MAX_SAVED * self._one_s)
+        if self._saved_s < 0:
             self._left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        else:
+            self._saved_s = 0.0
+        elif seconds <= self._one_s:
             self._pause = FIRST_PAUSE

@@ -5,8 +5,8 @@ go to grpcio behind the same port.
 
 While every slot is busy, one more thread refuses calls beyond the limits and removes cancelled calls.
 
-Calls with large images or large messages are answered like those of grpcio (``inference.Work``), so that no slot waits
-for them.
+Calls with large images or large messages, and those with images for slow networks, are answered like those of grpcio
+(``inference.Work``), so that no slot waits for them.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ MAX_EVENTS = 4096  # events received at once
 RESOURCE_EXHAUSTED = 8  # the gRPC status code
 SHARE_S = 0.006  # work that a slot takes at once: larger batches gain nothing, and another slot may be free
 WATCH_S = 0.002  # between two looks at arrived calls while every slot is busy
+# The network of a photo. A slot that decodes its images uses 0.85 of a core, since it waits for other threads now and
+# then. Threads that decode in addition to the slots use the rest, and passing such requests on costs little.
+SLOW_RUN_S = 0.002
 LARGE_BYTES = 2**19  # parsing a smaller message takes less time than passing it to another thread
 TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
 IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
@@ -409,7 +412,8 @@ class NativeServer:
             model = service.find(request)
             check_alive(call)
             reading = service.begin(request, model, call)
-            if not self._budget.is_small(reading.cost_bytes):
+            slow = reading.cost_bytes and model.expect_s(1) > SLOW_RUN_S
+            if slow or not self._budget.is_small(reading.cost_bytes):
                 self._set_aside(call, lambda: request)
                 return None
             read = reading.finish()
@@ -453,7 +457,8 @@ class NativeServer:
         """Run requests as one batch. If that fails, run each alone: the error may be due to one of them."""
         started = time.perf_counter()
         try:
-            alone = len(self._calls) == 1 and not self._batcher.in_flight
+            # Calls that have arrived but are not received yet are unknown; the other slots would receive them.
+            alone = len(self._calls) == 1 and self._free_slots == self._slots - 1 and not self._batcher.in_flight
             answers = run_together(batch, self._statistics.count_run, alone)
         except Exception as error:
             if len(batch) == 1:

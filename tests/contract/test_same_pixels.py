@@ -14,7 +14,8 @@ from PIL import Image
 
 from evalmode.artifact.publishing import publish
 from evalmode.client import Client
-from evalmode.images.pixels import decode_image
+from evalmode.images.headers import read_header
+from evalmode.images.pixels import decode_image, scale_header
 from evalmode.limits import Limits
 from evalmode.runtime.loading import load_model
 from tests.conftest import Server, serving
@@ -31,13 +32,16 @@ from training.temperature import choose_temperature
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JPEG and PNG files of several sizes and modes in three classes, with EXIF orientations, alpha and palettes."""
+    """JPEG and PNG files of several sizes and modes in three classes, with EXIF orientations, alpha and palettes.
+
+    Every other JPEG is so large that it is decoded at a fraction of its size.
+    """
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for label in range(3):
         (root / f"class{label}").mkdir()
         for index in range(20):
-            height, width = rng.integers(16, 40, 2)
+            height, width = rng.integers(16, 40, 2) * (4 if index % 4 == 1 else 1)
             noise = rng.integers(0, 256, (height, width, 3)) // 2 + np.eye(3, dtype=int)[label] * 120
             picture = Image.fromarray(noise.astype(np.uint8))
             exif = Image.Exif()
@@ -94,6 +98,12 @@ def test_the_server_answers_like_torch_on_the_pixels_of_training(
         for path, row in zip(paths, expected, strict=True):
             scores = sorted(client.predict(path).scores, key=lambda score: score.index)
             np.testing.assert_allclose([score.probability for score in scores], row, atol=1e-5)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(dataset: Dataset, pictures: Path) -> None:
+    headers = [read_header(path.read_bytes(), Limits()) for path in pictures.rglob("*.jpg")]
+    scales = [scale_header(header, dataset.contract).scale for header in headers]
+    assert sum(scale > 1 for scale in scales) == len(scales) // 2
 
 
 def test_an_image_and_its_pixels_get_the_same_answer(dataset: Dataset, pictures: Path, picture_server: Server) -> None:

@@ -25,7 +25,7 @@ CROSS_VALIDATED_LINE = (
 
 def show_outcome(capsys: pytest.CaptureFixture[str], cross_validated: dict[str, Any] | None) -> list[str]:
     epoch = Epoch(3, 0.5, 0.9, 0.9, 0.4, 0.1, 1.0, [], [])
-    result = Result(3, 0.9, [], 22 / 24, cross_validated)
+    result = Result(3, 0.9, [], 22 / 24, cross_validated=cross_validated)
     run = Run(Path("run"), cast("Any", None))
     Display().callbacks().on_outcome(Outcome(run, epoch, result, 1, 0, 20, 24))
     return capsys.readouterr().out.splitlines()

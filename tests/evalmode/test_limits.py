@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evalmode.errors import UsageError
-from evalmode.images.formats import IMAGE_FORMATS
+from evalmode.images.formats import FORMATS, SERVED_FORMATS, name_formats
 from evalmode.limits import Limits
 
 NAMES = [limit.name for limit in fields(Limits)]
@@ -36,7 +36,8 @@ def test_defaults_are_as_documented() -> None:
         "load_seconds": 50,
         "load_bytes": 640 * 1024 * 1024,
     }
-    assert IMAGE_FORMATS == ("JPEG", "PNG", "WEBP", "BMP")
+    assert name_formats(SERVED_FORMATS) == "JPEG, PNG, WEBP, BMP"
+    assert name_formats(FORMATS) == "JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIC"
 
 
 @pytest.mark.parametrize("limit", fields(Limits), ids=lambda limit: limit.name)

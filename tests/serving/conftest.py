@@ -131,10 +131,12 @@ class BlockedModel:
     Attributes:
         entered: The batches, in the order in which their runs began.
         row_s: Expected time per row, in seconds.
+        alone: For each run, whether no other request was in flight.
     """
 
     def __init__(self, model: ImageClassifier) -> None:
         self.entered: queue.Queue[np.ndarray] = queue.Queue()
+        self.alone: list[bool] = []
         self.name, self.version, self.digest = model.name, model.version, model.digest
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
@@ -149,11 +151,12 @@ class BlockedModel:
     def expect_s(self, rows: int) -> float:
         return rows * self.row_s
 
-    def run(self, inputs: Tensors, *how: Any) -> Tensors:
+    def run(self, inputs: Tensors, optional: tuple[str, ...] = (), alone: bool = False) -> Tensors:
+        self.alone.append(alone)
         self.entered.put(inputs[INPUT])
         if not self._permits.acquire(timeout=WAIT_S):
             raise TimeoutError("the run was not released")
-        return self._model.run(inputs, *how)
+        return self._model.run(inputs, optional, alone)
 
     def next_batch(self) -> np.ndarray:
         """Wait for the next run to begin, and return its batch."""

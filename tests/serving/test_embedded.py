@@ -13,12 +13,14 @@ import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import trustme
 
 from evalmode import AsyncClient, CallFailed, Client, start_server
 from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
+from evalmode.runtime.lone import Lone
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
@@ -44,6 +46,18 @@ def list_server_threads() -> set[threading.Thread]:
 def ask(server: Any) -> str:
     with Client(server.address) as client:
         return str(client.predict(RED).label)
+
+
+@pytest.mark.parametrize("one_thread", [False, True])
+def test_networks_use_all_cpus_for_a_request_that_is_alone(
+    colours: Path, transport: str, one_thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalmode.runtime.threads.MIN_RUN_S", 0.0)
+    monkeypatch.setattr("serving.server.count_cpus", lambda: 2)
+    with start_server(colours, transport=transport, one_thread=one_thread) as server:
+        with patch.object(Lone, "run", autospec=True, side_effect=Lone.run) as run:
+            assert ask(server) == "red"
+        assert run.call_count == (0 if one_thread else 1)
 
 
 def test_a_server_answers_until_the_block_ends(colours: Path, transport: str) -> None:

@@ -429,7 +429,7 @@ def test_suffixes_are_accepted_in_any_case_and_for_every_supported_format(tmp_pa
         for path in write_images(tmp_path / "dog", count, suffix=".jpg"):
             path.rename(path.with_suffix(suffix))
     for suffix in (".tif", ".TIFF", ".gif", ".avif"):
-        write_images(tmp_path / "dog" / suffix, 1, suffix=suffix)
+        write_images(tmp_path / "dog" / suffix[1:], 1, suffix=suffix)
     assert sum(sizes(load_dataset(str(tmp_path))).values()) == 22
 
 

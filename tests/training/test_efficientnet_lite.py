@@ -24,7 +24,7 @@ from training.onnx_export import Deployed, export_graph
 from training.tensors import save_tensors
 
 SEEN = {"china.jpg": 698, "flower.jpg": 985}  # palace and daisy: indices of the labels of ImageNet
-COUNTS = {  # published numbers of values, less those of the classifier (1280 x 1000 + 1000) and of the batch counters
+COUNTS = {  # of the values in the published files, less those of the classifier: 1280 x 1000 + 1000
     "efficientnet-lite0": 4_694_073 - 1_281_000,
     "efficientnet-lite1": 5_470_408 - 1_281_000,
     "efficientnet-lite2": 6_150_232 - 1_281_000,

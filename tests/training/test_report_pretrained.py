@@ -27,6 +27,7 @@ from training.report.pictures import embed_photo
 from training.review import DoubtfulLabel, NearDuplicate, Review
 from training.run import BEST, INITIAL, Result, Run
 from training.run_config import RunConfig
+from training.statistics import list_norms
 
 from .test_report import Page
 
@@ -53,9 +54,10 @@ def build() -> PretrainedNetwork:
     network = PretrainedNetwork(
         nn.Identity(), stages, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), 6, 3, dropout=0.5
     )
-    for norm in (network.head.norm, network.stages[0][1], network.stages[1][1]):
-        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
-            nn.init.uniform_(tensor, 0.5, 1.5)
+    for norm in list_norms(network).values():
+        for tensor in norm.state_dict().values():
+            if tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 1.5)
     return network.eval()
 
 
@@ -86,7 +88,7 @@ def write(folder: Path, dataset: Dataset, rows: list[dict[str, Any]], review: Re
 
 @pytest.fixture(scope="module")
 def page(photos: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    result = Result(0, 0.75, [], 1 / 3, STAGES, REVIEW.cross_validated and asdict(REVIEW.cross_validated))
+    result = Result(0, 0.75, [], 1 / 3, STAGES)
     return write(tmp_path_factory.mktemp("pretrained"), photos, [asdict(result)], REVIEW)
 
 

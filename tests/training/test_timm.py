@@ -115,8 +115,8 @@ def test_an_unknown_name_is_refused_with_similar_ones() -> None:
 
 
 def test_images_of_another_size_than_a_network_takes_are_refused() -> None:
-    with pytest.raises(NetworkError, match="does not take images of 64x64, it is made for 160x160: AssertionError: "):
-        build("test_vit")
+    with pytest.raises(NetworkError, match="does not take images of 64x64, it is made for 224x224: AssertionError: "):
+        build("vit_tiny_patch16_224")
 
 
 def test_weights_that_cannot_be_downloaded_name_the_way_without(monkeypatch: pytest.MonkeyPatch) -> None:

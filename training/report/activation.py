@@ -8,18 +8,19 @@ Shapes: N images, H height, W width, C channels, D features, K labels, h and w p
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
-from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
 from training.evaluation import split_evaluation
 from training.networks import PretrainedNetwork, scale_pixels
 from training.networks.pretrained import Head
 from training.report.charts import COLOURS
 
+Floats = npt.NDArray[np.float32]
 OPACITY = 0.75  # of the strongest value in an overlay
 
 
@@ -52,6 +53,7 @@ def compute_activation_maps(network: nn.Module, images: Pixels) -> Tensor | None
 def _fold_head(head: Head) -> Tensor:
     """Return the weights of the dense layer for features before the batch norm layer, (K, D)."""
     norm, dense = head.norm, head.dense
+    assert norm.running_var is not None
     weight: Tensor = dense.weight * norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return weight
 

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from evalmode.artifact.tensors import Floats
 from evalmode.images.pixels import Pixels
 from training.datasets import Dataset
 from training.datasets.dataset import Indices
 from training.report import pictures
-from training.report.activation import compare_labels, compute_activation_maps, overlay_map
+from training.report.activation import Floats, compare_labels, compute_activation_maps, overlay_map
 from training.report.findings import Predictions
 
 SHOWN_MISTAKES = 8

@@ -114,5 +114,10 @@ def _draw_drift(rows: Rows) -> charts.Chart:
 
 
 def read(rows: Rows, field: str) -> list[Any]:
-    """Return one field of every row."""
+    """Return one field of every row.
+
+    Args:
+        rows: Lines of ``metrics.jsonl``, or other objects with the field.
+        field: Name of the field.
+    """
     return [row[field] for row in rows]

@@ -11,5 +11,10 @@ T = TypeVar("T")
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """Choose at most this many items, evenly spaced, including the first and the last."""
+    """Choose evenly spaced items, including the first and the last.
+
+    Args:
+        items: The items.
+        count: The largest number of items to choose.
+    """
     return [items[index] for index in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]

@@ -17,6 +17,7 @@ from evalmode.artifact.manifest import READERS, ClassifierManifest, TensorManife
 from evalmode.artifact.sealing import open_artifact
 from evalmode.artifact.tensors import PROBABILITIES
 from evalmode.certification.verdicts import examine
+from evalmode.images.pixels import PixelContract, Resize
 from evalmode.runtime.loading import load_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -81,3 +82,15 @@ def test_the_manifest_of_a_network_of_tensors_is_read() -> None:
     assert manifest.certificate is not None
     assert sorted(manifest.certificate.inputs) == ["left", "right"]
     assert sorted(manifest.certificate.outputs) == ["product", "sum"]
+
+
+@pytest.mark.parametrize(
+    ("version", "resize", "optional"),
+    [(3, Resize(jpeg_scaling=False), ()), (4, Resize(0.875, "bicubic"), ("activation_map",))],
+)
+def test_the_contract_of_a_version_is_read(version: int, resize: Resize, optional: tuple[str, ...]) -> None:
+    """Version 3 has one resize, which reads every pixel of a JPEG."""
+    _, manifest = open_artifact((FIXTURES / f"version-{version}" / "classifier.onnx").read_bytes())
+    assert isinstance(manifest, ClassifierManifest)
+    assert manifest.pixels == PixelContract(4, 4, 3, resize)
+    assert manifest.optional_outputs == optional

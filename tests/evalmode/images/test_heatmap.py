@@ -15,7 +15,7 @@ def test_the_lightness_of_the_colours_grows() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_is_a_colour_picture_of_the_size_of_the_image(channels: int) -> None:
-    picture = draw_heatmap(np.full((6, 8, channels), 100, np.uint8), np.eye(2, dtype=np.float32))
+    picture = draw_heatmap(np.full((6, 8, channels), 100, np.uint8), 5 + 10 * np.eye(2, dtype=np.float32))
     assert (picture.mode, picture.size) == ("RGB", (8, 6))
     corners = np.asarray(picture)[[0, 0], [0, -1]]
     assert corners.tolist() == [[176, 178, 132], [50, 50, 52]]

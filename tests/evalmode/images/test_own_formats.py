@@ -95,6 +95,17 @@ class TestEveryFormat:
         as_png = decode_image(encode(Image.fromarray(NOISE)), contract, Limits())
         assert np.array_equal(decode_image(OWN["TIFF"], contract, Limits(), FORMATS), as_png)
 
+    def test_is_refused_if_its_size_changes_while_it_is_decoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        load = AvifImagePlugin.AvifImageFile.load
+
+        def change_size(self: AvifImagePlugin.AvifImageFile) -> None:  # as libheif does with some damaged files
+            load(self)
+            self._size = (30, 23)
+
+        monkeypatch.setattr(AvifImagePlugin.AvifImageFile, "load", change_size)
+        with pytest.raises(ImageUnreadable, match="it has two sizes"):
+            decode(OWN["AVIF"])
+
     @pytest.mark.parametrize("name", ["GIF", "TIFF", "AVIF"])
     def test_is_probed_like_it_is_decoded(self, name: str) -> None:
         assert probe_image(OWN[name], Limits(), FORMATS).shape == (23, 31, 3)
@@ -227,7 +238,12 @@ class TestTiff:
     def test_is_opened_without_metadata_and_further_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[Any] = []
         setup = TiffImagePlugin.TiffImageFile._setup
-        monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_setup", lambda self: (opened.append(self), setup(self)))
+
+        def note(self: Any) -> None:
+            opened.append(self)
+            setup(self)
+
+        monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_setup", note)
         pages = {"save_all": True, "append_images": [plain("blue")]}
         decode(encode(plain("red"), "TIFF", tiffinfo={270: "text", 700: b"xmp", ORIENTATION: 3}, **pages))
         (picture,) = opened
@@ -251,6 +267,11 @@ class TestTiff:
         image = b"II*\0\x08\0\0\0" + struct.pack("<H", 1001) + bytes(1001 * 12 + 4)
         with pytest.raises(ImageTooComplex, match="a TIFF of 1001 tags, the limit is 1000"):
             decode(image)
+
+    @pytest.mark.parametrize("offset", [16, 500, 2**31, 2**63, 2**64 - 1])
+    def test_with_a_directory_beyond_its_end_is_refused(self, offset: int) -> None:
+        with pytest.raises(ImageUnreadable, match="ends in its header"):
+            decode(b"II+\0\x08\0\0\0" + struct.pack("<Q", offset))
 
     def test_with_two_sizes_has_its_first(self) -> None:
         """A second entry of a tag is not read by anybody."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -16,12 +19,13 @@ from onnx import TensorProto, helper
 import evalmode
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import seal
+from evalmode.artifact.tensors import INPUT, Tensors
 from evalmode.errors import ArtifactInvalid, ImageEmpty, LoadLimitExceeded, ProviderUnavailable, UsageError
 from evalmode.images.pixels import PixelContract
 from evalmode.prediction import Score
 from evalmode.runtime import provider as provider_module
 from evalmode.runtime.loading import MAX_ARTIFACT_BYTES, LoadOptions, load_artifact, load_model
-from evalmode.runtime.model import ImageClassifier
+from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.runtime.provider import CPU, find_missing_library
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 from tests.hostile import endless_loop
@@ -62,6 +66,23 @@ class TestLoad:
         path.write_bytes(artifact)
         with pytest.raises(ArtifactInvalid, match=rf"broken\.onnx: .*{message}"):
             load_model(path)
+
+    def test_returns_the_memory_of_the_largest_batch_of_the_replay(self) -> None:
+        runs: list[tuple[int, bool]] = []
+        run = Model.run
+
+        def watch(self: Model, inputs: Tensors, *, options: ort.RunOptions, **how: Any) -> Tensors:
+            returns = False
+            with suppress(RuntimeError):  # the entry is missing
+                returns = options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
+            runs.append((len(inputs[INPUT]), returns))
+            return run(self, inputs, options=options, **how)
+
+        artifact = colour_artifact()
+        with patch.object(Model, "run", watch):
+            load_artifact(artifact)
+        assert runs[-1] == (1, True)
+        assert not any(returns for _, returns in runs[:-1])
 
     def test_rejects_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactInvalid, match=r"absent\.onnx: \[Errno 2\] No such file"):

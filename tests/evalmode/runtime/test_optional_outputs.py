@@ -18,6 +18,7 @@ from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.model import ImageClassifier
 from evalmode.runtime.optional_outputs import open_optional
 from evalmode.runtime.session import open_cpu_session
+from evalmode.runtime.tensor import Tensor
 from tests.conftest import map_artifact, map_graph
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
@@ -43,7 +44,7 @@ def test_outputs_are_those_of_the_whole_graph(mapped: ImageClassifier) -> None:
 def test_descriptions_of_outputs_do_not_name_the_tensors_that_the_parts_share(mapped: ImageClassifier) -> None:
     assert [output.name for output in mapped.outputs] == [PROBABILITIES, LOGITS]
     [described] = mapped.optional.tensors
-    assert (described.name, described.dtype, described.shape) == (ACTIVATION_MAP, np.float32, (3, 4, 4))
+    assert described == Tensor(ACTIVATION_MAP, np.dtype(np.float32), (3, 4, 4))
 
 
 def graph_of(nodes: list[onnx.NodeProto], *outputs: str) -> onnx.ModelProto:
@@ -75,13 +76,12 @@ def test_an_optional_output_may_be_computed_from_anything(nodes: list[tuple[str,
 
 
 def test_nodes_inside_others_use_tensors_of_the_first_part() -> None:
-    branches = (inner_graph(helper.make_node(kind, ["a", "two"], [kind])) for kind in ("Add", "Mul"))
-    names = ("then_branch", "else_branch")
+    added, multiplied = (inner_graph(helper.make_node(kind, ["a", "two"], [kind])) for kind in ("Add", "Mul"))
     graph = graph_of(
         [
             helper.make_node("Mul", ["x", "two"], ["a"]),
             helper.make_node("Mul", ["a", "two"], ["y"]),
-            helper.make_node("If", ["go"], ["z"], **dict(zip(names, branches, strict=True))),
+            helper.make_node("If", ["go"], ["z"], then_branch=added, else_branch=multiplied),
         ],
         "y",
         "z",

@@ -118,11 +118,26 @@ class TestPause:
             pauses.append(self.count_skipped(lone))
         assert pauses == [FIRST_PAUSE, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
 
-    def test_ends_with_a_fast_run(self) -> None:
+    def test_is_short_again_after_a_fast_run(self) -> None:
         lone = Lone(None, one_s=1.0)
         for seconds in (1.1, 1.1, 0.9):
             lone.note(seconds)
             self.count_skipped(lone)
-        assert lone.is_due()
-        lone.note(1.1)
+        lone.note(1.2)
+        assert self.count_skipped(lone) == FIRST_PAUSE
+
+    def test_does_not_follow_a_slow_run_that_loses_less_than_was_saved(self) -> None:
+        lone = Lone(None, one_s=1.0)
+        for seconds in (0.5, 0.5, 1.9, 0.5):
+            lone.note(seconds)
+            assert self.count_skipped(lone) == 0
+        lone.note(1.7)
+        assert self.count_skipped(lone) == FIRST_PAUSE
+
+    def test_follows_even_if_runs_were_fast_for_long(self) -> None:
+        lone = Lone(None, one_s=1.0)
+        for _ in range(1000):
+            lone.note(0.5)
+        for _ in range(5):
+            lone.note(2.0)
         assert self.count_skipped(lone) == FIRST_PAUSE

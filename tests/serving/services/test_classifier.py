@@ -212,6 +212,8 @@ def test_get_model_describes_the_model_and_its_limits(tmp_path: Path) -> None:
     assert (reply.model, reply.version, reply.digest, reply.provider) == ("letters", "12", model.digest, "CPU")
     assert list(reply.labels) == ["a", "b", "c"]
     assert (reply.pixels.height, reply.pixels.width, reply.pixels.channels) == (4, 4, 3)
-    assert reply.pixels.resize == "shorter side resized, centre cropped (Pillow, bilinear, antialiased)"
+    assert reply.pixels.resize == (
+        "shorter side resized, centre cropped (Pillow, bilinear, antialiased); large JPEGs decoded at 1/2, 1/4 or 1/8"
+    )
     assert dict(reply.limits) == asdict(Limits(max_queue=3, grace=9))
     assert {name: json.loads(value) for name, value in reply.properties.items()} == {"network": "colours"}

@@ -95,9 +95,6 @@ def ask_for(value: int, *outputs: str) -> infer.ModelInferRequest:
 
 def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
-    alone = []
-    run = blocked.run
-    blocked.run = lambda inputs, optional, is_alone: (alone.append(is_alone), run(inputs))[1]  # type: ignore[assignment]
     server = listen(blocked, 2, Limits())
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
@@ -110,7 +107,24 @@ def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
             for future in futures:
                 future.result(WAIT_S)
     server.drain(0)
-    assert alone == [True, True, False]
+    assert blocked.alone == [True, True, False]
+
+
+def test_images_for_slow_networks_are_decoded_outside_of_slots(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    server = listen(blocked, 1, Limits())
+    aside = []
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        for row_s in (0.001, 0.003):
+            blocked.row_s = row_s
+            call = predict.future(RED, timeout=WAIT_S)
+            blocked.next_batch()
+            aside += [one.aside for one in server._calls.values()]
+            blocked.release()
+            assert call.result(WAIT_S).scores[0].label == "red"
+    server.drain(0)
+    assert (aside, blocked.alone) == ([False, True], [True, True])
 
 
 def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
@@ -119,7 +133,8 @@ def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> 
     server = listen(blocked, 2, Limits())
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        calls = [predict.future(RED, timeout=WAIT_S) for _ in range(8)]
+        pixels = wire.Pixels(data=bytes((255, 0, 0) * 16), height=4, width=4, channels=3)
+        calls = [predict.future(wire.PredictRequest(pixels=pixels), timeout=WAIT_S) for _ in range(8)]
         wait_until(lambda: len(server._waiting) == 6)
         blocked.release(100)
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 8
