@@ -123,7 +123,7 @@ class FeatureCache:
         try:
             for name in ("train", "val"):
                 np.load(self._folder / f"{name}-maps.npy", mmap_mode="r")
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):  # of an empty file
             return False
         return True
 
