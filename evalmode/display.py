@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from evalmode.certification.metrics import CrossValidated, wilson_interval
 from training.callbacks import Callbacks, NetworkSummary, Outcome, StageFigures
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class Display:
         self.print(f"best      {best}, val {val}{exact}")
         self.print(f"test      {_describe_accuracy(result.test_accuracy, outcome.test_images)}, read once")
         if result.cross_validated:
-            self.print(_describe_cross_validated(CrossValidated(**result.cross_validated)))
+            self.print(_describe_cross_validated(result.cross_validated))
         self.print(f"run       {run.folder}: evalmode export {run.folder} --repository models --name NAME")
 
     def _show_report(self, path: Path) -> None:
@@ -202,11 +201,13 @@ def _open_bar(console: Console) -> Progress:
 
 
 def _describe_accuracy(accuracy: float, images: int) -> str:
+    from evalmode.certification.metrics import wilson_interval  # it imports numpy, which --help does without
+
     low, high = wilson_interval(round(accuracy * images), images)
     return f"{accuracy:.4f} ({low:.4f} to {high:.4f} with 95% confidence, {images:,} images)"
 
 
-def _describe_cross_validated(measured: CrossValidated) -> str:
+def _describe_cross_validated(measured: Mapping[str, Any]) -> str:
     accuracy = _describe_accuracy(measured.accuracy, measured.images)
     return f"crossval  {accuracy}, {measured.folds} folds on pretrained features"
 

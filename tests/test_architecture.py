@@ -25,7 +25,7 @@ MODULES = {
 ONLY_IN = {
     "torch": ("training",),
     "onnx": ("evalmode.artifact", "evalmode.certification", "training"),
-    "onnxruntime": ("evalmode.runtime", "evalmode.certification.quantize"),
+    "onnxruntime": ("evalmode.runtime", "evalmode.certification.quantize", "evalmode.certification.int8_weights"),
     "PIL": (
         "evalmode.images",
         "evalmode.runtime.explanation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -13,10 +14,11 @@ from training.callbacks import Callbacks
 from training.choice import PHOTO_NETWORK, THUMBNAIL_NETWORK
 from training.errors import RunError
 from training.fit import fit
-from training.options import TrainOptions
+from training.options import AUTO, TrainOptions
 from training.run import CHOSEN, Run, claim_folder
 
 CANDIDATES = (PHOTO_NETWORK, THUMBNAIL_NETWORK)
+UNUSED: dict[str, Any] = {"fine_tune": AUTO, "weights": None}  # of a network that is trained from scratch
 
 
 def fit_candidates(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Run:
@@ -39,7 +41,12 @@ def fit_candidates(data: str, out: Path, options: TrainOptions, callbacks: Callb
         raise RunError("--compare trains in one process: start it without torchrun, or train each --network by itself")
     if not options.resume:
         claim_folder(out)
-    runs = [fit(data, out / name, replace(options, network=name, compare=False), callbacks) for name in CANDIDATES]
+    half = None if options.minutes is None else options.minutes / 2
+    each = replace(options, compare=False, minutes=half)
+    runs = [
+        fit(data, out / PHOTO_NETWORK, replace(each, network=PHOTO_NETWORK), callbacks),
+        fit(data, out / THUMBNAIL_NETWORK, replace(each, network=THUMBNAIL_NETWORK, **UNUSED), callbacks),
+    ]
     accuracies = {run.config.recipe.network: run.read_result().exact_val_accuracy for run in runs}
     chosen = max(CANDIDATES, key=lambda name: accuracies[name])  # of equal ones the first
     write_atomically(out / CHOSEN, json.dumps({"network": chosen, "val_accuracy": accuracies}, indent=1))

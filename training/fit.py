@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,8 +184,12 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
         TrainingDiverged: A loss or a gradient is NaN or infinite.
     """
     if isinstance(network, PretrainedNetwork):
-        stages = partial(_train_with_events, run, network, execution=execution, callbacks=callbacks)
-        return fit_pretrained(run, network, dataset, execution, callbacks, stages)
+
+        def train_stages(train_maps: Split, val_maps: Split, head: Epoch) -> Epoch:
+            started = replace(execution, initial=head)
+            return _train_with_events(run, network, train_maps, val_maps, started, callbacks)
+
+        return fit_pretrained(run, network, dataset, execution, callbacks, train_stages)
     ranks = execution.ranks
     best = _train_with_events(run, network, dataset.train, dataset.val, execution, callbacks)
     network.cpu()  # where float32 is exact; CUDA may round to TF32

@@ -89,10 +89,13 @@ class Execution:
         back_off: At non-finite values, continue from the last good epoch at half the learning rate, at most three
             times, instead of raising an error.
         ranks: The processes that train together. Each calls ``train`` in the same way; the first one writes the run.
+        initial: Figures of the network before the first epoch, as those of epoch 0, if it is a classifier already: then
+            its weights are the best ones until an epoch validates better.
     """
 
     back_off: bool = False
     ranks: Ranks = ALONE
+    initial: Epoch | None = None
 
 
 def train(
@@ -151,7 +154,7 @@ class _Training:
         self._optimizers = make_optimizers(network, self._recipe)
         # The batch norm layers of a backbone keep their statistics: there is nothing to observe.
         self._observed = train_split.images[:0] if self._recipe.fine_tune else sample_images(train_split)
-        self._reached = TrainingState()
+        self._reached = TrainingState(best=execution.initial)
 
     def run_epochs(self) -> Epoch:
         """Train all epochs of the recipe that are not done yet."""
@@ -164,6 +167,8 @@ class _Training:
         self._layers = observe_layers(network, self._observed)
         if ranks.is_first and not self._reached.epoch:
             run.save_weights(network, INITIAL)
+            if self._reached.best:
+                run.save_weights(network)
             run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in self._layers]})
         self._initial = ranks.broadcast(run.read_statistics(INITIAL) if ranks.is_first else {})
         try:
@@ -185,9 +190,8 @@ class _Training:
         """
         ranks = self._ranks
         if ranks.is_first:
-            self._reached = resume_checkpoint(
-                self._run.folder, self._network, self._optimizers, self._callbacks.on_warning
-            )
+            reached = resume_checkpoint(self._run.folder, self._network, self._optimizers, self._callbacks.on_warning)
+            self._reached = reached if reached.epoch else self._reached
         states = ranks.broadcast([optimizer.state_dict() for optimizer in self._optimizers])
         if not ranks.is_first:
             for optimizer, state in zip(self._optimizers, states, strict=True):
@@ -275,9 +279,9 @@ class _Training:
         if not self._back_off or reached.backed_off == MAX_BACK_OFFS:
             self._guard.restore()
             kept = (
-                f"The run keeps the weights of epoch {reached.best.epoch}"
-                if reached.best
-                else "Nothing was learned yet"
+                "Nothing was learned yet"
+                if reached.best is None
+                else f"The run keeps the weights of {f'epoch {reached.best.epoch}' if reached.best.epoch else 'the head'}"
             )
             raise TrainingDiverged(f"{error}. {kept}") from None
         self._reached = TrainingState(reached.epoch, reached.best, reached.backed_off + 1)

@@ -30,7 +30,8 @@ from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Result, Run
 from training.statistics import list_norms
 
-TrainStages = Callable[[Split, Split], Epoch]  # trains the stages that are not frozen, on training and validation maps
+# Trains the stages that are not frozen, on the maps of training and validation images, from a head with these figures.
+TrainStages = Callable[[Split, Split, Epoch], Epoch]
 
 
 def fit_pretrained(
@@ -49,8 +50,8 @@ def fit_pretrained(
         dataset: The data set to train on.
         execution: How to run the training.
         callbacks: Functions to call with the progress.
-        train_stages: Trains the stages that are not frozen on the maps of training and validation images. It saves the
-            initial and the best weights in the run, and returns the figures of the best epoch.
+        train_stages: Trains the stages that are not frozen. It saves the initial and the best weights in the run, and
+            returns the figures of the best epoch.
 
     Returns:
         The outcome, as passed to ``on_outcome``.
@@ -84,10 +85,11 @@ class _StagedTraining:
             cache = FeatureCache(folder, self._network, self._recipe, self._dataset)
             features = self._compute_features(cache)
             head = self._train_head(features)
+            if self._ranks.is_first and not self._recipe.fine_tune:
+                self._run.save_weights(self._network, INITIAL)
+                self._run.save_weights(self._network, BEST)
             best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
             cache.remove_maps()
-        if not best.epoch:
-            self._save_head()
         if self._ranks.is_first:
             self._run.load_weights(self._network, BEST)
         self._network.cpu()
@@ -130,27 +132,16 @@ class _StagedTraining:
         return Epoch(0, loss, train_accuracy, accuracy, loss, 0.0, time.perf_counter() - started, [], [])
 
     def _fine_tune(self, cache: FeatureCache, head: Epoch, train_stages: TrainStages) -> Epoch:
-        """Train the last stages, and return the figures of the better of their best epoch and the head alone."""
+        """Train the last stages, and return the figures of the best epoch; those of the head if it validates better."""
         started, network, count = time.perf_counter(), self._network, self._recipe.fine_tune
-        network.freeze(len(network.stages) - count)
-        with network.start_at(len(network.stages) - count):
-            tuned = train_stages(*cache.open_maps())
-        kept = (tuned.val_accuracy, -tuned.val_loss) > (head.val_accuracy, -head.val_loss)
-        text = f"the last {count} of {len(network.stages)} stages, best epoch {tuned.epoch}"
-        if not kept:
-            text += f": not kept, since the head alone has {head.val_accuracy:.4f}"
-        self._finish_stage("fine-tune", started, text, tuned.val_accuracy)
-        return tuned if kept else head
-
-    def _save_head(self) -> None:
-        """Save the network with the head alone as the best one."""
-        if not self._ranks.is_first:
-            return
-        if self._recipe.fine_tune:
-            self._run.load_weights(self._network, INITIAL)
-        else:
-            self._run.save_weights(self._network, INITIAL)
-        self._run.save_weights(self._network, BEST)
+        frozen = len(network.stages) - count
+        network.freeze(frozen)
+        with network.start_at(frozen):
+            best = train_stages(*cache.open_maps(), head)
+        kept = f"best epoch {best.epoch}" if best.epoch else "not kept, since the head alone validates better"
+        text = f"the last {count} of {len(network.stages)} stages, {kept}"
+        self._finish_stage("fine-tune", started, text, best.val_accuracy)
+        return best
 
     def _measure(self, best: Epoch, features: Features) -> Outcome:
         """Measure the network that the run keeps on the validation and the test images."""

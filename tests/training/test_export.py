@@ -111,6 +111,8 @@ def test_the_metadata_hold_the_network_and_how_it_was_trained(exported, digits: 
         "mirror": False,
         "shift": 0,
         "balance": False,
+        "fine_tune": 0,
+        "views": 1,
         "seed": 0,
         "data_digest": digits.digest(),
     }

@@ -121,11 +121,11 @@ def test_a_folder_without_a_run_is_refused_by_its_path(tmp_path: Path) -> None:
         b"\xff\xfe",
         b"[]",
         b"{}",
-        b'{"format_version": 2}',
-        b'{"format_version": 2, "recipe": {"colour": "red"}}',
-        b'{"format_version": 2, "recipe": {}, "labels": 5, "shape": [8, 8, 1], "image_size": null}',
-        b'{"format_version": 2, "recipe": {}, "labels": ["a"], "shape": [8, 8, 1], "image_size": null}',
-        b'{"format_version": 2, "recipe": {}, "labels": ["a"], "shape": [8, 8], "image_size": null, "data": "", '
+        b'{"format_version": 3}',
+        b'{"format_version": 3, "recipe": {"colour": "red"}}',
+        b'{"format_version": 3, "recipe": {}, "labels": 5, "shape": [8, 8, 1], "image_size": null}',
+        b'{"format_version": 3, "recipe": {}, "labels": ["a"], "shape": [8, 8, 1], "image_size": null}',
+        b'{"format_version": 3, "recipe": {}, "labels": ["a"], "shape": [8, 8], "image_size": null, "data": "", '
         b'"data_digest": ""}',
         b"null",
         b"5",
