@@ -47,6 +47,7 @@ from evalmode.errors import (
 from evalmode.images.pixels import Resize
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import open_cpu_session
+from tests.contract import tiny_lite
 from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
@@ -54,8 +55,6 @@ from training.loop import prepare_network, train
 from training.recipe import choose_recipe
 from training.run import EXACT, Run
 from training.run_config import RunConfig
-
-from tests.contract import tiny_lite
 
 Mutate = Callable[[onnx.ModelProto], None]
 COLOURS = ("red", "green", "blue")
