@@ -14,7 +14,6 @@ Shapes: N images, C input channels, O output channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,7 @@ def has_depthwise(graph: onnx.ModelProto) -> bool:
     return any(_is_depthwise(node, shapes[node.input[1]]) for node in convolutions)
 
 
-def round_weights(
-    graph: onnx.ModelProto, batches: Iterable[Pixels]
-) -> tuple[onnx.ModelProto, dict[str, list[dict[str, Any]]]]:
+def round_weights(graph: onnx.ModelProto, batches: Iterable[Pixels]) -> tuple[onnx.ModelProto, dict[str, Doubles]]:
     """Round the weights of all convolutions to 8 bits, and correct their biases.
 
     Args:
@@ -47,15 +44,14 @@ def round_weights(
         batches: Training images to measure the mean inputs of the layers, uint8 (N, H, W, C) each.
 
     Returns:
-        A float32 graph with rounded weights, and ``TensorQuantOverrides`` of ONNX Runtime's quantizer: the scales that
-        the weights were rounded to.
+        A float32 graph with rounded weights, and by the name of the weights the value of one step, (O,).
     """
     rounded = onnx.ModelProto()
     rounded.CopyFrom(graph)
     values = {tensor.name: tensor for tensor in rounded.graph.initializer}
     layers = list(_list_layers(rounded.graph, values))
     means = _measure_means(graph, [node.input[0] for node in layers], batches)
-    overrides: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, Doubles] = {}
     for node in layers:
         weights = numpy_helper.to_array(values[node.input[1]]).astype(np.float64)
         scales = choose_scales(weights, _is_depthwise(node, weights.shape))
@@ -65,8 +61,8 @@ def round_weights(
         bias = numpy_helper.to_array(values[node.input[2]]).astype(np.float64)
         for name, value in ((node.input[1], new), (node.input[2], bias + shift)):
             values[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
-        overrides[node.input[1]] = [_describe_scale(scale) for scale in scales]
-    return rounded, overrides
+        chosen[node.input[1]] = scales
+    return rounded, chosen
 
 
 def choose_scales(weights: Doubles, depthwise: bool) -> Doubles:
@@ -124,14 +120,3 @@ def _get_groups(node: onnx.NodeProto) -> int:
 def _is_depthwise(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
     """Whether each channel of a convolution is a group of its own."""
     return 1 < _get_groups(node) == shape[0] and shape[1] == 1
-
-
-def _describe_scale(scale: float) -> dict[str, Any]:
-    from onnxruntime.quantization import QuantType
-
-    return {
-        "quant_type": QuantType.QInt8,
-        "axis": 0,
-        "scale": np.array(scale, np.float32),
-        "zero_point": np.array(0, np.int8),
-    }

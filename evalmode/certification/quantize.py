@@ -68,10 +68,23 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     count = LARGE_CALIBRATION if is_large(pixels) else CALIBRATION
     chosen = pixels[:: -(-len(pixels) // count)]  # spread over all of them, since they may be sorted by label
     graph = remove_activation_map(graph)
-    depthwise, overrides, excluded = has_depthwise(graph), {}, []
+    depthwise, scales, excluded = has_depthwise(graph), {}, []
     if depthwise:
         excluded = [node.name for node in graph.graph.node if node.op_type == "Conv"][:1]
-        graph, overrides = round_weights(graph, _cut(chosen))
+        graph, scales = round_weights(graph, _cut(chosen))
+
+    overrides = {
+        name: [
+            {
+                "quant_type": QuantType.QInt8,
+                "axis": 0,
+                "scale": np.array(step, np.float32),
+                "zero_point": np.array(0, np.int8),
+            }
+            for step in steps
+        ]
+        for name, steps in scales.items()
+    }
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         batches = iter(_cut(chosen))

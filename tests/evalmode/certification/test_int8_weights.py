@@ -74,12 +74,11 @@ def test_the_mean_output_stays(groups: int) -> None:
 
 
 def test_weights_are_whole_numbers_of_steps() -> None:
-    rounded, overrides = round_weights(make_graph(), [np.zeros((1, 12, 12, 3), np.uint8)])
+    rounded, scales = round_weights(make_graph(), [np.zeros((1, 12, 12, 3), np.uint8)])
     values = read_weights(rounded)
-    assert overrides.keys() == {"expand", "filter"}
-    for name, channels in overrides.items():
-        scales = np.array([one["scale"] for one in channels]).reshape(-1, 1, 1, 1)
-        steps = values[name] / scales
+    assert scales.keys() == {"expand", "filter"}
+    for name, chosen in scales.items():
+        steps = values[name] / chosen.reshape(-1, 1, 1, 1)
         np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
         assert np.abs(steps).max() <= 127.001
 
