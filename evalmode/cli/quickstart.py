@@ -1,7 +1,8 @@
-"""``evalmode quickstart``: runs the other commands one after the other, on data that need no download."""
+"""``evalmode quickstart``: runs the other commands one after the other, on digits or on photos of the user."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import IO
 
 import click
 
+from evalmode.cli.paths import ExistingPath
 from evalmode.display import open_console
 from training.errors import CommandKilled
 from training.torch_runtime import import_torch
@@ -25,24 +27,40 @@ from training.torch_runtime import import_torch
     default=Path("evalmode-quickstart"),
     help="folder to write, new or empty",
 )
-@click.option("--epochs", type=click.IntRange(1), default=20, help="passes over the training images")
+@click.option(
+    "--photos",
+    metavar="FOLDER",
+    type=ExistingPath(file_okay=False, path_type=Path),
+    help="your own photos, in folders named by label; without it, digits of scikit-learn",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    help="time for the training, with --photos",
+)
+@click.option("--epochs", type=click.IntRange(1), help="passes over the training images; 20 for the digits")
 @click.option("--seed", type=click.IntRange(0), default=3, help="seed of every random draw in training")
-def quickstart(out: Path, epochs: int, seed: int) -> None:
-    """Train on the digits of scikit-learn, export, serve and predict, with the commands that a user would type."""
+def quickstart(out: Path, photos: Path | None, minutes: float, epochs: int | None, seed: int) -> None:
+    """Train on digits or on your photos, export, serve and predict, with the commands that a user would type."""
     import_torch()
     from training.run import claim_folder
 
     claim_folder(out)
     started = time.perf_counter()
     run, models, held_out, answers = out / "run", out / "models", out / "held-out", out / "answers.csv"
-    _command("train", "digits", "--out", run, "--epochs", epochs, "--seed", seed)
-    _command("export", run, "--repository", models, "--name", "digits")
-    images = _save_test_images(run, held_out)
-    _print(f"\nwrote the {len(images)} held-out test images to {held_out}/<label>/*.png")
+    if photos is None:
+        _command("train", "digits", "--out", run, "--epochs", epochs or 20, "--seed", seed)
+    else:
+        chosen = ("--epochs", epochs) if epochs else ()
+        _command("train", photos, "--out", run, "--minutes", f"{minutes:g}", *chosen, "--seed", seed)
+    _command("export", run, "--repository", models, "--name", "photos" if photos else "digits")
+    images = _copy_test_images(run, held_out)
+    _print(f"\ncopied the {len(images)} held-out test images to {held_out}/<label>/")
     with _serving(models) as address:
-        _command("predict", *images[:: len(images) // 5][:5], "--address", address, "--top-k", 3)
+        _command("predict", *images[:: max(1, len(images) // 5)][:5], "--address", address, "--top-k", 3)
         _command("predict", held_out, "--address", address, "--csv", into=answers)
-    _print(f"\ndone in {time.perf_counter() - started:.0f} s; everything is in {out}")
+    _print(f"\ndone in {time.perf_counter() - started:.0f} s; everything is in {out}; {run}/report.html shows the run")
 
 
 def _command(*arguments: object, into: Path | None = None) -> None:
@@ -138,18 +156,22 @@ def _print(lines: str, style: str | None = None) -> None:
     open_console().print(lines, style=style)
 
 
-def _save_test_images(run: Path, folder: Path) -> list[Path]:
-    """Write the test images of a run as PNG files, in folders named by their labels."""
+def _copy_test_images(run: Path, folder: Path) -> list[Path]:
+    """Copy the test images of a run into folders named by their labels; pixels without a file become PNG files."""
     from PIL import Image
 
-    from training.datasets import ReadOptions, load_dataset
+    from training.callbacks import SILENT
+    from training.loading import reload_data
     from training.run import Run
 
-    config = Run.open(run).config
-    dataset = load_dataset(config.data, ReadOptions(config.image_size), config.recipe.seed)
-    paths = []
-    for index, (pixels, target) in enumerate(zip(dataset.test.images, dataset.test.targets, strict=True)):
-        paths.append(folder / dataset.labels[target] / f"{index:04d}.png")
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.squeeze()).save(paths[-1])
-    return paths
+    dataset = reload_data(Run.open(run), None, None, SILENT)
+    copies = []
+    for index, target in enumerate(dataset.test.targets):
+        source = dataset.test.paths[index] if dataset.test.paths else Path("image.png")
+        copies.append(folder / dataset.labels[target] / f"{index:04d}{source.suffix}")
+        copies[-1].parent.mkdir(parents=True, exist_ok=True)
+        if dataset.test.paths:
+            shutil.copyfile(source, copies[-1])
+        else:
+            Image.fromarray(dataset.test.images[index].squeeze()).save(copies[-1])
+    return copies

@@ -197,3 +197,34 @@ def test_quickstart_runs_the_whole_workflow(tmp_path: Path, evalmode: Evalmode) 
     assert shown == ["train", "export", "serve", "predict", "predict"]
     assert "SIGTERM: the server drained and exited with 0" in lines
     assert len((tmp_path / "evalmode-quickstart" / "answers.csv").read_text().splitlines()) == 1 + 359 * 5
+
+
+def test_quickstart_on_photos_serves_what_training_measured(tmp_path: Path, evalmode: Evalmode) -> None:
+    chance = np.random.default_rng(0)
+    for label, channel in (("red", 0), ("blue", 2)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = chance.integers(0, 90, (120, 100 + number, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.jpg")
+    done = evalmode("quickstart", "--photos", "photos", "--minutes", 0.1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    shown = [line.split()[2] for line in lines if line.startswith("$ evalmode ")]
+    assert shown == ["train", "export", "serve", "predict", "predict"]
+    assert "SIGTERM: the server drained and exited with 0" in lines
+    folder = tmp_path / "evalmode-quickstart"
+    held_out = list((folder / "held-out").glob("*/*.jpg"))
+    trained = package.Run.open(folder / "run")
+    assert trained.config.recipe.network == "efficientnet-lite0"
+    assert trained.config.minutes == 0.1
+    found = re.findall(r"^accuracy ([0-9.]+): \d+ of (\d+) images", done.stderr, re.M)
+    assert found[-1] == (f"{trained.read_result().test_accuracy:.4f}", str(len(held_out)))
+
+
+def test_quickstart_on_photos_that_do_not_exist_is_one_line(tmp_path: Path, evalmode: Evalmode) -> None:
+    done = evalmode("quickstart", "--photos", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "evalmode-quickstart").exists()
