@@ -208,8 +208,9 @@ def _describe_accuracy(accuracy: float, images: int) -> str:
 
 
 def _describe_cross_validated(measured: Mapping[str, Any]) -> str:
-    accuracy = _describe_accuracy(measured.accuracy, measured.images)
-    return f"crossval  {accuracy}, {measured.folds} folds on pretrained features"
+    """Describe a ``CrossValidated`` that is given as JSON values."""
+    accuracy = _describe_accuracy(measured["accuracy"], measured["images"])
+    return f"crossval  {accuracy}, {measured['folds']} folds on pretrained features"
 
 
 def _describe_artifact(artifact: Artifact) -> str:
@@ -217,7 +218,7 @@ def _describe_artifact(artifact: Artifact) -> str:
     before, after = quality.calibration_error
     accuracy = [f"accuracy  {_describe_accuracy(quality.accuracy, quality.images)}"]
     if quality.cross_validated:
-        accuracy.append(_describe_cross_validated(quality.cross_validated))
+        accuracy.append(_describe_cross_validated(vars(quality.cross_validated)))
     near_ties = f"labels equal but for {agreement.changed} of {agreement.near_ties} near ties"
     calibrated = f"calibration error {before:.4f} on test images"
     if quality.temperature == 1.0:
