@@ -18,19 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from evalmode.certification.metrics import wilson_interval
-from evalmode.images.folders import find_images
 from training.run import Run
 
 FOLDS = 5

@@ -65,7 +65,9 @@ def test_an_unknown_label_is_refused(mapped: ImageClassifier, tmp_path: Path) ->
 
 
 def test_a_model_without_a_map_says_which_have_one(model: ImageClassifier) -> None:
-    with pytest.raises(UsageError, match=r"has no activation_map: .* global average pooling and one dense layer have one"):
+    with pytest.raises(
+        UsageError, match=r"has no activation_map: .* global average pooling and one dense layer have one"
+    ):
         model.explain(half_red())
 
 
