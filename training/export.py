@@ -194,7 +194,7 @@ def _add_map(
 ) -> tuple[onnx.ModelProto, dict[str, float]]:
     """Add the activation map if the network has one that agrees with torch; returns what the manifest records."""
     mapped = add_activation_map(graph)
-    difference = mapped and measure_map_difference(module, compared.images, expected, mapped)
+    difference = None if mapped is None else measure_map_difference(module, compared.images, expected, mapped)
     return (graph, {}) if mapped is None or difference is None else (mapped, {"max_map_difference": difference})
 
 

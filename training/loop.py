@@ -278,11 +278,10 @@ class _Training:
         reached = self._reached
         if not self._back_off or reached.backed_off == MAX_BACK_OFFS:
             self._guard.restore()
-            kept = (
-                "Nothing was learned yet"
-                if reached.best is None
-                else f"The run keeps the weights of {f'epoch {reached.best.epoch}' if reached.best.epoch else 'the head'}"
-            )
+            kept = "Nothing was learned yet"
+            if reached.best:
+                weights = f"epoch {reached.best.epoch}" if reached.best.epoch else "the head"
+                kept = f"The run keeps the weights of {weights}"
             raise TrainingDiverged(f"{error}. {kept}") from None
         self._reached = TrainingState(reached.epoch, reached.best, reached.backed_off + 1)
         rate = self._guard.back_off()

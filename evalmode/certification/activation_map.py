@@ -74,9 +74,10 @@ def remove_activation_map(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a graph without the output ``activation_map`` and what only this output needs."""
     bare = onnx.ModelProto()
     bare.CopyFrom(graph)
-    for field in (bare.graph.output, bare.graph.initializer):
-        for one in [one for one in field if one.name.startswith(ACTIVATION_MAP)]:
-            field.remove(one)
+    for output in [one for one in bare.graph.output if one.name.startswith(ACTIVATION_MAP)]:
+        bare.graph.output.remove(output)
+    for weights in [one for one in bare.graph.initializer if one.name.startswith(ACTIVATION_MAP)]:
+        bare.graph.initializer.remove(weights)
     for node in [node for node in bare.graph.node if node.output[0].startswith(ACTIVATION_MAP)]:
         bare.graph.node.remove(node)
     return bare

@@ -110,7 +110,8 @@ def _measure_means(graph: onnx.ModelProto, tensors: list[str], batches: Iterable
 def _sum_inputs(difference: Doubles, mean: Doubles, groups: int) -> Doubles:
     """Compute the mean output of a convolution with the weights ``difference``, (O,)."""
     kernels = difference.reshape(groups, len(difference) // groups, difference.shape[1], -1).sum(3)
-    return np.einsum("goc,gc->go", kernels, mean.reshape(groups, -1)).ravel()
+    outputs: Doubles = np.einsum("goc,gc->go", kernels, mean.reshape(groups, -1)).ravel()
+    return outputs
 
 
 def _get_groups(node: onnx.NodeProto) -> int:

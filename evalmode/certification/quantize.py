@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from evalmode.artifact.tensors import INPUT
@@ -68,7 +69,8 @@ def quantize(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     count = LARGE_CALIBRATION if is_large(pixels) else CALIBRATION
     chosen = pixels[:: -(-len(pixels) // count)]  # spread over all of them, since they may be sorted by label
     graph = remove_activation_map(graph)
-    depthwise, scales, excluded = has_depthwise(graph), {}, []
+    depthwise, excluded = has_depthwise(graph), []
+    scales: dict[str, npt.NDArray[np.float64]] = {}
     if depthwise:
         excluded = [node.name for node in graph.graph.node if node.op_type == "Conv"][:1]
         graph, scales = round_weights(graph, _cut(chosen))

@@ -51,7 +51,7 @@ from tests.contract import tiny_lite
 from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
-from training.loop import prepare_network, train
+from training.loop import prepare_network
 from training.recipe import choose_recipe
 from training.run import EXACT, Run
 from training.run_config import RunConfig
@@ -84,7 +84,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     splits = draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
     folder = tmp_path_factory.mktemp(request.param) / "run"
     if request.param == "pretrained":
-        dataset = Dataset("colours", COLOURS, *(tiny_lite.enlarge(split, 4) for split in splits))
+        train, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
+        dataset = Dataset("colours", COLOURS, train, val, test)
         run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
         tiny_lite.train_head(run, dataset)
         return export_both(run, dataset)
@@ -365,7 +366,8 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     splits = draw_colours(96, 0), draw_colours(48, 1), draw_colours(48, 2)
-    dataset = Dataset("colours", COLOURS, *(tiny_lite.enlarge(split, 4) for split in splits))
+    train, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
+    dataset = Dataset("colours", COLOURS, train, val, test)
     folder = tmp_path_factory.mktemp("mapped") / "run"
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
     tiny_lite.train_head(run, dataset)

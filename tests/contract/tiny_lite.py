@@ -55,8 +55,8 @@ def train_head(run: Run, dataset: Dataset) -> None:
     features = extract(network, dataset.train.images)
     norm, dense = network.head.norm, network.head.dense
     with torch.no_grad():
-        norm.running_mean.copy_(features.mean(0))
-        norm.running_var.copy_(features.var(0, correction=0))
+        moments = {"running_mean": features.mean(0), "running_var": features.var(0, correction=0)}
+        norm.load_state_dict(norm.state_dict() | moments)
         inputs = norm(features.float())
         wanted = 4 * nn.functional.one_hot(torch.from_numpy(dataset.train.targets)).float() - 4 / len(dataset.labels)
         dense.weight.copy_(torch.linalg.lstsq(inputs.double(), wanted.double()).solution.T)

@@ -32,7 +32,7 @@ def make_graph(dense: str = "Gemm", pool: str = "GlobalAveragePool", **options: 
     )
     flatten = helper.make_node("Flatten" if kept else "Identity", ["pooled"], ["row"])
     if dense == "Gemm":
-        last = [helper.make_node("Gemm", ["row", "weights", "bias"], [LOGITS], **options)]
+        last = [helper.make_node("Gemm", ["row", "weights", "bias"], [LOGITS], **options)]  # type: ignore[arg-type]
     else:
         last = [
             helper.make_node("MatMul", ["row", "weights"], ["product"]),
