@@ -35,7 +35,7 @@ from evalmode.certification.metrics import wilson_interval
 from evalmode.images.folders import find_images
 from training.datasets import Dataset, ReadOptions, load_dataset
 from training.evaluation import evaluate
-from training.networks import NETWORKS, build_network, scale_pixels
+from training.networks import NETWORKS, build_network, lay_out, scale_pixels
 from training.views import make_views
 
 Runs = Iterator[tuple[str, Callable[[Path], dict[str, Any]]]]
@@ -159,7 +159,7 @@ def train_plainly(data: Path, seed: int) -> dict[str, Any]:
     name = "efficientnet-lite0"
     network = build_network(name, dataset.contract.shape, len(dataset.labels), 1.0, 0.2)
     NETWORKS[name].load_weights(network, name, None)
-    network.to(memory_format=torch.channels_last)
+    lay_out(network)
     optimizer = torch.optim.SGD(network.parameters(), PLAIN_RATE, PLAIN_MOMENTUM, weight_decay=PLAIN_DECAY)
     steps = -(-len(dataset.train) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PLAIN_EPOCHS * steps)

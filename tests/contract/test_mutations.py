@@ -84,8 +84,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     splits = draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
     folder = tmp_path_factory.mktemp(request.param) / "run"
     if request.param == "pretrained":
-        train, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
-        dataset = Dataset("colours", COLOURS, train, val, test)
+        learned, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
+        dataset = Dataset("colours", COLOURS, learned, val, test)
         run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
         tiny_lite.train_head(run, dataset)
         return export_both(run, dataset)
@@ -366,8 +366,8 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     splits = draw_colours(96, 0), draw_colours(48, 1), draw_colours(48, 2)
-    train, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
-    dataset = Dataset("colours", COLOURS, train, val, test)
+    learned, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
+    dataset = Dataset("colours", COLOURS, learned, val, test)
     folder = tmp_path_factory.mktemp("mapped") / "run"
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
     tiny_lite.train_head(run, dataset)

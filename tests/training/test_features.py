@@ -128,7 +128,7 @@ def change_weights(network: PretrainedNetwork, data: Dataset) -> tuple[Pretraine
 
 
 def change_statistics(network: PretrainedNetwork, data: Dataset) -> tuple[PretrainedNetwork, Dataset, Recipe]:
-    network.stages[0][1].running_mean[0] += 1e-3
+    network.get_buffer("stages.0.1.running_mean")[0] += 1e-3
     return network, data, RECIPE
 
 
