@@ -23,10 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -79,7 +81,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def train(data: Path, folder: Path, *options: str) -> dict[str, Any]:
+def train(data: Path, options: list[str], folder: Path) -> dict[str, Any]:
     """Train by the command, and return accuracy, the number of test images, and the seconds from start to report."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "evalmode", "train", str(data), "--out", str(folder / "run"), "--json", *options]
@@ -96,14 +98,14 @@ def train(data: Path, folder: Path, *options: str) -> dict[str, Any]:
 def run_default(data: Path, seeds: int) -> Runs:
     """Train without options but the seed."""
     for seed in range(seeds):
-        yield f"default-{seed}", lambda folder, seed=seed: train(data, folder, "--seed", str(seed))
+        yield f"default-{seed}", partial(train, data, ["--seed", str(seed)])
 
 
 def run_compact(data: Path, seeds: int) -> Runs:
     """Train the compact network from scratch."""
     for seed in range(seeds):
         options = ["--network", "compact", "--image-size", "128x128", "--seed", str(seed)]
-        yield f"compact-{seed}", lambda folder, options=options: train(data, folder, *options)
+        yield f"compact-{seed}", partial(train, data, options)
 
 
 def run_head(data: Path, seeds: int) -> Runs:
@@ -111,7 +113,7 @@ def run_head(data: Path, seeds: int) -> Runs:
     parts = [np.arange(len(paths)) % FOLDS for paths in list_labels(data).values()]
     for fold in range(FOLDS):
         chosen = [part == fold for part in parts]
-        yield f"head-fold-{fold}", lambda folder, chosen=chosen: train_split(data, folder, chosen)
+        yield f"head-fold-{fold}", partial(train_split, data, chosen)
 
 
 def run_few(data: Path, seeds: int) -> Runs:
@@ -119,7 +121,7 @@ def run_few(data: Path, seeds: int) -> Runs:
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         orders = [rng.permutation(len(paths)) for paths in list_labels(data).values()]
-        yield f"few-{draw}", lambda folder, orders=orders: train_split(data, folder, [one >= FEW for one in orders])
+        yield f"few-{draw}", partial(train_split, data, [order >= FEW for order in orders])
 
 
 def list_labels(data: Path) -> dict[str, list[Path]]:
@@ -129,29 +131,29 @@ def list_labels(data: Path) -> dict[str, list[Path]]:
     return {label: [paths[row] for row in rng.permutation(len(paths))] for label, paths in found.items()}
 
 
-def train_split(data: Path, folder: Path, tested: list[np.ndarray]) -> dict[str, Any]:
+def train_split(data: Path, tested: list[npt.NDArray[np.bool_]], folder: Path) -> dict[str, Any]:
     """Train the head alone, with some images of each label as the test images.
 
     Args:
         data: Folder of <label>/<photo>.
-        folder: An empty folder.
         tested: For each label which of its images are test images, bool (N,).
+        folder: An empty folder.
     """
     for (label, paths), marks in zip(list_labels(data).items(), tested, strict=True):
         for path, mark in zip(paths, marks.tolist(), strict=True):
             place = folder / "data" / ("test" if mark else "train") / label
             place.mkdir(parents=True, exist_ok=True)
             (place / path.name).symlink_to(path)
-    return train(folder / "data", folder, "--fine-tune", "none")
+    return train(folder / "data", ["--fine-tune", "none"], folder)
 
 
 def run_plain(data: Path, seeds: int) -> Runs:
     """Fine-tune the whole network as usual: batch norm in train mode, random crops, stochastic gradient descent."""
     for seed in range(seeds):
-        yield f"plain-{seed}", lambda folder, seed=seed: train_plainly(data, seed)
+        yield f"plain-{seed}", partial(train_plainly, data, seed)
 
 
-def train_plainly(data: Path, seed: int) -> dict[str, Any]:
+def train_plainly(data: Path, seed: int, folder: Path) -> dict[str, Any]:
     """Train for ``PLAIN_EPOCHS`` epochs with a falling learning rate; the last epoch counts."""
     started = time.perf_counter()
     dataset = load_dataset(str(data), ReadOptions(image_size=(224, 224)), seed)

@@ -51,7 +51,7 @@ from tests.contract import tiny_lite
 from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
-from training.loop import prepare_network
+from training.loop import prepare_network, train
 from training.recipe import choose_recipe
 from training.run import EXACT, Run
 from training.run_config import RunConfig
