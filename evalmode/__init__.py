@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from training.publish import Artifact
     from training.run import Run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "Artifact",
     "AsyncClient",

@@ -16,8 +16,11 @@ import click
 
 from evalmode.cli.paths import ExistingPath
 from evalmode.display import open_console
+from evalmode.errors import UsageError
 from training.errors import CommandKilled
 from training.torch_runtime import import_torch
+
+DIGIT_EPOCHS, PHOTO_MINUTES = 20, 10
 
 
 @click.command()
@@ -36,13 +39,18 @@ from training.torch_runtime import import_torch
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    default=10.0,
-    help="time for the training, with --photos",
+    help=f"time for training on --photos; {PHOTO_MINUTES} without it",
 )
-@click.option("--epochs", type=click.IntRange(1), help="passes over the training images; 20 for the digits")
+@click.option(
+    "--epochs", type=click.IntRange(1), help=f"passes over the digits; {DIGIT_EPOCHS} without it. Not for --photos"
+)
 @click.option("--seed", type=click.IntRange(0), default=3, help="seed of every random draw in training")
-def quickstart(out: Path, photos: Path | None, minutes: float, epochs: int | None, seed: int) -> None:
+def quickstart(out: Path, photos: Path | None, minutes: float | None, epochs: int | None, seed: int) -> None:
     """Train on digits or on your photos, export, serve and predict, with the commands that a user would type."""
+    if photos is None and minutes is not None:
+        raise UsageError(f"--minutes {minutes:g} is for --photos: give --epochs for the digits, or leave it out")
+    if photos is not None and epochs is not None:
+        raise UsageError(f"--epochs {epochs} is for the digits: give --minutes for --photos, or leave it out")
     import_torch()
     from training.run import claim_folder
 
@@ -50,10 +58,9 @@ def quickstart(out: Path, photos: Path | None, minutes: float, epochs: int | Non
     started = time.perf_counter()
     run, models, held_out, answers = out / "run", out / "models", out / "held-out", out / "answers.csv"
     if photos is None:
-        _command("train", "digits", "--out", run, "--epochs", epochs or 20, "--seed", seed)
+        _command("train", "digits", "--out", run, "--epochs", epochs or DIGIT_EPOCHS, "--seed", seed)
     else:
-        chosen = ("--epochs", epochs) if epochs else ()
-        _command("train", photos, "--out", run, "--minutes", f"{minutes:g}", *chosen, "--seed", seed)
+        _command("train", photos, "--out", run, "--minutes", f"{minutes or PHOTO_MINUTES:g}", "--seed", seed)
     _command("export", run, "--repository", models, "--name", "photos" if photos else "digits")
     images = _copy_test_images(run, held_out)
     _print(f"\ncopied the {len(images)} held-out test images to {held_out}/<label>/")

@@ -222,6 +222,17 @@ def test_quickstart_on_photos_serves_what_training_measured(tmp_path: Path, eval
     assert found[-1] == (f"{trained.read_result().test_accuracy:.4f}", str(len(held_out)))
 
 
+@pytest.mark.parametrize("options", [("--minutes", 1), ("--photos", ".", "--epochs", 1)])
+def test_quickstart_refuses_an_option_without_effect(
+    options: tuple[object, ...], tmp_path: Path, evalmode: Evalmode
+) -> None:
+    done = evalmode("quickstart", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert options[-2] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_quickstart_on_photos_that_do_not_exist_is_one_line(tmp_path: Path, evalmode: Evalmode) -> None:
     done = evalmode("quickstart", "--photos", "nowhere", cwd=tmp_path)
     assert done.returncode == 2

@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from evalmode.artifact.repository import list_versions
+from training.run import Run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -28,7 +29,6 @@ STORY = README.partition("## Two commands")[2].partition("## In production")[0]
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", STORY, re.S) for line in block.splitlines()]
 PYTHON = [block for block in re.findall(r"```python\n(.*?)```", STORY, re.S) if "tritonclient" not in block]
 ELSEWHERE = ("make quickstart", "source .venv/bin/activate")  # the installs and the quickstart have tests of their own
-EPOCHS = 3  # enough for all that README shows, though not for a good classifier
 PHOTOS = 20  # of a label
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ class Story:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
-            "EVALMODE_TRAIN_EPOCHS": str(EPOCHS),
+            "EVALMODE_TRAIN_FINE_TUNE": "none",
             "EVALMODE_SERVE_PORT": str(self.port),
             "EVALMODE_SERVE_METRICS_PORT": "0",
             "EVALMODE_PREDICT_ADDRESS": f"127.0.0.1:{self.port}",
@@ -94,16 +94,16 @@ class Story:
 
 
 def take_photos(folder: Path) -> None:
-    """Images of digits, each of a size of its own, in folders named by their labels, and one more: cat.jpg."""
+    """Images of digits as large as photos, each of a size of its own, in folders named by label, and one more: cat.jpg."""
     chance = np.random.default_rng(0)
     digits = load_digits()
     for digit in range(10):
-        (folder / "images" / str(digit)).mkdir(parents=True)
+        (folder / "photos" / str(digit)).mkdir(parents=True)
         for number, picture in enumerate(digits.images[digits.target == digit][:PHOTOS]):
             photo = Image.fromarray(np.rint(picture * (255 / 16)).astype(np.uint8)).convert("RGB")
-            width, height = chance.integers(70, 130, 2)
-            photo.resize((width, height)).save(folder / "images" / str(digit) / f"{number}.jpg", quality=95)
-    photo.resize((90, 90)).save(folder / "cat.jpg")
+            width, height = chance.integers(140, 260, 2)
+            photo.resize((width, height)).save(folder / "photos" / str(digit) / f"{number}.jpg", quality=95)
+    photo.resize((190, 150)).save(folder / "cat.jpg")
 
 
 def bring_networks(folder: Path) -> None:
@@ -128,6 +128,7 @@ def test_the_commands_work_in_their_order_and_leave_what_is_promised(tmp_path: P
     for line in lines[:serve]:
         story.run(line)
     assert (tmp_path / "run/report.html").stat().st_size
+    assert Run.open(tmp_path / "run").config.recipe.network == "efficientnet-lite0"
     assert list_versions(tmp_path / "models", "pets") == [1]
     with story.serving(lines[serve]) as wait_for:
         printed: list[str] = []
@@ -140,6 +141,7 @@ def test_the_commands_work_in_their_order_and_leave_what_is_promised(tmp_path: P
         assert by_server == by_file
         assert "cat.jpg" in by_server
         assert (tmp_path / "changes.html").stat().st_size
+        assert (tmp_path / "cat-map.png").stat().st_size
         assert list_versions(tmp_path / "models", "pets") == [1]
         for name in ("keras", "forecast"):
             assert list_versions(tmp_path / "models", name) == [1]
