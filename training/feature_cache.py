@@ -53,7 +53,7 @@ class FeatureCache:
         self._recipe = recipe
         self._dataset = dataset
         self._frozen = len(network.stages) - recipe.fine_tune
-        self._views = recipe.views if recipe.fine_tune else min(recipe.views, HEAD_VIEWS)
+        self._views = recipe.views
 
     def load_or_compute(self, ranks: Ranks, callbacks: Callbacks) -> Features:
         """Return the features, and compute them if they are not in the folder.

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.datasets import Dataset
 from training.errors import NetworkError
+from training.feature_cache import HEAD_VIEWS
 from training.networks import PretrainedNetwork
 from training.options import AUTO, TrainOptions
 from training.recipe import Recipe
@@ -103,8 +104,8 @@ def limit_views(views: int, images: int, fine_tune: int, sizes: Sequence[StageSi
         sizes: The sizes of all stages.
 
     Returns:
-        At most ``views``, and at least 1.
+        At most ``views``, and at least 1; without trained stages, at most the views that train the head.
     """
     if not fine_tune:
-        return views
+        return min(views, HEAD_VIEWS)
     return max(1, min(views, MAX_MAP_BYTES // (images * sizes[len(sizes) - fine_tune].input_bytes)))

@@ -94,7 +94,7 @@ class Story:
 
 
 def take_photos(folder: Path) -> None:
-    """Digits as large as photos, each of a size of its own, in folders named by label, and one more: cat.jpg."""
+    """Images of digits as large as photos, each of a size of its own, in folders named by label; and cat.jpg."""
     chance = np.random.default_rng(0)
     digits = load_digits()
     for digit in range(10):

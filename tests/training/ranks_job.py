@@ -1,13 +1,12 @@
 """For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process writes its final state.
 
-RECIPE is JSON. With "spoil": N, training image N holds a NaN, whichever process gets it.
+RECIPE is JSON. With "spoil": N, training image N becomes a NaN in the network's input, whichever process gets it.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from evalmode.errors import EvalmodeError
 from training.callbacks import Callbacks
 from training.datasets import ReadOptions, Split, load_dataset
 from training.loop import Execution, check_ranks, train
+from training.networks import inputs, scale_pixels
 from training.ranks import join_ranks
 from training.recipe import Recipe
 from training.run import Run
@@ -47,9 +47,14 @@ def normed(channels: int, height: int, width: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size := channels * height * width), nn.Linear(size, classes))
 
 
+def spoil_pixels(pixels):
+    """Scale pixels, and turn the value 254, which no digit has, into NaN."""
+    return scale_pixels(pixels).masked_fill((pixels == 254).permute(0, 3, 1, 2), torch.nan)
+
+
 if spoil is not None:
-    few = Split(few.images.astype(np.float32), few.targets)
-    few.images[spoil, 3, 3] = np.nan
+    few.images[spoil, 3, 3] = 254
+    inputs.scale_pixels = spoil_pixels
 
 
 def stop(epoch):
