@@ -19,8 +19,8 @@ from training.options import TrainOptions
 from training.torch_runtime import import_torch
 
 if TYPE_CHECKING:
-    from training.callbacks import Outcome
     from training.datasets import Dataset
+    from training.run import Run
 
 
 @click.command()
@@ -40,7 +40,7 @@ def train(data: str, out: Path, output: Output, **options: Any) -> None:
     search_working_directory()
     display = Display(as_json=output.as_json, quiet=output.quiet)
     try:
-        pipeline.train(data, out, TrainOptions(**options), display.callbacks())
+        run = pipeline.train(data, out, TrainOptions(**options), display.callbacks())
     except TrainingStopped:
         if display.dataset:  # only the first process has shown one
             display.print(
@@ -50,14 +50,15 @@ def train(data: str, out: Path, output: Output, **options: Any) -> None:
     finally:
         display.close()
     if display.dataset and display.outcome:
-        output.finish(_describe(display.dataset, display.outcome, display.report))
+        report = run.folder / display.report.name if display.report else None
+        output.finish(_describe(display.dataset, run, report))
 
 
-def _describe(dataset: Dataset, outcome: Outcome, report: Path | None) -> dict[str, Any]:
-    """Describe a training as JSON values."""
-    config = outcome.run.config
+def _describe(dataset: Dataset, run: Run, report: Path | None) -> dict[str, Any]:
+    """Describe a training as JSON values; of several networks that were compared, the chosen one."""
+    config = run.config
     return {
-        "run": str(outcome.run.folder),
+        "run": str(run.folder),
         "data": {
             "source": dataset.source,
             "digest": config.data_digest,
@@ -67,6 +68,6 @@ def _describe(dataset: Dataset, outcome: Outcome, report: Path | None) -> dict[s
             "warnings": list(dataset.warnings),
         },
         "recipe": asdict(config.recipe),
-        **asdict(outcome.result),
+        **asdict(run.read_result()),
         "report": str(report) if report else None,
     }
