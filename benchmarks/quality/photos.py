@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True, help="result file, a line of JSON per run")
+    parser.add_argument("--plot", type=Path, help="PNG of accuracy by time")
     arguments = parser.parse_args()
     for part in arguments.part or PARTS:
         for name, run in PARTS[part](arguments.data.resolve(), arguments.seeds):
@@ -66,6 +67,8 @@ def main() -> None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps({**found, "processor": read_processor()}) + "\n")
     summarise(read(arguments.out))
+    if arguments.plot:
+        draw(read(arguments.out), arguments.plot)
 
 
 def read_processor() -> str:
@@ -208,6 +211,25 @@ def summarise(runs: list[dict[str, Any]]) -> None:
             f"{part:8} {len(found)} runs: mean {mean:.4f}, pooled {right / images:.4f} ({low:.4f} to {high:.4f}, "
             f"{images:,} images), {np.median(seconds):.0f} s (at most {max(seconds):.0f})"
         )
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw the accuracy of each part by its time, with the 95% interval of all its test images."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for part in dict.fromkeys(run["part"] for run in runs):
+        found = [run for run in runs if run["part"] == part]
+        images = sum(run["images"] for run in found)
+        right = sum(round(run["accuracy"] * run["images"]) for run in found)
+        low, high = wilson_interval(right, images)
+        seconds = float(np.median([run["seconds"] for run in found]))
+        bars = [[right / images - low], [high - right / images]]
+        axes.errorbar([seconds], [right / images], bars, marker="o", capsize=4, label=f"{part}, {images:,} test images")
+    axes.set(xscale="log", xlabel="seconds from start to report", ylabel="test accuracy", title=runs[0]["data"])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
 
 
 PARTS: dict[str, Callable[[Path, int], Runs]] = {
