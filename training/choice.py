@@ -58,5 +58,6 @@ def _explain(survey: Survey) -> str:
             f"for photos: {side}, and from 96 on a pretrained network is chosen; --network {THUMBNAIL_NETWORK} trains "
             "one from scratch"
         )
-    what = "for small images" if survey.are_files else "for arrays"
-    return f"{what}: {side}; --network {PHOTO_NETWORK} uses a pretrained one"
+    if survey.are_files:
+        return f"for small images: {side}; --network {PHOTO_NETWORK} uses a pretrained one"
+    return f"for arrays: {side}"

@@ -240,7 +240,8 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
     }
     bare = ClassifierManifest(manifest.labels, manifest.pixels, properties)
     sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
-    gain = measure_gain(load_artifact(artifact), load_artifact(sealed), dataset.test.images, dataset.test.targets)
+    splits = [(split.images, split.targets) for split in (dataset.test, dataset.val)]
+    gain = measure_gain(load_artifact(artifact), load_artifact(sealed), splits)
     return sealed, check_gain(gain)
 
 

@@ -24,6 +24,7 @@ from evalmode.files import write_atomically
 from training.callbacks import Callbacks
 from training.datasets import Dataset, Split, release_pages
 from training.datasets.dataset import SPLITS, Indices
+from training.datasets.storage import reserve
 from training.errors import DataError
 from training.features import BATCH, Extractor, Features, open_backbone
 from training.networks import PretrainedNetwork
@@ -85,7 +86,7 @@ class FeatureCache:
             memory-mapped file.
         """
         train = np.load(self._folder / "train-maps.npy", mmap_mode="r")
-        val = np.load(self._folder / "val-maps.npy")[:, 0]
+        val = np.load(self._folder / "val-maps.npy", mmap_mode="r+")[:, 0]
         return Split(train, self._dataset.train.targets), Split(val, self._dataset.val.targets)
 
     def remove_maps(self) -> None:
@@ -195,7 +196,10 @@ class _Rows:
         """
         if self._array is None:
             self._array = self._create((*count, *values.shape[1:]), values.dtype)
-        self._array[place] = values
+        with np.errstate(over="ignore"):
+            self._array[place] = values
+        if self._path and not np.isfinite(self._array[place]).all():
+            raise DataError("the output of a frozen stage is larger than float16 can hold: choose --fine-tune none")
         release_pages(self._array)
 
     def _create(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -208,7 +212,13 @@ class _Rows:
                 f"the features of {shape[0]:,} images in {shape[1]} views need {needed:,} bytes in {self._path.parent} "
                 f"and {free:,} are free: choose another --out, or --fine-tune none"
             )
-        return np.lib.format.open_memmap(self._path, "w+", kept, shape)
+        array = np.lib.format.open_memmap(self._path, "w+", kept, shape)
+        try:
+            with self._path.open("r+b") as file:
+                reserve(file, self._path.stat().st_size)
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be written: {error.strerror}") from error
+        return array
 
     def close(self) -> None:
         """Write the file to the disk."""

@@ -31,7 +31,7 @@ from training.networks import (
     get_architecture,
 )
 from training.options import AUTO, TrainOptions
-from training.plan import describe_plan, plan_recipe
+from training.plan import Plan, describe_plan, plan_recipe
 from training.ranks import Ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
 from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
@@ -84,9 +84,16 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
         callbacks.on_network(summary)
         recipe = _complete_recipe(recipe, network, dataset, options)
         if options.minutes is not None:
-            recipe = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
-            callbacks.on_notice(describe_plan(recipe, isinstance(network, PretrainedNetwork), options.minutes))
-        config = replace(RunConfig.of(dataset, read, recipe), weights=weights, minutes=options.minutes)
+            plan = _plan(recipe, network, dataset, 60 * options.minutes - (time.perf_counter() - started), out, ranks)
+            callbacks.on_notice(describe_plan(plan, isinstance(network, PretrainedNetwork), options.minutes))
+            recipe = plan.recipe
+        config = replace(
+            RunConfig.of(dataset, read, recipe),
+            weights=weights,
+            minutes=options.minutes,
+            wanted_epochs=options.epochs,
+            wanted_stages=options.fine_tune,
+        )
         run = _open_run(out, config, options.resume, ranks)
         try:
             with explain_errors(recipe.network, "in training"):
@@ -136,15 +143,15 @@ def _complete_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, optio
     return recipe
 
 
-def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Recipe:
+def _plan(recipe: Recipe, network: nn.Module, dataset: Dataset, left_s: float, out: Path, ranks: Ranks) -> Plan:
     """Plan the training for the time that is left, or as it was planned when the run was started."""
-    planned = recipe
+    plan = Plan(recipe, True)
     if ranks.is_first and (out / "run.json").exists():
         before = Run.open(out).config.recipe
-        planned = replace(recipe, views=before.views, epochs=before.epochs, fine_tune=before.fine_tune)
+        plan = Plan(replace(recipe, views=before.views, epochs=before.epochs, fine_tune=before.fine_tune), True)
     elif ranks.is_first:
-        planned = plan_recipe(recipe, network, dataset, left_s)
-    return ranks.broadcast(planned)
+        plan = plan_recipe(recipe, network, dataset, left_s)
+    return ranks.broadcast(plan)
 
 
 def _summarise(network: nn.Module, recipe: Recipe, dataset: Dataset, ranks: Ranks, reason: str) -> NetworkSummary:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,20 @@ REPORT_S = 20.0  # for the evaluation, the report and the files
 PLANS = ((6, 8), (4, 8), (2, 8), (2, 6), (2, 4), (1, 4), (1, 3), (1, 2), (2, 0), (1, 0))
 
 
-def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: float) -> Recipe:
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a training.
+
+    Attributes:
+        recipe: The recipe with the planned views and epochs.
+        fits: Whether the training is expected to end in time.
+    """
+
+    recipe: Recipe
+    fits: bool
+
+
+def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: float) -> Plan:
     """Reduce the views and the epochs of a recipe, so that the training ends in time on this machine.
 
     Args:
@@ -38,7 +51,7 @@ def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: f
         seconds: The time that is left.
 
     Returns:
-        The recipe with at most its views and epochs; with one epoch, or the head alone, if not even that fits.
+        The recipe with at most its views and epochs; with one epoch, or the head alone, if nothing fits.
     """
     available = (seconds - REPORT_S) / RESERVE
     steps = -(-len(dataset.train) // recipe.batch_size)
@@ -46,30 +59,35 @@ def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: f
         images = torch.from_numpy(dataset.train.images[: recipe.batch_size])
         step_s = _measure_step(network, images)
         evaluation_s = _time(lambda: _evaluate(network, images)) * len(dataset.val) / len(images)
-        return replace(recipe, epochs=max(1, min(recipe.epochs, int(available / (steps * step_s + evaluation_s)))))
+        epochs = int(available / (steps * step_s + evaluation_s))
+        return Plan(replace(recipe, epochs=max(1, min(recipe.epochs, epochs))), epochs >= 1)
     image_s, epoch_s = _measure_stages(recipe, network, dataset, steps)
     others = 2 * (len(dataset.val) + len(dataset.test))  # before and after fine-tuning
     for views, epochs in PLANS:
         views, epochs = min(views, recipe.views), min(epochs, recipe.epochs)
-        if (views * len(dataset.train) + others) * image_s + epochs * epoch_s <= available:
+        fits = (views * len(dataset.train) + others) * image_s + epochs * epoch_s <= available
+        if fits:
             break
-    return replace(recipe, views=views, epochs=epochs or recipe.epochs, fine_tune=recipe.fine_tune if epochs else 0)
+    planned = replace(recipe, views=views, epochs=epochs or recipe.epochs, fine_tune=recipe.fine_tune if epochs else 0)
+    return Plan(planned, fits)
 
 
-def describe_plan(recipe: Recipe, pretrained: bool, minutes: float) -> str:
+def describe_plan(plan: Plan, pretrained: bool, minutes: float) -> str:
     """Describe the plan of a training, in a sentence.
 
     Args:
-        recipe: The planned recipe.
+        plan: The plan.
         pretrained: Whether the network is pretrained.
         minutes: The time limit.
     """
-    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-    if not pretrained:
-        return f"planned for {minutes:g} minutes: {epochs}"
-    views = f"{recipe.views} view{'s' * (recipe.views > 1)} of each training image"
-    stages = f"{epochs} of fine-tuning" if recipe.fine_tune else "the head alone"
-    return f"planned for {minutes:g} minutes: {views}, {stages}"
+    recipe = plan.recipe
+    what = epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    if pretrained:
+        stages = f"{epochs} of fine-tuning" if recipe.fine_tune else "the head alone"
+        what = f"{recipe.views} view{'s' * (recipe.views > 1)} of each training image, {stages}"
+    if plan.fits:
+        return f"planned for {minutes:g} minutes: {what}"
+    return f"{minutes:g} minutes are too short for these images on this machine: the shortest training is {what}"
 
 
 def _measure_stages(recipe: Recipe, network: PretrainedNetwork, dataset: Dataset, steps: int) -> tuple[float, float]:

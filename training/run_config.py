@@ -12,6 +12,7 @@ from evalmode.images.pixels import Resize
 from evalmode.limits import OWN_IMAGES, Limits
 from training.datasets import Dataset, ReadOptions
 from training.networks import build_network
+from training.options import AUTO
 from training.recipe import Recipe
 
 
@@ -33,6 +34,8 @@ class RunConfig:
         labels_file: Absolute path of the table of files and labels; None if the names of folders are the labels.
         weights: File of pretrained weights that the training started from, with its SHA-256; "" for none.
         minutes: Time that the training was planned for; None for no limit.
+        wanted_epochs: Epochs that the user chose; None for those of the network. The recipe may have fewer.
+        wanted_stages: What the user chose as ``fine_tune``.
     """
 
     data: str
@@ -48,6 +51,8 @@ class RunConfig:
     labels_file: str | None = None
     weights: str = ""
     minutes: float | None = None
+    wanted_epochs: int | None = None
+    wanted_stages: str = AUTO
 
     @classmethod
     def of(cls, dataset: Dataset, read: ReadOptions, recipe: Recipe) -> RunConfig:

@@ -86,15 +86,17 @@ class _StagedTraining:
             features = self._compute_features(cache)
             head = self._train_head(features)
             if self._ranks.is_first and not self._recipe.fine_tune:
+                self._run.keep_metrics(0)
                 self._run.save_weights(self._network, INITIAL)
                 self._run.save_weights(self._network, BEST)
             best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
+            if self._ranks.is_first:
+                self._run.load_weights(self._network, BEST)
+            self._network.cpu()
+            self._ranks.copy_first(self._network)
+            outcome = self._measure(best, features)
             cache.remove_maps()
-        if self._ranks.is_first:
-            self._run.load_weights(self._network, BEST)
-        self._network.cpu()
-        self._ranks.copy_first(self._network)
-        return self._measure(best, features)
+        return outcome
 
     @contextmanager
     def _open_folder(self) -> Iterator[Path]:

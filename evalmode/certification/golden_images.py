@@ -25,6 +25,7 @@ ENCODED = (
 )
 SCALED = 4  # times the side that is needed: from here on, JPEGs are decoded at a fraction of their size
 SCALED_QUALITY = 50
+MAX_SCALED_PIXELS = 16_000_000  # 48 MB as RGB; the scaled decoding of larger networks is not checked
 
 
 def encode_golden(golden: Pixels) -> GoldenImages | None:
@@ -75,7 +76,8 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
         images = [_encode(picture, lossless=lossless) for picture in resized for lossless in (False, True)]
     needed = (math.ceil(side / contract.resize.crop_ratio) for side in (contract.width, contract.height))
     width, height = (SCALED * side + 4 for side in needed)
-    images.append(_encode(_resize(pictures[0], (width, height)), SCALED_QUALITY))
+    if contract.resize.jpeg_scaling and width * height <= MAX_SCALED_PIXELS:
+        images.append(_encode(_resize(pictures[0], (width, height)), SCALED_QUALITY))
     return tuple(Encoded.of(image, contract) for image in images)
 
 

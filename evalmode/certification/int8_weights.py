@@ -13,7 +13,7 @@ Shapes: N images, C input channels, O output channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,15 @@ def has_depthwise(graph: onnx.ModelProto) -> bool:
     return any(_is_depthwise(node, shapes[node.input[1]]) for node in convolutions)
 
 
-def round_weights(graph: onnx.ModelProto, batches: Iterable[Pixels]) -> tuple[onnx.ModelProto, dict[str, Doubles]]:
+def round_weights(
+    graph: onnx.ModelProto, batches: Iterable[Pixels], excluded: Collection[str] = ()
+) -> tuple[onnx.ModelProto, dict[str, Doubles]]:
     """Round the weights of all convolutions to 8 bits, and correct their biases.
 
     Args:
         graph: A float32 graph, which is not changed.
         batches: Training images to measure the mean inputs of the layers, uint8 (N, H, W, C) each.
+        excluded: Names of the convolutions that stay as they are.
 
     Returns:
         A float32 graph with rounded weights, and by the name of the weights the value of one step, (O,).
@@ -49,7 +52,7 @@ def round_weights(graph: onnx.ModelProto, batches: Iterable[Pixels]) -> tuple[on
     rounded = onnx.ModelProto()
     rounded.CopyFrom(graph)
     values = {tensor.name: tensor for tensor in rounded.graph.initializer}
-    layers = list(_list_layers(rounded.graph, values))
+    layers = [node for node in _list_layers(rounded.graph, values) if node.name not in excluded]
     means = _measure_means(graph, [node.input[0] for node in layers], batches)
     chosen: dict[str, Doubles] = {}
     for node in layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from evalmode.runtime.optional_outputs import NO_OUTPUTS, open_optional
 from evalmode.runtime.provider import open_session
 from evalmode.runtime.session import limit_runs, open_cpu_session, shrink_arena
 from evalmode.runtime.threads import add_lone
+
+log = logging.getLogger(__name__)
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
 
@@ -123,11 +126,20 @@ def load_artifact(
         if options.arena and provider.is_reference and manifest.certificate:
             # Otherwise the memory of the largest batch stays: 620 MiB for EfficientNet-Lite0, which needs 160 in all.
             model.run({name: array[:1] for name, array in manifest.certificate.inputs.items()}, options=shrink_arena())
-        return add_lone(replayed, first, options.lone_threads, options.replay_s)
+        return _add_lone(replayed, first, options)
     except (ProviderUnavailable, ArtifactInvalid):
         raise
     except Exception as error:  # onnxruntime's own exceptions have no common base class
         raise ArtifactInvalid(f"not a model that onnxruntime can load: {error}") from error
+
+
+def _add_lone(model: Model, graph: bytes, options: LoadOptions) -> Model:
+    """Add a second session for requests that are alone; without it the model is served all the same."""
+    try:
+        return add_lone(model, graph, options.lone_threads, options.replay_s)
+    except Exception as error:  # onnxruntime's own exceptions have no common base class
+        log.warning("%r: every request gets one thread, since a second session failed: %s", model, error)
+        return model
 
 
 def replay(model: Model, replay_s: float = 0.0) -> Model:

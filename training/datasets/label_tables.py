@@ -87,7 +87,7 @@ def read_table(path: Path) -> Table:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     lines = _parse_jsonl(text, path) if path.suffix.lower() == ".jsonl" else _parse_csv(text, path)
-    if not lines:
+    if not lines or not lines[0][1]:
         raise DataError(f"{path} is empty: a line for each file is needed, with columns file and label")
     (_, first), *rest = lines
     if Path(str(first[0])).suffix.lower() in IMAGE_SUFFIXES:

@@ -76,7 +76,7 @@ class Storage:
                 )
             self.notify(f"{what}: they are kept in a file in {folder} until the process ends; {free:,} are free")
             try:
-                _reserve(file, size_bytes)
+                reserve(file, size_bytes)
                 return np.ndarray(shape, np.uint8, buffer=_PixelFile(file.fileno(), size_bytes))
             except OSError as error:
                 raise DataError(f"{what} and the file in {folder} cannot be written: {error.strerror}") from error
@@ -155,8 +155,16 @@ def _open_file(folder: Path | None) -> tuple[IO[bytes], Path]:
     return tempfile.TemporaryFile(dir=folder), folder
 
 
-def _reserve(file: IO[bytes], size_bytes: int) -> None:
-    """Allocate the blocks of a file: without them, writing to the mapping kills the process if the disk is full."""
+def reserve(file: IO[bytes], size_bytes: int) -> None:
+    """Allocate the blocks of a file: without them, writing to the mapping kills the process if the disk is full.
+
+    Args:
+        file: The open file.
+        size_bytes: Its size.
+
+    Raises:
+        OSError: The disk is full.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size_bytes)
     else:
