@@ -19,6 +19,7 @@ from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import DIGEST
 from evalmode.runtime.loading import load_model
 from tests.conftest import encode, plain
+from training.run import Run
 
 ROOT = Path(__file__).parents[2]
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
@@ -137,6 +138,20 @@ def test_an_int8_variant_is_published_only_if_it_is_fast_and_accurate(
     assert published == (["colours", "colours-int8"] if is_good_enough else ["colours"])
     if is_good_enough:
         assert load_model(tmp_path / "colours-int8/1/model.onnx").batch_invariant
+
+
+def test_of_two_compared_networks_the_chosen_one_is_the_run(arrays: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+    out = tmp_path / "run"
+    options = ("--compare", "--fine-tune", "none", "--seed", 1, "--no-report", "--json")
+    done = evalmode("train", arrays, "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    accuracies = json.loads((out / "chosen.json").read_text())["val_accuracy"]
+    best = max(accuracies, key=accuracies.get)
+    found = json.loads(done.stdout)
+    assert found["run"] == str(out / best)
+    assert found["recipe"]["network"] == best
+    assert found["exact_val_accuracy"] == accuracies[best]
+    assert Run.open(out).config.recipe.network == best
 
 
 def test_a_network_in_the_working_directory_is_trained_exported_and_used(
