@@ -88,6 +88,7 @@ class _StagedTraining:
             if self._ranks.is_first and not self._recipe.fine_tune:
                 self._run.save_weights(self._network, INITIAL)
                 self._run.save_weights(self._network, BEST)
+                self._run.keep_metrics(0)  # a finished run that is resumed gets its result again
             best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
             cache.remove_maps()
         if self._ranks.is_first:
