@@ -60,14 +60,12 @@ def _fast(monkeypatch: pytest.MonkeyPatch, graphs: Path) -> None:
 
 @pytest.fixture
 def train_staged(tmp_path: Path) -> TrainStaged:
-    """Train the tiny backbone in a new run: ``train_staged("name", callbacks, execution, epochs=2)``."""
+    """Train the tiny backbone in a new run: ``train_staged("name", callbacks, epochs=2)``."""
 
-    def start(
-        name: str = "run", callbacks: Callbacks = SILENT, execution: Execution = Execution(), **changes: Any
-    ) -> Outcome:
+    def start(name: str = "run", callbacks: Callbacks = SILENT, **changes: Any) -> Outcome:
         dataset = make_dataset()
         run = Run.create(tmp_path / name, RunConfig.of(dataset, ReadOptions(), Recipe(**{**RECIPE, **changes})))
-        return fit_run(run, run.config.build_network(), dataset, execution, callbacks)
+        return fit_run(run, run.config.build_network(), dataset, Execution(), callbacks)
 
     return start
 
