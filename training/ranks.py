@@ -63,10 +63,13 @@ class Ranks:
         return tensor
 
     def average_buffers(self, network: nn.Module) -> None:
-        """Replace the floating-point buffers of a network by their mean over all processes."""
+        """Replace the floating-point buffers of a network by their mean over all processes.
+
+        Equal buffers keep their bits: a sum in float64 is not rounded.
+        """
         for buffer in network.buffers():
-            if buffer.is_floating_point():
-                self.sum(buffer).div_(self.count)
+            if buffer.is_floating_point() and self.count > 1:
+                buffer.copy_(self.sum(buffer.double()) / self.count)
 
     def copy_first(self, network: nn.Module) -> None:
         """Copy the weights and buffers of the first process to all others."""
