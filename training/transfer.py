@@ -89,7 +89,6 @@ class _StagedTraining:
                 self._run.keep_metrics(0)
                 self._run.save_weights(self._network, INITIAL)
                 self._run.save_weights(self._network, BEST)
-                self._run.keep_metrics(0)  # a finished run that is resumed gets its result again
             best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
             if self._ranks.is_first:
                 self._run.load_weights(self._network, BEST)

@@ -54,7 +54,7 @@ def add_lone(model: Model, graph: bytes, threads: int, replay_s: float = 0.0) ->
         several = _time_runs(wide, golden, options, alone=True)
     how = "%r: %.1f ms on one thread; a request that is alone gets %s, %.1f ms"
     log.info(how, model, one * 1e3, threads, several * 1e3)
-    return replace(model, lone=Lone(session, one)) if several < one else model
+    return replace(model, lone=Lone(session, one))
 
 
 def _split(golden: Tensors) -> list[Tensors]:

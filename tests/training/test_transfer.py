@@ -181,7 +181,7 @@ def test_views_are_limited_by_the_size_of_their_maps() -> None:
     assert limit_views(6, 30, 2, sizes) == 3
     assert limit_views(6, 30, 1, sizes) == 6
     assert limit_views(6, 30, 3, sizes) == 1  # even one view is above the limit
-    assert limit_views(6, 30, 0, sizes) == 6  # no maps are kept
+    assert limit_views(6, 30, 0, sizes) == 2  # no maps are kept, and two views train the head
 
 
 def test_a_killed_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
