@@ -29,9 +29,9 @@ STORY = README.partition("## Two commands")[2].partition("## In production")[0]
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", STORY, re.S) for line in block.splitlines()]
 PYTHON = [block for block in re.findall(r"```python\n(.*?)```", STORY, re.S) if "tritonclient" not in block]
 ELSEWHERE = ("make quickstart", "source .venv/bin/activate")  # the installs and the quickstart have tests of their own
-PHOTOS = 20  # of a label
+PHOTOS = 12  # of a label
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three trainings and exports of a network for photos
 
 
 class Story:
