@@ -18,8 +18,11 @@ import safetensors.torch
 import torch
 
 from tests.training.states import State, equal
+from tests.training.tiny_backbone import NAME, make_dataset, make_network, save_dataset
+from training.callbacks import SILENT
 from training.datasets import Dataset, Split
-from training.ranks import Ranks
+from training.feature_cache import FeatureCache
+from training.ranks import ALONE, Ranks
 from training.run import EXACT, Run
 from training.statistics import recompute_statistics
 
@@ -188,3 +191,33 @@ def test_processes_with_different_options_do_not_train_together(tmp_path: Path) 
     assert finished.returncode != 0
     assert "seed 0, process 1 1" in finished.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_equal_statistics_of_several_processes_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: tensor.mul_(3))
+    norm = torch.nn.BatchNorm1d(1000)
+    torch.nn.init.uniform_(before := norm.get_buffer("running_var"))
+    before = before.clone()
+    Ranks(0, 3).average_buffers(norm)
+    assert torch.equal(norm.get_buffer("running_var"), before)
+
+
+def test_a_pretrained_network_is_trained_in_two_processes(tmp_path: Path) -> None:
+    options = ("--network", NAME, "--epochs", 2, "--fine-tune", 1, "--no-report", "--device", "cpu")
+    folder = tmp_path / "run"
+    finished = torchrun(2, "-m", "evalmode", "train", save_dataset(tmp_path), "--out", folder, *options)
+    assert finished.returncode == 0, finished.stderr
+    network, run = make_network(), Run.open(folder)
+    alone = FeatureCache(tmp_path, network, run.config.recipe, make_dataset()).load_or_compute(ALONE, SILENT)
+    for name, features in load(folder / "features", "features").items():
+        torch.testing.assert_close(features.numpy(), vars(alone)[name], rtol=1e-5, atol=1e-5)
+    before, after = network.state_dict(), load(folder, EXACT)
+    frozen = [name for name in before if name.startswith("stages.") and not name.startswith("stages.2.")]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    result = run.read_result()
+    assert [stage["stage"] for stage in result.stages] == ["features", "head", "fine-tune"]
+    assert result.cross_validated
+    assert [json.loads(line).get("epoch") for line in (folder / "metrics.jsonl").read_text().splitlines()] == [
+        *(0, 1, 2),
+        None,
+    ]

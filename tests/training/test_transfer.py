@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ from training.evaluation import predict_logits
 from training.fit import fit, fit_run
 from training.interrupts import TrainingStopped
 from training.loop import Execution
+from training.networks import get_architecture
+from training.networks.timm import _import_timm
 from training.options import TrainOptions
 from training.recipe import Recipe
 from training.review import FILE
 from training.run import BEST, EXACT, INITIAL, MEAN, VARIANCE, Run
 from training.run_config import RunConfig
 from training.stages import MAX_MAP_BYTES, StageSize, count_trained_stages, limit_views
+from training.tensors import save_tensors
 
 JOB = Path(__file__).with_name("transfer_job.py")
 ROOT = JOB.parents[2]
@@ -264,3 +268,23 @@ def test_a_finished_run_resumes_to_the_same_result(tmp_path: Path, fine_tune: st
     before = describe_end(tmp_path / "run")
     fit_tiny(tmp_path, fine_tune=fine_tune, resume=True)
     assert describe_end(tmp_path / "run") == before
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="evalmode[timm] is not installed")
+def test_a_network_of_timm_starts_from_the_weights_of_its_file(tmp_path: Path) -> None:
+    name, file = "timm:test_efficientnet", tmp_path / "model.safetensors"
+    torch.manual_seed(3)
+    model = _import_timm(name).create_model("test_efficientnet", num_classes=0)
+    file.write_bytes(save_tensors(model.state_dict()))
+    run = fit_tiny(tmp_path, network=name, weights=file, fine_tune="none")
+    network: Any = run.config.build_network()
+    assert run.config.weights == get_architecture(name).load_weights(network, name, file)
+    loaded, trained = network.state_dict(), run.read_weights(EXACT)
+    names = [one for one in loaded if not one.startswith("head.")]
+    assert len(names) >= len(model.state_dict())
+    assert all(torch.equal(loaded[one], trained[one]) for one in names)
+
+
+def test_weights_of_a_users_backbone_are_its_functions_business(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match=f"load them in the function of --network {NAME}, which is your own"):
+        fit_tiny(tmp_path, weights=tmp_path / "model.safetensors")
