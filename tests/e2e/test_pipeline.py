@@ -229,7 +229,7 @@ def test_quickstart_refuses_an_option_without_effect(
     done = evalmode("quickstart", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert options[-2] in done.stderr
+    assert str(options[-2]) in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

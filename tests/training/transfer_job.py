@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +21,17 @@ from training.options import TrainOptions
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
-features.convert = keep_graphs(folder)  # these and the trial of a user's network would take most of the time
-trial.try_network = lambda *_: None
+vars(features)["convert"] = keep_graphs(folder)  # these and the trial of a network would take most of the time
+vars(trial)["try_network"] = lambda *_: None
 data = save_dataset(folder)
-OPTIONS = {"network": NAME, "fine_tune": "1", "epochs": 3, "learning_rate": 0.01, "report": False, "device": "cpu"}
+OPTIONS: dict[str, Any] = {
+    "network": NAME,
+    "fine_tune": "1",
+    "epochs": 3,
+    "learning_rate": 0.01,
+    "report": False,
+    "device": "cpu",
+}
 
 
 def die(*_: object) -> None:
