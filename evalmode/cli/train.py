@@ -41,11 +41,9 @@ def train(data: str, out: Path, output: Output, **options: Any) -> None:
     display = Display(as_json=output.as_json, quiet=output.quiet)
     try:
         run = pipeline.train(data, out, TrainOptions(**options), display.callbacks())
-    except TrainingStopped:
+    except TrainingStopped as stopped:
         if display.dataset:  # only the first process has shown one
-            display.print(
-                f"\nstopped; the best weights so far are in {out}: evalmode export {out} ...; --resume continues"
-            )
+            display.print(f"\n{stopped}; --resume continues")
         sys.exit(130)
     finally:
         display.close()
