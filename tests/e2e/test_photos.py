@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import open_artifact
 from training.run import Run
 
@@ -48,7 +49,9 @@ def test_photos_of_different_sizes_become_a_served_classifier(photos: Path, tmp_
     assert result.cross_validated is not None  # a few test images say little
     run("export", tmp_path / "run", "--repository", tmp_path / "models", "--name", "places")
     artifact = tmp_path / "models" / "places" / "1" / "model.onnx"
-    assert open_artifact(artifact.read_bytes())[1].pixels.shape == (224, 224, 3)
+    _, manifest = open_artifact(artifact.read_bytes())
+    assert isinstance(manifest, ClassifierManifest)
+    assert manifest.pixels.shape == (224, 224, 3)
     run("check", artifact)
     photo, heatmap = next((photos / "wood").glob("*.jpg")), tmp_path / "heatmap.png"
     answer = run("predict", photo, "--file", artifact, "--heatmap", heatmap, "--json")

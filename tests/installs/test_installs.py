@@ -85,7 +85,7 @@ def _prepare(folder: Path) -> None:
 @pytest.mark.installs
 def test_readme_lists_every_installation() -> None:
     assert ROWS[:2] == ["", "serve"]
-    assert {"serve-cuda", "serve,native", "serve,train", "all"} == set(ROWS[2:])
+    assert {"serve-cuda", "serve,native", "serve,train", "serve,train,timm,heic", "all"} == set(ROWS[2:])
 
 
 def test_every_command_has_help(installed: Installed) -> None:
