@@ -43,7 +43,7 @@ test-protobuf7:
 
 # The tests of the wire protocol on the native transport.
 test-native: $(READY)
-	$(BIN)/python -m pytest -q --transport native tests/conformance \
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --transport native tests/conformance \
 	  tests/evalmode/client \
   $(foreach name,services/test_access services/test_metrics services/test_open_inference \
     transports/test_grpcio transports/test_limits_on_the_wire transports/test_native transports/test_state,tests/serving/$(name).py)

@@ -140,6 +140,7 @@ def test_an_int8_variant_is_published_only_if_it_is_fast_and_accurate(
         assert load_model(tmp_path / "colours-int8/1/model.onnx").batch_invariant
 
 
+@pytest.mark.slow  # tests/training/test_candidates.py tests the choice itself
 def test_of_two_compared_networks_the_chosen_one_is_the_run(arrays: Path, tmp_path: Path, evalmode: Evalmode) -> None:
     out = tmp_path / "run"
     options = ("--compare", "--fine-tune", 1, "--epochs", 1, "--learning-rate", 1e-9)  # only heads learn at this rate

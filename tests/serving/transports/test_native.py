@@ -27,6 +27,8 @@ from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, make_backe
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
+# Red as pixels, which a slot takes for a slow network, too.
+PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes((255, 0, 0)) * 16, height=4, width=4, channels=3))
 
 
 @pytest.fixture
@@ -147,17 +149,17 @@ def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: Image
     server = listen(blocked, 1, Limits(max_batch=1))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        running = predict.future(RED, timeout=WAIT_S)
+        running = predict.future(PIXELS, timeout=WAIT_S)
         blocked.next_batch()
         blocked.row_s = 2 * WAIT_S
-        waiting = [predict.future(RED, timeout=WAIT_S), predict.future(RED)]
+        waiting = [predict.future(PIXELS, timeout=WAIT_S), predict.future(PIXELS)]
         wait_until(lambda: len(server._waiting) == 2)
         blocked.release(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
         wait_until(lambda: server._free_slots)
         blocked.release()  # a free slot tries
-        assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
+        assert predict(PIXELS, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 
