@@ -63,7 +63,7 @@ def compute(data: Path) -> tuple[Floats, Indices, Head]:
     network = architecture.build(NETWORK, dataset.contract.shape, len(dataset.labels), 1.0, 0.0)
     architecture.load_weights(network, NETWORK, None)
     splits = dataset.train, dataset.val, dataset.test
-    features = np.concatenate([compute_features(network, split.images) for split in splits])
+    features = np.concatenate(compute_features(network, [split.images for split in splits]))
     return features, np.concatenate([split.targets for split in splits]), network.head
 
 

@@ -21,12 +21,13 @@ import safetensors.numpy
 
 from evalmode.artifact.tensors import Floats
 from evalmode.files import write_atomically
+from evalmode.images.pixels import Pixels
 from training.callbacks import Callbacks
 from training.datasets import Dataset, Split, release_pages
 from training.datasets.dataset import SPLITS, Indices
 from training.datasets.storage import reserve
 from training.errors import DataError
-from training.features import BATCH, Extractor, Features, open_backbone
+from training.features import Extractor, Features, open_backbone, run_shared
 from training.networks import PretrainedNetwork
 from training.ranks import Ranks
 from training.recipe import Recipe
@@ -54,7 +55,6 @@ class FeatureCache:
         self._recipe = recipe
         self._dataset = dataset
         self._frozen = len(network.stages) - recipe.fine_tune
-        self._views = recipe.views
 
     def load_or_compute(self, ranks: Ranks, callbacks: Callbacks) -> Features:
         """Return the features, and compute them if they are not in the folder.
@@ -105,7 +105,7 @@ class FeatureCache:
             "backbone": digest.hexdigest(),
             "data": self._dataset.digest(),
             "frozen_stages": self._frozen,
-            "views": self._views,
+            "views": recipe.views,
             "mirror": recipe.mirror,
             "seed": recipe.seed,
         }
@@ -132,7 +132,7 @@ class FeatureCache:
         """Run the backbone on every view of every image."""
         data, fine_tune = self._dataset, self._recipe.fine_tune
         run = open_backbone(self._network, self._frozen if fine_tune else 0, data.contract.shape)
-        views = {name: self._views if name == "train" else 1 for name in SPLITS}
+        views = {name: self._recipe.views if name == "train" else 1 for name in SPLITS}
         total = sum(count * len(getattr(data, name)) for name, count in views.items())
         found, done = {}, 0
         for name, count in views.items():
@@ -153,15 +153,14 @@ class FeatureCache:
         self, run: Extractor, split: Split, views: int, ranks: Ranks
     ) -> Iterator[tuple[int, Indices, Floats, npt.NDArray[Any]]]:
         """Yield the number of a view, the rows of some images, and the two outputs of the backbone for them."""
-        recipe, size = self._recipe, BATCH * ranks.count
+        recipe = self._recipe
         for view in range(views):
-            for start in range(0, len(split), size):
-                rows = np.arange(start, min(start + size, len(split)))
-                own = rows[ranks.share]
-                images = make_views(split.images[own], view, own, recipe.mirror, recipe.seed)
-                for rank, outputs in enumerate(ranks.gather(run(images) if len(own) else None)):
-                    if outputs is not None:
-                        yield view, rows[rank :: ranks.count], *outputs
+
+            def load(rows: Indices, view: int = view) -> Pixels:
+                return make_views(split.images[rows], view, rows, recipe.mirror, recipe.seed)
+
+            for rows, pooled, before in run_shared(run, load, len(split), ranks):
+                yield view, rows, pooled, before
                 release_pages(split.images)
 
 

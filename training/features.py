@@ -7,7 +7,7 @@ Shapes: N images, V views, H height, W width, C channels, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from evalmode.artifact.tensors import INPUT, Floats
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.session import open_cpu_session
 from training.datasets import release_pages
+from training.datasets.dataset import Indices
 from training.networks import PretrainedNetwork, scale_pixels
 from training.onnx_export import convert
 from training.ranks import ALONE, Ranks
@@ -99,26 +100,46 @@ def open_backbone(network: PretrainedNetwork, stages: int, shape: tuple[int, int
     return run_torch
 
 
-def compute_features(network: PretrainedNetwork, images: Pixels, ranks: Ranks = ALONE) -> Floats:
+def run_shared(
+    run: Extractor, load: Callable[[Indices], Pixels], count: int, ranks: Ranks
+) -> Iterator[tuple[Indices, Floats, npt.NDArray[Any]]]:
+    """Run a backbone on images in batches that processes share; each process gets the outputs for all images.
+
+    Args:
+        run: The backbone.
+        load: Returns the images of some rows, uint8 (n, H, W, C).
+        count: The number of images.
+        ranks: The processes.
+
+    Yields:
+        The rows of some images, and the two outputs for them.
+    """
+    size = BATCH * ranks.count
+    for start in range(0, count, size):
+        rows = np.arange(start, min(start + size, count))
+        own = rows[ranks.share]
+        for rank, outputs in enumerate(ranks.gather(run(load(own)) if len(own) else None)):
+            if outputs is not None:
+                yield rows[rank :: ranks.count], *outputs
+
+
+def compute_features(network: PretrainedNetwork, splits: Sequence[Pixels], ranks: Ranks = ALONE) -> list[Floats]:
     """Compute the features of images by a network as it is now.
 
     Args:
         network: The network, on any device.
-        images: uint8 (N, H, W, C), N at least 1.
+        splits: Images of one size, uint8 (N, H, W, C) each, N at least 1.
         ranks: The processes that share the images. All of them get all features.
 
     Returns:
-        float32 (N, D).
+        float32 (N, D) for each of the splits.
     """
-    run = open_backbone(network, 0, images.shape[1:])
-    parts = []
-    for start in range(0, len(images), BATCH * ranks.count):
-        batch = images[start : start + BATCH * ranks.count]
-        own = batch[ranks.share]
-        outputs = [outputs[0] for outputs in ranks.gather(run(own) if len(own) else None) if outputs is not None]
-        pooled = np.empty((len(batch), outputs[0].shape[1]), np.float32)
-        for rank, part in enumerate(outputs):
-            pooled[rank :: ranks.count] = part
-        parts.append(pooled)
-        release_pages(images)
-    return np.concatenate(parts)
+    run = open_backbone(network, 0, splits[0].shape[1:])
+    found = []
+    for images in splits:
+        features = np.empty((len(images), network.head.dense.in_features), np.float32)
+        for rows, pooled, _ in run_shared(run, images.__getitem__, len(images), ranks):
+            features[rows] = pooled
+            release_pages(images)
+        found.append(features)
+    return found

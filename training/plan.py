@@ -23,8 +23,8 @@ from training.untouched import untouched
 MEASURED = 3  # runs, of which the fastest counts: the first one allocates memory
 RESERVE = 1.3  # factor of the measured times: other processes come and go
 REPORT_S = 20.0  # for the evaluation, the report and the files
-# Views and epochs of fine-tuning, the best first; the last one trains the head alone. One epoch of fine-tuning is worse
-# than none: docs/decisions/0028-fine-tuning.md.
+# Views and epochs of fine-tuning, the best first; the last two train the head alone. A single epoch is not among them:
+# its learning rate would fall as soon as it has risen.
 PLANS = ((6, 8), (4, 8), (2, 8), (2, 6), (2, 4), (1, 4), (1, 3), (1, 2), (2, 0), (1, 0))
 
 

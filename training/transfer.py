@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evalmode.artifact.tensors import Floats
 from training.batches import balance_labels
 from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
@@ -23,7 +22,7 @@ from training.cross_validation import refit_head
 from training.datasets import Dataset, Split, find_near_duplicates
 from training.feature_cache import FeatureCache
 from training.features import Features, compute_features
-from training.head import HeadExamples, choose_head, compute_logits, measure_head
+from training.head import HeadExamples, choose_head, compute_logits
 from training.loop import Execution
 from training.networks import PretrainedNetwork
 from training.review import Review, review_data
@@ -130,8 +129,7 @@ class _StagedTraining:
             self._penalty = chosen.penalty
         ranks.copy_first(self._network)
         accuracy, loss = ranks.broadcast(figures)
-        train_accuracy = 0.0
-        return Epoch(0, loss, train_accuracy, accuracy, loss, 0.0, time.perf_counter() - started, [], [])
+        return Epoch(0, loss, 0.0, accuracy, loss, 0.0, time.perf_counter() - started, [], [])
 
     def _fine_tune(self, cache: FeatureCache, head: Epoch, train_stages: TrainStages) -> Epoch:
         """Train the last stages, and return the figures of the best epoch; those of the head if it validates better."""
@@ -149,21 +147,18 @@ class _StagedTraining:
         """Measure the network that the run keeps on the validation and the test images."""
         run, data, ranks = self._run, self._dataset, self._ranks
         network = self._network
-        found: dict[str, float] = {}
-        logits: dict[str, Tensor] = {}
-        for name in ("val", "test"):
-            split: Split = getattr(data, name)
-            pooled: Floats = compute_features(network, split.images, ranks) if best.epoch else getattr(features, name)
-            examples = HeadExamples(torch.from_numpy(pooled), torch.from_numpy(split.targets))
-            found[name], _ = measure_head(network.head, examples)
-            logits[name] = compute_logits(network.head, examples.features)
-        result = Result(best.epoch, found["val"], [], found["test"], [asdict(stage) for stage in self._stages])
+        pooled = [features.val, features.test]
+        if best.epoch:
+            pooled = compute_features(network, [data.val.images, data.test.images], ranks)
+        val, test = (compute_logits(network.head, torch.from_numpy(part)) for part in pooled)
+        val_accuracy, test_accuracy = _measure_accuracy(val, data.val), _measure_accuracy(test, data.test)
+        result = Result(best.epoch, val_accuracy, [], test_accuracy, [asdict(stage) for stage in self._stages])
         if ranks.is_first:
             review = self._review(features)
             if review.cross_validated:
                 result = replace(result, cross_validated=asdict(review.cross_validated))
             run.save_weights(network, EXACT)
-            run.save_logits(logits)
+            run.save_logits({"val": val, "test": test})
             run.append_metrics(asdict(result))
         layers = len(list_norms(network))
         outcome = Outcome(run, best, result, layers, layers, len(data.val), len(data.test))
@@ -183,3 +178,7 @@ class _StagedTraining:
         figures = StageFigures(stage, time.perf_counter() - started, text, val_accuracy)
         self._stages.append(figures)
         self._callbacks.on_stage(figures)
+
+
+def _measure_accuracy(logits: Tensor, split: Split) -> float:
+    return (logits.argmax(1) == torch.from_numpy(split.targets)).double().mean().item()

@@ -195,18 +195,12 @@ def _read_version_3(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
         facts: The values of evalmode's keys, without their prefix.
         metadata: All metadata properties of the file.
     """
-    labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
-    certificate = facts.pop("certificate", None)
-    if pixels is None:
-        return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
-    height, width, channels = (int(pixels[side]) for side in ("height", "width", "channels"))
-    contract = PixelContract(height, width, channels, Resize(jpeg_scaling=False))
-    for key, value in _describe_image(contract).items():
-        _check_equal(key, metadata[key], value)
-    if certificate is None:
-        return ClassifierManifest(labels, contract, facts)
-    _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))
-    return ClassifierManifest(labels, contract, facts, ClassifierCertificate.from_json(certificate))
+
+    def read_pixels(pixels: Mapping[str, Any]) -> PixelContract:
+        height, width, channels = (int(pixels[side]) for side in ("height", "width", "channels"))
+        return PixelContract(height, width, channels, Resize(jpeg_scaling=False))
+
+    return _read(facts, metadata, read_pixels, lambda: ())
 
 
 def _read_version_4(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manifest:
@@ -216,14 +210,24 @@ def _read_version_4(facts: dict[str, Any], metadata: Mapping[str, str]) -> Manif
         facts: The values of evalmode's keys, without their prefix.
         metadata: All metadata properties of the file.
     """
+    return _read(facts, metadata, read_contract, lambda: _read_optional_outputs(facts.pop("optional_outputs")))
+
+
+def _read(
+    facts: dict[str, Any],
+    metadata: Mapping[str, str],
+    read_pixels: Callable[[Any], PixelContract],
+    read_optional: Callable[[], tuple[str, ...]],
+) -> Manifest:
+    """Read a manifest by the readers of what differs between the format versions."""
     labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
     certificate = facts.pop("certificate", None)
     if pixels is None:
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
-    contract = read_contract(pixels)
+    contract = read_pixels(pixels)
     for key, value in _describe_image(contract).items():
         _check_equal(key, metadata[key], value)
-    optional = _read_optional_outputs(facts.pop("optional_outputs"))
+    optional = read_optional()
     if certificate is None:
         return ClassifierManifest(labels, contract, facts, None, optional)
     _check_equal("the temperature", certificate["temperature"], facts.get("temperature", 1.0))

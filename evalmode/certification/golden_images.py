@@ -39,9 +39,9 @@ def encode_golden(golden: Pixels) -> GoldenImages | None:
     """
     if not is_large(golden):
         return None
-    fewest = golden[:MIN_GOLDEN]
+    first = golden[:MIN_GOLDEN]
     for quality in QUALITIES:
-        images = [_encode(_to_picture(pixels), quality) for pixels in fewest]
+        images = [_encode(_to_picture(pixels), quality) for pixels in first]
         if sum(map(len, images)) <= GOLDEN_BYTES:
             break
     used = sum(map(len, images))

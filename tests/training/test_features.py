@@ -70,7 +70,7 @@ def test_features_equal_those_of_torch(network: PretrainedNetwork, data: Dataset
     assert len(data.val) % BATCH != 0  # the last batch is smaller
     for split in (data.train, data.val):
         np.testing.assert_allclose(
-            compute_features(network, split.images), extract(network, split.images), rtol=1e-5, atol=1e-5
+            compute_features(network, [split.images])[0], extract(network, split.images), rtol=1e-5, atol=1e-5
         )
 
 
