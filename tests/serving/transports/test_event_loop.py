@@ -456,7 +456,8 @@ class LoopProfile:
 def watched_loop(model: ImageClassifier, tokens: Path, limits: Limits) -> Iterator[tuple[LoopProfile, LocalServer]]:
     """A server that requires tokens, and the profile of its event loop."""
     tokens.write_text(TOKEN)
-    grpc.aio.init_grpc_aio()  # once in a process, grpcio opens a pair of sockets, perhaps in the thread of the loop
+    with LocalServer(BlockedModel(model)):
+        pass  # once in a process, grpcio opens a pair of sockets in the thread of a loop
     for name in (*logging.root.manager.loggerDict, "asyncio"):
         logging.getLogger(name).isEnabledFor(logging.DEBUG)  # takes a lock once for each logger and level
     profile = LoopProfile()
