@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Self
 from evalmode.errors import UsageError
 from evalmode.runtime.cpus import count_cpus
 from serving.config import ServeConfig
-from serving.engine.batching import Batcher, count_slots
-from serving.engine.decoding import DecodeBudget
+from serving.engine.decodes import Decodes
+from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
+from serving.engine.scheduler import Scheduler
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
@@ -181,19 +182,20 @@ class Server:
     def _make_backend(self) -> Backend:
         """Build the engine and the services."""
         config, models = self._config, self._models
-        batcher = Batcher(count_slots(models.served.values()), config.limits, self._statistics.count_run)
-        self._resources.callback(batcher.close)
-        decode_bytes, source = choose_decode_bytes(config.limits.max_decode_bytes)
+        limits, slots = config.limits, count_cpus()
+        decode_bytes, source = choose_decode_bytes(limits.max_decode_bytes)
         log.info("images are decoded within %s MiB: %s", decode_bytes // MIB, source)
-        budget = DecodeBudget(count_cpus(), decode_bytes)
-        self._resources.callback(budget.close)
-        self._threads += batcher.threads + budget.threads
-        inference = Inference(batcher, budget, self._statistics)
+        decodes = Decodes(slots, decode_bytes)
+        scheduler = Scheduler(slots, limits.max_queue, limits.max_batch, decodes)
+        self._executor = Executor(scheduler, self._statistics.count_run)
+        self._resources.callback(self._executor.close)
+        self._threads += self._executor.threads
+        inference = Inference(self._executor, self._statistics, limits.default_deadline)
         return Backend(
-            Classifier(models, config.limits, budget),
-            OpenInference(models, inference, config.limits, config.allow_nonfinite, config.enable_control),
+            Classifier(models, limits, decodes),
+            OpenInference(models, inference, limits, config.allow_nonfinite, config.enable_control),
             inference,
-            config.limits,
+            limits,
             self._open_access(),
             not config.no_reflection,
         )
@@ -246,6 +248,7 @@ class Server:
         """Update the health of the models, and forget the statistics of those that are no longer loaded."""
         self._transport.show(entries)
         self._statistics.keep(self._models.loaded)
+        self._executor.serve(self._models.loaded)
 
     def _watch_repository(self) -> None:
         self._models.watch(self._config.poll, self._stopping)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 import evalmode
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import LIMIT, WINDOW, drifts, measure_drift
 from serving.services.models import Models
 from serving.services.statistics import BOUNDS_US, Counts, Durations, Statistics

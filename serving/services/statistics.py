@@ -16,7 +16,6 @@ from evalmode.errors import RequestError
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
-from serving.engine.batch import count_rows
 from serving.services.drift import WINDOW
 from serving.services.status import explain
 
@@ -138,11 +137,12 @@ class Statistics:
         """
         centres = [image for name in model.manifest.image_inputs for image in crop_centre(inputs[name])]
         predicted = model.manifest.predict_labels(outputs)
+        rows = len(next(iter(inputs.values())))
         with self.lock:
             counts = self.counts[model.name, model.version]
             self.answered += 1
             counts.last_ms = time.time_ns() // 1_000_000
-            counts.inputs += count_rows(inputs)
+            counts.inputs += rows
             counts.codes["OK", ""] += 1
             counts.labels.update(predicted)
             counts.recent.extend(centres)
@@ -153,7 +153,7 @@ class Statistics:
             durations["success"].add(decode_us + wait_us + inference_us)
         if log.isEnabledFor(logging.DEBUG):
             times = {"decode_us": decode_us, "wait_us": wait_us, "inference_us": inference_us}
-            fields = {"model": model.name, "version": model.version, "inputs": count_rows(inputs), **times}
+            fields = {"model": model.name, "version": model.version, "inputs": rows, **times}
             log.debug("answered %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
 
     def count_refusal(self, model: Model | None, seconds: float, error: Exception) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from serving.engine.batching import Load
 
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import ImageUnreadable, MessageTooLarge, QueueFull
 from evalmode.runtime.model import Model
-from serving.engine.batching import Load
 from serving.services.drift import WINDOW
 from serving.services.metrics import Metrics
 from serving.services.models import Models
