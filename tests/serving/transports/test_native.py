@@ -29,7 +29,6 @@ from tests.serving.conftest import WAIT_S, BlockedModel, Caller, classify_by, ma
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
-# Red as pixels, which a slot takes for a slow network, too.
 PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes((255, 0, 0)) * 16, height=4, width=4, channels=3))
 
 
@@ -52,9 +51,9 @@ def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
     server = listen(blocked, 1, Limits(max_batch=3))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        calls = [predict.future(RED, timeout=WAIT_S)]
+        calls = [predict.future(PIXELS, timeout=WAIT_S)]
         batches = [len(blocked.next_batch())]
-        calls += [predict.future(RED, timeout=WAIT_S) for _ in range(5)]
+        calls += [predict.future(PIXELS, timeout=WAIT_S) for _ in range(5)]
         wait_until(lambda: server.load().waiting == 5)
         for _ in range(2):
             blocked.release()
