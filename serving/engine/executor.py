@@ -152,18 +152,21 @@ class Executor:
             self._here.deferring = False
 
     def help(self) -> bool:
-        """Start what may start, and run the first work in this thread.
+        """Start what may start, and run it in this thread: small decodes, and then one batch.
 
         Returns:
             Whether there was any.
         """
-        work = self._pass_on(self._start(), keep=True)
-        if work is None:
-            return False
-        self._execute(work)
-        with self._lock:
-            self._scheduler.finish(work)
-        return True
+        ran, work = False, self._pass_on(self._start(), keep=True)
+        while work is not None:
+            self._execute(work)
+            ran = True
+            if isinstance(work, Batch):
+                with self._lock:
+                    self._scheduler.finish(work)
+                break
+            work = self._pass_on(self._start(finished=work), keep=True)
+        return ran
 
     def _serve(self) -> None:
         """Run works until the executor is closed."""

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple, Protocol
 from evalmode.artifact.tensors import Tensors
 from evalmode.runtime.model import Model
 from serving.engine.call import Call, Sooner, check_alive
+from serving.engine.decoding import BASE_BYTES
 from serving.engine.executor import Answer, Executor, Request, make_run
 from serving.engine.job import Decode, Job
 from serving.services.statistics import Statistics
 
-QUICK_BYTES = 64 * 1024  # parsing a message of this size takes less time than waking another thread
+# What takes less time than waking another thread: to parse a message of this size, to read the header of an image in a
+# message of this size, and to decode an image that needs this much memory in addition to ``BASE_BYTES``.
+QUICK_BYTES, QUICK_IMAGE_BYTES, QUICK_DECODE_BYTES = 64 * 1024, 8 * 1024, 256 * 1024
 TIMER_S = 1.0  # the longest timer: a timer cannot be cancelled, and keeps its request in memory
 
 
@@ -148,6 +151,7 @@ class Work:
         self._done = done
         self._later = later
         self._started = time.monotonic()
+        self._in_slot = False
         self._read_us = 0
         self._model: Model | None = None
         self._job: Job | None = None  # None before it is admitted and after its end
@@ -158,9 +162,9 @@ class Work:
         try:
             self._job = job = self._executor.admit(self._call, self._end)
             if size_bytes <= QUICK_BYTES:
-                self._read(job, parse())
+                self._read(job, parse(), size_bytes)
             else:
-                self._decode(job, lambda: self._read(job, parse()), size_bytes)
+                self._decode(job, lambda: self._read(job, parse(), size_bytes), size_bytes)
         except Exception as error:
             self._end(error)
 
@@ -173,6 +177,7 @@ class Work:
         """Run a step in a slot, once ``cost_bytes`` are available."""
 
         def work() -> None:
+            self._in_slot = True
             try:
                 step()
             except Exception as error:
@@ -192,12 +197,12 @@ class Work:
         elif not self._ended:
             self._later(min(remaining_s, TIMER_S), self._watch_deadline)
 
-    def _read(self, job: Job, request: Any) -> None:
+    def _read(self, job: Job, request: Any, size_bytes: int) -> None:
         model = self._model = self._service.find(request)
-        if self._service.has_images(request):  # even their headers may take long to read
-            self._decode(job, lambda: self._begin(job, model, request))
-        else:
+        if self._in_slot or size_bytes <= QUICK_IMAGE_BYTES or not self._service.has_images(request):
             self._begin(job, model, request)
+        else:
+            self._decode(job, lambda: self._begin(job, model, request))
 
     def _begin(self, job: Job, model: Model, request: Any) -> None:
         started = time.monotonic()
@@ -207,7 +212,8 @@ class Work:
             job.call = reading.call
             self._end_sooner(reading.call)
         self._read_us = round((time.monotonic() - started) * 1e6)
-        if self._executor.decodes.is_small(reading.cost_bytes):
+        in_slot = self._in_slot and self._executor.decodes.is_small(reading.cost_bytes)
+        if in_slot or reading.cost_bytes <= BASE_BYTES + QUICK_DECODE_BYTES:
             self._finish(job, model, reading)
         else:
             self._decode(job, lambda: self._finish(job, model, reading), reading.cost_bytes)
