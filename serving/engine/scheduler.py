@@ -197,7 +197,7 @@ class Scheduler:
         """
         if isinstance(work, Batch):
             self._busy -= 1
-            self._find_lane(work.runs[0].model).running -= 1
+            _lane_of(work.runs[0]).running -= 1
         elif self.decodes.is_small(work.cost_bytes):
             self._busy -= 1
         else:
@@ -218,7 +218,7 @@ class Scheduler:
         job.step = None
         self._waiting -= 1
         if isinstance(step, Run):
-            lane = self._find_lane(step.model)
+            lane = _lane_of(step)
             lane.remove(step)
             if not lane.waiting:
                 del self._queued[lane]
@@ -264,7 +264,7 @@ class Scheduler:
             job.lane.in_flight -= 1
 
     def _queue(self, run: Run, now: float) -> None:
-        lane = self._find_lane(run.model)
+        lane = _lane_of(run)
         if not lane.waiting:
             if self._queued:  # a model that was idle has not saved up turns
                 lane.turn_s = max(lane.turn_s, min(one.turn_s for one in self._queued))
@@ -304,6 +304,11 @@ class Scheduler:
         if (error := find_reason_to_end(step.job.call, now)) is not None:
             ended.append((step.job, error))
         return error is None
+
+
+def _lane_of(run: Run) -> Lane:
+    assert run.job.lane is not None
+    return run.job.lane
 
 
 def _check_in_time(expected_s: float, remaining_s: float) -> None:
