@@ -109,7 +109,12 @@ class Executor:
         self._scheduler.check(deadline, time.monotonic())
 
     def admit(self, call: Call, done: Callable[[Any], object]) -> Job:
-        """See ``Scheduler.admit``."""
+        """Admit a request. See ``Scheduler.admit``.
+
+        Args:
+            call: Its call.
+            done: Called once with the reply or the exception.
+        """
         with self._lock:
             return self._scheduler.admit(call, done, time.monotonic())
 
@@ -138,7 +143,12 @@ class Executor:
         return True
 
     def leave(self, job: Job, answered: bool) -> None:
-        """See ``Scheduler.leave``."""
+        """Give back the place of a job that has ended. See ``Scheduler.leave``.
+
+        Args:
+            job: The job.
+            answered: Whether it has a reply.
+        """
         with self._lock:
             self._scheduler.leave(job, answered, time.monotonic())
 
