@@ -132,6 +132,8 @@ class Server:
 
     def start(self) -> None:
         """Answer requests, report SERVING, and load new versions as they are published."""
+        if not self._config.limits.default_deadline:
+            log.info("calls without a deadline may wait as long as the queue is: set --default-deadline to limit them")
         self._models.follow(self._show)
         self._transport.start()
         self._threads += start_threads(1, "repository", self._watch_repository)

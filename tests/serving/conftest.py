@@ -191,7 +191,9 @@ def classify_by(*models: Any, executor: Executor | None = None, limits: Limits |
     executor = executor or make_executor(1, limits)
     executor.serve(models)
     served = Models({model.name: (model,) for model in models}, Source(Path()))
-    return Direct(Classifier(served, limits, executor.decodes), Inference(executor, Statistics()))
+    return Direct(
+        Classifier(served, limits, executor.decodes), Inference(executor, Statistics(), limits.default_deadline)
+    )
 
 
 def make_backend(classifier: Direct, limits: Limits, access: Access | None = None) -> Backend:
