@@ -123,7 +123,7 @@ class Executor:
         now = time.monotonic()
         with self._lock:
             self._scheduler.submit(step, now)
-            if getattr(self._here, "deferring", False):
+            if self.runs_here():
                 return
             start = self._scheduler.start(now)
         self._pass_on(start)
@@ -160,6 +160,10 @@ class Executor:
             yield
         finally:
             self._here.deferring = False
+
+    def runs_here(self) -> bool:
+        """Return whether this thread runs what it submits, so that it may do the next step at once."""
+        return getattr(self._here, "deferring", False)
 
     def help(self) -> bool:
         """Start what may start, and run it in this thread: small decodes, and then one batch.

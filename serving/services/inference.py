@@ -199,7 +199,8 @@ class Work:
 
     def _read(self, job: Job, request: Any, size_bytes: int) -> None:
         model = self._model = self._service.find(request)
-        if self._in_slot or size_bytes <= QUICK_IMAGE_BYTES or not self._service.has_images(request):
+        quick = size_bytes <= QUICK_IMAGE_BYTES and self._executor.runs_here()
+        if quick or self._in_slot or not self._service.has_images(request):
             self._begin(job, model, request)
         else:
             self._decode(job, lambda: self._begin(job, model, request))

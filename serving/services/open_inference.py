@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -244,7 +244,7 @@ class OpenInference:
             ModelInvalid: Its newest version cannot be loaded.
             DeadlineExpired: The version is still being checked.
         """
-        remaining_s = None if call.deadline == math.inf else call.deadline - time.monotonic()
+        remaining_s = min(call.deadline - time.monotonic(), threading.TIMEOUT_MAX)
         self._models.load(self._controlled(request, DEPENDENTS), remaining_s)
         return wire.RepositoryModelLoadResponse()
 

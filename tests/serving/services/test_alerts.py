@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES

@@ -184,7 +184,7 @@ class TestNoResourceIsLeft:
         local.expect_nothing_left()
 
     def test_after_a_deadline_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        running = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         outcomes = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": an error on the stream
         assert send_request(local, streamed, make_pixel_request(), timeout_s=0.3).outcome() in outcomes
@@ -217,7 +217,7 @@ class TestNoResourceIsLeft:
         assert local.blocked.entered.empty()
 
     def test_after_being_cancelled_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        running = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         sent_request = send_request(local, streamed, make_pixel_request())
         wait_until(lambda: local.counts()[3])
