@@ -22,7 +22,7 @@ from serving.services.inference import Inference
 from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
 from serving.services.open_inference import OpenInference
-from serving.services.statistics import Statistics
+from serving.services.statistics import Statistics, take_figures
 from serving.threads import join_threads, start_threads
 from serving.transports.addresses import UNIX, find_local, join_address
 from serving.transports.grpcio import GrpcioServer
@@ -246,7 +246,7 @@ class Server:
         """Bind the address of the metrics."""
         config, models = self._config, self._models
         metrics = MetricsServer(
-            Metrics(models, self._statistics, self._transport.load, config.label_metrics),
+            Metrics(lambda: take_figures(models, self._statistics, self._transport.load()), config.label_metrics),
             lambda: bool(models.loaded) and not self._stopping.is_set(),
             self._liveness,
             config.metrics_host,
