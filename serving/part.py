@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from serving.services.figures import Counts, Version
     from serving.services.models import Models
+    from serving.services.shared_limits import Count
 
 log = logging.getLogger("serving")
 
@@ -63,7 +66,11 @@ class Part:
     Attributes:
         workers: The number of workers.
         models: The models, as the supervisor keeps them up to date.
+        read_counts: Returns the counters of all workers.
+        count: Returns what counts something in all workers, by its name in ``COLUMNS`` of ``serving.workers.counters``.
     """
 
     workers: int
     models: Models
+    read_counts: Callable[[], Mapping[Version, Counts]]
+    count: Callable[[str], Count]

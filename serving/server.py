@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -18,16 +19,20 @@ from serving.part import Drained, Part, describe_server, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
+from serving.services.figures import Figures
 from serving.services.inference import Inference
 from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
 from serving.services.open_inference import OpenInference
+from serving.services.processes import ProcessMetrics
+from serving.services.shared_limits import Alone
 from serving.services.statistics import Statistics, take_figures
 from serving.threads import join_threads, start_threads
 from serving.transports.addresses import UNIX, find_local, join_address
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
+from serving.transports.own_health import OwnHealth
 from serving.transports.tls import Certificates
 from serving.trials import Trials
 
@@ -105,6 +110,14 @@ class Server:
         """Seconds since it last answered a health check of its own, which it sends unless it has no metrics."""
         return self._liveness.silent_s()
 
+    def take_figures(self, images: bool = True) -> Figures:
+        """Take the figures of this process.
+
+        Args:
+            images: See ``take_figures`` of the statistics.
+        """
+        return take_figures(self._models, self._statistics, self._transport.load(), images)
+
     def load(self) -> None:
         """Load the newest version of every model. Returns early if ``stopping`` is set.
 
@@ -144,7 +157,9 @@ class Server:
         self._resources.callback(self._transport.close)
         if self._config.no_metrics:
             return
-        self._liveness = Liveness(self._transport.local_address)
+        own_health = OwnHealth(self._transport.local_address)
+        self._resources.callback(own_health.close)
+        self._liveness = Liveness(own_health.check)
         self._liveness.start()
         self._resources.callback(self._liveness.close)
         if not self._part:
@@ -207,11 +222,15 @@ class Server:
         inference = Inference(batcher, budget, self._statistics)
         return Backend(
             Classifier(models, config.limits, budget),
-            OpenInference(models, inference, config.limits, config.allow_nonfinite, config.enable_control),
+            OpenInference(
+                *(models, inference, config.limits, config.allow_nonfinite, config.enable_control),
+                self._part.read_counts if self._part else None,
+            ),
             inference,
             config.limits,
             self._open_access(),
             not config.no_reflection,
+            self._part.count if self._part else Alone,
         )
 
     def _open_access(self) -> Access | None:
@@ -246,7 +265,7 @@ class Server:
         """Bind the address of the metrics."""
         config, models = self._config, self._models
         metrics = MetricsServer(
-            Metrics(lambda: take_figures(models, self._statistics, self._transport.load()), config.label_metrics),
+            (Metrics(self.take_figures, config.label_metrics), ProcessMetrics(lambda: [os.getpid()])),
             lambda: bool(models.loaded) and not self._stopping.is_set(),
             self._liveness,
             config.metrics_host,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evalmode.limits import Limits
@@ -9,6 +10,7 @@ from serving.services.access import Access
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference
 from serving.services.open_inference import OpenInference
+from serving.services.shared_limits import Alone, Count
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Backend:
         limits: Limits on messages, streams, watches and connections.
         access: Authorizes calls; None: every call is allowed.
         reflection: Whether server reflection is available.
+        count: Returns what counts something in all workers, by its name.
     """
 
     classifier: Classifier
@@ -30,3 +33,4 @@ class Backend:
     limits: Limits
     access: Access | None = None
     reflection: bool = True
+    count: Callable[[str], Count] = Alone

@@ -27,6 +27,7 @@ from serving.engine.batching import Load
 from serving.services import classifier, open_inference
 from serving.services.backend import Backend
 from serving.services.models import Entry
+from serving.services.shared_limits import SharedLimit
 from serving.threads import Threads, join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
@@ -125,8 +126,7 @@ class GrpcioServer:
         self._check_self = health_pb2_grpc.HealthStub(channel).Check
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
-            limits.max_connections,
-            max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes),
+            *limit_connections(backend, UNFINISHED_MESSAGES * limits.max_request_bytes),
             partial(self._calls.find_connections, limits.max_request_bytes),
             self._loop.is_behind,
             self._ask_health,
@@ -273,6 +273,19 @@ class GrpcioServer:
         self._loop.run(self._stop())
         self._loop.close()
         self._controls.close()
+
+
+def limit_connections(backend: Backend, unfinished_bytes: int) -> tuple[SharedLimit, SharedLimit]:
+    """Return the limits on the connections of all workers, and on the bytes of their unfinished messages.
+
+    Args:
+        backend: Gives the limits and what counts in all workers.
+        unfinished_bytes: The limit on bytes, unless ``MIN_UNFINISHED_BYTES`` is more.
+    """
+    return (
+        SharedLimit(backend.limits.max_connections, backend.count("connections")),
+        SharedLimit(max(MIN_UNFINISHED_BYTES, unfinished_bytes), backend.count("unfinished_bytes")),
+    )
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:

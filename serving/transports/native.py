@@ -41,6 +41,7 @@ from serving.transports.grpcio import (
     STREAMS,
     UNFINISHED_MESSAGES,
     GrpcioServer,
+    limit_connections,
     make_socket_folder,
 )
 from serving.transports.handlers import find_authorization, make_leaving, path_of
@@ -155,7 +156,7 @@ class NativeServer:
         self.local_address = f"unix:{socket}" if reuse_port else find_local(address, self.port)
         # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
         unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
-        self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
+        self._connections = Connections(self.port, *limit_connections(backend, unfinished_bytes))
         self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
         self._front.set_fallback(socket)
         self._batcher = inference.batcher
