@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.registry import Collector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
 from serving.transports.liveness import Liveness

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 from contextlib import suppress
 
 from evalmode.errors import WorkerUnavailable
@@ -18,6 +17,7 @@ class Child:
     Args:
         number: The number of the worker.
         stderr: The file descriptor of its log.
+        counters: The file descriptor of the shared counters.
         answer: Answers its requests.
 
     Attributes:
@@ -27,17 +27,16 @@ class Child:
         is_listening: Whether connections reach it.
         is_ready: Whether it answers calls.
         generation: The number of the state of the models that it has put into effect.
-        silent_since: When it last answered a health check, by ``time.monotonic``; None: it is not ready yet.
 
     Raises:
         WorkerUnavailable: The process cannot be started.
     """
 
-    def __init__(self, number: int, stderr: int, answer: Answer) -> None:
+    def __init__(self, number: int, stderr: int, counters: int, answer: Answer) -> None:
         connection, child_end = socket.socketpair()
         with child_end:
             try:
-                self._process = start_process("serving.workers.worker", child_end, stderr)
+                self._process = start_process("serving.workers.worker", child_end, stderr, (counters,))
             except OSError as error:
                 connection.close()
                 raise WorkerUnavailable(f"cannot start worker {number}: {error}") from error
@@ -46,7 +45,6 @@ class Child:
         self.channel.start()
         self.is_configured = self.is_listening = self.is_ready = False
         self.generation = 0
-        self.silent_since: float | None = None
 
     @property
     def pid(self) -> int:
@@ -64,15 +62,3 @@ class Child:
     def kill(self) -> None:
         """Kill the process."""
         self._process.kill()
-
-    def wait_for(self, timeout_s: float) -> bool:
-        """Wait for the end of the process, and return whether it has ended.
-
-        Args:
-            timeout_s: Seconds to wait.
-        """
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True

@@ -12,7 +12,6 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from evalmode.errors import ArtifactInvalid, EvalmodeError, TrialUnavailable, WorkerUnavailable
-from serving.part import Drained
 from serving.services.source import Facts
 from serving.threads import start_threads
 from serving.workers.channel import Answer, ChannelClosed, ChannelLate, Message
@@ -26,7 +25,6 @@ SWAP_S = 30.0  # for a worker to answer requests by other versions
 ATTEMPTS = 5  # at the start, before the server gives up
 SHORT_LIFE_S = 1.0  # a worker that ends sooner is restarted after a delay
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
-DRAIN_S = 0.8  # after the grace period, for workers to answer
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,14 @@ class Settings:
         message: The configuration of a worker, without its number.
         load_s: Seconds that a worker may take to load a version.
         stderr: The file descriptor of the log.
+        counters: The file descriptor of the shared counters.
     """
 
     count: int
     message: Message
     load_s: float
     stderr: int
+    counters: int
 
 
 class WorkerGroup:
@@ -52,11 +52,17 @@ class WorkerGroup:
     Args:
         settings: What they are started with.
         answer: Answers their requests.
+        on_end: Called with the number of a worker whose process has ended, before it is started again.
+
+    Attributes:
+        restarts: How often a worker was started again.
     """
 
-    def __init__(self, settings: Settings, answer: Answer) -> None:
+    def __init__(self, settings: Settings, answer: Answer, on_end: Callable[[int], object]) -> None:
         self._settings = settings
         self._answer = answer
+        self._on_end = on_end
+        self.restarts = 0
         self._changed = threading.Condition()  # guards the following attributes
         self._children: dict[int, Child] = {}
         self._state: State | None = None
@@ -86,7 +92,28 @@ class WorkerGroup:
 
     def is_ready(self) -> bool:
         """Whether all workers answer calls."""
-        return len(self._children) == self._settings.count and all(one.is_ready for one in self._list_children())
+        return self.count_ready() == self._settings.count
+
+    def count_ready(self) -> int:
+        """The number of workers that answer calls."""
+        return sum(child.is_ready for child in self._list_children())
+
+    def list_processes(self) -> list[int]:
+        """The numbers of the processes of all workers."""
+        return [child.pid for child in self._list_children()]
+
+    def check(self, timeout_s: float) -> float | None:
+        """Return for how many seconds a worker has not answered a health check of its own.
+
+        Args:
+            timeout_s: Seconds to wait for the workers.
+
+        Returns:
+            The seconds of the worker that has been silent for longest; None if one does not answer, or none is ready.
+        """
+        answers = self.ask_all("ping", timeout_s).values()
+        silent_s = [float(answer[0]["silent_s"]) for answer in answers if answer]
+        return max(silent_s) if silent_s and len(silent_s) == len(answers) else None
 
     def take(self, key: tuple[str, str, str], artifact: bytes) -> Facts:
         """Let one worker after the other load a version, which answers no requests yet.
@@ -150,7 +177,9 @@ class WorkerGroup:
             lambda: all(child.generation >= wanted for child in self._list_children() if child.is_ready), timeout_s
         )
 
-    def ask_all(self, kind: str, timeout_s: float, message: Message | None = None) -> dict[int, tuple[Message, bytes]]:
+    def ask_all(
+        self, kind: str, timeout_s: float, message: Message | None = None
+    ) -> dict[int, tuple[Message, bytes] | None]:
         """Ask all ready workers at the same time.
 
         Args:
@@ -159,10 +188,10 @@ class WorkerGroup:
             message: The JSON object of the request.
 
         Returns:
-            The answers by the number of the worker. Workers that did not answer are missing.
+            The answer of each worker by its number; None if it did not answer.
         """
         children = [child for child in self._list_children() if child.is_ready]
-        answers: dict[int, tuple[Message, bytes]] = {}
+        answers: dict[int, tuple[Message, bytes] | None] = {child.number: None for child in children}
 
         def ask(child: Child) -> None:
             with suppress(ChannelClosed, ChannelLate, EvalmodeError, RuntimeError):
@@ -173,20 +202,19 @@ class WorkerGroup:
                 list(threads.map(ask, children))
         return answers
 
-    def drain(self, limit_s: float) -> tuple[Drained, bool]:
+    def drain(self, limit_s: float) -> dict[int, tuple[Message, bytes] | None]:
         """Drain all workers, and end them.
 
         Args:
             limit_s: Seconds that this may take.
 
         Returns:
-            Their requests, and whether all workers have answered.
+            The answer of each worker by its number; None if it did not answer.
         """
         self._stopping.set()
-        asked = sum(child.is_ready for child in self._list_children())
-        answers = [Drained(**message) for message, _ in self.ask_all("drain", limit_s).values()]
+        answers = self.ask_all("drain", limit_s)
         self.kill()
-        return Drained(sum(one.cut for one in answers), sum(one.answered for one in answers)), len(answers) == asked
+        return answers
 
     def kill(self) -> None:
         """Kill all workers. Does not block."""
@@ -225,7 +253,7 @@ class WorkerGroup:
             ready = 0.0
             child, problem = None, ""
             try:
-                child = Child(number, self._settings.stderr, self._answer)
+                child = Child(number, self._settings.stderr, self._settings.counters, self._answer)
                 self._children[number] = child
                 self._bring_up(child)
                 ready = time.monotonic()
@@ -240,6 +268,7 @@ class WorkerGroup:
                 how = child.wait()
                 problem = problem or f"it ended {how}"
                 self._set(child, is_configured=False, is_listening=False, is_ready=False)
+                self._on_end(number)
             if self._stopping.is_set():
                 return
             lived_s = time.monotonic() - ready if ready else 0.0
@@ -249,6 +278,7 @@ class WorkerGroup:
             if not self._opened and short_lives >= ATTEMPTS:
                 self._give_up(WorkerUnavailable(f"worker {number} cannot start, {ATTEMPTS} times in a row: {problem}"))
             self._stopping.wait(delay_s)
+            self.restarts += 1
 
     def _give_up(self, error: EvalmodeError) -> None:
         """End the start of the server, if it has not been ready yet."""

@@ -56,7 +56,7 @@ class Artifact:
         return contents
 
     def _read(self) -> bytes:
-        with open(self._descriptor, "rb", closefd=False) as file:  # noqa: PTH123  a path cannot name it
+        with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
             return file.read()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -12,15 +13,22 @@ from typing import NoReturn
 from evalmode.errors import DeadlineExpired
 from serving.config import LogConfig, ServeConfig
 from serving.logs import find_stream
-from serving.part import describe_server, log_shutdown
+from serving.part import Drained, describe_server, log_shutdown
 from serving.process import CLOSE_S, exit_now, exit_within, listen_for_signals, log_phase
+from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
+from serving.services.processes import ProcessMetrics
 from serving.threads import start_threads
+from serving.transports.liveness import Liveness
+from serving.transports.metrics import MetricsServer
 from serving.trials import Trials
 from serving.workers.channel import Message
+from serving.workers.counters import SharedCounters, create_counters
+from serving.workers.gathering import Gathering
 from serving.workers.group import Settings, WorkerGroup
 from serving.workers.port import hold_port
 from serving.workers.repository import SharedSource
+from serving.workers.snapshots import encode_figures
 from serving.workers.state import State
 
 log = logging.getLogger("serving")
@@ -66,7 +74,10 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig, log_config: LogConfig) -> None:
         self._config = config
-        self.group = WorkerGroup(make_settings(config, log_config), self._answer)
+        count, memory = config.worker_count, create_counters(config.worker_count)
+        self._counters = SharedCounters(memory, count)
+        self._gathering = Gathering(count)
+        self.group = WorkerGroup(make_settings(config, log_config, memory), self._answer, self._forget)
         self._stop = listen_for_signals(self.group.kill)
         self._trials = Trials(config.limits)
 
@@ -97,9 +108,10 @@ class Supervisor:
             self.group.wait_until_ready(self._stop)
         if self._stop.is_set():
             return
+        metrics_port = 0 if config.no_metrics else self._open_metrics()
         start_threads(1, "repository", lambda: self._models.watch(config.poll, self._stop))
         log_phase("listening")
-        announce(describe_server(self._models, f"port {config.port}", None))
+        announce(describe_server(self._models, f"port {config.port}", None if config.no_metrics else metrics_port))
 
     def finish(self) -> NoReturn:
         """Wait for a signal, drain all workers, and exit."""
@@ -108,10 +120,37 @@ class Supervisor:
         drain_s = limits.lame_duck + limits.grace + CLOSE_S
         exit_within(drain_s, self.group.kill)
         log_shutdown(limits.lame_duck)
-        drained, complete = self.group.drain(drain_s)
-        drained.log(limits.grace)
+        answers = self.group.drain(drain_s)
+        cut = sum(answer[0]["cut"] for answer in answers.values() if answer)
+        answered = self._gathering.finish((number, answer[1]) for number, answer in answers.items() if answer)
+        lost = [number for number, answer in answers.items() if not answer]
+        for number in lost:
+            log.error("worker %s ended before it was drained", number)
+        Drained(cut, answered).log(limits.grace)
         self._trials.close()
-        exit_now(0 if complete and not drained.cut else 1)
+        exit_now(1 if cut or lost else 0)
+
+    def _open_metrics(self) -> int:
+        """Serve metrics and health over HTTP, and return the port."""
+        config, group = self._config, self.group
+        liveness = Liveness(group.check)
+        server = MetricsServer(
+            (
+                Metrics(lambda: self._gathering.read(group), config.label_metrics),
+                ProcessMetrics(lambda: [os.getpid(), *group.list_processes()]),
+            ),
+            lambda: group.is_ready() and bool(self._models.loaded) and not self._stop.is_set(),
+            liveness,
+            config.metrics_host,
+            config.metrics_port,
+        )
+        liveness.start()
+        return server.port
+
+    def _forget(self, number: int) -> None:
+        """Keep the figures of a worker whose process has ended, and release what it held."""
+        self._gathering.end(number)
+        self._counters.clear(number - 1)
 
     def _publish(self, entries: list[Entry]) -> None:
         """Let all workers serve what the models are now."""
@@ -119,6 +158,8 @@ class Supervisor:
 
     def _answer(self, kind: str, message: Message, data: bytes) -> tuple[Message, bytes]:
         """Answer a request of a worker: a call of a client that concerns all workers."""
+        if kind == "counts":
+            return {}, encode_figures(self._gathering.read(self.group, images=False))
         name = message["name"]
         if kind == "unload":
             self._models.unload(name, message["version"])
@@ -132,12 +173,13 @@ class Supervisor:
         return {}, b""
 
 
-def make_settings(config: ServeConfig, log_config: LogConfig) -> Settings:
+def make_settings(config: ServeConfig, log_config: LogConfig, counters: int) -> Settings:
     """Return what all workers are started with.
 
     Args:
         config: The options of the server.
         log_config: The options of the log.
+        counters: The file descriptor of the shared counters.
     """
     options = {one.name: getattr(config, one.name) for one in fields(config) if one.name != "limits"}
     message = {
@@ -145,6 +187,8 @@ def make_settings(config: ServeConfig, log_config: LogConfig) -> Settings:
         "limits": asdict(config.limits),
         "log": [log_config.log_level, log_config.log_format],
         "workers": config.worker_count,
+        "counters": counters,
     }
     load_s = LOADS * config.limits.load_seconds
-    return Settings(config.worker_count, json.loads(json.dumps(message, default=str)), load_s, find_stream())
+    sent = json.loads(json.dumps(message, default=str))
+    return Settings(config.worker_count, sent, load_s, find_stream(), counters)
