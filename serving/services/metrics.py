@@ -11,6 +11,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 import evalmode
+from evalmode.artifact.image_statistics import MOMENTS
 from serving.services.drift import LIMIT, WINDOW, RecentImage, drifts, measure_drift
 from serving.services.figures import BOUNDS_US, UNKNOWN, Counts, Durations, Figures, Version
 from serving.services.status import INTERNAL_REASON
@@ -170,9 +171,11 @@ def _add_drift(
     families: dict[str, Any], version: Version, recent: Collection[RecentImage], recorded: Mapping[str, Any]
 ) -> None:
     """Add the drift of one version, if it has received enough images."""
-    if len(recent) < MIN_IMAGES:
+    shape = len(MOMENTS), len(recorded[MOMENTS[0]]["mean"])  # another file of the version had other images
+    moments = [image.moments for image in recent if image.moments.shape == shape]
+    if len(moments) < MIN_IMAGES:
         return
-    drift = measure_drift(np.stack([image.moments for image in recent]), recorded)
+    drift = measure_drift(np.stack(moments), recorded)
     for (moment, channel), distance in drift.items():
         families["evalmode_input_drift"].add_metric((*version, moment, str(channel)), distance)
     families["evalmode_input_drifted"].add_metric(version, int(drifts(drift.values())))
