@@ -59,11 +59,11 @@ def set_up_log(level: str, form: str, worker: int = 0) -> None:
     if form == "json":
         from pythonjsonlogger.json import JsonFormatter
 
+        fields = {"worker": worker} if worker else {}
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
         formatter = JsonFormatter(
             "%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names, static_fields=fields
         )
-        fields = {"worker": worker} if worker else {}
         _captured.append(_Captured())
         stream = _captured[-1].stream
     logging.basicConfig(level=level.upper(), handlers=[QueuedHandler(stream, formatter)])

@@ -45,8 +45,8 @@ class Connections:
 
     Args:
         address: The address that the server listens on: a TCP port, or the path of a Unix socket.
-        limit: The number of open connections in all workers. Beyond it, the connections that have been silent for longest are closed.
-            On a Unix socket, where that is unknown, the newest connections are closed.
+        limit: The number of open connections in all workers. Beyond it, the connections that have been silent for
+            longest are closed. On a Unix socket, where that is unknown, the newest connections are closed.
         unfinished_bytes: The bytes of unfinished messages over all connections. Beyond it, the connections with the
             most are closed.
         find_calls: Returns how many bytes the messages that have not arrived yet may hold, by connection, and the
