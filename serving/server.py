@@ -215,8 +215,11 @@ class Server:
         batcher = Batcher(count_slots(models.served.values()), config.limits, self._statistics.count_run)
         self._resources.callback(batcher.close)
         decode_bytes, source = choose_decode_bytes(config.limits.max_decode_bytes)
-        log.info("images are decoded within %s MiB: %s", decode_bytes // MIB, source)
-        budget = DecodeBudget(count_cpus(), decode_bytes // (self._part.workers if self._part else 1))
+        workers = self._part.workers if self._part else 1
+        decode_bytes //= workers
+        shared = f", shared by {workers} workers" if self._part else ""
+        log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
+        budget = DecodeBudget(count_cpus(), decode_bytes)
         self._resources.callback(budget.close)
         self._threads += batcher.threads + budget.threads
         inference = Inference(batcher, budget, self._statistics)

@@ -99,7 +99,7 @@ class WorkerGroup:
         return sum(child.is_ready for child in self._list_children())
 
     def list_processes(self) -> list[int]:
-        """The numbers of the processes of all workers."""
+        """The numbers of the processes of all workers, in the order of the numbers of the workers."""
         return [child.pid for child in self._list_children()]
 
     def check(self, timeout_s: float) -> float | None:
@@ -223,7 +223,7 @@ class WorkerGroup:
             child.kill()
 
     def _list_children(self) -> list[Child]:
-        return [*self._children.values()]
+        return [child for _, child in sorted(self._children.copy().items())]
 
     def _list_configured(self) -> list[Child]:
         return [child for child in self._list_children() if child.is_configured]

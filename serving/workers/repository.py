@@ -1,4 +1,4 @@
-"""The model repository as the supervisor follows it: a version is checked in a child process, then loaded by workers."""
+"""The model repository as the supervisor follows it: it has each version checked, then loaded by every worker."""
 
 from __future__ import annotations
 
