@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import ProcessCollector
@@ -28,7 +29,7 @@ class ProcessMetrics(Collector):
         """Yield every metric with its current value."""
         sums: dict[str, tuple[str, float]] = {}
         for number in self._list_processes():
-            for family in ProcessCollector(pid=lambda number=number: number, registry=None).collect():
+            for family in ProcessCollector(pid=partial(int, number), registry=None).collect():
                 value = family.samples[0].value
                 if family.name == CPU:
                     self._cpu_s[number] = value
