@@ -1,6 +1,6 @@
 """The figures of a server at one time, from which metrics and ModelStatistics are made.
 
-They are plain data: a server of one process takes its own, and one of several workers adds theirs.
+They are plain data. A server of one process takes its own; a server of several workers adds those of each.
 """
 
 from __future__ import annotations
