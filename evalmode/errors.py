@@ -13,6 +13,7 @@
     │   │   ├── LabelsMismatch
     │   │   └── LoadLimitExceeded
     │   ├── TrialUnavailable
+    │   ├── WorkerUnavailable
     │   ├── NameInvalid
     │   ├── ProviderUnavailable
     │   ├── AddressUnavailable
@@ -136,6 +137,10 @@ class LoadLimitExceeded(ArtifactInvalid):
 
 class TrialUnavailable(UsageError):
     """The process that checks artifacts cannot be started."""
+
+
+class WorkerUnavailable(UsageError):
+    """A worker process cannot be started, or ends again and again before it is ready."""
 
 
 class NameInvalid(UsageError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
 from evalmode.options import check_names, convert_fields, option
+from evalmode.runtime.cpus import count_cpus
 from evalmode.runtime.provider import CHOICES
 from serving.engine.memory import choose_request_bytes
 from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find_metrics_host, is_loopback
@@ -18,6 +20,8 @@ from serving.transports.addresses import METRICS_PORT, UNIX, check_address, find
 log = logging.getLogger("serving")
 
 MAX_PORT = 65535
+MAX_WORKERS = 256
+AUTO = "auto"
 VARIABLE_PREFIX = "EVALMODE_SERVE_"  # of the environment variables of the options: EVALMODE_SERVE_PORT
 
 
@@ -38,6 +42,9 @@ class ServeConfig:
         "grpcio",
         "gRPC implementation; native is faster and less mature, and does not support TLS",
         choices=("grpcio", "native"),
+    )
+    workers: str = option(
+        "1", "processes that share the port; auto: one per CPU that this process may use", metavar="N|auto"
     )
     allow_unbounded_messages: bool = option(
         False,
@@ -87,6 +94,7 @@ class ServeConfig:
         convert_fields(self)
         self._check_transport()
         self._check_security()
+        self._check_workers()
         if not self.no_metrics and self.port and self.port == self.metrics_port and not self.host.startswith(UNIX):
             raise UsageError(f"--port and --metrics-port are both {self.port}: choose two different ports")
         for text in self.model:
@@ -113,9 +121,17 @@ class ServeConfig:
             raise UsageError("a server needs the option 'repository'")
         bounds = {limit.name for limit in fields(Limits)}
         limits = Limits(**{name: value for name, value in options.items() if name in bounds})
+        config = cls(**{name: value for name, value in options.items() if name not in bounds}, limits=limits)
         if "max_request_bytes" not in options:
-            limits = _fit_requests(limits)
-        return cls(**{name: value for name, value in options.items() if name not in bounds}, limits=limits)
+            config = replace(config, limits=_fit_requests(limits, config.worker_count))
+        return config
+
+    @property
+    def worker_count(self) -> int:
+        """The number of processes that share the port."""
+        if self.workers != AUTO:
+            return int(self.workers)
+        return 1 if self.host.startswith(UNIX) or sys.platform != "linux" else count_cpus()
 
     @property
     def pinned(self) -> dict[str, int]:
@@ -165,6 +181,17 @@ class ServeConfig:
                 "--transport grpcio, or admit trusted clients only and add --allow-unbounded-messages"
             )
 
+    def _check_workers(self) -> None:
+        """Refuse a number of workers that is none, or that cannot share the port."""
+        if self.workers == AUTO:
+            return
+        if not (self.workers.isascii() and self.workers.isdecimal() and 1 <= int(self.workers) <= MAX_WORKERS):
+            raise UsageError(f"--workers {self.workers!r}: use a number from 1 to {MAX_WORKERS}, or {AUTO}")
+        if self.worker_count > 1 and self.host.startswith(UNIX):
+            raise UsageError("several workers cannot share a Unix socket: use --workers 1, or a TCP port")
+        if self.worker_count > 1 and sys.platform != "linux":
+            raise UsageError("several workers need Linux, which distributes connections: use --workers 1")
+
     def _check_security(self) -> None:
         """Refuse an option without the one that it needs."""
         if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
@@ -188,9 +215,9 @@ class LogConfig:
         convert_fields(self)
 
 
-def _fit_requests(limits: Limits) -> Limits:
+def _fit_requests(limits: Limits, workers: int) -> Limits:
     """Lower the default limit on requests to what fits into memory."""
-    chosen = choose_request_bytes(limits.max_request_bytes)
+    chosen = choose_request_bytes(limits.max_request_bytes, workers)
     if chosen.limit_bytes < limits.max_request_bytes:
         log.info("requests are limited to %s bytes: %s; set --max-request-bytes to change this", *chosen)
     return replace(limits, max_request_bytes=chosen.limit_bytes)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
+from evalmode.errors import UsageError
 from serving.config import ServeConfig
 from serving.server import Server
 from serving.trials import Trials
@@ -31,7 +32,8 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
     Args:
         repository: The folder of the model repository, with NAME/VERSION/model.onnx.
         options: The options of ``evalmode serve``, with underscores: ``port=8001``, ``max_queue=64``. There are no
-            options for the log: the records go to the logger ``serving`` and its children.
+            options for the log: the records go to the logger ``serving`` and its children. Several ``workers`` need
+            the command.
 
     Raises:
         UsageError: An option is invalid, or the server cannot start.
@@ -81,6 +83,8 @@ def start_server(repository: str | PathLike[str], **options: Any) -> Server:
 def _start(options: dict[str, Any]) -> Server:
     """Start a server, or release everything if it cannot start."""
     config = ServeConfig.from_options(options)
+    if config.worker_count > 1:
+        raise UsageError(f"workers {config.workers}: a Python process is one worker; use the command 'evalmode serve'")
     config.check_addresses()
     config.warn_of_plaintext()
     server = Server(config, Trials(config.limits), threading.Event())

@@ -43,22 +43,27 @@ _STANDARD_FIELDS = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _SILENCED = ("grpc._cython.cygrpc", "grpc._common")
 
 
-def set_up_log(level: str, form: str) -> None:
+def set_up_log(level: str, form: str, worker: int = 0) -> None:
     """Configure the logging of the process: records go to standard error, and so do warnings and uncaught exceptions.
 
     Args:
         level: The lowest level that is logged, such as "info".
         form: "text" or "json".
+        worker: The number of the worker that this process is, for every record; 0 if it is none.
 
     Raises:
         ThreadsUnavailable: The system cannot start the threads that write.
     """
-    formatter, stream = logging.Formatter("%(asctime)s %(levelname)s %(message)s"), sys.stderr
+    origin = f"worker {worker}: " if worker else ""
+    formatter, stream = logging.Formatter(f"%(asctime)s %(levelname)s {origin}%(message)s"), sys.stderr
     if form == "json":
         from pythonjsonlogger.json import JsonFormatter
 
+        fields = {"worker": worker} if worker else {}
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
-        formatter = JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names)
+        formatter = JsonFormatter(
+            "%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names, static_fields=fields
+        )
         _captured.append(_Captured())
         stream = _captured[-1].stream
     logging.basicConfig(level=level.upper(), handlers=[QueuedHandler(stream, formatter)])
@@ -70,6 +75,11 @@ def set_up_log(level: str, form: str) -> None:
     threading.excepthook = lambda args: _log_uncaught(f"thread {args.thread and args.thread.name}", args.exc_value)
     sys.unraisablehook = lambda args: _log_uncaught(f"{args.err_msg or 'ignored in'} {args.object!r}", args.exc_value)
     atexit.register(shut_down_log)
+
+
+def find_stream() -> int:
+    """The file descriptor that the log is written to, for a process that writes records, too."""
+    return _captured[-1].stream.fileno() if _captured else 2
 
 
 def shut_down_log() -> None:

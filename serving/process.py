@@ -44,30 +44,35 @@ def run(config: ServeConfig, announce: Callable[[str], object]) -> NoReturn:
     trials.prepare()  # the child process imports its modules while this process imports the following
     from serving.server import Server
 
-    _log_phase("imports")
+    log_phase("imports")
     server = Server(config, trials, stop)
     server.load()
     if stop.is_set():
         server.close()
         exit_now(0)
-    _log_phase("models loaded, checked and replayed")
+    log_phase("models loaded, checked and replayed")
     server.listen()
     gc.freeze()  # a full collection would otherwise visit everything that is loaded, and delay every call
     server.start()
-    _log_phase("listening")
+    log_phase("listening")
     announce(server.describe())
     stop.wait()
     limits = config.limits
-    _exit_within(limits.lame_duck + limits.grace + CLOSE_S)
-    exit_now(1 if server.drain() else 0)
+    exit_within(limits.lame_duck + limits.grace + CLOSE_S)
+    drained = server.drain()
+    drained.log(limits.grace)
+    exit_now(1 if drained.cut else 0)
 
 
-def listen_for_signals() -> threading.Event:
+def listen_for_signals(before_exit: Callable[[], object] = lambda: None) -> threading.Event:
     """Return an event that the first SIGTERM, SIGINT or SIGHUP sets. The second ends the process with exit code 1.
 
     A thread waits for the signals. A Python signal handler would run inside whatever the main thread is doing, for
     example in ``Event.wait``, and deadlock on a lock that the main thread holds. An ignored SIGHUP, as under nohup,
     stays ignored.
+
+    Args:
+        before_exit: Called before the second signal ends the process. It must not block.
 
     Raises:
         ThreadsUnavailable: The system cannot start the thread.
@@ -81,6 +86,7 @@ def listen_for_signals() -> threading.Event:
         os.read(reader, 1)
         stop.set()
         os.read(reader, 1)
+        before_exit()
         os._exit(1)  # at once: anything else could block
 
     start_threads(1, "signals", listen)
@@ -101,13 +107,27 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _exit_within(seconds: float) -> None:
-    """Exit with code 1 after some seconds, even if every other thread is blocked."""
-    backstop = threading.Timer(seconds, os._exit, [1])
+def exit_within(seconds: float, before_exit: Callable[[], object] = lambda: None) -> None:
+    """Exit with code 1 after some seconds, even if every other thread is blocked.
+
+    Args:
+        seconds: The delay.
+        before_exit: Called before. It must not block.
+    """
+
+    def leave() -> None:
+        before_exit()
+        os._exit(1)
+
+    backstop = threading.Timer(seconds, leave)
     backstop.daemon = True
     backstop.start()
 
 
-def _log_phase(name: str) -> None:
-    """Log at debug level that a phase of the start has ended, with the time since this module was imported."""
+def log_phase(name: str) -> None:
+    """Log at debug level that a phase of the start has ended, with the time since this module was imported.
+
+    Args:
+        name: The phase.
+    """
     log.debug("%.3f s: %s", time.perf_counter() - IMPORTED, name)

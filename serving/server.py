@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -15,19 +16,24 @@ from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
 from serving.engine.scheduler import Scheduler
+from serving.engine.shared_limits import Alone, Count
+from serving.part import Drained, Part, describe_server, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
+from serving.services.figures import Figures
 from serving.services.inference import Inference
 from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
 from serving.services.open_inference import OpenInference
-from serving.services.statistics import Statistics
+from serving.services.processes import ProcessMetrics
+from serving.services.statistics import Statistics, take_figures
 from serving.threads import join_threads, start_threads
 from serving.transports.addresses import UNIX, find_local, join_address
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
+from serving.transports.own_health import OwnHealth
 from serving.transports.tls import Certificates
 from serving.trials import Trials
 
@@ -47,10 +53,14 @@ class Server:
         config: Its options.
         trials: Checks artifacts in child processes before they are loaded.
         stopping: Set by the server when it stops. If it is set earlier, ``load`` returns early.
+        part: What the supervisor of several workers gives the server of each; None: it is the only one.
     """
 
-    def __init__(self, config: ServeConfig, trials: Trials, stopping: threading.Event) -> None:
+    def __init__(
+        self, config: ServeConfig, trials: Trials, stopping: threading.Event, part: Part | None = None
+    ) -> None:
         self._config = config
+        self._part = part
         self._trials = trials
         self._stopping = stopping
         self._stopped = threading.Event()
@@ -90,8 +100,24 @@ class Server:
         """Return two lines: the models and where they are served, and where metrics are served."""
         host = self._config.host
         where = join_address(host, 0) if host.startswith(UNIX) else f"port {self._transport.port}"
-        metrics = "no metrics" if self._config.no_metrics else f"metrics on port {self._metrics.port}"
-        return f"serving {', '.join(self._models.served)} on {where}\n{metrics}"
+        return describe_server(self._models, where, None if self._config.no_metrics else self._metrics.port)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._transport.port
+
+    def silent_s(self) -> float:
+        """Seconds since it last answered a health check of its own, which it sends unless it has no metrics."""
+        return self._liveness.silent_s()
+
+    def take_figures(self, images: bool = True) -> Figures:
+        """Take the figures of this process.
+
+        Args:
+            images: See ``take_figures`` of the statistics.
+        """
+        return take_figures(self._models, self._statistics, self._transport.load(), images)
 
     def load(self) -> None:
         """Load the newest version of every model. Returns early if ``stopping`` is set.
@@ -101,6 +127,9 @@ class Server:
             ProviderUnavailable: The execution provider does not work on this machine.
         """
         config = self._config
+        if self._part:
+            self._models = self._part.models
+            return
         self._models = Models.open(
             config.repository,
             config.pinned,
@@ -127,7 +156,14 @@ class Server:
         """
         self._transport = self._open_transport(self._make_backend())
         self._resources.callback(self._transport.close)
-        if not self._config.no_metrics:
+        if self._config.no_metrics:
+            return
+        own_health = OwnHealth(self._transport.local_address)
+        self._resources.callback(own_health.close)
+        self._liveness = Liveness(own_health.check)
+        self._liveness.start()
+        self._resources.callback(self._liveness.close)
+        if not self._part:
             self._metrics = self._open_metrics()
 
     def start(self) -> None:
@@ -136,7 +172,8 @@ class Server:
             log.info("calls without a deadline may wait as long as the queue is: set --default-deadline to limit them")
         self._models.follow(self._show)
         self._transport.start()
-        self._threads += start_threads(1, "repository", self._watch_repository)
+        if not self._part:
+            self._threads += start_threads(1, "repository", self._watch_repository)
 
     def wait(self) -> None:
         """Block until another thread has stopped the server."""
@@ -152,27 +189,21 @@ class Server:
             if self._stopped.is_set():
                 return 0
             try:
-                return self.drain()
+                drained = self.drain()
+                drained.log(self._config.limits.grace)
+                return drained.cut
             finally:
                 self.close()
 
-    def drain(self) -> int:
-        """Report NOT_SERVING, answer for ``lame_duck`` seconds, then wait ``grace`` seconds for requests in flight.
-
-        Returns:
-            The number of requests that were cut.
-        """
+    def drain(self) -> Drained:
+        """Report NOT_SERVING, answer for ``lame_duck`` seconds, then wait ``grace`` seconds for requests in flight."""
         limits = self._config.limits
         self._stopping.set()
-        log.info("shutting down: NOT_SERVING, answering for %s s more", limits.lame_duck)
+        if not self._part:
+            log_shutdown(limits.lame_duck)
         self._transport.announce_shutdown()
         time.sleep(limits.lame_duck)
-        cut = self._transport.drain(limits.grace)
-        if cut:
-            log.error("%s requests did not finish within %s s and were cut", cut, limits.grace)
-        else:
-            log.info("all requests answered: %s", self._statistics.answered)
-        return cut
+        return Drained(self._transport.drain(limits.grace), self._statistics.answered)
 
     def close(self) -> None:
         """Release everything that the server holds, and wait for its threads."""
@@ -186,21 +217,32 @@ class Server:
         config, models = self._config, self._models
         limits, slots = config.limits, count_cpus()
         decode_bytes, source = choose_decode_bytes(limits.max_decode_bytes)
-        log.info("images are decoded within %s MiB: %s", decode_bytes // MIB, source)
-        decodes = Decodes(slots, decode_bytes)
-        scheduler = Scheduler(slots, limits.max_queue, limits.max_batch, decodes)
+        workers = self._part.workers if self._part else 1
+        decode_bytes //= workers
+        shared = f", shared by {workers} workers" if self._part else ""
+        log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
+        decodes, in_flight = Decodes(slots, decode_bytes), self._count_in_all("in_flight")
+        scheduler = Scheduler(slots, limits.max_queue, limits.max_batch, decodes, in_flight)
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads
         inference = Inference(self._executor, self._statistics, limits.default_deadline)
         return Backend(
             Classifier(models, limits, decodes),
-            OpenInference(models, inference, limits, config.allow_nonfinite, config.enable_control),
+            OpenInference(
+                *(models, inference, limits, config.allow_nonfinite, config.enable_control),
+                self._part.read_counts if self._part else None,
+            ),
             inference,
             limits,
             self._open_access(),
             not config.no_reflection,
+            self._count_in_all,
         )
+
+    def _count_in_all(self, name: str) -> Count:
+        """Return what counts something in all workers, or in this process if it is the only one."""
+        return self._part.count(name) if self._part else Alone(name)
 
     def _open_access(self) -> Access | None:
         """Read the token files, and again when they change. Returns None if no option names one."""
@@ -215,35 +257,32 @@ class Server:
 
     def _open_transport(self, backend: Backend) -> GrpcioServer | NativeServer:
         """Bind the address of the gRPC server."""
-        config = self._config
+        config, reuse_port = self._config, self._part is not None
         address = join_address(config.host, config.port)
         if config.transport == "native":
             try:
                 from serving.transports.native import NativeServer
             except ModuleNotFoundError as error:
                 raise UsageError(f"--transport native: {error}: pip install 'evalmode[native]'") from error
-            return NativeServer(backend, address)
+            return NativeServer(backend, address, reuse_port)
         credentials = None
         if config.tls_cert and config.tls_key:
             certificates = Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
             self._resources.callback(certificates.close)
             credentials = certificates.credentials
-        return GrpcioServer(backend, address, credentials)
+        return GrpcioServer(backend, address, credentials, reuse_port=reuse_port)
 
     def _open_metrics(self) -> MetricsServer:
-        """Bind the address of the metrics, and start to measure liveness."""
+        """Bind the address of the metrics."""
         config, models = self._config, self._models
-        liveness = Liveness(self._transport.local_address)
         metrics = MetricsServer(
-            Metrics(models, self._statistics, self._transport.load, config.label_metrics),
+            (Metrics(self.take_figures, config.label_metrics), ProcessMetrics(lambda: [os.getpid()])),
             lambda: bool(models.loaded) and not self._stopping.is_set(),
-            liveness,
+            self._liveness,
             config.metrics_host,
             config.metrics_port,
         )
         self._resources.callback(metrics.close)
-        liveness.start()
-        self._resources.callback(liveness.close)
         return metrics
 
     def _show(self, entries: list[Entry]) -> None:

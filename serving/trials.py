@@ -6,22 +6,16 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from evalmode import errors
 from evalmode.errors import ArtifactInvalid, LoadLimitExceeded, TrialUnavailable
 from evalmode.limits import Limits
+from serving.spawn import start_process
 
-# Import the same `serving` package, and nothing else from its folder or from the current directory.
-_START = (
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import evalmode, serving; del sys.path[0]; "
-    "from serving.trial import main; main()"
-)
 # The header of a request: length of the artifact that follows, --load-seconds, --load-bytes, --allow-uncertified.
 ORDER = struct.Struct("!QQQ?")
 _MAX_ANSWER_BYTES = 64 * 1024
@@ -168,13 +162,7 @@ def _start() -> _Child:
     orders, child_end = socket.socketpair()
     with child_end:
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START],
-                stdin=child_end.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # no SIGINT from the terminal: the server ends its child processes itself
-            )
+            process = start_process("serving.trial", child_end, subprocess.DEVNULL)
         except OSError as error:
             orders.close()
             raise TrialUnavailable(f"cannot start a process to check it in: {error}") from error

@@ -38,7 +38,7 @@ ONLY_IN = {
     "uvloop": ("serving.transports.loop",),
     "grpc_health": ("serving.transports",),
     "grpc_reflection": ("serving.transports",),
-    "prometheus_client": ("serving.services.metrics", "serving.transports.metrics"),
+    "prometheus_client": ("serving.services.metrics", "serving.services.processes", "serving.transports.metrics"),
     "click": ("evalmode.cli",),
     "rich": ("evalmode.cli", "evalmode.display"),
 }

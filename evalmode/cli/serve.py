@@ -68,4 +68,9 @@ def serve(context: click.Context, /, **options: Any) -> None:
         for name, value in options.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    run(ServeConfig.from_options(chosen), click.echo)
+    config = ServeConfig.from_options(chosen)
+    if config.worker_count == 1:
+        run(config, click.echo)
+    from serving.workers import supervisor
+
+    supervisor.run(config, log_config, click.echo)

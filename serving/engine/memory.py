@@ -65,7 +65,7 @@ def choose_decode_bytes(wanted: int, root: Path = Path("/")) -> MemoryLimit:
     return MemoryLimit(limit_bytes // 4, f"a quarter of {source}, {limit_bytes // MIB} MiB")
 
 
-def choose_request_bytes(largest: int, root: Path = Path("/")) -> MemoryLimit:
+def choose_request_bytes(largest: int, workers: int = 1, root: Path = Path("/")) -> MemoryLimit:
     """Choose the default limit on the size of a request.
 
     The limits on all messages together are multiples of it, and messages that clients send at the same time arrive
@@ -73,13 +73,14 @@ def choose_request_bytes(largest: int, root: Path = Path("/")) -> MemoryLimit:
 
     Args:
         largest: The limit where memory is plentiful, in bytes.
+        workers: The number of processes that share the memory.
         root: The root of the file system.
 
     Returns:
-        1/64 of the available memory, at least 4 MiB and at most ``largest``, and its source.
+        1/64 of the available memory for each worker, at least 4 MiB and at most ``largest``, and its source.
     """
     limit_bytes, source = read_memory_limit(root)
-    chosen = min(largest, max(MIN_REQUEST_BYTES, limit_bytes // 64))
+    chosen = min(largest, max(MIN_REQUEST_BYTES, limit_bytes // workers // 64))
     return MemoryLimit(chosen, f"{source} is {limit_bytes // MIB} MiB")
 
 

@@ -25,6 +25,7 @@ from serving.engine.call import Call, find_reason_to_end
 from serving.engine.decodes import Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
 from serving.engine.lane import Batch, Ended, Lane
+from serving.engine.shared_limits import Count
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
@@ -68,7 +69,7 @@ class Scheduler:
         max_queue: The number of requests that may wait in addition to one per slot.
         max_batch: The largest number of inputs in a batch.
         decodes: The decodes that wait.
-        count_others: Returns the number of requests in flight in other processes of the same server.
+        in_flight: Counts the requests in flight in all workers.
 
     Attributes:
         slots: See above.
@@ -81,13 +82,13 @@ class Scheduler:
         max_queue: int,
         max_batch: int,
         decodes: Decodes,
-        count_others: Callable[[], int] = lambda: 0,
+        in_flight: Count,
     ) -> None:
         self.slots = slots
         self.decodes = decodes
         self._places = slots + max_queue
         self._max_batch = max_batch
-        self._count_others = count_others
+        self._in_flight = in_flight
         self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
         self._served: tuple[Lane, ...] = ()
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
@@ -109,7 +110,9 @@ class Scheduler:
 
     def is_busy(self) -> bool:
         """Return whether a new request might have to wait."""
-        return self._admitted - self._aside >= self.slots or self._admitted + self._count_others() >= self._places
+        return (
+            self._admitted - self._aside >= self.slots or self._admitted + self._in_flight.elsewhere() >= self._places
+        )
 
     def check(self, deadline: float, now: float) -> None:
         """Check whether a new request would be admitted, before its model is known.
@@ -122,7 +125,7 @@ class Scheduler:
             QueueFull: The limit on requests in flight is reached, or whatever its model is, the requests in flight
                 will take longer than until its deadline.
         """
-        if self._admitted + self._count_others() >= self._places:
+        if self._is_full():
             raise QueueFull(
                 f"{self._places} requests are in flight, the limit: retry later or add a replica",
                 limit_requests=self._places,
@@ -143,6 +146,7 @@ class Scheduler:
         """
         self.check(call.deadline, now)
         self._admitted += 1
+        self._in_flight.put(self._admitted)
         return Job(call, done, now)
 
     def submit(self, step: Step, now: float) -> None:
@@ -235,11 +239,15 @@ class Scheduler:
             now: The current time.
         """
         self._admitted -= 1
+        self._in_flight.put(self._admitted)
         self._aside -= job.aside
         if job.lane is not None and not job.aside:
             job.lane.in_flight -= 1
             if answered:
                 job.lane.pace.note(now - job.admitted, job.ahead)
+
+    def _is_full(self) -> bool:
+        return self._admitted + self._in_flight.elsewhere() >= self._places
 
     def _find_lane(self, model: Network) -> Lane:
         if (lane := self._lanes.get(model)) is None:
@@ -279,7 +287,7 @@ class Scheduler:
             lane = min(lanes, key=lambda lane: lane.turn_s, default=None)
             if lane is not None and (not small or lane.is_due(self._max_batch, SHARE_S, now)):
                 if runs := self._take_batch(lane, now, ended):
-                    return Batch(runs, self._admitted == 1 and not self._count_others())
+                    return Batch(runs, self._admitted == 1 and not self._in_flight.elsewhere())
             elif not small:
                 return None
             elif self._begin(step := small.popleft(), now, ended):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from evalmode.limits import Limits
+from serving.engine.shared_limits import Alone, Count
 from serving.services.access import Access
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference
@@ -22,6 +24,7 @@ class Backend:
         limits: Limits on messages, streams, watches and connections.
         access: Authorizes calls; None: every call is allowed.
         reflection: Whether server reflection is available.
+        count: Returns what counts something in all workers, by its name.
     """
 
     classifier: Classifier
@@ -30,3 +33,4 @@ class Backend:
     limits: Limits
     access: Access | None = None
     reflection: bool = True
+    count: Callable[[str], Count] = Alone

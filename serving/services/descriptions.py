@@ -1,4 +1,4 @@
-"""Descriptions of models in the messages of the Open Inference Protocol."""
+"""Descriptions of models, and of their counters, in the messages of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from evalmode.runtime.model import Model
 from evalmode.runtime.tensor import Tensor
 from evalmode.wire import model_config_pb2 as config
 from evalmode.wire import open_inference_pb2 as wire
+from serving.services.figures import Counts, Durations, Version
 from serving.services.tensors import DATATYPES
 
 PLATFORM = "onnx_onnxv1"
@@ -85,6 +86,34 @@ def describe_properties(model: Model) -> Mapping[str, str]:
             for one in model.optional.tensors
         ]
     return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def describe_statistics(version: Version, counts: Counts) -> wire.ModelStatistics:
+    """Describe the counters of a model.
+
+    Args:
+        version: Its name and version.
+        counts: Its counters.
+    """
+    name, number = version
+    return wire.ModelStatistics(
+        name=name,
+        version=number,
+        last_inference=counts.last_ms,
+        inference_count=counts.inputs,
+        execution_count=sum(run.count for run in counts.runs.values()),
+        inference_stats=wire.InferStatistics(
+            **{phase: _describe_durations(spent) for phase, spent in counts.durations.items()}
+        ),
+        batch_stats=[
+            wire.InferBatchStatistics(batch_size=size, compute_infer=_describe_durations(run))
+            for size, run in sorted(counts.runs.items())
+        ],
+    )
+
+
+def _describe_durations(durations: Durations) -> wire.StatisticDuration:
+    return wire.StatisticDuration(count=durations.count, ns=durations.ns)
 
 
 def _describe(tensor: Tensor) -> wire.ModelMetadataResponse.TensorMetadata:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
+import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 import evalmode
-from serving.engine.scheduler import Load
-from serving.services.drift import LIMIT, WINDOW, drifts, measure_drift
-from serving.services.models import Models
-from serving.services.statistics import BOUNDS_US, Counts, Durations, Statistics
+from evalmode.artifact.image_statistics import MOMENTS
+from serving.services.drift import LIMIT, WINDOW, RecentImage, drifts, measure_drift
+from serving.services.figures import BOUNDS_US, UNKNOWN, Counts, Durations, Figures, Version
 from serving.services.status import INTERNAL_REASON
 
 MIN_IMAGES = 100  # below it, drift is not reported
@@ -107,6 +107,12 @@ METRICS = {
         VERSION,
         f"1 if any evalmode_input_drift of the version exceeds {LIMIT:g} standard errors, otherwise 0.",
     ),
+    "evalmode_workers": Metric(
+        "gauge", ("state",), "Number of workers, configured and ready. Only exported if there are several."
+    ),
+    "evalmode_worker_restarts_total": Metric(
+        "counter", (), "Number of times that a worker was started again. Only exported if there are several."
+    ),
     "evalmode_info": Metric("gauge", ("release",), "Release of evalmode. The value is always 1."),
 }
 
@@ -115,58 +121,67 @@ class Metrics:
     """Collects the metrics, as a collector of prometheus_client.
 
     Args:
-        models: The models, and the versions in the repository.
-        statistics: The counters and histograms.
-        load: Returns the current load of the server.
+        read: Returns the figures of the server.
         labels: How many labels of a version have a counter of their own, at least 0.
     """
 
-    def __init__(self, models: Models, statistics: Statistics, load: Callable[[], Load], labels: int) -> None:
-        self._models = models
-        self._statistics = statistics
-        self._load = load
+    def __init__(self, read: Callable[[], Figures], labels: int) -> None:
+        self._read = read
         self._labels = labels
 
     def collect(self) -> Iterator[Any]:
         """Yield every metric with its current values."""
+        figures = self._read()
         families = {name: FAMILIES[one.kind](name, one.help, labels=one.labels) for name, one in METRICS.items()}
         families["evalmode_info"].add_metric((evalmode.__version__,), 1)
-        load = self._load()
-        for name, value in zip(("slots", "slots_busy", "requests_waiting", "requests_in_flight"), load, strict=True):
-            families[f"evalmode_{name}"].add_metric((), value)
-        for entry in self._models.list_entries():
-            version = (entry.name, entry.version)
-            families["evalmode_model_ready"].add_metric(version, int(entry.ready))
-            families["evalmode_model_load_failed"].add_metric(version, int(entry.failed))
-        manifests = {}
-        for model in self._models.loaded:
-            manifests[model.name, model.version] = model.manifest
-            facts = (model.digest, model.provider.name, model.manifest.certificate is not None, model.batch_invariant)
-            families["evalmode_model_info"].add_metric(
-                (model.name, model.version, *(str(one).lower() if one in (True, False) else one for one in facts)), 1
-            )
-        recent = {}
-        unknown = self._statistics.refused.copy()  # refused before the model was known
+        _add_state(families, figures)
+        unknown = figures.refused.copy()  # refused before the model was known
         unknown[FAULT] += 0
-        for version, counts in {**dict.fromkeys(manifests, Counts()), **self._statistics.copy()}.items():
-            if version == ("", ""):
+        for version, counts in {**dict.fromkeys(figures.models, Counts()), **figures.counts}.items():
+            if version == UNKNOWN:
                 unknown.update(counts.codes)
-                continue
-            _add_counts(families, version, counts, self._labels)
-            recent[version] = tuple(counts.recent)
+            else:
+                _add_counts(families, version, counts, self._labels)
         for code, count in unknown.items():
-            families["evalmode_requests_total"].add_metric(("", "", *code), count)
-        for version, centres in recent.items():
-            recorded = manifests[version].properties.get("moments", {}).get("images") if version in manifests else None
-            if recorded and len(centres) >= MIN_IMAGES:
-                drift = measure_drift(centres, recorded)
-                for (moment, channel), distance in drift.items():
-                    families["evalmode_input_drift"].add_metric((*version, moment, str(channel)), distance)
-                families["evalmode_input_drifted"].add_metric(version, int(drifts(drift.values())))
+            families["evalmode_requests_total"].add_metric((*UNKNOWN, *code), count)
+        for version, facts in figures.models.items():
+            if facts.moments and version in figures.counts:
+                _add_drift(families, version, figures.counts[version].recent, facts.moments)
         return iter(families.values())
 
 
-def _add_counts(families: dict[str, Any], version: tuple[str, str], counts: Counts, labels: int) -> None:
+def _add_state(families: dict[str, Any], figures: Figures) -> None:
+    """Add what describes the server, its workers and its models, apart from counters."""
+    names = ("slots", "slots_busy", "requests_waiting", "requests_in_flight")
+    for name, value in zip(names, figures.load, strict=True):
+        families[f"evalmode_{name}"].add_metric((), value)
+    if figures.workers:
+        families["evalmode_workers"].add_metric(("configured",), figures.workers.configured)
+        families["evalmode_workers"].add_metric(("ready",), figures.workers.ready)
+        families["evalmode_worker_restarts_total"].add_metric((), figures.workers.restarts)
+    for version, state in figures.versions.items():
+        families["evalmode_model_ready"].add_metric(version, int(state.ready))
+        families["evalmode_model_load_failed"].add_metric(version, int(state.failed))
+    for version, facts in figures.models.items():
+        flags = (str(flag).lower() for flag in (facts.certified, facts.batch_invariant))
+        families["evalmode_model_info"].add_metric((*version, facts.digest, facts.provider, *flags), 1)
+
+
+def _add_drift(
+    families: dict[str, Any], version: Version, recent: Collection[RecentImage], recorded: Mapping[str, Any]
+) -> None:
+    """Add the drift of one version, if it has received enough images."""
+    shape = len(MOMENTS), len(recorded[MOMENTS[0]]["mean"])  # another file of the version had other images
+    moments = [image.moments for image in recent if image.moments.shape == shape]
+    if len(moments) < MIN_IMAGES:
+        return
+    drift = measure_drift(np.stack(moments), recorded)
+    for (moment, channel), distance in drift.items():
+        families["evalmode_input_drift"].add_metric((*version, moment, str(channel)), distance)
+    families["evalmode_input_drifted"].add_metric(version, int(drifts(drift.values())))
+
+
+def _add_counts(families: dict[str, Any], version: Version, counts: Counts, labels: int) -> None:
     """Add the counters of one version, with a counter for each of its first ``labels`` labels."""
     for code, count in {FAULT: 0, **counts.codes}.items():
         families["evalmode_requests_total"].add_metric((*version, *code), count)

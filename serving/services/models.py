@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evalmode.artifact.strays import find_strays
 from evalmode.errors import (
@@ -21,10 +21,12 @@ from evalmode.errors import (
     TrialUnavailable,
     UsageError,
 )
-from evalmode.runtime.model import Model
 from serving.services.source import Key, Source
 from serving.threads import start_threads
 from serving.watching import WatchedFiles
+
+if TYPE_CHECKING:
+    from evalmode.runtime.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +113,24 @@ class Models:
             ProviderUnavailable: The execution provider is not available.
             ThreadsUnavailable: The system cannot start the threads that load versions.
         """
-        models = cls({}, Source(repository, pinned, **options), 1)  # the newest version first; older ones can wait
-        source = models._source
+        return cls.open_source(Source(repository, pinned, **options), keep, stop)
+
+    @classmethod
+    def open_source(cls, source: Source, keep: int = KEEP, stop: threading.Event | None = None) -> Models:
+        """Load the newest valid version of every model that a source has.
+
+        Args:
+            source: The repository, and how its versions are loaded.
+            keep: How many versions of a model stay loaded, at least 1. Older ones are loaded after this method returns.
+            stop: Ends the loading once it is set. The result may hold no model then.
+
+        Raises:
+            ArtifactInvalid: The repository holds no model, or none can be loaded, or a pinned version cannot.
+            NameInvalid: A pinned name cannot be that of a model.
+            ProviderUnavailable: The execution provider is not available.
+            ThreadsUnavailable: The system cannot start the threads that load versions.
+        """
+        models = cls({}, source, 1)  # the newest version first; older ones can wait
         names = source.list_names()
         if not names:
             raise ArtifactInvalid(
@@ -381,7 +399,6 @@ class Models:
             else:
                 self._refused.pop(key, None)
                 self._arrived[key] = model
-                _log_loaded(model)
             self._advance(name)
             if isinstance(error, TrialUnavailable):  # the file may be valid: the next look tries again
                 self._tried.pop(key, None)
@@ -420,13 +437,3 @@ class Models:
         if name in self._source.pinned:
             return f"version {self._source.pinned[name]} is pinned"
         return f"version {ready[0]} is served" if ready else "not loaded"
-
-
-def _log_loaded(model: Model) -> None:
-    log.info("loaded %s/%s on %s, %s", model.name, model.version, model.provider.name, model.digest)
-    if model.manifest.certificate is None:
-        log.warning("%s/%s has no certificate: its answers are not verified", model.name, model.version)
-    elif not model.batch_invariant and model.max_batch == 1:
-        log.warning(
-            "%s/%s gives other answers in a batch than alone: it runs one image at a time", model.name, model.version
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import evalmode
@@ -13,7 +13,8 @@ from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.engine.call import Call, Sooner
-from serving.services.descriptions import describe_config, describe_metadata
+from serving.services.descriptions import describe_config, describe_metadata, describe_statistics
+from serving.services.figures import Counts, Version
 from serving.services.inference import Inference, Read, Reading, Timed
 from serving.services.inputs import read_inputs
 from serving.services.models import Models
@@ -52,10 +53,11 @@ class OpenInference:
 
     Args:
         models: The models that are served.
-        inference: The engine that answers requests; its statistics answer ModelStatistics.
+        inference: The engine that answers requests.
         limits: Limits on batches and images.
         allow_nonfinite: Whether inputs may hold NaN and infinity.
         enable_control: Whether clients may load and unload models.
+        read_counts: Returns the counters of the whole server, for ModelStatistics; by default those of ``inference``.
 
     Attributes:
         handlers: The handler of each method that neither infers nor streams, by the method's name in the contract.
@@ -68,11 +70,12 @@ class OpenInference:
         limits: Limits,
         allow_nonfinite: bool = False,
         enable_control: bool = False,
+        read_counts: Callable[[], Mapping[Version, Counts]] | None = None,
     ) -> None:
         self._models = models
         self._slots = inference.executor.slots
         self._limits = limits
-        self._statistics = inference.statistics
+        self._read_counts = read_counts or inference.statistics.copy
         self._decodes = inference.executor.decodes
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
@@ -210,8 +213,12 @@ class OpenInference:
         Raises:
             ModelNotFound: No such model is loaded.
         """
-        wanted = [self._find(request)] if request.name else self._models.loaded
-        return wire.ModelStatisticsResponse(model_stats=[self._statistics.describe(model) for model in wanted])
+        models = [self._find(request)] if request.name else self._models.loaded
+        versions = [(model.name, model.version) for model in models]
+        counts = self._read_counts()
+        return wire.ModelStatisticsResponse(
+            model_stats=[describe_statistics(version, counts.get(version, Counts())) for version in versions]
+        )
 
     def repository_index(self, request: wire.RepositoryIndexRequest, call: Call) -> wire.RepositoryIndexResponse:
         """The versions in the repository.

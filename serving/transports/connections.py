@@ -19,6 +19,7 @@ from contextlib import suppress
 
 import grpc
 
+from serving.engine.shared_limits import SharedLimit
 from serving.transports.sockets import (
     count_bytes,
     end_sending,
@@ -44,9 +45,9 @@ class Connections:
 
     Args:
         address: The address that the server listens on: a TCP port, or the path of a Unix socket.
-        limit: The number of open connections. Beyond it, the connections that have been silent for longest are closed.
-            On a Unix socket, where that is unknown, the newest connections are closed.
-        max_unfinished_bytes: The bytes of unfinished messages over all connections. Beyond it, the connections with the
+        limit: The number of open connections in all workers. Beyond it, the connections that have been silent for
+            longest are closed. On a Unix socket, where that is unknown, the newest connections are closed.
+        unfinished_bytes: The bytes of unfinished messages over all connections. Beyond it, the connections with the
             most are closed.
         find_calls: Returns how many bytes the messages that have not arrived yet may hold, by connection, and the
             connections with any call. None: the transport does not know, and any connection may have a call.
@@ -57,8 +58,8 @@ class Connections:
     def __init__(
         self,
         address: int | str,
-        limit: int,
-        max_unfinished_bytes: int,
+        limit: SharedLimit,
+        unfinished_bytes: SharedLimit,
         find_calls: Callable[[], tuple[Mapping[str, int], Container[str]]] | None = None,
         is_behind: Callable[[], bool] = lambda: False,
         ask: Callable[[], grpc.Future] | None = None,
@@ -69,7 +70,7 @@ class Connections:
         self._ask = ask
         self._asked: grpc.Future | None = None
         self._limit = limit
-        self._max_unfinished_bytes = max_unfinished_bytes
+        self._unfinished_bytes = unfinished_bytes
         self._lock = threading.Lock()
         self._delivered: dict[str, int] = {}  # by connection, since the last sweep
         self._refused: Counter[str] = Counter()  # the same for calls; written by one thread, without the lock
@@ -182,7 +183,7 @@ class Connections:
             self._close_excess(open_now)
             total = self._close_unfinished(open_now)
         most_stray = max((one.stray for one in seen.values()), default=0)
-        return most_stray > MAX_STRAY_BYTES // 4 or total > self._max_unfinished_bytes // 4
+        return most_stray > MAX_STRAY_BYTES // 4 or total > self._unfinished_bytes.limit // 4
 
     def _take_counts(self) -> tuple[dict[str, int], Counter[str], set[str]]:
         """What was counted since the last sweep: bytes delivered, calls refused, connections excused."""
@@ -211,10 +212,10 @@ class Connections:
 
     def _close_excess(self, open_now: Mapping[str, socket.socket]) -> None:
         """Close the connections beyond the limit on their number, those that are silent for longest."""
-        excess = len(open_now) - self._limit
+        excess = self._limit.measure_excess(len(open_now))
         if excess > 0:
             for one in sorted(open_now.values(), key=measure_silence_ms)[-excess:]:
-                _close(one, f"{len(open_now)} connections are open, the limit is {self._limit}")
+                _close(one, f"{len(open_now)} connections are open, the limit is {self._limit.limit}")
 
     def _close_newest(self) -> None:
         """Close the connections of a Unix socket beyond the limit on their number, the newest."""
@@ -224,20 +225,22 @@ class Connections:
             self._accepted += sorted(open_now.keys() - self._accepted)
             self._closed &= open_now.keys()
             kept = [number for number in self._accepted if number not in self._closed]
-            for number in kept[self._limit :]:
-                _close(open_now[number], f"{len(kept)} connections are open, the limit is {self._limit}")
+            for number in kept[self._limit.limit :]:
+                _close(open_now[number], f"{len(kept)} connections are open, the limit is {self._limit.limit}")
                 self._closed.add(number)
 
     def _close_unfinished(self, open_now: Mapping[str, socket.socket]) -> int:
         """Close connections until the rest hold few enough bytes of unfinished messages; return how many that are."""
         total = sum(one.unfinished for one in self._seen.values())
+        excess = self._unfinished_bytes.measure_excess(total)
         for name, seen in sorted(self._seen.items(), key=lambda named: -named[1].unfinished):
-            if total <= self._max_unfinished_bytes:
+            if excess <= 0:
                 break
             total -= seen.unfinished
+            excess -= seen.unfinished
             _close(
                 open_now[name],
-                f"unfinished messages hold more than {self._max_unfinished_bytes} bytes, "
+                f"unfinished messages hold more than {self._unfinished_bytes.limit} bytes, "
                 f"{seen.unfinished} of them on this connection",
             )
         return total

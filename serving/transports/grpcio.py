@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from typing import TypeAlias
 
 import grpc
 import grpc.aio
@@ -23,6 +24,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from evalmode.errors import AddressUnavailable
 from evalmode.limits import Limits
 from serving.engine.scheduler import Load
+from serving.engine.shared_limits import SharedLimit
 from serving.services import classifier, open_inference
 from serving.services.backend import Backend
 from serving.services.models import Entry
@@ -46,6 +48,7 @@ SERVICES = (
 PREDICT = classifier.DESCRIPTOR.methods_by_name["Predict"]
 MODEL_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelInfer"]
 STREAM_INFER = open_inference.DESCRIPTOR.methods_by_name["ModelStreamInfer"]
+Options: TypeAlias = tuple[tuple[str, int], ...]  # of grpc's core
 STREAMS = 100  # concurrent calls of one connection, the minimum that RFC 9113, 6.5.2, recommends; further calls wait
 CONTROL_THREADS = 8  # for calls that neither infer nor check health
 SWEEP_S = 0.25
@@ -54,8 +57,7 @@ FINISH_S = 1.0  # for clients to close their connections at the end
 JOIN_S = 5.0  # for threads to end
 # The limit on messages that have arrived in part: two of the largest size, or 16 MiB if that is more.
 UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20
-OPTIONS = (
-    ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port
+OPTIONS: Options = (
     ("grpc.max_concurrent_streams", STREAMS),
     NO_INFLATION,
     ("grpc.http2.bdp_probe", 0),  # otherwise a client may send megabytes of a message that is not read yet
@@ -76,10 +78,11 @@ class GrpcioServer:
         credentials: The TLS credentials; None: plaintext.
         connections: The connections of the transport that forwards calls to this server; None: clients connect to
             this server itself.
+        reuse_port: Whether other processes of this server listen on the same port.
 
     Attributes:
         port: The port it listens on.
-        local_address: The address at which this machine can reach the server without TLS.
+        local_address: The address at which this machine can reach this process without TLS.
 
     Raises:
         AddressUnavailable: The address cannot be bound.
@@ -92,6 +95,7 @@ class GrpcioServer:
         address: str,
         credentials: grpc.ServerCredentials | None = None,
         connections: Connections | None = None,
+        reuse_port: bool = False,
     ) -> None:
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_of_interest)
         limits = backend.limits
@@ -104,15 +108,16 @@ class GrpcioServer:
         self._controls = Threads(CONTROL_THREADS, "control")
         start_threads(1, "grpcio", lambda: None)  # grpcio crashes if it cannot start its own
         self._sweeping: asyncio.Task[None] | None = None
+        options = (("grpc.so_reuseport", int(reuse_port)), *OPTIONS)  # without it another server could share the port
         try:
-            self._server, self.port = self._loop.run(self._open(address, limits, credentials))
+            self._server, self.port = self._loop.run(self._open(address, limits, credentials, options))
         except AddressUnavailable:
             self._loop.close()
             self._controls.close()
             raise
         self.local_address = find_local(address, self.port)
         self._resources = ExitStack()
-        if credentials:
+        if credentials or reuse_port:  # the port could lead to another process
             folder = self._resources.enter_context(make_socket_folder())
             self.local_address = f"unix:{folder}/grpcio"
             self._server.add_insecure_port(self.local_address)
@@ -121,8 +126,7 @@ class GrpcioServer:
         self._check_self = health_pb2_grpc.HealthStub(channel).Check
         self._connections = connections or Connections(
             address.removeprefix("unix:") if address.startswith("unix:") else self.port,
-            limits.max_connections,
-            max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes),
+            *limit_connections(backend, UNFINISHED_MESSAGES * limits.max_request_bytes),
             partial(self._calls.find_connections, limits.max_request_bytes),
             self._loop.is_behind,
             self._ask_health,
@@ -228,10 +232,9 @@ class GrpcioServer:
             )
 
     async def _open(
-        self, address: str, limits: Limits, credentials: grpc.ServerCredentials | None
+        self, address: str, limits: Limits, credentials: grpc.ServerCredentials | None, options: Options
     ) -> tuple[grpc.aio.Server, int]:
-        options = (*OPTIONS, ("grpc.max_receive_message_length", limits.max_request_bytes))
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=(*options, ("grpc.max_receive_message_length", limits.max_request_bytes)))
         try:
             port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError as error:
@@ -270,6 +273,19 @@ class GrpcioServer:
         self._loop.run(self._stop())
         self._loop.close()
         self._controls.close()
+
+
+def limit_connections(backend: Backend, unfinished_bytes: int) -> tuple[SharedLimit, SharedLimit]:
+    """Return the limits on the connections of all workers, and on the bytes of their unfinished messages.
+
+    Args:
+        backend: Gives the limits and what counts in all workers.
+        unfinished_bytes: The limit on bytes, unless ``MIN_UNFINISHED_BYTES`` is more.
+    """
+    return (
+        SharedLimit(backend.limits.max_connections, backend.count("connections")),
+        SharedLimit(max(MIN_UNFINISHED_BYTES, unfinished_bytes), backend.count("unfinished_bytes")),
+    )
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:

@@ -62,8 +62,8 @@ class Handlers:
     def __init__(self, backend: Backend, loop: Loop, calls: Calls, connections: Connections, controls: Threads) -> None:
         limits = backend.limits
         self.leaving = False
-        self.streams = Places(limits.max_streams, partial(_streams_full, limits.max_streams))
-        self._watches = Places(limits.max_watches, partial(_watches_full, limits.max_watches))
+        self.streams = Places(limits.max_streams, partial(_streams_full, limits.max_streams), backend.count("streams"))
+        self._watches = Places(limits.max_watches, partial(_watches_full, limits.max_watches), backend.count("watches"))
         self._messages = Messages(limits.max_request_bytes)
         self._quick = Messages(QUICK_BYTES)  # parsed in the event loop
         self._receiver = Receiver(loop, connections)

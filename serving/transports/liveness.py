@@ -1,31 +1,30 @@
-"""Liveness: the server checks its own health through its own port, as a client would."""
+"""Liveness: whether a server still answers, by checks of its own."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from collections.abc import Callable
 
 from serving.threads import start_threads
+
+log = logging.getLogger(__name__)
 
 CHECK_S = 5.0  # between two checks, and the deadline of each
 LATE_S = 20.0  # the server is not alive if the last answer is older
 
 
 class Liveness:
-    """Calls ``Health.Check`` every ``CHECK_S`` seconds in a thread, and records the time of the last answer.
-
-    Any status counts as an answer, including NOT_SERVING: a server that drains is alive.
+    """Checks every ``CHECK_S`` seconds in a thread, and records the time of the last answer.
 
     Args:
-        address: The address of the server, without TLS.
+        check: Returns for how many seconds the server has not answered, such as 0.0 if it answers now; None if it does
+            not answer within the given number of seconds.
     """
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-        self._check = health_pb2_grpc.HealthStub(self._channel).Check
+    def __init__(self, check: Callable[[float], float | None]) -> None:
+        self._check = check
         self._answered = time.monotonic()
         self._stop = threading.Event()
 
@@ -38,9 +37,8 @@ class Liveness:
         start_threads(1, "liveness", self._watch)
 
     def close(self) -> None:
-        """Stop checking, and close the channel. A check in progress is cancelled."""
+        """Stop checking."""
         self._stop.set()
-        self._channel.close()
 
     def silent_s(self) -> float:
         """Seconds since the last answer, or since construction if there was none."""
@@ -53,8 +51,9 @@ class Liveness:
     def _watch(self) -> None:
         while not self._stop.is_set():
             try:
-                self._check(health_pb2.HealthCheckRequest(), timeout=CHECK_S)
-                self._answered = time.monotonic()
-            except (grpc.RpcError, ValueError):  # no answer in time; a ValueError says that the channel is closed
-                pass
+                silent_s = self._check(CHECK_S)
+                if silent_s is not None:
+                    self._answered = time.monotonic() - silent_s
+            except Exception:
+                log.exception("the health of the server could not be checked")
             self._stop.wait(CHECK_S)

@@ -6,15 +6,15 @@ import logging
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
-from serving.services.metrics import Metrics
 from serving.transports.addresses import METRICS_PORT, explain_unavailable, resolve
 from serving.transports.liveness import Liveness
 
@@ -30,7 +30,7 @@ class MetricsServer:
     """An HTTP server in its own threads. It serves requests as soon as it is constructed.
 
     Args:
-        metrics: The metrics for /metrics, which also serves the process metrics of prometheus_client.
+        collectors: The metrics for /metrics.
         is_ready: Returns whether the server is ready for requests, for /healthz.
         liveness: Measures whether the server answers, for /livez.
         host: The host to listen on.
@@ -44,11 +44,16 @@ class MetricsServer:
     """
 
     def __init__(
-        self, metrics: Metrics, is_ready: Callable[[], bool], liveness: Liveness, host: str, port: int
+        self,
+        collectors: Iterable[Collector],
+        is_ready: Callable[[], bool],
+        liveness: Liveness,
+        host: str,
+        port: int,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(metrics)
-        ProcessCollector(registry=self._registry)
+        for collector in collectors:
+            self._registry.register(collector)
         self._is_ready = is_ready
         self._liveness = liveness
         (family, address), *_ = resolve(host, port)

@@ -37,6 +37,7 @@ from serving.transports.grpcio import (
     STREAMS,
     UNFINISHED_MESSAGES,
     GrpcioServer,
+    limit_connections,
     make_socket_folder,
 )
 from serving.transports.handlers import find_authorization, make_leaving, path_of
@@ -81,6 +82,7 @@ class NativeServer:
     Args:
         backend: What it serves.
         address: HOST:PORT, where port 0 means a free port.
+        reuse_port: Whether other processes of this server listen on the same port.
 
     Attributes:
         port: The port it listens on.
@@ -91,7 +93,7 @@ class NativeServer:
         ThreadsUnavailable: The system cannot start enough threads.
     """
 
-    def __init__(self, backend: Backend, address: str) -> None:
+    def __init__(self, backend: Backend, address: str, reuse_port: bool = False) -> None:
         limits, inference = backend.limits, backend.inference
         self._access = backend.access
         self._services: tuple[Service, ...] = (backend.classifier, backend.open_inference)
@@ -106,14 +108,16 @@ class NativeServer:
                 [(path_of(method), False) for method in INFER_METHODS],
                 call_details=True,
                 max_concurrent_streams=STREAMS,
+                reuse_port=reuse_port,
             )
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
         self.port = self._front.bound_port
-        self.local_address = find_local(address, self.port)
+        # The port could lead to another process.
+        self.local_address = f"unix:{socket}" if reuse_port else find_local(address, self.port)
         # Twice as much as with grpcio: a message over the limit is buffered, too, before it can be refused.
         unfinished_bytes = 2 * max(MIN_UNFINISHED_BYTES, UNFINISHED_MESSAGES * limits.max_request_bytes)
-        self._connections = Connections(self.port, limits.max_connections, unfinished_bytes)
+        self._connections = Connections(self.port, *limit_connections(backend, unfinished_bytes))
         self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
         self._front.set_fallback(socket)
         slots = inference.executor.slots

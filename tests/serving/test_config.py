@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import pytest
@@ -79,6 +80,9 @@ def test_the_default_limit_on_requests_fits_into_the_memory(
         ({"port": 7000, "metrics_port": 7000}, "--port and --metrics-port are both 7000: choose two different ports"),
         ({"tls_cert": "cert.pem"}, "TLS needs both --tls-cert and --tls-key; --tls-client-ca is used in addition"),
         ({"enable_control": True}, "needs both --enable-control and --control-tokens FILE"),
+        ({"workers": "0"}, "--workers '0': use a number from 1 to 256, or auto"),
+        ({"workers": "many"}, "--workers 'many': use a number from 1 to 256, or auto"),
+        ({"workers": "2", "host": "unix:x"}, "several workers cannot share a Unix socket"),
         ({"transport": "native", "host": "unix:x"}, "--transport native does not support unix:PATH"),
         ({"transport": "native", "host": "0.0.0.0"}, "admit trusted clients only and add --allow-unbounded-messages"),
         (
@@ -92,6 +96,14 @@ def test_invalid_options_are_rejected_with_the_reason(options: dict[str, Any], m
     with pytest.raises(UsageError) as caught:
         make_config(**options)
     assert message in str(caught.value)
+
+
+def test_the_number_of_workers_is_that_of_the_cpus_unless_the_port_cannot_be_shared() -> None:
+    with patch("serving.config.count_cpus", lambda: 3):
+        assert make_config().worker_count == 1
+        assert make_config(workers="2").worker_count == 2
+        assert make_config(workers="auto").worker_count == 3
+        assert make_config(workers="auto", host="unix:x").worker_count == 1
 
 
 def test_a_repository_is_required() -> None:

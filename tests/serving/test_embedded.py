@@ -117,6 +117,11 @@ def test_a_second_stop_does_nothing_and_reports_no_cut_request(colours: Path, tr
         _ = server.metrics_address
 
 
+def test_several_workers_are_left_to_the_command(colours: Path) -> None:
+    with pytest.raises(UsageError, match="a Python process is one worker; use the command 'evalmode serve'"):
+        start_server(colours, workers="2")
+
+
 def test_options_are_those_of_the_command(colours: Path, tmp_path: Path, transport: str) -> None:
     (tmp_path / "tokens").write_text("0123456789abcdef\n")
     with start_server(colours, transport=transport, tokens=tmp_path / "tokens") as server:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from serving.engine.scheduler import Load
 
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import ImageUnreadable, MessageTooLarge, QueueFull
 from evalmode.runtime.model import Model
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW
 from serving.services.metrics import Metrics
 from serving.services.models import Models
-from serving.services.statistics import Statistics
+from serving.services.statistics import Statistics, take_figures
 from tests.conftest import colour_artifact
 from tests.serving.conftest import refresh
 from tests.serving.services.test_metrics import publish_drawn
@@ -45,7 +45,8 @@ class Served:
             publish(repository, "colours", colour_artifact())
         self.models, self.statistics = Models.open(repository), Statistics()
         self._registry = CollectorRegistry()
-        self._registry.register(Metrics(self.models, self.statistics, lambda: Load(1, 0, 0, 0), labels=1000))
+        load = Load(1, 0, 0, 0)
+        self._registry.register(Metrics(lambda: take_figures(self.models, self.statistics, load), labels=1000))
 
     @property
     def model(self) -> Model:

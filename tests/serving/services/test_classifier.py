@@ -201,7 +201,7 @@ def test_a_fault_of_the_server_counts_as_a_failure(model: ImageClassifier) -> No
         pytest.raises(ZeroDivisionError),
     ):
         service.ask(wire.PredictRequest(image=RED))
-    assert service.inference.statistics.describe(model).inference_stats.fail.count == 1
+    assert service.inference.statistics.counts["colours", "1"].durations["fail"].count == 1
 
 
 def test_get_model_describes_the_model_and_its_limits(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
 from evalmode.artifact.image_statistics import MAX_SIDE, MOMENTS, crop_centre, describe_images, measure_moments
-from serving.services.drift import LIMIT, WINDOW, drifts, measure_drift
+from serving.services.drift import LIMIT, WINDOW, RecentImage, drifts, measure_drift
 
 
 def draw(count: int, seed: int, channels: int = 3, side: int = 12) -> np.ndarray:
@@ -21,7 +23,7 @@ TRAINING = describe_images(draw(3000, 0))
 
 
 def drift_of(images: np.ndarray, described: dict = TRAINING) -> dict[tuple[str, int], float]:
-    return measure_drift([crop_centre(image) for image in images], described)
+    return measure_drift(measure_moments(crop_centre(images)), described)
 
 
 def test_moments_have_their_documented_values() -> None:
@@ -90,3 +92,14 @@ def test_large_images_are_cropped_to_their_centre() -> None:
     assert np.array_equal(middle, image[18:82, 68:132])
     assert not np.shares_memory(middle, image)  # the rest of the image can be freed
     assert np.array_equal(crop_centre(image[:10, :10]), image[:10, :10])
+
+
+def test_the_pixels_of_an_image_are_freed_once_its_moments_are_measured() -> None:
+    centre = draw(1, 5)[0].copy()
+    expected, held = measure_moments(centre[np.newaxis])[0], weakref.ref(centre)
+    image = RecentImage(1, centre)
+    del centre
+    assert held() is not None
+    for _ in range(2):
+        np.testing.assert_array_equal(image.moments, expected)
+        assert held() is None

@@ -52,6 +52,7 @@ from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import open_inference_pb2 as wire
 from serving.services import inputs
+from serving.services.figures import Counts
 from serving.services.inference import Inference
 from serving.services.models import Models
 from serving.services.open_inference import OpenInference
@@ -831,6 +832,14 @@ def test_statistics_count_answers_runs_and_refusals(model: ImageClassifier) -> N
     assert spent.fail.count == 2
     assert spent.success.ns == spent.queue.ns + spent.compute_input.ns + spent.compute_infer.ns > 0
     assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 1), (3, 2)]
+
+
+def test_statistics_are_those_of_the_whole_server(model: ImageClassifier) -> None:
+    direct, counts = serve(model), Counts(last_ms=7, inputs=40)
+    models, inference = direct.service._models, direct.inference
+    service = OpenInference(models, inference, Limits(), read_counts=lambda: {("colours", "1"): counts})
+    [statistics] = service.model_statistics(wire.ModelStatisticsRequest(name="colours"), Caller()).model_stats
+    assert (statistics.name, statistics.last_inference, statistics.inference_count) == ("colours", 7, 40)
 
 
 def test_an_error_on_a_stream_has_reason_and_message(model: ImageClassifier) -> None:

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from evalmode import Client
+from serving.engine.shared_limits import Alone, SharedLimit
 from serving.transports.connections import Connections
 from serving.transports.sockets import name_peer
 from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT
@@ -87,8 +88,12 @@ def port() -> Iterator[Port]:
         yield Port(stack)
 
 
+def limit_alone(limit: int) -> SharedLimit:
+    return SharedLimit(limit, Alone(""))
+
+
 def make(port: Port, limit: int = LIMIT, **options: Any) -> Connections:
-    made = Connections(port.number, limit, MAX_BYTES, **options)
+    made = Connections(port.number, limit_alone(limit), limit_alone(MAX_BYTES), **options)
     made.sweep()
     return made
 
@@ -157,7 +162,7 @@ class TestUnfinishedBytes:
     def test_exclude_bytes_in_the_buffer_of_the_kernel(self, port: Port) -> None:
         [peer] = port.connect(1)
         connections = make(port)
-        connections._max_unfinished_bytes = 30_000
+        connections._unfinished_bytes = limit_alone(30_000)
         peer.client.sendall(bytes(40_000))
         wait_until(lambda: read_received_bytes(peer) == 40_000)
         connections.sweep()
@@ -277,7 +282,7 @@ class TestTooManyConnections:
         wait_until(lambda: read_idle_ms(peers[1]) > 100)
         for number in (0, 2, 4):
             peers[number].send(1)
-        connections._limit = 3
+        connections._limit = limit_alone(3)
         connections.sweep()
         assert list_open(peers) == [True, False, True, False, True]
 
@@ -355,7 +360,7 @@ def test_connections_have_the_names_that_grpc_uses(peer: tuple, name: str) -> No
 
 def test_connections_are_checked_repeatedly(port: Port) -> None:
     [peer] = port.connect(1)
-    connections = Connections(port.number, LIMIT, MAX_BYTES)
+    connections = Connections(port.number, limit_alone(LIMIT), limit_alone(MAX_BYTES))
     connections.start()
     try:
         peer.send(MAX_BYTES + 1)
@@ -377,7 +382,7 @@ class TestUnixSockets:
             listening = stack.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(path)
             listening.listen()
-            connections = Connections(path, 3, MAX_BYTES)
+            connections = Connections(path, limit_alone(3), limit_alone(MAX_BYTES))
 
             def connect() -> tuple[socket.socket, socket.socket]:
                 client = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -16,6 +16,7 @@ from evalmode.runtime.model import ImageClassifier
 from serving.transports.health import Health, Response
 from serving.transports.liveness import Liveness
 from serving.transports.metrics import MetricsServer
+from serving.transports.own_health import OwnHealth
 from tests.serving.conftest import WAIT_S, classify_by, listen, wait_until
 
 
@@ -38,7 +39,7 @@ def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
 
     def get(liveness: Liveness, ready: bool) -> tuple[int, str]:
         metrics: Any = NoMetrics()
-        server = MetricsServer(metrics, lambda: ready, liveness, "127.0.0.1", 0)
+        server = MetricsServer((metrics,), lambda: ready, liveness, "127.0.0.1", 0)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/livez", timeout=WAIT_S) as reply:
                 return reply.status, reply.read().decode()
@@ -52,7 +53,7 @@ def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
 
 
 def begin(address: str) -> Liveness:
-    liveness = Liveness(address)
+    liveness = Liveness(OwnHealth(address).check)
     liveness.start()
     return liveness
 

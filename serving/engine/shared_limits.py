@@ -1,0 +1,60 @@
+"""Limits that hold for a whole server, of one process or of several workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Count(Protocol):
+    """A number that each worker counts for itself, and that all can read."""
+
+    def put(self, mine: int) -> None:
+        """Set the number of this worker."""
+
+    def elsewhere(self) -> int:
+        """The sum of the numbers of the other workers."""
+
+
+class Alone:
+    """The ``Count`` of a server of one process.
+
+    Args:
+        name: What is counted.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"Alone({self._name!r})"
+
+    def put(self, mine: int) -> None:
+        """See ``Count``."""
+
+    def elsewhere(self) -> int:
+        """See ``Count``."""
+        return 0
+
+
+@dataclass(frozen=True)
+class SharedLimit:
+    """A limit on the sum over all workers.
+
+    Attributes:
+        limit: The limit.
+        count: What is limited.
+    """
+
+    limit: int
+    count: Count
+
+    def measure_excess(self, mine: int) -> int:
+        """Return by how much this worker exceeds the limit: its share of the excess of all.
+
+        Args:
+            mine: The number of this worker.
+        """
+        self.count.put(mine)
+        total = mine + self.count.elsewhere()
+        return -(-max(0, total - self.limit) * mine // total) if mine else 0

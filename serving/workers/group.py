@@ -1,0 +1,366 @@
+"""The workers of a server: started, restarted when they end, given the same models, and drained."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from evalmode.errors import ArtifactInvalid, EvalmodeError, TrialUnavailable, WorkerUnavailable
+from serving.services.source import Facts
+from serving.threads import start_threads
+from serving.workers.channel import Answer, ChannelClosed, ChannelLate, Message
+from serving.workers.child import Child
+from serving.workers.state import State
+
+log = logging.getLogger("serving")
+
+START_S = 120.0  # for a worker to import its modules, or to bind its port
+SWAP_S = 30.0  # for a worker to answer requests by other versions
+ATTEMPTS = 5  # at the start, before the server gives up
+SHORT_LIFE_S = 1.0  # a worker that ends sooner is restarted after a delay
+FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all workers are started with.
+
+    Attributes:
+        count: The number of workers.
+        message: The configuration of a worker, without its number.
+        load_s: Seconds that a worker may take to load a version.
+        stderr: The file descriptor of the log.
+        counters: The file descriptor of the shared counters.
+    """
+
+    count: int
+    message: Message
+    load_s: float
+    stderr: int
+    counters: int
+
+
+class WorkerGroup:
+    """Keeps a number of workers running.
+
+    Args:
+        settings: What they are started with.
+        answer: Answers their requests.
+        on_end: Called with the number of a worker whose process has ended, before it is started again.
+
+    Attributes:
+        restarts: How often a worker was started again.
+    """
+
+    def __init__(self, settings: Settings, answer: Answer, on_end: Callable[[int], object]) -> None:
+        self._settings = settings
+        self._answer = answer
+        self._on_end = on_end
+        self.restarts = 0
+        self._changed = threading.Condition()  # guards the following attributes
+        self._children: dict[int, Child] = {}
+        self._state: State | None = None
+        self._pending: set[tuple[str, str, str]] = set()
+        self._opened = False  # whether all workers have been ready
+        self._failure: EvalmodeError | None = None
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Start the workers. They are ready once ``publish`` was called and they have loaded the models.
+
+        Raises:
+            ThreadsUnavailable: The system cannot start the threads that watch them.
+        """
+        for number in range(1, self._settings.count + 1):
+            start_threads(1, f"worker-{number}", lambda number=number: self._tend(number))  # type: ignore[misc]
+
+    def wait_until_ready(self, stop: threading.Event) -> None:
+        """Wait until all workers are ready, or until ``stop`` is set.
+
+        Raises:
+            EvalmodeError: A worker cannot start.
+        """
+        self._wait(lambda: self._failure is not None or self.is_ready() or stop.is_set())
+        if self._failure is not None:
+            raise self._failure
+
+    def is_ready(self) -> bool:
+        """Whether all workers answer calls."""
+        return self.count_ready() == self._settings.count
+
+    def count_ready(self) -> int:
+        """The number of workers that answer calls."""
+        return sum(child.is_ready for child in self._list_children())
+
+    def list_processes(self) -> list[int]:
+        """The numbers of the processes of all workers, in the order of the numbers of the workers."""
+        return [child.pid for child in self._list_children()]
+
+    def check(self, timeout_s: float) -> float | None:
+        """Return for how many seconds a worker has not answered a health check of its own.
+
+        Args:
+            timeout_s: Seconds to wait for the workers.
+
+        Returns:
+            The seconds of the worker that has been silent for longest; None if one does not answer, or none is ready.
+        """
+        answers = self.ask_all("ping", timeout_s).values()
+        silent_s = [float(answer[0]["silent_s"]) for answer in answers if answer]
+        return max(silent_s) if silent_s and len(silent_s) == len(answers) else None
+
+    def take(self, key: tuple[str, str, str], artifact: bytes) -> Facts:
+        """Let one worker after the other load a version, which answers no requests yet.
+
+        Args:
+            key: The name, the version and the digest.
+            artifact: The bytes of the file.
+
+        Returns:
+            The facts of the version.
+
+        Raises:
+            ArtifactInvalid: A worker refuses it, or ended while it loaded it.
+            TrialUnavailable: No worker could load it at the moment.
+        """
+        self._wait(lambda: self._failure is not None or self._stopping.is_set() or self._list_configured())
+        with self._changed:
+            self._pending.add(key)
+        name, version, _ = key
+        facts = None
+        try:
+            for child in self._list_configured():
+                message = {"name": name, "version": version}
+                answer, _ = self._load(child, message, artifact)
+                facts = Facts(**answer)
+        except BaseException:
+            self.forget(key)
+            raise
+        if facts is None:
+            raise TrialUnavailable("no worker is running that could load it")
+        return facts
+
+    def forget(self, key: tuple[str, str, str]) -> None:
+        """Release a version that ``take`` has loaded, unless it answers requests.
+
+        Args:
+            key: The name, the version and the digest.
+        """
+        with self._changed:
+            self._pending.discard(key)
+
+    def publish(self, state: State) -> None:
+        """Let all workers answer requests by the versions of a state. Returns before they do."""
+        with self._changed:
+            generation = self._state.generation + 1 if self._state else 1
+            self._state = state.number(generation)
+            self._pending -= {version for versions in state.served.values() for version in versions}
+            self._changed.notify_all()
+
+    def wait_until_published(self, timeout_s: float | None) -> bool:
+        """Wait until all ready workers answer by the newest state.
+
+        Args:
+            timeout_s: Seconds to wait; None: no limit.
+
+        Returns:
+            Whether they do.
+        """
+        wanted = self._state.generation if self._state else 0
+        return self._wait(
+            lambda: all(child.generation >= wanted for child in self._list_children() if child.is_ready), timeout_s
+        )
+
+    def ask_all(
+        self, kind: str, timeout_s: float, message: Message | None = None
+    ) -> dict[int, tuple[Message, bytes] | None]:
+        """Ask all ready workers at the same time.
+
+        Args:
+            kind: What is asked for.
+            timeout_s: Seconds to wait for their answers.
+            message: The JSON object of the request.
+
+        Returns:
+            The answer of each worker by its number; None if it did not answer.
+        """
+        children = [child for child in self._list_children() if child.is_ready]
+        answers: dict[int, tuple[Message, bytes] | None] = {child.number: None for child in children}
+
+        def ask(child: Child) -> None:
+            with suppress(ChannelClosed, ChannelLate, EvalmodeError, RuntimeError):
+                answers[child.number] = child.channel.ask(kind, message, timeout_s=timeout_s)
+
+        if children:
+            with ThreadPoolExecutor(len(children)) as threads:
+                list(threads.map(ask, children))
+        return answers
+
+    def drain(self, limit_s: float) -> dict[int, tuple[Message, bytes] | None]:
+        """Drain all workers, and end them.
+
+        Args:
+            limit_s: Seconds that this may take.
+
+        Returns:
+            The answer of each worker by its number; None if it did not answer.
+        """
+        self._stopping.set()
+        answers = self.ask_all("drain", limit_s)
+        self.kill()
+        return answers
+
+    def kill(self) -> None:
+        """Kill all workers. Does not block."""
+        self._stopping.set()
+        for child in self._list_children():
+            child.kill()
+
+    def _list_children(self) -> list[Child]:
+        return [child for _, child in sorted(self._children.copy().items())]
+
+    def _list_configured(self) -> list[Child]:
+        return [child for child in self._list_children() if child.is_configured]
+
+    def _wait(self, holds: Callable[[], object], timeout_s: float | None = None) -> bool:
+        """Wait until a condition holds, at most ``timeout_s``; return whether it does."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not holds():
+                left = 0.2 if until is None else min(0.2, until - time.monotonic())
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def _set(self, child: Child, **attributes: Any) -> None:
+        """Set attributes of a child, and wake those who wait for them."""
+        with self._changed:
+            for name, value in attributes.items():
+                setattr(child, name, value)
+            self._changed.notify_all()
+
+    def _tend(self, number: int) -> None:
+        """Start a worker again and again, until the server stops."""
+        short_lives = 0
+        while not self._stopping.is_set():
+            ready = 0.0
+            child, problem = None, ""
+            try:
+                child = Child(number, self._settings.stderr, self._settings.counters, self._answer)
+                self._children[number] = child
+                self._bring_up(child)
+                ready = time.monotonic()
+            except EvalmodeError as error:
+                problem = str(error)
+                self._give_up(error)
+            except (ChannelClosed, ChannelLate, RuntimeError) as error:
+                problem = str(error)
+            if child is not None:
+                if not ready:
+                    child.kill()
+                how = child.wait()
+                problem = problem or f"it ended {how}"
+                self._set(child, is_configured=False, is_listening=False, is_ready=False)
+                self._on_end(number)
+            if self._stopping.is_set():
+                return
+            lived_s = time.monotonic() - ready if ready else 0.0
+            short_lives = 0 if lived_s >= SHORT_LIFE_S else short_lives + 1
+            delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0
+            log.error("worker %s is restarted %s: %s", number, f"in {delay_s:.1f} s" if delay_s else "now", problem)
+            if not self._opened and short_lives >= ATTEMPTS:
+                self._give_up(WorkerUnavailable(f"worker {number} cannot start, {ATTEMPTS} times in a row: {problem}"))
+            self._stopping.wait(delay_s)
+            self.restarts += 1
+
+    def _give_up(self, error: EvalmodeError) -> None:
+        """End the start of the server, if it has not been ready yet."""
+        with self._changed:
+            if not self._opened and self._failure is None:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _bring_up(self, child: Child) -> None:
+        """Let a worker import its modules, load the models, listen, and once all others listen, start."""
+        channel = child.channel
+        channel.ask("configure", {**self._settings.message, "number": child.number}, timeout_s=START_S)
+        self._set(child, is_configured=True)
+
+        def ended() -> bool:
+            return channel.closed.is_set() or self._stopping.is_set()
+
+        self._wait(lambda: self._state is not None or ended())
+        self._update(child)
+        channel.ask("listen", timeout_s=START_S)
+        self._set(child, is_listening=True)
+        everyone = range(1, self._settings.count + 1)
+        self._wait(
+            lambda: (
+                self._opened
+                or ended()
+                or all(one in self._children and self._children[one].is_listening for one in everyone)
+            )
+        )
+        channel.ask("start", timeout_s=START_S)
+        self._set(child, is_ready=True)
+        self._opened = self._opened or self.is_ready()
+        start_threads(1, f"models-{child.number}", lambda: self._follow(child))
+
+    def _follow(self, child: Child) -> None:
+        """Bring the models of a worker up to date, until it ends."""
+        while not child.channel.closed.is_set():
+            self._wait(lambda: child.generation != self._generation or child.channel.closed.is_set())
+            try:
+                self._update(child)
+            except (ChannelClosed, ChannelLate, RuntimeError) as error:
+                if not self._stopping.is_set() and not child.channel.closed.is_set():
+                    log.error("worker %s does not change its models, and is killed: %s", child.number, error)
+                child.kill()
+                return
+
+    @property
+    def _generation(self) -> int:
+        return self._state.generation if self._state else 0
+
+    def _update(self, child: Child) -> None:
+        """Put the newest state into effect in a worker, which first loads what it lacks."""
+        with self._changed:
+            state, pending = self._state, [*self._pending]
+        if state is None:  # the server stops before it has models
+            raise ChannelClosed
+        message = {"served": state.served, "entries": [*map(astuple, state.entries)], "pending": pending}
+        answer, _ = child.channel.ask("put", {**message, "partial": False}, timeout_s=SWAP_S)
+        for name, version, digest in answer["missing"]:
+            try:
+                self._load(child, {"name": name, "version": version}, state.read((name, version, digest)))
+            except (EvalmodeError, OSError) as error:
+                log.error("worker %s serves without %s/%s: %s", child.number, name, version, error)
+        if answer["missing"]:
+            child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)
+        self._set(child, generation=state.generation)
+
+    def _load(self, child: Child, message: Mapping[str, str], artifact: bytes) -> tuple[Message, bytes]:
+        """Let a worker load a version.
+
+        Raises:
+            ArtifactInvalid: It refuses the version, or does not survive loading it.
+        """
+        try:
+            return child.channel.ask("take", dict(message), artifact, timeout_s=self._settings.load_s)
+        except ChannelLate as error:
+            child.kill()
+            raise ArtifactInvalid(
+                f"worker {child.number} did not load it within {self._settings.load_s:.0f} s, and was killed"
+            ) from error
+        except ChannelClosed as error:
+            raise ArtifactInvalid(
+                f"worker {child.number} ended {child.wait()} while it loaded this version, which is not loaded again "
+                "until its file changes"
+            ) from error

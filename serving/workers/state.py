@@ -1,0 +1,135 @@
+"""What all workers serve: versions by the digests of their files, and what RepositoryIndex reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from evalmode.errors import ArtifactInvalid
+from serving.services.models import Entry
+from serving.services.source import Facts
+
+MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
+
+Version: TypeAlias = tuple[str, str, str]  # name, version and digest
+
+
+class Artifact:
+    """A file that can be read as long as this object exists, even if it was removed from the repository.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        digest: ``sha256:`` and the hexadecimal digest of its contents when it was opened.
+
+    Raises:
+        ArtifactInvalid: It cannot be read, or is too large.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+            size = os.fstat(self._descriptor).st_size
+            if size > MAX_ARTIFACT_BYTES:
+                raise ArtifactInvalid(f"{size} bytes, protobuf reads at most {MAX_ARTIFACT_BYTES}")
+            self.digest = _digest(self._read())
+        except OSError as error:
+            raise ArtifactInvalid(str(error)) from error
+
+    def read(self) -> bytes:
+        """The contents.
+
+        Raises:
+            ArtifactInvalid: They have changed since the file was opened.
+        """
+        contents = self._read()
+        if _digest(contents) != self.digest:
+            raise ArtifactInvalid(f"{self._path} has changed since it was loaded")
+        return contents
+
+    def _read(self) -> bytes:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A version that the workers have loaded: what the supervisor has instead of a model.
+
+    Attributes:
+        facts: What the log says about it.
+        artifact: Its file, for workers that start later.
+    """
+
+    facts: Facts
+    artifact: Artifact
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.facts.name
+
+    @property
+    def version(self) -> str:
+        """The version."""
+        return self.facts.version
+
+    @property
+    def key(self) -> Version:
+        """The name, the version and the digest."""
+        return self.name, self.version, self.artifact.digest
+
+
+@dataclass(frozen=True)
+class State:
+    """What all workers serve.
+
+    Attributes:
+        served: The versions of each model, by name, the newest first.
+        entries: All versions that are in the repository or loaded.
+        artifacts: The files of the versions.
+        generation: The number of the state, which grows by one with each.
+    """
+
+    served: Mapping[str, list[Version]]
+    entries: list[Entry]
+    artifacts: Mapping[Version, Artifact] = field(default_factory=dict)
+    generation: int = 0
+
+    @classmethod
+    def of(cls, loaded: Iterable[Loaded], entries: list[Entry]) -> State:
+        """Make a state.
+
+        Args:
+            loaded: The versions that answer requests, those of a model with the newest first.
+            entries: All versions that are in the repository or loaded.
+        """
+        served: dict[str, list[Version]] = {}
+        for one in loaded:
+            served.setdefault(one.name, []).append(one.key)
+        return cls(served, entries, {one.key: one.artifact for one in loaded})
+
+    def number(self, generation: int) -> State:
+        """The same state with a number."""
+        return replace(self, generation=generation)
+
+    def read(self, version: Version) -> bytes:
+        """The file of a version.
+
+        Raises:
+            ArtifactInvalid: It has changed since it was loaded.
+        """
+        return self.artifacts[version].read()
+
+
+def _digest(contents: bytes) -> str:
+    return f"sha256:{hashlib.sha256(contents).hexdigest()}"

@@ -1,0 +1,120 @@
+"""A version that ends a worker while it is loaded is not loaded again; the version before it keeps answering."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from evalmode.artifact.publishing import publish
+from evalmode.errors import ProviderUnavailable
+from serving.config import LogConfig, ServeConfig
+from serving.services.models import Models
+from serving.trials import Trials
+from serving.workers.counters import create_counters
+from serving.workers.group import WorkerGroup
+from serving.workers.repository import SharedSource
+from serving.workers.snapshots import decode_figures
+from serving.workers.state import State
+from serving.workers.supervisor import make_settings
+from tests.conftest import colour_artifact
+from tests.hostile import endless_loop
+from tests.serving.conftest import refresh, spawn, wait_until
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    publish(tmp_path, "colours", colour_artifact())
+    return tmp_path
+
+
+class Started:
+    """A group of workers that serves a repository.
+
+    Attributes:
+        group: The group.
+        ended: The numbers of the workers that have ended.
+        models: Their models, once ``follow`` was called.
+    """
+
+    def __init__(self, repository: Path, workers: int, **options: object) -> None:
+        self.config = ServeConfig(repository=repository, port=0, workers=str(workers), no_metrics=True, **options)  # type: ignore[arg-type]
+        self.ended: list[int] = []
+        settings = make_settings(self.config, LogConfig(), create_counters(workers))
+        self.group = WorkerGroup(settings, lambda kind, message, data: ({}, b""), self.ended.append)
+        self.group.start()
+
+    def follow(self) -> None:
+        """Load the models, and wait until all workers answer by them."""
+        source = SharedSource(self.group, repository=self.config.repository, trials=Trials(self.config.limits))
+        self.models = Models.open_source(source)
+        self.models.follow(lambda entries: self.group.publish(State.of(self.models.loaded, entries)))  # type: ignore[arg-type]
+        self.group.wait_until_ready(threading.Event())
+
+    def list_versions(self) -> set[tuple[str, ...]]:
+        """The loaded versions of ``colours``, as each worker has them."""
+        answers = self.group.ask_all("snapshot", 10, {"images": False}).values()
+        assert all(answers)
+        return {
+            tuple(version for _, version in sorted(decode_figures(answer[1]).models)) for answer in answers if answer
+        }
+
+
+@pytest.fixture
+def started(repository: Path) -> Iterator[Started]:
+    made = Started(repository, 2)
+    try:
+        made.follow()
+        yield made
+    finally:
+        made.group.kill()
+
+
+def test_a_version_that_ends_a_worker_is_not_loaded_until_its_file_changes(started: Started, repository: Path) -> None:
+    models, group = started.models, started.group
+    publish(repository, "colours", endless_loop())
+    with patch.object(Trials, "examine"):  # the check in a child process has found nothing
+        loading = spawn(refresh, models)
+        wait_until(lambda: group._pending)
+        first = group.list_processes()[0]
+        os.kill(first, signal.SIGSEGV)
+        loading.result(60)
+        refresh(models)
+    wait_until(group.is_ready)
+    assert started.ended == [1]
+    assert group.restarts == 1
+    assert first not in group.list_processes()
+    newest = models.list_entries()[-1]
+    assert (newest.version, newest.state, newest.failed) == ("2", "UNAVAILABLE", True)
+    assert "worker 1 ended by SIGSEGV while it loaded this version" in newest.reason
+    assert started.list_versions() == {("1",)}
+
+    (repository / "colours" / "2" / "model.onnx").write_bytes(colour_artifact(("rot", "grün", "blau")))
+    refresh(models)
+    assert group.wait_until_published(30)
+    assert started.list_versions() == {("1", "2")}
+
+
+def test_a_worker_that_starts_later_loads_versions_whose_files_are_gone(started: Started, repository: Path) -> None:
+    models, group = started.models, started.group
+    withdrawn = repository / ".withdrawn"
+    (repository / "colours").rename(withdrawn)
+    (withdrawn / "1" / "model.onnx").unlink()
+    refresh(models)
+    os.kill(group.list_processes()[1], signal.SIGKILL)
+    wait_until(lambda: group.restarts == 1 and group.is_ready())
+    assert started.list_versions() == {("1",)}
+
+
+def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
+    made = Started(repository, 1, provider="cuda")
+    try:
+        with pytest.raises(ProviderUnavailable, match="CUDA"):
+            made.follow()
+    finally:
+        made.group.kill()
