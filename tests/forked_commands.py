@@ -66,6 +66,7 @@ class Forks:
         """End the process."""
         if self._process is not None:
             self._process.communicate()
+            self._process = None
 
     def _run(
         self, program: str, arguments: tuple[object, ...], cwd: Path, variables: list[dict[str, object]]
@@ -78,8 +79,9 @@ class Forks:
         assert stdin is not None
         assert stdout is not None
         with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
+            argv = [program, *map(str, arguments)]
             order = {
-                "argv": [program, *map(str, arguments)],
+                "argv": argv,
                 "cwd": str(cwd),
                 "streams": [out.name, err.name],
                 "environments": [{**os.environ, **{key: str(it) for key, it in more.items()}} for more in variables],
@@ -90,9 +92,9 @@ class Forks:
                 code = int(stdout.readline())
             except BaseException:  # a timeout of the test: a later program would receive this code
                 self._process.kill()
-                self._process = None
+                self.close()
                 raise
-            return subprocess.CompletedProcess(order["argv"], code, out.read(), err.read())
+            return subprocess.CompletedProcess(argv, code, out.read(), err.read())
 
 
 def _serve() -> tuple[dict[str, Any], dict[str, str]] | None:
