@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from evalmode.artifact.tensors import Floats
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
-from training.cross_validation import FOLDS, Fit, Floats, cross_validate, refit_head
+from training.cross_validation import FOLDS, Fit, cross_validate, refit_head
 from training.datasets import ReadOptions, load_dataset
 from training.datasets.dataset import Indices
 from training.features import compute_features
