@@ -1,6 +1,7 @@
-"""For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process writes its final state.
+"""For test_ranks.py: ``ranks_job.py FOLDER RECIPE [EPOCHS]``, in processes with the variables that torchrun sets.
 
-RECIPE is JSON. With "spoil": N, training image N becomes a NaN in the network's input, whichever process gets it.
+Each process writes its final state. RECIPE is JSON. With "spoil": N, training image N becomes a NaN in the network's
+input, whichever process gets it.
 """
 
 import json
