@@ -1,12 +1,12 @@
 """The time and the memory that loading 20,000 photos takes, a pass over them in a random order, and a training.
 
-    python benchmarks/many_photos.py PHOTOS [--images N] [--image-size HxW] [--minutes M [--fine-tune N]]
-        [--out FILE]
+    python benchmarks/many_photos.py PHOTOS [--images N] [--image-size HxW] [--train OPTIONS] [--out FILE]
 
 PHOTOS is a folder of <class>/<photo>.jpg. Its photos are multiplied by changes of one value in their quantization
 table: every copy decodes to other pixels, and no photo has to be encoded again. They are written to a temporary folder,
-which needs N times the size of a photo, and the pixels to a file there. With --minutes, ``evalmode train`` is then run
-on them with that time limit, in a process of its own. Exit 1 if more than 3 GB were resident.
+which needs N times the size of a photo, and the pixels to a file there. With --train, ``evalmode train`` is then run
+on them in a process of its own, with its options in one word: ``--train '--minutes 8'``. Exit 1 if more than 3 GB were
+resident.
 
 Resident memory includes pages of mapped files, which the system can drop at any time. The anonymous memory of the
 training, which it cannot drop without swap space, is reported apart, sampled ten times a second. The peak of all
@@ -46,16 +46,15 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--image-size", default="224x224")
-    parser.add_argument("--minutes", type=float, help="train, too, with this time limit")
-    parser.add_argument("--fine-tune", default="auto", help="that of the training")
+    parser.add_argument("--train", metavar="OPTIONS", help="train, too, with these options, such as '--minutes 8'")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     height, width = map(int, arguments.image_size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         multiply(arguments.photos, Path(folder) / "photos", arguments.images)
         results = measure(Path(folder), (height, width))
-        if arguments.minutes:
-            results["training"] = train(Path(folder), arguments)
+        if arguments.train is not None:
+            results["training"] = train(Path(folder), arguments.image_size, arguments.train)
     print(json.dumps(results, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -124,11 +123,19 @@ def read_randomly(dataset: Dataset) -> float:
     return float(np.mean(means))
 
 
-def train(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def train(folder: Path, image_size: str, options: str) -> dict[str, Any]:
     """Train on the photos in a process of its own, and sample the memory of that process."""
-    command = [sys.executable, "-m", "evalmode", "train", str(folder / "photos"), "--out", str(folder / "run")]
-    command += ["--image-size", arguments.image_size, "--minutes", str(arguments.minutes), "--json"]
-    command += ["--fine-tune", arguments.fine_tune, "--cache", str(folder / "cache")]
+    command = [
+        sys.executable,
+        "-m",
+        "evalmode",
+        "train",
+        str(folder / "photos"),
+        "--out",
+        str(folder / "run"),
+        "--json",
+    ]
+    command += ["--image-size", image_size, "--cache", str(folder / "cache"), *options.split()]
     started, peaks = time.perf_counter(), {"VmHWM": 0, "RssAnon": 0, "RssFile": 0}
     with (folder / "output").open("w+") as output, (folder / "lines").open("w+") as lines:
         process = subprocess.Popen(command, stdout=output, stderr=lines)
@@ -144,8 +151,7 @@ def train(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         found = json.loads(output.read())
         planned = [line.strip() for line in lines if "planned for" in line or "too short" in line]
     return {
-        "minutes": arguments.minutes,
-        "fine_tune": arguments.fine_tune,
+        "options": options,
         "seconds": round(seconds, 1),
         "plan": planned,
         "stages": {stage["stage"]: round(stage["seconds"], 1) for stage in found["stages"]},
