@@ -87,7 +87,7 @@ def predict(photos: Path, resize: Resize) -> tuple[npt.NDArray[np.bool_], float]
 def compare_pairs(won: int, lost: int) -> float:
     """Return the two-sided p-value of McNemar's exact test."""
     count = won + lost
-    tail = sum(comb(count, fewer) for fewer in range(min(won, lost) + 1)) / 2**count
+    tail = sum(comb(count, fewer) for fewer in range(min(won, lost) + 1)) * 0.5**count
     return min(1.0, 2 * tail)
 
 
