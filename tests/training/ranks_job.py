@@ -15,9 +15,9 @@ from torch import nn
 from evalmode.errors import EvalmodeError
 from training.callbacks import Callbacks
 from training.datasets import ReadOptions, Split, load_dataset
-from training.loop import Execution, check_ranks, train
+from training.loop import Execution, train
 from training.networks import inputs, scale_pixels
-from training.ranks import join_ranks
+from training.ranks import check_ranks, join_ranks
 from training.recipe import Recipe
 from training.run import Run
 from training.run_config import RunConfig

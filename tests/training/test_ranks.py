@@ -210,7 +210,7 @@ def test_a_pretrained_network_is_trained_in_two_processes(tmp_path: Path) -> Non
     finished = torchrun(2, "-m", "evalmode", "train", save_dataset(tmp_path), "--out", folder, *options)
     assert finished.returncode == 0, finished.stderr
     network, run = make_network(), Run.open(folder)
-    alone = FeatureCache(tmp_path, network, run.config.recipe, make_dataset()).load_or_compute(ALONE, SILENT)
+    alone = FeatureCache(tmp_path, network, run.config, make_dataset()).load_or_compute(ALONE, SILENT)
     for name, features in load(folder / "features", "features").items():
         torch.testing.assert_close(features.numpy(), vars(alone)[name], rtol=1e-5, atol=1e-5)
     before, after = network.state_dict(), load(folder, EXACT)
