@@ -21,13 +21,14 @@ from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
 from training.evaluation import count_batch, evaluate, predict_logits, split_evaluation
-from training.loop import choose_device, prepare_network, train
+from training.loop import prepare_network, train
 from training.networks import build_network, scale_pixels
 from training.networks.compact import Compact
 from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe
 from training.run import Run
 from training.statistics import recompute_statistics
+from training.torch_runtime import choose_device
 
 
 def ignore(*_: object) -> None:
