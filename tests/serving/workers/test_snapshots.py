@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evalmode.errors import QueueFull
@@ -142,6 +142,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=50, deadline=None)
 @given(EVENTS)
+@example([(0, "a"), (0, "a"), (0, "snapshot"), (0, "reload"), (0, "a"), (0, "snapshot")])
 def test_no_counter_decreases_whatever_ends(events: list[tuple[int, str]]) -> None:
     """Neither those of labels, of which only two have a counter of their own."""
     server, workers = WorkerFigures(3), [Statistics() for _ in range(3)]
