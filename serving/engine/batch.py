@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from evalmode.artifact.tensors import Tensors
 from evalmode.errors import DeadlineExpired, RequestCancelled
-from evalmode.runtime.model import Model
 
-CountRun = Callable[[Model, int, int], None]  # the model, the number of inputs, microseconds
+if TYPE_CHECKING:
+    from evalmode.runtime.model import Model
+
+CountRun: TypeAlias = "Callable[[Model, int, int], None]"  # the model, the number of inputs, microseconds
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 
 

@@ -13,16 +13,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalmode.artifact.tensors import Tensors
 from evalmode.errors import QueueFull
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
-from evalmode.runtime.model import Model
 from serving.engine.batch import Batch, CountRun, Request, reason_dead, run_together
 from serving.engine.pace import Pace
 from serving.threads import start_threads
+
+if TYPE_CHECKING:
+    from evalmode.runtime.model import Model
 
 log = logging.getLogger(__name__)
 
