@@ -19,7 +19,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
 from evalmode.artifact.image_statistics import MAX_SIDE, MOMENTS
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW, RecentImage
 from serving.services.figures import Counts, Figures, ModelFacts, VersionState, Workers
 from serving.services.metrics import Metrics

@@ -232,33 +232,28 @@ def show_memory() -> str:
     return draw(("memory for", "maximum", "default"), rows)
 
 
-def count_threads(slots: int, cpus: int) -> dict[str, int]:
+def count_threads(slots: int) -> dict[str, int]:
     """Count the threads that handle calls.
 
     Args:
-        slots: Number of inferences that may run at the same time.
-        cpus: Number of CPUs that the process may use.
+        slots: The number of slots.
 
     Returns:
         The number of threads by the prefix of their names.
     """
-    return {"event-loop": 1, "slot": slots, "small-decode": cpus, "large-decode": cpus, "control": CONTROL_THREADS}
+    return {"event-loop": 1, "slot": 2 * slots, "control": CONTROL_THREADS}
 
 
 def show_threads() -> str:
     """Show the threads that a server starts for calls."""
     formulas = {
         "event-loop": ("all calls: arrival, waiting and completion", "1"),
-        "slot": ("inference and the encoding of replies", "slots"),
-        "small-decode": ("requests with small images, large messages", "CPUs"),
-        "large-decode": ("large images", "CPUs"),
+        "slot": ("decoding, inference and the encoding of replies", "2 x slots"),
         "control": ("all other methods", CONTROL_THREADS),
     }
-    counts = count_threads(2, 2)
+    counts = count_threads(2)
     rows = [(f"`{name}-N`", what, how_many, counts[name]) for name, (what, how_many) in formulas.items()]
-    return draw(
-        ("threads", "work", "number", "with two CPUs and two slots"), [*rows, ("total", "", "", sum(counts.values()))]
-    )
+    return draw(("threads", "work", "number", "with two slots"), [*rows, ("total", "", "", sum(counts.values()))])
 
 
 def show_metrics() -> str:

@@ -61,6 +61,9 @@ class Limits:
         "time to receive a request, and for the client to read the response, seconds",
         "DEADLINE_EXCEEDED; if the response is not read, the connection is closed",
     )
+    default_deadline: int = _limit(
+        0, 0, 3600, "deadline of calls that have none, seconds after their arrival; 0: none", "DEADLINE_EXCEEDED"
+    )
     grace: int = _limit(30, 0, 3600, "time for requests in flight at shutdown, seconds", "they are cut; exit code 1")
     lame_duck: int = _limit(
         5, 0, 3600, "time from NOT_SERVING until new requests are refused, seconds", "new requests are refused"

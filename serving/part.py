@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from serving.engine.shared_limits import Count
     from serving.services.figures import Counts, Version
     from serving.services.models import Models
-    from serving.services.shared_limits import Count
 
 log = logging.getLogger("serving")
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Self
 from evalmode.errors import UsageError
 from evalmode.runtime.cpus import count_cpus
 from serving.config import ServeConfig
-from serving.engine.batching import Batcher, count_slots
-from serving.engine.decoding import DecodeBudget
+from serving.engine.decodes import Decodes
+from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
+from serving.engine.scheduler import Scheduler
+from serving.engine.shared_limits import Alone, Count
 from serving.part import Drained, Part, describe_server, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
@@ -25,7 +27,6 @@ from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
 from serving.services.open_inference import OpenInference
 from serving.services.processes import ProcessMetrics
-from serving.services.shared_limits import Alone
 from serving.services.statistics import Statistics, take_figures
 from serving.threads import join_threads, start_threads
 from serving.transports.addresses import UNIX, find_local, join_address
@@ -167,6 +168,8 @@ class Server:
 
     def start(self) -> None:
         """Answer requests, report SERVING, and load new versions as they are published."""
+        if not self._config.limits.default_deadline:
+            log.info("calls without a deadline may wait as long as the queue is: set --default-deadline to limit them")
         self._models.follow(self._show)
         self._transport.start()
         if not self._part:
@@ -212,29 +215,34 @@ class Server:
     def _make_backend(self) -> Backend:
         """Build the engine and the services."""
         config, models = self._config, self._models
-        batcher = Batcher(count_slots(models.served.values()), config.limits, self._statistics.count_run)
-        self._resources.callback(batcher.close)
-        decode_bytes, source = choose_decode_bytes(config.limits.max_decode_bytes)
+        limits, slots = config.limits, count_cpus()
+        decode_bytes, source = choose_decode_bytes(limits.max_decode_bytes)
         workers = self._part.workers if self._part else 1
         decode_bytes //= workers
         shared = f", shared by {workers} workers" if self._part else ""
         log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
-        budget = DecodeBudget(count_cpus(), decode_bytes)
-        self._resources.callback(budget.close)
-        self._threads += batcher.threads + budget.threads
-        inference = Inference(batcher, budget, self._statistics)
+        decodes, in_flight = Decodes(slots, decode_bytes), self._count_in_all("in_flight")
+        scheduler = Scheduler(slots, limits.max_queue, limits.max_batch, decodes, in_flight)
+        self._executor = Executor(scheduler, self._statistics.count_run)
+        self._resources.callback(self._executor.close)
+        self._threads += self._executor.threads
+        inference = Inference(self._executor, self._statistics, limits.default_deadline)
         return Backend(
-            Classifier(models, config.limits, budget),
+            Classifier(models, limits, decodes),
             OpenInference(
-                *(models, inference, config.limits, config.allow_nonfinite, config.enable_control),
+                *(models, inference, limits, config.allow_nonfinite, config.enable_control),
                 self._part.read_counts if self._part else None,
             ),
             inference,
-            config.limits,
+            limits,
             self._open_access(),
             not config.no_reflection,
-            self._part.count if self._part else Alone,
+            self._count_in_all,
         )
+
+    def _count_in_all(self, name: str) -> Count:
+        """Return what counts something in all workers, or in this process if it is the only one."""
+        return self._part.count(name) if self._part else Alone(name)
 
     def _open_access(self) -> Access | None:
         """Read the token files, and again when they change. Returns None if no option names one."""
@@ -281,6 +289,7 @@ class Server:
         """Update the health of the models, and forget the statistics of those that are no longer loaded."""
         self._transport.show(entries)
         self._statistics.keep(self._models.loaded)
+        self._executor.serve(self._models.loaded)
 
     def _watch_repository(self) -> None:
         self._models.watch(self._config.poll, self._stopping)

@@ -91,6 +91,11 @@ class Model(ABC):
     def _names(self) -> list[str]:
         return [output.name for output in self.outputs]
 
+    @property
+    def max_slots(self) -> int:
+        """The number of batches that may run at the same time; 0 for one per CPU."""
+        return self.provider.max_slots
+
     def run(
         self,
         inputs: Tensors,

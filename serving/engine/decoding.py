@@ -1,37 +1,22 @@
-"""Decoding of the images in requests, within a budget of threads and memory.
-
-The memory that an image needs is computed from its header. An image that does not fit into the free part of the budget
-waits without occupying a thread.
-"""
+"""Decoding of the images in requests, and the memory that it takes, computed from their headers."""
 
 from __future__ import annotations
 
-import heapq
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
 
-from evalmode.errors import ImageNeedsTooMuchMemory
 from evalmode.images.headers import Header
 from evalmode.images.orientation import STRIP_PIXELS
 from evalmode.images.pixels import PixelContract, Pixels, decode_by_header, scale_header
 from evalmode.images.resizing import plan_resize
 from evalmode.images.turbojpeg import COPIED_PIXELS
-from serving.engine.memory import choose_decode_bytes
-from serving.threads import start_threads
+from serving.engine.decodes import SMALL_BYTES
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
 EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which any client can send
-SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
-PACE_BYTES_PER_S = (
-    100 * MIB
-)  # a large image is overtaken only by smaller ones that arrive within its size divided by this
 
 # Memory for decoding in addition to the decoder's own, measured by benchmarks/decode_cost.py.
 BASE_BYTES = MIB
@@ -119,177 +104,3 @@ def decode_requested(header: Header, contract: PixelContract) -> Pixels:
     if header.exif_damaged:
         _exif_log.note()
     return decode_by_header(header, contract)
-
-
-@dataclass(order=True)
-class Turn:
-    """A queued task.
-
-    Attributes:
-        due: The task with the earliest time starts first, by ``time.monotonic``.
-        number: The order of submission, for tasks with the same time.
-        cost_bytes: The memory it needs.
-        work: The task, which must not raise; None once it has started or was withdrawn.
-        lane: The lane that it was submitted to.
-    """
-
-    due: float
-    number: int
-    cost_bytes: int = field(compare=False)
-    work: Callable[[], object] | None = field(compare=False)
-    lane: _Lane = field(compare=False)
-
-
-class _Lane:
-    """A pool of threads for tasks of one kind, with a limit on the memory of all running tasks.
-
-    Tasks start in the order of their arrival time plus a delay that is proportional to their size. A small task
-    therefore does not wait behind all large tasks that arrived before it, and a large task is not delayed forever.
-    """
-
-    def __init__(self, threads: int, max_bytes: int, name: str) -> None:
-        self.max_bytes = max_bytes
-        self._free_bytes = max_bytes
-        self._changed = threading.Condition()
-        self._closed = False
-        self._numbers = count()
-        self._line: list[Turn] = []
-        self._withdrawn = 0  # tasks in the line that were withdrawn
-        self.threads = start_threads(threads, name, self._run)
-
-    def submit(self, work: Callable[[], object], cost_bytes: int) -> Turn:
-        with self._changed:
-            due = time.monotonic() + cost_bytes / PACE_BYTES_PER_S
-            turn = Turn(due, next(self._numbers), cost_bytes, work, self)
-            heapq.heappush(self._line, turn)
-            self._changed.notify()
-        return turn
-
-    def withdraw(self, turn: Turn) -> bool:
-        with self._changed:
-            if turn.work is None:
-                return False
-            turn.work = None
-            self._withdrawn += 1
-            if self._withdrawn > len(self._line) / 2:
-                self._line = [one for one in self._line if one.work is not None]
-                heapq.heapify(self._line)
-                self._withdrawn = 0
-            self._changed.notify()  # it may have been first in line
-            return True
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while (taken := self._take()) is not None:
-            work, cost_bytes = taken
-            try:
-                work()
-            except BaseException:
-                log.exception("decoding a request failed")
-            with self._changed:
-                self._free_bytes += cost_bytes
-                self._changed.notify()
-            del taken, work  # otherwise the task would be kept alive until the next one is submitted
-
-    def _take(self) -> tuple[Callable[[], object], int] | None:
-        """Take the first task once it fits into the free memory; no other task overtakes it.
-
-        Returns:
-            The task and its cost in bytes; None if the lane is closed.
-        """
-        with self._changed:
-            while True:
-                while self._line and self._line[0].work is None:
-                    heapq.heappop(self._line)
-                    self._withdrawn -= 1
-                if self._line and self._line[0].cost_bytes <= self._free_bytes:
-                    break
-                if self._closed:
-                    return None
-                self._changed.wait()
-            turn = heapq.heappop(self._line)
-            work, turn.work = turn.work, None
-            assert work is not None
-            self._free_bytes -= turn.cost_bytes
-            if self._line:
-                self._changed.notify()
-            return work, turn.cost_bytes
-
-
-class DecodeBudget:
-    """Threads that decode images, and a limit on the memory for decoding.
-
-    Small images have threads of their own, so that they do not wait for large images.
-
-    Args:
-        slots: The number of threads for small images, and for large images.
-        max_bytes: The memory for all of them; 0 lets ``choose_decode_bytes`` choose it from the
-            available memory.
-
-    Raises:
-        ThreadsUnavailable: The system cannot start enough threads.
-    """
-
-    def __init__(self, slots: int, max_bytes: int = 0) -> None:
-        max_bytes = choose_decode_bytes(max_bytes).limit_bytes
-        small_bytes = min(slots * SMALL_BYTES, max_bytes // 8)
-        self._max_small_bytes = small_bytes // slots
-        self._small = _Lane(slots, 0, "small-decode")
-        self._large = _Lane(slots, max_bytes - small_bytes, "large-decode")
-
-    @property
-    def threads(self) -> list[threading.Thread]:
-        """The threads."""
-        return self._small.threads + self._large.threads
-
-    def close(self) -> None:
-        """End the threads once no task waits."""
-        self._small.close()
-        self._large.close()
-
-    def is_small(self, cost_bytes: int) -> bool:
-        """Return whether an image is small: limited by the number of threads alone, not by memory."""
-        return cost_bytes <= self._max_small_bytes
-
-    def check(self, cost_bytes: int) -> None:
-        """Check that an image fits into the budget at all.
-
-        Args:
-            cost_bytes: The memory for decoding it.
-
-        Raises:
-            ImageNeedsTooMuchMemory: It needs more than the whole budget.
-        """
-        if cost_bytes > self._large.max_bytes:
-            raise ImageNeedsTooMuchMemory(
-                f"decoding this image takes {cost_bytes} bytes, the limit is {self._large.max_bytes}: send a smaller "
-                "image, or convert it to a baseline JPEG",
-                needed_bytes=cost_bytes,
-                limit_bytes=self._large.max_bytes,
-            )
-
-    def submit(self, work: Callable[[], object], cost_bytes: int = 0) -> Turn:
-        """Run a task in a thread once its memory is available.
-
-        Args:
-            work: The task; must not raise.
-            cost_bytes: The memory it needs; more than the whole budget counts as the whole budget.
-
-        Returns:
-            A handle for ``withdraw``.
-        """
-        if self.is_small(cost_bytes):
-            return self._small.submit(work, 0)
-        return self._large.submit(work, min(cost_bytes, self._large.max_bytes))
-
-    def withdraw(self, turn: Turn) -> bool:
-        """Cancel a task that has not started.
-
-        Returns:
-            Whether it was cancelled.
-        """
-        return turn.lane.withdraw(turn)

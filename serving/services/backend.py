@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evalmode.limits import Limits
+from serving.engine.shared_limits import Alone, Count
 from serving.services.access import Access
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference
 from serving.services.open_inference import OpenInference
-from serving.services.shared_limits import Alone, Count
 
 
 @dataclass(frozen=True)

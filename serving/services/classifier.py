@@ -16,8 +16,9 @@ from evalmode.images.pixels import check_pixels
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import classifier_pb2 as wire
-from serving.engine.batch import Call
-from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_requested
+from serving.engine.call import Call
+from serving.engine.decodes import Decodes
+from serving.engine.decoding import count_decode_bytes, decode_requested
 from serving.services.inference import Read, Reading, Timed
 from serving.services.models import Models
 
@@ -30,16 +31,16 @@ class Classifier:
     Args:
         models: The models that requests can name.
         limits: The limits on the size of an image.
-        budget: The memory budget for decoding images.
+        decodes: The limit on the memory for decoding images.
 
     Attributes:
         handlers: The handler of each method that runs no inference, by the method's name in the proto file.
     """
 
-    def __init__(self, models: Models, limits: Limits, budget: DecodeBudget) -> None:
+    def __init__(self, models: Models, limits: Limits, decodes: Decodes) -> None:
         self._models = models
         self._limits = limits
-        self._budget = budget
+        self._decodes = decodes
         self.handlers: dict[str, Callable[[Any, Call], Any]] = {"GetModel": self.get_model}
 
     def has_images(self, request: wire.PredictRequest) -> bool:
@@ -84,7 +85,7 @@ class Classifier:
             if sent == "image":
                 header = read_header(request.image, self._limits)
                 cost_bytes = count_decode_bytes(header, contract)
-                self._budget.check(cost_bytes)
+                self._decodes.check(cost_bytes)
 
                 def decode() -> Read:
                     with at_field("image"):

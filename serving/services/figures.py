@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW, RecentImage
 
 # Upper bounds of the duration histograms, in microseconds. The last bucket has no upper bound.

@@ -1,11 +1,12 @@
 """The path of every inference request, whatever its protocol: admission, parsing, decoding, inference, reply.
 
-Short steps run in the thread that received the request, images are decoded in the threads of the decode budget, and
-the network and the reply run in a slot.
+Short steps run in the thread that received the request. Images are decoded, the network runs, and the reply is written
+in slots.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from evalmode.artifact.tensors import Tensors
-from evalmode.errors import DeadlineExpired, RequestCancelled
 from evalmode.runtime.model import Model
-from serving.engine.batch import Call, check_alive
-from serving.engine.batching import Answer, Batcher, Job
-from serving.engine.decoding import DecodeBudget, Turn
+from serving.engine.call import Call, Sooner, check_alive
+from serving.engine.decoding import BASE_BYTES
+from serving.engine.executor import Answer, Executor, Request, make_run
+from serving.engine.job import Decode, Job
 from serving.services.statistics import Statistics
 
-QUICK_BYTES = 64 * 1024  # parsing a message of this size takes less time than waking another thread
+# What takes less time than waking another thread: to parse a message of this size, to read the header of an image in a
+# message of this size, and to decode an image that needs this much memory in addition to ``BASE_BYTES``.
+QUICK_BYTES, QUICK_IMAGE_BYTES, QUICK_DECODE_BYTES = 64 * 1024, 8 * 1024, 256 * 1024
 TIMER_S = 1.0  # the longest timer: a timer cannot be cancelled, and keeps its request in memory
 
 
@@ -97,14 +100,14 @@ class Inference:
     """The engine that answers the requests of all protocols.
 
     Attributes:
-        batcher: Runs networks in slots.
-        budget: Decodes images within a memory budget.
+        executor: Decodes images and runs networks.
         statistics: Counts answers and refusals.
+        default_deadline_s: The deadline of calls without one, in seconds after their arrival; 0: none.
     """
 
-    batcher: Batcher
-    budget: DecodeBudget
+    executor: Executor
     statistics: Statistics
+    default_deadline_s: int = 0
 
 
 class Unparsed(NamedTuple):
@@ -113,10 +116,12 @@ class Unparsed(NamedTuple):
     Attributes:
         parse: Returns the request.
         size_bytes: The memory that ``parse`` takes.
+        finish: Converts the reply to what is passed to ``done``.
     """
 
     parse: Callable[[], Any]
     size_bytes: int
+    finish: Callable[[Any], Any]
 
 
 class Work:
@@ -127,7 +132,7 @@ class Work:
         service: The service of its protocol.
         message: The message of the request.
         call: The call of the request.
-        done: Called once, by any thread, with the reply or with an exception.
+        done: Called once, by any thread, with the converted reply or with an exception.
         later: Calls a function after a number of seconds. It can be called from any thread.
     """
 
@@ -140,127 +145,102 @@ class Work:
         done: Callable[[Any], object],
         later: Callable[[float, Callable[[], object]], object],
     ) -> None:
-        self._batcher, self._budget, self._statistics = inference.batcher, inference.budget, inference.statistics
+        self._executor, self._statistics = inference.executor, inference.statistics
         self._service = service
         self._call = call
         self._done = done
         self._later = later
-        self._started = time.perf_counter()
+        self._started = time.monotonic()
+        self._in_slot = False
         self._read_us = 0
-        self._ahead = -1  # not admitted
         self._model: Model | None = None
-        self._turns: list[Turn] = []
-        self._job: Job | None = None
-        self._withdrawn = self._ended = False
-        self._aside = False  # whether it has waited where it does not delay other requests
-        parse, size_bytes = message
+        self._job: Job | None = None  # None before it is admitted and after its end
+        self._ended = False
+        parse, size_bytes, self._convert = message
+        if inference.default_deadline_s and call.deadline == math.inf:
+            self._end_sooner(Sooner(call, call.arrived + inference.default_deadline_s))
         try:
-            self._ahead = self._batcher.admit(call.time_remaining_s())
+            self._job = job = self._executor.admit(self._call, self._end)
             if size_bytes <= QUICK_BYTES:
-                request = parse()
-                if service.has_images(request):
-                    self._wait(partial(self._read, request))
-                else:
-                    self._read(request)
+                self._read(job, parse(), size_bytes)
             else:
-                self._wait(lambda: self._read(parse()), size_bytes)
+                self._decode(job, lambda: self._read(job, parse(), size_bytes), size_bytes)
         except Exception as error:
             self._end(error)
 
     def withdraw(self) -> None:
         """End the request once it waits: its call was cancelled or its deadline has passed."""
-        self._withdrawn = True
-        self._leave()
+        if (job := self._job) is not None:
+            self._executor.withdraw(job)
 
-    def _leave(self) -> None:
-        """End the request if it is waiting at the moment."""
-        job = self._job
-        if job is not None and self._batcher.withdraw(job):
-            what = "a slot"
-        elif any(self._budget.withdraw(turn) for turn in tuple(self._turns)):
-            what = "a thread or memory to decode in"
-        else:
-            return
-        self._end(
-            RequestCancelled(f"the call was cancelled while waiting for {what}: the network did not run")
-            if self._call.cancelled()
-            else DeadlineExpired(f"the deadline passed while waiting for {what}: the network did not run")
-        )
-
-    def _wait(self, step: Callable[[], object], cost_bytes: int = 0) -> None:
-        """Run a step in a thread of the decode budget, once ``cost_bytes`` are available."""
+    def _decode(self, job: Job, step: Callable[[], object], cost_bytes: int = 0) -> None:
+        """Run a step in a slot, once ``cost_bytes`` are available."""
 
         def work() -> None:
+            self._in_slot = True
             try:
                 step()
             except Exception as error:
                 self._end(error)
 
-        if not self._aside and not self._budget.is_small(cost_bytes):
-            self._aside = True
-            self._batcher.set_aside()
-        self._turns.append(self._budget.submit(work, cost_bytes))
-        if self._ended:  # the thread has ended the request in the meantime
-            self._turns.clear()
-        elif self._withdrawn:
-            self._leave()
+        self._executor.submit(Decode(job, work, self._model, cost_bytes))
+
+    def _end_sooner(self, call: Call) -> None:
+        """Replace the call by one with an earlier deadline. The transport watches only the deadline of its own."""
+        self._call = call
+        self._watch_deadline()
 
     def _watch_deadline(self) -> None:
-        """End the request at its own deadline. The transport watches the deadline of the call."""
-        remaining_s = self._call.time_remaining_s()
+        remaining_s = self._call.deadline - time.monotonic()
         if remaining_s <= 0:
             self.withdraw()
         elif not self._ended:
             self._later(min(remaining_s, TIMER_S), self._watch_deadline)
 
-    def _read(self, request: Any) -> None:
-        started = time.perf_counter()
+    def _read(self, job: Job, request: Any, size_bytes: int) -> None:
         model = self._model = self._service.find(request)
+        quick = size_bytes <= QUICK_IMAGE_BYTES and self._executor.runs_here()
+        if quick or self._in_slot or not self._service.has_images(request):
+            self._begin(job, model, request)
+        else:
+            self._decode(job, lambda: self._begin(job, model, request))
+
+    def _begin(self, job: Job, model: Model, request: Any) -> None:
+        started = time.monotonic()
         check_alive(self._call)
         reading = self._service.begin(request, model, self._call)
         if reading.call is not self._call:
-            self._call = reading.call
-            self._watch_deadline()
-        self._read_us = round((time.perf_counter() - started) * 1e6)
-        if self._budget.is_small(reading.cost_bytes):
-            self._finish(model, reading)
+            job.call = reading.call
+            self._end_sooner(reading.call)
+        self._read_us = round((time.monotonic() - started) * 1e6)
+        in_slot = self._in_slot and self._executor.decodes.is_small(reading.cost_bytes)
+        if in_slot or reading.cost_bytes <= BASE_BYTES + QUICK_DECODE_BYTES:
+            self._finish(job, model, reading)
         else:
-            self._wait(partial(self._finish, model, reading), reading.cost_bytes)
+            self._decode(job, lambda: self._finish(job, model, reading), reading.cost_bytes)
 
-    def _finish(self, model: Model, reading: Reading) -> None:
-        started = time.perf_counter()
-        if reading.cost_bytes:
-            check_alive(self._call)
+    def _finish(self, job: Job, model: Model, reading: Reading) -> None:
+        started = time.monotonic()
         read = reading.finish()
-        self._read_us += round((time.perf_counter() - started) * 1e6)
-        self._job = Job(
-            model,
-            read.inputs,
-            read.call,
-            time.perf_counter(),
-            read.optional,
-            reply=partial(self._reply, model, read),
-            done=self._end,
-        )
-        self._batcher.submit(self._job)
-        if self._withdrawn:
-            self._leave()
+        self._read_us += round((time.monotonic() - started) * 1e6)
+        request = Request(read.inputs, read.optional, partial(self._reply, model, read))
+        self._executor.submit(make_run(job, model, request))
 
     def _reply(self, model: Model, read: Read, answer: Answer) -> Any:
         timed = Timed(answer.outputs, self._read_us, answer.wait_us, answer.inference_us)
         self._statistics.count_answer(model, read.inputs, *timed)
-        return read.write(timed)
+        return self._convert(read.write(timed))
 
     def _end(self, outcome: Any) -> None:
-        """Release the place in the queue, count the outcome and pass it on."""
-        seconds = time.perf_counter() - self._started
+        """Give back the place of the request, count the outcome and pass it on."""
+        job, self._job = self._job, None  # also since the job refers to this object: the cycle would keep the model
         self._ended = True
-        self._job = None  # the job and the turns refer to this object: the cycle would keep the model in memory
-        self._turns.clear()
-        if self._ahead >= 0:
-            self._batcher.give_back(self._aside)
-        if isinstance(outcome, Exception):
-            self._statistics.count_refusal(self._model, seconds, outcome)
-        elif not self._aside:
-            self._batcher.pace.note(seconds, self._ahead)
+        failed = isinstance(outcome, Exception)
+        if job is not None:
+            self._executor.leave(job, answered=not failed)
+        if failed:
+            try:
+                self._statistics.count_refusal(self._model, time.monotonic() - self._started, outcome)
+            except Exception as error:
+                outcome = error
         self._done(outcome)

@@ -29,8 +29,9 @@ from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.runtime.tensor import Tensor
 from evalmode.wire import open_inference_pb2 as wire
-from serving.engine.batch import Call, check_alive
-from serving.engine.decoding import DecodeBudget, count_decode_bytes, decode_requested
+from serving.engine.call import Call, check_alive
+from serving.engine.decodes import Decodes
+from serving.engine.decoding import count_decode_bytes, decode_requested
 from serving.services.tensors import BYTES, DATATYPES, LENGTH, TYPED, check_parameters
 
 MAX_ELEMENTS = 2**31  # exceeds the size of the largest message in bytes, and no such array is too large for numpy
@@ -83,7 +84,7 @@ class Sent:
 
 
 def read_inputs(
-    request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, budget: DecodeBudget
+    request: wire.ModelInferRequest, model: Model, limits: Limits, allow_nonfinite: bool, decodes: Decodes
 ) -> Sent:
     """Check a request's inputs and convert the numeric ones to arrays.
 
@@ -92,7 +93,7 @@ def read_inputs(
         model: The model that it names.
         limits: The limits on the batch and its images.
         allow_nonfinite: Whether floating-point inputs may contain NaN and infinity.
-        budget: The memory budget for decoding images.
+        decodes: The limit on the memory for decoding images.
 
     Raises:
         TensorError: An input does not match the model, or breaks the protocol's rules.
@@ -129,7 +130,7 @@ def read_inputs(
         if sent.datatype == BYTES and sent.name in model.manifest.image_inputs:
             encoded = _read_encoded(sent, content, shape, field)
             contract = model.manifest.image_inputs[sent.name]
-            images = _read_headers(encoded, read, contract, limits, budget, field)
+            images = _read_headers(encoded, read, contract, limits, decodes, field)
         else:
             read[sent.name] = _read_numbers(sent, content, shape, wanted, field)
     batches = [len(array) for array in read.values()] + ([len(images.images)] if images.contract else [])
@@ -250,7 +251,7 @@ def _read_encoded(sent: Input, raw: bytes | None, shape: tuple[int, ...], field:
 
 
 def _read_headers(
-    encoded: Sequence[bytes], arrays: Tensors, contract: PixelContract, limits: Limits, budget: DecodeBudget, field: str
+    encoded: Sequence[bytes], arrays: Tensors, contract: PixelContract, limits: Limits, decodes: Decodes, field: str
 ) -> Sent:
     """Read the headers of encoded images. The images are decoded one at a time, and all their pixels are kept."""
     headers, largest = [], 0
@@ -258,7 +259,7 @@ def _read_headers(
         with at_field(f"{field}[{number}]"):
             headers.append(read_header(image, limits))
             cost_bytes = count_decode_bytes(headers[-1], contract)
-            budget.check(cost_bytes)
+            decodes.check(cost_bytes)
             largest = max(largest, cost_bytes)
     return Sent(arrays, headers, contract, field, largest + (len(headers) - 1) * math.prod(contract.shape))
 

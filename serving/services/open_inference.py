@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import evalmode
@@ -12,7 +12,7 @@ from evalmode.errors import ControlDisabled, NotServed, ParameterInvalid
 from evalmode.limits import Limits
 from evalmode.runtime.model import Model
 from evalmode.wire import open_inference_pb2 as wire
-from serving.engine.batch import Call
+from serving.engine.call import Call, Sooner
 from serving.services.descriptions import describe_config, describe_metadata, describe_statistics
 from serving.services.figures import Counts, Version
 from serving.services.inference import Inference, Read, Reading, Timed
@@ -73,10 +73,10 @@ class OpenInference:
         read_counts: Callable[[], Mapping[Version, Counts]] | None = None,
     ) -> None:
         self._models = models
-        self._slots = inference.batcher.slots
+        self._slots = inference.executor.slots
         self._limits = limits
         self._read_counts = read_counts or inference.statistics.copy
-        self._budget = inference.budget
+        self._decodes = inference.executor.decodes
         self._allow_nonfinite = allow_nonfinite
         self._enable_control = enable_control
         self._leaving = False
@@ -134,7 +134,7 @@ class OpenInference:
             write_outputs(reply, outputs, classes, model.manifest.labels, raw)
             return reply
 
-        sent = read_inputs(request, model, self._limits, self._allow_nonfinite, self._budget)
+        sent = read_inputs(request, model, self._limits, self._allow_nonfinite, self._decodes)
         optional = tuple(name for name in model.optional.names if name in wanted)
         return Reading(sent.cost_bytes, lambda: Read(sent.decode(call), write, call, optional), call)
 
@@ -251,7 +251,8 @@ class OpenInference:
             ModelInvalid: Its newest version cannot be loaded.
             DeadlineExpired: The version is still being checked.
         """
-        self._models.load(self._controlled(request, DEPENDENTS), call.time_remaining_s())
+        remaining_s = min(call.deadline - time.monotonic(), threading.TIMEOUT_MAX)
+        self._models.load(self._controlled(request, DEPENDENTS), remaining_s)
         return wire.RepositoryModelLoadResponse()
 
     def unload(self, request: wire.RepositoryModelUnloadRequest, call: Call) -> wire.RepositoryModelUnloadResponse:
@@ -284,30 +285,13 @@ class OpenInference:
         return request.model_name or request.repository_name
 
 
-@dataclass(frozen=True)
-class _Sooner:
-    """A call whose request has an earlier deadline than the call itself."""
-
-    call: Call
-    until: float
-
-    def time_remaining_s(self) -> float:
-        return min(self.call.time_remaining_s(), self.until - time.monotonic())
-
-    def waited_s(self) -> float:
-        return self.call.waited_s()
-
-    def cancelled(self) -> bool:
-        return self.call.cancelled()
-
-
 def _end_sooner(call: Call, timeout: wire.InferParameter) -> Call:
     """The call with the deadline of the parameter ``timeout``, in microseconds; 0 sets no deadline."""
     kind = timeout.WhichOneof("parameter_choice")
     timeout_us = getattr(timeout, kind) if kind in ("int64_param", "uint64_param") else -1
     if timeout_us < 0:
         raise ParameterInvalid(f"{TIMEOUT} must be an integer of microseconds, at least 0", field="parameters")
-    return _Sooner(call, time.monotonic() - call.waited_s() + timeout_us / 1e6) if timeout_us else call
+    return Sooner(call, call.arrived + timeout_us / 1e6) if timeout_us else call
 
 
 def _refuse_all(request: Any, call: Call) -> Any:

@@ -12,8 +12,7 @@ from evalmode.artifact.image_statistics import crop_centre
 from evalmode.artifact.tensors import Tensors
 from evalmode.errors import RequestError
 from evalmode.runtime.model import Model
-from serving.engine.batch import count_rows
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import RecentImage
 from serving.services.figures import UNKNOWN, Counts, Figures, ModelFacts, Version, VersionState
 from serving.services.models import Models
@@ -70,11 +69,12 @@ class Statistics:
             for centre in crop_centre(inputs[name])
         ]
         predicted = model.manifest.predict_labels(outputs)
+        rows = len(next(iter(inputs.values())))
         with self.lock:
             counts = self.counts[model.name, model.version]
             self.answered += 1
             counts.last_ms = answered_ns // 1_000_000
-            counts.inputs += count_rows(inputs)
+            counts.inputs += rows
             counts.codes["OK", ""] += 1
             counts.labels.update(predicted)
             counts.recent.extend(images)
@@ -85,7 +85,7 @@ class Statistics:
             durations["success"].add(decode_us + wait_us + inference_us)
         if log.isEnabledFor(logging.DEBUG):
             times = {"decode_us": decode_us, "wait_us": wait_us, "inference_us": inference_us}
-            fields = {"model": model.name, "version": model.version, "inputs": count_rows(inputs), **times}
+            fields = {"model": model.name, "version": model.version, "inputs": rows, **times}
             log.debug("answered %s", " ".join(f"{name}={value}" for name, value in fields.items()), extra=fields)
 
     def count_refusal(self, model: Model | None, seconds: float, error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
+import math
 import time
 from collections import Counter
 from functools import partial
@@ -21,7 +21,7 @@ RECEIVING, RUNNING, SENDING, IDLE = "receiving", "running", "sending", "idle"
 
 
 class OpenCall:
-    """A call: for the services a ``serving.engine.batch.Call``, for the transport its state.
+    """A call: for the services a ``serving.engine.call.Call``, for the transport its state.
 
     Args:
         context: The context of its handler.
@@ -31,6 +31,8 @@ class OpenCall:
 
     Attributes:
         path: The full name of its method.
+        arrived: When it arrived, by ``time.monotonic``.
+        deadline: Its deadline; ``math.inf`` if it has none.
         connection: The name of its connection, such as ``ipv4:10.0.0.7:51200``.
         state: Its state.
         since: When it entered the state, by ``time.monotonic``.
@@ -38,15 +40,16 @@ class OpenCall:
         error: The error that ends the call once the reply in progress is sent; None if it may go on.
     """
 
-    __slots__ = ("_task", "_until", "connection", "error", "over", "path", "since", "state")
+    __slots__ = ("_task", "arrived", "connection", "deadline", "error", "over", "path", "since", "state")
 
     def __init__(
         self, context: grpc.aio.ServicerContext, loop: asyncio.AbstractEventLoop, path: str, state: str
     ) -> None:
         remaining = context.time_remaining()
         self.path = path
-        self.state, self.since = state, time.monotonic()
-        self._until = threading.TIMEOUT_MAX if remaining is None else self.since + remaining
+        self.arrived = self.since = time.monotonic()
+        self.state = state
+        self.deadline = math.inf if remaining is None else self.arrived + remaining
         self._task = asyncio.current_task(loop)  # without ``loop`` it takes a system call
         self.connection: str = context.peer()
         self.over = False
@@ -63,16 +66,8 @@ class OpenCall:
             if self.state in (RECEIVING, IDLE) and self._task is not None:
                 self._task.cancel()
 
-    def time_remaining_s(self) -> float:
-        """See ``serving.engine.batch.Call``."""
-        return min(self._until - time.monotonic(), threading.TIMEOUT_MAX)
-
-    def waited_s(self) -> float:
-        """See ``serving.engine.batch.Call``."""
-        return 0.0
-
     def cancelled(self) -> bool:
-        """See ``serving.engine.batch.Call``."""
+        """See ``serving.engine.call.Call``."""
         return self.over
 
 

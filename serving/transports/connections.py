@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import grpc
 
-from serving.services.shared_limits import SharedLimit
+from serving.engine.shared_limits import SharedLimit
 from serving.transports.sockets import (
     count_bytes,
     end_sending,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from serving.engine.batch import Call
+from serving.engine.call import Call
 from serving.threads import Threads
 from serving.transports.calls import OpenCall
 from serving.transports.loop import Loop

@@ -23,11 +23,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from evalmode.errors import AddressUnavailable
 from evalmode.limits import Limits
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
+from serving.engine.shared_limits import SharedLimit
 from serving.services import classifier, open_inference
 from serving.services.backend import Backend
 from serving.services.models import Entry
-from serving.services.shared_limits import SharedLimit
 from serving.threads import Threads, join_threads, start_threads
 from serving.transports.addresses import find_local
 from serving.transports.calls import RECEIVING, RUNNING, SENDING, Calls
@@ -153,7 +153,7 @@ class GrpcioServer:
 
     def load(self) -> Load:
         """The current load."""
-        return self._backend.inference.batcher.load()
+        return self._backend.inference.executor.load()
 
     def later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call a function in the event loop after a delay. It can be called from any thread.

@@ -1,7 +1,7 @@
 """The handlers of grpcio calls: coroutines on the event loop, one for each kind of method.
 
 Blocking the event loop would stop every call, so nothing here reads a file, waits for a lock that is held for long, or
-computes. Images and large messages are read in the threads of the decode budget, and networks run in slots.
+computes. Images and large messages are read, and networks run, in slots.
 
 Every method is registered as client-streaming: its handler then starts before the message has arrived, so that a call
 that sends no message can be seen and ended.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -81,10 +82,10 @@ class Handlers:
             service: The service of its protocol.
         """
         path, parse = path_of(method), GetMessageClass(method.input_type).FromString
-        batcher = self._inference.batcher
+        executor = self._inference.executor
 
         async def answer(messages: object, context: Context) -> bytes:
-            if batcher.is_busy() and await self._refuse_excess(context, path):
+            if executor.is_busy() and await self._refuse_excess(context, path):
                 return NO_REPLY
             call = self._calls.open(context, self._loop.asyncio, path)
             try:
@@ -268,7 +269,7 @@ class Handlers:
                 await abort_call(context, grpc.StatusCode.DEADLINE_EXCEEDED, "")
                 return True
             try:
-                self._inference.batcher.check(math.inf if remaining_s is None else remaining_s)
+                self._inference.executor.check(math.inf if remaining_s is None else time.monotonic() + remaining_s)
             except RequestError as error:
                 raise self._count(context, error) from None
         except RequestError as error:
@@ -315,14 +316,6 @@ class Handlers:
         call.enter(RUNNING)
         future: asyncio.Future[Any] = self._loop.asyncio.create_future()
 
-        def done(outcome: Any) -> None:
-            if not isinstance(outcome, Exception):
-                try:
-                    outcome = finish(outcome)
-                except Exception as error:
-                    outcome = error
-            self._loop.post(partial(resolve, future, outcome))
-
         try:
             held = self._messages.hold(message[0])
         except RequestError as error:
@@ -333,16 +326,18 @@ class Handlers:
                 self._inference,
                 service,
                 Unparsed(
-                    lambda: self._messages.parse(parse, message.pop(), held), self._messages.count_bytes(message[0])
+                    lambda: self._messages.parse(parse, message.pop(), held),
+                    self._messages.count_bytes(message[0]),
+                    finish,
                 ),
                 call,
-                done,
+                lambda outcome: self._loop.post(partial(resolve, future, outcome)),
                 self._loop.later,
             )
             try:
                 return await future
             except asyncio.CancelledError:
-                call.over = call.time_remaining_s() > LATE_S  # otherwise the deadline has passed
+                call.over = call.deadline - time.monotonic() > LATE_S  # otherwise the deadline has passed
                 work.withdraw()
                 raise
         finally:

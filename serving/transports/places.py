@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from evalmode.errors import RequestError
-from serving.services.shared_limits import Count
+from serving.engine.shared_limits import Count
 from serving.transports.calls import OpenCall
 
 

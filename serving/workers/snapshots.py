@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evalmode.artifact.image_statistics import MOMENTS
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW, RecentImage
 from serving.services.figures import (
     BOUNDS_US,

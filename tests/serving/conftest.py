@@ -17,8 +17,11 @@ import tests.conftest
 from evalmode.artifact.tensors import INPUT, Tensors
 from evalmode.limits import Limits
 from evalmode.runtime.model import ImageClassifier
-from serving.engine.batching import Batcher
-from serving.engine.decoding import DecodeBudget
+from serving.engine.decodes import Decodes
+from serving.engine.executor import Executor
+from serving.engine.memory import choose_decode_bytes
+from serving.engine.scheduler import Scheduler
+from serving.engine.shared_limits import Alone
 from serving.services.access import Access
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
@@ -71,11 +74,13 @@ class Caller:
         self.is_cancelled = False
         self.works: list[Any] = []  # works or jobs, with a method ``withdraw``
 
-    def time_remaining_s(self) -> float:
-        return self.remaining_s
+    @property
+    def arrived(self) -> float:
+        return time.monotonic()
 
-    def waited_s(self) -> float:
-        return 0.0
+    @property
+    def deadline(self) -> float:
+        return time.monotonic() + self.remaining_s if self.remaining_s else 0.0
 
     def cancelled(self) -> bool:
         return self.is_cancelled
@@ -111,18 +116,13 @@ class Direct:
             timer.daemon = True
             timer.start()
 
-        message = Unparsed(lambda: request, size_bytes)
+        message = Unparsed(lambda: request, size_bytes, lambda reply: reply)
         call.works.append(Work(self.inference, self.service, message, call, done, later))
         return future
 
     def ask(self, request: Any, call: Caller | None = None) -> Any:
         """The reply to a request."""
         return self.begin(request, call).result(WAIT_S)
-
-
-def count_turns(lane: Any) -> int:
-    """The number of turns that wait in a lane of a decode budget."""
-    return sum(turn.work is not None for turn in tuple(lane._line))
 
 
 class BlockedModel:
@@ -141,6 +141,7 @@ class BlockedModel:
         self.manifest, self.provider, self.rank = model.manifest, model.provider, model.rank
         self.batch_invariant, self.max_batch = model.batch_invariant, model.max_batch
         self.inputs, self.outputs, self.optional = model.inputs, model.outputs, model.optional
+        self.max_slots = 0
         self.row_s = 0.0
         self._model = model
         self._permits = threading.Semaphore(0)
@@ -166,35 +167,38 @@ class BlockedModel:
         self._permits.release(runs)
 
 
-_MADE: list[Batcher | DecodeBudget] = []
+_MADE: list[Executor] = []
 
 
 @pytest.fixture(autouse=True)
 def end_threads() -> Iterator[None]:
-    """Close the batchers and budgets that a test made with ``make_batcher`` and ``make_budget``."""
+    """Close the executors that a test made with ``make_executor``."""
     yield
     while _MADE:
         _MADE.pop().close()
 
 
-def make_batcher(slots: int = 1, limits: Limits | None = None, **options: Any) -> Batcher:
-    """Make a batcher that is closed after the test."""
-    _MADE.append(batcher := Batcher(slots, limits or Limits(), **options))
-    return batcher
+def make_executor(slots: int = 1, limits: Limits | None = None, decode_bytes: int = 0, **options: Any) -> Executor:
+    """Make an executor that is closed after the test."""
+    limits = limits or Limits()
+    decodes = Decodes(slots, choose_decode_bytes(decode_bytes).limit_bytes)
+    _MADE.append(
+        executor := Executor(
+            Scheduler(slots, limits.max_queue, limits.max_batch, decodes, Alone("in_flight")), **options
+        )
+    )
+    return executor
 
 
-def make_budget(slots: int = 2, max_bytes: int = 0) -> DecodeBudget:
-    """Make a decode budget that is closed after the test."""
-    _MADE.append(budget := DecodeBudget(slots, max_bytes))
-    return budget
-
-
-def classify_by(*models: Any, batcher: Batcher | None = None, limits: Limits | None = None) -> Direct:
+def classify_by(*models: Any, executor: Executor | None = None, limits: Limits | None = None) -> Direct:
     """The service of ``evalmode.v1`` for loaded models, without a transport."""
-    limits, budget = limits or Limits(), make_budget()
+    limits = limits or Limits()
+    executor = executor or make_executor(1, limits)
+    executor.serve(models)
     served = Models({model.name: (model,) for model in models}, Source(Path()))
-    inference = Inference(batcher or make_batcher(1, limits), budget, Statistics())
-    return Direct(Classifier(served, limits, budget), inference)
+    return Direct(
+        Classifier(served, limits, executor.decodes), Inference(executor, Statistics(), limits.default_deadline)
+    )
 
 
 def make_backend(classifier: Direct, limits: Limits, access: Access | None = None) -> Backend:

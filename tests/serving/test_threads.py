@@ -88,7 +88,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_of_one_line() -> None:
     wait_until(lambda: not running("scarce"))
 
 
-ANSWERING = sum(count_threads(count_cpus(), count_cpus()).values())
+ANSWERING = sum(count_threads(count_cpus()).values())
 
 
 # Other threads start before those that answer requests.

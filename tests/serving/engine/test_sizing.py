@@ -19,20 +19,20 @@ from serving.services.models import Models
 from serving.services.source import Source
 from serving.services.statistics import Statistics
 from serving.transports.messages import MIN_HELD_BYTES, Messages
-from tests.serving.conftest import Direct, listen, make_batcher, make_budget
+from tests.serving.conftest import Direct, listen, make_executor
 
 OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
 
 
 def test_a_server_starts_the_threads_of_the_table(model: ImageClassifier) -> None:
-    slots, cpus, before = 2, 3, set(threading.enumerate())
-    batcher, budget = make_batcher(slots), make_budget(cpus)
+    slots, before = 2, set(threading.enumerate())
+    executor = make_executor(slots)
     served, statistics = Models({model.name: (model,)}, Source(Path())), Statistics()
-    direct = Direct(Classifier(served, Limits(), budget), Inference(batcher, budget, statistics))
+    direct = Direct(Classifier(served, Limits(), executor.decodes), Inference(executor, statistics))
     server = listen(direct)
     names = [thread.name for thread in threading.enumerate() if thread not in before]
     server.drain(0)
-    wanted = count_threads(slots, cpus)
+    wanted = count_threads(slots)
     started = Counter(name if name in wanted else name.rpartition("-")[0] for name in names)
     assert {name: started[name] for name in wanted} == wanted
 

@@ -17,7 +17,7 @@ from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.errors import ImageUnreadable, MessageTooLarge, QueueFull
 from evalmode.runtime.model import Model
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW
 from serving.services.metrics import Metrics
 from serving.services.models import Models

@@ -30,16 +30,16 @@ from evalmode.limits import Limits
 from evalmode.runtime.loading import load_artifact, load_model
 from evalmode.runtime.model import ImageClassifier, Model
 from evalmode.wire import classifier_pb2 as wire
-from serving.engine.batching import Batcher
+from serving.engine.executor import Executor
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import BlockedModel, Caller, Direct, classify_by, make_batcher
+from tests.serving.conftest import BlockedModel, Caller, Direct, classify_by, make_executor
 from tests.serving.services.test_open_inference import tensor_artifact
 
 RED = encode(plain("red"))
 
 
-def serve(*models: Any, batcher: Batcher | None = None, **limits: int) -> Direct:
-    return classify_by(*models, batcher=batcher, limits=Limits(**limits))
+def serve(*models: Any, executor: Executor | None = None, **limits: int) -> Direct:
+    return classify_by(*models, executor=executor, limits=Limits(**limits))
 
 
 def labels(reply: wire.PredictResponse) -> list[str]:
@@ -125,12 +125,12 @@ class TestPredict:
         assert blocked.entered.empty()
 
     def test_with_a_full_queue_is_refused_before_decoding(self, model: ImageClassifier) -> None:
-        batcher = make_batcher(limits=Limits(max_queue=0))
-        service = serve(model, batcher=batcher)
-        batcher.admit()
+        executor = make_executor(limits=Limits(max_queue=0))
+        service = serve(model, executor=executor)
+        job = executor.admit(Caller(), print)
         with pytest.raises(QueueFull):
             service.ask(wire.PredictRequest(image=b"no image: decoding it would fail otherwise"))
-        batcher.give_back()
+        executor.leave(job, answered=False)
         assert labels(service.ask(wire.PredictRequest(image=RED)))[0] == "red"
 
     def test_gives_its_place_back_after_an_error(self, model: ImageClassifier) -> None:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from evalmode.artifact.image_statistics import MOMENTS
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import RecentImage
 from serving.services.figures import Counts, Figures, ModelFacts, Version, VersionState, Workers
 from serving.services.metrics import MIN_IMAGES, Metrics

@@ -61,17 +61,17 @@ from serving.services.statistics import Statistics
 from serving.transports.refusals import refuse
 from tests.conformance.specification import NUMPY, TYPED
 from tests.conftest import COLOURS, colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, BlockedModel, Caller, Direct, make_batcher, make_budget
+from tests.serving.conftest import WAIT_S, BlockedModel, Caller, Direct, make_executor
 
 RED, BLUE = (np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
 
 def serve(*models: Any, **options: Any) -> Direct:
     limits = options.pop("limits", Limits())
-    statistics, budget = Statistics(), make_budget()
-    batcher = options.pop("batcher", None) or make_batcher(1, limits, count_run=statistics.count_run)
+    statistics = Statistics()
+    executor = options.pop("executor", None) or make_executor(1, limits, count_run=statistics.count_run)
     served = Models({model.name: (model,) for model in models}, Source(options.pop("repository", Path())))
-    inference = Inference(batcher, budget, statistics)
+    inference = Inference(executor, statistics)
     return Direct(OpenInference(served, inference, limits, **options), inference)
 
 
@@ -228,7 +228,7 @@ class TestInfer:
         running = service.begin(ask(RED[np.newaxis]))
         blocked.next_batch()
         waiting = [service.begin(ask(np.stack([BLUE] * count))) for count in (2, 3)]
-        assert service.inference.batcher.load().waiting == 2
+        assert service.inference.executor.load().waiting == 2
         blocked.release(2)
         assert len(blocked.next_batch()) == 5
         assert sorted(len(read(one.result(WAIT_S), LOGITS)) for one in (running, *waiting)) == [1, 2, 3]
@@ -245,10 +245,10 @@ class TestInfer:
         assert [(one.batch_size, one.compute_infer.count) for one in statistics.batch_stats] == [(1, 3)]
 
     def test_with_a_full_queue_is_refused_before_it_is_read(self, model: ImageClassifier) -> None:
-        batcher = make_batcher(limits=Limits(max_queue=0))
-        batcher.admit()
+        executor = make_executor(limits=Limits(max_queue=0))
+        executor.admit(Caller(), print)
         with pytest.raises(QueueFull):
-            serve(model, batcher=batcher).ask(ask(RED[np.newaxis], raw_input_contents=[b"short"]))
+            serve(model, executor=executor).ask(ask(RED[np.newaxis], raw_input_contents=[b"short"]))
 
 
 class TestOptionalOutputs:
@@ -884,7 +884,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def controlled(repository: Path) -> Direct:
-    models, inference = Models.open(repository), Inference(make_batcher(), make_budget(), Statistics())
+    models, inference = Models.open(repository), Inference(make_executor(), Statistics())
     return Direct(OpenInference(models, inference, Limits(), enable_control=True), inference)
 
 

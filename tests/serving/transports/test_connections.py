@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from evalmode import Client
-from serving.services.shared_limits import Alone, SharedLimit
+from serving.engine.shared_limits import Alone, SharedLimit
 from serving.transports.connections import Connections
 from serving.transports.sockets import name_peer
 from serving.transports.unfinished import CALL_BYTES, MAX_STRAY_BYTES, STRAY_BYTES_PER_BYTE_SENT

@@ -132,7 +132,7 @@ class TestHealthIsAnswered:
             slow.may_continue.set()
             assert {call.result().model for call in calls} == {"colours"}
 
-    def test_while_every_thread_decodes(self, local: LocalServer) -> None:
+    def test_while_every_slot_decodes(self, local: LocalServer) -> None:
         decoding, go_on = threading.Semaphore(0), threading.Event()
 
         def decode(*arguments: Any) -> np.ndarray:
@@ -145,8 +145,6 @@ class TestHealthIsAnswered:
             assert decoding.acquire(timeout=WAIT_S)
             check_often(local)
             local.blocked.release(20)
-            if tests.conftest.transport == "grpcio":  # native decodes in the slots
-                assert local.stub.Predict(PIXELS, timeout=WAIT_S).scores
             assert not any(call.done() for call in calls)
             go_on.set()
             assert {call.result().scores[0].label for call in calls} == {"red"}
@@ -264,10 +262,10 @@ class TestMessages:
         ("ask", "thread"),
         [
             (call(PREDICT, PIXELS.SerializeToString()), "event-loop-0"),
-            (call(PREDICT, LARGE.SerializeToString()), "small-decode"),
-            (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "large-decode"),
-            (call(INFER, UNKNOWN.SerializeToString()), "small-decode"),
-            (stream_infer(UNKNOWN.SerializeToString()), "small-decode"),
+            (call(PREDICT, LARGE.SerializeToString()), "slot"),
+            (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "slot"),
+            (call(INFER, UNKNOWN.SerializeToString()), "slot"),
+            (stream_infer(UNKNOWN.SerializeToString()), "slot"),
             (call(GET_MODEL, b""), "control"),
         ],
         ids=["small", "large", "compressed", "ModelInfer", "stream", "GetModel"],
@@ -525,7 +523,7 @@ def fill_the_queue(local: LocalServer) -> None:
         assert call_with_token(local, PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
     waiting.cancel()
     wait_until(lambda: not local.count_queued())
-    local.batcher.pace.note(60.0, 0)
+    local.executor._scheduler._served[0].pace.note(60.0, 0)
     if tests.conftest.transport == "grpcio":
         assert call_with_token(local, PREDICT, red, timeout_s=5).code().name == "RESOURCE_EXHAUSTED"
     local.blocked.release(10)
@@ -557,7 +555,7 @@ def test_the_loop_neither_reads_files_nor_logs_nor_waits(model: ImageClassifier,
         "Loop._call_posted",
     }
     if tests.conftest.transport == "grpcio":  # native runs these elsewhere
-        assert profile.functions >= {"Work.withdraw", "Batcher.check", "Handlers._refuse_excess"}
+        assert profile.functions >= {"Work.withdraw", "Executor.check", "Handlers._refuse_excess"}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as inference
 from evalmode.wire import open_inference_pb2_grpc as inference_grpc
-from serving.engine.batch import Call
+from serving.engine.call import Call
 from serving.services.access import Access, Tokens
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference
@@ -74,8 +74,7 @@ from tests.serving.conftest import (
     Direct,
     classify_by,
     listen,
-    make_batcher,
-    make_budget,
+    make_executor,
     spawn,
     wait_until,
 )
@@ -298,8 +297,8 @@ class LocalServer:
     access: Access | None = None
 
     def __enter__(self) -> LocalServer:
-        self.direct = classify_by(self.blocked, batcher=make_batcher(self.slots, self.limits), limits=self.limits)
-        self.batcher, self.statistics = self.direct.inference.batcher, self.direct.inference.statistics
+        self.direct = classify_by(self.blocked, executor=make_executor(self.slots, self.limits), limits=self.limits)
+        self.executor, self.statistics = self.direct.inference.executor, self.direct.inference.statistics
         self.server: Any = listen(self.direct, self.limits, self.access)
         self.address = f"127.0.0.1:{self.server.port}"
         self.channel = grpc.insecure_channel(self.address)
@@ -333,12 +332,12 @@ class LocalServer:
 
     def count_queued(self) -> int:
         """The number of requests in the queue."""
-        return len(self.server._waiting) if tests.conftest.transport == "native" else self.batcher.load().waiting
+        return self.executor.load().waiting
 
     def wait_until_refused(self, *reasons: str) -> None:
         """Wait until the queue is empty and a request was refused with one of these reasons."""
         wait_until(lambda: not self.count_queued())
-        counts = self.statistics.counts  # native counts them without a model
+        counts = self.statistics.counts
         wait_until(lambda: {reason for one in list(counts.values()) for _, reason in one.codes} & {*reasons})
 
 
@@ -417,7 +416,7 @@ class TestWaiting:
     @pytest.mark.native_lacks("early refusal")
     def test_is_refused_at_once_if_the_deadline_would_expire(self, local: LocalServer) -> None:
         running = local.occupy()
-        local.batcher.pace.note(60.0, 0)
+        local.executor._scheduler._served[0].pace.note(60.0, 0)
         refusal = refused(lambda: local.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert refusal.message.startswith("the requests in flight take longer than the deadline of this request")
@@ -471,7 +470,7 @@ class Raising(Classifier):
     """A service that raises a given error."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(Models({}, Source(Path())), Limits(), make_budget())
+        super().__init__(Models({}, Source(Path())), Limits(), make_executor().decodes)
         self._error = error
 
     def find(self, request: wire.PredictRequest) -> Model:
@@ -483,7 +482,7 @@ class Raising(Classifier):
 
 @contextmanager
 def raising(error: Exception) -> Iterator[wire_grpc.ClassifierStub]:
-    server = listen(Direct(Raising(error), Inference(make_batcher(), make_budget(), Statistics())))
+    server = listen(Direct(Raising(error), Inference(make_executor(), Statistics())))
     with connected(f"127.0.0.1:{server.port}") as channel:
         yield wire_grpc.ClassifierStub(channel)
     server.drain(0)

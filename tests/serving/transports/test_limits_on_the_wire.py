@@ -17,29 +17,38 @@ from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, 
 from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus
+from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as inference
 from evalmode.wire import open_inference_pb2_grpc as inference_grpc
 from tests.conftest import colour_artifact, encode, plain, serving
-from tests.serving.conftest import WAIT_S, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, wait_until
 from tests.serving.services.test_metrics import scrape
 from tests.serving.services.test_open_inference import pack
-from tests.serving.transports.test_grpcio import Refusal, connected, read_error, reflect, refused, watch_health
+from tests.serving.transports.test_grpcio import (
+    LocalServer,
+    Refusal,
+    connected,
+    read_error,
+    reflect,
+    refused,
+    watch_health,
+)
 
 SHUTDOWN = {"grace", "lame_duck"}  # TestShutdown, tests/serving/transports/test_grpcio.py
 LOADING = {"load_seconds", "load_bytes"}  # tests/serving/test_trials.py
 
 
-def predict(channel: grpc.Channel, image: bytes) -> object:
+def predict(channel: grpc.Channel, image: bytes, timeout_s: float | None = WAIT_S) -> object:
     request = classifier_pb2.PredictRequest(image=image)
-    return classifier_pb2_grpc.ClassifierStub(channel).Predict(request, timeout=WAIT_S)
+    return classifier_pb2_grpc.ClassifierStub(channel).Predict(request, timeout=timeout_s)
 
 
-def infer(channel: grpc.Channel, *images: bytes) -> object:
+def infer(channel: grpc.Channel, *images: bytes, timeout_s: float | None = WAIT_S) -> object:
     request = inference.ModelInferRequest(
         inputs=[{"name": "image", "datatype": "BYTES", "shape": [len(images)]}], raw_input_contents=[pack(*images)]
     )
-    return inference_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=WAIT_S)
+    return inference_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=timeout_s)
 
 
 both = pytest.mark.parametrize("send", [predict, infer], ids=["Predict", "ModelInfer"])
@@ -117,6 +126,16 @@ def test_max_queue(tmp_path: Path) -> None:
         assert len(asked) + 1 - len(refusals) >= places
     assert {read_refusal(refusal)[:2] for refusal in refusals} == {("RESOURCE_EXHAUSTED", "QUEUE_FULL")}
     assert all(refusal.retry is not None for refusal in refusals)
+
+
+@both
+def test_default_deadline(model: ImageClassifier, send: Callable[..., object]) -> None:
+    with LocalServer(BlockedModel(model), limits=Limits(default_deadline=1)) as local:
+        running = local.occupy()
+        refusal = refused(lambda: send(local.channel, encode(plain("red")), timeout_s=None))
+        assert read_refusal(refusal)[:2] == ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED")
+        local.blocked.release()
+        assert running.result().scores[0].label == "red"
 
 
 def test_max_streams(colours: Path) -> None:
@@ -270,5 +289,9 @@ def read_idle_ms(one: socket.socket) -> int:
 
 
 def test_every_row_is_tested() -> None:
-    tested = {name.removeprefix("test_") for name in globals() if name.startswith(("test_max_", "test_message_"))}
+    tested = {
+        name.removeprefix("test_")
+        for name in globals()
+        if name.startswith(("test_max_", "test_message_", "test_default_"))
+    }
     assert tested | SHUTDOWN | LOADING == {limit.name for limit in fields(Limits)}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,12 +23,12 @@ from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as infer
 from evalmode.wire import open_inference_pb2_grpc as infer_grpc
+from serving.engine.job import Decode
 from tests.conftest import colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, make_backend, make_batcher, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, Caller, classify_by, make_backend, make_executor, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
-# Red as pixels, which a slot takes for a slow network, too.
 PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes((255, 0, 0)) * 16, height=4, width=4, channels=3))
 
 
@@ -39,7 +40,7 @@ def repository(tmp_path: Path) -> Path:
 
 def listen(blocked: BlockedModel, slots: int, limits: Limits) -> Any:
     """Start a server in this process on a free port."""
-    direct = classify_by(blocked, batcher=make_batcher(slots, limits), limits=limits)
+    direct = classify_by(blocked, executor=make_executor(slots, limits), limits=limits)
     server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
     server.start()
     return server
@@ -50,10 +51,10 @@ def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
     server = listen(blocked, 1, Limits(max_batch=3))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        calls = [predict.future(RED, timeout=WAIT_S)]
+        calls = [predict.future(PIXELS, timeout=WAIT_S)]
         batches = [len(blocked.next_batch())]
-        calls += [predict.future(RED, timeout=WAIT_S) for _ in range(5)]
-        wait_until(lambda: len(server._waiting) == 5)
+        calls += [predict.future(PIXELS, timeout=WAIT_S) for _ in range(5)]
+        wait_until(lambda: server.load().waiting == 5)
         for _ in range(2):
             blocked.release()
             batches.append(len(blocked.next_batch()))
@@ -72,7 +73,7 @@ def test_requests_for_different_outputs_are_never_in_one_batch(mapped: ImageClas
         calls = [model_infer.future(requests[0], timeout=WAIT_S)]
         blocked.next_batch()
         calls += [model_infer.future(request, timeout=WAIT_S) for request in requests[1:]]
-        wait_until(lambda: len(server._waiting) == 6)
+        wait_until(lambda: server.load().waiting == 6)
         blocked.release(3)
         assert sorted(len(blocked.next_batch()) for _ in range(2)) == [3, 3]
         for value, call in enumerate(calls):
@@ -112,24 +113,7 @@ def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
     assert blocked.alone == [True, True, False]
 
 
-def test_images_for_slow_networks_are_decoded_outside_of_slots(model: ImageClassifier) -> None:
-    blocked = BlockedModel(model)
-    server = listen(blocked, 1, Limits())
-    aside = []
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        predict = wire_grpc.ClassifierStub(channel).Predict
-        for row_s in (0.001, 0.003):
-            blocked.row_s = row_s
-            call = predict.future(RED, timeout=WAIT_S)
-            blocked.next_batch()
-            aside += [one.aside for one in server._calls.values()]
-            blocked.release()
-            assert call.result(WAIT_S).scores[0].label == "red"
-    server.drain(0)
-    assert (aside, blocked.alone) == ([False, True], [True, True])
-
-
-def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> None:
+def test_all_slots_run_requests_that_one_thread_received(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     blocked.row_s = 0.008
     server = listen(blocked, 2, Limits())
@@ -137,11 +121,10 @@ def test_slots_share_waiting_requests_that_take_long(model: ImageClassifier) -> 
         predict = wire_grpc.ClassifierStub(channel).Predict
         pixels = wire.Pixels(data=bytes((255, 0, 0) * 16), height=4, width=4, channels=3)
         calls = [predict.future(wire.PredictRequest(pixels=pixels), timeout=WAIT_S) for _ in range(8)]
-        wait_until(lambda: len(server._waiting) == 6)
+        wait_until(lambda: server.load().slots_busy == 2)
         blocked.release(100)
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 8
     server.drain(0)
-    assert [len(blocked.next_batch()) for _ in range(8)] == [1] * 8
 
 
 def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: ImageClassifier) -> None:
@@ -153,11 +136,11 @@ def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: Image
         blocked.next_batch()
         blocked.row_s = 2 * WAIT_S
         waiting = [predict.future(PIXELS, timeout=WAIT_S), predict.future(PIXELS)]
-        wait_until(lambda: len(server._waiting) == 2)
+        wait_until(lambda: server.load().waiting == 2)
         blocked.release(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
-        wait_until(lambda: server._free_slots)
+        wait_until(lambda: not server.load().slots_busy)
         blocked.release()  # a free slot tries
         assert predict(PIXELS, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
@@ -175,7 +158,8 @@ def test_a_timeout_of_a_request_counts_from_its_arrival(model: ImageClassifier) 
         running = wire_grpc.ClassifierStub(channel).Predict.future(RED, timeout=WAIT_S)
         blocked.next_batch()
         waiting = infer_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(asked, timeout=WAIT_S)
-        wait_until(lambda: server._waiting and server._waiting[0].waited_s() > 0.05)
+        wait_until(lambda: server.load().waiting)
+        time.sleep(0.06)
         blocked.release(2)
         assert running.result(WAIT_S).scores[0].label == "red"
         assert waiting.code().name == "DEADLINE_EXCEEDED"
@@ -190,13 +174,14 @@ def test_calls_that_end_while_they_wait_are_counted(model: ImageClassifier) -> N
         running = predict.future(RED, timeout=WAIT_S)
         blocked.next_batch()
         late, cancelled = predict.future(RED, timeout=0.2), predict.future(RED, timeout=WAIT_S)
-        wait_until(lambda: len(server._waiting) == 2)
+        wait_until(lambda: server.load().waiting == 2)
         cancelled.cancel()
-        wait_until(lambda: late.done() and not server._waiting)
+        wait_until(lambda: late.done() and not server.load().waiting)
         blocked.release()
         assert running.result(WAIT_S).scores[0].label == "red"
-    counts = server._statistics.counts
-    assert counts["", ""].codes == {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
+    counts = server._inference.statistics.counts
+    refused = {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
+    assert counts["colours", "1"].codes == {("OK", ""): 1, **refused}
     server.drain(0)
 
 
@@ -212,11 +197,11 @@ def test_a_large_image_waits_for_memory_until_its_deadline(model: ImageClassifie
     large = wire.PredictRequest(image=encode(plain("red", (2000, 2000))))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
-        for _ in range(2):  # as many decodes as may run at once
-            server._budget.submit(decode, 100 * 2**20)
-            assert begun.acquire(timeout=WAIT_S)
+        executor = server._inference.executor
+        executor.submit(Decode(executor.admit(Caller(), print), decode, cost_bytes=100 * 2**20))
+        assert begun.acquire(timeout=WAIT_S)
         assert predict.future(large, timeout=0.3).code().name == "DEADLINE_EXCEEDED"
-        counts = server._statistics.counts
+        counts = server._inference.statistics.counts
         wait_until(lambda: ("colours", "1") in counts)
         assert counts["colours", "1"].codes == {("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
         assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
@@ -232,7 +217,7 @@ def test_a_fault_of_the_server_fails_its_request_and_frees_the_slot(model: Image
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         predict = wire_grpc.ClassifierStub(channel).Predict
         for place in ("count_answer", "count_refusal"):
-            with patch.object(server._statistics, place, side_effect=ZeroDivisionError):
+            with patch.object(server._inference.statistics, place, side_effect=ZeroDivisionError):
                 asked = RED if place == "count_answer" else wire.PredictRequest()
                 assert predict.future(asked, timeout=WAIT_S).code().name == "INTERNAL"
             assert predict(RED, timeout=WAIT_S).scores[0].label == "red"

@@ -30,9 +30,8 @@ from tests.serving.conftest import (
     WAIT_S,
     BlockedModel,
     classify_by,
-    count_turns,
     listen,
-    make_batcher,
+    make_executor,
     spawn,
     wait_until,
 )
@@ -50,8 +49,8 @@ class LocalServer:
 
     def __enter__(self) -> LocalServer:
         self.blocked = BlockedModel(self.model)
-        self.batcher = make_batcher(1, self.limits)
-        self.server: Any = listen(classify_by(self.blocked, batcher=self.batcher, limits=self.limits), self.limits)
+        self.executor = make_executor(1, self.limits)
+        self.server: Any = listen(classify_by(self.blocked, executor=self.executor, limits=self.limits), self.limits)
         self.grpcio: Any = getattr(self.server, "_others", self.server)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.stub = wire_grpc.GRPCInferenceServiceStub(self.channel)
@@ -71,20 +70,16 @@ class LocalServer:
 
     def counts(self) -> tuple[int, ...]:
         """The numbers of calls, streams, requests and resources in use; the fourth counts waiting requests."""
-        batcher, budget = self.batcher, self.grpcio._backend.inference.budget
-        running = [batcher._admitted, len(batcher._waiting), 1 - batcher._free_slots]
-        if tests.conftest.transport == "native":  # native has its own counts for all but streams
-            server = self.server
-            own = (len(server._calls), len(server._waiting), 1 - server._free_slots)
-            running = [sum(both) for both in zip(running, own, strict=True)]
+        load, decodes = self.executor.load(), self.executor.decodes
         handlers = self.grpcio._handlers
-        lanes = (budget._small, budget._large)
         return (
             self.grpcio._calls.count(RECEIVING, RUNNING, SENDING),
             handlers.streams.taken,
-            *running,
-            sum(count_turns(lane) for lane in lanes),
-            sum(lane.max_bytes - lane._free_bytes for lane in lanes),
+            load.in_flight,
+            load.waiting,
+            load.slots_busy,
+            decodes.max_bytes - decodes._free_bytes,
+            len(getattr(self.server, "_calls", ())) if tests.conftest.transport == "native" else 0,
             handlers._messages._held_bytes,
             handlers._receiver.places.taken,
             handlers._controls.running,
@@ -189,7 +184,7 @@ class TestNoResourceIsLeft:
         local.expect_nothing_left()
 
     def test_after_a_deadline_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        running = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         outcomes = {"DEADLINE_EXCEEDED", ""} if streamed else {"DEADLINE_EXCEEDED"}  # "": an error on the stream
         assert send_request(local, streamed, make_pixel_request(), timeout_s=0.3).outcome() in outcomes
@@ -222,7 +217,7 @@ class TestNoResourceIsLeft:
         assert local.blocked.entered.empty()
 
     def test_after_being_cancelled_while_waiting(self, local: LocalServer, streamed: bool) -> None:
-        running = send_request(local, streamed, make_pixel_request())  # native has separate slots for streams
+        running = send_request(local, streamed, make_pixel_request())
         local.blocked.next_batch()
         sent_request = send_request(local, streamed, make_pixel_request())
         wait_until(lambda: local.counts()[3])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalmode.errors import QueueFull
-from serving.engine.batching import Load
+from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW
 from serving.services.figures import UNKNOWN, Counts, Figures, Version, VersionState, Workers
 from serving.services.statistics import Statistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evalmode.errors import StreamsFull
-from serving.services.shared_limits import Alone, SharedLimit
+from serving.engine.shared_limits import Alone, SharedLimit
 from serving.transports.places import Places
 from serving.workers.counters import SharedCounters, create_counters
 from serving.workers.shared_count import SharedCount

@@ -1,0 +1,161 @@
+"""The requests for one model: those that wait, and how long they take."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from serving.engine.call import find_reason_to_end
+from serving.engine.job import Job, Run
+from serving.engine.pace import Pace
+
+TURN_S = 1e-4  # what a batch of unknown duration counts as when models take turns
+TRY_S = 1e-3  # a run that has waited for less begins even if it is expected to be late, which may be wrong
+
+Ended = list[tuple[Job, Exception]]  # jobs that end without another step, each with the error
+
+
+class Batch(NamedTuple):
+    """Runs that are executed together.
+
+    Attributes:
+        runs: The runs, at least one.
+        alone: Whether no other request is in flight.
+    """
+
+    runs: list[Run]
+    alone: bool
+
+
+@dataclass(eq=False)
+class Lane:
+    """The requests for one model.
+
+    Attributes:
+        pace: Estimates how long they take.
+        in_flight: The number of them, without those that delay no other request.
+        running: The number of batches that run.
+        waiting: The runs that wait.
+        rows: The inputs of these.
+        turn_s: The time that the batches of the model took, compared with those of other models.
+    """
+
+    pace: Pace = field(default_factory=Pace)
+    in_flight: int = 0
+    running: int = 0
+    waiting: deque[Run] = field(default_factory=deque)
+    rows: int = 0
+    turn_s: float = 0.0
+
+    def add(self, run: Run, now: float) -> None:
+        """Let a run wait.
+
+        Args:
+            run: The run.
+            now: The current time.
+        """
+        run.since = now
+        self.waiting.append(run)
+        self.rows += run.rows
+
+    def remove(self, run: Run) -> None:
+        """Remove a run that waits."""
+        self.waiting.remove(run)
+        self.rows -= run.rows
+
+    def has_free_slot(self, slots: int) -> bool:
+        """Return whether one more batch may run. Some run must wait.
+
+        Args:
+            slots: The number of slots of the server.
+        """
+        return self.running < (self.waiting[0].model.max_slots or slots)
+
+    def is_due(self, max_batch: int, wait_s: float, now: float) -> bool:
+        """Return whether the next batch should not wait for more runs. Some run must wait.
+
+        Args:
+            max_batch: The largest number of inputs in a batch.
+            wait_s: The longest wait, and the duration of a batch that is large enough, in seconds.
+            now: The current time.
+        """
+        first = self.waiting[0]
+        full = self.rows >= min(max_batch, first.model.max_batch)
+        return full or self.rows * first.model.expect_s(1) >= wait_s or now - first.since >= wait_s
+
+    def take(self, max_batch: int, within_s: float, now: float, ended: Ended) -> list[Run]:
+        """Take the first run that can still be answered in time, and all that fit into its batch.
+
+        Args:
+            max_batch: The largest number of inputs in a batch.
+            within_s: The longest duration of a batch, in seconds.
+            now: The current time.
+            ended: Receives the jobs that cannot be answered in time.
+
+        Returns:
+            The runs; none if no job can be answered in time.
+        """
+        model = self.waiting[0].model
+        batch = _Forming(min(max_batch, model.max_batch), within_s, model.expect_s(1))
+        left: deque[Run] = deque()
+        while self.waiting and not batch.full:
+            run = self.waiting.popleft()
+            needed_s = 0.0 if batch.runs or now - run.since < TRY_S else model.expect_s(run.rows)
+            if (error := find_reason_to_end(run.job.call, now, needed_s)) is not None:
+                ended.append((run.job, error))
+            elif batch.has_room_for(run, now):
+                batch.add(run, now)
+            else:
+                left.append(run)
+                continue
+            run.job.step = None
+            self.rows -= run.rows
+        self.waiting.extendleft(reversed(left))
+        if batch.runs:
+            self.turn_s += max(TURN_S, batch.expected_s)
+        return batch.runs
+
+
+class _Forming:
+    """A batch that is being formed.
+
+    Args:
+        max_rows: The largest number of inputs.
+        within_s: The longest time that it should run.
+        row_s: The expected time per input; 0.0 if it is unknown.
+
+    Attributes:
+        runs: The runs in it.
+    """
+
+    def __init__(self, max_rows: int, within_s: float, row_s: float) -> None:
+        self.runs: list[Run] = []
+        self._rows = 0
+        self._max_rows, self._within_s, self._row_s = max_rows, within_s, row_s
+
+    @property
+    def expected_s(self) -> float:
+        """The time that the batch is expected to run."""
+        return self._rows * self._row_s
+
+    @property
+    def full(self) -> bool:
+        """Whether not even one more input fits."""
+        return bool(self.runs) and not self._fits(self._rows + 1)
+
+    def has_room_for(self, run: Run, now: float) -> bool:
+        """Return whether a run may be added: the first one always, others if all are answered in time."""
+        rows = self._rows + run.rows
+        return not self.runs or (
+            run.kind == self.runs[0].kind and self._fits(rows) and rows * self._row_s <= run.job.call.deadline - now
+        )
+
+    def add(self, run: Run, now: float) -> None:
+        """Add a run."""
+        self.runs.append(run)
+        self._rows += run.rows
+        self._within_s = min(self._within_s, run.job.call.deadline - now)
+
+    def _fits(self, rows: int) -> bool:
+        return rows <= self._max_rows and rows * self._row_s <= self._within_s

@@ -1,0 +1,327 @@
+"""Decides which requests are admitted, and what runs when, in which slot and together with what.
+
+The scheduler has no threads, no lock and no clock: the time is an argument, and an ``Executor`` runs what it starts.
+
+A request is a ``Job`` from its admission to its answer. It takes steps, one at a time: it parses a large message or
+decodes images (``Decode``), and it runs a network (``Run``). The rules:
+
+- At most ``slots`` + ``max_queue`` jobs are admitted, and none that would be answered after its deadline.
+- A step starts at once if a slot is free: nothing is delayed in the hope of a larger batch.
+- Runs of one model that wait run as one batch if their shapes are equal and all will meet their deadlines.
+- Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``.
+- Large decodes have slots of their own, so that small images do not wait for them, and a limit on memory.
+- Models take turns, by the time that their networks take. A model may be limited to fewer slots than there are.
+- A job whose call was cancelled, or whose answer would be late, takes no further step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from evalmode.errors import QueueFull
+from serving.engine.call import Call, find_reason_to_end
+from serving.engine.decodes import Decodes
+from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
+from serving.engine.lane import Batch, Ended, Lane
+from serving.engine.shared_limits import Count
+
+BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
+SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
+
+Work = Decode | Batch
+
+
+class Start(NamedTuple):
+    """What begins now.
+
+    Attributes:
+        works: What has been given a slot. Each ends with ``Scheduler.finish``.
+        ended: Jobs that end without another step, each with the error.
+    """
+
+    works: list[Work]
+    ended: Ended
+
+
+class Load(NamedTuple):
+    """The load of a server.
+
+    Attributes:
+        slots: The number of slots.
+        slots_busy: The slots in use.
+        waiting: The requests that wait for a slot, or for memory to decode in.
+        in_flight: All requests that are admitted and not answered yet.
+    """
+
+    slots: int
+    slots_busy: int
+    waiting: int
+    in_flight: int
+
+
+class Scheduler:
+    """See the module. Times are in seconds, of any clock that does not go back.
+
+    Args:
+        slots: The number of batches and small decodes that may run at the same time.
+        max_queue: The number of requests that may wait in addition to one per slot.
+        max_batch: The largest number of inputs in a batch.
+        decodes: The decodes that wait.
+        in_flight: Counts the requests in flight in all workers.
+
+    Attributes:
+        slots: See above.
+        decodes: See above.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        max_queue: int,
+        max_batch: int,
+        decodes: Decodes,
+        in_flight: Count,
+    ) -> None:
+        self.slots = slots
+        self.decodes = decodes
+        self._places = slots + max_queue
+        self._max_batch = max_batch
+        self._in_flight = in_flight
+        self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
+        self._served: tuple[Lane, ...] = ()
+        self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
+        self._busy = self._waiting = self._admitted = 0
+        self._aside = 0  # admitted jobs that delay no other one
+
+    @property
+    def load(self) -> Load:
+        """The current load."""
+        return Load(self.slots, self._busy, self._waiting, self._admitted)
+
+    def serve(self, models: Iterable[Network]) -> None:
+        """Note for which models requests may arrive.
+
+        Args:
+            models: All of them.
+        """
+        self._served = tuple(map(self._find_lane, models))
+
+    def is_busy(self) -> bool:
+        """Return whether a new request might have to wait."""
+        return (
+            self._admitted - self._aside >= self.slots or self._admitted + self._in_flight.elsewhere() >= self._places
+        )
+
+    def check(self, deadline: float, now: float) -> None:
+        """Check whether a new request would be admitted, before its model is known.
+
+        Args:
+            deadline: The time of its deadline.
+            now: The current time.
+
+        Raises:
+            QueueFull: The limit on requests in flight is reached, or whatever its model is, the requests in flight
+                will take longer than until its deadline.
+        """
+        if self._is_full():
+            raise QueueFull(
+                f"{self._places} requests are in flight, the limit: retry later or add a replica",
+                limit_requests=self._places,
+            )
+        if self._served and self._admitted - self._aside >= self.slots:
+            _check_in_time(min(lane.pace.expect_s(lane.in_flight) for lane in self._served), deadline - now)
+
+    def admit(self, call: Call, done: Callable[[Any], object], now: float) -> Job:
+        """Admit a request, so that an excess request is refused before its image is decoded.
+
+        Args:
+            call: Its call.
+            done: Called once with the reply or the exception.
+            now: The current time.
+
+        Raises:
+            QueueFull: See ``check``.
+        """
+        self.check(call.deadline, now)
+        self._admitted += 1
+        self._in_flight.put(self._admitted)
+        return Job(call, done, now)
+
+    def submit(self, step: Step, now: float) -> None:
+        """Queue the next step of a job.
+
+        Args:
+            step: The step.
+            now: The current time.
+
+        Raises:
+            QueueFull: The requests for its model that are in flight will take longer than until its deadline.
+            RequestCancelled: The job was withdrawn, because its call was cancelled.
+            DeadlineExpired: The job was withdrawn, because its deadline has passed.
+        """
+        job = step.job
+        if job.withdrawn:
+            raise explain_withdrawal(step)
+        if job.lane is None and step.model is not None:
+            self._enter(job, step.model, now)
+        if isinstance(step, Run):
+            self._queue(step, now)
+        else:
+            if not job.aside and not self.decodes.is_small(step.cost_bytes):
+                self._set_aside(job)
+            self.decodes.add(step, now)
+        job.step = step
+        self._waiting += 1
+
+    def start(self, now: float) -> Start:
+        """Start everything that may start now.
+
+        Args:
+            now: The current time.
+        """
+        works: list[Work] = []
+        ended: Ended = []
+        while (step := self.decodes.take_large()) is not None:
+            if self._begin(step, now, ended):
+                works.append(step)
+            else:
+                self.decodes.release_large(step)
+        while self._busy < self.slots and (work := self._take(now, ended)) is not None:
+            self._busy += 1
+            works.append(work)
+        return Start(works, ended)
+
+    def finish(self, work: Work) -> None:
+        """Free the slot of a work that has ended.
+
+        Args:
+            work: What ``start`` returned.
+        """
+        if isinstance(work, Batch):
+            self._busy -= 1
+            _lane_of(work.runs[0]).running -= 1
+        elif self.decodes.is_small(work.cost_bytes):
+            self._busy -= 1
+        else:
+            self.decodes.release_large(work)
+
+    def withdraw(self, job: Job) -> Exception | None:
+        """Withdraw a job whose call was cancelled or whose deadline has passed.
+
+        Args:
+            job: The job.
+
+        Returns:
+            The error to end it with if it was waiting. Otherwise None: it ends before its next step.
+        """
+        job.withdrawn = True
+        if (step := job.step) is None:
+            return None
+        job.step = None
+        self._waiting -= 1
+        if isinstance(step, Run):
+            lane = _lane_of(step)
+            lane.remove(step)
+            if not lane.waiting:
+                del self._queued[lane]
+        else:
+            self.decodes.remove(step)
+        return explain_withdrawal(step)
+
+    def leave(self, job: Job, answered: bool, now: float) -> None:
+        """Give back the place of a job that has ended.
+
+        Args:
+            job: The job.
+            answered: Whether it has a reply. The time that it took then counts for its model's pace.
+            now: The current time.
+        """
+        self._admitted -= 1
+        self._in_flight.put(self._admitted)
+        self._aside -= job.aside
+        if job.lane is not None and not job.aside:
+            job.lane.in_flight -= 1
+            if answered:
+                job.lane.pace.note(now - job.admitted, job.ahead)
+
+    def _is_full(self) -> bool:
+        return self._admitted + self._in_flight.elsewhere() >= self._places
+
+    def _find_lane(self, model: Network) -> Lane:
+        if (lane := self._lanes.get(model)) is None:
+            lane = self._lanes[model] = Lane()
+        return lane
+
+    def _enter(self, job: Job, model: Network, now: float) -> None:
+        """Note the model of a job."""
+        lane = self._find_lane(model)
+        if not job.aside:
+            if self._admitted - self._aside > self.slots:
+                _check_in_time(lane.pace.expect_s(lane.in_flight), job.call.deadline - now)
+            job.ahead = lane.in_flight
+            lane.in_flight += 1
+        job.lane = lane
+
+    def _set_aside(self, job: Job) -> None:
+        """Note that a job delays no other one."""
+        job.aside = True
+        self._aside += 1
+        if job.lane is not None:
+            job.lane.in_flight -= 1
+
+    def _queue(self, run: Run, now: float) -> None:
+        lane = _lane_of(run)
+        if not lane.waiting:
+            if self._queued:  # a model that was idle has not saved up turns
+                lane.turn_s = max(lane.turn_s, min(one.turn_s for one in self._queued))
+            self._queued[lane] = None
+        lane.add(run, now)
+
+    def _take(self, now: float, ended: Ended) -> Work | None:
+        """Take the batch or the small decode that is next."""
+        while True:
+            small = self.decodes.small
+            lanes = [lane for lane in self._queued if lane.has_free_slot(self.slots)]
+            lane = min(lanes, key=lambda lane: lane.turn_s, default=None)
+            if lane is not None and (not small or lane.is_due(self._max_batch, SHARE_S, now)):
+                if runs := self._take_batch(lane, now, ended):
+                    return Batch(runs, self._admitted == 1 and not self._in_flight.elsewhere())
+            elif not small:
+                return None
+            elif self._begin(step := small.popleft(), now, ended):
+                return step
+
+    def _take_batch(self, lane: Lane, now: float, ended: Ended) -> list[Run]:
+        lane.running += 1
+        shared = self._busy + 1 < self.slots and lane.has_free_slot(self.slots)
+        waiting = len(lane.waiting)
+        runs = lane.take(self._max_batch, SHARE_S if shared else BATCH_S, now, ended)
+        self._waiting -= waiting - len(lane.waiting)
+        if not lane.waiting:
+            del self._queued[lane]
+        if not runs:
+            lane.running -= 1
+        return runs
+
+    def _begin(self, step: Decode, now: float, ended: Ended) -> bool:
+        """Note that a decode no longer waits; end its job if its answer cannot be used any more."""
+        step.job.step = None
+        self._waiting -= 1
+        if (error := find_reason_to_end(step.job.call, now)) is not None:
+            ended.append((step.job, error))
+        return error is None
+
+
+def _lane_of(run: Run) -> Lane:
+    assert run.job.lane is not None
+    return run.job.lane
+
+
+def _check_in_time(expected_s: float, remaining_s: float) -> None:
+    if 0 < remaining_s < expected_s:  # one that has expired is detected later
+        raise QueueFull(
+            "the requests in flight take longer than the deadline of this request: retry later, or set a longer "
+            "deadline"
+        )
