@@ -79,7 +79,8 @@ async def kill_repeatedly(server: Server, kills: int) -> dict[str, Any]:
 
     channels = [grpc.aio.insecure_channel(server.address, options=OPTIONS) for _ in range(CHANNELS)]
     callers = [asyncio.create_task(call(channels[number % CHANNELS])) for number in range(CALLERS)]
-    results, misses = [], set()
+    results: list[dict[str, Any]] = []
+    misses: set[str] = set()
     for number in range(kills):
         await asyncio.sleep(SETTLE_S)
         workers = await asyncio.to_thread(find_workers, server.process.pid)

@@ -161,7 +161,7 @@ class Supervisor:
 
     def _publish(self, entries: list[Entry]) -> None:
         """Let all workers serve what the models are now."""
-        self.group.publish(State.of(self._models.loaded, entries))  # type: ignore[arg-type]  the source loads no models
+        self.group.publish(State.of(self._models, entries))
 
     def _answer(self, kind: str, message: Message, data: bytes) -> tuple[Message, bytes]:
         """Answer a request of a worker: a call of a client that concerns all workers."""
