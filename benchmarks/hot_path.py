@@ -115,7 +115,7 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
 def answer_all(inference: Inference, service: Classifier, messages: list[bytes]) -> None:
     """Answer messages that have arrived together, as a thread of the native transport does."""
     left = [None] * len(messages)
-    with inference.executor.deferring():
+    with inference.executor.receiving():
         for message in messages:
             unparsed = Unparsed(partial(wire.PredictRequest.FromString, message), len(message), serialize)
             Work(inference, service, unparsed, Patient(), lambda reply: left.pop(), lambda *_: None)

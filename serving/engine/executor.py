@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from evalmode.runtime.model import Model
 from serving.engine.call import Call, find_reason_to_end
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import Batch
-from serving.engine.scheduler import Load, Scheduler, Start, Work
+from serving.engine.scheduler import SHARE_S, Load, Scheduler, Start, Work
 from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class Executor:
         self._count_run = count_run
         self._lock = threading.Lock()
         self._works: SimpleQueue[Work | None] = SimpleQueue()  # None ends a thread
-        self._here = threading.local()  # ``deferring``: what this thread submits starts later
+        # ``defers``: what this thread submits starts later. ``until``: when it should no longer decode by itself.
+        self._here = threading.local()
         self.threads = start_threads(2 * self.slots, "slot", self._serve)
 
     def close(self) -> None:
@@ -123,7 +125,7 @@ class Executor:
         now = time.monotonic()
         with self._lock:
             self._scheduler.submit(step, now)
-            if self.runs_here():
+            if getattr(self._here, "defers", False):
                 return
             start = self._scheduler.start(now)
         self._pass_on(start)
@@ -153,17 +155,29 @@ class Executor:
             self._scheduler.leave(job, answered, time.monotonic())
 
     @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Start nothing that this thread submits, until it calls ``help`` or another thread ends a work."""
-        self._here.deferring = True
+    def receiving(self) -> Iterator[None]:
+        """Begin requests in this thread, in a slot if one is free. What it submits starts when it calls ``help``."""
+        with self._lock:
+            has_slot = self._scheduler.occupy()
+        try:
+            with self._deferring(time.monotonic() + SHARE_S if has_slot else 0.0):
+                yield
+        finally:
+            if has_slot:
+                with self._lock:
+                    self._scheduler.vacate()
+
+    def has_slot(self) -> bool:
+        """Return whether this thread holds a slot in which it may decode a small image."""
+        return time.monotonic() < getattr(self._here, "until", 0.0)
+
+    @contextmanager
+    def _deferring(self, until: float) -> Iterator[None]:
+        self._here.defers, self._here.until = True, until
         try:
             yield
         finally:
-            self._here.deferring = False
-
-    def runs_here(self) -> bool:
-        """Return whether this thread runs what it submits, so that it may do the next step at once."""
-        return getattr(self._here, "deferring", False)
+            self._here.defers, self._here.until = False, 0.0
 
     def help(self) -> bool:
         """Start what may start, and run it in this thread: small decodes, and then one batch.
@@ -224,7 +238,7 @@ class Executor:
                 _finish(job, reply)
             return
         try:
-            with self.deferring():  # this thread starts the next step itself
+            with self._deferring(math.inf):  # this thread starts the next step itself
                 work.work()
         except BaseException:
             log.exception("decoding a request failed")

@@ -196,6 +196,21 @@ class Scheduler:
             works.append(work)
         return Start(works, ended)
 
+    def occupy(self) -> bool:
+        """Take a slot for a thread that receives requests, if one is free.
+
+        Returns:
+            Whether it has a slot, which ``vacate`` frees.
+        """
+        if self._busy >= self.slots:
+            return False
+        self._busy += 1
+        return True
+
+    def vacate(self) -> None:
+        """Free a slot that ``occupy`` has taken."""
+        self._busy -= 1
+
     def finish(self, work: Work) -> None:
         """Free the slot of a work that has ended.
 

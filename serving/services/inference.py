@@ -16,14 +16,11 @@ from typing import Any, NamedTuple, Protocol
 from evalmode.artifact.tensors import Tensors
 from evalmode.runtime.model import Model
 from serving.engine.call import Call, Sooner, check_alive
-from serving.engine.decoding import BASE_BYTES
 from serving.engine.executor import Answer, Executor, Request, make_run
 from serving.engine.job import Decode, Job
 from serving.services.statistics import Statistics
 
-# What takes less time than waking another thread: to parse a message of this size, to read the header of an image in a
-# message of this size, and to decode an image that needs this much memory in addition to ``BASE_BYTES``.
-QUICK_BYTES, QUICK_IMAGE_BYTES, QUICK_DECODE_BYTES = 64 * 1024, 8 * 1024, 256 * 1024
+QUICK_BYTES = 64 * 1024  # parsing a message of this size takes less time than waking another thread
 TIMER_S = 1.0  # the longest timer: a timer cannot be cancelled, and keeps its request in memory
 
 
@@ -151,7 +148,6 @@ class Work:
         self._done = done
         self._later = later
         self._started = time.monotonic()
-        self._in_slot = False
         self._read_us = 0
         self._model: Model | None = None
         self._job: Job | None = None  # None before it is admitted and after its end
@@ -162,9 +158,9 @@ class Work:
         try:
             self._job = job = self._executor.admit(self._call, self._end)
             if size_bytes <= QUICK_BYTES:
-                self._read(job, parse(), size_bytes)
+                self._read(job, parse())
             else:
-                self._decode(job, lambda: self._read(job, parse(), size_bytes), size_bytes)
+                self._decode(job, lambda: self._read(job, parse()), size_bytes)
         except Exception as error:
             self._end(error)
 
@@ -177,7 +173,6 @@ class Work:
         """Run a step in a slot, once ``cost_bytes`` are available."""
 
         def work() -> None:
-            self._in_slot = True
             try:
                 step()
             except Exception as error:
@@ -197,10 +192,9 @@ class Work:
         elif not self._ended:
             self._later(min(remaining_s, TIMER_S), self._watch_deadline)
 
-    def _read(self, job: Job, request: Any, size_bytes: int) -> None:
+    def _read(self, job: Job, request: Any) -> None:
         model = self._model = self._service.find(request)
-        quick = size_bytes <= QUICK_IMAGE_BYTES and self._executor.runs_here()
-        if quick or self._in_slot or not self._service.has_images(request):
+        if self._executor.has_slot() or not self._service.has_images(request):  # headers may take long to read, too
             self._begin(job, model, request)
         else:
             self._decode(job, lambda: self._begin(job, model, request))
@@ -213,8 +207,7 @@ class Work:
             job.call = reading.call
             self._end_sooner(reading.call)
         self._read_us = round((time.monotonic() - started) * 1e6)
-        in_slot = self._in_slot and self._executor.decodes.is_small(reading.cost_bytes)
-        if in_slot or reading.cost_bytes <= BASE_BYTES + QUICK_DECODE_BYTES:
+        if self._executor.decodes.is_small(reading.cost_bytes):
             self._finish(job, model, reading)
         else:
             self._decode(job, lambda: self._finish(job, model, reading), reading.cost_bytes)

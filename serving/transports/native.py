@@ -46,7 +46,7 @@ from serving.transports.outcomes import serialize
 from serving.transports.refusals import refuse
 
 INFER_METHODS = (PREDICT, MODEL_INFER)
-MAX_EVENTS = 64  # events received at once
+MAX_EVENTS = 16  # events received at once
 RESOURCE_EXHAUSTED = 8  # the gRPC status code
 WATCH_S = 0.002  # between two looks at arrived calls while every receiving thread runs a network
 TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
@@ -189,7 +189,7 @@ class NativeServer:
         """Receive calls and run what may run, until the transport is closed."""
         executor, ran = self._inference.executor, False
         while (events := self._receive(wait=not ran)) is not None:
-            with executor.deferring():
+            with executor.receiving():
                 self._begin_all(events)
             ran = executor.help()
 

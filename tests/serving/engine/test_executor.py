@@ -319,7 +319,7 @@ class TestThreads:
             threads[name] = threading.current_thread().name
 
         decoding = [Asked(executor), Asked(executor)]
-        with executor.deferring():
+        with executor.receiving():
             decoding[0].decode(lambda: decode("large"), LARGE_BYTES)
             decoding[1].decode(lambda: decode("small"))
             assert executor.load()[1:] == (0, 2, 2)
@@ -328,7 +328,7 @@ class TestThreads:
         wait_until(lambda: len(threads) == 2)
         assert threads["large"].startswith("slot-")
         assert executor.load().slots_busy == 0
-        with executor.deferring():
+        with executor.receiving():
             asked = Asked(executor).run(model, 1)
         assert executor.help()
         assert asked.done()
@@ -340,7 +340,7 @@ class TestThreads:
     def test_leave_a_large_image_to_others(self) -> None:
         executor, thread = make_executor(), Future[str]()
         asked = Asked(executor)
-        with executor.deferring():
+        with executor.receiving():
             asked.decode(lambda: thread.set_result(threading.current_thread().name), LARGE_BYTES)
         assert not executor.help()
         assert thread.result(WAIT_S).startswith("slot-")
