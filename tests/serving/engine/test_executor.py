@@ -337,6 +337,28 @@ class TestThreads:
             one.end(None)
         expect_idle(executor)
 
+    def test_of_a_transport_decode_what_waits_and_then_run_one_batch(self) -> None:
+        executor, model, threads = make_executor(), Doubling(max_batch=2), list[threading.Thread]()
+        model.open.release(2)
+
+        def decode(one: Asked, value: int) -> None:
+            threads.append(threading.current_thread())
+            assert executor.runs_here()
+            one.run(model, value)
+
+        asked = [Asked(executor) for _ in range(3)]
+        with executor.deferring():
+            for value, one in enumerate(asked):
+                one.decode(partial(decode, one, value))
+        assert not executor.runs_here()
+        assert executor.help()
+        assert model.begun.qsize() == 1
+        assert model.next() == [0, 1]
+        assert threads == [threading.current_thread()] * 2  # the third one waits, because the batch was full
+        assert executor.help()
+        assert [one.values() for one in asked] == [[0], [2], [4]]
+        expect_idle(executor)
+
     def test_leave_a_large_image_to_others(self) -> None:
         executor, thread = make_executor(), Future[str]()
         asked = Asked(executor)
