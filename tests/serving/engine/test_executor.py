@@ -305,8 +305,12 @@ class TestThreads:
             threads.append(threading.current_thread().name)
             return answer
 
+        def decode() -> None:
+            threads.append(threading.current_thread().name)
+            one.run(model, 1, reply=note)
+
         one = Asked(executor)
-        one.decode(lambda: (threads.append(threading.current_thread().name), one.run(model, 1, reply=note)))
+        one.decode(decode)
         assert one.values() == [2]
         assert len(threads) == 2
         assert len(set(threads)) == 1
