@@ -130,6 +130,8 @@ class WorkerGroup:
             TrialUnavailable: No worker could load it at the moment.
         """
         self._wait(lambda: self._failure is not None or self._stopping.is_set() or self._list_configured())
+        if self._failure is not None:
+            raise self._failure
         with self._changed:
             self._pending.add(key)
         name, version, _ = key

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from evalmode.errors import ArtifactInvalid
-from serving.services.models import Entry
+from serving.services.models import Entry, Models
 from serving.services.source import Facts
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
@@ -106,13 +106,14 @@ class State:
     generation: int = 0
 
     @classmethod
-    def of(cls, loaded: Iterable[Loaded], entries: list[Entry]) -> State:
+    def of(cls, models: Models, entries: list[Entry]) -> State:
         """Make a state.
 
         Args:
-            loaded: The versions that answer requests, those of a model with the newest first.
+            models: The models, loaded from a ``SharedSource``.
             entries: All versions that are in the repository or loaded.
         """
+        loaded: Any = models.loaded  # each is a ``Loaded``
         served: dict[str, list[Version]] = {}
         for one in loaded:
             served.setdefault(one.name, []).append(one.key)

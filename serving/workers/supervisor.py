@@ -54,10 +54,13 @@ def run(config: ServeConfig, log_config: LogConfig, announce: Callable[[str], ob
     with hold_port(config.host, config.port) as port:
         supervisor = Supervisor(replace(config, port=port), log_config)
         try:
-            supervisor.start(announce)
+            is_ready = supervisor.start(announce)
         except BaseException:
             supervisor.group.kill()
             raise
+        if not is_ready:
+            supervisor.group.kill()
+            exit_now(0)
         supervisor.finish()
 
 
@@ -81,11 +84,14 @@ class Supervisor:
         self._stop = listen_for_signals(self.group.kill)
         self._trials = Trials(config.limits)
 
-    def start(self, announce: Callable[[str], object]) -> None:
-        """Start the workers, and return once they are ready or a signal has arrived.
+    def start(self, announce: Callable[[str], object]) -> bool:
+        """Start the workers.
 
         Args:
             announce: Called with the addresses when the server is ready.
+
+        Returns:
+            Whether the server is ready; otherwise a signal has arrived before.
 
         Raises:
             EvalmodeError: The server cannot start.
@@ -107,11 +113,12 @@ class Supervisor:
             self._models.follow(self._publish)
             self.group.wait_until_ready(self._stop)
         if self._stop.is_set():
-            return
+            return False
         metrics_port = 0 if config.no_metrics else self._open_metrics()
         start_threads(1, "repository", lambda: self._models.watch(config.poll, self._stop))
         log_phase("listening")
         announce(describe_server(self._models, f"port {config.port}", None if config.no_metrics else metrics_port))
+        return True
 
     def finish(self) -> NoReturn:
         """Wait for a signal, drain all workers, and exit."""
@@ -154,7 +161,7 @@ class Supervisor:
 
     def _publish(self, entries: list[Entry]) -> None:
         """Let all workers serve what the models are now."""
-        self.group.publish(State.of(self._models.loaded, entries))  # type: ignore[arg-type]  the source loads no models
+        self.group.publish(State.of(self._models, entries))
 
     def _answer(self, kind: str, message: Message, data: bytes) -> tuple[Message, bytes]:
         """Answer a request of a worker: a call of a client that concerns all workers."""

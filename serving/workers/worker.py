@@ -98,7 +98,8 @@ class Worker:
     def _configure(self, message: Message) -> None:
         """Import everything, and build the server."""
         number, workers = message["number"], message["workers"]
-        set_up_log(*message["log"], number)
+        level, form = message["log"]
+        set_up_log(level, form, number)
         # onnxruntime and grpc, after the log: what they print is a record of this worker
         from evalmode.runtime.loading import LoadOptions
         from serving.server import Server

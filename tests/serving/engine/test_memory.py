@@ -66,4 +66,9 @@ def test_an_explicit_limit_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("memory_mib", "expected_mib"), [(128, 4), (256, 4), (512, 8), (2048, 32), (65536, 32)])
 def test_the_limit_on_requests_fits_into_the_memory(tmp_path: Path, memory_mib: int, expected_mib: int) -> None:
     root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{memory_mib * MIB}\n"})
-    assert choose_request_bytes(32 * MIB, root).limit_bytes == expected_mib * MIB
+    assert choose_request_bytes(32 * MIB, 1, root).limit_bytes == expected_mib * MIB
+
+
+def test_workers_share_the_memory_for_requests(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"sys/fs/cgroup/memory.max": f"{1024 * MIB}\n"})
+    assert [choose_request_bytes(32 * MIB, workers, root).limit_bytes // MIB for workers in (1, 2, 8)] == [16, 8, 4]

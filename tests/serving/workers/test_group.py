@@ -53,7 +53,7 @@ class Started:
         """Load the models, and wait until all workers answer by them."""
         source = SharedSource(self.group, repository=self.config.repository, trials=Trials(self.config.limits))
         self.models = Models.open_source(source)
-        self.models.follow(lambda entries: self.group.publish(State.of(self.models.loaded, entries)))  # type: ignore[arg-type]
+        self.models.follow(lambda entries: self.group.publish(State.of(self.models, entries)))
         self.group.wait_until_ready(threading.Event())
 
     def list_versions(self) -> set[tuple[str, ...]]:
