@@ -305,8 +305,12 @@ class TestThreads:
             threads.append(threading.current_thread().name)
             return answer
 
+        def decode() -> None:
+            threads.append(threading.current_thread().name)
+            one.run(model, 1, reply=note)
+
         one = Asked(executor)
-        one.decode(lambda: (threads.append(threading.current_thread().name), one.run(model, 1, reply=note)))
+        one.decode(decode)
         assert one.values() == [2]
         assert len(threads) == 2
         assert len(set(threads)) == 1
@@ -335,6 +339,28 @@ class TestThreads:
         assert not executor.help()
         for one in decoding:
             one.end(None)
+        expect_idle(executor)
+
+    def test_of_a_transport_decode_what_waits_and_then_run_one_batch(self) -> None:
+        executor, model, threads = make_executor(), Doubling(max_batch=2), list[threading.Thread]()
+        model.open.release(2)
+
+        def decode(one: Asked, value: int) -> None:
+            threads.append(threading.current_thread())
+            assert executor.runs_here()
+            one.run(model, value)
+
+        asked = [Asked(executor) for _ in range(3)]
+        with executor.deferring():
+            for value, one in enumerate(asked):
+                one.decode(partial(decode, one, value))
+        assert not executor.runs_here()
+        assert executor.help()
+        assert model.begun.qsize() == 1
+        assert model.next() == [0, 1]
+        assert threads == [threading.current_thread()] * 2  # the third one waits, because the batch was full
+        assert executor.help()
+        assert [one.values() for one in asked] == [[0], [2], [4]]
         expect_idle(executor)
 
     def test_leave_a_large_image_to_others(self) -> None:

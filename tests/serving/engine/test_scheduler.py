@@ -215,6 +215,9 @@ class TestBatch:
         limited = Bench(slots=2)
         limited.run("a b c", Network(SHARE_S / 2, max_slots=1))
         assert limited.start() == ["a b c"]  # the other slot may not run it
+        busy = make_busy(slots=2)
+        busy.run("a b c", Network(SHARE_S / 2))
+        assert busy.end("busy0") == ["a b c"]  # the other slot runs another model
 
     def test_ends_before_the_deadline_of_each_request(self) -> None:
         bench, model = make_busy(), Network(row_s := BATCH_S / 10)
@@ -237,9 +240,9 @@ class TestBatch:
         assert bench.scheduler.load.waiting == 0
 
     def test_does_not_begin_if_its_first_request_would_be_late(self) -> None:
-        bench, model = make_busy(), Network(0.5)
-        bench.run("late", model, remaining_s=0.5 + TRY_S)
-        bench.run("early", model, remaining_s=0.6)
+        bench, model = make_busy(), Network(0.25)
+        bench.run("late", model, rows=2, remaining_s=0.5 + TRY_S)
+        bench.run("early", model, rows=2, remaining_s=0.6)
         bench.now += TRY_S
         assert bench.end("busy0") == ["early"]
         with pytest.raises(DeadlineExpired, match="passes in 500 ms, and the network needs 500 ms: the network did"):

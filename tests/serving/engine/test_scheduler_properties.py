@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.engine.decodes import MIB, PACE_BYTES_PER_S, SMALL_BYTES
@@ -18,9 +18,16 @@ from serving.engine.lane import TRY_S, TURN_S, Batch
 from serving.engine.scheduler import BATCH_S, Load, Work
 from tests.serving.engine.bench import LARGE_MIB, Bench, Client, Network
 
-REMAINING_S = st.sampled_from([-1.0, 0.0005, 0.01, 0.1, math.inf, math.inf])
-COSTS_MIB = st.sampled_from([0, 0, 8, 20, 300, 600, LARGE_MIB, 2 * LARGE_MIB])
-SECONDS = st.sampled_from([1e-4, TRY_S, 0.006, 0.02, 1.0, 10.0])
+T = TypeVar("T")
+
+REMAINING_S = (math.inf, -1.0, 0.0005, math.inf, 0.01, math.inf, 0.1, math.inf)
+COSTS_MIB = (0, 20, 8, 600, 0, 300, LARGE_MIB, 2 * LARGE_MIB)
+ROWS = (1, 1, 2, 1, 6)
+SECONDS = (1e-4, TRY_S, 0.006, 0.02, 1.0, 10.0)
+
+
+def pick(choices: Sequence[T], number: int) -> T:
+    return choices[number % len(choices)]
 
 
 @dataclass(eq=False)
@@ -41,21 +48,21 @@ class Known:
     job: Job
     call: Client
     model: Network
-    step: Step | None = None
+    step: Any = None  # of type Step
     since: float = 0.0
     number: int = 0
     runs: bool = False
     aside: bool = False
 
 
-class AnyOrder(RuleBasedStateMachine):
-    """Requests arrive, step by step, end, are cancelled and expire in any order.
+class Play:
+    """Requests that arrive, take steps, end, are cancelled and expire.
 
-    The state is kept once more, without queues: a set of jobs, each of which waits, runs or is between two steps.
+    The state is kept once more, without queues: a set of jobs, each of which waits, runs or is between two steps. Every
+    choice is a number, which counts modulo the number of possibilities.
     """
 
-    @initialize(slots=st.integers(1, 3), max_queue=st.integers(0, 12), max_batch=st.integers(1, 5))
-    def make(self, slots: int, max_queue: int, max_batch: int) -> None:
+    def __init__(self, slots: int, max_queue: int, max_batch: int) -> None:
         self.bench = Bench(slots, max_queue, max_batch)
         self.scheduler = self.bench.scheduler
         self.slots, self.places, self.max_batch = slots, slots + max_queue, max_batch
@@ -65,50 +72,44 @@ class AnyOrder(RuleBasedStateMachine):
         self.running: list[tuple[Work, list[Known]]] = []
         self.now, self.steps, self.overtaken = 0.0, 0, False
 
-    @rule(remaining_s=REMAINING_S, model=st.integers(0, 2), data=st.data())
-    def arrive(self, remaining_s: float, model: int, data: st.DataObject) -> None:
-        call = Client(self.now + remaining_s)
+    def arrive(self, first: int, second: int) -> None:
+        call = Client(self.now + pick(REMAINING_S, first))
         try:
             job = self.scheduler.admit(call, lambda outcome: None, self.now)
         except QueueFull:
             assert len(self.known) == self.places or self._may_be_late(call)
             return
         assert len(self.known) < self.places
-        self.known.append(one := Known(job, call, self.models[model]))
-        self._submit(one, data.draw(st.sampled_from(["decode", "run"])), data)
+        self.known.append(one := Known(job, call, pick(self.models, first // 8)))
+        self._submit(one, second)
 
-    @precondition(lambda self: self._select(waits=False, runs=False))
-    @rule(what=st.sampled_from(["decode", "run", "run", "leave"]), data=st.data())
-    def go_on(self, what: str, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from(self._select(waits=False, runs=False)))
-        if what == "leave":
-            self._leave(one)
-        else:
-            self._submit(one, what, data)
+    def go_on(self, first: int, second: int) -> None:
+        if idle := self._select(waits=False, runs=False):
+            if second % 5:
+                self._submit(pick(idle, first), second // 5)
+            else:
+                self._leave(pick(idle, first))
 
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        self._finish(data.draw(st.integers(0, len(self.running) - 1)))
+    def finish(self, first: int, second: int) -> None:
+        if self.running:
+            self._finish(first % len(self.running))
 
-    @precondition(lambda self: self.known)
-    @rule(data=st.data(), is_cancelled=st.booleans(), is_withdrawn=st.booleans())
-    def withdraw(self, data: st.DataObject, is_cancelled: bool, is_withdrawn: bool) -> None:
-        one = data.draw(st.sampled_from(self.known))
-        one.call.is_cancelled |= is_cancelled
-        if is_withdrawn:
+    def withdraw(self, first: int, second: int) -> None:
+        if not self.known:
+            return
+        one = pick(self.known, first)
+        one.call.is_cancelled |= second % 2 == 0
+        if second % 4 < 3:
             error = self.scheduler.withdraw(one.job)
             assert (error is not None) == (one.step is not None and not one.runs)
             if error is not None:
                 assert isinstance(error, RequestCancelled if one.call.is_cancelled else DeadlineExpired)
                 self._leave(one)
 
-    @rule(seconds=SECONDS)
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
+    def wait(self, first: int, second: int) -> None:
+        self.now += pick(SECONDS, first)
 
-    @rule()
-    def start(self) -> None:
+    def start(self, first: int = 0, second: int = 0) -> None:
         """Start what may start, and check each work in the order in which it began."""
         expected = self._expect_large()
         started = self.scheduler.start(self.now)
@@ -137,10 +138,8 @@ class AnyOrder(RuleBasedStateMachine):
             self._leave(one)
         self._expect_no_more()
 
-    @invariant()
-    def limits_hold(self) -> None:
-        if not hasattr(self, "bench"):
-            return
+    def expect_limits(self) -> None:
+        """Check the limits and the counters."""
         busy = [work for work, _ in self.running if isinstance(work, Batch) or self._is_small(work)]
         large = [work for work, _ in self.running if isinstance(work, Decode) and not self._is_small(work)]
         assert len(busy) <= self.slots
@@ -151,13 +150,12 @@ class AnyOrder(RuleBasedStateMachine):
             assert running <= (model.max_slots or self.slots)
         waiting = self._select(waits=True, runs=False)
         assert self.scheduler.load == Load(self.slots, len(busy), len(waiting), len(self.known))
+        assert self.bench.in_flight.mine == len(self.known)
         in_way = sum(not one.aside for one in self.known)
         assert self.scheduler.is_busy() == (in_way >= self.slots or len(self.known) == self.places)
 
-    def teardown(self) -> None:
+    def end(self) -> None:
         """Let everything end: no job is lost, and every counter returns to 0."""
-        if not hasattr(self, "bench"):
-            return
         for _ in range(3 * len(self.known) + 1):
             self.start()
             for _ in range(len(self.running)):
@@ -172,13 +170,13 @@ class AnyOrder(RuleBasedStateMachine):
         for lane in map(self.scheduler._find_lane, self.models):
             assert (lane.in_flight, lane.running, lane.rows, len(lane.waiting)) == (0, 0, 0, 0)
 
-    def _submit(self, one: Known, what: str, data: st.DataObject) -> None:
+    def _submit(self, one: Known, choice: int) -> None:
         step: Step
-        if what == "decode":
-            model = data.draw(st.sampled_from([None, one.model]))
-            step = Decode(one.job, lambda: None, model, data.draw(COSTS_MIB) * MIB)
+        if choice % 3 == 0:
+            model = one.model if choice & 4 else None
+            step = Decode(one.job, lambda: None, model, pick(COSTS_MIB, choice // 8) * MIB)
         else:
-            step = Run(one.job, one.model, data.draw(st.integers(1, 6)), data.draw(st.integers(0, 1)))
+            step = Run(one.job, one.model, pick(ROWS, choice // 8), choice // 3 % 5 == 0)
         try:
             self.scheduler.submit(step, self.now)
         except RequestCancelled:
@@ -220,6 +218,9 @@ class AnyOrder(RuleBasedStateMachine):
     def _is_small(self, step: Decode) -> bool:
         return step.cost_bytes <= SMALL_BYTES
 
+    def _is_alive(self, one: Known) -> bool:
+        return not one.call.is_cancelled and one.call.deadline > self.now
+
     def _waiting_runs(self, model: Network) -> list[Known]:
         waiting = [one for one in self._select(waits=True, runs=False) if isinstance(one.step, Run)]
         return sorted((one for one in waiting if one.step.model is model), key=lambda one: one.number)
@@ -243,7 +244,7 @@ class AnyOrder(RuleBasedStateMachine):
         for one in waiting:
             if not slots or one.step.cost_bytes > free:
                 break
-            if not one.call.is_cancelled and one.call.deadline > self.now:
+            if self._is_alive(one):
                 begun.append(one)
                 slots, free = slots - 1, free - one.step.cost_bytes
         return begun
@@ -270,13 +271,12 @@ class AnyOrder(RuleBasedStateMachine):
         before = [one for one in waiting if one.number < jobs[0].number]
         assert all(one.call.deadline - self.now <= model.expect_s(one.step.rows) for one in before)
         assert batch.alone == (len(self.known) == 1)
-        decodes_wait = bool(self._waiting_decodes(small=True))
+        decodes_wait = any(self._is_alive(one) for one in self._waiting_decodes(small=True))
         assert not (decodes_wait and self.overtaken), "two batches went before a decode"
         self.overtaken = decodes_wait
 
     def _expect_first_decode(self, one: Known) -> None:
-        waiting = [each for each in self._waiting_decodes(small=True) if not each.call.is_cancelled]
-        assert next(each for each in waiting if each.call.deadline > self.now) is one
+        assert next(each for each in self._waiting_decodes(small=True) if self._is_alive(each)) is one
         self.overtaken = False
 
     def _expect_no_more(self) -> None:
@@ -290,8 +290,25 @@ class AnyOrder(RuleBasedStateMachine):
             assert not self._waiting_runs(model) or running == model.max_slots
 
 
-TestAnyOrder: Any = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)
+EVENTS = [Play.arrive] * 6 + [Play.go_on] * 2 + [Play.finish] * 3 + [Play.withdraw, Play.wait] + [Play.start] * 3
+CHOICES = st.integers(0, 999)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    slots=st.integers(1, 3),
+    max_queue=st.integers(0, 25),
+    max_batch=st.integers(1, 5),
+    events=st.lists(st.tuples(st.sampled_from(EVENTS), CHOICES, CHOICES), min_size=30, max_size=150),
+)
+def test_the_rules_hold_in_any_order_of_events(
+    slots: int, max_queue: int, max_batch: int, events: list[tuple[Callable[[Play, int, int], None], int, int]]
+) -> None:
+    play = Play(slots, max_queue, max_batch)
+    for event, first, second in events:
+        event(play, first, second)
+        play.expect_limits()
+    play.end()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
