@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from evalmode.artifact.tensors import Floats
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
-from training.cross_validation import FOLDS, Fit, Floats, cross_validate, refit_head
+from training.cross_validation import FOLDS, Fit, cross_validate, refit_head
 from training.datasets import ReadOptions, load_dataset
 from training.datasets.dataset import Indices
 from training.features import compute_features
@@ -76,9 +77,10 @@ def find_flipped(features: Floats, targets: Indices, fit: Fit, share: float, see
         flipped = rng.choice(len(targets), count, replace=False)
         given = targets.copy()
         given[flipped] = (given[flipped] + rng.integers(1, labels, count)) % labels
-        found = find_wrong_labels(cross_validate(features, given, fit, seed=seed), given, limit=len(targets))
-        hits = np.isin([one.row for one in found], flipped)
-        right = [one.suggested == targets[one.row] for one, hit in zip(found, hits, strict=True) if hit]
+        probabilities = cross_validate(features, given, fit, seed=seed)
+        found = find_wrong_labels(probabilities, given, limit=len(targets))
+        hits = np.isin(found, flipped)
+        right = (probabilities.argmax(1) == targets)[found[hits]]
         run = {"flipped": count, "listed": len(found), "false_alarms": float((~hits).sum() / (len(targets) - count))}
         if count:
             run |= {f"precision_{shown}": float(hits[:shown].mean()) for shown in SHOWN}

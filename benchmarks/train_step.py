@@ -25,8 +25,8 @@ import torch
 from torch.nn import functional
 
 from training.datasets import Dataset, Split
-from training.guard import are_finite
 from training.networks import build_network, scale_pixels
+from training.nonfinite import are_finite
 from training.optimizers import make_optimizers
 from training.recipe import Recipe, choose_recipe
 from training.torch_runtime import keep_memory

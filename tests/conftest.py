@@ -27,6 +27,7 @@ from evalmode.certification.certify import certify, draw_golden
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_artifact, load_model
 from evalmode.runtime.model import ImageClassifier
+from tests.forked_commands import Forks
 
 COLOURS = ("red", "green", "blue")
 
@@ -274,11 +275,26 @@ def server(colours: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def evalmode() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command as a user does: ``evalmode("train", "digits", ...)``."""
+def forks() -> Iterator[Forks]:
+    """Runs programs that need torch."""
+    running = Forks()
+    yield running
+    running.close()
 
-    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture(scope="session")
+def evalmode(forks: Forks) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command as a user does: ``evalmode("train", "digits", ...)``.
+
+    Commands that need torch run in forks of a process that has imported it, unless they have an ``env`` of their own.
+    """
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        if env is None and arguments[0] in ("train", "export", "report"):
+            return forks.run_command(*arguments, cwd=cwd)
         command = [sys.executable, "-m", "evalmode", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
 
     return run

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from training.checkpoint import Epoch
     from training.datasets import Dataset
     from training.publish import Artifact, Variant
-    from training.run import Result, Run
+    from training.run import Run
+    from training.run_metrics import Result
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from evalmode.artifact.tensors import Floats
 from training.datasets.dataset import Indices
 from training.head import HeadExamples, fit_dense, set_moments
 from training.networks.pretrained import Head
 
-Floats = npt.NDArray[np.float32]
 Predictor = Callable[[Floats], npt.NDArray[np.floating]]  # features (N, D) -> probabilities (N, K)
 Fit = Callable[[Floats, Indices], Predictor]  # features (N, D), targets (N,) -> the trained head
 

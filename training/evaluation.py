@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,14 +49,24 @@ def scale_batches(network: nn.Module, split: Split) -> Iterator[Tensor]:
 
 
 def split_evaluation(images: Pixels) -> list[Pixels]:
-    """Cut images, uint8 (N, H, W, C), into batches small enough for their feature maps to fit into memory."""
+    """Cut images into batches small enough for their feature maps to fit into memory.
+
+    Args:
+        images: Pixels, or the output of a stage of a backbone, as ``count_batch`` takes them.
+    """
     size = count_batch(images)
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def count_batch(images: Pixels) -> int:
-    """Count the images of an evaluation batch: at least one, however large the images are."""
-    return max(1, EVALUATION_PIXELS // images[0, ..., 0].size)
+def count_batch(images: npt.NDArray[Any]) -> int:
+    """Count the images of an evaluation batch: at least one, however large the images are.
+
+    Args:
+        images: Pixels, uint8 (N, H, W, C), or the output of a stage of a backbone, floating point (N, ...). Every value
+            of that counts as a pixel, since the stages after it have several times as many.
+    """
+    is_pixels = not np.issubdtype(images.dtype, np.floating)
+    return max(1, EVALUATION_PIXELS // (images[0, ..., 0] if is_pixels else images[0]).size)
 
 
 def evaluate(network: nn.Module, split: Split, ranks: Ranks = ALONE) -> tuple[float, float]:

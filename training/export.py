@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ from evalmode.certification.quantize import check_gain, measure_gain, quantize
 from evalmode.certification.runs import run_all
 from evalmode.images.pixels import Pixels
 from evalmode.runtime.loading import load_artifact
-from evalmode.runtime.session import ORT_VERSION
 from training.agreement import Agreement, Expected, check_fold, expect_answers, measure_agreement
 from training.datasets import Dataset, Split
 from training.errors import LabelsReordered
@@ -39,8 +35,7 @@ from training.review import Review
 from training.run import BEST, EXACT, INITIAL, Run
 from training.statistics import choose_images, choose_layers, list_moved, recompute_statistics
 from training.temperature import choose_temperature
-
-DISTRIBUTIONS = ("evalmode", "torch", "onnx", "onnxscript", "numpy", "pillow")
+from training.versions import list_versions
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def export_run(run: Run, dataset: Dataset, mirrored: bool = False, synthetic: bo
         "training": {**recipe, "data_digest": run.config.data_digest},
         **checked.properties,
         "quality": asdict(quality),
-        "versions": _list_versions(),
+        "versions": list_versions(),
     }
     manifest = ClassifierManifest(
         run.config.labels, dataset.contract, properties, optional_outputs=checked.optional_outputs
@@ -261,26 +256,3 @@ def _list_moved(run: Run, mirrored: bool) -> list[str]:
     """List the batch norm layers whose statistics training changed, by their names in the exported network."""
     moved = list_moved(run.read_statistics(INITIAL), run.read_statistics(BEST))
     return [f"network.{name}" if mirrored else name for name in moved]
-
-
-def _list_versions() -> dict[str, str | None]:
-    """List the versions that the artifact records."""
-    return {
-        **{name: version(name) for name in DISTRIBUTIONS},
-        "onnxruntime": ORT_VERSION,
-        "commit": _find_commit(),
-    }
-
-
-def _find_commit() -> str | None:
-    """Find the commit of the source of evalmode; None if it does not run from a checkout."""
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        ask("ls-files", "--error-unmatch", Path(__file__).name)  # not a user's repository around an installation
-        return ask("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty")
-    except (OSError, subprocess.CalledProcessError):
-        return None

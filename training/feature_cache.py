@@ -30,7 +30,7 @@ from training.errors import DataError
 from training.features import Extractor, Features, open_backbone, run_shared
 from training.networks import PretrainedNetwork
 from training.ranks import Ranks
-from training.recipe import Recipe
+from training.run_config import RunConfig
 from training.views import make_views
 
 HEAD_VIEWS = 2  # views whose features train the head; more change its accuracy by less than its noise
@@ -45,16 +45,17 @@ class FeatureCache:
     Args:
         folder: The run folder.
         network: The network with its pretrained weights.
-        recipe: Decides the views, and the stage after which maps are kept.
-        dataset: The images.
+        config: The run. Its recipe decides the views, and the stage after which maps are kept.
+        dataset: The data set of the run.
     """
 
-    def __init__(self, folder: Path, network: PretrainedNetwork, recipe: Recipe, dataset: Dataset) -> None:
+    def __init__(self, folder: Path, network: PretrainedNetwork, config: RunConfig, dataset: Dataset) -> None:
         self._folder = folder / "features"
         self._network = network
-        self._recipe = recipe
+        self._data_digest = config.data_digest
+        self._recipe = config.recipe
         self._dataset = dataset
-        self._frozen = len(network.stages) - recipe.fine_tune
+        self._frozen = len(network.stages) - config.recipe.fine_tune
 
     def load_or_compute(self, ranks: Ranks, callbacks: Callbacks) -> Features:
         """Return the features, and compute them if they are not in the folder.
@@ -103,7 +104,7 @@ class FeatureCache:
         recipe = self._recipe
         return {
             "backbone": digest.hexdigest(),
-            "data": self._dataset.digest(),
+            "data": self._data_digest,
             "frozen_stages": self._frozen,
             "views": recipe.views,
             "mirror": recipe.mirror,

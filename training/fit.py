@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from evalmode.certification.metrics import wilson_interval
 from training.callbacks import SILENT, Callbacks, NetworkSummary, Outcome
-from training.checkpoint import Epoch
 from training.choice import choose_network
-from training.datasets import Dataset, ReadOptions, Split, survey_data
+from training.datasets import Dataset, ReadOptions, survey_data
 from training.errors import NetworkError
-from training.evaluation import evaluate
-from training.interrupts import TrainingStopped, delay_interrupts
+from training.interrupts import TrainingStopped
 from training.loading import load_data
-from training.loop import Execution, check_ranks, choose_device, prepare_network, train
+from training.loop import Execution, prepare_network
 from training.networks import (
     NETWORKS,
     PretrainedNetwork,
     build_network,
     count_multiply_adds,
-    explain,
     explain_errors,
     get_architecture,
 )
 from training.options import AUTO, TrainOptions
+from training.outcome import read_outcome
 from training.plan import Plan, describe_plan, plan_recipe
-from training.ranks import Ranks, join_ranks
+from training.ranks import Ranks, check_ranks, join_ranks
 from training.recipe import Recipe, choose_recipe
-from training.run import BEST, EXACT, INITIAL, Result, Run, claim_folder
+from training.run import BEST, EXACT, REPORT, Run, claim_folder
 from training.run_config import RunConfig
+from training.scratch import fit_from_scratch
 from training.stages import NONE, complete_recipe
-from training.statistics import list_moved, list_norms, recompute_statistics
-from training.torch_runtime import keep_memory
+from training.torch_runtime import choose_device, keep_memory
 from training.transfer import fit_pretrained
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-EVENTS = ("loss", "train_accuracy", "val_accuracy", "val_loss", "learning_rate")  # for TensorBoard
 
 
 def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Run:
@@ -95,14 +85,17 @@ def fit(data: str, out: Path, options: TrainOptions, callbacks: Callbacks) -> Ru
             wanted_stages=options.fine_tune,
         )
         run = _open_run(out, config, options.resume, ranks)
-        try:
-            with explain_errors(recipe.network, "in training"):
-                fit_run(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
-        except KeyboardInterrupt as error:
-            kept = f"the best weights so far are in {out}" if run.has_weights() else "no weights were learned yet"
-            raise TrainingStopped(f"stopped; {kept}") from error
+        finished = ranks.broadcast(read_outcome(run, network, dataset) if ranks.is_first else None)
+        if finished:
+            callbacks.on_notice(f"the training of {out} is finished: there is nothing to resume")
+            callbacks.on_outcome(finished)
+        else:
+            _train(run, network, dataset, Execution(options.on_nonfinite == "backoff", ranks), callbacks)
         if options.report and ranks.is_first:
-            write_run_report(run, dataset, callbacks)
+            if finished and (path := run.folder / REPORT).exists():
+                callbacks.on_report(path)
+            else:
+                write_run_report(run, dataset, callbacks)
         return run
 
 
@@ -173,8 +166,18 @@ def _open_run(out: Path, config: RunConfig, resume: bool, ranks: Ranks) -> Run:
     return run
 
 
+def _train(run: Run, network: nn.Module, dataset: Dataset, execution: Execution, callbacks: Callbacks) -> None:
+    """Train the network of a run, and describe Ctrl-C and the errors of a user's network."""
+    try:
+        with explain_errors(run.config.recipe.network, "in training"):
+            fit_run(run, network, dataset, execution, callbacks)
+    except KeyboardInterrupt as error:
+        kept = f"the best weights so far are in {run.folder}" if run.has_weights() else "no weights were learned yet"
+        raise TrainingStopped(f"stopped; {kept}") from error
+
+
 def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution, callbacks: Callbacks) -> Outcome:
-    """Train the network of a run, compute its exact batch norm statistics, and measure the result.
+    """Train the network of a run and measure the result: a pretrained network in stages, any other one as a whole.
 
     Args:
         run: The run, with its folder. It gets the weights, the figures and the result.
@@ -191,98 +194,8 @@ def fit_run(run: Run, network: nn.Module, dataset: Dataset, execution: Execution
         TrainingDiverged: A loss or a gradient is NaN or infinite.
     """
     if isinstance(network, PretrainedNetwork):
-
-        def train_stages(train_maps: Split, val_maps: Split, head: Epoch) -> Epoch:
-            started = replace(execution, initial=head)
-            return _train_with_events(run, network, train_maps, val_maps, started, callbacks)
-
-        return fit_pretrained(run, network, dataset, execution, callbacks, train_stages)
-    ranks = execution.ranks
-    best = _train_with_events(run, network, dataset.train, dataset.val, execution, callbacks)
-    network.cpu()  # where float32 is exact; CUDA may round to TF32
-    if ranks.is_first:
-        run.load_weights(network)
-    ranks.copy_first(network)
-    moved = ranks.broadcast(
-        list_moved(run.read_statistics(INITIAL), run.read_statistics(BEST)) if ranks.is_first else []
-    )
-    corrections = recompute_statistics(network, dataset.train, ranks, moved)
-    val_accuracy, _ = evaluate(network, dataset.val, ranks)
-    test_accuracy, _ = evaluate(network, dataset.test, ranks)
-    result = Result(best.epoch, val_accuracy, [asdict(one) for one in corrections], test_accuracy)
-    if ranks.is_first:
-        run.save_weights(network, EXACT)
-        run.append_metrics(asdict(result))
-    norms = list_norms(network).keys()
-    outcome = Outcome(run, best, result, len(norms), len(norms - set(moved)), len(dataset.val), len(dataset.test))
-    callbacks.on_outcome(outcome)
-    if warning := describe_choice(best.val_accuracy, val_accuracy, len(dataset.val)):
-        callbacks.on_warning(warning)
-    return outcome
-
-
-def _train_with_events(
-    run: Run,
-    network: nn.Module,
-    train_split: Split,
-    val_split: Split,
-    execution: Execution,
-    callbacks: Callbacks,
-) -> Epoch:
-    """Train a network with events for TensorBoard; Ctrl-C takes effect between two steps."""
-    events_of = _open_events(run.folder, callbacks) if execution.ranks.is_first else nullcontext()
-    with events_of as events, delay_interrupts() as check_interrupt:
-
-        def on_step(step: int, steps: int, loss: float) -> None:
-            callbacks.on_step(step, steps, loss)
-            check_interrupt()
-
-        def on_epoch(epoch: Epoch) -> None:
-            callbacks.on_epoch(epoch)
-            for warning in epoch.warnings:
-                callbacks.on_warning(warning)
-            if events:
-                for name in EVENTS:
-                    events.add_scalar(name, getattr(epoch, name), epoch.epoch)
-
-        heard = replace(callbacks, on_step=on_step, on_epoch=on_epoch)
-        return train(run, network, train_split, val_split, heard, execution)
-
-
-def _open_events(folder: Path, callbacks: Callbacks) -> AbstractContextManager[SummaryWriter | None]:
-    """Open the event file of TensorBoard, if tensorboard is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        return nullcontext()
-    except Exception as error:  # tensorboard of an incompatible build, or for another version of protobuf
-        callbacks.on_warning(f"no events for TensorBoard, which is installed but cannot be imported: {explain(error)}")
-        return nullcontext()
-    try:
-        return SummaryWriter(folder)
-    except UnicodeEncodeError:
-        callbacks.on_warning(f"no events for TensorBoard, which cannot use a folder whose name is not UTF-8: {folder}")
-        return nullcontext()
-
-
-def describe_choice(chosen_by: float, exact: float, images: int) -> str:
-    """Describe a significant difference between the accuracy that chose the epoch and that of the exported weights.
-
-    Args:
-        chosen_by: Accuracy on the validation images with sampled statistics, which chose the epoch.
-        exact: The same with exact statistics.
-        images: Number of validation images.
-
-    Returns:
-        A warning; "" if the difference is not significant.
-    """
-    low, high = wilson_interval(round(chosen_by * images), images)
-    if low <= exact <= high:
-        return ""
-    return (
-        f"the epoch was chosen by {chosen_by:.4f} on validation images, which is {low:.4f} to {high:.4f} "
-        f"with 95% confidence; the weights that are exported reach {exact:.4f}"
-    )
+        return fit_pretrained(run, network, dataset, execution, callbacks)
+    return fit_from_scratch(run, network, dataset, execution, callbacks)
 
 
 def write_run_report(run: Run, dataset: Dataset, callbacks: Callbacks) -> Path:

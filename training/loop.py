@@ -12,59 +12,20 @@ from torch import nn
 from training.batches import Batches, TrainingBatch
 from training.callbacks import SILENT, Callbacks
 from training.checkpoint import Epoch, TrainingState, resume_checkpoint, save_checkpoint
-from training.datasets import Dataset, Split
-from training.errors import NetworkError, RunError, TrainingDiverged
+from training.datasets import Split
+from training.errors import TrainingDiverged
 from training.evaluation import evaluate, scale_batches
-from training.guard import Guard, are_finite, choose_reason
+from training.guard import Guard, choose_reason
 from training.networks import lay_out, recognise_architecture
+from training.nonfinite import are_finite
 from training.observe import observe_layers, sample_images
 from training.optimizers import make_optimizers, schedule, take_step
 from training.ranks import ALONE, Ranks
-from training.recipe import Recipe
 from training.run import INITIAL, Run
 from training.statistics import list_moved, list_norms, sample_statistics
 from training.warn import find_warnings
 
 MAX_BACK_OFFS = 3  # halvings of the learning rate, after which something else must be the cause
-
-
-def choose_device(device: str) -> torch.device:
-    """Choose the device to train on.
-
-    Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA if torch can use it.
-
-    Returns:
-        The device.
-
-    Raises:
-        NetworkError: ``cuda`` was requested and torch cannot use it.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise NetworkError(f"--device cuda: torch {torch.__version__} finds no usable GPU; use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
-    """Check that every process gets at least two images of each batch, and one to validate and to test.
-
-    Args:
-        ranks: The processes.
-        recipe: Decides the size of a batch.
-        dataset: The data set to train on.
-
-    Raises:
-        RunError: There are too many processes.
-    """
-    batch, val, test = min(recipe.batch_size, len(dataset.train)), len(dataset.val), len(dataset.test)
-    limit = max(min(batch // 2, val, test), 1)
-    if ranks.count > limit:
-        raise RunError(
-            f"{ranks.count} processes are too many for batches of {batch} images, {val} to validate and {test} to "
-            f"test: at most {limit}"
-        )
 
 
 def prepare_network(network: nn.Module, split: Split) -> nn.Module:
@@ -163,13 +124,13 @@ class _Training:
         forward = ranks.wrap(network)  # a local variable, so that the process group is freed: `join_ranks`
         self._guard = Guard(network, self._optimizers)
         if ranks.is_first:
-            run.keep_metrics(self._reached.epoch)
+            run.metrics.keep(self._reached.epoch)
         self._layers = observe_layers(network, self._observed)
         if ranks.is_first and not self._reached.epoch:
             run.save_weights(network, INITIAL)
             if self._reached.best:
                 run.save_weights(network)
-            run.append_metrics({"epoch": 0, "layers": [asdict(layer) for layer in self._layers]})
+            run.metrics.append({"epoch": 0, "layers": [asdict(layer) for layer in self._layers]})
         self._initial = ranks.broadcast(run.read_statistics(INITIAL) if ranks.is_first else {})
         try:
             while self._reached.epoch < self._recipe.epochs:
@@ -303,6 +264,6 @@ class _Training:
         if self._ranks.is_first:
             if best is figures:
                 self._run.save_weights(self._network)
-            self._run.append_metrics(asdict(figures))
+            self._run.metrics.append(asdict(figures))
             save_checkpoint(self._run.folder, self._network, self._optimizers, self._reached)
         self._callbacks.on_epoch(figures)

@@ -139,7 +139,6 @@ class TrainOptions:
         convert_fields(self)
         if self.fine_tune not in (AUTO, "none") and not re.fullmatch("[1-9][0-9]{0,3}", self.fine_tune):
             raise UsageError(f"fine_tune {self.fine_tune!r} is not auto, none or a number of stages from 1")
-
         if self.compare and self.network != AUTO:
             raise UsageError(f"compare is for the network auto, not for {self.network}: leave one of them out")
 

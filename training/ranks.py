@@ -14,7 +14,9 @@ import torch.distributed.nn  # before there is a group, which its default argume
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.datasets import Split
+from training.datasets import Dataset, Split
+from training.errors import RunError
+from training.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -100,6 +102,26 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def check_ranks(ranks: Ranks, recipe: Recipe, dataset: Dataset) -> None:
+    """Check that every process gets at least two images of each batch, and one to validate and to test.
+
+    Args:
+        ranks: The processes.
+        recipe: Decides the size of a batch.
+        dataset: The data set to train on.
+
+    Raises:
+        RunError: There are too many processes.
+    """
+    batch, val, test = min(recipe.batch_size, len(dataset.train)), len(dataset.val), len(dataset.test)
+    limit = max(min(batch // 2, val, test), 1)
+    if ranks.count > limit:
+        raise RunError(
+            f"{ranks.count} processes are too many for batches of {batch} images, {val} to validate and {test} to "
+            f"test: at most {limit}"
+        )
 
 
 @contextmanager

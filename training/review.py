@@ -142,14 +142,15 @@ def review_data(
     images = np.concatenate([features.train[0], features.val, features.test])
     probabilities = cross_validate(images, targets, fit, seed=seed)
     places = [(split, row) for split in SPLITS for row in range(len(getattr(dataset, split)))]
-    suspects = find_wrong_labels(probabilities, targets)
+    own, suggested = probabilities[np.arange(len(targets)), targets], probabilities.argmax(1)
+    highest = probabilities.max(1)
     pairs = sorted((NearDuplicate(*one) for one in near_duplicates), key=lambda pair: -pair.similarity)
     few = len(dataset.test) < FEW_TEST_IMAGES
     return Review(
         measure_cross_validated(probabilities, targets, FOLDS) if few else None,
         tuple(
-            DoubtfulLabel(*places[one.row], one.suggested, one.probability, one.suggested_probability)
-            for one in suspects
+            DoubtfulLabel(*places[row], *(one[row].item() for one in (suggested, own, highest)))
+            for row in find_wrong_labels(probabilities, targets).tolist()
         ),
         tuple(pairs[:MAX_PAIRS]),
         len(pairs),

@@ -8,54 +8,29 @@ best, and ``exact.safetensors`` the best weights with recomputed batch norm stat
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
-from evalmode.files import naming, write_atomically
-from evalmode.images.pixels import PixelContract, Resize
+from evalmode.files import write_atomically
 from training.errors import RunError
 from training.networks import check_network, explain, explain_errors
-from training.recipe import Recipe
 from training.run_config import RunConfig
-from training.tensors import describe_difference, save_tensors
+from training.run_metrics import Result, RunMetrics
+from training.tensors import describe_difference, read_tensors, save_tensors
 
 if TYPE_CHECKING:
     from training.publish import Artifact
 
 FORMAT_VERSION = 3
 CHOSEN = "chosen.json"  # names the folder of the chosen run, if several networks were compared
+REPORT = "report.html"
 MEAN, VARIANCE = ".running_mean", ".running_var"  # suffixes of batch norm statistics in the state of a network
 BEST, INITIAL, EXACT = "best", "initial", "exact"  # exact: the best weights with recomputed batch norm statistics
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a training, measured with exact batch norm statistics.
-
-    Attributes:
-        best_epoch: Number of the epoch whose weights the run keeps, from 1; 0 if only the head was trained.
-        exact_val_accuracy: Accuracy on the validation images.
-        corrections: A ``Correction`` for each recomputed batch norm layer, as JSON values.
-        test_accuracy: Accuracy on the test images.
-        stages: The ``StageFigures`` of a pretrained network, as JSON values.
-        cross_validated: Cross-validated accuracy of heads on the features of all images, as JSON values; None if it was
-            not measured.
-    """
-
-    best_epoch: int
-    exact_val_accuracy: float
-    corrections: list[dict[str, Any]]
-    test_accuracy: float
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    cross_validated: dict[str, Any] | None = None
 
 
 class Run:
@@ -68,11 +43,13 @@ class Run:
     Attributes:
         folder: Path of the folder.
         config: The data and the recipe of the run.
+        metrics: The figures of its epochs, and the result.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         self.folder = folder
         self.config = config
+        self.metrics = RunMetrics(folder / "metrics.jsonl")
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -156,13 +133,7 @@ class Run:
             facts = json.loads((folder / "run.json").read_text("utf-8"))
             if facts.pop("format_version") != FORMAT_VERSION:
                 raise RunError(f"{folder} was written by another version of evalmode: train again")
-            facts["recipe"] = Recipe(**facts["recipe"])
-            for name in ("labels", "shape", "image_size"):
-                facts[name] = facts[name] and tuple(facts[name])
-            facts["resize"] = Resize(**facts["resize"])
-            height, width, channels = map(int, facts["shape"])
-            PixelContract(height, width, channels)
-            return cls(folder, RunConfig(**facts))
+            return cls(folder, RunConfig.parse(facts))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder} holds no run: {error}") from error
 
@@ -245,11 +216,7 @@ class Run:
         Raises:
             RunError: The file is missing or damaged.
         """
-        path = self._weights(which)
-        try:
-            return safetensors.torch.load(path.read_bytes())  # load_file fails on a path that is not UTF-8
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise RunError(f"{path} cannot be loaded: {error}") from error
+        return read_tensors(self._weights(which))
 
     def save_logits(self, logits: Mapping[str, Tensor]) -> None:
         """Save the logits of the result.
@@ -266,49 +233,18 @@ class Run:
             RunError: The file is damaged.
         """
         path = self.folder / "logits.safetensors"
-        if not path.exists():
-            return {}
-        try:
-            return safetensors.torch.load(path.read_bytes())
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise RunError(f"{path} cannot be loaded: {error}") from error
+        return read_tensors(path) if path.exists() else {}
 
     def _weights(self, which: str) -> Path:
         return self.folder / f"{which}.safetensors"
 
-    def keep_metrics(self, epoch: int) -> None:
-        """Delete the lines of ``metrics.jsonl`` after an epoch, and an incomplete last line.
-
-        Args:
-            epoch: The last epoch to keep; 0 deletes all lines.
-
-        Raises:
-            OSError: The file cannot be read or written.
-        """
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if epoch and path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("epoch", epoch + 1) <= epoch]
-        write_atomically(path, "".join(kept))
-
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append a JSON object to ``metrics.jsonl`` and flush it to the disk."""
-        path = self.folder / "metrics.jsonl"
-        with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
     def read_result(self) -> Result:
-        """Read the result of the training from the last line of ``metrics.jsonl``.
+        """Read the result of the training.
 
         Raises:
             RunError: The training is not finished, or the file is damaged.
         """
-        path = self.folder / "metrics.jsonl"
-        try:
-            return Result(**json.loads(path.read_text("utf-8").splitlines()[-1]))
-        except (OSError, ValueError, TypeError, IndexError) as error:
-            raise RunError(f"{path} holds no result: the training is not finished, --resume continues it") from error
+        return self.metrics.read_result()
 
     def export(self, repository: str | PathLike[str], name: str, **options: Any) -> Artifact:
         """Export the run and publish the artifact in a model repository.

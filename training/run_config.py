@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from evalmode.images.pixels import Resize
+from evalmode.images.pixels import PixelContract, Resize
 from evalmode.limits import OWN_IMAGES, Limits
 from training.datasets import Dataset, ReadOptions
 from training.networks import build_network
@@ -80,6 +80,22 @@ class RunConfig:
             resize=dataset.resize,
             labels_file=None if read.labels is None else str(read.labels.resolve()),
         )
+
+    @classmethod
+    def parse(cls, facts: dict[str, Any]) -> RunConfig:
+        """Parse the JSON values of a description.
+
+        Args:
+            facts: The values of ``dataclasses.asdict``, with lists for tuples.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: They are not those of a description.
+        """
+        tuples = {name: facts[name] and tuple(facts[name]) for name in ("labels", "shape", "image_size")}
+        height, width, channels = map(int, facts["shape"])
+        PixelContract(height, width, channels)  # checks them
+        recipe, resize = Recipe(**facts["recipe"]), Resize(**facts["resize"])
+        return cls(**{**facts, **tuples, "recipe": recipe, "resize": resize})
 
     @property
     def read_options(self) -> ReadOptions:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors
 import safetensors.torch
 from torch import Tensor, nn
+
+from training.errors import RunError
 
 
 def save_tensors(tensors: dict[str, Tensor]) -> bytes:
@@ -18,6 +22,24 @@ def save_tensors(tensors: dict[str, Tensor]) -> bytes:
         separate[name] = own.clone() if address in addresses else own
         addresses.add(address)
     return safetensors.torch.save(separate)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, by name.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Tensors on the CPU.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load(path.read_bytes())  # load_file fails on a path that is not UTF-8
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path} cannot be loaded: {error}") from error
 
 
 def describe_difference(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

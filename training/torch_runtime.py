@@ -1,4 +1,4 @@
-"""Import torch, and set up its process for training."""
+"""Import torch, choose its device, and set up its process for training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from training.errors import TorchUnusable
+from training.errors import NetworkError, TorchUnusable
+
+if TYPE_CHECKING:
+    import torch
 
 # OpenMP reads these variables when torch is imported. SPIN_COUNT is the number of iterations for which a waiting
 # thread spins before it sleeps; the default of 300,000 is many times slower on cores that other processes use, too:
@@ -45,6 +49,27 @@ def import_torch() -> None:
     finally:
         if not decided:
             del os.environ[SPIN_COUNT_VARIABLE]
+
+
+def choose_device(device: str) -> torch.device:
+    """Choose the device to train on.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for CUDA if torch can use it.
+
+    Returns:
+        The device.
+
+    Raises:
+        NetworkError: ``cuda`` was requested and torch cannot use it.
+    """
+    import torch  # after `import_torch`
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NetworkError(f"--device cuda: torch {torch.__version__} finds no usable GPU; use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 @contextmanager

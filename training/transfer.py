@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,26 +20,20 @@ from training.callbacks import Callbacks, Outcome, StageFigures
 from training.checkpoint import Epoch
 from training.cross_validation import refit_head
 from training.datasets import Dataset, Split, find_near_duplicates
+from training.events import train_with_events
 from training.feature_cache import FeatureCache
 from training.features import Features, compute_features
 from training.head import HeadExamples, choose_head, compute_logits
 from training.loop import Execution
 from training.networks import PretrainedNetwork
+from training.outcome import describe_outcome
 from training.review import Review, review_data
-from training.run import BEST, EXACT, INITIAL, Result, Run
-from training.statistics import list_norms
-
-# Trains the stages that are not frozen, on the maps of training and validation images, from a head with these figures.
-TrainStages = Callable[[Split, Split, Epoch], Epoch]
+from training.run import BEST, EXACT, INITIAL, Run
+from training.run_metrics import Result
 
 
 def fit_pretrained(
-    run: Run,
-    network: PretrainedNetwork,
-    dataset: Dataset,
-    execution: Execution,
-    callbacks: Callbacks,
-    train_stages: TrainStages,
+    run: Run, network: PretrainedNetwork, dataset: Dataset, execution: Execution, callbacks: Callbacks
 ) -> Outcome:
     """Train the head of a pretrained network and its last stages, and measure the result.
 
@@ -49,8 +43,6 @@ def fit_pretrained(
         dataset: The data set to train on.
         execution: How to run the training.
         callbacks: Functions to call with the progress.
-        train_stages: Trains the stages that are not frozen. It saves the initial and the best weights in the run, and
-            returns the figures of the best epoch.
 
     Returns:
         The outcome, as passed to ``on_outcome``.
@@ -59,7 +51,7 @@ def fit_pretrained(
         TrainingDiverged: A loss or a gradient is NaN or infinite.
         DataError: The features do not fit onto the disk.
     """
-    return _StagedTraining(run, network, dataset, execution, callbacks).run_stages(train_stages)
+    return _StagedTraining(run, network, dataset, execution, callbacks).run_stages()
 
 
 class _StagedTraining:
@@ -72,29 +64,34 @@ class _StagedTraining:
         self._recipe = run.config.recipe
         self._network = network
         self._dataset = dataset
+        self._execution = execution
         self._ranks = execution.ranks
         self._callbacks = callbacks
         self._label_weights = balance_labels(dataset.train) if self._recipe.balance else None
         self._penalty = 0.0  # of the head; only the first process chooses it
         self._stages: list[StageFigures] = []
 
-    def run_stages(self, train_stages: TrainStages) -> Outcome:
+    def run_stages(self) -> Outcome:
         """Train all stages."""
         with self._open_folder() as folder:
-            cache = FeatureCache(folder, self._network, self._recipe, self._dataset)
+            cache = FeatureCache(folder, self._network, self._run.config, self._dataset)
             features = self._compute_features(cache)
             head = self._train_head(features)
             if self._ranks.is_first and not self._recipe.fine_tune:
-                self._run.keep_metrics(0)
+                self._run.metrics.keep(0)
                 self._run.save_weights(self._network, INITIAL)
                 self._run.save_weights(self._network, BEST)
-            best = self._fine_tune(cache, head, train_stages) if self._recipe.fine_tune else head
+            best = self._fine_tune(cache, head) if self._recipe.fine_tune else head
             if self._ranks.is_first:
                 self._run.load_weights(self._network, BEST)
             self._network.cpu()
             self._ranks.copy_first(self._network)
-            outcome = self._measure(best, features)
-            cache.remove_maps()
+            result = self._measure(best, features)
+            cache.remove_maps()  # before the result is saved: nothing is done for a run that has one
+        if self._ranks.is_first:
+            self._run.metrics.append(asdict(result))
+        outcome = describe_outcome(self._run, best, result, self._network, (), self._dataset)
+        self._callbacks.on_outcome(outcome)
         return outcome
 
     @contextmanager
@@ -131,20 +128,21 @@ class _StagedTraining:
         accuracy, loss = ranks.broadcast(figures)
         return Epoch(0, loss, 0.0, accuracy, loss, 0.0, time.perf_counter() - started, [], [])
 
-    def _fine_tune(self, cache: FeatureCache, head: Epoch, train_stages: TrainStages) -> Epoch:
+    def _fine_tune(self, cache: FeatureCache, head: Epoch) -> Epoch:
         """Train the last stages, and return the figures of the best epoch; those of the head if it validates better."""
         started, network, count = time.perf_counter(), self._network, self._recipe.fine_tune
         frozen = len(network.stages) - count
         network.freeze(frozen)
         with network.start_at(frozen):
-            best = train_stages(*cache.open_maps(), head)
+            execution = replace(self._execution, initial=head)
+            best = train_with_events(self._run, network, *cache.open_maps(), execution, self._callbacks)
         kept = f"best epoch {best.epoch}" if best.epoch else "not kept, since the head alone validates better"
         text = f"the last {count} of {len(network.stages)} stages, {kept}"
         self._finish_stage("fine-tune", started, text, best.val_accuracy)
         return best
 
-    def _measure(self, best: Epoch, features: Features) -> Outcome:
-        """Measure the network that the run keeps on the validation and the test images."""
+    def _measure(self, best: Epoch, features: Features) -> Result:
+        """Measure the network that the run keeps on the validation and the test images, and save its exact weights."""
         run, data, ranks = self._run, self._dataset, self._ranks
         network = self._network
         pooled = [features.val, features.test]
@@ -159,11 +157,7 @@ class _StagedTraining:
                 result = replace(result, cross_validated=asdict(review.cross_validated))
             run.save_weights(network, EXACT)
             run.save_logits({"val": val, "test": test})
-            run.append_metrics(asdict(result))
-        layers = len(list_norms(network))
-        outcome = Outcome(run, best, result, layers, layers, len(data.val), len(data.test))
-        self._callbacks.on_outcome(outcome)
-        return outcome
+        return result
 
     def _review(self, features: Features) -> Review:
         """Cross-validate heads on the features, and find doubtful labels and near-duplicates."""

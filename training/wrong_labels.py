@@ -7,39 +7,16 @@ Shapes: N images, K labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
 from training.datasets.dataset import Indices
 
-MAX_SUSPECTS = 100
+MAX_LISTED = 100
 CONFIDENT = 0.8  # a probability that is high enough for every label, also where nearly all are higher
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """An image whose label is probably wrong.
-
-    Attributes:
-        row: Its index, from 0.
-        target: The index of its label.
-        suggested: The index of the label that is more probable.
-        probability: The probability of its label, by a head that was trained without the image.
-        suggested_probability: The probability of the suggested label.
-    """
-
-    row: int
-    target: int
-    suggested: int
-    probability: float
-    suggested_probability: float
-
-
-def find_wrong_labels(
-    probabilities: npt.NDArray[np.floating], targets: Indices, limit: int = MAX_SUSPECTS
-) -> list[Suspect]:
+def find_wrong_labels(probabilities: npt.NDArray[np.floating], targets: Indices, limit: int = MAX_LISTED) -> Indices:
     """Find images whose labels are probably wrong.
 
     The number of wrong labels is estimated by confident learning, see ``count_wrong_labels``. As many images are
@@ -51,17 +28,15 @@ def find_wrong_labels(
         limit: The largest number of images to list.
 
     Returns:
-        The images, the most suspicious first.
+        The indices of the images, int64, the most suspicious first. For each of them, another label is the most
+        probable.
     """
     rows = np.arange(len(targets))
-    own, suggested = probabilities[rows, targets], probabilities.argmax(1)
-    highest = probabilities[rows, suggested]
+    own, highest = probabilities[rows, targets], probabilities.max(1)
     ranked = np.lexsort((-highest, own / highest))  # of equal ratios, such as 0, the most confident first
     count = min(count_wrong_labels(probabilities, targets), limit)
-    return [
-        Suspect(int(row), int(targets[row]), int(suggested[row]), float(own[row]), float(highest[row]))
-        for row in ranked[own[ranked] < highest[ranked]][:count]
-    ]
+    wrong: Indices = ranked[own[ranked] < highest[ranked]][:count]
+    return wrong
 
 
 def count_wrong_labels(probabilities: npt.NDArray[np.floating], targets: Indices) -> int:

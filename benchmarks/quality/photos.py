@@ -1,28 +1,36 @@
-"""Measure classifiers of photos: accuracy on test images that were read once, and the time from start to report.
+r"""Measure classifiers of photos: accuracy on test images that were read once, and the time from start to report.
 
 Parts, each of which trains by ``evalmode train`` unless it is ``plain``:
 
 - ``default``: no option; a run for each seed.
 - ``head``: five outer folds with ``--fine-tune none``; the accuracy is pooled over all images.
 - ``few``: 20 images of each label, drawn five times, with ``--fine-tune none``; all other images are the test images.
-- ``compact``: from scratch, at 128x128; a run for each seed.
+- ``compact``: from scratch, at ``--compact-size``; a run for each seed.
 - ``plain``: a plain loop of fine-tuning of the whole network from the same weights, in the time of the part
   ``default``; a run for each seed.
 
-Every finished run is a line of the result file, and is not repeated.
+Every finished run is a line of the result file, and is not repeated. ``--subset N`` draws N images, the same number of
+each label, from all splits of the data; the draw is always the same. Thumbnails need ``--network efficientnet-lite0``,
+because ``compact`` is the default for them.
 
-Example: ``python benchmarks/quality/photos.py trashnet/ --part default --out results/photos.jsonl``.
+Examples::
+
+    python benchmarks/quality/photos.py trashnet/ --part default --out results/photos.jsonl
+    python benchmarks/quality/photos.py cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
+        --part default --part plain --part compact --seeds 1 --out results/photos.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,11 +50,38 @@ from training.views import make_views
 
 Runs = Iterator[tuple[str, Callable[[Path], dict[str, Any]]]]
 
+
+@dataclass(frozen=True)
+class Job:
+    """What the parts train on, and how.
+
+    Attributes:
+        data: Folder of <label>/<photo>.
+        seeds: The number of runs of the parts with a run for each seed.
+        pretrained: Options of the parts that train a pretrained network.
+        compact_size: The image size of the part ``compact``, HxW.
+    """
+
+    data: Path
+    seeds: int
+    pretrained: list[str]
+    compact_size: str
+
+
 FOLDS = 5
 FEW, DRAWS = 20, 5  # images of each label, and the number of draws
 PLAIN_RATE, PLAIN_MOMENTUM, PLAIN_DECAY = 0.01, 0.9, 1e-4  # those of torchvision's references, for batches of 32
 PLAIN_EPOCHS = 2  # which take about as long as the part "default"
 BATCH = 32
+MAX_LOAD = 3  # processes for each core, on the average; beyond that the seconds of a run say nothing
+TICKS = (10, 30, 60, 120, 300, 600)
+NAMES = {
+    "default": "pretrained, fine-tuned",
+    "head": "pretrained, --fine-tune none",
+    "few": "the same, 20 images a label",
+    "compact": "compact, from scratch",
+    "plain": "plain loop of fine-tuning",
+}
 
 
 def main() -> None:
@@ -57,18 +92,62 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True, help="result file, a line of JSON per run")
     parser.add_argument("--plot", type=Path, help="PNG of accuracy by time")
+    parser.add_argument("--network", help="for all parts but compact and plain; default: the one for these images")
+    parser.add_argument("--compact-size", default="128x128", help="image size of the part compact")
+    parser.add_argument("--subset", type=int, help="number of images to draw from the data; default: all")
     arguments = parser.parse_args()
-    for part in arguments.part or PARTS:
-        for name, run in PARTS[part](arguments.data.resolve(), arguments.seeds):
-            if name in {one["name"] for one in read(arguments.out)}:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = {"part": part, "name": name, "data": arguments.data.name, **run(Path(folder))}
-            with arguments.out.open("a") as file:
-                file.write(json.dumps({**found, "processor": read_processor()}) + "\n")
-    summarise(read(arguments.out))
+    with tempfile.TemporaryDirectory() as folder:
+        data = arguments.data.resolve()
+        if arguments.subset:
+            data = draw_subset(data, arguments.subset, Path(folder) / f"{data.name}-{arguments.subset}")
+        pretrained = ["--network", arguments.network] if arguments.network else []
+        job = Job(data, arguments.seeds, pretrained, arguments.compact_size)
+        for part in arguments.part or PARTS:
+            run_part(part, job, arguments.out)
+    for name in dict.fromkeys(run["data"] for run in read(arguments.out)):
+        summarise(name, [run for run in read(arguments.out) if run["data"] == name])
     if arguments.plot:
         draw(read(arguments.out), arguments.plot)
+
+
+def run_part(part: str, job: Job, out: Path) -> None:
+    """Run what is missing of a part, and append it to the result file."""
+    for name, run in PARTS[part](job):
+        if (job.data.name, name) in {(one["data"], one["name"]) for one in read(out)}:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            before = measure_cpu_s()
+            found = {"part": part, "name": name, "data": job.data.name, **run(Path(folder))}
+        found["cpu_seconds"] = round(measure_cpu_s() - before, 1)  # with evaluation; other processes hardly change it
+        found |= {"load_average": round(os.getloadavg()[1], 1), "cores": os.cpu_count()}
+        with out.open("a") as file:
+            file.write(json.dumps({**found, "processor": read_processor()}) + "\n")
+
+
+def measure_cpu_s() -> float:
+    """Return the CPU seconds of this process and of the processes that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def draw_subset(data: Path, count: int, folder: Path) -> Path:
+    """Draw images, the same number of each label, and link them into a folder of <label>/<photo>.
+
+    Args:
+        data: Folder of <label>/<photo>, or of <split>/<label>/<photo>.
+        count: The number of images to draw.
+        folder: The folder to create.
+    """
+    images = find_images(data).images
+    by_label = {
+        label: [path for path in images if path.parent.name == label] for label in {p.parent.name for p in images}
+    }
+    rng = np.random.default_rng(0)
+    for label, paths in sorted(by_label.items()):
+        place = folder / label
+        place.mkdir(parents=True)
+        for row in rng.choice(len(paths), count // len(by_label), replace=False).tolist():
+            (place / "-".join(paths[row].relative_to(data).parts)).symlink_to(paths[row])
+    return folder
 
 
 def read_processor() -> str:
@@ -98,33 +177,33 @@ def train(data: Path, options: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def run_default(data: Path, seeds: int) -> Runs:
+def run_default(job: Job) -> Runs:
     """Train without options but the seed."""
-    for seed in range(seeds):
-        yield f"default-{seed}", partial(train, data, ["--seed", str(seed)])
+    for seed in range(job.seeds):
+        yield f"default-{seed}", partial(train, job.data, [*job.pretrained, "--seed", str(seed)])
 
 
-def run_compact(data: Path, seeds: int) -> Runs:
+def run_compact(job: Job) -> Runs:
     """Train the compact network from scratch."""
-    for seed in range(seeds):
-        options = ["--network", "compact", "--image-size", "128x128", "--seed", str(seed)]
-        yield f"compact-{seed}", partial(train, data, options)
+    for seed in range(job.seeds):
+        options = ["--network", "compact", "--image-size", job.compact_size, "--seed", str(seed)]
+        yield f"compact-{seed}", partial(train, job.data, options)
 
 
-def run_head(data: Path, seeds: int) -> Runs:
+def run_head(job: Job) -> Runs:
     """Train the head alone, with each fold as the test images."""
-    parts = [np.arange(len(paths)) % FOLDS for paths in list_labels(data).values()]
+    parts = [np.arange(len(paths)) % FOLDS for paths in list_labels(job.data).values()]
     for fold in range(FOLDS):
         chosen = [part == fold for part in parts]
-        yield f"head-fold-{fold}", partial(train_split, data, chosen)
+        yield f"head-fold-{fold}", partial(train_split, job, chosen)
 
 
-def run_few(data: Path, seeds: int) -> Runs:
+def run_few(job: Job) -> Runs:
     """Train the head alone on a few images of each label, and test on all others."""
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
-        orders = [rng.permutation(len(paths)) for paths in list_labels(data).values()]
-        yield f"few-{draw}", partial(train_split, data, [order >= FEW for order in orders])
+        orders = [rng.permutation(len(paths)) for paths in list_labels(job.data).values()]
+        yield f"few-{draw}", partial(train_split, job, [order >= FEW for order in orders])
 
 
 def list_labels(data: Path) -> dict[str, list[Path]]:
@@ -134,26 +213,26 @@ def list_labels(data: Path) -> dict[str, list[Path]]:
     return {label: [paths[row] for row in rng.permutation(len(paths))] for label, paths in found.items()}
 
 
-def train_split(data: Path, tested: list[npt.NDArray[np.bool_]], folder: Path) -> dict[str, Any]:
+def train_split(job: Job, tested: list[npt.NDArray[np.bool_]], folder: Path) -> dict[str, Any]:
     """Train the head alone, with some images of each label as the test images.
 
     Args:
-        data: Folder of <label>/<photo>.
+        job: What to train on.
         tested: For each label which of its images are test images, bool (N,).
         folder: An empty folder.
     """
-    for (label, paths), marks in zip(list_labels(data).items(), tested, strict=True):
+    for (label, paths), marks in zip(list_labels(job.data).items(), tested, strict=True):
         for path, mark in zip(paths, marks.tolist(), strict=True):
             place = folder / "data" / ("test" if mark else "train") / label
             place.mkdir(parents=True, exist_ok=True)
             (place / path.name).symlink_to(path)
-    return train(folder / "data", ["--fine-tune", "none"], folder)
+    return train(folder / "data", [*job.pretrained, "--fine-tune", "none"], folder)
 
 
-def run_plain(data: Path, seeds: int) -> Runs:
+def run_plain(job: Job) -> Runs:
     """Fine-tune the whole network as usual: batch norm in train mode, random crops, stochastic gradient descent."""
-    for seed in range(seeds):
-        yield f"plain-{seed}", partial(train_plainly, data, seed)
+    for seed in range(job.seeds):
+        yield f"plain-{seed}", partial(train_plainly, job.data, seed)
 
 
 def train_plainly(data: Path, seed: int, folder: Path) -> dict[str, Any]:
@@ -198,41 +277,64 @@ def measure_plain(network: nn.Module, dataset: Dataset, started: float) -> dict[
     }
 
 
-def summarise(runs: list[dict[str, Any]]) -> None:
+def summarise(data: str, runs: list[dict[str, Any]]) -> None:
     """Print a line for each part: mean accuracy, the accuracy pooled over all test images, and the seconds."""
+    print(data)
     for part in dict.fromkeys(run["part"] for run in runs):
         found = [run for run in runs if run["part"] == part]
-        images = sum(run["images"] for run in found)
-        right = sum(round(run["accuracy"] * run["images"]) for run in found)
-        low, high = wilson_interval(right, images)
+        images, accuracy, (low, high) = pool(found)
         mean = np.mean([run["accuracy"] for run in found])
-        seconds = [run["seconds"] for run in found]
+        seconds = [estimate_seconds(run) for run in found]
         print(
-            f"{part:8} {len(found)} runs: mean {mean:.4f}, pooled {right / images:.4f} ({low:.4f} to {high:.4f}, "
+            f"{part:8} {len(found)} runs: mean {mean:.4f}, pooled {accuracy:.4f} ({low:.4f} to {high:.4f}, "
             f"{images:,} images), {np.median(seconds):.0f} s (at most {max(seconds):.0f})"
         )
 
 
+def estimate_seconds(run: dict[str, Any]) -> float:
+    """Return the seconds of a run from start to report; with much other work beside it, the least that they would be.
+
+    That is its CPU time divided by the number of cores.
+    """
+    is_busy = run.get("load_average", 0) > MAX_LOAD * run.get("cores", 1)
+    return float(run["cpu_seconds"] / run["cores"] if is_busy else run["seconds"])
+
+
+def pool(runs: list[dict[str, Any]]) -> tuple[int, float, tuple[float, float]]:
+    """Return the number of all test images of some runs, the accuracy over all of them, and its 95% interval."""
+    images = sum(run["images"] for run in runs)
+    right = sum(round(run["accuracy"] * run["images"]) for run in runs)
+    return images, right / images, wilson_interval(right, images)
+
+
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw the accuracy of each part by its time, with the 95% interval of all its test images."""
+    """Draw the accuracy of each part by its time, with the 95% interval of all its test images, for each data set."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for part in dict.fromkeys(run["part"] for run in runs):
-        found = [run for run in runs if run["part"] == part]
-        images = sum(run["images"] for run in found)
-        right = sum(round(run["accuracy"] * run["images"]) for run in found)
-        low, high = wilson_interval(right, images)
-        seconds = float(np.median([run["seconds"] for run in found]))
-        bars = [[right / images - low], [high - right / images]]
-        axes.errorbar([seconds], [right / images], bars, marker="o", capsize=4, label=f"{part}, {images:,} test images")
-    axes.set(xscale="log", xlabel="seconds from start to report", ylabel="test accuracy", title=runs[0]["data"])
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    names = list(dict.fromkeys(run["data"] for run in runs))
+    figure, panels = plt.subplots(1, len(names), figsize=(6 * len(names), 4), layout="constrained", squeeze=False)
+    for name, axes in zip(names, panels[0], strict=True):
+        for part in PARTS:
+            found = [run for run in runs if (run["data"], run["part"]) == (name, part)]
+            if not found:
+                continue
+            images, accuracy, (low, high) = pool(found)
+            seconds = float(np.median([estimate_seconds(run) for run in found]))
+            bars = [[accuracy - low], [high - accuracy]]
+            axes.errorbar(
+                [seconds], [accuracy], bars, marker="o", capsize=4, label=f"{NAMES[part]} ({images:,} test images)"
+            )
+        axes.set(xscale="log", xlabel="seconds from start to report, 2 cores", ylabel="test accuracy", title=name)
+        axes.set_xticks(TICKS, map(str, TICKS))
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(TICKS[0], TICKS[-1])
+        axes.margins(y=0.1)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
-PARTS: dict[str, Callable[[Path, int], Runs]] = {
+PARTS: dict[str, Callable[[Job], Runs]] = {
     "default": run_default,
     "head": run_head,
     "few": run_few,

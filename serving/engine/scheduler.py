@@ -8,7 +8,8 @@ decodes images (``Decode``), and it runs a network (``Run``). The rules:
 - At most ``slots`` + ``max_queue`` jobs are admitted, and none that would be answered after its deadline.
 - A step starts at once if a slot is free: nothing is delayed in the hope of a larger batch.
 - Runs of one model that wait run as one batch if their shapes are equal and all will meet their deadlines.
-- Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``.
+- Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``. After
+  a batch that went before decodes, a decode goes next: they also progress while batches always wait.
 - Large decodes have slots of their own, so that small images do not wait for them, and a limit on memory.
 - Models take turns, by the time that their networks take. A model may be limited to fewer slots than there are.
 - A job whose call was cancelled, or whose answer would be late, takes no further step.
@@ -94,6 +95,8 @@ class Scheduler:
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
         self._busy = self._waiting = self._admitted = 0
         self._aside = 0  # admitted jobs that delay no other one
+        self._turn_s = 0.0  # the ``turn_s`` of the lane whose turn it was last, before its batch
+        self._overtook = False  # whether the last batch went before decodes that wait
 
     @property
     def load(self) -> Load:
@@ -274,8 +277,7 @@ class Scheduler:
     def _queue(self, run: Run, now: float) -> None:
         lane = _lane_of(run)
         if not lane.waiting:
-            if self._queued:  # a model that was idle has not saved up turns
-                lane.turn_s = max(lane.turn_s, min(one.turn_s for one in self._queued))
+            lane.turn_s = max(lane.turn_s, self._turn_s)  # a model that was idle has not saved up turns
             self._queued[lane] = None
         lane.add(run, now)
 
@@ -285,15 +287,19 @@ class Scheduler:
             small = self.decodes.small
             lanes = [lane for lane in self._queued if lane.has_free_slot(self.slots)]
             lane = min(lanes, key=lambda lane: lane.turn_s, default=None)
-            if lane is not None and (not small or lane.is_due(self._max_batch, SHARE_S, now)):
+            due = lane is not None and not self._overtook and lane.is_due(self._max_batch, SHARE_S, now)
+            if lane is not None and (due or not small):
                 if runs := self._take_batch(lane, now, ended):
+                    self._overtook = bool(small)
                     return Batch(runs, self._admitted == 1 and not self._in_flight.elsewhere())
             elif not small:
                 return None
             elif self._begin(step := small.popleft(), now, ended):
+                self._overtook = False
                 return step
 
     def _take_batch(self, lane: Lane, now: float, ended: Ended) -> list[Run]:
+        self._turn_s = max(self._turn_s, lane.turn_s)
         lane.running += 1
         shared = self._busy + 1 < self.slots and lane.has_free_slot(self.slots)
         waiting = len(lane.waiting)

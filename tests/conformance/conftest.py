@@ -75,13 +75,24 @@ def address(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         yield running.address
 
 
-@pytest.fixture
-def busy(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Server]:
-    """A server of evalmode that takes a second per request and has no queue."""
+@pytest.fixture(scope="session")
+def busy(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of evalmode that takes a second per request and has no queue; to load its model takes seconds."""
     if pytestconfig.getoption("--address"):
         pytest.skip("needs a server of evalmode with a slow model")
-    publish(tmp_path, "colours", colour_artifact(slow_steps=4000))
-    with serving(tmp_path, "--allow-uncertified", "--max-queue", 0, "--lame-duck", 3600) as running:
+    repository = tmp_path_factory.mktemp("slow")
+    publish(repository, "colours", colour_artifact(slow_steps=4000))
+    with serving(repository, "--allow-uncertified", "--max-queue", 0) as running:
+        yield running
+
+
+@pytest.fixture
+def stopped(pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Server]:
+    """A server of evalmode that answers for an hour after SIGTERM."""
+    if pytestconfig.getoption("--address"):
+        pytest.skip("needs a server of evalmode that may be stopped")
+    publish(tmp_path, "colours", colour_artifact())
+    with serving(tmp_path, "--lame-duck", 3600) as running:
         yield running
 
 

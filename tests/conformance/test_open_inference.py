@@ -356,6 +356,16 @@ def test_damaged_image(target: Target) -> None:
     assert code_of(lambda: target.infer(request)) == "INVALID_ARGUMENT"
 
 
+def test_timeout(busy: Server) -> None:
+    """A request whose parameter `timeout` expires while it waits: DEADLINE_EXCEEDED, and it does not run [Inference]"""
+    with grpc.insecure_channel(busy.address) as channel:
+        stub = wire_grpc.GRPCInferenceServiceStub(channel)
+        executions = count_executions(stub)
+        request = make_pixel_request(parameters={"timeout": {"int64_param": 1}})
+        assert code_of(lambda: stub.ModelInfer(request, timeout=WAIT_S)) == "DEADLINE_EXCEEDED"
+        assert count_executions(stub) == executions
+
+
 def test_deadline(busy: Server) -> None:
     """A deadline that expires: DEADLINE_EXCEEDED; then a request succeeds [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
@@ -375,16 +385,6 @@ def test_cancelled(busy: Server) -> None:
         expect_answer(stub)
 
 
-def test_timeout(busy: Server) -> None:
-    """A request whose parameter `timeout` expires while it waits: DEADLINE_EXCEEDED, and it does not run [Inference]"""
-    with grpc.insecure_channel(busy.address) as channel:
-        stub = wire_grpc.GRPCInferenceServiceStub(channel)
-        request = make_pixel_request(parameters={"timeout": {"int64_param": 1}})
-        assert code_of(lambda: stub.ModelInfer(request, timeout=WAIT_S)) == "DEADLINE_EXCEEDED"
-        [statistics] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
-        assert statistics.execution_count == 0
-
-
 def test_overload(busy: Server) -> None:
     """More requests than the server accepts: RESOURCE_EXHAUSTED with google.rpc.RetryInfo [Inference]"""
     with grpc.insecure_channel(busy.address) as channel:
@@ -398,15 +398,21 @@ def test_overload(busy: Server) -> None:
         assert "google.rpc.RetryInfo" in kinds
 
 
-def test_draining(busy: Server) -> None:
+def test_draining(stopped: Server) -> None:
     """A server that shuts down is not ready, and answers requests until it stops [Server Ready]"""
-    with grpc.insecure_channel(busy.address) as channel:
+    with grpc.insecure_channel(stopped.address) as channel:
         stub = wire_grpc.GRPCInferenceServiceStub(channel)
         assert stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready
-        busy.process.terminate()
+        stopped.process.terminate()
         wait_until(lambda: not stub.ServerReady(wire.ServerReadyRequest(), timeout=WAIT_S).ready)
         assert stub.ServerLive(wire.ServerLiveRequest(), timeout=WAIT_S).live
         assert code_of(lambda: stub.ModelInfer(make_pixel_request(), timeout=WAIT_S)) == "OK"
+
+
+def count_executions(stub: Stub) -> int:
+    """How often the busy server has run its model."""
+    [statistics] = stub.ModelStatistics(wire.ModelStatisticsRequest(), timeout=WAIT_S).model_stats
+    return int(statistics.execution_count)
 
 
 def expect_answer(stub: Stub) -> None:

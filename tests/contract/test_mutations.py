@@ -52,6 +52,7 @@ from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
+from training.onnx_export import export_network
 from training.recipe import choose_recipe
 from training.run import EXACT, Run
 from training.run_config import RunConfig
@@ -69,27 +70,38 @@ def draw_colours(count: int, seed: int) -> Split:
     return Split(images.astype(np.uint8), targets.astype(np.int64))
 
 
+def draw_splits() -> tuple[Split, Split, Split]:
+    """Training, validation and test images."""
+    return draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
+
+
 @dataclass
 class Trained:
-    """A run of a network on colours, its artifact, and an int8 variant regardless of its speed-up."""
+    """A run of a network on colours, its artifact, and an int8 variant regardless of its speed-up.
+
+    Attributes:
+        converted: What ``export_network`` returned for the run. The conversion takes most of the time of an export.
+    """
 
     run: Run
     dataset: Dataset
     artifact: bytes
     int8: bytes
+    converted: tuple[onnx.ModelProto, dict[str, str]]
+
+    def export_again(self) -> None:
+        """Export the run, without a second conversion of the same network."""
+        with patch.object(training.export, "export_network", lambda *_: self.converted):
+            export_run(self.run, self.dataset)
 
 
 @pytest.fixture(scope="module", params=["compact", "reference", "pretrained"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    splits = draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
-    folder = tmp_path_factory.mktemp(request.param) / "run"
     if request.param == "pretrained":
-        learned, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
-        dataset = Dataset("colours", COLOURS, learned, val, test)
-        run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
-        tiny_lite.train_head(run, dataset)
-        return export_both(run, dataset)
-    dataset = Dataset("colours", COLOURS, *splits)
+        found: Trained = request.getfixturevalue("pretrained")
+        return found
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    dataset = Dataset("colours", COLOURS, *draw_splits())
     epochs = {"compact": 3, "reference": 6}[request.param]
     recipe = choose_recipe(request.param, dataset, epochs=epochs, batch_size=32)
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), recipe))
@@ -101,11 +113,18 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def export_both(run: Run, dataset: Dataset) -> Trained:
     """Export a run, as float32 and as int8."""
-    exported = export_run(run, dataset)
+    converted: list[tuple[onnx.ModelProto, dict[str, str]]] = []
+
+    def convert(*given: Any) -> tuple[onnx.ModelProto, dict[str, str]]:
+        converted.append(export_network(*given))
+        return converted[0]
+
+    with patch.object(training.export, "export_network", convert):
+        exported = export_run(run, dataset)
     assert exported.quality.accuracy > 0.9
     with patch.object(quantize, "MIN_SPEEDUP", 0.0):
         int8, _ = quantize_artifact(exported.artifact, dataset)
-    return Trained(run, dataset, exported.artifact, int8)
+    return Trained(run, dataset, exported.artifact, int8, converted[0])
 
 
 @pytest.fixture(params=["float32", "int8"])
@@ -281,7 +300,7 @@ def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: 
         patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(GRAPH_MUTATIONS[mutate]),
     ):
-        export_run(trained.run, trained.dataset)
+        trained.export_again()
 
 
 def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
@@ -300,7 +319,7 @@ def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
         patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
     ):
-        export_run(trained.run, trained.dataset)
+        trained.export_again()
 
 
 def test_replaced_statistics_are_detected(trained: Trained) -> None:
@@ -346,7 +365,7 @@ def test_a_wrong_fold_is_detected(trained: Trained) -> None:
 
     fold_one = fold._fold
     with patch.object(fold, "_fold", forget_shift), pytest.raises(FoldMismatch, match="gives other logits: by"):
-        export_run(trained.run, trained.dataset)
+        trained.export_again()
 
 
 def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -> None:
@@ -357,7 +376,7 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -
 
     fold_one = fold._fold_forward
     with patch.object(fold, "_fold_forward", forget_mean), pytest.raises(FoldMismatch, match="gives other logits: by"):
-        export_run(pretrained.run, pretrained.dataset)
+        pretrained.export_again()
 
 
 # The activation map and the pixel contract, which other networks do not have or which none of the graphs states
@@ -365,13 +384,12 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    splits = draw_colours(96, 0), draw_colours(48, 1), draw_colours(48, 2)
-    learned, val, test = (tiny_lite.enlarge(split, 4) for split in splits)
+    learned, val, test = (tiny_lite.enlarge(split, 4) for split in draw_splits())
     dataset = Dataset("colours", COLOURS, learned, val, test)
-    folder = tmp_path_factory.mktemp("mapped") / "run"
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
     tiny_lite.train_head(run, dataset)
-    return Trained(run, dataset, export_run(run, dataset).artifact, b"")
+    return export_both(run, dataset)
 
 
 def turn_map(graph: onnx.ModelProto) -> None:
@@ -406,7 +424,7 @@ def test_a_wrong_activation_map_is_detected(pretrained: Trained, mutate: Mutate)
         patch.object(training.map_agreement, "find_feature_map", lambda graph: find_pooled(graph)),
         pytest.raises(NetworksDisagree, match="the activation_map of the graph is not that of torch: values differ by"),
     ):
-        export_run(pretrained.run, pretrained.dataset)
+        pretrained.export_again()
     graph, manifest = open_artifact(pretrained.artifact)
     mutate(graph)
     sealed = seal(graph, manifest)

@@ -15,7 +15,8 @@ from training.agreement import Agreement
 from training.callbacks import Outcome
 from training.checkpoint import Epoch
 from training.publish import Artifact
-from training.run import Result, Run
+from training.run import Run
+from training.run_metrics import Result
 
 CROSS_VALIDATED = CrossValidated(0.875, wilson_interval(210, 240), 240, 5)
 CROSS_VALIDATED_LINE = (

@@ -1,6 +1,7 @@
-"""For test_ranks.py, by torchrun: ``ranks_job.py FOLDER RECIPE [EPOCHS]``; each process writes its final state.
+"""For test_ranks.py: ``ranks_job.py FOLDER RECIPE [EPOCHS]``, in processes with the variables that torchrun sets.
 
-RECIPE is JSON. With "spoil": N, training image N becomes a NaN in the network's input, whichever process gets it.
+Each process writes its final state. RECIPE is JSON. With "spoil": N, training image N becomes a NaN in the network's
+input, whichever process gets it.
 """
 
 import json
@@ -14,9 +15,9 @@ from torch import nn
 from evalmode.errors import EvalmodeError
 from training.callbacks import Callbacks
 from training.datasets import ReadOptions, Split, load_dataset
-from training.loop import Execution, check_ranks, train
+from training.loop import Execution, train
 from training.networks import inputs, scale_pixels
-from training.ranks import join_ranks
+from training.ranks import check_ranks, join_ranks
 from training.recipe import Recipe
 from training.run import Run
 from training.run_config import RunConfig

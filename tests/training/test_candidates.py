@@ -17,7 +17,8 @@ from training.errors import RunError
 from training.interrupts import TrainingStopped
 from training.options import TrainOptions
 from training.pipeline import train
-from training.run import CHOSEN, Result, Run
+from training.run import CHOSEN, Run
+from training.run_metrics import Result
 
 CANDIDATES = NAME, "compact"
 

@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_the_network(trained: Run,
 def test_a_run_that_was_stopped_is_reported_from_its_first_epoch_on(trained: Run, digits: Dataset, few: Split) -> None:
     assert "best_epoch" not in (trained.folder / "metrics.jsonl").read_text()
     assert write_report(trained, small(digits, few)).stat().st_size
-    trained.keep_metrics(0)
+    trained.metrics.keep(0)
     with pytest.raises(RunError, match=r"no epoch of .*/run is complete, so there is nothing to report: .* --resume"):
         write_report(trained, small(digits, few))
     for damage in ("{", "3\n"):

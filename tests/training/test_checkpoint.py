@@ -29,6 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "muon": {"network": "compact", "epochs": 4, "optimizer": "muon", "learning_rate": 0.1, "shift": 1},
     "adam": {"network": "reference", "epochs": 4, "optimizer": "adam", "learning_rate": 1e-3, "dropout": 0.3},
 }
+Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def ignore(*_: object) -> None:
@@ -181,38 +182,46 @@ def test_a_checkpoint_of_another_network_is_refused(start_run, few: Split, digit
     assert contents(run) == before
 
 
+def make_command(folder: Path, *options: object) -> list[str]:
+    given = ("train", "digits", "--out", folder / "run", "--epochs", 2, "--no-report", *options)
+    return list(map(str, given))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
+    """The folder of a run over one epoch."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = evalmode(*make_command(folder, "--epochs", 1))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 class TestCommand:
-    def command(self, tmp_path: Path, *options: object) -> list[str]:
-        given = ("train", "digits", "--out", tmp_path / "run", "--epochs", 2, "--no-report", *options)
-        return [sys.executable, "-m", "evalmode", *map(str, given)]
-
-    def run(self, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(tmp_path, *options), capture_output=True, text=True, timeout=300)
-
     @pytest.mark.slow
-    def test_resumes_to_the_same_bits_after_being_killed_at_any_moment(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path / "uninterrupted").returncode == 0
+    def test_resumes_to_the_same_bits_after_being_killed_at_any_moment(
+        self, tmp_path: Path, evalmode: Evalmode
+    ) -> None:
+        assert evalmode(*make_command(tmp_path / "uninterrupted")).returncode == 0
         uninterrupted = contents(Run.open(tmp_path / "uninterrupted" / "run"))
         rng = random.Random(8)
         killed = tmp_path / "killed"
         for _ in range(3):
-            with subprocess.Popen(self.command(killed, "--resume"), stdout=subprocess.DEVNULL) as process:
+            command = [sys.executable, "-m", "evalmode", *make_command(killed, "--resume")]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
                 time.sleep(2 + 4 * rng.random())  # before the first step, in the first epoch, or after it
                 process.send_signal(signal.SIGKILL)
-        resumed = self.run(killed, "--resume")
+        resumed = evalmode(*make_command(killed, "--resume"))
         assert resumed.returncode == 0, resumed.stderr
         assert contents(Run.open(killed / "run")) == uninterrupted
 
-    def test_names_the_options_that_differ(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path, "--epochs", 1).returncode == 0
-        refused = self.run(tmp_path, "--epochs", 1, "--seed", 5, "--resume")
+    def test_names_the_options_that_differ(self, finished: Path, evalmode: Evalmode) -> None:
+        refused = evalmode(*make_command(finished, "--epochs", 1, "--seed", 5, "--resume"))
         assert refused.returncode == 2
         assert "was started with other options or data: seed 0, now 5" in refused.stderr
         assert "epochs" not in refused.stderr
 
-    def test_refuses_a_folder_that_holds_a_run_without_resume(self, tmp_path: Path) -> None:
-        assert self.run(tmp_path, "--epochs", 1).returncode == 0
-        refused = self.run(tmp_path, "--epochs", 1)
+    def test_refuses_a_folder_that_holds_a_run_without_resume(self, finished: Path, evalmode: Evalmode) -> None:
+        refused = evalmode(*make_command(finished, "--epochs", 1))
         assert refused.returncode == 2
         assert "is not empty" in refused.stderr
         assert "--resume" in refused.stderr

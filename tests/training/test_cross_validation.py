@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from evalmode.artifact.tensors import Floats
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
-from training.cross_validation import Fit, Floats, Predictor, cross_validate, find_equal_rows, refit_head, split_folds
+from training.cross_validation import Fit, Predictor, cross_validate, find_equal_rows, refit_head, split_folds
 from training.datasets.dataset import Indices
 from training.head import HeadExamples, fit_dense, set_moments
 from training.networks import PretrainedNetwork

@@ -12,12 +12,13 @@ import torch
 
 from evalmode.artifact.tensors import Floats
 from training.callbacks import SILENT, Callbacks
-from training.datasets import Dataset, Split
+from training.datasets import Dataset, ReadOptions, Split
 from training.feature_cache import HEAD_VIEWS, FeatureCache
 from training.features import BATCH, Features, compute_features, open_backbone
 from training.networks import PretrainedNetwork, make_inputs
 from training.ranks import ALONE
 from training.recipe import Recipe
+from training.run_config import RunConfig
 from training.views import make_views
 
 from .tiny_backbone import make_dataset, make_network
@@ -54,10 +55,14 @@ class Counter:
         self.images = done
 
 
+def open_cache(folder: Path, network: PretrainedNetwork, data: Dataset, recipe: Recipe = RECIPE) -> FeatureCache:
+    return FeatureCache(folder, network, RunConfig.of(data, ReadOptions(), recipe), data)
+
+
 def load(folder: Path, network: PretrainedNetwork, data: Dataset, recipe: Recipe = RECIPE) -> tuple[Features, int]:
     """The features, and how many were computed."""
     counter = Counter()
-    cache = FeatureCache(folder, network, recipe, data)
+    cache = open_cache(folder, network, data, recipe)
     return cache.load_or_compute(ALONE, Callbacks(on_load=counter.count)), counter.images
 
 
@@ -90,7 +95,7 @@ def test_without_a_frozen_stage_the_images_are_the_maps(network: PretrainedNetwo
 def test_the_cache_holds_features_and_maps_of_every_view(
     network: PretrainedNetwork, data: Dataset, tmp_path: Path
 ) -> None:
-    cache = FeatureCache(tmp_path, network, RECIPE, data)
+    cache = open_cache(tmp_path, network, data)
     features = cache.load_or_compute(ALONE, SILENT)
     train, val = cache.open_maps()
     count = len(data.train)
@@ -199,7 +204,7 @@ def test_an_interrupted_computation_leads_to_the_same_files(
         if done > total / 2:
             raise KeyboardInterrupt
 
-    cache = FeatureCache(tmp_path / "stopped", network, RECIPE, data)
+    cache = open_cache(tmp_path / "stopped", network, data)
     with pytest.raises(KeyboardInterrupt):
         cache.load_or_compute(ALONE, Callbacks(on_load=stop))
     assert "features.json" not in read_all(tmp_path / "stopped")

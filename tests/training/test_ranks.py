@@ -1,4 +1,4 @@
-"""Trainings in several processes, started by torchrun: their number does not change the result."""
+"""Trainings in several processes, started by torchrun or as it does: their number does not change the result."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.forked_commands import Forks
 from tests.training.states import State, equal
 from tests.training.tiny_backbone import NAME, make_dataset, make_network, save_dataset
 from training.callbacks import SILENT
@@ -50,12 +51,13 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def train_in(tmp_path: Path) -> TrainIn:
+def train_in(tmp_path: Path, forks: Forks) -> TrainIn:
     """Train in several processes and return the final state of each: ``train_in(2, RECIPE, "name")``."""
 
     def start(count: int, recipe: dict[str, Any], name: str = "run", stop_after: int | None = None) -> States:
         folder = tmp_path / name
-        finished = torchrun(count, JOB, folder, json.dumps(recipe), *([stop_after] if stop_after else []))
+        rest = [stop_after] if stop_after else []
+        finished = forks.run_ranks(count, JOB, folder, json.dumps(recipe), *rest)
         assert finished.returncode == 0, finished.stderr
         threads = [int((folder / f"threads-{number}.txt").read_text()) for number in range(count)]
         assert threads == [0] * count  # a thread that outlives Python can abort the process
@@ -208,7 +210,7 @@ def test_a_pretrained_network_is_trained_in_two_processes(tmp_path: Path) -> Non
     finished = torchrun(2, "-m", "evalmode", "train", save_dataset(tmp_path), "--out", folder, *options)
     assert finished.returncode == 0, finished.stderr
     network, run = make_network(), Run.open(folder)
-    alone = FeatureCache(tmp_path, network, run.config.recipe, make_dataset()).load_or_compute(ALONE, SILENT)
+    alone = FeatureCache(tmp_path, network, run.config, make_dataset()).load_or_compute(ALONE, SILENT)
     for name, features in load(folder / "features", "features").items():
         torch.testing.assert_close(features.numpy(), vars(alone)[name], rtol=1e-5, atol=1e-5)
     before, after = network.state_dict(), load(folder, EXACT)

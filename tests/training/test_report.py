@@ -94,7 +94,7 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     torch.manual_seed(0)
     network = run.config.build_network()
     best = train(run, network, digits.train, digits.val)
-    run.append_metrics({"best_epoch": best.epoch, "test_accuracy": 0.0})
+    run.metrics.append({"best_epoch": best.epoch, "test_accuracy": 0.0})
     run.load_weights(network)
     return run, network, write_report(run, network, digits)
 
@@ -125,8 +125,8 @@ def write_untrained(tmp_path: Path) -> WriteUntrained:
         run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), Recipe(network="mine:build", epochs=1)))
         run.save_weights(network, "initial")
         figures = {"loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "val_loss": 1.0}
-        run.append_metrics({"epoch": 1, "learning_rate": 0.1, "seconds": 100.0, "layers": [], **figures})
-        run.append_metrics({"best_epoch": 1, "test_accuracy": 0.5})
+        run.metrics.append({"epoch": 1, "learning_rate": 0.1, "seconds": 100.0, "layers": [], **figures})
+        run.metrics.append({"best_epoch": 1, "test_accuracy": 0.5})
         path = write_report(run, network, dataset)
         assert path.stat().st_size < 5_000_000
         assert [one.name for one in path.parent.glob("report*")] == ["report.html"]

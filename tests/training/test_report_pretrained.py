@@ -25,8 +25,9 @@ from training.report.findings import LARGE_SHIFTS, examine
 from training.report.page import write_report
 from training.report.pictures import embed_photo
 from training.review import DoubtfulLabel, NearDuplicate, Review
-from training.run import BEST, INITIAL, Result, Run
+from training.run import BEST, INITIAL, Run
 from training.run_config import RunConfig
+from training.run_metrics import Result
 from training.statistics import list_norms
 
 from .test_report import Page
@@ -78,7 +79,7 @@ def write(folder: Path, dataset: Dataset, rows: list[dict[str, Any]], review: Re
     run.save_weights(network, INITIAL)
     run.save_weights(network, BEST)
     for row in rows:
-        run.append_metrics(row)
+        run.metrics.append(row)
     if review:
         review.save(run.folder)
     path = write_report(run, network, dataset)

@@ -239,7 +239,7 @@ def test_new_weights_are_on_disk_before_they_replace_the_old_ones(
     def lose_power(file: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.run.os.fsync", lose_power)
+    monkeypatch.setattr("os.fsync", lose_power)
     with pytest.raises(KeyboardInterrupt):
         run.save_weights(another_network(run))
     loaded = another_network(run, seed=2)
@@ -251,7 +251,7 @@ def test_a_small_file_is_complete_when_it_is_synced_to_disk(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced_bytes: list[int] = []
-    monkeypatch.setattr("training.run.os.fsync", lambda file: synced_bytes.append(os.fstat(file).st_size))
+    monkeypatch.setattr("os.fsync", lambda file: synced_bytes.append(os.fstat(file).st_size))
     Run.create(tmp_path / "run", RunConfig.of(digits, ReadOptions(), Recipe()))
     assert synced_bytes == [(tmp_path / "run" / "run.json").stat().st_size]  # no bytes remain in a buffer
 
@@ -271,8 +271,8 @@ def test_a_save_succeeds_after_an_interrupted_one(start_run: StartRun) -> None:
 
 def test_metrics_are_one_json_object_per_line(start_run: StartRun) -> None:
     run, _ = start_run()
-    run.append_metrics({"epoch": 1, "loss": 0.5})
-    run.append_metrics({"epoch": 2, "loss": 0.25})
+    run.metrics.append({"epoch": 1, "loss": 0.5})
+    run.metrics.append({"epoch": 2, "loss": 0.25})
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
 

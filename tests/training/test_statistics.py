@@ -242,7 +242,7 @@ def test_the_accuracy_of_exported_weights_is_reported_if_it_differs_from_their_e
     run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), Recipe(epochs=1)))
     torch.manual_seed(0)
     network = run.config.build_network()
-    monkeypatch.setattr("training.fit.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
+    monkeypatch.setattr("training.scratch.evaluate", lambda *_: (0.125, 1.0))  # of the weights that are exported
     fit_run(run, network, dataset, Execution(), Display().callbacks())
     printed = capsys.readouterr().out
     assert "with 95% confidence; the weights that are exported reach 0.1250\n" in printed

@@ -15,7 +15,8 @@ from evalmode.images.pixels import Resize
 from training.errors import NetworkError
 from training.networks import PretrainedNetwork, build_network, get_architecture
 from training.networks.backbone import AveragePool
-from training.networks.timm import OPERATORS, TIMM, Pool, Whole, _import_timm
+from training.networks.timm import OPERATORS, TIMM, _import_timm
+from training.networks.timm_stages import Pool, Whole
 from training.recipe import Recipe
 from training.tensors import save_tensors
 from training.trial import try_network

@@ -20,14 +20,15 @@ from training.callbacks import Callbacks
 from training.checkpoint import Epoch
 from training.datasets import Dataset, Split
 from training.errors import NetworkError, TrainingDiverged
-from training.evaluation import evaluate, predict_logits, split_evaluation
-from training.loop import choose_device, prepare_network, train
+from training.evaluation import count_batch, evaluate, predict_logits, split_evaluation
+from training.loop import prepare_network, train
 from training.networks import build_network, scale_pixels
 from training.networks.compact import Compact
 from training.optimizers import make_optimizers, schedule
 from training.recipe import Recipe
 from training.run import Run
 from training.statistics import recompute_statistics
+from training.torch_runtime import choose_device
 
 
 def ignore(*_: object) -> None:
@@ -692,3 +693,9 @@ def test_evaluation_bounds_the_pixels_of_a_batch_and_misses_no_image(side: int, 
     assert np.concatenate([batch[:, 0, 0, 0] for batch in batches]).tolist() == list(range(count))
     assert len(batches) > 1
     assert all(len(batch) == 1 or batch[..., 0].size <= 2**19 for batch in batches)
+
+
+@pytest.mark.parametrize("shape", [(40, 28, 28), (197, 768)])  # EfficientNet-Lite0 at 224x224, and tokens
+def test_evaluation_bounds_the_values_of_a_batch_of_maps(shape: tuple[int, ...]) -> None:
+    maps = np.broadcast_to(np.float16(0), (1800, *shape))
+    assert 2**18 < count_batch(maps) * maps[0].size <= 2**19

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -262,12 +262,30 @@ def test_ctrl_c_before_there_is_a_head_names_no_weights(tmp_path: Path) -> None:
     assert not Run.open(tmp_path / "run").has_weights()
 
 
+def read_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("fine_tune", ["none", "1"])
 def test_a_finished_run_resumes_to_the_same_result(tmp_path: Path, fine_tune: str) -> None:
-    fit_tiny(tmp_path, fine_tune=fine_tune)
-    before = describe_end(tmp_path / "run")
-    fit_tiny(tmp_path, fine_tune=fine_tune, resume=True)
-    assert describe_end(tmp_path / "run") == before
+    outcomes: list[Outcome] = []
+    fit_tiny(tmp_path, Callbacks(on_outcome=outcomes.append), fine_tune=fine_tune)
+    before = read_files(tmp_path / "run")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    notices: list[str] = []
+    quiet = Callbacks(on_step=refuse, on_stage=refuse, on_outcome=outcomes.append, on_notice=notices.append)
+    fit_tiny(tmp_path, quiet, fine_tune=fine_tune, resume=True)
+    assert read_files(tmp_path / "run") == before
+    assert notices == [f"the training of {tmp_path / 'run'} is finished: there is nothing to resume"]
+    first, again = outcomes
+    assert again.best.val_loss == pytest.approx(first.best.val_loss)
+    assert json.dumps(asdict(again.result)) == json.dumps(asdict(first.result))  # lists of tuples
+    assert (again.norm_layers, again.unmoved_layers) == (first.norm_layers, first.unmoved_layers)
+    assert (again.val_images, again.test_images) == (21, 24)
+    assert (again.best.epoch, again.best.val_accuracy) == (first.best.epoch, first.best.val_accuracy)
 
 
 @pytest.mark.skipif(find_spec("timm") is None, reason="evalmode[timm] is not installed")

@@ -5,75 +5,26 @@ Shapes: N images, C channels, H height, W width, D features, K classes.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evalmode.images.pixels import Resize
 from evalmode.images.resizing import INTERPOLATIONS
 from training.errors import NetworkError
 from training.networks.architecture import Architecture, NetworkInput
-from training.networks.backbone import AveragePool, Backbone, check_backbone, fit_transfer_recipe
+from training.networks.backbone import Backbone, check_backbone, fit_transfer_recipe
 from training.networks.failures import explain
 from training.networks.pretrained import PretrainedNetwork
+from training.networks.timm_stages import Whole, find_cut, make_images, split
 from training.networks.weights import fill, read_weights
 
 PREFIX = "timm:"
 OPERATORS = ("nms", "qnms")  # of torchvision's library, for object detection; it cannot be imported without them
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a model is split.
-
-    Attributes:
-        children: The names of its first children, which compute the feature maps one after another; () if none do.
-        averages: Whether all that follows up to the classifier is global average pooling.
-    """
-
-    children: tuple[str, ...]
-    averages: bool
-
-
-class Pool(nn.Module):
-    """What timm does after the last feature map, up to the classifier.
-
-    Args:
-        model: The model, without the modules before.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convert the output of the last stage to features, float32 (N, D)."""
-        features: Tensor = self.model.forward_head(x, pre_logits=True)  # type: ignore[operator]
-        return features
-
-
-class Whole(nn.Module):
-    """A model as one stage.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convert scaled images, float32 (N, C, H, W), to features, float32 (N, D)."""
-        features: Tensor = self.model.forward_head(self.model.forward_features(x), pre_logits=True)  # type: ignore[operator]
-        return features
 
 
 def _build(name: str, shape: tuple[int, int, int], classes: int, factor: float, dropout: float) -> PretrainedNetwork:
@@ -102,7 +53,7 @@ def _load_weights(network: PretrainedNetwork, name: str, weights: Path | None) -
     Raises:
         NetworkError: They cannot be downloaded or read, or they are of another network.
     """
-    cut = _find_cut(_create(name, pretrained=False), _read_config(name)["input_size"][1:])
+    cut = find_cut(_create(name, pretrained=False), _read_config(name)["input_size"][1:])
     model = _create(name, pretrained=weights is None)
     if weights is None:
         digest = hashlib.sha256()
@@ -112,7 +63,7 @@ def _load_weights(network: PretrainedNetwork, name: str, weights: Path | None) -
     else:
         tensors, description = read_weights(weights)
         fill(model, tensors, f"{weights} does not hold the weights of {name}")
-    stages, pool = _split(model, cut)
+    stages, pool = split(model, cut)
     network.stages.load_state_dict(nn.ModuleList(stages).state_dict())
     network.pool.load_state_dict(pool.state_dict())
     return description
@@ -200,84 +151,14 @@ def _attach_head(
     _, height, width = config["input_size"]
     try:
         with torch.no_grad():
-            features = Whole(model)(_make_images(shape[:2]))
+            features = Whole(model)(make_images(shape[:2]))
     except Exception as error:  # models raise a dozen types for sizes that they do not support
         raise NetworkError(
             f"--network {name} does not take images of {shape[0]}x{shape[1]}, it is made for {height}x{width}: "
             f"{explain(error)}"
         ) from error
-    stages, pool = _split(model, _find_cut(model, (height, width)))
+    stages, pool = split(model, find_cut(model, (height, width)))
     backbone = Backbone(stages, features.shape[-1], config["mean"], config["std"], pool)
     network = backbone.attach_head(classes, dropout).eval()
     check_backbone(name, network, shape)
     return network.train()
-
-
-def _make_images(size: tuple[int, int]) -> Tensor:
-    """Return an image of noise, float32 (1, 3, height, width)."""
-    return torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0))
-
-
-def _split(model: nn.Module, cut: Cut) -> tuple[list[nn.Module], nn.Module]:
-    """Split a model into stages and pooling; one that cannot be cut becomes one stage, which pools by itself.
-
-    Args:
-        model: The model; it loses the modules of the stages.
-        cut: Where to split it.
-    """
-    if not cut.children:
-        return [Whole(model)], nn.Identity()
-    stages: list[list[nn.Module]] = []
-    for module in _list_modules([model.get_submodule(name) for name in cut.children]):
-        if stages and all(tensor.ndim < 2 for tensor in module.parameters()):
-            stages[-1].append(module)  # norm, activation or pooling
-        else:
-            stages.append([module])
-    for name in cut.children:
-        delattr(model, name)
-    return [nn.Sequential(*modules) for modules in stages], AveragePool() if cut.averages else Pool(model)
-
-
-@torch.no_grad()
-def _find_cut(model: nn.Module, size: tuple[int, int]) -> Cut:
-    """Find the children of a model that compute its feature maps, by running them one after another.
-
-    Every parameter gets another value before, so that an operation shows, such as the addition of positions, that does
-    nothing in a new model.
-
-    Args:
-        model: The model, in eval mode; it is not changed.
-        size: (height, width) of the images to run it on.
-    """
-    twin, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-    for parameter in twin.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, (len(parameter) / parameter.numel()) ** 0.5, generator=generator)
-        else:
-            parameter.uniform_(0.2, 0.7, generator=generator)
-    images = _make_images(size)
-    wanted: Tensor = twin.forward_features(images)  # type: ignore[operator]
-    children: list[str] = []
-    x = images
-    for name, child in twin.named_children():
-        try:
-            for module in _list_modules([child]):
-                x = module(x)
-        except Exception:  # the children take something else, in an order of their own
-            break
-        children.append(name)
-        if isinstance(x, Tensor) and torch.equal(x, wanted):
-            features = twin.forward_head(x, pre_logits=True)  # type: ignore[operator]
-            mean = x.mean((2, 3)) if x.ndim == 4 else x
-            averages = features.shape == mean.shape and torch.allclose(features, mean, 1e-4, 1e-5)
-            return Cut(tuple(children), averages)
-    return Cut((), False)
-
-
-def _list_modules(children: list[nn.Module]) -> Iterator[nn.Module]:
-    """List modules; of a sequence of modules its members."""
-    for child in children:
-        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
-            yield from child
-        else:
-            yield child

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from training.report.doubts import describe_doubts
 from training.report.learning import Rows, describe_layers, describe_training
 from training.report.spread import spread
 from training.review import Review
-from training.run import INITIAL, Run
+from training.run import INITIAL, REPORT, Run
 from training.statistics import list_moved
 
 SHOWN_MISTAKES = 12
@@ -53,7 +52,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     facts |= describe_training(rows, network, len(dataset.val)) | describe_layers(rows, moved)
     facts |= _describe_test(run, network, initial, dataset) | describe_doubts(Review.read(run.folder), dataset)
     page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
-    path = run.folder / "report.html"
+    path = run.folder / REPORT
     write_atomically(path, page.get_template("page.html.j2").render(facts))
     return path
 
@@ -64,13 +63,8 @@ def _read_metrics(run: Run) -> Rows:
     Raises:
         RunError: They cannot be read, or no epoch is complete.
     """
-    path = run.folder / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        complete = any("val_accuracy" in row or row.get("stages") for row in rows)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    if not complete:
+    rows = run.metrics.read()
+    if not any("val_accuracy" in row or row.get("stages") for row in rows):
         raise RunError(
             f"no epoch of {run.folder} is complete, so there is nothing to report: evalmode train --resume continues it"
         )

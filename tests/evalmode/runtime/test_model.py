@@ -26,7 +26,7 @@ from evalmode.prediction import Score
 from evalmode.runtime import provider as provider_module
 from evalmode.runtime.loading import MAX_ARTIFACT_BYTES, LoadOptions, load_artifact, load_model
 from evalmode.runtime.model import ImageClassifier, Model
-from evalmode.runtime.provider import CPU, find_missing_library
+from evalmode.runtime.provider import CPU, CUDA, find_missing_library
 from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
 from tests.hostile import endless_loop
 
@@ -219,6 +219,9 @@ class TestPredict:
 
 class TestProvider:
     """Failures without a GPU; test_cuda.py tests CUDA itself."""
+
+    def test_of_a_gpu_runs_one_batch_at_a_time(self, model: ImageClassifier) -> None:
+        assert (model.max_slots, replace(model, provider=CUDA).max_slots) == (0, 1)
 
     @pytest.fixture
     def with_cuda_built_in(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from evalmode.images.pixels import PixelContract
 from evalmode.limits import Limits
 from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2, open_inference_pb2
-from serving.engine.decoding import MIB, DecodeBudget
+from serving.engine.decodes import MIB
+from serving.engine.job import Step
+from serving.engine.scheduler import Load
 from serving.services.classifier import Classifier
 from serving.services.inference import QUICK_BYTES, Inference, Unparsed, Work
 from serving.services.models import Models
@@ -37,16 +40,7 @@ from serving.services.open_inference import OpenInference
 from serving.services.source import Source
 from serving.services.statistics import Statistics
 from tests.conftest import encode, plain
-from tests.serving.conftest import (
-    WAIT_S,
-    BlockedModel,
-    Caller,
-    Direct,
-    count_turns,
-    make_batcher,
-    make_budget,
-    wait_until,
-)
+from tests.serving.conftest import WAIT_S, BlockedModel, Caller, Direct, make_executor, wait_until
 
 RED = np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)
 SMALL, LARGE = encode(plain("red")), encode(plain("red", (2200, 2200)))
@@ -65,6 +59,11 @@ def infer(timeout_us: int = 0, images: tuple[bytes, ...] = ()) -> open_inference
     if timeout_us:
         request.parameters["timeout"].int64_param = timeout_us
     return request
+
+
+def keep(reply: Any) -> Any:
+    """The conversion of a reply that a transport passes on as it is."""
+    return reply
 
 
 class Gate:
@@ -97,43 +96,45 @@ def blocked(model: ImageClassifier) -> BlockedModel:
 
 
 class Pipeline(Direct):
-    """A service with one slot, one decode thread of each kind and memory for one large image; counts ended requests."""
+    """A service with memory for one large image; counts ended requests."""
 
-    def __init__(self, model: Any, service: str = "classifier", limits: Limits | None = None) -> None:
-        limits, budget, statistics = limits or Limits(), make_budget(1, 64 * MIB), Statistics()
+    def __init__(
+        self, model: Any, service: str = "classifier", limits: Limits | None = None, slots: int = 1, deadline_s: int = 0
+    ) -> None:
+        limits, statistics = limits or Limits(), Statistics()
+        self.executor = executor = make_executor(slots, limits, 64 * MIB, count_run=statistics.count_run)
         models = Models({model.name: (model,)}, Source(Path()))
-        inference = Inference(make_batcher(1, limits, count_run=statistics.count_run), budget, statistics)
+        inference = Inference(executor, statistics, deadline_s)
         super().__init__(
-            Classifier(models, limits, budget) if service == "classifier" else OpenInference(models, inference, limits),
+            Classifier(models, limits, executor.decodes)
+            if service == "classifier"
+            else OpenInference(models, inference, limits),
             inference,
         )
         self.given_back = 0
-        batcher, give_back = self.inference.batcher, self.inference.batcher.give_back
+        leave = executor.leave
 
-        def count(aside: bool = False) -> None:
+        def count(*arguments: Any, **options: Any) -> None:
             self.given_back += 1
-            give_back(aside)
+            leave(*arguments, **options)
 
-        batcher.give_back = count  # type: ignore[method-assign]
+        executor.leave = count  # type: ignore[method-assign]
 
     def refusals(self) -> dict[str, int]:
         """The number of refused requests by reason."""
         counts = self.inference.statistics.counts.values()
         return {reason: number for each in counts for (_, reason), number in each.codes.items() if reason}
 
+    def wait_until_queued(self) -> None:
+        """Wait until one request waits."""
+        wait_until(lambda: self.executor.load().waiting == 1)
+
     def expect_ended(self, requests: int) -> None:
         """Check that every place was given back exactly once, and that no request holds a resource."""
         assert self.given_back == requests
-        assert self.inference.batcher.load().in_flight == self.inference.batcher._aside == 0
-        budget = self.inference.budget
-        assert not count_turns(budget._small)
-        assert not count_turns(budget._large)
-        wait_until(lambda: budget._large._free_bytes == budget._large.max_bytes)
-        wait_until(lambda: self.inference.batcher.load().slots_busy == 0)
-
-
-def wait_until_queued(budget: DecodeBudget, small: int = 0, large: int = 0) -> None:
-    wait_until(lambda: (count_turns(budget._small), count_turns(budget._large)) == (small, large))
+        slots, decodes = self.executor.slots, self.executor.decodes
+        wait_until(lambda: self.executor.load() == Load(slots, 0, 0, 0))
+        wait_until(lambda: (decodes._free_slots, decodes._free_bytes) == (slots, decodes.max_bytes))
 
 
 @dataclass(frozen=True)
@@ -169,20 +170,15 @@ WITHDRAWALS = [
 class TestWithdrawal:
     """Of a request whose call is cancelled or whose deadline has expired."""
 
-    @pytest.mark.parametrize(("request_", "lane"), [(IMAGE, "small"), (LARGE_IMAGE, "large")], ids=["small", "large"])
-    def test_while_waiting_for_a_decode_thread_ends_the_request_at_once(
-        self,
-        model: ImageClassifier,
-        gate: Gate,
-        withdrawal: Withdrawal,
-        request_: classifier_pb2.PredictRequest,
-        lane: str,
+    @pytest.mark.parametrize("request_", [IMAGE, LARGE_IMAGE], ids=["small", "large"])
+    def test_while_waiting_to_decode_ends_the_request_at_once(
+        self, model: ImageClassifier, gate: Gate, withdrawal: Withdrawal, request_: classifier_pb2.PredictRequest
     ) -> None:
         pipeline, caller = Pipeline(model), Caller()
         running = pipeline.begin(request_)
         wait_until(lambda: len(gate.threads) == 1)
         waiting = pipeline.begin(request_, caller)
-        wait_until_queued(pipeline.inference.budget, **{lane: 1})
+        pipeline.wait_until_queued()
         withdrawal.apply(caller)
         with pytest.raises(withdrawal.error, match=withdrawal.words):
             waiting.result(0)
@@ -212,7 +208,7 @@ class TestWithdrawal:
     def test_while_decoding_ends_the_request_after_decoding(
         self, blocked: BlockedModel, gate: Gate, withdrawal: Withdrawal
     ) -> None:
-        pipeline, caller = Pipeline(blocked), Caller()
+        pipeline, caller = Pipeline(blocked, slots=2), Caller()
         running = pipeline.begin(PIXELS)
         blocked.next_batch()
         decoding = pipeline.begin(IMAGE, caller)
@@ -222,7 +218,6 @@ class TestWithdrawal:
         gate.open.set()
         with pytest.raises(withdrawal.error, match=withdrawal.words):
             decoding.result(WAIT_S)
-        assert not running.done()  # the slot was busy all the time
         blocked.release()
         assert running.result(WAIT_S)
         pipeline.expect_ended(2)
@@ -259,31 +254,6 @@ def test_a_withdrawal_between_reading_and_queueing_is_not_lost(model: ImageClass
     with pytest.raises(RequestCancelled):
         waiting.result(WAIT_S)
     assert not running.done()  # the memory was in use all the time
-    gate.open.set()
-    assert running.result(WAIT_S)
-    pipeline.expect_ended(2)
-
-
-def test_a_second_wait_that_begins_before_the_first_is_recorded_can_be_withdrawn(
-    model: ImageClassifier, gate: Gate
-) -> None:
-    """If the decode thread is faster than the thread that submitted the request."""
-    pipeline, caller = Pipeline(model), Caller()
-    running = pipeline.begin(LARGE_IMAGE)
-    wait_until(lambda: len(gate.threads) == 1)
-    budget, submit, submitter = pipeline.inference.budget, pipeline.inference.budget.submit, threading.current_thread()
-
-    def submit_slowly(work: Callable[[], object], cost_bytes: int = 0) -> Any:
-        turn = submit(work, cost_bytes)
-        if threading.current_thread() is submitter:
-            wait_until_queued(budget, large=1)
-        return turn
-
-    budget.submit = submit_slowly  # type: ignore[method-assign]
-    waiting = pipeline.begin(LARGE_IMAGE, caller)
-    caller.cancel()
-    with pytest.raises(RequestCancelled):
-        waiting.result(0)
     gate.open.set()
     assert running.result(WAIT_S)
     pipeline.expect_ended(2)
@@ -334,7 +304,7 @@ class TestTimeoutParameter:
         work = Work(
             pipeline.inference,
             pipeline.service,
-            Unparsed(lambda: infer(50_000), 0),
+            Unparsed(lambda: infer(50_000), 0, keep),
             Caller(),
             waiting.set_result,
             lambda *timer: timers.append(timer),
@@ -356,7 +326,7 @@ class TestTimeoutParameter:
         answered: Future[Any] = Future()
         Work(
             pipeline.inference,
-            *(pipeline.service, Unparsed(lambda: infer(3600 * 10**6), 0), Caller(), answered.set_result),
+            *(pipeline.service, Unparsed(lambda: infer(3600 * 10**6), 0, keep), Caller(), answered.set_result),
             lambda *timer: timers.append(timer),
         )
         assert answered.result(WAIT_S).model_name == "colours"
@@ -374,7 +344,7 @@ class TestTimeoutParameter:
         with patch("serving.services.open_inference.time.monotonic", lambda: now):
             Work(
                 pipeline.inference,
-                *(pipeline.service, Unparsed(lambda: infer(2_500_000), 0), Caller(), ended.set_result),
+                *(pipeline.service, Unparsed(lambda: infer(2_500_000), 0, keep), Caller(), ended.set_result),
                 lambda *timer: timers.append(timer),
             )
             for wanted in (1, 1, 0.5):
@@ -388,47 +358,90 @@ class TestTimeoutParameter:
         blocked.release()
 
 
+class TestDefaultDeadline:
+    """The deadline of calls without one."""
+
+    def test_ends_the_wait(self, blocked: BlockedModel) -> None:
+        pipeline, timers, now = Pipeline(blocked, deadline_s=3), [], time.monotonic()
+        pipeline.begin(PIXELS)
+        blocked.next_batch()
+        ended: Future[Any] = Future()
+        with patch("serving.services.inference.time.monotonic", lambda: now):
+            Work(
+                pipeline.inference,
+                *(pipeline.service, Unparsed(lambda: PIXELS, 0, keep), Caller(math.inf), ended.set_result),
+                lambda *timer: timers.append(timer),
+            )
+            for _ in range(3):
+                seconds, fire = timers.pop()
+                assert seconds == pytest.approx(1, abs=1e-3)
+                assert not ended.done()
+                now += seconds + 1e-6
+                fire()
+        with pytest.raises(DeadlineExpired, match="while waiting for a slot"):
+            raise ended.result(0)
+        assert not timers
+        blocked.release()
+
+    @pytest.mark.parametrize(("deadline_s", "remaining_s"), [(3, 3600.0), (0, math.inf)])
+    def test_is_not_set_for_a_call_with_a_deadline_or_if_it_is_off(
+        self, model: ImageClassifier, deadline_s: int, remaining_s: float
+    ) -> None:
+        pipeline, timers, answered = Pipeline(model, deadline_s=deadline_s), [], Future[Any]()
+        Work(
+            pipeline.inference,
+            *(pipeline.service, Unparsed(lambda: PIXELS, 0, keep), Caller(remaining_s), answered.set_result),
+            lambda *timer: timers.append(timer),
+        )
+        assert answered.result(WAIT_S).scores
+        assert not timers
+
+
 class TestThreads:
     """The thread of each step."""
 
     @pytest.mark.parametrize(
-        ("size_bytes", "request_", "threads"),
+        ("size_bytes", "request_", "place"),
         [
-            (0, PIXELS, "caller"),
-            (QUICK_BYTES, PIXELS, "caller"),
-            (QUICK_BYTES + 1, PIXELS, "small-decode"),
-            (32 * MIB, PIXELS, "large-decode"),
-            (10**12, PIXELS, "large-decode"),  # the decompressed size may exceed the memory
-            (0, IMAGE, "caller"),
+            (0, PIXELS, ("caller", 0)),
+            (QUICK_BYTES, PIXELS, ("caller", 0)),
+            (QUICK_BYTES + 1, PIXELS, ("slot", 1)),
+            (32 * MIB, PIXELS, ("slot", 0)),  # a slot for large images
+            (10**12, PIXELS, ("slot", 0)),  # the decompressed size may exceed the memory
+            (0, IMAGE, ("caller", 0)),
         ],
     )
-    def test_a_large_message_is_parsed_in_a_decode_thread(
-        self, model: ImageClassifier, size_bytes: int, request_: Any, threads: str
+    def test_a_large_message_is_parsed_in_a_slot(
+        self, model: ImageClassifier, size_bytes: int, request_: Any, place: tuple[str, int]
     ) -> None:
         pipeline, parsed, answered = Pipeline(model), [], Future[Any]()
 
         def parse() -> Any:
             is_caller = threading.current_thread() is threading.main_thread()
-            parsed.append("caller" if is_caller else threading.current_thread().name.rpartition("-")[0])
+            thread = "caller" if is_caller else threading.current_thread().name.rpartition("-")[0]
+            parsed.append((thread, pipeline.executor.load().slots_busy))
             return request_
 
-        message = Unparsed(parse, size_bytes)
+        message = Unparsed(parse, size_bytes, keep)
         Work(pipeline.inference, pipeline.service, message, Caller(), answered.set_result, lambda *_: None)
         assert answered.result(WAIT_S).scores[0].label == "red"
-        assert parsed == [threads]
+        assert parsed == [place]
         pipeline.expect_ended(1)
 
-    @pytest.mark.parametrize(("image", "lane"), [(SMALL, "small-decode"), (LARGE, "large-decode")])
+    @pytest.mark.parametrize(("image", "slots_busy"), [(SMALL, 1), (LARGE, 0)])
     @pytest.mark.parametrize("service", ["classifier", "open_inference"])
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
-    def test_an_image_is_decoded_in_the_lane_of_its_size(
-        self, model: ImageClassifier, gate: Gate, image: bytes, lane: str, service: str, size_bytes: int
+    def test_an_image_is_decoded_in_a_slot_of_its_size(
+        self, model: ImageClassifier, gate: Gate, image: bytes, slots_busy: int, service: str, size_bytes: int
     ) -> None:
         pipeline = Pipeline(model, service)
-        gate.open.set()
         request = classifier_pb2.PredictRequest(image=image) if service == "classifier" else infer(images=(image,))
-        assert pipeline.begin(request, size_bytes=size_bytes).result(WAIT_S)
-        assert gate.threads == [lane]
+        answer = pipeline.begin(request, size_bytes=size_bytes)
+        wait_until(lambda: gate.threads)
+        wait_until(lambda: pipeline.executor.load().slots_busy == slots_busy)
+        gate.open.set()
+        assert answer.result(WAIT_S)
+        assert gate.threads == ["slot"]
         pipeline.expect_ended(1)
 
 
@@ -450,7 +463,7 @@ class TestEnd:
         def parse() -> None:
             raise MessageInvalid("damaged")
 
-        message = Unparsed(parse, size_bytes)
+        message = Unparsed(parse, size_bytes, keep)
         Work(pipeline.inference, pipeline.service, message, Caller(), ended.set_result, lambda *_: None)
         assert isinstance(ended.result(WAIT_S), MessageInvalid)
         pipeline.expect_ended(1)
@@ -509,20 +522,19 @@ def test_an_ended_request_is_not_referenced(model: ImageClassifier, request_: An
     """Without the garbage collector, which runs late: swapped models would accumulate until then."""
     pipeline, passing, answered = Pipeline(model), [replace(model)], Future[Any]()
     reference = weakref.ref(passing[0])
-    submit = pipeline.inference.budget.submit
+    submit = pipeline.executor.submit
 
-    def submit_slowly(work: Callable[[], object], cost_bytes: int = 0) -> Any:
-        turn = submit(work, cost_bytes)
+    def submit_slowly(step: Step) -> None:
+        submit(step)
         if threading.current_thread() is threading.main_thread():
             wait_until(lambda: pipeline.given_back == 1)
-        return turn
 
     if late:
-        pipeline.inference.budget.submit = submit_slowly  # type: ignore[method-assign]
+        pipeline.executor.submit = submit_slowly  # type: ignore[method-assign]
     gc.disable()
     try:
         with patch.object(pipeline.service, "find", lambda request: passing.pop()):
-            message = Unparsed(lambda: request_, 0)
+            message = Unparsed(lambda: request_, 0, keep)
             work = Work(pipeline.inference, pipeline.service, message, Caller(), answered.set_result, lambda *_: None)
             assert answered.result(WAIT_S).scores
         wait_until(lambda: pipeline.given_back == 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from evalmode.wire import open_inference_pb2 as infer
 from evalmode.wire import open_inference_pb2_grpc as infer_grpc
-from serving.engine.job import Decode
 from tests.conftest import colour_artifact, encode, plain
-from tests.serving.conftest import WAIT_S, BlockedModel, Caller, classify_by, make_backend, make_executor, wait_until
+from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, make_backend, make_executor, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
 RED = wire.PredictRequest(image=encode(plain("red")))
@@ -44,24 +42,6 @@ def listen(blocked: BlockedModel, slots: int, limits: Limits) -> Any:
     server = native.NativeServer(make_backend(direct, limits), "127.0.0.1:0")
     server.start()
     return server
-
-
-def test_waiting_requests_run_as_batches(model: ImageClassifier) -> None:
-    blocked = BlockedModel(model)
-    server = listen(blocked, 1, Limits(max_batch=3))
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        predict = wire_grpc.ClassifierStub(channel).Predict
-        calls = [predict.future(PIXELS, timeout=WAIT_S)]
-        batches = [len(blocked.next_batch())]
-        calls += [predict.future(PIXELS, timeout=WAIT_S) for _ in range(5)]
-        wait_until(lambda: server.load().waiting == 5)
-        for _ in range(2):
-            blocked.release()
-            batches.append(len(blocked.next_batch()))
-        blocked.release()
-        assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 6
-    server.drain(0)
-    assert batches == [1, 3, 2]
 
 
 def test_requests_for_different_outputs_are_never_in_one_batch(mapped: ImageClassifier) -> None:
@@ -96,23 +76,6 @@ def ask_for(value: int, *outputs: str) -> infer.ModelInferRequest:
     )
 
 
-def test_knows_whether_a_request_is_alone(model: ImageClassifier) -> None:
-    blocked = BlockedModel(model)
-    server = listen(blocked, 2, Limits())
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        predict = wire_grpc.ClassifierStub(channel).Predict
-        for calls in (1, 2):
-            futures = []
-            for _ in range(calls):
-                futures.append(predict.future(RED, timeout=WAIT_S))
-                blocked.next_batch()
-            blocked.release(calls)
-            for future in futures:
-                future.result(WAIT_S)
-    server.drain(0)
-    assert blocked.alone == [True, True, False]
-
-
 def test_all_slots_run_requests_that_one_thread_received(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     blocked.row_s = 0.008
@@ -124,25 +87,6 @@ def test_all_slots_run_requests_that_one_thread_received(model: ImageClassifier)
         wait_until(lambda: server.load().slots_busy == 2)
         blocked.release(100)
         assert [call.result(WAIT_S).scores[0].label for call in calls] == ["red"] * 8
-    server.drain(0)
-
-
-def test_a_request_that_cannot_end_before_its_deadline_is_not_begun(model: ImageClassifier) -> None:
-    blocked = BlockedModel(model)
-    server = listen(blocked, 1, Limits(max_batch=1))
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        predict = wire_grpc.ClassifierStub(channel).Predict
-        running = predict.future(PIXELS, timeout=WAIT_S)
-        blocked.next_batch()
-        blocked.row_s = 2 * WAIT_S
-        waiting = [predict.future(PIXELS, timeout=WAIT_S), predict.future(PIXELS)]
-        wait_until(lambda: server.load().waiting == 2)
-        blocked.release(2)
-        assert running.result(WAIT_S).scores[0].label == "red"
-        assert [call.code().name for call in waiting] == ["DEADLINE_EXCEEDED", "OK"]
-        wait_until(lambda: not server.load().slots_busy)
-        blocked.release()  # a free slot tries
-        assert predict(PIXELS, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 
@@ -182,31 +126,6 @@ def test_calls_that_end_while_they_wait_are_counted(model: ImageClassifier) -> N
     counts = server._inference.statistics.counts
     refused = {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
     assert counts["colours", "1"].codes == {("OK", ""): 1, **refused}
-    server.drain(0)
-
-
-def test_a_large_image_waits_for_memory_until_its_deadline(model: ImageClassifier) -> None:
-    blocked, limits = BlockedModel(model), Limits()
-    blocked.release(10)
-    server, busy, begun = listen(blocked, 1, limits), threading.Event(), threading.Semaphore(0)
-
-    def decode() -> None:
-        begun.release()
-        busy.wait(WAIT_S)
-
-    large = wire.PredictRequest(image=encode(plain("red", (2000, 2000))))
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        predict = wire_grpc.ClassifierStub(channel).Predict
-        executor = server._inference.executor
-        executor.submit(Decode(executor.admit(Caller(), print), decode, cost_bytes=100 * 2**20))
-        assert begun.acquire(timeout=WAIT_S)
-        assert predict.future(large, timeout=0.3).code().name == "DEADLINE_EXCEEDED"
-        counts = server._inference.statistics.counts
-        wait_until(lambda: ("colours", "1") in counts)
-        assert counts["colours", "1"].codes == {("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
-        assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
-        busy.set()
-        assert predict(large, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,9 @@ def fd() -> Iterator[int]:
 def start_worker(fd: int, worker: int, code: str) -> subprocess.Popen[str]:
     """Start a process that runs code with ``counters``, the counters of a worker."""
     head = f"from serving.workers.counters import SharedCounters; counters = SharedCounters({fd}, 2, {worker})\n"
+    pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-c", head + code], cwd=ROOT, pass_fds=[fd], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", head + code], cwd=ROOT, pass_fds=[fd], stdin=pipe, stdout=pipe, text=True
     )
 
 
@@ -69,6 +71,7 @@ def test_the_counters_of_a_worker_that_was_killed_are_cleared(fd: int) -> None:
         assert worker.stdout.readline() == "added\n"
         assert supervisor.total("in_flight") == 12
         worker.kill()
+    assert worker.returncode == -signal.SIGKILL
     supervisor.clear(1)
     assert supervisor.total("in_flight") == 5
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evalmode.errors import QueueFull
@@ -142,6 +142,8 @@ EVENTS = st.lists(
 
 @settings(max_examples=50, deadline=None)
 @given(EVENTS)
+@example([(0, "refuse"), (0, "snapshot"), (1, "snapshot"), (0, "kill")])
+@example([(0, "a"), (0, "a"), (0, "snapshot"), (0, "reload"), (0, "a"), (0, "snapshot")])
 def test_no_counter_decreases_whatever_ends(events: list[tuple[int, str]]) -> None:
     """Neither those of labels, of which only two have a counter of their own."""
     server, workers = WorkerFigures(3), [Statistics() for _ in range(3)]
@@ -150,6 +152,7 @@ def test_no_counter_decreases_whatever_ends(events: list[tuple[int, str]]) -> No
         match event:
             case "refuse":
                 workers[worker].count_early_refusal(QueueFull("full"))
+                workers[worker].count_refusal(None, 0.5, QueueFull("full"))
             case "snapshot":
                 server.receive(worker, encode_figures(take(workers[worker])))
                 known += workers[worker].answered - sent[worker]
@@ -231,8 +234,8 @@ class TestDrift:
         server, old, new = WorkerFigures(2), Counts(), Counts()
         old.recent.extend(draw_images(WINDOW, 0))
         new.recent.extend(draw_images(150, 1000))
-        server.receive(0, keep({ONE: old}, ONE))
-        server.receive(1, keep({ONE: new}, ONE))
+        server.receive(0, keep({ONE: new}, ONE))
+        server.receive(1, keep({ONE: old}, ONE))
         recent = [image.ns for image in server.merge(ALL).counts[ONE].recent]
         assert recent == [*range(150, 200), *range(1000, 1150)]
 

@@ -1,0 +1,322 @@
+"""Properties of the scheduler, whatever requests arrive, in whatever order things happen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
+from serving.engine.decodes import MIB, PACE_BYTES_PER_S, SMALL_BYTES
+from serving.engine.job import Decode, Job, Run, Step
+from serving.engine.lane import TRY_S, TURN_S, Batch
+from serving.engine.scheduler import BATCH_S, Load, Work
+from tests.serving.engine.bench import LARGE_MIB, Bench, Client, Network
+
+REMAINING_S = st.sampled_from([-1.0, 0.0005, 0.01, 0.1, math.inf, math.inf])
+COSTS_MIB = st.sampled_from([0, 0, 8, 20, 300, 600, LARGE_MIB, 2 * LARGE_MIB])
+SECONDS = st.sampled_from([1e-4, TRY_S, 0.006, 0.02, 1.0, 10.0])
+
+
+@dataclass(eq=False)
+class Known:
+    """What is known of a job in flight.
+
+    Attributes:
+        job: The job.
+        call: Its call.
+        model: The model of its request.
+        step: The step that waits or runs; None between two steps.
+        since: When it was submitted.
+        number: The number of steps that were submitted before it.
+        runs: Whether it runs.
+        aside: Whether it has decoded large images.
+    """
+
+    job: Job
+    call: Client
+    model: Network
+    step: Step | None = None
+    since: float = 0.0
+    number: int = 0
+    runs: bool = False
+    aside: bool = False
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Requests arrive, step by step, end, are cancelled and expire in any order.
+
+    The state is kept once more, without queues: a set of jobs, each of which waits, runs or is between two steps.
+    """
+
+    @initialize(slots=st.integers(1, 3), max_queue=st.integers(0, 12), max_batch=st.integers(1, 5))
+    def make(self, slots: int, max_queue: int, max_batch: int) -> None:
+        self.bench = Bench(slots, max_queue, max_batch)
+        self.scheduler = self.bench.scheduler
+        self.slots, self.places, self.max_batch = slots, slots + max_queue, max_batch
+        self.models = [Network(), Network(0.004, max_batch=3), Network(0.009, max_slots=1)]
+        self.scheduler.serve(self.models)
+        self.known: list[Known] = []
+        self.running: list[tuple[Work, list[Known]]] = []
+        self.now, self.steps, self.overtaken = 0.0, 0, False
+
+    @rule(remaining_s=REMAINING_S, model=st.integers(0, 2), data=st.data())
+    def arrive(self, remaining_s: float, model: int, data: st.DataObject) -> None:
+        call = Client(self.now + remaining_s)
+        try:
+            job = self.scheduler.admit(call, lambda outcome: None, self.now)
+        except QueueFull:
+            assert len(self.known) == self.places or self._may_be_late(call)
+            return
+        assert len(self.known) < self.places
+        self.known.append(one := Known(job, call, self.models[model]))
+        self._submit(one, data.draw(st.sampled_from(["decode", "run"])), data)
+
+    @precondition(lambda self: self._select(waits=False, runs=False))
+    @rule(what=st.sampled_from(["decode", "run", "run", "leave"]), data=st.data())
+    def go_on(self, what: str, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self._select(waits=False, runs=False)))
+        if what == "leave":
+            self._leave(one)
+        else:
+            self._submit(one, what, data)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self._finish(data.draw(st.integers(0, len(self.running) - 1)))
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data(), is_cancelled=st.booleans(), is_withdrawn=st.booleans())
+    def withdraw(self, data: st.DataObject, is_cancelled: bool, is_withdrawn: bool) -> None:
+        one = data.draw(st.sampled_from(self.known))
+        one.call.is_cancelled |= is_cancelled
+        if is_withdrawn:
+            error = self.scheduler.withdraw(one.job)
+            assert (error is not None) == (one.step is not None and not one.runs)
+            if error is not None:
+                assert isinstance(error, RequestCancelled if one.call.is_cancelled else DeadlineExpired)
+                self._leave(one)
+
+    @rule(seconds=SECONDS)
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def start(self) -> None:
+        """Start what may start, and check each work in the order in which it began."""
+        expected = self._expect_large()
+        started = self.scheduler.start(self.now)
+        ended = [(self._find(job), error) for job, error in started.ended]
+        large = [work for work in started.works if isinstance(work, Decode) and not self._is_small(work)]
+        assert [self._find(work.job) for work in large] == expected
+        for one, error in ended:
+            self._expect_end(one, error)
+        for work in started.works:
+            steps = list(work.runs) if isinstance(work, Batch) else [work]
+            jobs = [self._find(step.job) for step in steps]
+            for one, step in zip(jobs, steps, strict=True):
+                assert one.step is step, "a step runs twice, or was not submitted"
+                assert not one.runs
+                assert not one.call.is_cancelled
+                assert one.call.deadline > self.now
+                assert not one.job.withdrawn
+            if isinstance(work, Batch):
+                self._expect_batch(work, jobs)
+            elif work not in large:
+                self._expect_first_decode(jobs[0])
+            for one in jobs:
+                one.runs = True
+            self.running.append((work, jobs))
+        for one, _ in ended:
+            self._leave(one)
+        self._expect_no_more()
+
+    @invariant()
+    def limits_hold(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        busy = [work for work, _ in self.running if isinstance(work, Batch) or self._is_small(work)]
+        large = [work for work, _ in self.running if isinstance(work, Decode) and not self._is_small(work)]
+        assert len(busy) <= self.slots
+        assert len(large) <= self.slots
+        assert sum(work.cost_bytes for work in large) <= LARGE_MIB * MIB
+        for model in self.models:
+            running = sum(isinstance(work, Batch) and work.runs[0].model is model for work in busy)
+            assert running <= (model.max_slots or self.slots)
+        waiting = self._select(waits=True, runs=False)
+        assert self.scheduler.load == Load(self.slots, len(busy), len(waiting), len(self.known))
+        in_way = sum(not one.aside for one in self.known)
+        assert self.scheduler.is_busy() == (in_way >= self.slots or len(self.known) == self.places)
+
+    def teardown(self) -> None:
+        """Let everything end: no job is lost, and every counter returns to 0."""
+        if not hasattr(self, "bench"):
+            return
+        for _ in range(3 * len(self.known) + 1):
+            self.start()
+            for _ in range(len(self.running)):
+                self._finish(0)
+            for one in self._select(waits=False, runs=False):
+                self._leave(one)
+            self.now += 0.01
+        assert not self.known
+        assert self.scheduler.load == Load(self.slots, 0, 0, 0)
+        assert self.scheduler._aside == 0
+        assert (self.bench.decodes._free_slots, self.bench.decodes._free_bytes) == (self.slots, LARGE_MIB * MIB)
+        for lane in map(self.scheduler._find_lane, self.models):
+            assert (lane.in_flight, lane.running, lane.rows, len(lane.waiting)) == (0, 0, 0, 0)
+
+    def _submit(self, one: Known, what: str, data: st.DataObject) -> None:
+        step: Step
+        if what == "decode":
+            model = data.draw(st.sampled_from([None, one.model]))
+            step = Decode(one.job, lambda: None, model, data.draw(COSTS_MIB) * MIB)
+        else:
+            step = Run(one.job, one.model, data.draw(st.integers(1, 6)), data.draw(st.integers(0, 1)))
+        try:
+            self.scheduler.submit(step, self.now)
+        except RequestCancelled:
+            assert one.job.withdrawn
+            assert one.call.is_cancelled
+            self._leave(one)
+        except DeadlineExpired:
+            assert one.job.withdrawn
+            assert not one.call.is_cancelled
+            self._leave(one)
+        except QueueFull:
+            assert self._may_be_late(one.call)
+            self._leave(one)
+        else:
+            assert not one.job.withdrawn
+            self.steps += 1
+            one.step, one.since, one.number = step, self.now, self.steps
+            one.aside |= isinstance(step, Decode) and not self._is_small(step)
+
+    def _finish(self, index: int) -> None:
+        work, jobs = self.running.pop(index)
+        self.scheduler.finish(work)
+        for one in jobs:
+            one.step, one.runs = None, False
+            if isinstance(work, Batch):
+                self._leave(one, answered=True)
+
+    def _leave(self, one: Known, answered: bool = False) -> None:
+        self.known.remove(one)
+        self.scheduler.leave(one.job, answered, self.now)
+
+    def _select(self, waits: bool, runs: bool) -> list[Known]:
+        return [one for one in self.known if (one.step is not None) == waits and one.runs == runs]
+
+    def _find(self, job: Job) -> Known:
+        [one] = [one for one in self.known if one.job is job]
+        return one
+
+    def _is_small(self, step: Decode) -> bool:
+        return step.cost_bytes <= SMALL_BYTES
+
+    def _waiting_runs(self, model: Network) -> list[Known]:
+        waiting = [one for one in self._select(waits=True, runs=False) if isinstance(one.step, Run)]
+        return sorted((one for one in waiting if one.step.model is model), key=lambda one: one.number)
+
+    def _waiting_decodes(self, small: bool) -> list[Known]:
+        waiting = [one for one in self._select(waits=True, runs=False) if isinstance(one.step, Decode)]
+        return sorted((one for one in waiting if self._is_small(one.step) == small), key=lambda one: one.number)
+
+    def _may_be_late(self, call: Client) -> bool:
+        """Whether a request may be refused because its answer would be late: it has a deadline, and must wait."""
+        in_way = sum(not one.aside for one in self.known)
+        return self.now < call.deadline < math.inf and in_way >= self.slots
+
+    def _expect_large(self) -> list[Known]:
+        """The large decodes that begin now."""
+        waiting = self._waiting_decodes(small=False)
+        waiting.sort(key=lambda one: (one.since + one.step.cost_bytes / PACE_BYTES_PER_S, one.number))
+        large = [work for work, _ in self.running if isinstance(work, Decode) and not self._is_small(work)]
+        slots, free = self.slots - len(large), LARGE_MIB * MIB - sum(work.cost_bytes for work in large)
+        begun = []
+        for one in waiting:
+            if not slots or one.step.cost_bytes > free:
+                break
+            if not one.call.is_cancelled and one.call.deadline > self.now:
+                begun.append(one)
+                slots, free = slots - 1, free - one.step.cost_bytes
+        return begun
+
+    def _expect_end(self, one: Known, error: Exception) -> None:
+        """Check the reason why a job ends: it is cancelled, has expired, or has waited and would be late."""
+        assert one.step is not None
+        assert not one.runs
+        late = isinstance(one.step, Run) and self.now - one.since >= TRY_S
+        needed_s = one.model.expect_s(one.step.rows) if late else 0.0
+        assert isinstance(error, RequestCancelled if one.call.is_cancelled else DeadlineExpired)
+        assert one.call.is_cancelled or one.call.deadline - self.now <= needed_s
+
+    def _expect_batch(self, batch: Batch, jobs: list[Known]) -> None:
+        """Check what a batch holds: one kind of one model, in order, within its limits and all deadlines."""
+        model, rows = jobs[0].model, sum(run.rows for run in batch.runs)
+        assert {one.model for one in jobs} == {model}
+        assert len({run.kind for run in batch.runs}) == 1
+        assert [one.number for one in jobs] == sorted(one.number for one in jobs)
+        if len(jobs) > 1:
+            assert rows <= min(self.max_batch, model.max_batch)
+            assert model.expect_s(rows) <= min(BATCH_S, *(one.call.deadline - self.now for one in jobs))
+        waiting = [one for one in self._waiting_runs(model) if not one.call.is_cancelled]
+        before = [one for one in waiting if one.number < jobs[0].number]
+        assert all(one.call.deadline - self.now <= model.expect_s(one.step.rows) for one in before)
+        assert batch.alone == (len(self.known) == 1)
+        decodes_wait = bool(self._waiting_decodes(small=True))
+        assert not (decodes_wait and self.overtaken), "two batches went before a decode"
+        self.overtaken = decodes_wait
+
+    def _expect_first_decode(self, one: Known) -> None:
+        waiting = [each for each in self._waiting_decodes(small=True) if not each.call.is_cancelled]
+        assert next(each for each in waiting if each.call.deadline > self.now) is one
+        self.overtaken = False
+
+    def _expect_no_more(self) -> None:
+        """Check that nothing waits for a slot that is free."""
+        busy = [work for work, _ in self.running if isinstance(work, Batch) or self._is_small(work)]
+        if len(busy) == self.slots:
+            return
+        assert not self._waiting_decodes(small=True)
+        for model in self.models:
+            running = sum(isinstance(work, Batch) and work.runs[0].model is model for work in busy)
+            assert not self._waiting_runs(model) or running == model.max_slots
+
+
+TestAnyOrder: Any = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows_s=st.lists(st.sampled_from([0.0, 0.001, 0.004, BATCH_S]), min_size=2, max_size=3),
+    arrivals=st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=60),
+)
+def test_models_whose_requests_wait_get_the_same_time(rows_s: list[float], arrivals: list[list[int]]) -> None:
+    """From the time when requests of two models begin to wait, the difference is at most a batch of each."""
+    bench, models = Bench(max_queue=1000, max_batch=4), [Network(row_s) for row_s in rows_s]
+    lanes = [bench.scheduler._find_lane(model) for model in models]
+    lead: dict[tuple[int, int], float] = {}  # of the first over the second, while requests of both wait
+    running: list[str] = []
+    for number, arriving in enumerate(arrivals):
+        for index, which in enumerate(arriving):
+            if which < len(models):
+                bench.run(f"{number}/{index}/{which}", models[which])
+        for pair in combinations(range(len(models)), 2):
+            if all(lanes[which].waiting for which in pair):
+                lead.setdefault(pair, 0.0)
+        running = bench.end(running[0]) if running else bench.start()
+        if running:
+            which = int(running[0][-1])
+            taken_s = max(TURN_S, len(running[0].split()) * rows_s[which])
+            for pair in lead:
+                lead[pair] += taken_s * ((which == pair[0]) - (which == pair[1]))
+                assert abs(lead[pair]) <= 2 * BATCH_S + 1e-9
+        lead = {pair: value for pair, value in lead.items() if all(lanes[which].waiting for which in pair)}
