@@ -23,6 +23,7 @@ log = logging.getLogger("serving")
 START_S = 120.0  # for a worker to import its modules, or to bind its port
 SWAP_S = 30.0  # for a worker to answer requests by other versions
 ATTEMPTS = 5  # at the start, before the server gives up
+IDLE_S = 5.0  # between two looks whether a worker has ended, without a change of its models
 SHORT_LIFE_S = 1.0  # a worker that ends sooner is restarted after a delay
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
 
@@ -318,7 +319,10 @@ class WorkerGroup:
     def _follow(self, child: Child) -> None:
         """Bring the models of a worker up to date, until it ends."""
         while not child.channel.closed.is_set():
-            self._wait(lambda: child.generation != self._generation or child.channel.closed.is_set())
+            with self._changed:
+                self._changed.wait_for(lambda: child.generation != self._generation, IDLE_S)
+            if child.generation == self._generation:
+                continue
             try:
                 self._update(child)
             except (ChannelClosed, ChannelLate, RuntimeError) as error:

@@ -21,6 +21,7 @@ from serving.part import Part
 from serving.process import exit_now, exit_within
 from serving.services.figures import Counts, Version
 from serving.services.models import Entry
+from serving.transports.sockets import close_listeners_first
 from serving.trials import Trials
 from serving.workers.channel import Channel, ChannelClosed, ChannelLate, Message
 from serving.workers.counters import SharedCounters
@@ -29,6 +30,7 @@ from serving.workers.snapshots import decode_figures, encode_figures
 
 log = logging.getLogger("serving")
 
+OTHER_FILES = 1024  # of a worker, beside its connections
 END_S = 2.0  # after the grace period
 COUNTS_S = 10.0  # for the supervisor to ask all workers for their counters
 
@@ -84,6 +86,8 @@ class Worker:
             case "start":
                 gc.freeze()  # a full collection would otherwise visit everything that is loaded, and delay every call
                 self._server.start()
+                connections = self._config.limits.max_connections
+                close_listeners_first(self._server.port, connections + OTHER_FILES)
             case "ping":
                 return {"silent_s": self._server.silent_s()}, b""
             case "snapshot":

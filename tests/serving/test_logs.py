@@ -406,7 +406,8 @@ def test_a_malformed_message_or_unknown_method_logs_at_most_one_line(colours: Pa
         )
     assert "exc_info" not in logged
     others = {one["logger"] for one in lines if one not in refused}
-    assert others <= {"serving", "serving.services.models", "pygrpc_native.server"}  # the last logs connections
+    known = {"serving", "serving.services.models", "serving.services.source", "pygrpc_native.server"}
+    assert others <= known  # the last logs connections
     assert {one["level"] for one in lines} <= {"DEBUG", "INFO"}
 
 

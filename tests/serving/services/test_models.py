@@ -148,7 +148,7 @@ class TestRefresh:
         models = Models.open(repository)
         refresh(models)
         before = list_states(models)
-        monkeypatch.setattr("serving.services.source.load_model", load := Mock())
+        monkeypatch.setattr("evalmode.runtime.loading.load_model", load := Mock())
         refresh(models)
         load.assert_not_called()
         assert list_states(models) == before
@@ -365,7 +365,7 @@ def test_entries_can_be_listed_while_a_version_is_loading(repository: Path, monk
         assert go.wait(WAIT_S)
         return load_model(path, **options)
 
-    monkeypatch.setattr("serving.services.source.load_model", load_slowly)
+    monkeypatch.setattr("evalmode.runtime.loading.load_model", load_slowly)
     publish(repository, "colours", colour_artifact(GERMAN))
     refreshing = spawn(refresh, models)
     assert entered.wait(WAIT_S)
@@ -428,7 +428,7 @@ class TestDuringATrial:
             assert go.wait(WAIT_S)
             return load_model(path, **options)
 
-        monkeypatch.setattr("serving.services.source.load_model", load_slowly)
+        monkeypatch.setattr("evalmode.runtime.loading.load_model", load_slowly)
         publish(repository, "colours", colour_artifact(GERMAN))
         refreshing = spawn(refresh, models)
         assert entered.wait(WAIT_S)
@@ -449,7 +449,7 @@ class TestDuringATrial:
     def test_a_fault_of_the_server_affects_only_its_version(self, repository: Path, monkeypatch) -> None:
         models = Models.open(repository)
         with monkeypatch.context() as patched:
-            patched.setattr("serving.services.source.load_model", None)
+            patched.setattr("evalmode.runtime.loading.load_model", None)
             for name in ("colours", "other", "third"):  # more than there are threads
                 publish(repository, name, colour_artifact(GERMAN))
             refresh(models)

@@ -950,7 +950,7 @@ def test_the_old_version_stays_served_if_the_new_one_cannot_be_loaded(repository
 def test_the_old_version_stays_served_if_the_new_one_needs_a_missing_provider(repository: Path) -> None:
     service = controlled(repository)
     with (
-        patch("serving.services.source.load_model", side_effect=ProviderUnavailable("no CUDA")),
+        patch("evalmode.runtime.loading.load_model", side_effect=ProviderUnavailable("no CUDA")),
         pytest.raises(ModelInvalid, match="colours/2 cannot be loaded: no CUDA"),
     ):
         service.service.load(wire.RepositoryModelLoadRequest(model_name="colours"), Caller())

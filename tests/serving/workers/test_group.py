@@ -12,12 +12,12 @@ from unittest.mock import patch
 import pytest
 
 from evalmode.artifact.publishing import publish
-from evalmode.errors import ProviderUnavailable
+from evalmode.errors import ProviderUnavailable, WorkerUnavailable
 from serving.config import LogConfig, ServeConfig
 from serving.services.models import Models
 from serving.trials import Trials
 from serving.workers.counters import create_counters
-from serving.workers.group import WorkerGroup
+from serving.workers.group import Settings, WorkerGroup
 from serving.workers.repository import SharedSource
 from serving.workers.snapshots import decode_figures
 from serving.workers.state import State
@@ -118,3 +118,23 @@ def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
             made.follow()
     finally:
         made.group.kill()
+
+
+def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start() -> None:
+    group = WorkerGroup(Settings(1, {}, 1.0, 2, 0), lambda kind, message, data: ({}, b""), lambda number: None)
+    delays: list[float] = []
+
+    def wait(delay_s: float) -> None:
+        delays.append(delay_s)
+        if len(delays) == 11:
+            group.kill()
+
+    with (
+        patch("serving.workers.group.Child", side_effect=WorkerUnavailable("no more processes")),
+        patch.object(group._stopping, "wait", wait),
+    ):
+        group.start()
+        wait_until(lambda: len(delays) == 11)
+    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
+    with pytest.raises(WorkerUnavailable, match="no more processes"):
+        group.wait_until_ready(threading.Event())

@@ -1,4 +1,4 @@
-"""The port of several workers: theirs alone, before any of them listens."""
+"""No other server can take the port of several workers, even before one of them listens."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again
         wait_until(lambda: codes["OK"] > answered + CHANNELS)
     failed = {code: count for code, count in codes.items() if code != "OK"}
     assert set(failed) <= {"UNAVAILABLE"}
-    assert sum(failed.values()) <= CHANNELS
+    assert sum(failed.values()) <= 2 * CHANNELS  # one in flight, and one that was sent before the client noticed
     assert second in find_workers(server)
     assert len(find_workers(server)) == 2
     assert read_metric(server, "evalmode_worker_restarts_total") == 1
