@@ -20,7 +20,7 @@ from evalmode.runtime.model import Model
 from serving.engine.call import Call, find_reason_to_end
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import Batch
-from serving.engine.scheduler import SHARE_S, Load, Scheduler, Start, Work
+from serving.engine.scheduler import SHARE_S, Load, Scheduler, Start, Task
 from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ class Request:
 class Executor:
     """Runs the steps of jobs in slots.
 
-    There are two threads per slot, one of them for large decodes. A thread that ends a work takes the next one, so that
-    under load no work changes threads.
+    There are two threads per slot, one of them for large decodes. A thread that ends a task takes the next one, so that
+    under load no task changes threads.
 
     Args:
         scheduler: Decides what runs when. Only this object uses it.
@@ -82,7 +82,7 @@ class Executor:
         self._scheduler = scheduler
         self._count_run = count_run
         self._lock = threading.Lock()
-        self._works: SimpleQueue[Work | None] = SimpleQueue()  # None ends a thread
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()  # None ends a thread
         # ``defers``: what this thread submits starts later. ``until``: when it should no longer decode by itself.
         self._here = threading.local()
         self.threads = start_threads(2 * self.slots, "slot", self._serve)
@@ -90,7 +90,7 @@ class Executor:
     def close(self) -> None:
         """End each thread once it is free."""
         for _ in self.threads:
-            self._works.put(None)
+            self._tasks.put(None)
 
     def load(self) -> Load:
         """Return the current load."""
@@ -185,61 +185,61 @@ class Executor:
         Returns:
             Whether there was any.
         """
-        ran, work = False, self._pass_on(self._start(), keep=True)
-        while work is not None:
-            self._execute(work)
+        ran, task = False, self._pass_on(self._start(), keep=True)
+        while task is not None:
+            self._execute(task)
             ran = True
-            if isinstance(work, Batch):
+            if isinstance(task, Batch):
                 with self._lock:
-                    self._scheduler.finish(work)
+                    self._scheduler.finish(task)
                 break
-            work = self._pass_on(self._start(finished=work), keep=True)
+            task = self._pass_on(self._start(finished=task), keep=True)
         return ran
 
     def _serve(self) -> None:
-        """Run works until the executor is closed."""
-        while work := self._works.get():
-            while work is not None:
-                self._execute(work)
-                work = self._pass_on(self._start(finished=work), keep=True)
+        """Run tasks until the executor is closed."""
+        while task := self._tasks.get():
+            while task is not None:
+                self._execute(task)
+                task = self._pass_on(self._start(finished=task), keep=True)
 
-    def _start(self, finished: Work | None = None) -> Start:
+    def _start(self, finished: Task | None = None) -> Start:
         with self._lock:
             if finished is not None:
                 self._scheduler.finish(finished)
             return self._scheduler.start(time.monotonic())
 
-    def _pass_on(self, start: Start, keep: bool = False) -> Work | None:
-        """Give works to the threads, and end jobs.
+    def _pass_on(self, start: Start, keep: bool = False) -> Task | None:
+        """Give tasks to the threads, and end jobs.
 
         Args:
             start: What has started.
-            keep: Whether this thread runs one of the works. It does not run a large decode.
+            keep: Whether this thread runs one of the tasks. It does not run a large decode.
 
         Returns:
-            The work that this thread runs.
+            The task that this thread runs.
         """
-        works, kept = start.works, None
-        if keep and works and not self._is_large(works[-1]):
-            kept = works.pop()
-        for work in works:
-            self._works.put(work)
+        tasks, kept = start.tasks, None
+        if keep and tasks and not self._is_large(tasks[-1]):
+            kept = tasks.pop()
+        for task in tasks:
+            self._tasks.put(task)
         for job, error in start.ended:
             _finish(job, error)
         return kept
 
-    def _is_large(self, work: Work) -> bool:
-        return isinstance(work, Decode) and not self.decodes.is_small(work.cost_bytes)
+    def _is_large(self, task: Task) -> bool:
+        return isinstance(task, Decode) and not self.decodes.is_small(task.cost_bytes)
 
-    def _execute(self, work: Work) -> None:
-        if isinstance(work, Batch):
-            done = [(run.job, _make_reply(run, outcome)) for run, outcome in self._run(work.runs, work.alone)]
+    def _execute(self, task: Task) -> None:
+        if isinstance(task, Batch):
+            done = [(run.job, _make_reply(run, outcome)) for run, outcome in self._run(task.runs, task.alone)]
             for job, reply in done:  # together, so that a transport can send them together
                 _finish(job, reply)
             return
         try:
             with self._deferring(math.inf):  # this thread starts the next step itself
-                work.work()
+                task.work()
         except BaseException:
             log.exception("decoding a request failed")
 

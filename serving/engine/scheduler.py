@@ -31,18 +31,18 @@ from serving.engine.shared_limits import Count
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
 
-Work = Decode | Batch
+Task = Decode | Batch
 
 
 class Start(NamedTuple):
     """What begins now.
 
     Attributes:
-        works: What has been given a slot. Each ends with ``Scheduler.finish``.
+        tasks: What has been given a slot. Each ends with ``Scheduler.finish``.
         ended: Jobs that end without another step, each with the error.
     """
 
-    works: list[Work]
+    tasks: list[Task]
     ended: Ended
 
 
@@ -184,17 +184,17 @@ class Scheduler:
         Args:
             now: The current time.
         """
-        works: list[Work] = []
+        tasks: list[Task] = []
         ended: Ended = []
         while (step := self.decodes.take_large()) is not None:
             if self._begin(step, now, ended):
-                works.append(step)
+                tasks.append(step)
             else:
                 self.decodes.release_large(step)
-        while self._busy < self.slots and (work := self._take(now, ended)) is not None:
+        while self._busy < self.slots and (task := self._take(now, ended)) is not None:
             self._busy += 1
-            works.append(work)
-        return Start(works, ended)
+            tasks.append(task)
+        return Start(tasks, ended)
 
     def occupy(self) -> bool:
         """Take a slot for a thread that receives requests, if one is free.
@@ -211,19 +211,19 @@ class Scheduler:
         """Free a slot that ``occupy`` has taken."""
         self._busy -= 1
 
-    def finish(self, work: Work) -> None:
-        """Free the slot of a work that has ended.
+    def finish(self, task: Task) -> None:
+        """Free the slot of a task that has ended.
 
         Args:
-            work: What ``start`` returned.
+            task: What ``start`` returned.
         """
-        if isinstance(work, Batch):
+        if isinstance(task, Batch):
             self._busy -= 1
-            _lane_of(work.runs[0]).running -= 1
-        elif self.decodes.is_small(work.cost_bytes):
+            _lane_of(task.runs[0]).running -= 1
+        elif self.decodes.is_small(task.cost_bytes):
             self._busy -= 1
         else:
-            self.decodes.release_large(work)
+            self.decodes.release_large(task)
 
     def withdraw(self, job: Job) -> Exception | None:
         """Withdraw a job whose call was cancelled or whose deadline has passed.
@@ -296,7 +296,7 @@ class Scheduler:
             self._queued[lane] = None
         lane.add(run, now)
 
-    def _take(self, now: float, ended: Ended) -> Work | None:
+    def _take(self, now: float, ended: Ended) -> Task | None:
         """Take the batch or the small decode that is next."""
         while True:
             small = self.decodes.small

@@ -63,6 +63,7 @@ class _Call:
         arrived: The time of its arrival, by ``time.monotonic``.
         deadline: Its deadline, by the same clock; ``math.inf`` if it has none.
         is_cancelled: Whether the client has cancelled it.
+        is_ended: Whether the transport has ended it.
         work: Its request.
     """
 
@@ -70,6 +71,7 @@ class _Call:
     arrived: float
     deadline: float
     is_cancelled: bool = False
+    is_ended: bool = False
     work: Work | None = None
 
     def cancelled(self) -> bool:
@@ -232,6 +234,7 @@ class NativeServer:
         cancelled = {event[1] for event in events if event[0] == EVENT_CANCEL}
         for call in filter(None, map(self._calls.get, cancelled)):
             call.is_cancelled = call.deadline >= now + TICK_S  # otherwise its deadline has passed
+            call.is_ended = True
             if call.work is not None:
                 call.work.withdraw()
         for kind, call_id, method, payload, _, details in events:
@@ -273,6 +276,8 @@ class NativeServer:
         )
         if call.id in self._calls:
             call.work = work
+            if call.is_ended:  # meanwhile another thread has received the cancellation
+                work.withdraw()
 
     def _end(self, call: _Call, outcome: Any) -> None:
         """End a call with its reply or its error."""

@@ -7,7 +7,7 @@ import math
 from serving.engine.decodes import MIB, SMALL_BYTES, Decodes
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import Batch
-from serving.engine.scheduler import Scheduler, Work
+from serving.engine.scheduler import Scheduler, Task
 
 LARGE_MIB = 1000  # the memory for large decodes
 
@@ -73,7 +73,7 @@ class Bench:
         self.calls: dict[str, Client] = {}
         self.errors: dict[str, Exception] = {}
         self.alone: list[bool] = []
-        self._works: dict[str, Work] = {}
+        self._tasks: dict[str, Task] = {}
 
     def admit(self, name: str, remaining_s: float = math.inf) -> Job:
         call = Client(self.now + remaining_s)
@@ -97,19 +97,19 @@ class Bench:
         """Start what may start. Jobs that end are left."""
         started = self.scheduler.start(self.now)
         begun = []
-        for work in started.works:
+        for work in started.tasks:
             jobs = [run.job for run in work.runs] if isinstance(work, Batch) else [work.job]
             if isinstance(work, Batch):
                 self.alone.append(work.alone)
             begun.append(" ".join(map(self._name, jobs)))
-            self._works[begun[-1]] = work
+            self._tasks[begun[-1]] = work
         for job, error in started.ended:
             self._leave(self._name(job), error)
         return begun
 
     def end(self, work: str, keep: bool = False) -> list[str]:
         """End a work; answer its jobs, or ``keep`` them in flight. Start what may start then."""
-        self.scheduler.finish(self._works.pop(work))
+        self.scheduler.finish(self._tasks.pop(work))
         if not keep:
             for name in work.split():
                 self._leave(name)

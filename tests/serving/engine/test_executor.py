@@ -76,7 +76,7 @@ class Asked(Future[Any]):
         self._executor = executor
         call = call or Caller()
         self.job: Job = executor.admit(call, self.end)
-        call.works.append(self)
+        call.tasks.append(self)
 
     def run(self, model: Any, *values: int, reply: Callable[[Answer], Any] = lambda answer: answer) -> Asked:
         inputs = {"x": np.array(values)[:, np.newaxis]}
@@ -326,7 +326,7 @@ class TestThreads:
         with executor.receiving():
             decoding[0].decode(lambda: decode("large"), LARGE_BYTES)
             decoding[1].decode(lambda: decode("small"))
-            assert executor.load()[1:] == (0, 2, 2)
+            assert executor.load()[1:] == (1, 2, 2)
         assert executor.help()
         assert threads["small"] == threading.current_thread().name
         wait_until(lambda: len(threads) == 2)
@@ -347,14 +347,15 @@ class TestThreads:
 
         def decode(one: Asked, value: int) -> None:
             threads.append(threading.current_thread())
-            assert executor.runs_here()
+            assert executor.has_slot()
             one.run(model, value)
 
         asked = [Asked(executor) for _ in range(3)]
-        with executor.deferring():
+        with executor.receiving():
+            assert executor.has_slot()
             for value, one in enumerate(asked):
                 one.decode(partial(decode, one, value))
-        assert not executor.runs_here()
+        assert not executor.has_slot()
         assert executor.help()
         assert model.begun.qsize() == 1
         assert model.next() == [0, 1]

@@ -15,7 +15,7 @@ from evalmode.errors import DeadlineExpired, QueueFull, RequestCancelled
 from serving.engine.decodes import MIB, PACE_BYTES_PER_S, SMALL_BYTES
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import TRY_S, TURN_S, Batch
-from serving.engine.scheduler import BATCH_S, Load, Work
+from serving.engine.scheduler import BATCH_S, Load, Task
 from tests.serving.engine.bench import LARGE_MIB, Bench, Client, Network
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Play:
         self.models = [Network(), Network(0.004, max_batch=3), Network(0.009, max_slots=1)]
         self.scheduler.serve(self.models)
         self.known: list[Known] = []
-        self.running: list[tuple[Work, list[Known]]] = []
+        self.running: list[tuple[Task, list[Known]]] = []
         self.now, self.steps, self.overtaken = 0.0, 0, False
 
     def arrive(self, first: int, second: int) -> None:
@@ -114,11 +114,11 @@ class Play:
         expected = self._expect_large()
         started = self.scheduler.start(self.now)
         ended = [(self._find(job), error) for job, error in started.ended]
-        large = [work for work in started.works if isinstance(work, Decode) and not self._is_small(work)]
+        large = [work for work in started.tasks if isinstance(work, Decode) and not self._is_small(work)]
         assert [self._find(work.job) for work in large] == expected
         for one, error in ended:
             self._expect_end(one, error)
-        for work in started.works:
+        for work in started.tasks:
             steps = list(work.runs) if isinstance(work, Batch) else [work]
             jobs = [self._find(step.job) for step in steps]
             for one, step in zip(jobs, steps, strict=True):
