@@ -97,21 +97,21 @@ class Bench:
         """Start what may start. Jobs that end are left."""
         started = self.scheduler.start(self.now)
         begun = []
-        for work in started.tasks:
-            jobs = [run.job for run in work.runs] if isinstance(work, Batch) else [work.job]
-            if isinstance(work, Batch):
-                self.alone.append(work.alone)
+        for task in started.tasks:
+            jobs = [run.job for run in task.runs] if isinstance(task, Batch) else [task.job]
+            if isinstance(task, Batch):
+                self.alone.append(task.alone)
             begun.append(" ".join(map(self._name, jobs)))
-            self._tasks[begun[-1]] = work
+            self._tasks[begun[-1]] = task
         for job, error in started.ended:
             self._leave(self._name(job), error)
         return begun
 
-    def end(self, work: str, keep: bool = False) -> list[str]:
-        """End a work; answer its jobs, or ``keep`` them in flight. Start what may start then."""
-        self.scheduler.finish(self._tasks.pop(work))
+    def end(self, task: str, keep: bool = False) -> list[str]:
+        """End a task; answer its jobs, or ``keep`` them in flight. Start what may start then."""
+        self.scheduler.finish(self._tasks.pop(task))
         if not keep:
-            for name in work.split():
+            for name in task.split():
                 self._leave(name)
         return self.start()
 

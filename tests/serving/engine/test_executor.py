@@ -76,7 +76,7 @@ class Asked(Future[Any]):
         self._executor = executor
         call = call or Caller()
         self.job: Job = executor.admit(call, self.end)
-        call.tasks.append(self)
+        call.works.append(self)
 
     def run(self, model: Any, *values: int, reply: Callable[[Answer], Any] = lambda answer: answer) -> Asked:
         inputs = {"x": np.array(values)[:, np.newaxis]}

@@ -110,16 +110,16 @@ class Play:
         self.now += pick(SECONDS, first)
 
     def start(self, first: int = 0, second: int = 0) -> None:
-        """Start what may start, and check each work in the order in which it began."""
+        """Start what may start, and check each task in the order in which it began."""
         expected = self._expect_large()
         started = self.scheduler.start(self.now)
         ended = [(self._find(job), error) for job, error in started.ended]
-        large = [work for work in started.tasks if isinstance(work, Decode) and not self._is_small(work)]
-        assert [self._find(work.job) for work in large] == expected
+        large = [task for task in started.tasks if isinstance(task, Decode) and not self._is_small(task)]
+        assert [self._find(task.job) for task in large] == expected
         for one, error in ended:
             self._expect_end(one, error)
-        for work in started.tasks:
-            steps = list(work.runs) if isinstance(work, Batch) else [work]
+        for task in started.tasks:
+            steps = list(task.runs) if isinstance(task, Batch) else [task]
             jobs = [self._find(step.job) for step in steps]
             for one, step in zip(jobs, steps, strict=True):
                 assert one.step is step, "a step runs twice, or was not submitted"
@@ -127,26 +127,26 @@ class Play:
                 assert not one.call.is_cancelled
                 assert one.call.deadline > self.now
                 assert not one.job.withdrawn
-            if isinstance(work, Batch):
-                self._expect_batch(work, jobs)
-            elif work not in large:
+            if isinstance(task, Batch):
+                self._expect_batch(task, jobs)
+            elif task not in large:
                 self._expect_first_decode(jobs[0])
             for one in jobs:
                 one.runs = True
-            self.running.append((work, jobs))
+            self.running.append((task, jobs))
         for one, _ in ended:
             self._leave(one)
         self._expect_no_more()
 
     def expect_limits(self) -> None:
         """Check the limits and the counters."""
-        busy = [work for work, _ in self.running if isinstance(work, Batch) or self._is_small(work)]
-        large = [work for work, _ in self.running if isinstance(work, Decode) and not self._is_small(work)]
+        busy = [task for task, _ in self.running if isinstance(task, Batch) or self._is_small(task)]
+        large = [task for task, _ in self.running if isinstance(task, Decode) and not self._is_small(task)]
         assert len(busy) <= self.slots
         assert len(large) <= self.slots
-        assert sum(work.cost_bytes for work in large) <= LARGE_MIB * MIB
+        assert sum(task.cost_bytes for task in large) <= LARGE_MIB * MIB
         for model in self.models:
-            running = sum(isinstance(work, Batch) and work.runs[0].model is model for work in busy)
+            running = sum(isinstance(task, Batch) and task.runs[0].model is model for task in busy)
             assert running <= (model.max_slots or self.slots)
         waiting = self._select(waits=True, runs=False)
         assert self.scheduler.load == Load(self.slots, len(busy), len(waiting), len(self.known))
@@ -197,11 +197,11 @@ class Play:
             one.aside |= isinstance(step, Decode) and not self._is_small(step)
 
     def _finish(self, index: int) -> None:
-        work, jobs = self.running.pop(index)
-        self.scheduler.finish(work)
+        task, jobs = self.running.pop(index)
+        self.scheduler.finish(task)
         for one in jobs:
             one.step, one.runs = None, False
-            if isinstance(work, Batch):
+            if isinstance(task, Batch):
                 self._leave(one, answered=True)
 
     def _leave(self, one: Known, answered: bool = False) -> None:
@@ -238,8 +238,8 @@ class Play:
         """The large decodes that begin now."""
         waiting = self._waiting_decodes(small=False)
         waiting.sort(key=lambda one: (one.since + one.step.cost_bytes / PACE_BYTES_PER_S, one.number))
-        large = [work for work, _ in self.running if isinstance(work, Decode) and not self._is_small(work)]
-        slots, free = self.slots - len(large), LARGE_MIB * MIB - sum(work.cost_bytes for work in large)
+        large = [task for task, _ in self.running if isinstance(task, Decode) and not self._is_small(task)]
+        slots, free = self.slots - len(large), LARGE_MIB * MIB - sum(task.cost_bytes for task in large)
         begun = []
         for one in waiting:
             if not slots or one.step.cost_bytes > free:
@@ -281,12 +281,12 @@ class Play:
 
     def _expect_no_more(self) -> None:
         """Check that nothing waits for a slot that is free."""
-        busy = [work for work, _ in self.running if isinstance(work, Batch) or self._is_small(work)]
+        busy = [task for task, _ in self.running if isinstance(task, Batch) or self._is_small(task)]
         if len(busy) == self.slots:
             return
         assert not self._waiting_decodes(small=True)
         for model in self.models:
-            running = sum(isinstance(work, Batch) and work.runs[0].model is model for work in busy)
+            running = sum(isinstance(task, Batch) and task.runs[0].model is model for task in busy)
             assert not self._waiting_runs(model) or running == model.max_slots
 
 
