@@ -191,8 +191,9 @@ class NativeServer:
         """Receive calls and run what may run, until the transport is closed."""
         executor, ran = self._inference.executor, False
         while (events := self._receive(wait=not ran)) is not None:
-            with executor.receiving():
-                self._begin_all(events)
+            if events:
+                with executor.receiving():
+                    self._begin_all(events)
             ran = executor.help()
 
     def _receive(self, wait: bool) -> list[Any] | None:
