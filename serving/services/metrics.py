@@ -76,7 +76,7 @@ METRICS = {
         "histogram", VERSION, "Time to decode, wait and run the network for an answered request, in seconds."
     ),
     "evalmode_batch_size": Metric("histogram", VERSION, "Number of inputs in one run of the network."),
-    "evalmode_slots": Metric("gauge", (), "Number of slots: inferences and decodes of small images that can run at the same time."),
+    "evalmode_slots": Metric("gauge", (), "Number of slots: inferences and small decodes that can run at once."),
     "evalmode_slots_busy": Metric("gauge", (), "Number of slots in use."),
     "evalmode_requests_waiting": Metric("gauge", (), "Number of requests that are waiting for a slot."),
     "evalmode_requests_in_flight": Metric(
