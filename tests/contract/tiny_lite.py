@@ -18,7 +18,7 @@ from training.recipe import Recipe
 from training.run import BEST, EXACT, INITIAL, Run
 
 NETWORK = f"{__name__}:build"
-OF_TIMM = "timm:test_byobnet"
+OF_TIMM = "timm:test_efficientnet"
 FEATURES = 24
 PENALTY = 0.1
 
@@ -69,12 +69,11 @@ def build_network(run: Run, images: Pixels) -> PretrainedNetwork:
 
 
 def train_head(run: Run, network: PretrainedNetwork, dataset: Dataset) -> None:
-    """Train the head of a network, as a training without fine-tuning would, and save the run."""
-    run.save_weights(network, INITIAL)
+    """Train the head of a network, and save the run as a training without fine-tuning does: after the head."""
     examples = HeadExamples(extract(network, dataset.train.images), torch.from_numpy(dataset.train.targets))
     set_moments(network.head, examples.features)
     fit_dense(network.head, examples, PENALTY)
-    for which in (BEST, EXACT):
+    for which in (INITIAL, BEST, EXACT):
         run.save_weights(network, which)
 
 
