@@ -180,7 +180,7 @@ def _find_divergence(
     def keep(name: str, _layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         calls.update([name])
         if isinstance(output, Tensor):
-            computed[name] = output
+            computed[name] = output.clone()  # the next layer may change it in place
 
     with watch_outputs(dict(network.named_modules()), keep):
         network(scale_pixels(torch.from_numpy(images)))

@@ -18,7 +18,7 @@ from training.recipe import Recipe
 from training.run import BEST, EXACT, INITIAL, Run
 
 NETWORK = f"{__name__}:build"
-OF_TIMM = "timm:test_efficientnet"
+OF_TIMM = "timm:test_byobnet"
 FEATURES = 24
 PENALTY = 0.1
 
@@ -60,7 +60,7 @@ def draw_statistics(stages: nn.Sequential, x: Tensor) -> None:
 def build_network(run: Run, images: Pixels) -> PretrainedNetwork:
     """Build the network of a run; one of timm gets drawn weights and the statistics of images, as if pretrained."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
+        torch.manual_seed(0)
         network = run.config.build_network()
         assert isinstance(network, PretrainedNetwork)
         if run.config.recipe.network == OF_TIMM:
@@ -82,9 +82,9 @@ def extract(network: PretrainedNetwork, images: Pixels) -> Tensor:
     return network.extract(scale_pixels(torch.from_numpy(images)))
 
 
-def enlarge(split: Split, factor: int) -> Split:
-    """Images of ``factor`` times as many rows and columns."""
-    return Split(np.kron(split.images, np.ones((1, factor, factor, 1), np.uint8)), split.targets)
+def enlarge(split: Split, rows: int, columns: int) -> Split:
+    """Images of ``rows`` times as many rows and ``columns`` times as many columns."""
+    return Split(np.kron(split.images, np.ones((1, rows, columns, 1), np.uint8)), split.targets)
 
 
 def make_recipe(network: str) -> Recipe:
