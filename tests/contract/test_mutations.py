@@ -27,7 +27,7 @@ from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import check_digest, open_artifact, seal
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS
-from evalmode.certification import fold, quantize
+from evalmode.certification import fold, latency, quantize
 from evalmode.certification.activation_map import add_activation_map, remove_activation_map
 from evalmode.certification.certify import certify
 from evalmode.certification.golden import check_golden, least_recalls
@@ -50,7 +50,7 @@ from evalmode.images.pixels import Resize
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import open_cpu_session
 from tests.contract import tiny_lite
-from tests.training.graphs import keep_exports
+from tests.training.graphs import keep_exports, keep_quantized
 from training.datasets import Dataset, ReadOptions, Split
 from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree, StatisticsReplaced
 from training.export import export_run, quantize_artifact
@@ -85,7 +85,11 @@ class Trained:
 @pytest.fixture(scope="module", autouse=True)
 def _convert_once() -> Iterator[None]:
     """Convert each network once: a row changes the graph after that, or the network, which is converted again."""
-    with patch.object(training.export, "export_network", keep_exports()):
+    with (
+        patch.object(training.export, "export_network", keep_exports()),
+        patch.object(training.export, "quantize", keep_quantized()),
+        patch.object(latency, "ROUNDS", 2),  # no row depends on the speed
+    ):
         yield
 
 
@@ -101,7 +105,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param in ("pretrained", "timm"):
         name = {"pretrained": tiny_lite.NETWORK, "timm": tiny_lite.OF_TIMM}[request.param]
         factors = {"pretrained": (4, 4), "timm": (4, 8)}[request.param]  # the smallest with more than one position
-        splits = (draw_colours(count, seed) for seed, count in enumerate((192, 96, 96)))
+        splits = (draw_colours(count, seed) for seed, count in enumerate((144, 48, 48)))
         learned, val, test = (tiny_lite.enlarge(split, *factors) for split in splits)
         dataset = Dataset("colours", COLOURS, learned, val, test)
         run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe(name)))
@@ -416,14 +420,16 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(trained: Trained) -> N
 # graph states
 
 
-def turn_map(graph: onnx.ModelProto) -> None:
-    """Exchange rows and columns of the activation map."""
+def mirror_map(graph: onnx.ModelProto) -> None:
+    """Reverse the columns of the activation map."""
     node = find_map(graph)
+    for name, value in (("last", -1), ("end", np.iinfo(np.int64).min), ("columns", 3), ("step", -1)):
+        graph.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     graph.graph.node.insert(
         list(graph.graph.node).index(node),
-        helper.make_node("Transpose", [node.input[0]], ["turned"], perm=[0, 1, 3, 2]),
+        helper.make_node("Slice", [node.input[0], "last", "end", "columns", "step"], ["mirrored"]),
     )
-    node.input[0] = "turned"
+    node.input[0] = "mirrored"
 
 
 def forget_constant(graph: onnx.ModelProto) -> None:
@@ -436,7 +442,7 @@ def find_map(graph: onnx.ModelProto) -> onnx.NodeProto:
 
 
 @PRETRAINED
-@pytest.mark.parametrize("mutate", [turn_map, forget_constant], ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize("mutate", [mirror_map, forget_constant], ids=lambda mutate: mutate.__name__)
 def test_a_wrong_activation_map_is_detected(trained: Trained, mutate: Mutate) -> None:
     def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong = add_activation_map(graph)
@@ -455,7 +461,6 @@ def test_a_wrong_activation_map_is_detected(trained: Trained, mutate: Mutate) ->
     sealed = seal(graph, manifest)
     with pytest.raises(ReplayMismatch, match="give another activation_map than the certificate's, or one whose mean"):
         load_artifact(sealed)
-    assert "ReplayMismatch" in list_reasons(sealed)
 
 
 def find_pooled(graph: onnx.ModelProto) -> str:
@@ -495,7 +500,6 @@ def test_a_wrong_mean_or_standard_deviation_is_detected(trained: Trained, mutate
     sealed = seal(graph, manifest)
     with pytest.raises(ReplayMismatch, match="not the network that was certified"):
         load_artifact(sealed)
-    assert "ReplayMismatch" in list_reasons(sealed)
 
 
 @pytest.mark.parametrize(
@@ -509,7 +513,8 @@ def test_a_wrong_pixel_contract_in_a_sealed_file_is_detected(artifact: bytes, ot
     sealed = seal(graph, replace(manifest, pixels=replace(manifest.pixels, resize=other)))
     with pytest.raises(DecoderMismatch, match="is decoded to other pixels than where it was made"):
         load_artifact(sealed)
-    assert "DecoderMismatch" in list_reasons(sealed)
+    if other.crop_ratio != 1:  # one is enough, since the checks that follow are the same
+        assert "DecoderMismatch" in list_reasons(sealed)
 
 
 class Dropping(nn.Module):
@@ -627,8 +632,10 @@ INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation ->
 
 @pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
+    quantize_once = training.export.quantize
+
     def build_wrong(*arguments: Any) -> onnx.ModelProto:
-        wrong = quantize.quantize(*arguments)
+        wrong = quantize_once(*arguments)
         mutate(wrong)
         return wrong
 

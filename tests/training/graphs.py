@@ -9,10 +9,13 @@ from pathlib import Path
 import onnx
 from torch import nn
 
+from evalmode.certification.quantize import quantize
+from evalmode.images.pixels import Pixels
 from training.onnx_export import Deployed, convert, export_network
 
 Convert = Callable[[nn.Module, tuple[int, int, int], list[str]], onnx.ModelProto]
 ExportNetwork = Callable[[str, Deployed, tuple[int, int, int]], tuple[onnx.ModelProto, dict[str, str]]]
+Quantize = Callable[[onnx.ModelProto, Pixels], onnx.ModelProto]
 
 
 def keep_graphs(folder: Path) -> Convert:
@@ -55,3 +58,16 @@ def keep_exports() -> ExportNetwork:
         return onnx.load_from_string(content), dict(outputs)
 
     return export_once
+
+
+def keep_quantized() -> Quantize:
+    """Return a function like ``quantize`` that quantizes each graph once; the pixels are those of its training."""
+    kept: dict[bytes, bytes] = {}
+
+    def quantize_once(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
+        content = graph.SerializeToString(deterministic=True)
+        if content not in kept:
+            kept[content] = quantize(graph, pixels).SerializeToString()
+        return onnx.load_from_string(kept[content])
+
+    return quantize_once
