@@ -2,10 +2,16 @@
 
     python benchmarks/false_alarms.py --out benchmarks/results/DATE-false-alarms.json
     python benchmarks/false_alarms.py --out ... --qemu "qemu-x86_64 -cpu Nehalem"
+    python benchmarks/false_alarms.py --out benchmarks/results/DATE-false-alarms-photos.json --heads RUN --runs RUN...
 
-Trains 50 small networks for an epoch, each with another shape, number of labels and seed, exports each, and runs every
-check of `evalmode check`, as float32 and as int8, regardless of the speed-up. With --qemu, every fifth is replayed on
-an emulated processor with other vector instructions and other rounding. `load_ms`: time to load and replay one.
+Exports 50 small networks, each with another shape, number of labels and seed, as float32 and as int8, and runs every
+check of `evalmode check`. The speed-up of int8 is not checked. With --heads and --runs, the exports are classifiers of
+photos instead. RUN is the folder of a run of a pretrained network that `evalmode train` finished. --heads trains 20
+heads on its features, each with other labels, images and splits and another penalty. --runs exports each run, plain and
+mirrored.
+
+With --qemu, every fifth is replayed on an emulated processor with other vector instructions and other rounding.
+`load_ms`: time to load and replay one. `accuracy`: on the test images.
 """
 
 from __future__ import annotations
@@ -18,28 +24,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
-import torch
+from lecture import processor  # in this folder
+from photo_classifiers import list_heads, list_runs
+from small_networks import list_small_networks
 
-import training.export
 from evalmode.artifact.sealing import open_artifact
 from evalmode.certification.verdicts import examine
 from evalmode.files import write_atomically
 from evalmode.runtime.loading import load_artifact
-from training.datasets import Dataset, ReadOptions, Split
-from training.export import export_run, quantize_artifact
-from training.loop import prepare_network, train
-from training.recipe import choose_recipe
-from training.run import Run
-from training.run_config import RunConfig
 
-COUNT, EMULATED = 50, 5
+EMULATED = 5
 REPLAY = """
 import json, sys
 import numpy as np
@@ -49,80 +48,27 @@ certificate = model.manifest.certificate
 difference = np.abs(model.run(certificate.inputs)["logits"] - certificate.outputs["logits"]).max()
 print(json.dumps({"invariant": model.batch_invariant, "difference": float(difference)}))
 """
-SIDES = (8, 11, 16, 24, 28, 32, 48)
-LABELS = (2, 3, 10, 37, 100)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network to train."""
-
-    network: str
-    width: float
-    shape: tuple[int, int, int]
-    labels: int
-    imbalanced: bool
-    mirrored: bool
-    seed: int
-
-
-def list_cases() -> Iterator[Case]:
-    """List 50 different cases."""
-    rng = np.random.default_rng(0)
-    for seed in range(COUNT):
-        side, other = rng.choice(SIDES, 2)
-        yield Case(
-            network=("compact", "reference")[seed % 2],
-            width=float(rng.choice([0.5, 1.0, 1.5])),
-            shape=(int(side), int(other), int(rng.choice([1, 3]))),
-            labels=int(rng.choice(LABELS)),
-            imbalanced=bool(rng.integers(4) == 0),
-            mirrored=bool(rng.integers(2)),
-            seed=seed,
-        )
-
-
-def draw(case: Case, count: int, part: int) -> Split:
-    """Draw images of noise that are brighter for higher labels."""
-    rng = np.random.default_rng([case.seed, part])
-    targets = np.arange(count) % case.labels
-    if case.imbalanced:
-        targets[case.labels :] *= rng.random(count - case.labels) < 0.05  # the others get the first label
-    base = 40 + 150 * targets / case.labels
-    images = rng.normal(base[:, None, None, None], 30, (count, *case.shape))
-    return Split(np.clip(images, 0, 255).astype(np.uint8), targets.astype(np.int64))
-
-
-def export(case: Case, folder: Path) -> dict[str, bytes]:
-    """Train for an epoch and export, as float32 and as int8."""
-    labels = tuple(f"label {number}" for number in range(case.labels))
-    count = max(128, 2 * case.labels)
-    dataset = Dataset("drawn", labels, draw(case, 2 * count, 0), draw(case, count, 1), draw(case, count, 2))
-    recipe = choose_recipe(case.network, dataset, epochs=1, width=case.width, seed=case.seed, mirror=case.mirrored)
-    run = Run.create(folder / "run", RunConfig.of(dataset, ReadOptions(), recipe))
-    torch.manual_seed(case.seed)
-    network = prepare_network(run.config.build_network(), dataset.train)
-    train(run, network, dataset.train, dataset.val)
-    artifact = export_run(run, dataset, case.mirrored).artifact
-    with patch.object(training.export, "check_gain", str):  # whatever the speed-up
-        return {"float32": artifact, "int8": quantize_artifact(artifact, dataset)[0]}
-
-
-def measure(case: Case, emulator: list[str] | None) -> dict[str, Any]:
-    """Export a case and check it, here and on the emulated processor."""
+def measure(
+    facts: dict[str, Any], export: Callable[[Path], dict[str, bytes]], emulator: list[str] | None
+) -> dict[str, Any]:
+    """Export one and check it, here and on the emulated processor."""
+    facts = {**facts, "processor": processor()}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifacts = export(case, Path(folder))
+            artifacts = export(Path(folder))
         except Exception as error:
-            return {**vars(case), "alarms": [f"{type(error).__name__}: {error}"]}
+            return {**facts, "alarms": [f"{type(error).__name__}: {error}"]}
         results = {kind: check(artifact, kind, Path(folder), emulator) for kind, artifact in artifacts.items()}
-    return {**vars(case), "alarms": [alarm for result in results.values() for alarm in result.pop("alarms")], **results}
+    return {**facts, "alarms": [alarm for result in results.values() for alarm in result.pop("alarms")], **results}
 
 
 def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) -> dict[str, Any]:
     """Run every check on an artifact, load it as a server does, and load it on the emulated processor."""
     alarms = [f"{kind}: {verdict.check}: {verdict.finding}" for verdict in examine(artifact) if not verdict.passed]
-    certificate = open_artifact(artifact)[1].certificate
+    manifest = open_artifact(artifact)[1]
+    certificate, properties = manifest.certificate, manifest.properties
     assert certificate is not None
     started = time.perf_counter()
     load_artifact(artifact)
@@ -130,6 +76,8 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
         "tolerance": certificate.tolerance,
         "invariant": certificate.batch_invariant,
         "load_ms": round((time.perf_counter() - started) * 1e3, 1),
+        "accuracy": properties["quality"]["accuracy"],
+        "commit": properties["versions"]["commit"],
     }
     if emulator:
         path = folder / f"{kind}.onnx"
@@ -144,11 +92,15 @@ def main() -> None:
     """Run all cases and print the number of false alarms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--heads", type=Path, metavar="RUN", help="export heads that are trained on its features")
+    parser.add_argument("--runs", type=Path, metavar="RUN", nargs="+", default=[], help="export these runs")
     parser.add_argument("--qemu", type=shlex.split, help="the emulator and its options")
     arguments = parser.parse_args()
+    heads = list_heads(arguments.heads) if arguments.heads else ()
+    cases = chain(heads, list_runs(arguments.runs)) if heads or arguments.runs else list_small_networks()
     results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    for case in list(list_cases())[len(results) :]:  # continue an interrupted run
-        results.append(measure(case, arguments.qemu if case.seed % EMULATED == 0 else None))
+    for number, (facts, export) in list(enumerate(cases))[len(results) :]:  # continue an interrupted run
+        results.append(measure(facts, export, arguments.qemu if number % EMULATED == 0 else None))
         print(results[-1], flush=True)
         write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")
     alarms = sum(len(result["alarms"]) for result in results)

@@ -10,10 +10,11 @@
     ├── CommandKilled          a signal ended a command of the quickstart: exit 2
     ├── TrainingDiverged       a loss, gradient, weight or statistic is NaN or infinite: exit 1
     └── ExportRefused          a check of the export failed, nothing was published: exit 1
-        ├── LabelsReordered    the data have other labels than the run, or another order
-        ├── ModuleInTrainMode  a part of the network is in train mode
-        ├── FoldMismatch       folding batch norm changed the network's outputs
-        └── NetworksDisagree   ONNX Runtime and torch give different outputs
+        ├── LabelsReordered     the data have other labels than the run, or another order
+        ├── ModuleInTrainMode   a part of the network is in train mode
+        ├── StatisticsReplaced  the weights files differ in batch norm statistics that training keeps
+        ├── FoldMismatch        folding batch norm changed the network's outputs
+        └── NetworksDisagree    ONNX Runtime and torch give different outputs
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class LabelsReordered(ExportRefused):
 
 class ModuleInTrainMode(ExportRefused):
     """A part of the network is in train mode."""
+
+
+class StatisticsReplaced(ExportRefused):
+    """The weights files of a run hold different batch norm statistics for a layer whose statistics training keeps."""
 
 
 class FoldMismatch(ExportRefused):

@@ -28,6 +28,7 @@ from training.agreement import Agreement, Expected, check_fold, expect_answers, 
 from training.datasets import Dataset, Split
 from training.errors import LabelsReordered
 from training.evaluation import predict_logits, split_evaluation
+from training.kept_statistics import check_kept_statistics
 from training.map_agreement import measure_map_difference
 from training.networks import explain_errors
 from training.onnx_export import Deployed, Mirrored, export_network
@@ -244,6 +245,7 @@ def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:
     """Load the best weights of a run with exact batch norm statistics, in eval mode."""
     exact = run.has_weights(EXACT) and not mirrored
     network = run.load_network(EXACT if exact else BEST)
+    check_kept_statistics(run, network, dataset.train)
     if exact:
         return network
     network = Mirrored(network) if mirrored else network

@@ -164,10 +164,13 @@ def _without_output() -> Iterator[None]:
 
 
 def _list_outputs(graph: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """List each layer with its output tensor, from the metadata of the exporter."""
+    """List each layer with the output of each of its operations, from the metadata of the exporter; its own is the last.
+
+    An operation belongs to the layer that calls it and to those around that one: a batch norm of timm contains its
+    activation, whose output is that of both.
+    """
     for node in graph.graph.node:
         metadata = {entry.key: entry.value for entry in node.metadata_props}
         scopes = metadata.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").split(",")
-        scopes = [scope.strip("' ") for scope in scopes]
-        if len(scopes) > 2:
-            yield scopes[-2].removeprefix("network."), node.output[0]  # the last scope is the operation itself
+        for scope in scopes[2:-1]:  # without the whole graph, the network, and the operation itself
+            yield scope.strip("' ").removeprefix("network."), node.output[0]

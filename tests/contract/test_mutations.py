@@ -6,8 +6,10 @@ digest and certificate match the wrong graph, and a gate, the replay or a check 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +27,7 @@ from evalmode.artifact.certificate import ClassifierCertificate
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.sealing import check_digest, open_artifact, seal
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS
-from evalmode.certification import fold, quantize
+from evalmode.certification import fold, latency, quantize
 from evalmode.certification.activation_map import add_activation_map, remove_activation_map
 from evalmode.certification.certify import certify
 from evalmode.certification.golden import check_golden, least_recalls
@@ -48,13 +50,13 @@ from evalmode.images.pixels import Resize
 from evalmode.runtime.loading import load_artifact
 from evalmode.runtime.session import open_cpu_session
 from tests.contract import tiny_lite
+from tests.training.graphs import keep_exports, keep_quantized
 from training.datasets import Dataset, ReadOptions, Split
-from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree
+from training.errors import FoldMismatch, LabelsReordered, ModuleInTrainMode, NetworksDisagree, StatisticsReplaced
 from training.export import export_run, quantize_artifact
 from training.loop import prepare_network, train
-from training.onnx_export import export_network
 from training.recipe import choose_recipe
-from training.run import EXACT, Run
+from training.run import BEST, EXACT, Run
 from training.run_config import RunConfig
 
 Mutate = Callable[[onnx.ModelProto], None]
@@ -70,38 +72,46 @@ def draw_colours(count: int, seed: int) -> Split:
     return Split(images.astype(np.uint8), targets.astype(np.int64))
 
 
-def draw_splits() -> tuple[Split, Split, Split]:
-    """Training, validation and test images."""
-    return draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2)
-
-
 @dataclass
 class Trained:
-    """A run of a network on colours, its artifact, and an int8 variant regardless of its speed-up.
-
-    Attributes:
-        converted: What ``export_network`` returned for the run. The conversion takes most of the time of an export.
-    """
+    """A run of a network on colours, its artifact, and an int8 variant regardless of its speed-up."""
 
     run: Run
     dataset: Dataset
     artifact: bytes
     int8: bytes
-    converted: tuple[onnx.ModelProto, dict[str, str]]
-
-    def export_again(self) -> None:
-        """Export the run, without a second conversion of the same network."""
-        with patch.object(training.export, "export_network", lambda *_: self.converted):
-            export_run(self.run, self.dataset)
 
 
-@pytest.fixture(scope="module", params=["compact", "reference", "pretrained"])
+@pytest.fixture(scope="module", autouse=True)
+def _convert_once() -> Iterator[None]:
+    """Convert each network once: a row changes the graph after that, or the network, which is converted again."""
+    with (
+        patch.object(training.export, "export_network", keep_exports()),
+        patch.object(training.export, "quantize", keep_quantized()),
+        patch.object(latency, "ROUNDS", 2),  # no row depends on the speed
+    ):
+        yield
+
+
+OF_TIMM = pytest.param("timm", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no evalmode[timm]"))
+# Rows that convert a network again, which takes seconds; for timm, the graph is changed instead.
+CONVERTED_AGAIN = pytest.mark.parametrize("trained", ["compact", "reference", "pretrained"], indirect=True)
+PRETRAINED = pytest.mark.parametrize("trained", ["pretrained", OF_TIMM], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["compact", "reference", "pretrained", OF_TIMM])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    if request.param == "pretrained":
-        found: Trained = request.getfixturevalue("pretrained")
-        return found
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    dataset = Dataset("colours", COLOURS, *draw_splits())
+    if request.param in ("pretrained", "timm"):
+        name = {"pretrained": tiny_lite.NETWORK, "timm": tiny_lite.OF_TIMM}[request.param]
+        factors = {"pretrained": (4, 4), "timm": (4, 8)}[request.param]  # the smallest with more than one position
+        splits = (draw_colours(count, seed) for seed, count in enumerate((144, 48, 48)))
+        learned, val, test = (tiny_lite.enlarge(split, *factors) for split in splits)
+        dataset = Dataset("colours", COLOURS, learned, val, test)
+        run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe(name)))
+        tiny_lite.train_head(run, tiny_lite.build_network(run, learned.images[:64]), dataset)
+        return export_both(run, dataset)
+    dataset = Dataset("colours", COLOURS, draw_colours(384, 0), draw_colours(96, 1), draw_colours(96, 2))
     epochs = {"compact": 3, "reference": 6}[request.param]
     recipe = choose_recipe(request.param, dataset, epochs=epochs, batch_size=32)
     run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), recipe))
@@ -113,18 +123,11 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def export_both(run: Run, dataset: Dataset) -> Trained:
     """Export a run, as float32 and as int8."""
-    converted: list[tuple[onnx.ModelProto, dict[str, str]]] = []
-
-    def convert(*given: Any) -> tuple[onnx.ModelProto, dict[str, str]]:
-        converted.append(export_network(*given))
-        return converted[0]
-
-    with patch.object(training.export, "export_network", convert):
-        exported = export_run(run, dataset)
+    exported = export_run(run, dataset)
     assert exported.quality.accuracy > 0.9
     with patch.object(quantize, "MIN_SPEEDUP", 0.0):
         int8, _ = quantize_artifact(exported.artifact, dataset)
-    return Trained(run, dataset, exported.artifact, int8, converted[0])
+    return Trained(run, dataset, exported.artifact, int8)
 
 
 @pytest.fixture(params=["float32", "int8"])
@@ -154,6 +157,14 @@ def flip_bit(graph: onnx.ModelProto) -> None:
     bits = numpy_helper.to_array(weights).view(np.uint32).copy()
     bits.flat[np.abs(numpy_helper.to_array(weights)).argmax()] ^= 1 << 25
     rewrite(weights, bits.view(np.float32))
+
+
+def set_nan(graph: onnx.ModelProto) -> None:
+    """Set a weight to NaN."""
+    weights = last_weights(graph)
+    values = numpy_helper.to_array(weights).copy()
+    values.flat[0] = np.nan
+    rewrite(weights, values)
 
 
 def keep_dropout(graph: onnx.ModelProto) -> None:
@@ -229,6 +240,7 @@ def move_weights_out(graph: onnx.ModelProto) -> None:
 
 GRAPH_MUTATIONS: dict[Mutate, type[EvalmodeError]] = {  # mutation -> the error of an export with this graph
     flip_bit: NetworksDisagree,
+    set_nan: WeightsNotFinite,
     keep_dropout: TrainMode,
     scale_otherwise: NetworksDisagree,
     swap_channels: NetworksDisagree,
@@ -254,7 +266,11 @@ def test_an_edited_graph_is_detected_by_its_digest(artifact: bytes, mutate: Muta
     edited = mutated(artifact, mutate).SerializeToString()
     with pytest.raises(DigestMismatch, match="it was changed or damaged since"):
         load_artifact(edited)
-    assert "DigestMismatch" in [verdict.reason for verdict in examine(edited)]
+
+
+def test_every_check_of_an_edited_graph_runs_besides_its_digest(artifact: bytes) -> None:
+    reasons = list(list_reasons(mutated(artifact, change_temperature).SerializeToString()))
+    assert reasons == ["DigestMismatch", "ReplayMismatch"]
 
 
 @pytest.mark.parametrize("key", ["labels", "certificate", "training", "moments", "temperature", "quality", "pixels"])
@@ -300,7 +316,7 @@ def test_a_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: 
         patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(GRAPH_MUTATIONS[mutate]),
     ):
-        trained.export_again()
+        export_run(trained.run, trained.dataset)
 
 
 def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
@@ -313,15 +329,16 @@ def test_wrong_weights_are_reported_by_layer(trained: Trained) -> None:
         rewrite(tensors[dense.input[1]], numpy_helper.to_array(tensors[dense.input[1]]) * 1.01)
         return wrong
 
-    names = {"compact": "dense", "reference": r"classifier\.5", tiny_lite.NETWORK: r"head(\.dense)?"}
-    name = names[trained.run.config.recipe.network]
+    names = {"compact": "dense", "reference": r"classifier\.5"}
+    name = names.get(trained.run.config.recipe.network, r"head\.dense")
     with (
         patch.object(onnxscript.optimizer, "optimize", build_wrong),
         pytest.raises(NetworksDisagree, match=f"the first layer that diverges is {name}, by"),
     ):
-        trained.export_again()
+        export_run(trained.run, trained.dataset)
 
 
+@pytest.mark.parametrize("trained", ["compact", "reference"], indirect=True)
 def test_replaced_statistics_are_detected(trained: Trained) -> None:
     network = trained.run.config.build_network()
     trained.run.load_weights(network)
@@ -333,6 +350,25 @@ def test_replaced_statistics_are_detected(trained: Trained) -> None:
             export_run(trained.run, trained.dataset)
     finally:
         (trained.run.folder / f"{EXACT}.safetensors").unlink()
+
+
+@PRETRAINED
+@pytest.mark.parametrize("which", [BEST, EXACT])
+def test_replaced_statistics_of_a_backbone_are_detected(trained: Trained, which: str) -> None:
+    """Training keeps them, so that they are not compared with the moments of the training images."""
+    path = trained.run.folder / f"{which}.safetensors"
+    before, network = path.read_bytes(), trained.run.load_network(which)
+    *_, (name, norm) = [one for one in network.named_modules() if isinstance(one[1], nn.BatchNorm2d)]
+    assert norm.running_var is not None
+    norm.running_var[0] *= 1.001  # as a pass over other images in train mode might leave it
+    trained.run.save_weights(network, which)
+    try:
+        with pytest.raises(
+            StatisticsReplaced, match=f"^{re.escape(name)}: other batch norm statistics in {which}.safetensors than in"
+        ):
+            export_run(trained.run, trained.dataset)
+    finally:
+        path.write_bytes(before)
 
 
 @pytest.mark.parametrize("which", ["the network itself", "a child"])
@@ -365,10 +401,11 @@ def test_a_wrong_fold_is_detected(trained: Trained) -> None:
 
     fold_one = fold._fold
     with patch.object(fold, "_fold", forget_shift), pytest.raises(FoldMismatch, match="gives other logits: by"):
-        trained.export_again()
+        export_run(trained.run, trained.dataset)
 
 
-def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -> None:
+@PRETRAINED
+def test_a_wrong_fold_into_the_layer_after_it_is_detected(trained: Trained) -> None:
     def forget_mean(graph, norm, after, values) -> None:
         mean = values[norm.input[3]]
         mean.CopyFrom(numpy_helper.from_array(np.zeros(mean.dims, np.float32), norm.input[3]))
@@ -376,30 +413,23 @@ def test_a_wrong_fold_into_the_layer_after_it_is_detected(pretrained: Trained) -
 
     fold_one = fold._fold_forward
     with patch.object(fold, "_fold_forward", forget_mean), pytest.raises(FoldMismatch, match="gives other logits: by"):
-        pretrained.export_again()
+        export_run(trained.run, trained.dataset)
 
 
-# The activation map and the pixel contract, which other networks do not have or which none of the graphs states
+# The activation map and the scaling of a backbone, which other networks do not have, and the pixel contract, which no
+# graph states
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    learned, val, test = (tiny_lite.enlarge(split, 4) for split in draw_splits())
-    dataset = Dataset("colours", COLOURS, learned, val, test)
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    run = Run.create(folder, RunConfig.of(dataset, ReadOptions(), tiny_lite.make_recipe()))
-    tiny_lite.train_head(run, dataset)
-    return export_both(run, dataset)
-
-
-def turn_map(graph: onnx.ModelProto) -> None:
-    """Exchange rows and columns of the activation map."""
+def mirror_map(graph: onnx.ModelProto) -> None:
+    """Reverse the columns of the activation map."""
     node = find_map(graph)
+    for name, value in (("last", -1), ("end", np.iinfo(np.int64).min), ("columns", 3), ("step", -1)):
+        graph.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     graph.graph.node.insert(
         list(graph.graph.node).index(node),
-        helper.make_node("Transpose", [node.input[0]], ["turned"], perm=[0, 1, 3, 2]),
+        helper.make_node("Slice", [node.input[0], "last", "end", "columns", "step"], ["mirrored"]),
     )
-    node.input[0] = "turned"
+    node.input[0] = "mirrored"
 
 
 def forget_constant(graph: onnx.ModelProto) -> None:
@@ -411,8 +441,9 @@ def find_map(graph: onnx.ModelProto) -> onnx.NodeProto:
     return next(node for node in graph.graph.node if node.output[0] == ACTIVATION_MAP)
 
 
-@pytest.mark.parametrize("mutate", [turn_map, forget_constant], ids=lambda mutate: mutate.__name__)
-def test_a_wrong_activation_map_is_detected(pretrained: Trained, mutate: Mutate) -> None:
+@PRETRAINED
+@pytest.mark.parametrize("mutate", [mirror_map, forget_constant], ids=lambda mutate: mutate.__name__)
+def test_a_wrong_activation_map_is_detected(trained: Trained, mutate: Mutate) -> None:
     def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
         wrong = add_activation_map(graph)
         assert wrong is not None
@@ -424,18 +455,51 @@ def test_a_wrong_activation_map_is_detected(pretrained: Trained, mutate: Mutate)
         patch.object(training.map_agreement, "find_feature_map", lambda graph: find_pooled(graph)),
         pytest.raises(NetworksDisagree, match="the activation_map of the graph is not that of torch: values differ by"),
     ):
-        pretrained.export_again()
-    graph, manifest = open_artifact(pretrained.artifact)
+        export_run(trained.run, trained.dataset)
+    graph, manifest = open_artifact(trained.artifact)
     mutate(graph)
     sealed = seal(graph, manifest)
     with pytest.raises(ReplayMismatch, match="give another activation_map than the certificate's, or one whose mean"):
         load_artifact(sealed)
-    assert "ReplayMismatch" in list_reasons(sealed)
 
 
 def find_pooled(graph: onnx.ModelProto) -> str:
-    """The feature map, which is the input of the pooling."""
-    return str(next(node.input[0] for node in graph.graph.node if node.op_type == "ReduceMean"))
+    """The feature map, which is the input of the pooling: the last one, after those of squeeze and excitation."""
+    return str([node.input[0] for node in graph.graph.node if node.op_type == "ReduceMean"][-1])
+
+
+def forget_std(graph: onnx.ModelProto) -> None:
+    """Do not divide by the standard deviations of the pretraining."""
+    scale_channels(graph, "factor", np.ones_like)
+
+
+def use_other_mean(graph: onnx.ModelProto) -> None:
+    """Subtract 0.5 instead of the means of the pretraining."""
+    scale_channels(graph, "offset", np.zeros_like)
+
+
+def scale_channels(graph: onnx.ModelProto, which: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(one for one in graph.graph.initializer if one.name.endswith(f"scale.{which}"))
+    rewrite(tensor, change(numpy_helper.to_array(tensor)))
+
+
+@PRETRAINED
+@pytest.mark.parametrize("mutate", [forget_std, use_other_mean], ids=lambda mutate: mutate.__name__)
+def test_a_wrong_mean_or_standard_deviation_is_detected(trained: Trained, mutate: Mutate) -> None:
+    optimise = onnxscript.optimizer.optimize
+
+    def build_wrong(graph: onnx.ModelProto) -> onnx.ModelProto:
+        wrong: onnx.ModelProto = optimise(graph)
+        mutate(wrong)
+        return wrong
+
+    with patch.object(onnxscript.optimizer, "optimize", build_wrong), pytest.raises(NetworksDisagree):
+        export_run(trained.run, trained.dataset)
+    graph, manifest = open_artifact(trained.artifact)
+    mutate(graph)
+    sealed = seal(graph, manifest)
+    with pytest.raises(ReplayMismatch, match="not the network that was certified"):
+        load_artifact(sealed)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +513,8 @@ def test_a_wrong_pixel_contract_in_a_sealed_file_is_detected(artifact: bytes, ot
     sealed = seal(graph, replace(manifest, pixels=replace(manifest.pixels, resize=other)))
     with pytest.raises(DecoderMismatch, match="is decoded to other pixels than where it was made"):
         load_artifact(sealed)
-    assert "DecoderMismatch" in list_reasons(sealed)
+    if other.crop_ratio != 1:  # one is enough, since the checks that follow are the same
+        assert "DecoderMismatch" in list_reasons(sealed)
 
 
 class Dropping(nn.Module):
@@ -463,6 +528,7 @@ class Dropping(nn.Module):
         return nn.functional.dropout(self.network(x), 0.5)
 
 
+@CONVERTED_AGAIN
 def test_functional_dropout_is_detected(trained: Trained) -> None:
     load = training.export._load_network
     with (
@@ -472,6 +538,7 @@ def test_functional_dropout_is_detected(trained: Trained) -> None:
         export_run(trained.run, trained.dataset)
 
 
+@CONVERTED_AGAIN
 def test_a_nan_weight_is_detected(trained: Trained) -> None:
     load = training.export._load_network
 
@@ -518,7 +585,8 @@ def test_images_of_permuted_labels_do_not_certify(trained: Trained) -> None:
 def test_the_certificate_of_another_file_is_detected(trained: Trained, artifact: bytes) -> None:
     """The certificate of a network with almost the same outputs."""
     graph, _ = open_artifact(artifact)
-    other = mutated(trained.artifact, flip_bit)
+    other = remove_activation_map(open_artifact(trained.artifact)[0])  # its weights are no part of the logits
+    flip_bit(other)
     manifest = open_artifact(certify_own_outputs(other, trained))[1]
     with pytest.raises(ReplayMismatch, match="not the network that was certified"):
         load_artifact(seal(graph, manifest))
@@ -529,7 +597,7 @@ def certify_own_outputs(graph: onnx.ModelProto, trained: Trained) -> bytes:
     """Certify a graph with its own outputs."""
     manifest = ClassifierManifest(COLOURS, trained.dataset.contract, {"temperature": read_temperature(trained)})
     golden = {INPUT: trained.dataset.val.images[:16]}
-    return certify(remove_activation_map(graph), manifest, golden, ("",) * 16, 0.0)
+    return certify(graph, manifest, golden, ("",) * 16, 0.0)
 
 
 def read_temperature(trained: Trained) -> float:
@@ -550,6 +618,7 @@ def test_a_correct_export_passes_every_check(artifact: bytes) -> None:
 
 INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation -> the errors for an int8 graph
     flip_bit: (NotWorthIt,),
+    set_nan: (WeightsNotFinite,),
     keep_dropout: (TrainMode,),
     scale_otherwise: (NotWorthIt,),
     swap_channels: (NotWorthIt,),
@@ -563,8 +632,10 @@ INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation ->
 
 @pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
+    quantize_once = training.export.quantize
+
     def build_wrong(*arguments: Any) -> onnx.ModelProto:
-        wrong = quantize.quantize(*arguments)
+        wrong = quantize_once(*arguments)
         mutate(wrong)
         return wrong
 

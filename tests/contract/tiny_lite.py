@@ -1,4 +1,6 @@
-"""A tiny network with the layers of EfficientNet-Lite and the head of a pretrained network, trained on features."""
+"""Tiny networks with the head of a pretrained network, trained on features: one with the layers of EfficientNet-Lite,
+and one of timm.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from evalmode.images.pixels import Pixels
 from training.datasets import Dataset, Split
+from training.head import HeadExamples, fit_dense, set_moments
 from training.networks import PretrainedNetwork, scale_pixels
 from training.networks.backbone import Backbone
 from training.networks.same_padding import SameConv2d
@@ -15,7 +18,9 @@ from training.recipe import Recipe
 from training.run import BEST, EXACT, INITIAL, Run
 
 NETWORK = f"{__name__}:build"
+OF_TIMM = "timm:test_byobnet"
 FEATURES = 24
+PENALTY = 0.1
 
 
 class Block(nn.Module):
@@ -39,41 +44,48 @@ def build(channels: int, height: int, width: int, classes: int) -> Backbone:
         stem = nn.Sequential(SameConv2d(channels, 8, 3, 2, bias=False), nn.BatchNorm2d(8, 1e-3), nn.ReLU6())
         last = nn.Sequential(nn.Conv2d(8, FEATURES, 1, bias=False), nn.BatchNorm2d(FEATURES, 1e-3), nn.ReLU6())
         stages = nn.Sequential(stem, Block(8, 24), last)
-        for norm in [layer for layer in stages.modules() if isinstance(layer, nn.BatchNorm2d)]:
-            norm.momentum = 1.0
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-        with torch.no_grad():
-            stages(torch.rand(16, channels, height, width))
-    return Backbone(list(stages), FEATURES, (0.5,) * channels, (0.25,) * channels)
+        draw_statistics(stages, torch.rand(16, channels, height, width))
+    return Backbone(list(stages), FEATURES, (0.4,) * channels, (0.25,) * channels)
 
 
-def train_head(run: Run, dataset: Dataset) -> None:
-    """Fit the head by least squares, as a training without fine-tuning would; the moments of the features are exact."""
-    network = run.config.build_network().eval()
-    assert isinstance(network, PretrainedNetwork)
-    run.save_weights(network, INITIAL)
-    features = extract(network, dataset.train.images)
-    norm, dense = network.head.norm, network.head.dense
-    with torch.no_grad():
-        moments = {"running_mean": features.mean(0), "running_var": features.var(0, correction=0)}
-        norm.load_state_dict(norm.state_dict() | moments)
-        inputs = norm(features.float())
-        wanted = 4 * nn.functional.one_hot(torch.from_numpy(dataset.train.targets)).float() - 4 / len(dataset.labels)
-        dense.weight.copy_(torch.linalg.lstsq(inputs.double(), wanted.double()).solution.T)
-        dense.bias.zero_()
-    for which in (BEST, EXACT):
+@torch.no_grad()
+def draw_statistics(stages: nn.Sequential, x: Tensor) -> None:
+    """Draw the shifts of batch norm layers, and set their statistics to those of a batch, float32 (N, C, H, W)."""
+    for norm in [layer for layer in stages.modules() if isinstance(layer, nn.BatchNorm2d)]:
+        norm.momentum = 1.0
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    stages.train()(x)
+
+
+def build_network(run: Run, images: Pixels) -> PretrainedNetwork:
+    """Build the network of a run; one of timm gets drawn weights and the statistics of images, as if pretrained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = run.config.build_network()
+        assert isinstance(network, PretrainedNetwork)
+        if run.config.recipe.network == OF_TIMM:
+            draw_statistics(nn.Sequential(*network.stages), network.scale(scale_pixels(torch.from_numpy(images))))
+    return network.eval()
+
+
+def train_head(run: Run, network: PretrainedNetwork, dataset: Dataset) -> None:
+    """Train the head of a network, and save the run as a training without fine-tuning does: after the head."""
+    examples = HeadExamples(extract(network, dataset.train.images), torch.from_numpy(dataset.train.targets))
+    set_moments(network.head, examples.features)
+    fit_dense(network.head, examples, PENALTY)
+    for which in (INITIAL, BEST, EXACT):
         run.save_weights(network, which)
 
 
 @torch.no_grad()
 def extract(network: PretrainedNetwork, images: Pixels) -> Tensor:
-    return network.extract(scale_pixels(torch.from_numpy(images))).double()
+    return network.extract(scale_pixels(torch.from_numpy(images)))
 
 
-def enlarge(split: Split, factor: int) -> Split:
-    """Images of ``factor`` times as many rows and columns."""
-    return Split(np.kron(split.images, np.ones((1, factor, factor, 1), np.uint8)), split.targets)
+def enlarge(split: Split, rows: int, columns: int) -> Split:
+    """Images of ``rows`` times as many rows and ``columns`` times as many columns."""
+    return Split(np.kron(split.images, np.ones((1, rows, columns, 1), np.uint8)), split.targets)
 
 
-def make_recipe() -> Recipe:
-    return Recipe(network=NETWORK, epochs=1)
+def make_recipe(network: str) -> Recipe:
+    return Recipe(network=network, epochs=1)

@@ -1,4 +1,4 @@
-"""Graphs of backbones that are kept in a folder: a conversion takes seconds, and tests need the same graph often."""
+"""Graphs that are kept: a conversion takes seconds, and tests need the same graph often."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 import onnx
 from torch import nn
 
-from training.onnx_export import convert
+from evalmode.certification.quantize import quantize
+from evalmode.images.pixels import Pixels
+from training.onnx_export import Deployed, convert, export_network
 
 Convert = Callable[[nn.Module, tuple[int, int, int], list[str]], onnx.ModelProto]
+ExportNetwork = Callable[[str, Deployed, tuple[int, int, int]], tuple[onnx.ModelProto, dict[str, str]]]
+Quantize = Callable[[onnx.ModelProto, Pixels], onnx.ModelProto]
 
 
 def keep_graphs(folder: Path) -> Convert:
@@ -33,3 +37,37 @@ def keep_graphs(folder: Path) -> Convert:
         return onnx.load_from_string(path.read_bytes())
 
     return convert_once
+
+
+def keep_exports() -> ExportNetwork:
+    """Return a function like ``export_network`` that exports networks with equal modules and weights once."""
+    kept: dict[str, tuple[bytes, dict[str, str]]] = {}
+
+    def export_once(
+        name: str, deployed: Deployed, shape: tuple[int, int, int]
+    ) -> tuple[onnx.ModelProto, dict[str, str]]:
+        modules = [(one, type(module).__name__, module.training) for one, module in deployed.network.named_modules()]
+        digest = hashlib.sha256(repr((name, shape, deployed.temperature, modules)).encode())
+        for one, tensor in deployed.state_dict().items():
+            digest.update(one.encode() + tensor.contiguous().numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in kept:
+            graph, outputs = export_network(name, deployed, shape)
+            kept[key] = graph.SerializeToString(), outputs
+        content, outputs = kept[key]
+        return onnx.load_from_string(content), dict(outputs)
+
+    return export_once
+
+
+def keep_quantized() -> Quantize:
+    """Return a function like ``quantize`` that quantizes each graph once; the pixels are those of its training."""
+    kept: dict[bytes, bytes] = {}
+
+    def quantize_once(graph: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
+        content = graph.SerializeToString(deterministic=True)
+        if content not in kept:
+            kept[content] = quantize(graph, pixels).SerializeToString()
+        return onnx.load_from_string(kept[content])
+
+    return quantize_once
