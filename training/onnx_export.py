@@ -164,7 +164,7 @@ def _without_output() -> Iterator[None]:
 
 
 def _list_outputs(graph: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """List each layer with the output of each of its operations, from the metadata of the exporter; its own is the last.
+    """List each layer with the output of each of its operations, by the metadata of the exporter; the last is its own.
 
     An operation belongs to the layer that calls it and to those around that one: a batch norm of timm contains its
     activation, whose output is that of both.

@@ -392,6 +392,32 @@ def test_logits_that_are_nan_are_refused(torch_value: float, onnx_value: float) 
         agree(Constant(torch_value, 0.0), constant_graph(onnx_value, 0.0), THREE)
 
 
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm that contains its activation, which works in place, as those of timm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.act(super().forward(x))
+        return activated
+
+
+def test_the_layer_that_diverges_is_named_behind_layers_that_contain_others() -> None:
+    torch.manual_seed(0)
+    shared = nn.ReLU(inplace=True)  # called twice: the graph names one of its outputs
+    layers = [nn.Conv2d(1, 4, 3), shared, ActivatedNorm(4), nn.Conv2d(4, 4, 3), shared, nn.Flatten(), nn.Linear(64, 3)]
+    network = nn.Sequential(*layers).eval()
+    graph, outputs = export_graph(Deployed(network), (8, 8, 1))
+    (weights,) = [tensor for tensor in graph.graph.initializer if tensor.name == "network.6.weight"]
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32(1.1), weights.name))
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype(np.uint8)
+    test = Split(images, np.zeros(8, np.int64))
+    with pytest.raises(ExportRefused, match="the first layer that diverges is 6, by"):
+        measure_agreement(network, test, expect_answers(network, test), run_all(graph, images), outputs, graph)
+
+
 # Eval mode
 
 
