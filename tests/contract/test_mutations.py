@@ -632,7 +632,7 @@ INT8_MUTATIONS: dict[Mutate, tuple[type[EvalmodeError], ...]] = {  # mutation ->
 
 @pytest.mark.parametrize("mutate", INT8_MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_an_int8_graph_that_is_built_wrong_is_not_published(trained: Trained, mutate: Mutate) -> None:
-    quantize_once = training.export.quantize
+    quantize_once = training.export.quantize  # type: ignore[attr-defined]  # as the fixture of this module patches it
 
     def build_wrong(*arguments: Any) -> onnx.ModelProto:
         wrong = quantize_once(*arguments)
