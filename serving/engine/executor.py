@@ -191,7 +191,7 @@ class Executor:
             ran = True
             if isinstance(task, Batch):
                 with self._lock:
-                    self._scheduler.finish(task)
+                    self._scheduler.finish(task, time.monotonic())
                 break
             task = self._pass_on(self._start(finished=task), keep=True)
         return ran
@@ -205,9 +205,10 @@ class Executor:
 
     def _start(self, finished: Task | None = None) -> Start:
         with self._lock:
+            now = time.monotonic()
             if finished is not None:
-                self._scheduler.finish(finished)
-            return self._scheduler.start(time.monotonic())
+                self._scheduler.finish(finished, now)
+            return self._scheduler.start(now)
 
     def _pass_on(self, start: Start, keep: bool = False) -> Task | None:
         """Give tasks to the threads, and end jobs.

@@ -37,8 +37,10 @@ class Job:
         done: Called once with the reply or the exception.
         admitted: The time of its admission.
         lane: The lane of its model; None while the model is unknown.
-        ahead: The number of requests for the same model that were in flight before it.
-        aside: Whether it delays no other request, because it decodes in a slot for large images.
+        ahead: The number of requests in flight before it: for its model, or for any if it waited while the model was
+            unknown.
+        aside: Whether it delays no other request at present, because it decodes in a slot for large images.
+        waited: Whether a step of it has waited.
         step: The step that waits; None if none does.
         withdrawn: Whether it ends as soon as it would wait again.
     """
@@ -49,6 +51,7 @@ class Job:
     lane: Lane | None = None
     ahead: int = 0
     aside: bool = False
+    waited: bool = False
     step: Decode | Run | None = None
     withdrawn: bool = False
 
@@ -62,12 +65,16 @@ class Decode:
         work: Does it; must not raise.
         model: The model of the request; None while it is unknown.
         cost_bytes: The memory that it needs.
+        since: When it was submitted.
+        began: When it began.
     """
 
     job: Job
     work: Callable[[], object]
     model: Network | None = None
     cost_bytes: int = 0
+    since: float = 0.0
+    began: float = 0.0
 
 
 @dataclass(eq=False, slots=True)

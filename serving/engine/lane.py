@@ -34,6 +34,8 @@ class Lane:
 
     Attributes:
         pace: Estimates how long they take.
+        decode_pace: Estimates how long small decodes take.
+        large_pace: Estimates how long large decodes take, per MiB.
         in_flight: The number of them, without those that delay no other request.
         running: The number of batches that run.
         waiting: The runs that wait.
@@ -42,20 +44,16 @@ class Lane:
     """
 
     pace: Pace = field(default_factory=Pace)
+    decode_pace: Pace = field(default_factory=Pace)
+    large_pace: Pace = field(default_factory=Pace)
     in_flight: int = 0
     running: int = 0
     waiting: deque[Run] = field(default_factory=deque)
     rows: int = 0
     turn_s: float = 0.0
 
-    def add(self, run: Run, now: float) -> None:
-        """Let a run wait.
-
-        Args:
-            run: The run.
-            now: The current time.
-        """
-        run.since = now
+    def add(self, run: Run) -> None:
+        """Let a run wait."""
         self.waiting.append(run)
         self.rows += run.rows
 

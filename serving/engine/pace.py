@@ -26,6 +26,18 @@ class Pace:
         each_s = seconds / (ahead + 1)
         self._each_s += (each_s - self._each_s) * (WEIGHT if self._each_s else 1.0)
 
+    def note_unanswered(self, seconds: float, ahead: int) -> None:
+        """Add a request that ended without an answer, if it took longer than expected: an answer would have, too.
+
+        Without this, an estimate that is too low would stay too low once all requests are late.
+
+        Args:
+            seconds: The time from its admission to its end.
+            ahead: The number of requests in flight when it was admitted.
+        """
+        if seconds > self._each_s * (ahead + 1):
+            self.note(seconds, ahead)
+
     def expect_s(self, ahead: int) -> float:
         """Estimate how long a request will take.
 

@@ -23,9 +23,9 @@ from weakref import WeakKeyDictionary
 
 from evalmode.errors import QueueFull
 from serving.engine.call import Call, find_reason_to_end
-from serving.engine.decodes import Decodes
+from serving.engine.decodes import MIB, Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
-from serving.engine.lane import Batch, Ended, Lane
+from serving.engine.lane import TRY_S, Batch, Ended, Lane
 from serving.engine.shared_limits import Count
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
@@ -95,6 +95,7 @@ class Scheduler:
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
         self._busy = self._waiting = self._admitted = 0
         self._aside = 0  # admitted jobs that delay no other one
+        self._unknown = 0  # the others of unknown models
         self._turn_s = 0.0  # the ``turn_s`` of the lane whose turn it was last, before its batch
         self._overtook = False  # whether the last batch went before decodes that wait
 
@@ -134,7 +135,8 @@ class Scheduler:
                 limit_requests=self._places,
             )
         if self._served and self._admitted - self._aside >= self.slots:
-            _check_in_time(min(lane.pace.expect_s(lane.in_flight) for lane in self._served), deadline - now)
+            shortest_s = min(lane.pace.expect_s(lane.in_flight + self._unknown) for lane in self._served)
+            _check_in_time(shortest_s, deadline - now)
 
     def admit(self, call: Call, done: Callable[[Any], object], now: float) -> Job:
         """Admit a request, so that an excess request is refused before its image is decoded.
@@ -148,9 +150,11 @@ class Scheduler:
             QueueFull: See ``check``.
         """
         self.check(call.deadline, now)
+        ahead = self._admitted - self._aside
         self._admitted += 1
+        self._unknown += 1
         self._in_flight.put(self._admitted)
-        return Job(call, done, now)
+        return Job(call, done, now, ahead=ahead)
 
     def submit(self, step: Step, now: float) -> None:
         """Queue the next step of a job.
@@ -167,15 +171,19 @@ class Scheduler:
         job = step.job
         if job.withdrawn:
             raise explain_withdrawal(step)
+        step.since = now
         if job.lane is None and step.model is not None:
             self._enter(job, step.model, now)
         if isinstance(step, Run):
-            self._queue(step, now)
+            if job.aside:
+                self._end_aside(job)
+            self._queue(step)
         else:
             if not job.aside and not self.decodes.is_small(step.cost_bytes):
                 self._set_aside(job)
             self.decodes.add(step, now)
         job.step = step
+        job.waited = True
         self._waiting += 1
 
     def start(self, now: float) -> Start:
@@ -211,19 +219,25 @@ class Scheduler:
         """Free a slot that ``occupy`` has taken."""
         self._busy -= 1
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task, now: float) -> None:
         """Free the slot of a task that has ended.
 
         Args:
             task: What ``start`` returned.
+            now: The current time.
         """
         if isinstance(task, Batch):
             self._busy -= 1
             _lane_of(task.runs[0]).running -= 1
-        elif self.decodes.is_small(task.cost_bytes):
+            return
+        small = self.decodes.is_small(task.cost_bytes)
+        if small:
             self._busy -= 1
         else:
             self.decodes.release_large(task)
+        if task.model is not None:
+            lane = self._find_lane(task.model)
+            (lane.decode_pace if small else lane.large_pace).note(now - task.began, task.cost_bytes // MIB)
 
     def withdraw(self, job: Job) -> Exception | None:
         """Withdraw a job whose call was cancelled or whose deadline has passed.
@@ -259,10 +273,12 @@ class Scheduler:
         self._admitted -= 1
         self._in_flight.put(self._admitted)
         self._aside -= job.aside
-        if job.lane is not None and not job.aside:
+        if job.lane is None:
+            self._unknown -= not job.aside
+        elif not job.aside:
             job.lane.in_flight -= 1
-            if answered:
-                job.lane.pace.note(now - job.admitted, job.ahead)
+            note = job.lane.pace.note if answered else job.lane.pace.note_unanswered
+            note(now - job.admitted, job.ahead)
 
     def _is_full(self) -> bool:
         return self._admitted + self._in_flight.elsewhere() >= self._places
@@ -276,11 +292,21 @@ class Scheduler:
         """Note the model of a job."""
         lane = self._find_lane(model)
         if not job.aside:
-            if self._admitted - self._aside > self.slots:
-                _check_in_time(lane.pace.expect_s(lane.in_flight), job.call.deadline - now)
-            job.ahead = lane.in_flight
+            self._unknown -= 1
+            if not job.waited:
+                job.ahead = lane.in_flight + self._unknown
+                if self._admitted - self._aside > self.slots:
+                    self._check_first(job, lane, now)
             lane.in_flight += 1
         job.lane = lane
+
+    def _check_first(self, job: Job, lane: Lane, now: float) -> None:
+        """Check whether a job that has not waited will be answered in time."""
+        try:
+            _check_in_time(lane.pace.expect_s(job.ahead), job.call.deadline - now)
+        except QueueFull:
+            self._unknown += 1  # its lane stays unknown
+            raise
 
     def _set_aside(self, job: Job) -> None:
         """Note that a job delays no other one."""
@@ -288,13 +314,23 @@ class Scheduler:
         self._aside += 1
         if job.lane is not None:
             job.lane.in_flight -= 1
+        else:
+            self._unknown -= 1
 
-    def _queue(self, run: Run, now: float) -> None:
+    def _end_aside(self, job: Job) -> None:
+        """Count a job again: its network runs in a slot like any other."""
+        assert job.lane is not None
+        job.aside = False
+        self._aside -= 1
+        job.ahead = job.lane.in_flight
+        job.lane.in_flight += 1
+
+    def _queue(self, run: Run) -> None:
         lane = _lane_of(run)
         if not lane.waiting:
             lane.turn_s = max(lane.turn_s, self._turn_s)  # a model that was idle has not saved up turns
             self._queued[lane] = None
-        lane.add(run, now)
+        lane.add(run)
 
     def _take(self, now: float, ended: Ended) -> Task | None:
         """Take the batch or the small decode that is next."""
@@ -329,10 +365,19 @@ class Scheduler:
     def _begin(self, step: Decode, now: float, ended: Ended) -> bool:
         """Note that a decode no longer waits; end its job if its answer cannot be used any more."""
         step.job.step = None
+        step.began = now
         self._waiting -= 1
-        if (error := find_reason_to_end(step.job.call, now)) is not None:
+        if (error := find_reason_to_end(step.job.call, now, self._expect_s(step, now))) is not None:
             ended.append((step.job, error))
         return error is None
+
+    def _expect_s(self, step: Decode, now: float) -> float:
+        """Return the time that a decode and the network after it need; 0.0 if it is unknown."""
+        if step.model is None or now - step.since < TRY_S:
+            return 0.0
+        lane = self._find_lane(step.model)
+        pace = lane.decode_pace if self.decodes.is_small(step.cost_bytes) else lane.large_pace
+        return pace.expect_s(step.cost_bytes // MIB) + step.model.expect_s(1)
 
 
 def _lane_of(run: Run) -> Lane:

@@ -109,7 +109,7 @@ class Bench:
 
     def end(self, task: str, keep: bool = False) -> list[str]:
         """End a task; answer its jobs, or ``keep`` them in flight. Start what may start then."""
-        self.scheduler.finish(self._tasks.pop(task))
+        self.scheduler.finish(self._tasks.pop(task), self.now)
         if not keep:
             for name in task.split():
                 self._leave(name)

@@ -120,10 +120,40 @@ class TestPace:
         bench.run("a b", model)
         bench.start()
         bench.now += 4
-        bench.leave("a")  # without an answer
-        assert not model_pace(bench, model)
         bench.scheduler.leave(bench.jobs["b"], True, bench.now)  # after 4 s, with one before it
         assert model_pace(bench, model) == pytest.approx(2 * MARGIN)
+
+    def test_counts_requests_without_an_answer_that_took_longer_than_expected(self) -> None:
+        bench, model = Bench(), Network()
+        measure_pace(bench, model, 1.0)
+        bench.run("a b", model)
+        bench.leave("a")  # at once
+        assert model_pace(bench, model) == pytest.approx(MARGIN)
+        bench.now += 34
+        bench.leave("b")  # 17 s each
+        assert model_pace(bench, model) == pytest.approx(2 * MARGIN)
+
+    def test_counts_requests_whose_model_is_unknown(self) -> None:
+        bench = Bench()
+        measure_pace(bench, CALM, 1.0)
+        bench.scheduler.serve([CALM])
+        bench.decode("a b")
+        with pytest.raises(QueueFull, match="longer than the deadline of this request"):
+            bench.decode("c", remaining_s=3 * MARGIN - 0.01)
+        bench.decode("d", remaining_s=3 * MARGIN)
+
+    def test_of_decodes_ends_those_that_would_be_late(self) -> None:
+        bench = Bench()
+        bench.decode("a", model=CALM)
+        bench.start()
+        bench.now += 2
+        bench.end("a")
+        bench.decode("b", model=CALM)
+        bench.start()
+        bench.decode("c", model=CALM, remaining_s=100)
+        bench.now += 99
+        bench.end("b")
+        assert isinstance(bench.errors["c"], DeadlineExpired)
 
 
 class TestFreeSlots:

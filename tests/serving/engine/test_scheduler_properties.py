@@ -42,7 +42,7 @@ class Known:
         since: When it was submitted.
         number: The number of steps that were submitted before it.
         runs: Whether it runs.
-        aside: Whether it has decoded large images.
+        aside: Whether it decodes large images, and its network does not run or wait yet.
     """
 
     job: Job
@@ -194,11 +194,11 @@ class Play:
             assert not one.job.withdrawn
             self.steps += 1
             one.step, one.since, one.number = step, self.now, self.steps
-            one.aside |= isinstance(step, Decode) and not self._is_small(step)
+            one.aside = isinstance(step, Decode) and (one.aside or not self._is_small(step))
 
     def _finish(self, index: int) -> None:
         task, jobs = self.running.pop(index)
-        self.scheduler.finish(task)
+        self.scheduler.finish(task, self.now)
         for one in jobs:
             one.step, one.runs = None, False
             if isinstance(task, Batch):
