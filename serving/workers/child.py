@@ -33,13 +33,16 @@ class Child:
     """
 
     def __init__(self, number: int, stderr: int, counters: int, answer: Answer) -> None:
-        connection, child_end = socket.socketpair()
-        with child_end:
-            try:
-                self._process = start_process("serving.workers.worker", child_end, stderr, (counters,))
-            except OSError as error:
-                connection.close()
-                raise WorkerUnavailable(f"cannot start worker {number}: {error}") from error
+        try:
+            connection, child_end = socket.socketpair()
+            with child_end:
+                try:
+                    self._process = start_process("serving.workers.worker", child_end, stderr, (counters,))
+                except OSError:
+                    connection.close()
+                    raise
+        except OSError as error:
+            raise WorkerUnavailable(f"cannot start worker {number}: {error}") from error
         self.number = number
         self.channel = Channel(connection, answer)
         self.channel.start()

@@ -229,7 +229,7 @@ class WorkerGroup:
         return [child for _, child in sorted(self._children.copy().items())]
 
     def _list_configured(self) -> list[Child]:
-        return [child for child in self._list_children() if child.is_configured]
+        return [one for one in self._list_children() if one.is_configured and not one.channel.closed.is_set()]
 
     def _wait(self, holds: Callable[[], object], timeout_s: float | None = None) -> bool:
         """Wait until a condition holds, at most ``timeout_s``; return whether it does."""
@@ -347,6 +347,8 @@ class WorkerGroup:
             try:
                 self._load(child, {"name": name, "version": version}, state.read((name, version, digest)))
             except (EvalmodeError, OSError) as error:
+                if child.channel.closed.is_set():  # the versions after it could not be loaded either
+                    raise ChannelClosed from error
                 log.error("worker %s serves without %s/%s: %s", child.number, name, version, error)
         if answer["missing"]:
             child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)

@@ -33,6 +33,7 @@ from serving.workers.state import State
 
 log = logging.getLogger("serving")
 
+REPORT_S = 0.5  # to log what became of the requests
 LOADS = 2  # a version takes as long as its check, and the second session of a slow network as long again
 
 
@@ -56,10 +57,10 @@ def run(config: ServeConfig, log_config: LogConfig, announce: Callable[[str], ob
         try:
             is_ready = supervisor.start(announce)
         except BaseException:
-            supervisor.group.kill()
+            supervisor.kill()
             raise
         if not is_ready:
-            supervisor.group.kill()
+            supervisor.kill()
             exit_now(0)
         supervisor.finish()
 
@@ -81,8 +82,8 @@ class Supervisor:
         self._counters = SharedCounters(memory, count)
         self._gathering = Gathering(count)
         self.group = WorkerGroup(make_settings(config, log_config, memory), self._answer, self._forget)
-        self._stop = listen_for_signals(self.group.kill)
         self._trials = Trials(config.limits)
+        self._stop = listen_for_signals(self.kill)
 
     def start(self, announce: Callable[[str], object]) -> bool:
         """Start the workers.
@@ -125,9 +126,9 @@ class Supervisor:
         self._stop.wait()
         limits = self._config.limits
         drain_s = limits.lame_duck + limits.grace + CLOSE_S
-        exit_within(drain_s, self.group.kill)
+        exit_within(drain_s, self.kill)
         log_shutdown(limits.lame_duck)
-        answers = self.group.drain(drain_s)
+        answers = self.group.drain(drain_s - REPORT_S)
         cut = sum(answer[0]["cut"] for answer in answers.values() if answer)
         answered = self._gathering.finish((number, answer[1]) for number, answer in answers.items() if answer)
         lost = [number for number, answer in answers.items() if not answer]
@@ -136,6 +137,11 @@ class Supervisor:
         Drained(cut, answered).log(limits.grace)
         self._trials.close()
         exit_now(1 if cut or lost else 0)
+
+    def kill(self) -> None:
+        """Kill all processes of the server but this one."""
+        self.group.kill()
+        self._trials.close()
 
     def _open_metrics(self) -> int:
         """Serve metrics and health over HTTP, and return the port."""
