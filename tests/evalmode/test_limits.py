@@ -31,6 +31,7 @@ def test_defaults_are_as_documented() -> None:
         "max_watches": 256,
         "max_connections": 1024,
         "message_timeout": 20,
+        "default_deadline": 0,
         "grace": 30,
         "lame_duck": 5,
         "load_seconds": 50,
