@@ -15,8 +15,11 @@ quickstart: $(READY)
 
 # One thread for a worker, which has a core for itself. In the order of the files, whose last ones take little time: by
 # the number of tests in a file, the long commands of tests/e2e would come last, and cores would wait for one of them.
+# The tests of headers fork this process to measure memory, so no other test may have started threads in it.
+FORKING = tests/evalmode/images/test_headers.py
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q $(FORKING)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore $(FORKING)
 
 check: $(READY) check-protos
 	$(BIN)/ruff check

@@ -113,7 +113,8 @@ def test_a_torchvision_that_cannot_be_imported_is_one_line(
     (tmp_path / "timm.py").write_text("import torchvision\n")
     (tmp_path / "with_torchvision.py").write_text(IMPORTS[where])
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    others = {name: one for name, one in sys.modules.items() if name.split(".")[0] not in ("timm", "torchvision")}
+    monkeypatch.setattr(sys, "modules", others)
     with pytest.raises(NetworkError) as refused:
         build_network("with_torchvision:build", (8, 8, 1), 10, 1.0, 0.0)
     message = str(refused.value)
