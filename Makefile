@@ -39,12 +39,12 @@ check-protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/evalmode/wire/*.proto && \
 	for stub in $$(cd $$out && find . -type f); do diff $$out/$$stub $$stub; done
 
-# The tests of what depends on protobuf and needs no torch, in a separate environment with protobuf 7. The engine and the
-# rules of the alerts see no message.
+# The tests of what depends on protobuf and needs no torch, in a separate environment with protobuf 7. The engine, the
+# workers and the rules of the alerts see no message.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
 	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/serving --ignore tests/serving/engine \
-	  --ignore tests/serving/services/test_alerts.py $(addprefix tests/evalmode/,artifact certification client runtime)
+	  --ignore tests/serving/workers --ignore tests/serving/services/test_alerts.py $(addprefix tests/evalmode/,artifact certification client runtime)
 
 # The tests of the wire protocol on the native transport.
 test-native: $(READY)
