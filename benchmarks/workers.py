@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import signal
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import grpc.aio
 from honest import make_request, write_figures  # in this folder
 from servers import Server, make_artifact, serving
+from worker_processes import find_workers
 
 from evalmode.artifact.publishing import publish
 
@@ -103,24 +103,6 @@ async def kill_repeatedly(server: Server, kills: int) -> dict[str, Any]:
         "misses": sorted(misses),
         "kills": results,
     }
-
-
-def find_workers(supervisor: int) -> list[int]:
-    """The processes of the workers, the oldest first.
-
-    Args:
-        supervisor: The process that has started them.
-    """
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            parent = re.search(r"^PPid:\s+(\d+)$", status.read_text(), re.M)
-            command = (status.parent / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        if parent and int(parent[1]) == supervisor and b"serving.workers.worker" in command:
-            found.append(int(status.parent.name))
-    return sorted(found)
 
 
 def wait_until_back(metrics: str) -> float:

@@ -34,7 +34,7 @@ class Lane:
 
     Attributes:
         pace: Estimates how long they take.
-        decode_pace: Estimates how long small decodes take.
+        decode_pace: Estimates how long small decodes take, per MiB.
         large_pace: Estimates how long large decodes take, per MiB.
         in_flight: The number of them, without those that delay no other request.
         running: The number of batches that run.

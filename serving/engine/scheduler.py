@@ -26,6 +26,7 @@ from serving.engine.call import Call, find_reason_to_end
 from serving.engine.decodes import MIB, Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
 from serving.engine.lane import TRY_S, Batch, Ended, Lane
+from serving.engine.pace import Pace
 from serving.engine.shared_limits import Count
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
@@ -114,9 +115,7 @@ class Scheduler:
 
     def is_busy(self) -> bool:
         """Return whether a new request might have to wait."""
-        return (
-            self._admitted - self._aside >= self.slots or self._admitted + self._in_flight.elsewhere() >= self._places
-        )
+        return self._in_the_way >= self.slots or self._is_full()
 
     def check(self, deadline: float, now: float) -> None:
         """Check whether a new request would be admitted, before its model is known.
@@ -134,7 +133,7 @@ class Scheduler:
                 f"{self._places} requests are in flight, the limit: retry later or add a replica",
                 limit_requests=self._places,
             )
-        if self._served and self._admitted - self._aside >= self.slots:
+        if self._served and self._in_the_way >= self.slots:
             shortest_s = min(lane.pace.expect_s(lane.in_flight + self._unknown) for lane in self._served)
             _check_in_time(shortest_s, deadline - now)
 
@@ -150,11 +149,11 @@ class Scheduler:
             QueueFull: See ``check``.
         """
         self.check(call.deadline, now)
-        ahead = self._admitted - self._aside
+        job = Job(call, done, now, ahead=self._in_the_way)
         self._admitted += 1
         self._unknown += 1
         self._in_flight.put(self._admitted)
-        return Job(call, done, now, ahead=ahead)
+        return job
 
     def submit(self, step: Step, now: float) -> None:
         """Queue the next step of a job.
@@ -230,14 +229,12 @@ class Scheduler:
             self._busy -= 1
             _lane_of(task.runs[0]).running -= 1
             return
-        small = self.decodes.is_small(task.cost_bytes)
-        if small:
+        if self.decodes.is_small(task.cost_bytes):
             self._busy -= 1
         else:
             self.decodes.release_large(task)
         if task.model is not None:
-            lane = self._find_lane(task.model)
-            (lane.decode_pace if small else lane.large_pace).note(now - task.began, task.cost_bytes // MIB)
+            self._pace_of(task, task.model).note(now - task.began, task.cost_bytes // MIB)
 
     def withdraw(self, job: Job) -> Exception | None:
         """Withdraw a job whose call was cancelled or whose deadline has passed.
@@ -280,6 +277,11 @@ class Scheduler:
             note = job.lane.pace.note if answered else job.lane.pace.note_unanswered
             note(now - job.admitted, job.ahead)
 
+    @property
+    def _in_the_way(self) -> int:
+        """The number of admitted jobs that delay others."""
+        return self._admitted - self._aside
+
     def _is_full(self) -> bool:
         return self._admitted + self._in_flight.elsewhere() >= self._places
 
@@ -291,22 +293,14 @@ class Scheduler:
     def _enter(self, job: Job, model: Network, now: float) -> None:
         """Note the model of a job."""
         lane = self._find_lane(model)
+        if not job.waited:
+            job.ahead = lane.in_flight + self._unknown - 1  # without itself
+            if self._in_the_way > self.slots:
+                _check_in_time(lane.pace.expect_s(job.ahead), job.call.deadline - now)
         if not job.aside:
             self._unknown -= 1
-            if not job.waited:
-                job.ahead = lane.in_flight + self._unknown
-                if self._admitted - self._aside > self.slots:
-                    self._check_first(job, lane, now)
             lane.in_flight += 1
         job.lane = lane
-
-    def _check_first(self, job: Job, lane: Lane, now: float) -> None:
-        """Check whether a job that has not waited will be answered in time."""
-        try:
-            _check_in_time(lane.pace.expect_s(job.ahead), job.call.deadline - now)
-        except QueueFull:
-            self._unknown += 1  # its lane stays unknown
-            raise
 
     def _set_aside(self, job: Job) -> None:
         """Note that a job delays no other one."""
@@ -375,9 +369,13 @@ class Scheduler:
         """Return the time that a decode and the network after it need; 0.0 if it is unknown."""
         if step.model is None or now - step.since < TRY_S:
             return 0.0
-        lane = self._find_lane(step.model)
-        pace = lane.decode_pace if self.decodes.is_small(step.cost_bytes) else lane.large_pace
+        pace = self._pace_of(step, step.model)
         return pace.expect_s(step.cost_bytes // MIB) + step.model.expect_s(1)
+
+    def _pace_of(self, step: Decode, model: Network) -> Pace:
+        """Return the pace of decodes like this one, per MiB."""
+        lane = self._find_lane(model)
+        return lane.decode_pace if self.decodes.is_small(step.cost_bytes) else lane.large_pace
 
 
 def _lane_of(run: Run) -> Lane:

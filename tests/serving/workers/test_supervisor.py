@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from worker_processes import find_workers
 
 import tests.conftest
 from evalmode.artifact.publishing import publish
@@ -48,20 +49,6 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     control = ("--enable-control", "--control-tokens", tokens)
     with serving(repository, "--workers", 2, "--poll", 0.1, "--log-format", "json", *control) as running:
         yield running
-
-
-def find_workers(server: Server) -> list[int]:
-    """The processes of the workers, in the order of their numbers of processes."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            parent = re.search(r"^PPid:\s+(\d+)$", status.read_text(), re.M)
-            command = (status.parent / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        if parent and int(parent[1]) == server.process.pid and b"serving.workers.worker" in command:
-            found.append(int(status.parent.name))
-    return sorted(found)
 
 
 def read(server: Server, path: str) -> tuple[int, str]:
@@ -141,7 +128,9 @@ def test_figures_are_those_of_the_whole_server(server: Server) -> None:
     assert set(counts) == {before + CHANNELS}
     assert read_metric(server, answered) == before + CHANNELS
     assert read_metric(server, 'evalmode_workers{state="ready"}') == 2
-    assert read_metric(server, "process_resident_memory_bytes") > sum(map(measure_memory, find_workers(server)))
+    assert read_metric(server, "process_resident_memory_bytes") > sum(
+        map(measure_memory, find_workers(server.process.pid))
+    )
 
 
 def measure_memory(process: int) -> int:
@@ -179,7 +168,7 @@ def test_loading_and_unloading_by_a_call_reach_every_worker(server: Server) -> N
 
 
 def test_the_supervisor_has_no_library_that_could_end_it(server: Server) -> None:
-    processes = (server.process.pid, find_workers(server)[0])
+    processes = (server.process.pid, find_workers(server.process.pid)[0])
     supervisor, worker = (Path(f"/proc/{process}/maps").read_text() for process in processes)
     for library in ("onnxruntime", "cygrpc"):
         assert library not in supervisor
@@ -197,7 +186,7 @@ def test_another_server_cannot_take_the_port(server: Server, colours: Path) -> N
 
 
 def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again(server: Server) -> None:
-    first, second = find_workers(server)
+    first, second = find_workers(server.process.pid)
     with connected(server) as channels:
         [version] = list_versions(channels)
     answers = f'evalmode_requests_total{{code="OK",model="colours",reason="",version="{version}"}}'
@@ -213,8 +202,8 @@ def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again
     failed = {code: count for code, count in codes.items() if code != "OK"}
     assert set(failed) <= {"UNAVAILABLE"}
     assert sum(failed.values()) <= 2 * CHANNELS  # one in flight, and one that was sent before the client noticed
-    assert second in find_workers(server)
-    assert len(find_workers(server)) == 2
+    assert second in find_workers(server.process.pid)
+    assert len(find_workers(server.process.pid)) == 2
     assert read_metric(server, "evalmode_worker_restarts_total") == 1
     assert read_metric(server, answers) >= shown + CHANNELS  # those of the killed worker are kept
     with connected(server) as channels:
@@ -227,7 +216,7 @@ def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again
 
 def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
     with serving(colours, "--workers", 2, "--grace", 20) as server:
-        workers = find_workers(server)
+        workers = find_workers(server.process.pid)
         with constant_load(server) as codes:
             code, logged = server.stop()
         assert code == 0
@@ -237,7 +226,7 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
 
 
 def test_workers_end_when_their_supervisor_has_vanished(server: Server) -> None:
-    workers = find_workers(server)
+    workers = find_workers(server.process.pid)
     server.process.kill()
     wait_until(lambda: not any(map(is_running, workers)))
 
