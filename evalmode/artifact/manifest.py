@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,7 +49,7 @@ class ClassifierManifest:
 
     relative_tolerance: ClassVar[bool] = False  # differences of outputs are absolute
 
-    @property
+    @cached_property
     def image_inputs(self) -> Mapping[str, PixelContract]:
         """The inputs that take images, and the pixels of each."""
         return {INPUT: self.pixels}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -254,8 +254,8 @@ class ImageClassifier(Model):
         answer = self.run({INPUT: batch_nhwc})
         return answer[PROBABILITIES], answer[LOGITS]
 
-    def rank(self, probabilities: Floats, top_k: int) -> Iterator[tuple[str, float, int]]:
-        """Yield the most probable labels of one image; equal probabilities by lowest index.
+    def rank(self, probabilities: Floats, top_k: int) -> list[tuple[str, float, int]]:
+        """List the most probable labels of one image; equal probabilities by lowest index.
 
         Args:
             probabilities: float32 (K,).
@@ -264,12 +264,12 @@ class ImageClassifier(Model):
         Returns:
             Label, probability and index of each.
         """
-        best = (-probabilities).argsort(kind="stable")[: top_k or DEFAULT_TOP_K]
-        indices = best.tolist()
-        return zip(map(self.manifest.labels.__getitem__, indices), probabilities[best].tolist(), indices, strict=True)
+        best = (-probabilities).argsort(kind="stable")[: top_k or DEFAULT_TOP_K].tolist()
+        labels = self.manifest.labels
+        return [(labels[index], probabilities.item(index), index) for index in best]
 
     def scores(self, probabilities: Floats, top_k: int) -> tuple[Score, ...]:
-        """Return the labels that ``rank`` yields, as scores.
+        """Return the labels that ``rank`` lists, as scores.
 
         Args:
             probabilities: float32 (K,).

@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +27,7 @@ log = logging.getLogger(__name__)
 CountRun = Callable[[Model, int, int], None]  # the model, the number of inputs, microseconds
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """The answer of a network to one request.
 
     Attributes:
@@ -43,8 +41,7 @@ class Answer:
     inference_us: int
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
+class Request(NamedTuple):
     """The content of a ``Run``.
 
     Attributes:
@@ -295,7 +292,7 @@ def make_run(job: Job, model: Model, request: Request) -> Run:
         model: The model.
         request: The request.
     """
-    shapes = tuple((name, array.shape[1:]) for name, array in request.inputs.items())
+    shapes = tuple([(name, array.shape[1:]) for name, array in request.inputs.items()])
     rows = len(next(iter(request.inputs.values())))
     return Run(job, model, rows, (shapes, request.optional), request)
 

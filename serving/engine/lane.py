@@ -95,65 +95,25 @@ class Lane:
             The runs; none if no job can be answered in time.
         """
         model = self.waiting[0].model
-        batch = _Forming(min(max_batch, model.max_batch), within_s, model.expect_s(1))
+        max_rows, row_s = min(max_batch, model.max_batch), model.expect_s(1)
+        runs: list[Run] = []
         left: deque[Run] = deque()
-        while self.waiting and not batch.full:
+        rows = 0
+        while self.waiting and not (runs and (rows >= max_rows or (rows + 1) * row_s > within_s)):
             run = self.waiting.popleft()
-            needed_s = 0.0 if batch.runs or now - run.since < TRY_S else model.expect_s(run.rows)
+            more, remaining_s = rows + run.rows, run.job.call.deadline - now
+            needed_s = 0.0 if runs or now - run.since < TRY_S else model.expect_s(run.rows)
             if (error := find_reason_to_end(run.job.call, now, needed_s)) is not None:
                 ended.append((run.job, error))
-            elif batch.has_room_for(run, now):
-                batch.add(run, now)
-            else:
+            elif runs and (run.kind != runs[0].kind or more > max_rows or more * row_s > min(within_s, remaining_s)):
                 left.append(run)
                 continue
+            else:
+                runs.append(run)
+                rows, within_s = more, min(within_s, remaining_s)
             run.job.step = None
             self.rows -= run.rows
         self.waiting.extendleft(reversed(left))
-        if batch.runs:
-            self.turn_s += max(TURN_S, batch.expected_s)
-        return batch.runs
-
-
-class _Forming:
-    """A batch that is being formed.
-
-    Args:
-        max_rows: The largest number of inputs.
-        within_s: The longest time that it should run.
-        row_s: The expected time per input; 0.0 if it is unknown.
-
-    Attributes:
-        runs: The runs in it.
-    """
-
-    def __init__(self, max_rows: int, within_s: float, row_s: float) -> None:
-        self.runs: list[Run] = []
-        self._rows = 0
-        self._max_rows, self._within_s, self._row_s = max_rows, within_s, row_s
-
-    @property
-    def expected_s(self) -> float:
-        """The time that the batch is expected to run."""
-        return self._rows * self._row_s
-
-    @property
-    def full(self) -> bool:
-        """Whether not even one more input fits."""
-        return bool(self.runs) and not self._fits(self._rows + 1)
-
-    def has_room_for(self, run: Run, now: float) -> bool:
-        """Return whether a run may be added: the first one always, others if all are answered in time."""
-        rows = self._rows + run.rows
-        return not self.runs or (
-            run.kind == self.runs[0].kind and self._fits(rows) and rows * self._row_s <= run.job.call.deadline - now
-        )
-
-    def add(self, run: Run, now: float) -> None:
-        """Add a run."""
-        self.runs.append(run)
-        self._rows += run.rows
-        self._within_s = min(self._within_s, run.job.call.deadline - now)
-
-    def _fits(self, rows: int) -> bool:
-        return rows <= self._max_rows and rows * self._row_s <= self._within_s
+        if runs:
+            self.turn_s += max(TURN_S, rows * row_s)
+        return runs

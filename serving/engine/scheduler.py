@@ -92,7 +92,7 @@ class Scheduler:
         self._max_batch = max_batch
         self._in_flight = in_flight
         self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
-        self._served: tuple[Lane, ...] = ()
+        self._served: dict[Network, Lane] = {}
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
         self._busy = self._waiting = self._admitted = 0
         self._aside = 0  # admitted jobs that delay no other one
@@ -111,7 +111,7 @@ class Scheduler:
         Args:
             models: All of them.
         """
-        self._served = tuple(map(self._find_lane, models))
+        self._served = {model: self._find_lane(model) for model in models}
 
     def is_busy(self) -> bool:
         """Return whether a new request might have to wait."""
@@ -134,7 +134,7 @@ class Scheduler:
                 limit_requests=self._places,
             )
         if self._served and self._in_the_way >= self.slots:
-            shortest_s = min(lane.pace.expect_s(lane.in_flight + self._unknown) for lane in self._served)
+            shortest_s = min([lane.pace.expect_s(lane.in_flight + self._unknown) for lane in self._served.values()])
             _check_in_time(shortest_s, deadline - now)
 
     def admit(self, call: Call, done: Callable[[Any], object], now: float) -> Job:
@@ -286,7 +286,7 @@ class Scheduler:
         return self._admitted + self._in_flight.elsewhere() >= self._places
 
     def _find_lane(self, model: Network) -> Lane:
-        if (lane := self._lanes.get(model)) is None:
+        if (lane := self._served.get(model) or self._lanes.get(model)) is None:
             lane = self._lanes[model] = Lane()
         return lane
 

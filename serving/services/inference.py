@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from evalmode.artifact.tensors import Tensors
 from evalmode.runtime.model import Model
-from serving.engine.call import Call, Sooner, check_alive
+from serving.engine.call import Call, Sooner
 from serving.engine.executor import Answer, Executor, Request, make_run
 from serving.engine.job import Decode, Job
 from serving.services.statistics import Statistics
@@ -133,6 +133,11 @@ class Work:
         later: Calls a function after a number of seconds. It can be called from any thread.
     """
 
+    __slots__ = (
+        *("_call", "_convert", "_done", "_ended", "_executor", "_job", "_later", "_model", "_read_us", "_service"),
+        "_statistics",
+    )
+
     def __init__(
         self,
         inference: Inference,
@@ -147,7 +152,6 @@ class Work:
         self._call = call
         self._done = done
         self._later = later
-        self._started = time.monotonic()
         self._read_us = 0
         self._model: Model | None = None
         self._job: Job | None = None  # None before it is admitted and after its end
@@ -201,19 +205,17 @@ class Work:
 
     def _begin(self, job: Job, model: Model, request: Any) -> None:
         started = time.monotonic()
-        check_alive(self._call)
         reading = self._service.begin(request, model, self._call)
         if reading.call is not self._call:
             job.call = reading.call
             self._end_sooner(reading.call)
-        self._read_us = round((time.monotonic() - started) * 1e6)
         if self._executor.decodes.is_small(reading.cost_bytes):
-            self._finish(job, model, reading)
-        else:
-            self._decode(job, lambda: self._finish(job, model, reading), reading.cost_bytes)
+            self._finish(job, model, reading, started)
+            return
+        self._read_us = round((time.monotonic() - started) * 1e6)
+        self._decode(job, lambda: self._finish(job, model, reading, time.monotonic()), reading.cost_bytes)
 
-    def _finish(self, job: Job, model: Model, reading: Reading) -> None:
-        started = time.monotonic()
+    def _finish(self, job: Job, model: Model, reading: Reading, started: float) -> None:
         read = reading.finish()
         self._read_us += round((time.monotonic() - started) * 1e6)
         request = Request(read.inputs, read.optional, partial(self._reply, model, read))
@@ -233,7 +235,7 @@ class Work:
             self._executor.leave(job, answered=not failed)
         if failed:
             try:
-                self._statistics.count_refusal(self._model, time.monotonic() - self._started, outcome)
+                self._statistics.count_refusal(self._model, time.monotonic() - self._call.arrived, outcome)
             except Exception as error:
                 outcome = error
         self._done(outcome)

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from evalmode.artifact.image_statistics import crop_centre
 from evalmode.artifact.tensors import Tensors
@@ -62,12 +63,13 @@ class Statistics:
             wait_us: The time that the request waited for a slot, in microseconds.
             inference_us: The time that its batch ran, in microseconds.
         """
-        answered_ns = time.time_ns()
-        images = [
-            RecentImage(answered_ns, centre)
-            for name in model.manifest.image_inputs
-            for centre in crop_centre(inputs[name])
-        ]
+        answered_ns, images = time.time_ns(), []
+        if _find_moments(model):  # otherwise there is no drift to measure
+            images = [
+                RecentImage(answered_ns, centre)
+                for name in model.manifest.image_inputs
+                for centre in crop_centre(inputs[name])
+            ]
         predicted = model.manifest.predict_labels(outputs)
         rows = len(next(iter(inputs.values())))
         with self.lock:
@@ -76,7 +78,8 @@ class Statistics:
             counts.last_ms = answered_ns // 1_000_000
             counts.inputs += rows
             counts.codes["OK", ""] += 1
-            counts.labels.update(predicted)
+            for label in predicted:
+                counts.labels[label] += 1
             counts.recent.extend(images)
             durations = counts.durations
             durations["compute_input"].add(decode_us)
@@ -134,7 +137,7 @@ def take_figures(models: Models, statistics: Statistics, load: Load, images: boo
             model.provider.name,
             model.manifest.certificate is not None,
             model.batch_invariant,
-            model.manifest.properties.get("moments", {}).get("images"),
+            _find_moments(model),
         )
         for model in models.loaded
     }
@@ -152,3 +155,8 @@ def take_figures(models: Models, statistics: Statistics, load: Load, images: boo
         statistics.refused.copy(),
         statistics.answered,
     )
+
+
+def _find_moments(model: Model) -> Mapping[str, Any] | None:
+    """The recorded statistics of the training images; None if there are none."""
+    return model.manifest.properties.get("moments", {}).get("images")  # type: ignore[no-any-return]

@@ -123,8 +123,8 @@ class NativeServer:
         self._others = GrpcioServer(backend, f"unix:{socket}", connections=self._connections)
         self._front.set_fallback(socket)
         slots = inference.executor.slots
-        self._changed = threading.Condition()  # guards the attributes below
-        self._calls: dict[int, _Call] = {}  # in flight
+        self._calls: dict[int, _Call] = {}  # in flight; each change is one operation of the interpreter
+        self._changed = threading.Condition()  # guards the attributes below; no call is in flight any more
         self._receiving = 0  # the number of threads that wait for calls
         self._draining = self._closed = False
         self._full = threading.Event()  # no thread waits for calls
@@ -244,7 +244,7 @@ class NativeServer:
             self._connections.count_message(details[1], len(payload))
             call = _Call(call_id, now, math.inf if details[2] is None else now + details[2])
             try:
-                self._check(method, len(payload), find_authorization(details[0]))
+                self._check(method, len(payload), details[0])
             except (RequestError, _TransportError) as error:
                 if isinstance(error, RequestError):
                     self._inference.statistics.count_refusal(None, 0.0, error)
@@ -252,7 +252,7 @@ class NativeServer:
             else:
                 self._begin(call, method, payload)
 
-    def _check(self, method: int, size_bytes: int, authorization: str) -> None:
+    def _check(self, method: int, size_bytes: int, metadata: Any) -> None:
         """Check that a call is allowed.
 
         Raises:
@@ -266,12 +266,11 @@ class NativeServer:
                 RESOURCE_EXHAUSTED, f"message larger than max ({size_bytes} vs. {self._limits.max_request_bytes})"
             )
         if self._access:
-            self._access.check(path_of(INFER_METHODS[method]), authorization)
+            self._access.check(path_of(INFER_METHODS[method]), find_authorization(metadata))
 
     def _begin(self, call: _Call, method: int, payload: bytes) -> None:
         message = Unparsed(partial(parse_message, self._parse[method], payload), len(payload), serialize)
-        with self._changed:
-            self._calls[call.id] = call
+        self._calls[call.id] = call
         work = Work(
             self._inference, self._services[method], message, call, partial(self._end, call), self._others.later
         )
@@ -282,9 +281,9 @@ class NativeServer:
 
     def _end(self, call: _Call, outcome: Any) -> None:
         """End a call with its reply or its error."""
-        with self._changed:
-            del self._calls[call.id]
-            if not self._calls:
+        del self._calls[call.id]
+        if self._draining and not self._calls:
+            with self._changed:
                 self._changed.notify_all()
         call.work = None
         if isinstance(outcome, Exception):

@@ -219,7 +219,14 @@ class Play:
         return step.cost_bytes <= SMALL_BYTES
 
     def _is_alive(self, one: Known) -> bool:
-        return not one.call.is_cancelled and one.call.deadline > self.now
+        """Whether the step of a job can still lead to an answer in time."""
+        return not one.call.is_cancelled and one.call.deadline - self.now > self._expect_s(one)
+
+    def _expect_s(self, one: Known) -> float:
+        """The time that the step of a job needs, which decides only once it has waited."""
+        if isinstance(one.step, Decode):
+            return self.scheduler._expect_s(one.step, self.now)
+        return one.model.expect_s(one.step.rows) if self.now - one.since >= TRY_S else 0.0
 
     def _waiting_runs(self, model: Network) -> list[Known]:
         waiting = [one for one in self._select(waits=True, runs=False) if isinstance(one.step, Run)]
@@ -253,10 +260,8 @@ class Play:
         """Check the reason why a job ends: it is cancelled, has expired, or has waited and would be late."""
         assert one.step is not None
         assert not one.runs
-        late = isinstance(one.step, Run) and self.now - one.since >= TRY_S
-        needed_s = one.model.expect_s(one.step.rows) if late else 0.0
         assert isinstance(error, RequestCancelled if one.call.is_cancelled else DeadlineExpired)
-        assert one.call.is_cancelled or one.call.deadline - self.now <= needed_s
+        assert not self._is_alive(one)
 
     def _expect_batch(self, batch: Batch, jobs: list[Known]) -> None:
         """Check what a batch holds: one kind of one model, in order, within its limits and all deadlines."""
