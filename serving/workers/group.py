@@ -53,7 +53,8 @@ class WorkerGroup:
     Args:
         settings: What they are started with.
         answer: Answers their requests.
-        on_end: Called with the number of a worker whose process has ended, before it is started again.
+        on_end: Called with the number of a worker whose process has ended, before it is started again. It is not called
+            once the server drains: the last answers of workers count instead.
 
     Attributes:
         restarts: How often a worker was started again.
@@ -271,9 +272,10 @@ class WorkerGroup:
                 how = child.wait()
                 problem = problem or f"it ended {how}"
                 self._set(child, is_configured=False, is_listening=False, is_ready=False)
-                self._on_end(number)
             if self._stopping.is_set():
                 return
+            if child is not None:
+                self._on_end(number)
             lived_s = time.monotonic() - ready if ready else 0.0
             short_lives = 0 if lived_s >= SHORT_LIFE_S else short_lives + 1
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0

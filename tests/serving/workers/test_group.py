@@ -13,6 +13,7 @@ import pytest
 
 from evalmode.artifact.publishing import publish
 from evalmode.errors import ProviderUnavailable, WorkerUnavailable
+from evalmode.limits import Limits
 from serving.config import LogConfig, ServeConfig
 from serving.services.models import Models
 from serving.trials import Trials
@@ -24,7 +25,7 @@ from serving.workers.state import State
 from serving.workers.supervisor import make_settings
 from tests.conftest import colour_artifact
 from tests.hostile import endless_loop
-from tests.serving.conftest import refresh, spawn, wait_until
+from tests.serving.conftest import WAIT_S, refresh, spawn, wait_until
 
 
 @pytest.fixture
@@ -109,6 +110,17 @@ def test_a_worker_that_starts_later_loads_versions_whose_files_are_gone(started:
     os.kill(group.list_processes()[1], signal.SIGKILL)
     wait_until(lambda: group.restarts == 1 and group.is_ready())
     assert started.list_versions() == {("1",)}
+
+
+def test_workers_that_were_drained_do_not_count_as_ended(repository: Path) -> None:
+    made = Started(repository, 2, limits=Limits(lame_duck=0, grace=1))
+    try:
+        made.follow()
+        assert all(made.group.drain(WAIT_S).values())
+        wait_until(lambda: not any(one.name.startswith("worker-") for one in threading.enumerate()))
+        assert made.ended == []
+    finally:
+        made.group.kill()
 
 
 def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
