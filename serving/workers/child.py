@@ -7,8 +7,14 @@ import socket
 from contextlib import suppress
 
 from evalmode.errors import WorkerUnavailable
+from serving.services.source import Facts
 from serving.spawn import start_process
-from serving.workers.channel import Answer, Channel
+from serving.workers.channel import Answer, Channel, ChannelClosed, ChannelLate
+from serving.workers.state import Version
+
+
+class WorkerEnded(Exception):
+    """A worker ended while it loaded a version, or was killed because that took too long."""
 
 
 class Child:
@@ -53,6 +59,30 @@ class Child:
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
+
+    def load(self, version: Version, artifact: bytes, limit_s: float) -> Facts:
+        """Let the worker load a version.
+
+        Args:
+            version: The version.
+            artifact: The bytes of its file.
+            limit_s: Seconds that this may take; then the process is killed.
+
+        Raises:
+            ArtifactInvalid: The worker refuses the version.
+            ProviderUnavailable: The execution provider is not available.
+            WorkerEnded: The process has ended. The error says how.
+        """
+        name, number, _ = version
+        try:
+            answer, _ = self.channel.ask("take", {"name": name, "version": number}, artifact, limit_s)
+        except ChannelLate as error:
+            self.kill()
+            raise WorkerEnded(f"worker {self.number} took longer than {limit_s:.0f} s, and was killed") from error
+        except ChannelClosed as error:
+            self.kill()  # it has ended, or does not read
+            raise WorkerEnded(f"worker {self.number} ended {self.wait()}") from error
+        return Facts(**answer)
 
     def wait(self) -> str:
         """Wait for the end of the process, and return how it ended, such as "by SIGKILL"."""

@@ -479,6 +479,38 @@ def test_a_server_with_an_endless_trial_ends_on_sigterm(repository: Path) -> Non
         wait_until(lambda: not child.is_running())
 
 
+class TestQuarantine:
+    def test_the_version_before_answers_until_the_file_changes(self, repository: Path) -> None:
+        models = Models.open(repository)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        for _ in range(2):  # two workers may find out at the same time
+            models.quarantine(("colours", 2), ArtifactInvalid("workers ended twice"))
+        refresh(models)
+        assert list_loaded(models) == ["colours/1"]
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "workers ended twice")
+        (repository / "colours" / "2" / "model.onnx").write_bytes(colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2", "colours/1"]
+
+    def test_an_only_version_stays_loaded_until_another_one_is(self, repository: Path) -> None:
+        models = Models.open(repository)
+        models.quarantine(("colours", 1), ArtifactInvalid("workers ended twice"))
+        refresh(models)
+        assert list_states(models) == [("colours/1", "READY", "workers ended twice")]
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2"]
+
+    def test_an_only_version_that_is_loaded_by_a_call_is_valid_again(self, repository: Path) -> None:
+        models = Models.open(repository)
+        models.quarantine(("colours", 1), ArtifactInvalid("workers ended twice"))
+        models.load("colours")
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2", "colours/1"]
+
+
 class TestControl:
     def test_unloading_a_version_serves_the_previous_one_at_once(self, repository: Path) -> None:
         publish(repository, "colours", colour_artifact(GERMAN))

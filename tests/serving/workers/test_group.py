@@ -1,4 +1,4 @@
-"""A version that ends a worker while it is loaded is not loaded again; the version before it keeps answering."""
+"""A version that ends workers while it is loaded is not loaded again; the version before it keeps answering."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from evalmode.artifact.publishing import publish
-from evalmode.errors import ProviderUnavailable, WorkerUnavailable
+from evalmode.errors import ArtifactInvalid, ProviderUnavailable, WorkerUnavailable
 from evalmode.limits import Limits
 from serving.config import LogConfig, ServeConfig
 from serving.services.models import Models
@@ -21,7 +21,7 @@ from serving.workers.counters import create_counters
 from serving.workers.group import Settings, WorkerGroup
 from serving.workers.repository import SharedSource
 from serving.workers.snapshots import decode_figures
-from serving.workers.state import State
+from serving.workers.state import State, Version
 from serving.workers.supervisor import make_settings
 from tests.conftest import colour_artifact
 from tests.hostile import endless_loop
@@ -47,8 +47,11 @@ class Started:
         self.config = ServeConfig(repository=repository, port=0, workers=str(workers), no_metrics=True, **options)  # type: ignore[arg-type]
         self.ended: list[int] = []
         settings = make_settings(self.config, LogConfig(), create_counters(workers))
-        self.group = WorkerGroup(settings, lambda kind, message, data: ({}, b""), self.ended.append)
+        self.group = WorkerGroup(settings, lambda kind, message, data: ({}, b""), self.quarantine, self.ended.append)
         self.group.start()
+
+    def quarantine(self, version: Version, error: ArtifactInvalid) -> None:
+        self.models.quarantine((version[0], int(version[1])), error)
 
     def follow(self) -> None:
         """Load the models, and wait until all workers answer by them."""
@@ -76,29 +79,65 @@ def started(repository: Path) -> Iterator[Started]:
         made.group.kill()
 
 
-def test_a_version_that_ends_a_worker_is_not_loaded_until_its_file_changes(started: Started, repository: Path) -> None:
+def test_a_version_that_ends_two_workers_is_not_loaded_until_its_file_changes(
+    started: Started, repository: Path
+) -> None:
     models, group = started.models, started.group
     publish(repository, "colours", endless_loop())
     with patch.object(Trials, "examine"):  # the check in a child process has found nothing
-        loading = spawn(refresh, models)
-        wait_until(lambda: group._pending)
-        first = group.list_processes()[0]
-        os.kill(first, signal.SIGSEGV)
-        loading.result(60)
+        killed = {end_while_loading(started, signal.SIGKILL)}
+        assert models.list_entries()[-1].failed
+        wait_until(lambda: group.restarts == 1 and group.is_ready())
+        killed.add(end_while_loading(started, signal.SIGSEGV))
         refresh(models)
-    wait_until(lambda: group.restarts and group.is_ready())  # it is also ready until its end is noticed
-    assert started.ended == [1]
-    assert group.restarts == 1
-    assert first not in group.list_processes()
+    wait_until(lambda: group.restarts == 2 and group.is_ready())  # it is also ready until its end is noticed
+    assert started.ended == [1, 1]
+    assert not killed & {*group.list_processes()}
     newest = models.list_entries()[-1]
     assert (newest.version, newest.state, newest.failed) == ("2", "UNAVAILABLE", True)
-    assert "worker 1 ended by SIGSEGV while it loaded this version" in newest.reason
+    assert "workers ended twice while they loaded colours/2, sha256:" in newest.reason
+    assert "worker 1 ended by SIGSEGV" in newest.reason
     assert started.list_versions() == {("1",)}
 
     (repository / "colours" / "2" / "model.onnx").write_bytes(colour_artifact(("rot", "grün", "blau")))
     refresh(models)
     assert group.wait_until_published(30)
     assert started.list_versions() == {("1", "2")}
+
+
+def end_while_loading(started: Started, number: signal.Signals) -> int:
+    """End the first worker while it loads a version that was published; return its process."""
+    loading = spawn(refresh, started.models)
+    wait_until(lambda: started.group._pending)
+    first = started.group.list_processes()[0]
+    os.kill(first, number)
+    loading.result(60)
+    return first
+
+
+def test_a_version_that_ends_workers_when_they_are_started_again_is_replaced(
+    started: Started, repository: Path
+) -> None:
+    models, group = started.models, started.group
+    publish(repository, "colours", colour_artifact(("rot", "grün", "blau")))
+    refresh(models)
+    assert group.wait_until_published(30)
+    reads: list[int] = []
+
+    def read(state: State, version: Version) -> bytes:
+        reads.append(group.list_processes()[0])
+        return endless_loop() if version[1] == "2" else state.artifacts[version].read()
+
+    with patch.object(State, "read", read):
+        os.kill(group.list_processes()[0], signal.SIGKILL)
+        for ends in (1, 2):
+            wait_until(lambda ends=ends: len(reads) == ends and group._children[1].channel._open)  # type: ignore[misc]
+            os.kill(reads[-1], signal.SIGKILL)
+        wait_until(lambda: group.restarts == 3 and group.is_ready())
+    assert started.list_versions() == {("1",)}
+    newest = models.list_entries()[-1]
+    assert (newest.version, newest.state, newest.failed) == ("2", "UNAVAILABLE", True)
+    assert "workers ended twice while they loaded colours/2" in newest.reason
 
 
 def test_a_worker_that_starts_later_loads_versions_whose_files_are_gone(started: Started, repository: Path) -> None:
@@ -133,7 +172,9 @@ def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start() -> None:
-    group = WorkerGroup(Settings(1, {}, 1.0, 2, 0), lambda kind, message, data: ({}, b""), lambda number: None)
+    group = WorkerGroup(
+        Settings(1, {}, 1.0, 2, 0), lambda kind, message, data: ({}, b""), lambda *why: None, lambda number: None
+    )
     delays: list[float] = []
 
     def wait(delay_s: float) -> None:
