@@ -164,6 +164,16 @@ class Models:
         """All loaded versions of all models."""
         return tuple(model for versions in self._loaded.values() for model in versions)
 
+    @property
+    def arrived(self) -> tuple[Model, ...]:
+        """The versions that are loaded and may answer later: newer ones are still being checked."""
+        return tuple(self._arrived.values())
+
+    @property
+    def on_trial(self) -> frozenset[Key]:
+        """The versions that are being checked and loaded, or wait for it."""
+        return frozenset(self._on_trial)
+
     def find(self, name: str, version: str, field: str = "model") -> Model:
         """Find the model that a request names.
 
@@ -368,6 +378,8 @@ class Models:
                 self._jobs.put(key)
             if key in self._on_trial:
                 return
+        for key in [key for key in self._arrived if key[0] == name]:  # newer versions have been loaded meanwhile
+            del self._arrived[key]
         if chosen:
             self._serve(name, chosen)
 

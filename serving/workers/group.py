@@ -148,36 +148,27 @@ class WorkerGroup:
         with self._changed:
             self._pending.add(version)
         facts = None
-        try:
-            for child in self._list_configured():
-                if not child.channel.closed.is_set():  # one that has ended meanwhile loads it when it is started again
-                    facts = child.load(version, artifact, self._settings.load_s)
-        except WorkerEnded as error:
-            self.forget(version)
-            raise self._quarantine.note_end(version, str(error)) from error
-        except BaseException:
-            self.forget(version)
-            raise
+        for child in self._list_configured():
+            if child.channel.closed.is_set():  # it loads the version when it is started again
+                continue
+            try:
+                facts = child.load(version, artifact, self._settings.load_s)
+            except WorkerEnded as error:
+                raise self._quarantine.note_end(version, str(error)) from error
         if facts is None:
             raise TrialUnavailable("no worker is running that could load it")
         self._quarantine.note_loaded(version)
         return facts
 
-    def forget(self, version: Version) -> None:
-        """Release a version that ``take`` has loaded, unless it answers requests.
-
-        Args:
-            version: The version.
-        """
-        with self._changed:
-            self._pending.discard(version)
-
     def publish(self, state: State) -> None:
-        """Let all workers answer requests by the versions of a state. Returns before they do."""
+        """Let all workers answer requests by the versions of a state. Returns before they do.
+
+        They release versions that ``take`` has loaded and that are neither served nor may be served later.
+        """
         with self._changed:
             generation = self._state.generation + 1 if self._state else 1
             self._state = state.number(generation)
-            self._pending -= {version for versions in state.served.values() for version in versions}
+            self._pending = set(filter(state.may_follow, self._pending))
             self._changed.notify_all()
 
     def wait_until_published(self, timeout_s: float | None) -> bool:

@@ -70,8 +70,9 @@ class WorkerModels(Models):
                 for name, versions in served.items()
             }
             self._loaded = {name: models for name, models in chosen.items() if models}
-            kept = {(name, int(version)) for name, version, _ in pending}
-            self._arrived = {key: model for key, model in self._arrived.items() if key in kept}
+            self._arrived = {
+                key: one for key, one in self._arrived.items() if (one.name, one.version, one.digest) in pending
+            }
             self._entries = [_mark_missing(entry, missing) for entry in entries]
             self._on_change(self._entries)
         return missing

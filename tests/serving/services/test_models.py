@@ -437,6 +437,29 @@ class TestDuringATrial:
         refreshing.result(WAIT_S)
         assert list_loaded(models) == []
 
+    def test_a_version_that_arrives_after_newer_ones_is_not_kept(self, repository: Path, monkeypatch) -> None:
+        models, entered, go = Models.open(repository), threading.Event(), threading.Event()
+
+        def load_slowly(path: Path, version: str, **options: Any) -> object:
+            if version == "2":
+                entered.set()
+                assert go.wait(WAIT_S)
+            return load_model(path, version=version, **options)
+
+        monkeypatch.setattr("evalmode.runtime.loading.load_model", load_slowly)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refreshing = spawn(refresh, models)
+        assert entered.wait(WAIT_S)
+        for version in ("3", "4"):
+            publish(repository, "colours", colour_artifact())
+            models._look()
+            wait_until(lambda version=version: models.find("", "").version == version)  # type: ignore[misc]
+        assert models.on_trial == {("colours", 2)}
+        go.set()
+        refreshing.result(WAIT_S)
+        assert list_loaded(models) == ["colours/4", "colours/3"]
+        assert models.arrived == ()
+
     def test_the_start_ends_when_stop_is_set(self, tmp_path: Path) -> None:
         publish(tmp_path, "colours", endless_loop())
         stop = threading.Event()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -149,6 +151,20 @@ def test_a_worker_that_starts_later_loads_versions_whose_files_are_gone(started:
     os.kill(group.list_processes()[1], signal.SIGKILL)
     wait_until(lambda: group.restarts == 1 and group.is_ready())
     assert started.list_versions() == {("1",)}
+
+
+def test_a_version_that_is_not_served_any_more_is_released(started: Started) -> None:
+    models, group = started.models, started.group
+    contents = colour_artifact(("rot", "grün", "blau"))
+    facts = group.take(("colours", "2", f"sha256:{hashlib.sha256(contents).hexdigest()}"), contents)
+    late = (facts.name, facts.version, facts.digest)
+    for may_follow in (True, False):
+        state = replace(State.of(models, models.list_entries()), arrived=frozenset({late} if may_follow else ()))
+        group.publish(state)
+        assert group.wait_until_published(WAIT_S)
+        serve_late = {"served": {"colours": [late]}, "entries": [], "pending": [late], "partial": False}
+        for child in group._children.values():
+            assert child.channel.ask("put", serve_late)[0]["missing"] == ([] if may_follow else [[*late]])
 
 
 def test_workers_that_were_drained_do_not_count_as_ended(repository: Path) -> None:
