@@ -25,7 +25,7 @@ START_S = 120.0  # for a worker to import its modules, or to bind its port
 SWAP_S = 30.0  # for a worker to answer requests by other versions
 ATTEMPTS = 5  # at the start, before the server gives up
 IDLE_S = 5.0  # between two looks whether a worker has ended, without a change of its models
-SHORT_LIFE_S = 1.0  # a worker that ends sooner is restarted after a delay
+LONG_LIFE_S = 60.0  # a worker that ends sooner is restarted after a delay, which doubles until one lives as long
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
 
 
@@ -281,7 +281,7 @@ class WorkerGroup:
             if child is not None:
                 self._on_end(number)
             lived_s = time.monotonic() - ready if ready else 0.0
-            short_lives = 0 if lived_s >= SHORT_LIFE_S else short_lives + 1
+            short_lives = 0 if lived_s >= LONG_LIFE_S else short_lives + 1
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0
             log.error("worker %s is restarted %s: %s", number, f"in {delay_s:.1f} s" if delay_s else "now", problem)
             if not self._opened and short_lives >= ATTEMPTS:

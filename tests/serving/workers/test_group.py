@@ -187,7 +187,8 @@ def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
         made.group.kill()
 
 
-def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start() -> None:
+def record_delays(count: int) -> tuple[WorkerGroup, list[float]]:
+    """Start the only worker of a group again and again, without waiting; return the group, and the delays."""
     group = WorkerGroup(
         Settings(1, {}, 1.0, 2, 0), lambda kind, message, data: ({}, b""), lambda *why: None, lambda number: None
     )
@@ -195,15 +196,30 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start
 
     def wait(delay_s: float) -> None:
         delays.append(delay_s)
-        if len(delays) == 11:
+        if len(delays) == count:
             group.kill()
 
-    with (
-        patch("serving.workers.group.Child", side_effect=WorkerUnavailable("no more processes")),
-        patch.object(group._stopping, "wait", wait),
-    ):
+    with patch.object(group._stopping, "wait", wait):
         group.start()
-        wait_until(lambda: len(delays) == 11)
+        wait_until(lambda: len(delays) == count)
+    return group, delays
+
+
+def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start() -> None:
+    with patch("serving.workers.group.Child", side_effect=WorkerUnavailable("no more processes")):
+        group, delays = record_delays(11)
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
     with pytest.raises(WorkerUnavailable, match="no more processes"):
         group.wait_until_ready(threading.Event())
+
+
+@pytest.mark.parametrize(("long_life_s", "delays"), [(60.0, [0.1, 0.2, 0.4]), (0.0, [0.0, 0.0, 0.0])])
+def test_a_worker_that_ends_soon_after_its_start_is_started_again_ever_later(
+    long_life_s: float, delays: list[float]
+) -> None:
+    with (
+        patch("serving.workers.group.Child"),
+        patch("serving.workers.group.LONG_LIFE_S", long_life_s),
+        patch.object(WorkerGroup, "_bring_up"),
+    ):
+        assert record_delays(3)[1] == delays
