@@ -108,7 +108,7 @@ class Server:
         return self._transport.port
 
     def silent_s(self) -> float:
-        """Seconds since it last answered a health check of its own, which it sends unless it has no metrics."""
+        """Seconds since it last answered a health check of its own. A server alone without metrics sends none."""
         return self._liveness.silent_s()
 
     def take_figures(self, images: bool = True) -> Figures:
@@ -156,7 +156,7 @@ class Server:
         """
         self._transport = self._open_transport(self._make_backend())
         self._resources.callback(self._transport.close)
-        if self._config.no_metrics:
+        if self._config.no_metrics and not self._part:
             return
         own_health = OwnHealth(self._transport.local_address)
         self._resources.callback(own_health.close)

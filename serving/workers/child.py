@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
+import threading
 from contextlib import suppress
 
 from evalmode.errors import WorkerUnavailable
 from serving.services.source import Facts
 from serving.spawn import start_process
+from serving.transports.liveness import CHECK_S, LATE_S
 from serving.workers.channel import Answer, Channel, ChannelClosed, ChannelLate
 from serving.workers.state import Version
+
+log = logging.getLogger("serving")
+
+# Checks in a row. They are ``CHECK_S`` apart, and each waits as long for an answer: 30 s for a process that is stopped.
+# One that answers, but whose own health checks have failed for ``LATE_S``, is killed after 30 s, too. A single check may
+# fail in a healthy process, such as after the whole machine was suspended.
+MAX_MISSED = 3
 
 
 class WorkerEnded(Exception):
@@ -91,6 +101,28 @@ class Child:
         with suppress(ValueError):
             return f"by {signal.Signals(-code).name}"
         return f"with exit code {code}"
+
+    def watch(self, stop: threading.Event) -> None:
+        """Kill the process once it does not answer its own health checks for about 30 s. Returns when it has ended.
+
+        Args:
+            stop: Ends this method. The process is not killed.
+        """
+        missed = -MAX_MISSED  # its own checks have failed while it waited for the other workers to listen
+        while missed < MAX_MISSED and not self.channel.closed.wait(CHECK_S):
+            missed = 0 if self._is_alive() else missed + 1
+            if stop.is_set():
+                return
+        if missed == MAX_MISSED:
+            log.error("worker %s does not answer its health checks, and is killed", self.number)
+        self.kill()
+
+    def _is_alive(self) -> bool:
+        """Whether the worker answers, and has answered its own health check recently."""
+        try:
+            return float(self.channel.ask("ping", timeout_s=CHECK_S)[0]["silent_s"]) < LATE_S
+        except (ChannelClosed, ChannelLate, RuntimeError):
+            return False
 
     def kill(self) -> None:
         """Kill the process."""

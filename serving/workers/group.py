@@ -321,6 +321,7 @@ class WorkerGroup:
         self._set(child, is_ready=True)
         self._opened = self._opened or self.is_ready()
         start_threads(1, f"models-{child.number}", lambda: self._follow(child))
+        start_threads(1, f"watch-{child.number}", lambda: child.watch(self._stopping))
 
     def _follow(self, child: Child) -> None:
         """Bring the models of a worker up to date, until it ends."""

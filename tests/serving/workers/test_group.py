@@ -178,6 +178,23 @@ def test_workers_that_were_drained_do_not_count_as_ended(repository: Path) -> No
         made.group.kill()
 
 
+def test_a_worker_that_hangs_is_killed_and_started_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.workers.child.CHECK_S", 0.5)
+    made = Started(repository, 1)
+    try:
+        made.follow()
+        assert made.group.check(WAIT_S) is not None  # also in a server without metrics
+        [stopped] = made.group.list_processes()
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: stopped not in made.group.list_processes() and made.group.is_ready())
+    finally:
+        made.group.kill()
+    assert "worker 1 does not answer its health checks, and is killed" in caplog.text
+    assert "it ended by SIGKILL" in caplog.text
+
+
 def test_an_error_of_a_worker_ends_the_start(repository: Path) -> None:
     made = Started(repository, 1, provider="cuda")
     try:
