@@ -18,8 +18,8 @@ from serving.workers.state import Version
 log = logging.getLogger("serving")
 
 # Checks in a row. They are ``CHECK_S`` apart, and each waits as long for an answer: 30 s for a process that is stopped.
-# One that answers, but whose own health checks have failed for ``LATE_S``, is killed after 30 s, too. A single check may
-# fail in a healthy process, such as after the whole machine was suspended.
+# One that answers, but whose own health checks have failed for ``LATE_S``, is killed after 30 s, too. A single check
+# may fail in a healthy process, such as after the whole machine was suspended.
 MAX_MISSED = 3
 
 
