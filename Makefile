@@ -39,19 +39,20 @@ check-protos: $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$$out --pyi_out=$$out --grpc_python_out=$$out protos/evalmode/wire/*.proto && \
 	for stub in $$(cd $$out && find . -type f); do diff $$out/$$stub $$stub; done
 
-# The tests of what depends on protobuf and needs no torch, in a separate environment with protobuf 7. The engine, the
-# workers and the rules of the alerts see no message.
+# The tests of the wire protocol.
+WIRE = tests/conformance tests/evalmode/client $(foreach name,services/test_access services/test_metrics \
+  services/test_open_inference transports/test_grpcio transports/test_limits_on_the_wire transports/test_native \
+  transports/test_state,tests/serving/$(name).py)
+
+test-native: $(READY)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --transport native $(WIRE)
+
+# The tests of messages and of ONNX files, in a separate environment with protobuf 7.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
-	.venv-protobuf7/bin/python -m pytest -n auto --dist loadfile tests/serving --ignore tests/serving/engine \
-	  --ignore tests/serving/workers --ignore tests/serving/services/test_alerts.py $(addprefix tests/evalmode/,artifact certification client runtime)
-
-# The tests of the wire protocol on the native transport.
-test-native: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --transport native tests/conformance \
-	  tests/evalmode/client \
-  $(foreach name,services/test_access services/test_metrics services/test_open_inference \
-    transports/test_grpcio transports/test_limits_on_the_wire transports/test_native transports/test_state,tests/serving/$(name).py)
+	.venv-protobuf7/bin/python -m pytest -q -n auto --dist loadfile $(WIRE) tests/serving/transports/test_messages.py \
+	  $(addprefix tests/serving/services/,test_classifier.py test_parsers_properties.py) \
+	  $(addprefix tests/evalmode/,artifact certification runtime/test_model.py)
 
 # The wheel, bare and with serve, each in a separate environment.
 test-installs: $(READY)

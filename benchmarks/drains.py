@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 import http2  # in this folder
 from honest import make_infer_request, make_request, write_figures
-from servers import Server, make_artifact, serving
+from servers import Server, add_server_options, list_server_options, make_artifact, serving
 from strangers import SERVER_OPTIONS, find_wrong_end, stop
 
 from evalmode.artifact.publishing import publish
@@ -44,7 +44,7 @@ def main() -> None:
     """Run the drains, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     parser.add_argument("--drains", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=LOADED_S, help="of load before each SIGTERM")
     arguments = parser.parse_args()
@@ -73,7 +73,7 @@ def drain(repository: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         repository: A repository with one model.
         arguments: The command-line arguments.
     """
-    options = ("--transport", arguments.transport, *SERVER_OPTIONS)
+    options = (*list_server_options(arguments), *SERVER_OPTIONS)
     with tempfile.TemporaryFile("w+") as log, serving(repository, *options, log=log) as server:
         codes, stopped = asyncio.run(load_and_stop(server, arguments.seconds))
         log.seek(0)

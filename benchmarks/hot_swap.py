@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
-import psutil
-from servers import SIDE, make_artifact, serving  # in this folder
+from honest import Memory, make_request, write_figures  # in this folder
+from servers import add_server_options, list_server_options, make_artifact, serving
 
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.repository import list_versions
-from evalmode.client import AsyncClient, CallFailed
+from evalmode.wire.classifier_pb2 import PredictRequest
+from evalmode.wire.classifier_pb2_grpc import ClassifierStub
 
 NAME = "network"
 LABELS = [tuple(f"{word}{number}" for number in range(10)) for word in ("even", "odd")]
 CALLERS = 8
+ALONE = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each caller
+DEADLINE_S = 10
 WARM = 100  # swaps before the first measurement of memory
 MAX_GROWTH_MB = 20
 SETTLE_S = 2.0
@@ -42,24 +46,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--swaps", type=int, default=1000)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     arguments = parser.parse_args()
     artifacts = [make_artifact(labels) for labels in LABELS]
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), NAME, artifacts[1])
-        with serving(Path(name), "--poll", 0.05, "--transport", arguments.transport) as server:
-            memory = psutil.Process(server.process.pid)
+        with (
+            serving(Path(name), "--poll", 0.05, *list_server_options(arguments)) as server,
+            Memory(server.process.pid) as memory,
+        ):
             results = asyncio.run(swap(server.address, Path(name), artifacts, arguments.swaps, memory))
-    arguments.out.write_text(json.dumps({"transport": arguments.transport, **results}, indent=1) + "\n")
+    write_figures(arguments.out, arguments, results)
     grown = results["settled_mb"][-1] - results["settled_mb"][0]
     print({**results, "rss_mb": f"{grown:+.1f} since swap {WARM}"})
     if results["failed"] or results["wrong"] or grown > MAX_GROWTH_MB:
         sys.exit(1)
 
 
-async def swap(
-    address: str, repository: Path, artifacts: list[bytes], swaps: int, memory: psutil.Process
-) -> dict[str, Any]:
+async def swap(address: str, repository: Path, artifacts: list[bytes], swaps: int, memory: Memory) -> dict[str, Any]:
     """Publish in turns, each version once the previous one answers, while callers send requests.
 
     Args:
@@ -67,25 +71,29 @@ async def swap(
         repository: Its repository.
         artifacts: The two files.
         swaps: Number of swaps.
-        memory: The server's process.
+        memory: Measures the server.
     """
     counts: Counter[str] = Counter()
     newest, stop, rss_mb, settled_mb, took_s = [1], asyncio.Event(), [], [], []
-    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    request = PredictRequest.FromString(make_request())
 
-    async def ask(client: AsyncClient) -> None:
+    async def ask(channel: grpc.aio.Channel) -> None:
+        predict = ClassifierStub(channel).Predict  # type: ignore[no-untyped-call]
         while not stop.is_set():
             try:
-                found = await client.predict_pixels(pixels)
-            except CallFailed as error:
-                counts[f"failed: {error}"] += 1
+                reply = await predict(request, timeout=DEADLINE_S)
+            except grpc.RpcError as error:
+                counts[f"failed: {error.code().name} {error.details()}"] += 1
                 continue
-            version = int(found.version)
+            version = int(reply.version)
             newest[0] = max(newest[0], version)
-            counts["right" if found.label in LABELS[version % 2] else "wrong"] += 1
+            counts["right" if reply.scores[0].label in LABELS[version % 2] else "wrong"] += 1
 
-    async with AsyncClient(address) as client:
-        callers = [asyncio.create_task(ask(client)) for _ in range(CALLERS)]
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options=ALONE)) for _ in range(CALLERS)
+        ]
+        callers = [asyncio.create_task(ask(channel)) for channel in channels]
         started = time.monotonic()
         for version in range(2, swaps + 2):
             published = time.monotonic()
@@ -95,8 +103,8 @@ async def swap(
             took_s.append(time.monotonic() - published)
             if version in (WARM + 1, swaps + 1):  # between two swaps a third version may exist
                 await asyncio.sleep(SETTLE_S)
-                settled_mb.append(round(memory.memory_info().rss / 1e6, 1))
-            rss_mb.append(round(memory.memory_info().rss / 1e6, 1))
+                settled_mb.append(memory.now_mb())
+            rss_mb.append(memory.now_mb())
             for old in list_versions(repository, NAME)[:-LEFT]:
                 shutil.rmtree(repository / NAME / str(old))
         stop.set()

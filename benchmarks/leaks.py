@@ -6,6 +6,9 @@ Each kind runs against a new server, with at most 64 requests in flight. Residen
 first 20,000 requests (half of them if fewer than 40,000 are sent). Exit 1 if the line through these samples, fitted by
 the median slope, grows by 1 MB or more per 100,000 requests; fewer than 100,000 may add 4 MB, which is noise. `--leak`
 starts a server that leaks on purpose: then each kind that is answered must fail.
+
+The kind `mixed` holds all others: 19 of 20 requests are fine, one is not. Every fine one must be answered, and memory
+must end at most 50 MB above that of the idle server.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ import numpy as np
 from honest import Memory, make_infer_request, make_request, write_figures  # in this folder
 from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 from PIL import Image
-from servers import make_artifact, serving
+from servers import add_server_options, list_server_options, make_artifact, serving
 
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
@@ -37,6 +41,8 @@ MAX_REQUEST_BYTES = 16_384  # oversize messages must stay cheap to send
 SETTLE_S = 0.3
 STUCK_S = 30.0
 LATE = ("grpc-timeout", "300u")
+MIXED, EACH = "mixed", 20  # one of so many requests is not fine
+MIXED_MB = 50.0  # above the idle server
 
 Begin = Callable[[Connection], None]
 
@@ -86,6 +92,16 @@ def make_kinds() -> dict[str, Begin]:
     }
 
 
+def mix(kinds: dict[str, Begin]) -> Begin:
+    """Return a function that begins requests of all kinds: ``EACH`` - 1 fine ones after each other one."""
+    fine = cycle(begin for name, begin in kinds.items() if name.startswith("fine"))
+    others = cycle(
+        begin for name, begin in kinds.items() if not name.startswith(("fine", "health")) and name != "stream"
+    )
+    numbers = count()
+    return lambda one: next(fine if next(numbers) % EACH else others)(one)
+
+
 def void(_: object) -> None:
     """Discard a value."""
 
@@ -93,9 +109,10 @@ def void(_: object) -> None:
 def main() -> None:
     """Run each kind, write and print the figures."""
     kinds = make_kinds()
+    kinds[MIXED] = mix(kinds)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     parser.add_argument("--requests", type=int, default=300_000, help="of each kind")
     parser.add_argument("--kind", choices=kinds, action="append", help="may be given again; default: all")
     parser.add_argument("--leak", action="store_true", help="of a server that leaks on purpose")
@@ -105,21 +122,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         for kind in arguments.kind or kinds:
-            results[kind] = spend(Path(name), kinds[kind], arguments)
+            results[kind] = spend(Path(name), kind, kinds[kind], arguments)
             show(kind, results[kind])
             write_figures(arguments.out, arguments, {"kinds": results})
     sys.exit(1 if any(one["misses"] for one in results.values()) else 0)
 
 
-def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict[str, Any]:
+def spend(repository: Path, kind: str, begin: Begin, arguments: argparse.Namespace) -> dict[str, Any]:
     """Send the requests of one kind to a new server.
 
     Args:
         repository: A repository with one model.
+        kind: The kind.
         begin: Begins a request.
         arguments: The command-line arguments.
     """
-    options = ("--transport", arguments.transport, "--max-request-bytes", MAX_REQUEST_BYTES, "--log-level", "error")
+    options = (*list_server_options(arguments), "--max-request-bytes", MAX_REQUEST_BYTES, "--log-level", "error")
     program = {"program": (Path(__file__).with_name("leaking.py"),)} if arguments.leak else {}
     warm = min(WARM, arguments.requests // 2)
     step = max(1, (arguments.requests - warm) // SAMPLES)
@@ -143,7 +161,10 @@ def spend(repository: Path, begin: Begin, arguments: argparse.Namespace) -> dict
     slope = find_slope(requests, megabytes) * 1e5
     results = {"requests": done, "seconds": round(seconds, 1), "outcomes": dict(outcomes), "logged_bytes": logged}
     results |= {"idle_mb": idle_mb, "samples_mb": samples, "mb_per_100000": round(slope, 2)}
-    return {**results, "misses": judge(slope, done - warm, outcomes)}
+    misses = judge(slope, done - warm, outcomes)
+    if kind == MIXED:
+        misses = judge_mixed(samples[-1][1] - idle_mb, done, outcomes)
+    return {**results, "misses": misses}
 
 
 def find_slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -169,6 +190,23 @@ def judge(slope: float, requests: int, outcomes: Counter[str]) -> list[str]:
     """
     bound = LARGEST_MB if requests >= 1e5 else NOISE_MB * 1e5 / requests
     misses = [] if slope < bound else [f"memory grows by {slope:.2f} MB per 100,000 requests, above {bound:.2f} MB"]
+    if outcomes["stuck"]:
+        misses.append(f"{outcomes['stuck']} calls never ended")
+    return misses
+
+
+def judge_mixed(grown_mb: float, requests: int, outcomes: Counter[str]) -> list[str]:
+    """List the requirements that the server did not meet with requests of all kinds.
+
+    Args:
+        grown_mb: Memory above that of the idle server, in megabytes.
+        requests: Number of requests.
+        outcomes: Number of requests by outcome.
+    """
+    misses = [] if grown_mb <= MIXED_MB else [f"memory {grown_mb:.1f} MB over idle, above {MIXED_MB:.0f} MB"]
+    fine = requests - -(-requests // EACH)
+    if outcomes["status 0"] < fine:
+        misses.append(f"{outcomes['status 0']} of {fine} fine requests answered")
     if outcomes["stuck"]:
         misses.append(f"{outcomes['stuck']} calls never ended")
     return misses

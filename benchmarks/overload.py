@@ -26,7 +26,7 @@ import torch
 from generator import Generating  # in this folder
 from honest import Asking, write_figures
 from PIL import Image
-from servers import Server, serving
+from servers import Server, add_server_options, list_server_options, serving
 
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
@@ -64,7 +64,7 @@ def main() -> None:
     """Measure, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     parser.add_argument("--seconds", type=float, default=60, help="of each overload")
     parser.add_argument("--factor", type=float, action="append", help="may be given again; default: 1.5 and 3")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="may be given again; default: both")
@@ -78,7 +78,7 @@ def main() -> None:
         folder = Path(name)
         for which in arguments.network or NETWORKS:
             make_network(folder / which, NETWORKS[which])
-            options = ("--transport", arguments.transport, "--max-queue", arguments.max_queue)
+            options = (*list_server_options(arguments), "--max-queue", arguments.max_queue)
             for kind in arguments.input or INPUTS:
                 request = folder / f"{which}-{kind}"
                 request.write_bytes(make_request(kind, NETWORKS[which].side))

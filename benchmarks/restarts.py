@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-from servers import SIDE, Server, make_artifact, serving  # in this folder
+from honest import write_figures  # in this folder
+from servers import SIDE, Server, add_server_options, list_server_options, make_artifact, serving
 
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
@@ -34,6 +35,7 @@ CONFIG = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"s
 CHANNEL = (
     ("grpc.service_config", json.dumps(CONFIG)),
     ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # each caller has connections of its own
     ("grpc.default_authority", "evalmode"),  # otherwise the list of addresses, which native refuses as a server name
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
@@ -46,13 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--restarts", type=int, default=200)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
-        options = (Path(name), "--transport", arguments.transport, "--lame-duck", 1)
+        options = (Path(name), *list_server_options(arguments), "--lame-duck", 1)
         results = asyncio.run(restart(options, arguments.restarts))
-    arguments.out.write_text(json.dumps({"transport": arguments.transport, **results}, indent=1) + "\n")
+    write_figures(arguments.out, arguments, results)
     print(results)
     if results["failed"] or set(results["exit_codes"]) != {"0"}:
         sys.exit(1)
@@ -79,8 +81,11 @@ async def restart(options: tuple[Any, ...], restarts: int) -> dict[str, Any]:
                 else:
                     counts["answers" if len(reply.scores) == 5 else "short answers"] += 1
 
-        async with grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=CHANNEL) as channel:
-            stubs = [wire_grpc.ClassifierStub(channel) for _ in range(CALLERS)]  # type: ignore[no-untyped-call]
+        async with AsyncExitStack() as opened:
+            target = f"ipv4:{','.join(addresses)}"
+            for_each = [grpc.aio.insecure_channel(target, options=CHANNEL) for _ in range(CALLERS)]
+            channels = [await opened.enter_async_context(channel) for channel in for_each]
+            stubs = [wire_grpc.ClassifierStub(channel) for channel in channels]  # type: ignore[no-untyped-call]
             callers = [asyncio.create_task(ask(stub)) for stub in stubs]
             await asyncio.sleep(1)
             started = time.monotonic()

@@ -2,10 +2,8 @@
 
     python benchmarks/serve.py --out benchmarks/results/DATE-serve.json [--rounds 5] [--peer NAME=PYTHON ...]
 
-Makes `reference` for 32x32 RGB, fp32 and int8, and sends one prepared image over one connection with `h2load` (Debian:
-nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton, mosec: benchmarks/peers)
-runs the same file on the same ONNX Runtime in an environment of its own, whose interpreter is PYTHON. Use one build of
-Python for all: the build makes a difference of a third. Run it within `taskset` to use fewer cores.
+Makes `reference` for 32x32 RGB, fp32 and int8, and sends one prepared image over one and over eight connections with
+`h2load` (Debian: XX
 
 h2load counts a gRPC error as a success. Therefore an answer is compared with ONNX Runtime's own before and after each
 load, and the number of received bytes must match the number of answers.
@@ -60,7 +58,8 @@ from evalmode.wire import classifier_pb2
 from evalmode.wire import open_inference_pb2 as wire
 
 SIDE, LABELS = 32, 10
-LOADS = (1, 8, 32)  # requests in flight
+LOADS = ((1, 1), (8, 1), (32, 1), (32, 8))  # requests in flight, over so many connections
+WORKERS = 2
 PREDICT, INFER = "evalmode.v1.Classifier/Predict", "inference.GRPCInferenceService/ModelInfer"
 PEERS = Path(__file__).parent / "peers"
 START_S = 60.0
@@ -158,25 +157,33 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
     tensor = wire.ModelInferRequest.InferInputTensor(name=INPUT, datatype="UINT8", shape=(1, SIDE, SIDE, 3))
     infer = wire.ModelInferRequest(model_name="network", inputs=[tensor], raw_input_contents=[drawn.tobytes()])
     infer.outputs.add(name="probabilities")
-    for transport in ("native", "grpcio"):
-        for kind in ("fp32", "int8"):
-            port = free_port()
-            command = [
-                sys.executable,
-                "-m",
-                "serving",
-                "serve",
-                "--repository",
-                str(folder / kind),
-                "--port",
-                str(port),
-            ]
-            command += ["--transport", transport, "--metrics-port", "0", "--lame-duck", "0", "--log-level", "error"]
-            started = (tuple(command), folder, port)
-            yield Contestant(f"{transport} {kind}", *started, PREDICT, pixels, read_prediction, kind)
-            if kind == "fp32":
-                yield Contestant(f"{transport} JPEG", *started, PREDICT, jpeg, read_prediction)
-                yield Contestant(f"{transport} ModelInfer", *started, INFER, infer.SerializeToString(), read_tensor)
+    for transport, workers, kind in (
+        ("native", 1, "fp32"),
+        ("native", 1, "int8"),
+        ("native", WORKERS, "fp32"),
+        ("grpcio", 1, "fp32"),
+        ("grpcio", 1, "int8"),
+        ("grpcio", WORKERS, "fp32"),
+    ):
+        port = free_port()
+        command = [
+            sys.executable,
+            "-m",
+            "serving",
+            "serve",
+            "--repository",
+            str(folder / kind),
+            "--port",
+            str(port),
+        ]
+        command += ["--transport", transport, "--workers", str(workers)]
+        command += ["--metrics-port", "0", "--lame-duck", "0", "--log-level", "error"]
+        started = (tuple(command), folder, port)
+        name = f"{transport} {kind}" + (f", {workers} workers" if workers > 1 else "")
+        yield Contestant(name, *started, PREDICT, pixels, read_prediction, kind)
+        if (workers, kind) == (1, "fp32"):
+            yield Contestant(f"{transport} JPEG", *started, PREDICT, jpeg, read_prediction)
+            yield Contestant(f"{transport} ModelInfer", *started, INFER, infer.SerializeToString(), read_tensor)
     known = {
         "mlserver": (("-c", "from mlserver.cli import main; main()", "start", "."), PEERS / "mlserver", 8095),
         "kserve": (("kserve_network.py",), PEERS, 8098),
@@ -259,18 +266,23 @@ def measure(
     with running(contestant, artifacts[contestant.network]) as (process, start_s):
         yield {"start_s": start_s}
         if arguments.idle and contestant.method == PREDICT:
-            before = cpu_seconds(process)
+            before = cpu_seconds([process])
             time.sleep(arguments.idle)
-            yield {"idle_share": (cpu_seconds(process) - before) / arguments.idle}
+            yield {"idle_share": (cpu_seconds([process]) - before) / arguments.idle}
         expected = expect(contestant, artifacts[contestant.network])
-        for in_flight in LOADS:
+        for in_flight, connections in LOADS:
             size = check(contestant, expected)
-            rate = load(contestant, in_flight, 200 * in_flight, size)["rate"]  # also warms up
-            before = cpu_seconds(process)
-            figures = load(contestant, in_flight, max(100, round(rate * arguments.seconds)), size)
-            figures["server_cpu_us"] = (cpu_seconds(process) - before) / figures["requests"] * 1e6
+            rate = load(contestant, in_flight, connections, 200 * in_flight, size)["rate"]  # also warms up
+            before = cpu_seconds([process])
+            figures = load(contestant, in_flight, connections, max(100, round(rate * arguments.seconds)), size)
+            figures["server_cpu_us"] = (cpu_seconds([process]) - before) / figures["requests"] * 1e6
             check(contestant, expected)
-            yield {"in_flight": in_flight, **figures}
+            yield {"load": describe_load(in_flight, connections), **figures}
+
+
+def describe_load(in_flight: int, connections: int) -> str:
+    """Return for example "32 in flight, 8 connections"."""
+    return f"{in_flight} in flight" + (f", {connections} connections" if connections > 1 else "")
 
 
 def expect(contestant: Contestant, artifact: Path) -> float:
@@ -329,8 +341,8 @@ def call(contestant: Contestant) -> bytes:
     return reply
 
 
-def load(contestant: Contestant, in_flight: int, requests: int, size: int) -> dict[str, Any]:
-    """Run a closed loop over one connection (one per caller for HTTP/1.1); every reply must be complete."""
+def load(contestant: Contestant, in_flight: int, connections: int, requests: int, size: int) -> dict[str, Any]:
+    """Run a closed loop over connections (one per caller for HTTP/1.1); every reply must be complete."""
     with tempfile.TemporaryDirectory() as name:
         body, log = Path(name) / "body", Path(name) / "log"
         command = ["h2load", "-n", str(requests), "-d", str(body), f"--log-file={log}"]
@@ -339,7 +351,16 @@ def load(contestant: Contestant, in_flight: int, requests: int, size: int) -> di
             command += ["--h1", "-c", str(in_flight)]
         else:
             body.write_bytes(b"\0" + len(contestant.message).to_bytes(4, "big") + contestant.message)
-            command += ["-c", "1", "-m", str(in_flight), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+            command += [
+                "-c",
+                str(connections),
+                "-m",
+                str(in_flight // connections),
+                "-H",
+                "content-type: application/grpc",
+                "-H",
+                "te: trailers",
+            ]
         path = contestant.method if plain else "/" + contestant.method
         command.append(f"http://127.0.0.1:{contestant.port}{path}")
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -367,18 +388,18 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for key in ("start_s", "idle_share", "alone_ms"):
             figures.update(describe(mine, key))
-        for in_flight in (None, *LOADS):
-            loaded = [run for run in mine if "rate" in run and run.get("in_flight") == in_flight]
+        for described in (None, *(describe_load(*one) for one in LOADS)):
+            loaded = [run for run in mine if "rate" in run and run.get("load") == described]
             if not loaded:
                 continue
             load_figures = {}
             for key in ("rate", "p50_ms", "p99_ms", "server_cpu_us"):
                 load_figures.update(describe(loaded, key))
-            if in_flight:
+            if described:
                 for run in loaded:
                     run["of_raw"] = run["rate"] / raw[run["round"], f"raw {kind}"]
                 load_figures.update(describe(loaded, "of_raw"))
-            figures[str(in_flight or "all")] = load_figures
+            figures[described or "all"] = load_figures
         summary[name] = figures
     return summary
 
@@ -394,14 +415,14 @@ def print_table(results: dict[str, Any]) -> None:
     """Print the medians: rate and latency for each load, and the share of ONNX Runtime alone for the largest load."""
     table = Table(box=box.SIMPLE_HEAD, caption=f"{results['machine']}; {results['date']}; medians")
     table.add_column("contestant", style="bold", no_wrap=True)
-    for name in ("start s", *(f"{count} in flight" for count in LOADS), "of raw", "server us", "idle"):
+    for name in ("start s", *(describe_load(*one) for one in LOADS), "of raw", "server us", "idle"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, figures in results["summary"].items():
         if "all" in figures:
             alone = f"one at a time {figures['alone_ms']['median']:.2f} ms" if "alone_ms" in figures else ""
-            table.add_row(name, "", alone, "", f"{figures['all']['rate']['median']:,.0f}/s", "1.00", "", "")
+            table.add_row(name, "", alone, "", "", f"{figures['all']['rate']['median']:,.0f}/s", "1.00", "", "")
             continue
-        loads = [figures[str(count)] for count in LOADS]
+        loads = [figures[describe_load(*one)] for one in LOADS]
         table.add_row(
             name,
             f"{figures['start_s']['median']:.2f}",
@@ -415,7 +436,9 @@ def print_table(results: dict[str, Any]) -> None:
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
     """Plot images per second for the largest load: median, minimum and maximum, with ONNX Runtime alone."""
-    shown = {name: figures.get("all", figures.get(str(LOADS[-1]))) for name, figures in results["summary"].items()}
+    shown = {
+        name: figures.get("all", figures.get(describe_load(*LOADS[-1]))) for name, figures in results["summary"].items()
+    }
     shown.pop("decoding")
     figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
     for name, figures in shown.items():
@@ -428,7 +451,7 @@ def draw_plot(results: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"images a second, {LOADS[-1]} in flight: median, minimum to maximum\n{results['machine']}")
+    axes.set_xlabel(f"images a second, {describe_load(*LOADS[-1])}: median, minimum to maximum\n{results['machine']}")
     figure.savefig(path, dpi=130)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,17 @@ def make_artifact(labels: tuple[str, ...], **properties: Any) -> bytes:
     golden = draw_golden(CONTRACT, len(labels))
     manifest = ClassifierManifest(labels, CONTRACT, properties)
     return certify(strip(graph), manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark take the transport and the number of workers; ``list_server_options`` passes them on."""
+    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    parser.add_argument("--workers", default="1", help="processes of the server, or auto; default: 1")
+
+
+def list_server_options(arguments: argparse.Namespace) -> tuple[object, ...]:
+    """List the options of ``evalmode serve`` that ``add_server_options`` has added."""
+    return "--transport", arguments.transport, "--workers", arguments.workers
 
 
 @dataclass

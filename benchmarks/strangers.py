@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from attackers import KINDS, Attacking  # in this folder
 from honest import Asking, Memory, find_misses, write_figures
-from servers import Server, make_artifact, serving
+from servers import Server, add_server_options, list_server_options, make_artifact, serving
 
 from evalmode.artifact.publishing import publish
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Run the attacks, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
+    add_server_options(parser)
     parser.add_argument("--kind", choices=KINDS, action="append", help="may be given again; default: all")
     parser.add_argument("--seconds", type=float, default=20, help="of each attack")
     parser.add_argument("--scale", type=float, default=1, help="of each attack's size")
@@ -67,7 +67,7 @@ def attack(kind: str, repository: Path, arguments: argparse.Namespace) -> dict[s
         repository: A repository with one model.
         arguments: The command-line arguments.
     """
-    options = ("--transport", arguments.transport, *SERVER_OPTIONS)
+    options = (*list_server_options(arguments), *SERVER_OPTIONS)
     with (
         tempfile.TemporaryFile("w+") as log,
         serving(repository, *options, log=log) as server,

@@ -108,10 +108,10 @@ def _list_loads(address: str, request: bytes, options: BenchOptions) -> dict[str
 def _measure(address: str, name: str, run: Callable[[], load.Measured], raw: Raw | None) -> dict[str, Any]:
     """The figures of one load, with the server's processor time if it runs on this machine."""
     server = usage.find_server(address)
-    before = usage.cpu_seconds(server) if server else 0.0
+    before = usage.cpu_seconds(server)
     measured = run()
     row = {"load": name, **load.describe(measured)}
-    spent = usage.cpu_seconds(server) - before if server else 0.0
+    spent = usage.cpu_seconds(server) - before
     row["server_cpu_us"] = round(spent / max(1, measured.requests) * 1e6) if server else None
     row["of_raw"] = round(measured.rate / raw.rate, 3) if raw else None
     return row

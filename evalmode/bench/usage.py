@@ -7,30 +7,32 @@ import psutil
 HERE = ("127.0.0.1", "::1", "localhost")
 
 
-def find_server(address: str) -> psutil.Process | None:
-    """Find the process that listens on an address.
+def find_server(address: str) -> list[psutil.Process]:
+    """Find the processes that listen on an address: more than one if the server has several workers.
 
     Args:
         address: HOST:PORT.
 
     Returns:
-        The process; None if it is on another machine or belongs to another user.
+        The processes; none if they are on another machine or belong to another user.
     """
     host, _, port_text = address.rpartition(":")
     if host.strip("[]") not in HERE or not port_text.isdecimal():
-        return None
+        return []
     port = int(port_text)
     try:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
-        return None
-    for one in connections:
-        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid:
-            return psutil.Process(one.pid)
-    return None
+        return []
+    found = {
+        one.pid
+        for one in connections
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid
+    }
+    return [psutil.Process(pid) for pid in sorted(found)]
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    """The processor time that a process and its children have used so far, in seconds."""
-    spent = [process, *process.children(recursive=True)]
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """The processor time that processes and their children have used so far, in seconds."""
+    spent = [one for process in processes for one in (process, *process.children(recursive=True))]
     return sum(times.user + times.system for times in (one.cpu_times() for one in spent))

@@ -82,11 +82,14 @@ def test_figures_without_answers_are_valid_json() -> None:
 def test_a_remote_server_is_not_mistaken_for_a_local_process(repository: Path) -> None:
     with serving(repository) as server:
         port = server.address.rpartition(":")[2]
-        found = find_server(server.address)
-        assert found is not None
-        assert found.pid == server.process.pid
+        assert [found.pid for found in find_server(server.address)] == [server.process.pid]
         for address in (f"198.51.100.7:{port}", f"example.org:{port}", "unix:/nowhere", "localhost"):
-            assert find_server(address) is None
+            assert find_server(address) == []
+
+
+def test_the_processor_time_of_all_workers_counts(repository: Path) -> None:
+    with serving(repository, "--workers", 2) as server:
+        assert [found.ppid() for found in find_server(server.address)] == [server.process.pid] * 2
 
 
 def test_a_file_that_the_server_does_not_serve_is_rejected(repository: Path, tmp_path: Path) -> None:
