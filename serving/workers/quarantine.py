@@ -36,7 +36,9 @@ class Quarantine:
         with self._lock:
             self._ends[digest] += 1
             if self._ends[digest] < ENDS:
-                return TrialUnavailable(f"{how} while it loaded {name}/{number}: a second time quarantines the version")
+                return TrialUnavailable(
+                    f"{how} while it loaded {name}/{number}. If that happens again, it is quarantined"
+                )
         return ArtifactInvalid(
             f"workers ended twice while they loaded {name}/{number}, {digest}: {how}. It is not loaded again until its "
             "file changes or a call loads it"
