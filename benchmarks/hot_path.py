@@ -27,7 +27,7 @@ from evalmode.wire import classifier_pb2 as wire
 from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.scheduler import Scheduler
-from serving.engine.shared_limits import Alone
+from serving.engine.shared_limits import Alone, SharedLimit
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference, Timed, Unparsed, Work
 from serving.services.models import Models
@@ -78,9 +78,8 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
     """
     statistics_, limits, decodes = Statistics(), Limits(), Decodes(1, 2**30)
     service = Classifier(models, limits, decodes)
-    inference = Inference(
-        Executor(Scheduler(1, size, size, decodes, Alone("in_flight")), statistics_.count_run), statistics_
-    )
+    scheduler = Scheduler(1, size, decodes, SharedLimit(1 + size, Alone("in_flight")))
+    inference = Inference(Executor(scheduler, statistics_.count_run), statistics_)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         messages = [bytes(bytearray(message)) for _ in range(size)]  # one object each, as from the wire

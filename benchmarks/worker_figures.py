@@ -41,11 +41,11 @@ def main() -> None:
     print(f"a snapshot of {arguments.labels} labels and {WINDOW} images: {len(snapshot) / 1e3:.0f} kB")
     print(f"draw and measure {WINDOW} images: {measure(draw_images, arguments.rounds) * 1e3:.1f} ms")
     print(f"encode: {measure(lambda: encode_figures(figures), arguments.rounds) * 1e3:.1f} ms")
-    print("workers  total ns  add ns  take ns  receive all ms  merge ms  page ms  page kB")
+    print("workers  total ns  put ns  receive all ms  merge ms  page ms  page kB")
     for workers in (1, 2, 4, 8, 16):
         counters = measure_counters(workers)
         scrape = measure_scrape(workers, snapshot, arguments.rounds)
-        print(f"{workers:7}  {counters[0]:8.0f}  {counters[1]:6.0f}  {counters[2]:7.0f}", end="")
+        print(f"{workers:7}  {counters[0]:8.0f}  {counters[1]:6.0f}", end="")
         print(f"  {scrape[0]:14.1f}  {scrape[1]:8.1f}  {scrape[2]:7.1f}  {scrape[3]:7.0f}")
 
 
@@ -84,18 +84,17 @@ def draw_images() -> list[RecentImage]:
     return images
 
 
-def measure_counters(workers: int) -> tuple[float, float, float]:
-    """Measure ``total``, ``add`` and ``take`` of the shared counters, in nanoseconds."""
+def measure_counters(workers: int) -> tuple[float, float]:
+    """Measure ``total`` and ``put`` of the shared counters, in nanoseconds."""
     fd = create_counters(workers)
     counters = SharedCounters(fd, workers, workers - 1)
     os.close(fd)
     calls: tuple[Callable[[], object], ...] = (
         lambda: counters.total("streams"),
-        lambda: counters.add("streams", 1),
-        lambda: counters.take("watches", 0, 1),
+        lambda: counters.put("streams", 1),
     )
-    total, add, take = (measure(call, 20, 10_000) * 1e9 for call in calls)
-    return total, add, take
+    total, put = (measure(call, 20, 10_000) * 1e9 for call in calls)
+    return total, put
 
 
 def measure_scrape(workers: int, snapshot: bytes, rounds: int) -> tuple[float, float, float, float]:

@@ -136,7 +136,7 @@ class LoadLimitExceeded(ArtifactInvalid):
 
 
 class TrialUnavailable(UsageError):
-    """The process that checks artifacts cannot be started."""
+    """The process that checks or loads an artifact cannot be started, or was ended."""
 
 
 class WorkerUnavailable(UsageError):

@@ -16,7 +16,7 @@ from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
 from serving.engine.scheduler import Scheduler
-from serving.engine.shared_limits import Alone, Count
+from serving.engine.shared_limits import Alone, Count, SharedLimit
 from serving.part import Drained, Part, describe_server, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
@@ -108,7 +108,7 @@ class Server:
         return self._transport.port
 
     def silent_s(self) -> float:
-        """Seconds since it last answered a health check of its own, which it sends unless it has no metrics."""
+        """Seconds since it last answered a health check of its own. A server alone without metrics sends none."""
         return self._liveness.silent_s()
 
     def take_figures(self, images: bool = True) -> Figures:
@@ -156,7 +156,7 @@ class Server:
         """
         self._transport = self._open_transport(self._make_backend())
         self._resources.callback(self._transport.close)
-        if self._config.no_metrics:
+        if self._config.no_metrics and not self._part:
             return
         own_health = OwnHealth(self._transport.local_address)
         self._resources.callback(own_health.close)
@@ -221,8 +221,9 @@ class Server:
         decode_bytes //= workers
         shared = f", shared by {workers} workers" if self._part else ""
         log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
-        decodes, in_flight = Decodes(slots, decode_bytes), self._count_in_all("in_flight")
-        scheduler = Scheduler(slots, limits.max_queue, limits.max_batch, decodes, in_flight)
+        decodes = Decodes(slots, decode_bytes)
+        in_flight = SharedLimit(workers * slots + limits.max_queue, self._count_in_all("in_flight"))
+        scheduler = Scheduler(slots, limits.max_batch, decodes, in_flight)
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads

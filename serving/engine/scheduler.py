@@ -5,7 +5,7 @@ The scheduler has no threads, no lock and no clock: the time is an argument, and
 A request is a ``Job`` from its admission to its answer. It takes steps, one at a time: it parses a large message or
 decodes images (``Decode``), and it runs a network (``Run``). The rules:
 
-- At most ``slots`` + ``max_queue`` jobs are admitted, and none that would be answered after its deadline.
+- At most ``in_flight.limit`` jobs are admitted in all workers, and none that would be answered after its deadline.
 - A step starts at once if a slot is free: nothing is delayed in the hope of a larger batch.
 - Runs of one model that wait run as one batch if their shapes are equal and all will meet their deadlines.
 - Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``. After
@@ -27,7 +27,7 @@ from serving.engine.decodes import MIB, Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
 from serving.engine.lane import TRY_S, Batch, Ended, Lane
 from serving.engine.pace import Pace
-from serving.engine.shared_limits import Count
+from serving.engine.shared_limits import SharedLimit
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
@@ -68,29 +68,20 @@ class Scheduler:
 
     Args:
         slots: The number of batches and small decodes that may run at the same time.
-        max_queue: The number of requests that may wait in addition to one per slot.
         max_batch: The largest number of inputs in a batch.
         decodes: The decodes that wait.
-        in_flight: Counts the requests in flight in all workers.
+        in_flight: The limit on requests in flight, in all workers.
 
     Attributes:
         slots: See above.
         decodes: See above.
     """
 
-    def __init__(
-        self,
-        slots: int,
-        max_queue: int,
-        max_batch: int,
-        decodes: Decodes,
-        in_flight: Count,
-    ) -> None:
+    def __init__(self, slots: int, max_batch: int, decodes: Decodes, in_flight: SharedLimit) -> None:
         self.slots = slots
         self.decodes = decodes
-        self._places = slots + max_queue
         self._max_batch = max_batch
-        self._in_flight = in_flight
+        self._places, self._in_flight = in_flight.limit, in_flight.count
         self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
         self._served: dict[Network, Lane] = {}
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait

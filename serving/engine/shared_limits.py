@@ -39,7 +39,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class SharedLimit:
-    """A limit on the sum over all workers.
+    """A limit on the sum over all workers. Workers that add to it at the same moment may exceed it by one each.
 
     Attributes:
         limit: The limit.

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ class Models:
         self._on_trial: set[Key] = set()  # being checked and loaded, or waiting for it
         self._arrived: dict[Key, Model] = {}  # loaded, but not yet among those that answer requests
         self._refused: dict[Key, Exception] = {}  # cannot be loaded
+        self._quarantined: tuple[Model, ...] = ()  # loaded until another version can answer in their place
         self._unloaded: set[Key] = set()  # by a call
         self._lost: dict[str, str] = {}  # models that are still loaded but no longer in the repository, with the reason
         self._strays: dict[str, str] = {}  # paths that look like versions but are none, with the reason
@@ -162,6 +163,16 @@ class Models:
     def loaded(self) -> tuple[Model, ...]:
         """All loaded versions of all models."""
         return tuple(model for versions in self._loaded.values() for model in versions)
+
+    @property
+    def arrived(self) -> tuple[Model, ...]:
+        """The versions that are loaded and may answer later: newer ones are still being checked."""
+        return tuple(self._arrived.values())
+
+    @property
+    def on_trial(self) -> frozenset[Key]:
+        """The versions that are being checked and loaded, or wait for it."""
+        return frozenset(self._on_trial)
 
     def find(self, name: str, version: str, field: str = "model") -> Model:
         """Find the model that a request names.
@@ -272,6 +283,24 @@ class Models:
             self._serve(name, left)
             self._on_change(self.list_entries())
 
+    def quarantine(self, key: Key, error: ArtifactInvalid) -> None:
+        """Stop answering by a loaded version once another one can answer in its place.
+
+        It is not loaded again until its file changes or a call loads it.
+
+        Args:
+            key: The name and the version.
+            error: Why it cannot be used any more.
+        """
+        name, version = key
+        with self._changed:
+            for model in self._list_valid(name):
+                if model.version == str(version):
+                    self._quarantined += (model,)
+                    self._refuse(key, error)
+                    self._advance(name)
+                    self._on_change(self.list_entries())
+
     def _load_newest(self, stop: threading.Event | None) -> None:
         """Start the threads, and wait until the newest version of every model is loaded or refused."""
         start_threads(LOADERS, "loader", self._work)
@@ -332,7 +361,7 @@ class Models:
         if name in self._source.pinned:
             versions = [self._source.pinned[name]]
         self._forget(name, versions)
-        before = self._loaded.get(name, ())
+        before = self._list_valid(name)
         chosen: tuple[Model, ...] = ()
         for version in versions:
             if len(chosen) == self._keep:
@@ -349,8 +378,14 @@ class Models:
                 self._jobs.put(key)
             if key in self._on_trial:
                 return
+        for key in [key for key in self._arrived if key[0] == name]:  # newer versions have been loaded meanwhile
+            del self._arrived[key]
         if chosen:
             self._serve(name, chosen)
+
+    def _list_valid(self, name: str) -> tuple[Model, ...]:
+        """The loaded versions of a model, without those in quarantine."""
+        return tuple(one for one in self._loaded.get(name, ()) if not _is_among(one, self._quarantined))
 
     def _forget(self, name: str, versions: list[int]) -> None:
         """Drop what is recorded about other versions of a model."""
@@ -419,6 +454,7 @@ class Models:
             return
         others = {other: models for other, models in self._loaded.items() if other != name}
         self._loaded = dict(sorted({**others, name: versions}.items())) if versions else others
+        self._quarantined = tuple(one for one in self._quarantined if _is_among(one, self.loaded))
         if not versions:
             log.info("%s is no longer served", name)
         elif versions[:1] != before[:1]:
@@ -437,3 +473,7 @@ class Models:
         if name in self._source.pinned:
             return f"version {self._source.pinned[name]} is pinned"
         return f"version {ready[0]} is served" if ready else "not loaded"
+
+
+def _is_among(model: Model, models: Iterable[Model]) -> bool:
+    return any(model is one for one in models)

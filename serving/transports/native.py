@@ -230,7 +230,7 @@ class NativeServer:
             self._begin_all(events)
 
     def _begin_all(self, events: list[Any]) -> None:
-        """Begin the calls that have arrived, and withdraw those that have ended."""
+        """Begin the calls that have arrived, and withdraw those that have ended. One may do both at once."""
         now = time.monotonic()
         cancelled = {event[1] for event in events if event[0] == EVENT_CANCEL}
         for call in filter(None, map(self._calls.get, cancelled)):
@@ -239,9 +239,11 @@ class NativeServer:
             if call.work is not None:
                 call.work.withdraw()
         for kind, call_id, method, payload, _, details in events:
-            if kind == EVENT_CANCEL or call_id in cancelled:
+            if kind == EVENT_CANCEL:
                 continue
             self._connections.count_message(details[1], len(payload))
+            if call_id in cancelled:  # the transport has ended it, and keeps nothing of it
+                continue
             call = _Call(call_id, now, math.inf if details[2] is None else now + details[2])
             try:
                 self._check(method, len(payload), details[0])

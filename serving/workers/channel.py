@@ -46,7 +46,7 @@ class Channel:
             side that asked; any other error is logged, and raised there as a ``RuntimeError``.
 
     Attributes:
-        closed: Set once the other side has closed the socket.
+        closed: Set once the other side has closed the socket, or has sent what is not a frame, which is logged.
     """
 
     def __init__(self, connection: socket.socket, answer: Answer) -> None:
@@ -113,30 +113,39 @@ class Channel:
             raise ChannelClosed from error
 
     def _receive(self) -> None:
-        """Receive until the other side closes the socket."""
-        with suppress(OSError):
+        """Receive until the other side closes the socket, or sends what is not a frame."""
+        try:
             while True:
-                size, data_size = _FRAME.unpack(self._read(_FRAME.size))
-                header, data = json.loads(self._read(size)), self._read(data_size)
-                if "ask" in header:
-                    threading.Thread(target=self._reply, args=(header, data), name="answer", daemon=True).start()
-                    continue
-                with self._changing:
-                    future = self._open.pop(header["answer"], None)
-                if future is not None:
-                    _resolve(future, header, data)
+                self._take_frame()
+        except OSError:
+            pass
+        except Exception:
+            log.exception("the channel is closed: what it received cannot be read")
         with self._changing:
             self.closed.set()
             left, self._open = self._open, {}
         for future in left.values():
-            future.set_exception(ChannelClosed())
+            if not future.done():
+                future.set_exception(ChannelClosed())
         self._connection.close()
+
+    def _take_frame(self) -> None:
+        """Receive a frame: let a thread answer a request, or complete a request with its answer."""
+        size, data_size = _FRAME.unpack(self._read(_FRAME.size))
+        header, data = json.loads(self._read(size)), self._read(data_size)
+        if "ask" in header:
+            threading.Thread(target=self._reply, args=(header, data), name="answer", daemon=True).start()
+            return
+        with self._changing:
+            future = self._open.get(header["answer"])
+        if future is not None:
+            _resolve(future, header, data)
 
     def _read(self, size: int) -> bytes:
         """Read a number of bytes.
 
         Raises:
-            EOFError: The other side has closed the socket.
+            ConnectionResetError: The other side has closed the socket.
         """
         parts, missing = [], size
         while missing:

@@ -1,7 +1,8 @@
 """Counters in memory that all workers of a server share, so that a limit holds for the whole server.
 
 Each worker writes a row of its own, and a limit is compared with the sum over all rows. No lock is shared, so a worker
-that is killed leaves nothing locked. The supervisor clears its row.
+that is killed leaves nothing locked. The supervisor clears its row. Workers that take the last place at the same moment
+all get it: the sum may exceed the limit by one for each worker, until places are given back.
 """
 
 from __future__ import annotations
@@ -15,11 +16,8 @@ COLUMNS = (
     "in_flight",  # requests admitted and not answered yet
     "streams",
     "watches",
-    "calls",  # calls that wait for their message, or for a thread
     "connections",
     "unfinished_bytes",  # received bytes of messages that are not complete
-    "message_bytes",  # bytes of complete messages in memory
-    "decode_bytes",  # memory reserved for decoding images
 )
 ITEM_BYTES = 8
 LINE_BYTES = 64  # a cache line: a row is a multiple of it, so that workers on two cores do not write the same line
@@ -61,15 +59,6 @@ class SharedCounters:
         self._columns = {name: items[place::ROW] for place, name in enumerate(COLUMNS)}
         self._worker = worker
 
-    def add(self, column: str, change: int) -> None:
-        """Change a counter of this worker.
-
-        Args:
-            column: One of ``COLUMNS``.
-            change: What is added; negative values subtract.
-        """
-        self._columns[column][self._worker] += change
-
     def put(self, column: str, value: int) -> None:
         """Set a counter of this worker.
 
@@ -78,26 +67,6 @@ class SharedCounters:
             value: The value.
         """
         self._columns[column][self._worker] = value
-
-    def take(self, column: str, amount: int, limit: int) -> bool:
-        """Add to a counter of this worker, unless the sum over all workers would exceed a limit.
-
-        The sum never stays above the limit. If two workers take the last place at the same moment, none may get it.
-
-        Args:
-            column: One of ``COLUMNS``.
-            amount: What is added.
-            limit: The limit on the sum.
-
-        Returns:
-            Whether it was added.
-        """
-        values = self._columns[column]
-        values[self._worker] += amount
-        if sum(values) <= limit:
-            return True
-        values[self._worker] -= amount
-        return False
 
     def total(self, column: str) -> int:
         """Return the sum of a counter over all workers.

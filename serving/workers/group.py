@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -15,8 +15,9 @@ from evalmode.errors import ArtifactInvalid, EvalmodeError, TrialUnavailable, Wo
 from serving.services.source import Facts
 from serving.threads import start_threads
 from serving.workers.channel import Answer, ChannelClosed, ChannelLate, Message
-from serving.workers.child import Child
-from serving.workers.state import State
+from serving.workers.child import Child, WorkerEnded
+from serving.workers.quarantine import Quarantine
+from serving.workers.state import State, Version
 
 log = logging.getLogger("serving")
 
@@ -24,7 +25,7 @@ START_S = 120.0  # for a worker to import its modules, or to bind its port
 SWAP_S = 30.0  # for a worker to answer requests by other versions
 ATTEMPTS = 5  # at the start, before the server gives up
 IDLE_S = 5.0  # between two looks whether a worker has ended, without a change of its models
-SHORT_LIFE_S = 1.0  # a worker that ends sooner is restarted after a delay
+LONG_LIFE_S = 60.0  # a worker that ends sooner is restarted after a delay, which doubles until one lives as long
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
 
 
@@ -53,21 +54,31 @@ class WorkerGroup:
     Args:
         settings: What they are started with.
         answer: Answers their requests.
-        on_end: Called with the number of a worker whose process has ended, before it is started again.
+        on_quarantine: Called with a version that is not loaded again although workers should serve it, and why.
+        on_end: Called with the number of a worker whose process has ended, before it is started again. It is not called
+            once the server drains: the last answers of workers count instead.
 
     Attributes:
         restarts: How often a worker was started again.
     """
 
-    def __init__(self, settings: Settings, answer: Answer, on_end: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        answer: Answer,
+        on_quarantine: Callable[[Version, ArtifactInvalid], object],
+        on_end: Callable[[int], object],
+    ) -> None:
         self._settings = settings
         self._answer = answer
+        self._on_quarantine = on_quarantine
         self._on_end = on_end
+        self._quarantine = Quarantine()
         self.restarts = 0
         self._changed = threading.Condition()  # guards the following attributes
         self._children: dict[int, Child] = {}
         self._state: State | None = None
-        self._pending: set[tuple[str, str, str]] = set()
+        self._pending: set[Version] = set()
         self._opened = False  # whether all workers have been ready
         self._failure: EvalmodeError | None = None
         self._stopping = threading.Event()
@@ -116,54 +127,48 @@ class WorkerGroup:
         silent_s = [float(answer[0]["silent_s"]) for answer in answers if answer]
         return max(silent_s) if silent_s and len(silent_s) == len(answers) else None
 
-    def take(self, key: tuple[str, str, str], artifact: bytes) -> Facts:
+    def take(self, version: Version, artifact: bytes) -> Facts:
         """Let one worker after the other load a version, which answers no requests yet.
 
         Args:
-            key: The name, the version and the digest.
-            artifact: The bytes of the file.
+            version: The version.
+            artifact: The bytes of its file.
 
         Returns:
             The facts of the version.
 
         Raises:
-            ArtifactInvalid: A worker refuses it, or ended while it loaded it.
-            TrialUnavailable: No worker could load it at the moment.
+            ArtifactInvalid: A worker refuses it, or a second worker ended while it loaded it.
+            ProviderUnavailable: The execution provider is not available.
+            TrialUnavailable: No worker is running that could load it, or a worker ended while it loaded it.
         """
         self._wait(lambda: self._failure is not None or self._stopping.is_set() or self._list_configured())
         if self._failure is not None:
             raise self._failure
         with self._changed:
-            self._pending.add(key)
-        name, version, _ = key
+            self._pending.add(version)
         facts = None
-        try:
-            for child in self._list_configured():
-                message = {"name": name, "version": version}
-                answer, _ = self._load(child, message, artifact)
-                facts = Facts(**answer)
-        except BaseException:
-            self.forget(key)
-            raise
+        for child in self._list_configured():
+            if child.channel.closed.is_set():  # it loads the version when it is started again
+                continue
+            try:
+                facts = child.load(version, artifact, self._settings.load_s)
+            except WorkerEnded as error:
+                raise self._quarantine.note_end(version, str(error)) from error
         if facts is None:
             raise TrialUnavailable("no worker is running that could load it")
+        self._quarantine.note_loaded(version)
         return facts
 
-    def forget(self, key: tuple[str, str, str]) -> None:
-        """Release a version that ``take`` has loaded, unless it answers requests.
-
-        Args:
-            key: The name, the version and the digest.
-        """
-        with self._changed:
-            self._pending.discard(key)
-
     def publish(self, state: State) -> None:
-        """Let all workers answer requests by the versions of a state. Returns before they do."""
+        """Let all workers answer requests by the versions of a state. Returns before they do.
+
+        They release versions that ``take`` has loaded and that are neither served nor may be served later.
+        """
         with self._changed:
             generation = self._state.generation + 1 if self._state else 1
             self._state = state.number(generation)
-            self._pending -= {version for versions in state.served.values() for version in versions}
+            self._pending = set(filter(state.may_follow, self._pending))
             self._changed.notify_all()
 
     def wait_until_published(self, timeout_s: float | None) -> bool:
@@ -271,11 +276,12 @@ class WorkerGroup:
                 how = child.wait()
                 problem = problem or f"it ended {how}"
                 self._set(child, is_configured=False, is_listening=False, is_ready=False)
-                self._on_end(number)
             if self._stopping.is_set():
                 return
+            if child is not None:
+                self._on_end(number)
             lived_s = time.monotonic() - ready if ready else 0.0
-            short_lives = 0 if lived_s >= SHORT_LIFE_S else short_lives + 1
+            short_lives = 0 if lived_s >= LONG_LIFE_S else short_lives + 1
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0
             log.error("worker %s is restarted %s: %s", number, f"in {delay_s:.1f} s" if delay_s else "now", problem)
             if not self._opened and short_lives >= ATTEMPTS:
@@ -315,6 +321,7 @@ class WorkerGroup:
         self._set(child, is_ready=True)
         self._opened = self._opened or self.is_ready()
         start_threads(1, f"models-{child.number}", lambda: self._follow(child))
+        start_threads(1, f"watch-{child.number}", lambda: child.watch(self._stopping))
 
     def _follow(self, child: Child) -> None:
         """Bring the models of a worker up to date, until it ends."""
@@ -343,32 +350,34 @@ class WorkerGroup:
             raise ChannelClosed
         message = {"served": state.served, "entries": [*map(astuple, state.entries)], "pending": pending}
         answer, _ = child.channel.ask("put", {**message, "partial": False}, timeout_s=SWAP_S)
-        for name, version, digest in answer["missing"]:
-            try:
-                self._load(child, {"name": name, "version": version}, state.read((name, version, digest)))
-            except (EvalmodeError, OSError) as error:
-                if child.channel.closed.is_set():  # the versions after it could not be loaded either
-                    raise ChannelClosed from error
-                log.error("worker %s serves without %s/%s: %s", child.number, name, version, error)
+        for name, number, digest in answer["missing"]:
+            self._reload(child, (name, number, digest), state)
         if answer["missing"]:
             child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)
         self._set(child, generation=state.generation)
 
-    def _load(self, child: Child, message: Mapping[str, str], artifact: bytes) -> tuple[Message, bytes]:
-        """Let a worker load a version.
+    def _reload(self, child: Child, version: Version, state: State) -> None:
+        """Let a worker load a version that others serve. It serves without it if that fails.
 
         Raises:
-            ArtifactInvalid: It refuses the version, or does not survive loading it.
+            ChannelClosed: It has ended.
         """
+        name, number, _ = version
         try:
-            return child.channel.ask("take", dict(message), artifact, timeout_s=self._settings.load_s)
-        except ChannelLate as error:
-            child.kill()
-            raise ArtifactInvalid(
-                f"worker {child.number} did not load it within {self._settings.load_s:.0f} s, and was killed"
-            ) from error
-        except ChannelClosed as error:
-            raise ArtifactInvalid(
-                f"worker {child.number} ended {child.wait()} while it loaded this version, which is not loaded again "
-                "until its file changes"
-            ) from error
+            if version in self._quarantine:
+                raise ArtifactInvalid("workers ended while they loaded it")
+            artifact = state.read(version)
+            if child.channel.closed.is_set():
+                raise ChannelClosed
+            child.load(version, artifact, self._settings.load_s)
+            self._quarantine.note_loaded(version)
+        except WorkerEnded as error:
+            if not self._stopping.is_set():
+                why = self._quarantine.note_end(version, str(error))
+                if isinstance(why, ArtifactInvalid):
+                    self._on_quarantine(version, why)
+                else:
+                    log.error("%s", why)
+            raise ChannelClosed from error
+        except (EvalmodeError, OSError) as error:
+            log.error("worker %s serves without %s/%s: %s", child.number, name, number, error)

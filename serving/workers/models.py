@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evalmode.errors import DeadlineExpired, ServerLeaving
@@ -52,7 +53,7 @@ class WorkerModels(Models):
 
         Args:
             served: The versions of each model, by name, the newest first.
-            entries: What ``list_entries`` returns from now on.
+            entries: What ``list_entries`` returns from now on, where missing versions are not ready.
             pending: Versions that may follow: they stay loaded although they do not answer.
             partial: Whether missing versions are left out.
 
@@ -69,10 +70,11 @@ class WorkerModels(Models):
                 for name, versions in served.items()
             }
             self._loaded = {name: models for name, models in chosen.items() if models}
-            kept = {(name, int(version)) for name, version, _ in pending}
-            self._arrived = {key: model for key, model in self._arrived.items() if key in kept}
-            self._entries = entries
-            self._on_change(entries)
+            self._arrived = {
+                key: one for key, one in self._arrived.items() if (one.name, one.version, one.digest) in pending
+            }
+            self._entries = [_mark_missing(entry, missing) for entry in entries]
+            self._on_change(self._entries)
         return missing
 
     def list_entries(self) -> list[Entry]:
@@ -118,3 +120,10 @@ class WorkerModels(Models):
             raise DeadlineExpired(f"{kind} of {message['name']} is not done yet: RepositoryIndex reports it") from error
         except ChannelClosed as error:
             raise ServerLeaving("the server is shutting down: call another server") from error
+
+
+def _mark_missing(entry: Entry, missing: Sequence[Version]) -> Entry:
+    """Return an entry as this worker reports it: a version that only other workers have is not ready here."""
+    if (entry.name, entry.version) in {(name, version) for name, version, _ in missing}:
+        return replace(entry, state="UNAVAILABLE", reason=entry.reason or "this worker could not load it", failed=True)
+    return entry

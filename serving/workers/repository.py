@@ -33,9 +33,9 @@ class SharedSource(Source):
 
         Raises:
             NameInvalid: The name cannot be that of a model.
-            ArtifactInvalid: The file is not a valid artifact, or a worker ended while it loaded it.
+            ArtifactInvalid: The file is not a valid artifact, or a second worker ended while it loaded it.
             ProviderUnavailable: The execution provider is not available.
-            TrialUnavailable: No process can check or load it at the moment.
+            TrialUnavailable: No process can check or load it at the moment, or a worker ended while it loaded it.
         """
         name, version = key
         path = self.find_artifact(key)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from evalmode.errors import ArtifactInvalid
 from serving.services.models import Entry, Models
-from serving.services.source import Facts
+from serving.services.source import Facts, Key
 
 MAX_ARTIFACT_BYTES = 2**31 - 1  # protobuf's own limit
 
@@ -97,12 +97,16 @@ class State:
         served: The versions of each model, by name, the newest first.
         entries: All versions that are in the repository or loaded.
         artifacts: The files of the versions.
+        arrived: Versions that all workers have loaded and that may be served later.
+        on_trial: Names and versions that are being checked and loaded, or wait for it.
         generation: The number of the state, which grows by one with each.
     """
 
     served: Mapping[str, list[Version]]
     entries: list[Entry]
     artifacts: Mapping[Version, Artifact] = field(default_factory=dict)
+    arrived: frozenset[Version] = frozenset()
+    on_trial: frozenset[Key] = frozenset()
     generation: int = 0
 
     @classmethod
@@ -114,14 +118,25 @@ class State:
             entries: All versions that are in the repository or loaded.
         """
         loaded: Any = models.loaded  # each is a ``Loaded``
+        arrived: Any = models.arrived  # the same
         served: dict[str, list[Version]] = {}
         for one in loaded:
             served.setdefault(one.name, []).append(one.key)
-        return cls(served, entries, {one.key: one.artifact for one in loaded})
+        artifacts = {one.key: one.artifact for one in loaded}
+        return cls(served, entries, artifacts, frozenset(one.key for one in arrived), models.on_trial)
 
     def number(self, generation: int) -> State:
         """The same state with a number."""
         return replace(self, generation=generation)
+
+    def may_follow(self, version: Version) -> bool:
+        """Whether a version that workers have loaded, and that is not served, may be served later.
+
+        Args:
+            version: The version.
+        """
+        name, number, _ = version
+        return version in self.arrived or (name, int(number)) in self.on_trial
 
     def read(self, version: Version) -> bytes:
         """The file of a version.

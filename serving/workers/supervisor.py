@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from typing import NoReturn
 
-from evalmode.errors import DeadlineExpired
+from evalmode.errors import ArtifactInvalid, DeadlineExpired
 from serving.config import LogConfig, ServeConfig
 from serving.logs import find_stream
 from serving.part import Drained, describe_server, log_shutdown
@@ -29,7 +29,7 @@ from serving.workers.group import Settings, WorkerGroup
 from serving.workers.port import hold_port
 from serving.workers.repository import SharedSource
 from serving.workers.snapshots import encode_figures
-from serving.workers.state import State
+from serving.workers.state import State, Version
 
 log = logging.getLogger("serving")
 
@@ -81,7 +81,8 @@ class Supervisor:
         count, memory = config.worker_count, create_counters(config.worker_count)
         self._counters = SharedCounters(memory, count)
         self._gathering = Gathering(count)
-        self.group = WorkerGroup(make_settings(config, log_config, memory), self._answer, self._forget)
+        settings = make_settings(config, log_config, memory)
+        self.group = WorkerGroup(settings, self._answer, self._quarantine, self._forget)
         self._trials = Trials(config.limits)
         self._stop = listen_for_signals(self.kill)
 
@@ -164,6 +165,11 @@ class Supervisor:
         """Keep the figures of a worker whose process has ended, and release what it held."""
         self._gathering.end(number)
         self._counters.clear(number - 1)
+
+    def _quarantine(self, version: Version, error: ArtifactInvalid) -> None:
+        """Replace a version that workers cannot load any more by another one."""
+        name, number, _ = version
+        self._models.quarantine((name, int(number)), error)
 
     def _publish(self, entries: list[Entry]) -> None:
         """Let all workers serve what the models are now."""

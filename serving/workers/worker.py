@@ -126,7 +126,8 @@ class Worker:
         """Answer requests by other versions, and return those that are missing."""
         served = {name: [(*version,) for version in versions] for name, versions in message["served"].items()}
         entries = [Entry(*entry) for entry in message["entries"]]
-        return self._models.put(served, entries, message["pending"], message["partial"])
+        pending = [(*version,) for version in message["pending"]]
+        return self._models.put(served, entries, pending, message["partial"])
 
     def _read_counts(self) -> Mapping[Version, Counts]:
         """The counters of all workers.

@@ -8,6 +8,7 @@ from serving.engine.decodes import MIB, SMALL_BYTES, Decodes
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import Batch
 from serving.engine.scheduler import Scheduler, Task
+from serving.engine.shared_limits import SharedLimit
 
 LARGE_MIB = 1000  # the memory for large decodes
 
@@ -68,7 +69,8 @@ class Bench:
     def __init__(self, slots: int = 1, max_queue: int = 100, max_batch: int = 32) -> None:
         self.now, self.in_flight = 0.0, InFlight()
         self.decodes = Decodes(slots, LARGE_MIB * MIB + slots * SMALL_BYTES)
-        self.scheduler = Scheduler(slots, max_queue, max_batch, self.decodes, self.in_flight)
+        places = SharedLimit(slots + max_queue, self.in_flight)
+        self.scheduler = Scheduler(slots, max_batch, self.decodes, places)
         self.jobs: dict[str, Job] = {}
         self.calls: dict[str, Client] = {}
         self.errors: dict[str, Exception] = {}

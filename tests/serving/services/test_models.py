@@ -437,6 +437,29 @@ class TestDuringATrial:
         refreshing.result(WAIT_S)
         assert list_loaded(models) == []
 
+    def test_a_version_that_arrives_after_newer_ones_is_not_kept(self, repository: Path, monkeypatch) -> None:
+        models, entered, go = Models.open(repository), threading.Event(), threading.Event()
+
+        def load_slowly(path: Path, version: str, **options: Any) -> object:
+            if version == "2":
+                entered.set()
+                assert go.wait(WAIT_S)
+            return load_model(path, version=version, **options)
+
+        monkeypatch.setattr("evalmode.runtime.loading.load_model", load_slowly)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refreshing = spawn(refresh, models)
+        assert entered.wait(WAIT_S)
+        for version in ("3", "4"):
+            publish(repository, "colours", colour_artifact())
+            models._look()
+            wait_until(lambda version=version: models.find("", "").version == version)  # type: ignore[misc]
+        assert models.on_trial == {("colours", 2)}
+        go.set()
+        refreshing.result(WAIT_S)
+        assert list_loaded(models) == ["colours/4", "colours/3"]
+        assert models.arrived == ()
+
     def test_the_start_ends_when_stop_is_set(self, tmp_path: Path) -> None:
         publish(tmp_path, "colours", endless_loop())
         stop = threading.Event()
@@ -477,6 +500,38 @@ def test_a_server_with_an_endless_trial_ends_on_sigterm(repository: Path) -> Non
         (child,) = process.children()
         assert server.stop(timeout_s=WAIT_S) == (0, "")
         wait_until(lambda: not child.is_running())
+
+
+class TestQuarantine:
+    def test_the_version_before_answers_until_the_file_changes(self, repository: Path) -> None:
+        models = Models.open(repository)
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        for _ in range(2):  # two workers may find out at the same time
+            models.quarantine(("colours", 2), ArtifactInvalid("workers ended twice"))
+        refresh(models)
+        assert list_loaded(models) == ["colours/1"]
+        assert list_states(models)[1] == ("colours/2", "UNAVAILABLE", "workers ended twice")
+        (repository / "colours" / "2" / "model.onnx").write_bytes(colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2", "colours/1"]
+
+    def test_an_only_version_stays_loaded_until_another_one_is(self, repository: Path) -> None:
+        models = Models.open(repository)
+        models.quarantine(("colours", 1), ArtifactInvalid("workers ended twice"))
+        refresh(models)
+        assert list_states(models) == [("colours/1", "READY", "workers ended twice")]
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2"]
+
+    def test_an_only_version_that_is_loaded_by_a_call_is_valid_again(self, repository: Path) -> None:
+        models = Models.open(repository)
+        models.quarantine(("colours", 1), ArtifactInvalid("workers ended twice"))
+        models.load("colours")
+        publish(repository, "colours", colour_artifact(GERMAN))
+        refresh(models)
+        assert list_loaded(models) == ["colours/2", "colours/1"]
 
 
 class TestControl:

@@ -108,12 +108,13 @@ def test_max_batch(colours: Path) -> None:
     assert read_refusal(refusal) == ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", {"size_inputs": "3", "limit_inputs": "2"})
 
 
-def test_max_queue(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_max_queue(tmp_path: Path, workers: int) -> None:
     publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
     request = classifier_pb2.PredictRequest(image=encode(plain("red")))
-    places = count_cpus() + 1  # one runs on each CPU, one waits
+    places = workers * count_cpus() + 1  # one runs on each CPU in each worker, one waits
     with (
-        serving(tmp_path, "--allow-uncertified", "--max-queue", 1) as server,
+        serving(tmp_path, "--allow-uncertified", "--max-queue", 1, "--workers", workers) as server,
         connected(server.address) as channel,
     ):
         stub = classifier_pb2_grpc.ClassifierStub(channel)

@@ -26,6 +26,7 @@ from tests.conftest import colour_artifact, encode, plain
 from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, make_backend, make_executor, wait_until
 
 native = pytest.importorskip("serving.transports.native", reason="evalmode[native] is not installed")
+pygrpc_native = pytest.importorskip("pygrpc_native")
 RED = wire.PredictRequest(image=encode(plain("red")))
 PIXELS = wire.PredictRequest(pixels=wire.Pixels(data=bytes((255, 0, 0)) * 16, height=4, width=4, channels=3))
 
@@ -126,6 +127,33 @@ def test_calls_that_end_while_they_wait_are_counted(model: ImageClassifier) -> N
     counts = server._inference.statistics.counts
     refused = {("CANCELLED", "REQUEST_CANCELLED"): 1, ("DEADLINE_EXCEEDED", "DEADLINE_EXPIRED"): 1}
     assert counts["colours", "1"].codes == {("OK", ""): 1, **refused}
+    server.drain(0)
+
+
+def test_a_call_that_was_cancelled_before_it_was_received_is_not_begun(model: ImageClassifier) -> None:
+    server = listen(BlockedModel(model), 1, Limits())
+    call = (pygrpc_native.EVENT_CALL, 1, 0, RED.SerializeToString(), None, ((), "ipv4:127.0.0.1:1", None))
+    with patch.object(server._connections, "count_message") as count_message:
+        server._begin_all([call, (pygrpc_native.EVENT_CANCEL, 1, 0, None, None, None)])
+    count_message.assert_called_once_with("ipv4:127.0.0.1:1", RED.ByteSize())  # its bytes have arrived
+    assert server._calls == {}
+    server.drain(0)
+
+
+def test_cancelled_calls_take_no_place_of_their_connection(model: ImageClassifier) -> None:
+    blocked = BlockedModel(model)
+    with patch("serving.transports.native.STREAMS", 4):
+        server = listen(blocked, 1, Limits(max_batch=1))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        predict = wire_grpc.ClassifierStub(channel).Predict
+        running = predict.future(RED, timeout=WAIT_S)
+        blocked.next_batch()
+        for _ in range(3):
+            for call in [predict.future(RED, timeout=WAIT_S) for _ in range(3)]:
+                call.cancel()  # many of them arrive together with their cancellation
+        blocked.release(100)
+        assert running.result(WAIT_S).scores[0].label == "red"
+        assert predict(RED, timeout=WAIT_S).scores[0].label == "red"
     server.drain(0)
 
 

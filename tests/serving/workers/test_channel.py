@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from evalmode.errors import ModelNotFound
-from serving.workers.channel import Channel, ChannelClosed, ChannelLate, Message
-from tests.serving.conftest import WAIT_S, spawn
+from serving.workers.channel import _FRAME, Channel, ChannelClosed, ChannelLate, Message
+from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 
 class Pair:
@@ -91,3 +91,26 @@ def test_requests_end_with_the_other_side(pair: Pair) -> None:
     assert pair.here.closed.wait(WAIT_S)
     with pytest.raises(ChannelClosed):
         pair.here.ask("echo")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b"{", id="not JSON"),
+        pytest.param(b'{"kind": "echo"}', id="neither a request nor an answer"),
+        pytest.param(b'{"answer": 0, "error": {"name": "NoSuchError", "text": ""}}', id="an unknown error"),
+    ],
+)
+def test_what_is_not_a_frame_closes_the_channel_and_is_logged(
+    pair: Pair, header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = spawn(pair.here.ask, "wait")
+    wait_until(lambda: pair.here._open)
+    pair.there._connection.sendall(_FRAME.pack(len(header), 0) + header)
+    with pytest.raises(ChannelClosed):
+        waiting.result(WAIT_S)
+    assert pair.here.closed.wait(WAIT_S)
+    assert pair.there.closed.wait(WAIT_S)
+    [record] = caplog.records
+    assert "the channel is closed" in record.message
+    assert record.exc_info

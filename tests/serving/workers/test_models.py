@@ -84,6 +84,7 @@ def test_a_version_that_cannot_be_loaded_is_left_out(models: WorkerModels) -> No
     first = take(models, 1)
     assert put(models, ("colours", "2", "sha256:0"), first, partial=True) == [("colours", "2", "sha256:0")]
     assert list_loaded(models) == ["1"]
+    assert [(entry.version, entry.state) for entry in models.list_entries()] == [("2", "UNAVAILABLE"), ("1", "READY")]
 
 
 def test_a_version_whose_file_has_changed_is_another_one(models: WorkerModels) -> None:

@@ -218,6 +218,7 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
     with serving(colours, "--workers", 2, "--grace", 20) as server:
         workers = find_workers(server.process.pid)
         with constant_load(server) as codes:
+            assert read_metric(server, 'evalmode_workers{state="ready"}') == 2  # the supervisor has their figures
             code, logged = server.stop()
         assert code == 0
         assert set(codes) <= {"OK", "UNAVAILABLE"}
