@@ -133,11 +133,6 @@ class Work:
         later: Calls a function after a number of seconds. It can be called from any thread.
     """
 
-    __slots__ = (
-        *("_call", "_convert", "_done", "_ended", "_executor", "_job", "_later", "_model", "_read_us", "_service"),
-        "_statistics",
-    )
-
     def __init__(
         self,
         inference: Inference,

@@ -71,12 +71,9 @@ class Caller:
 
     def __init__(self, remaining_s: float = 3600.0) -> None:
         self.remaining_s = remaining_s
+        self.arrived = time.monotonic()
         self.is_cancelled = False
         self.works: list[Any] = []  # works or jobs, with a method ``withdraw``
-
-    @property
-    def arrived(self) -> float:
-        return time.monotonic()
 
     @property
     def deadline(self) -> float:

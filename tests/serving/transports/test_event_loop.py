@@ -523,7 +523,7 @@ def fill_the_queue(local: LocalServer) -> None:
         assert call_with_token(local, PREDICT, red).code().name == "RESOURCE_EXHAUSTED"
     waiting.cancel()
     wait_until(lambda: not local.count_queued())
-    local.executor._scheduler._served[0].pace.note(60.0, 0)
+    next(iter(local.executor._scheduler._served.values())).pace.note(60.0, 0)
     if tests.conftest.transport == "grpcio":
         assert call_with_token(local, PREDICT, red, timeout_s=5).code().name == "RESOURCE_EXHAUSTED"
     local.blocked.release(10)

@@ -416,7 +416,7 @@ class TestWaiting:
     @pytest.mark.native_lacks("early refusal")
     def test_is_refused_at_once_if_the_deadline_would_expire(self, local: LocalServer) -> None:
         running = local.occupy()
-        local.executor._scheduler._served[0].pace.note(60.0, 0)
+        next(iter(local.executor._scheduler._served.values())).pace.note(60.0, 0)
         refusal = refused(lambda: local.stub.Predict(RED, timeout=10))
         assert (refusal.code.name, refusal.info.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert refusal.message.startswith("the requests in flight take longer than the deadline of this request")

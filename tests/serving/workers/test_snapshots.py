@@ -23,7 +23,7 @@ from tests.serving.services.test_figures import FACTS, ONE, Samples, draw_images
 TWO: Version = ("network", "2")
 ALL = Workers(configured=3, ready=3, restarts=0)
 LABELS = ("a", "b", "c", "\ud800")
-MANIFEST = SimpleNamespace(image_inputs={}, predict_labels=lambda outputs: [LABELS[outputs["label"]]])
+MANIFEST = SimpleNamespace(properties={}, image_inputs={}, predict_labels=lambda outputs: [LABELS[outputs["label"]]])
 MODEL: Any = SimpleNamespace(name="network", version="1", manifest=MANIFEST)
 
 
