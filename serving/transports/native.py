@@ -48,7 +48,7 @@ from serving.transports.refusals import refuse
 INFER_METHODS = (PREDICT, MODEL_INFER)
 MAX_EVENTS = 16  # events received at once
 RESOURCE_EXHAUSTED = 8  # the gRPC status code
-WATCH_S = 0.002  # between two looks at arrived calls while every receiving thread runs a network
+WATCH_S = 0.01  # between two looks at arrived calls while every receiving thread runs a network: a look takes a lock from them
 TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
 IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
 SETTLE_S = 0.2  # for replies that are not sent yet: the transport does not report when they are
@@ -189,12 +189,17 @@ class NativeServer:
 
     def _serve(self) -> None:
         """Receive calls and run what may run, until the transport is closed."""
-        executor, ran = self._inference.executor, False
+        ran = False
         while (events := self._receive(wait=not ran)) is not None:
-            if events:
-                with executor.receiving():
-                    self._begin_all(events)
-            ran = executor.help()
+            ran = self._run(events)
+
+    def _run(self, events: list[Any]) -> bool:
+        """Process events, then run what may run; return whether there was any."""
+        executor = self._inference.executor
+        if events:
+            with executor.receiving():
+                self._begin_all(events)
+        return executor.help()
 
     def _receive(self, wait: bool) -> list[Any] | None:
         """Receive events, after ``wait`` at least one; None if the server is closed.
@@ -227,7 +232,7 @@ class NativeServer:
             events = self._front.recv_batch_details(MAX_EVENTS, 0)
             if events is None:
                 return
-            self._begin_all(events)
+            self._run(events)
 
     def _begin_all(self, events: list[Any]) -> None:
         """Begin the calls that have arrived, and withdraw those that have ended. One may do both at once."""
