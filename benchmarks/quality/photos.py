@@ -321,9 +321,9 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             images, accuracy, (low, high) = pool(found)
             seconds = float(np.median([estimate_seconds(run) for run in found]))
             bars = [[accuracy - low], [high - accuracy]]
-            axes.errorbar(
-                [seconds], [accuracy], bars, marker="o", capsize=4, label=f"{NAMES[part]} ({images:,} test images)"
-            )
+            label = f"{NAMES[part]} ({images:,} test images)"
+            colour = f"C{list(PARTS).index(part)}"  # the same in every panel
+            axes.errorbar([seconds], [accuracy], bars, marker="o", capsize=4, color=colour, label=label)
         axes.set(xscale="log", xlabel="seconds from start to report, 2 cores", ylabel="test accuracy", title=name)
         axes.set_xticks(TICKS, map(str, TICKS))
         axes.set_xticks([], minor=True)

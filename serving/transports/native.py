@@ -48,7 +48,7 @@ from serving.transports.refusals import refuse
 INFER_METHODS = (PREDICT, MODEL_INFER)
 MAX_EVENTS = 16  # events received at once
 RESOURCE_EXHAUSTED = 8  # the gRPC status code
-WATCH_S = 0.01  # between two looks at arrived calls while every receiving thread runs a network: a look takes a lock from them
+WATCH_S = 0.01  # between two looks at arrived calls while every receiving thread runs a network
 TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
 IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
 SETTLE_S = 0.2  # for replies that are not sent yet: the transport does not report when they are
