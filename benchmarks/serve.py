@@ -169,7 +169,7 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
         command = [
             sys.executable,
             "-m",
-            "serving",
+            "evalmode",
             "serve",
             "--repository",
             str(folder / kind),
