@@ -241,14 +241,15 @@ def count_threads(slots: int) -> dict[str, int]:
     Returns:
         The number of threads by the prefix of their names.
     """
-    return {"event-loop": 1, "slot": 2 * slots, "control": CONTROL_THREADS}
+    return {"event-loop": 1, "slot": slots, "large": slots, "control": CONTROL_THREADS}
 
 
 def show_threads() -> str:
     """Show the threads that a server starts for calls."""
     formulas = {
         "event-loop": ("all calls: arrival, waiting and completion", "1"),
-        "slot": ("decoding, inference and the encoding of replies", "2 x slots"),
+        "slot": ("decoding, inference and the encoding of replies", "slots"),
+        "large": ("decoding of large images", "slots"),
         "control": ("all other methods", CONTROL_THREADS),
     }
     counts = count_threads(2)

@@ -58,8 +58,8 @@ class Request(NamedTuple):
 class Executor:
     """Runs the steps of jobs in slots.
 
-    There are two threads per slot, one of them for large decodes. A thread that ends a task takes the next one, so that
-    under load no task changes threads.
+    There is a thread for each slot, and one for each slot of large decodes. A thread that ends a task takes the next
+    one, so that under load no task changes threads.
 
     Args:
         scheduler: Decides what runs when. Only this object uses it.
@@ -80,14 +80,19 @@ class Executor:
         self._count_run = count_run
         self._lock = threading.Lock()
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()  # None ends a thread
+        self._large: SimpleQueue[Task | None] = SimpleQueue()  # the same, of large decodes
         # ``defers``: what this thread submits starts later. ``until``: when it should no longer decode by itself.
         self._here = threading.local()
-        self.threads = start_threads(2 * self.slots, "slot", self._serve)
+        self.threads = [
+            *start_threads(self.slots, "slot", lambda: self._serve(self._tasks)),
+            *start_threads(self.slots, "large", lambda: self._serve(self._large)),
+        ]
 
     def close(self) -> None:
         """End each thread once it is free."""
-        for _ in self.threads:
+        for _ in range(self.slots):
             self._tasks.put(None)
+            self._large.put(None)
 
     def load(self) -> Load:
         """Return the current load."""
@@ -193,12 +198,12 @@ class Executor:
             task = self._pass_on(self._start(finished=task), keep=True)
         return ran
 
-    def _serve(self) -> None:
-        """Run tasks until the executor is closed."""
-        while task := self._tasks.get():
+    def _serve(self, tasks: SimpleQueue[Task | None]) -> None:
+        """Run the tasks of a queue until the executor is closed."""
+        while task := tasks.get():
             while task is not None:
                 self._execute(task)
-                task = self._pass_on(self._start(finished=task), keep=True)
+                task = self._pass_on(self._start(finished=task), keep=tasks is self._tasks)
 
     def _start(self, finished: Task | None = None) -> Start:
         with self._lock:
@@ -221,7 +226,7 @@ class Executor:
         if keep and tasks and not self._is_large(tasks[-1]):
             kept = tasks.pop()
         for task in tasks:
-            self._tasks.put(task)
+            (self._large if self._is_large(task) else self._tasks).put(task)
         for job, error in start.ended:
             _finish(job, error)
         return kept

@@ -26,7 +26,7 @@ from tests.serving.conftest import WAIT_S, spawn, wait_until
 
 RED = encode(plain("red"))
 SERVER_THREADS = (
-    *("slot-", "small-decode-", "large-decode-", "control-", "event-loop-", "loader", "repository-", "liveness-"),
+    *("slot-", "large-", "control-", "event-loop-", "loader", "repository-", "liveness-"),
     *("metrics", "tokens", "certificates"),
 )
 

@@ -330,7 +330,7 @@ class TestThreads:
         assert executor.help()
         assert threads["small"] == threading.current_thread().name
         wait_until(lambda: len(threads) == 2)
-        assert threads["large"].startswith("slot-")
+        assert threads["large"].startswith("large-")
         assert executor.load().slots_busy == 0
         with executor.receiving():
             asked = Asked(executor).run(model, 1)
@@ -370,12 +370,12 @@ class TestThreads:
         with executor.receiving():
             asked.decode(lambda: thread.set_result(threading.current_thread().name), LARGE_BYTES)
         assert not executor.help()
-        assert thread.result(WAIT_S).startswith("slot-")
+        assert thread.result(WAIT_S).startswith("large-")
         asked.end(None)
 
     def test_end_when_the_executor_is_closed_and_no_request_waits(self) -> None:
         executor, model = make_executor(2), Doubling()
-        assert sorted(thread.name for thread in executor.threads) == ["slot-0", "slot-1", "slot-2", "slot-3"]
+        assert sorted(thread.name for thread in executor.threads) == ["large-0", "large-1", "slot-0", "slot-1"]
         asked = [*begin(executor, model), *begin(executor, model, 1, 2)]
         executor.close()
         wait_until(lambda: sum(thread.is_alive() for thread in executor.threads) == 2)
