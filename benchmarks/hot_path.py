@@ -78,7 +78,7 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
     """
     statistics_, limits, decodes = Statistics(), Limits(), Decodes(1, 2**30)
     service = Classifier(models, limits, decodes)
-    scheduler = Scheduler(1, size, decodes, SharedLimit(1 + size, Alone("in_flight")))
+    scheduler = Scheduler(1, size, decodes, SharedLimit(1 + size, Alone("in_flight")), Alone("slots_busy"))
     inference = Inference(Executor(scheduler, statistics_.count_run), statistics_)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):

@@ -223,7 +223,7 @@ class Server:
         log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
         decodes = Decodes(slots, decode_bytes)
         in_flight = SharedLimit(workers * slots + limits.max_queue, self._count_in_all("in_flight"))
-        scheduler = Scheduler(slots, limits.max_batch, decodes, in_flight)
+        scheduler = Scheduler(slots, limits.max_batch, decodes, in_flight, self._count_in_all("slots_busy"))
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads

@@ -108,6 +108,10 @@ class Executor:
         """See ``Scheduler.is_busy``. Takes no lock."""
         return self._scheduler.is_busy()
 
+    def has_free_slot(self) -> bool:
+        """See ``Scheduler.has_free_slot``. Takes no lock."""
+        return self._scheduler.has_free_slot()
+
     def check(self, deadline: float) -> None:
         """See ``Scheduler.check``. Takes no lock."""
         self._scheduler.check(deadline, time.monotonic())

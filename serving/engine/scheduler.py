@@ -7,6 +7,7 @@ decodes images (``Decode``), and it runs a network (``Run``). The rules:
 
 - At most ``in_flight.limit`` jobs are admitted in all workers, and none that would be answered after its deadline.
 - A step starts at once if a slot is free: nothing is delayed in the hope of a larger batch.
+- A worker has all slots while the others are idle. While they are busy it has one, so that its threads do not compete.
 - Runs of one model that wait run as one batch if their shapes are equal and all will meet their deadlines.
 - Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``. After
   a batch that went before decodes, a decode goes next: they also progress while batches always wait.
@@ -27,7 +28,7 @@ from serving.engine.decodes import MIB, Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
 from serving.engine.lane import TRY_S, Batch, Ended, Lane
 from serving.engine.pace import Pace
-from serving.engine.shared_limits import SharedLimit
+from serving.engine.shared_limits import Count, SharedLimit
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
@@ -71,17 +72,19 @@ class Scheduler:
         max_batch: The largest number of inputs in a batch.
         decodes: The decodes that wait.
         in_flight: The limit on requests in flight, in all workers.
+        busy: Counts the slots in use in all workers, which have as many slots together: a worker has at least one.
 
     Attributes:
         slots: See above.
         decodes: See above.
     """
 
-    def __init__(self, slots: int, max_batch: int, decodes: Decodes, in_flight: SharedLimit) -> None:
+    def __init__(self, slots: int, max_batch: int, decodes: Decodes, in_flight: SharedLimit, busy: Count) -> None:
         self.slots = slots
         self.decodes = decodes
         self._max_batch = max_batch
         self._places, self._in_flight = in_flight.limit, in_flight.count
+        self._busy_in_all = busy
         self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
         self._served: dict[Network, Lane] = {}
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
@@ -107,6 +110,15 @@ class Scheduler:
     def is_busy(self) -> bool:
         """Return whether a new request might have to wait."""
         return self._in_the_way >= self.slots or self._is_full()
+
+    def has_free_slot(self, beside: int = 0) -> bool:
+        """Return whether one more task may run.
+
+        Args:
+            beside: Further slots that are in use soon.
+        """
+        busy = self._busy + beside
+        return busy < self.slots and (not busy or busy + self._busy_in_all.elsewhere() < self.slots)
 
     def check(self, deadline: float, now: float) -> None:
         """Check whether a new request would be admitted, before its model is known.
@@ -189,8 +201,8 @@ class Scheduler:
                 tasks.append(step)
             else:
                 self.decodes.release_large(step)
-        while self._busy < self.slots and (task := self._take(now, ended)) is not None:
-            self._busy += 1
+        while self.has_free_slot() and (task := self._take(now, ended)) is not None:
+            self._count_busy(1)
             tasks.append(task)
         return Start(tasks, ended)
 
@@ -200,14 +212,14 @@ class Scheduler:
         Returns:
             Whether it has a slot, which ``vacate`` frees.
         """
-        if self._busy >= self.slots:
+        if not self.has_free_slot():
             return False
-        self._busy += 1
+        self._count_busy(1)
         return True
 
     def vacate(self) -> None:
         """Free a slot that ``occupy`` has taken."""
-        self._busy -= 1
+        self._count_busy(-1)
 
     def finish(self, task: Task, now: float) -> None:
         """Free the slot of a task that has ended.
@@ -217,11 +229,11 @@ class Scheduler:
             now: The current time.
         """
         if isinstance(task, Batch):
-            self._busy -= 1
+            self._count_busy(-1)
             _lane_of(task.runs[0]).running -= 1
             return
         if self.decodes.is_small(task.cost_bytes):
-            self._busy -= 1
+            self._count_busy(-1)
         else:
             self.decodes.release_large(task)
         if task.model is not None:
@@ -275,6 +287,10 @@ class Scheduler:
 
     def _is_full(self) -> bool:
         return self._admitted + self._in_flight.elsewhere() >= self._places
+
+    def _count_busy(self, change: int) -> None:
+        self._busy += change
+        self._busy_in_all.put(self._busy)
 
     def _find_lane(self, model: Network) -> Lane:
         if (lane := self._served.get(model) or self._lanes.get(model)) is None:
@@ -337,7 +353,7 @@ class Scheduler:
     def _take_batch(self, lane: Lane, now: float, ended: Ended) -> list[Run]:
         self._turn_s = max(self._turn_s, lane.turn_s)
         lane.running += 1
-        shared = self._busy + 1 < self.slots and lane.has_free_slot(self.slots)
+        shared = self.has_free_slot(beside=1) and lane.has_free_slot(self.slots)
         waiting = len(lane.waiting)
         runs = lane.take(self._max_batch, SHARE_S if shared else BATCH_S, now, ended)
         self._waiting -= waiting - len(lane.waiting)

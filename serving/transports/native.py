@@ -48,6 +48,7 @@ from serving.transports.refusals import refuse
 INFER_METHODS = (PREDICT, MODEL_INFER)
 MAX_EVENTS = 16  # events received at once
 RESOURCE_EXHAUSTED = 8  # the gRPC status code
+SLOTS_PER_IO_THREAD = 4  # a thread for HTTP/2 keeps up with several slots, and each more costs changes of threads
 WATCH_S = 0.01  # between two looks at arrived calls while every receiving thread runs a network
 TICK_S = 0.02  # the transport ends a call at most this long before its deadline by this process's clock
 IDLE_MS = 500  # how long a free slot waits for calls before it checks whether the server is closed
@@ -111,6 +112,7 @@ class NativeServer:
                 call_details=True,
                 max_concurrent_streams=STREAMS,
                 reuse_port=reuse_port,
+                io_threads=max(1, inference.executor.slots // SLOTS_PER_IO_THREAD),
             )
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on {address}: the port may be in use ({error})") from error
@@ -189,9 +191,11 @@ class NativeServer:
 
     def _serve(self) -> None:
         """Receive calls and run what may run, until the transport is closed."""
-        ran = False
+        executor, ran = self._inference.executor, False
         while (events := self._receive(wait=not ran)) is not None:
             ran = self._run(events)
+            while not executor.has_free_slot() and not self._closed:  # other threads receive what can run
+                time.sleep(WATCH_S)
 
     def _run(self, events: list[Any]) -> bool:
         """Process events, then run what may run; return whether there was any."""

@@ -14,6 +14,7 @@ import os
 # What is counted, an int64 each.
 COLUMNS = (
     "in_flight",  # requests admitted and not answered yet
+    "slots_busy",
     "streams",
     "watches",
     "connections",

@@ -180,7 +180,9 @@ def make_executor(slots: int = 1, limits: Limits | None = None, decode_bytes: in
     limits = limits or Limits()
     decodes = Decodes(slots, choose_decode_bytes(decode_bytes).limit_bytes)
     in_flight = SharedLimit(slots + limits.max_queue, Alone("in_flight"))
-    _MADE.append(executor := Executor(Scheduler(slots, limits.max_batch, decodes, in_flight), **options))
+    _MADE.append(
+        executor := Executor(Scheduler(slots, limits.max_batch, decodes, in_flight, Alone("slots_busy")), **options)
+    )
     return executor
 
 

@@ -36,12 +36,12 @@ class Client:
         return self.is_cancelled
 
 
-class InFlight:
-    """Counts the requests in flight in all workers.
+class InAll:
+    """Counts something in all workers.
 
     Attributes:
-        mine: Those of the scheduler.
-        others: Those in other workers.
+        mine: The number of the scheduler.
+        others: That of other workers.
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,7 @@ class Bench:
     Attributes:
         now: The time.
         in_flight: The requests in flight in all workers.
+        busy: The slots in use in all workers.
         jobs: The jobs that are in flight.
         calls: The call of each job.
         errors: The errors of the jobs that ended without an answer.
@@ -67,10 +68,10 @@ class Bench:
     """
 
     def __init__(self, slots: int = 1, max_queue: int = 100, max_batch: int = 32) -> None:
-        self.now, self.in_flight = 0.0, InFlight()
+        self.now, self.in_flight, self.busy = 0.0, InAll(), InAll()
         self.decodes = Decodes(slots, LARGE_MIB * MIB + slots * SMALL_BYTES)
         places = SharedLimit(slots + max_queue, self.in_flight)
-        self.scheduler = Scheduler(slots, max_batch, self.decodes, places)
+        self.scheduler = Scheduler(slots, max_batch, self.decodes, places, self.busy)
         self.jobs: dict[str, Job] = {}
         self.calls: dict[str, Client] = {}
         self.errors: dict[str, Exception] = {}

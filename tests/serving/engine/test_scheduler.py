@@ -168,6 +168,20 @@ class TestFreeSlots:
         assert bench.end("b") == ["e"]
         assert bench.end("e") == ["d"]
 
+    def test_are_shared_with_other_workers_which_have_at_least_one_each(self) -> None:
+        bench = Bench(slots=3, max_batch=1)
+        bench.busy.others = 2
+        bench.run("a b c", CALM)
+        assert bench.start() == ["a"]
+        assert (bench.busy.mine, bench.scheduler.occupy()) == (1, False)
+        bench.busy.others = 1
+        assert bench.start() == ["b"]
+        bench.busy.others = 3
+        assert bench.end("a") == []
+        assert bench.end("b") == ["c"]
+        bench.end("c")
+        assert bench.busy.mine == 0
+
     def test_know_whether_a_request_is_alone(self) -> None:
         bench = Bench(slots=2)
         bench.run("a", CALM)

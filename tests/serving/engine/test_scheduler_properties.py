@@ -109,9 +109,12 @@ class Play:
     def wait(self, first: int, second: int) -> None:
         self.now += pick(SECONDS, first)
 
+    def other_workers(self, first: int, second: int) -> None:
+        self.bench.busy.others = first % (2 * self.slots)
+
     def start(self, first: int = 0, second: int = 0) -> None:
         """Start what may start, and check each task in the order in which it began."""
-        expected = self._expect_large()
+        expected, before = self._expect_large(), self.scheduler.load.slots_busy
         started = self.scheduler.start(self.now)
         ended = [(self._find(job), error) for job, error in started.ended]
         large = [task for task in started.tasks if isinstance(task, Decode) and not self._is_small(task)]
@@ -136,6 +139,7 @@ class Play:
             self.running.append((task, jobs))
         for one, _ in ended:
             self._leave(one)
+        assert self.scheduler.load.slots_busy <= max(before, self._own_slots())
         self._expect_no_more()
 
     def expect_limits(self) -> None:
@@ -151,6 +155,7 @@ class Play:
         waiting = self._select(waits=True, runs=False)
         assert self.scheduler.load == Load(self.slots, len(busy), len(waiting), len(self.known))
         assert self.bench.in_flight.mine == len(self.known)
+        assert self.bench.busy.mine == len(busy)
         in_way = sum(not one.aside for one in self.known)
         assert self.scheduler.is_busy() == (in_way >= self.slots or len(self.known) == self.places)
 
@@ -207,6 +212,10 @@ class Play:
     def _leave(self, one: Known, answered: bool = False) -> None:
         self.known.remove(one)
         self.scheduler.leave(one.job, answered, self.now)
+
+    def _own_slots(self) -> int:
+        """The slots that other workers leave to this one."""
+        return max(1, self.slots - self.bench.busy.others)
 
     def _select(self, waits: bool, runs: bool) -> list[Known]:
         return [one for one in self.known if (one.step is not None) == waits and one.runs == runs]
@@ -287,7 +296,7 @@ class Play:
     def _expect_no_more(self) -> None:
         """Check that nothing waits for a slot that is free."""
         busy = [task for task, _ in self.running if isinstance(task, Batch) or self._is_small(task)]
-        if len(busy) == self.slots:
+        if len(busy) >= self._own_slots():
             return
         assert not self._waiting_decodes(small=True)
         for model in self.models:
@@ -295,7 +304,13 @@ class Play:
             assert not self._waiting_runs(model) or running == model.max_slots
 
 
-EVENTS = [Play.arrive] * 6 + [Play.go_on] * 2 + [Play.finish] * 3 + [Play.withdraw, Play.wait] + [Play.start] * 3
+EVENTS = (
+    [Play.arrive] * 6
+    + [Play.go_on] * 2
+    + [Play.finish] * 3
+    + [Play.withdraw, Play.wait, Play.other_workers]
+    + [Play.start] * 3
+)
 CHOICES = st.integers(0, 999)
 
 
