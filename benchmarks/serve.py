@@ -323,11 +323,14 @@ def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Proces
                     time.sleep(0.02)
             yield psutil.Process(process.pid), time.perf_counter() - started
         finally:
+            children = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+            for child in psutil.wait_procs(children, 1)[1]:  # those of MLServer outlive it
+                child.kill()
 
 
 def call(contestant: Contestant) -> bytes:
