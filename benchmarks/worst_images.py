@@ -25,6 +25,7 @@ import numpy as np
 from decoded_apart import measure_apart
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
+from worker_processes import find_workers
 
 from evalmode.errors import ImageError
 from evalmode.images.headers import read_header
@@ -357,7 +358,8 @@ def main() -> None:
     options = parser.parse_args()
     return_large_blocks()
     chosen = {name: make(1.0) for name, make in WORST.items() if options.only in name}
-    good, idle_bytes = True, read_resident(options.pid) if options.pid else 0
+    processes = [options.pid, *find_workers(options.pid)] if options.pid else []
+    good, idle_bytes = True, sum(map(read_resident, processes))
     for name, image in chosen.items():
         good = (judge(name, image, options, idle_bytes) if options.server else show(name, image)) and good
     sys.exit(not good)
@@ -470,10 +472,10 @@ def check_health(address: str, until: float) -> list[float]:
 
 
 def watch_memory(pid: int, until: float) -> int:
-    """Return the peak of the resident memory of a process, in bytes."""
-    peak = 0
+    """Return the peak of the resident memory of a server, in bytes."""
+    peak, processes = 0, [pid, *find_workers(pid)]
     while time.monotonic() < until:
-        peak = max(peak, read_resident(pid))
+        peak = max(peak, sum(map(read_resident, processes)))
         time.sleep(0.005)
     return peak
 

@@ -101,16 +101,16 @@ def read_inputs(
         ImageError: An image is not usable.
         NotServed: The request uses shared memory.
     """
-    _check_names(request, model)
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+    inputs, raw = list(request.inputs), list(request.raw_input_contents)
+    _check_names(inputs, model)
+    if raw and len(raw) != len(inputs):
         raise ContentsMismatch(
-            f"{len(request.inputs)} inputs but {len(raw)} raw contents: send one for each input, in the same order",
+            f"{len(inputs)} inputs but {len(raw)} raw contents: send one for each input, in the same order",
             field="raw_input_contents",
         )
     read: dict[str, Array] = {}
     images = Sent(read)
-    for place, sent in enumerate(request.inputs):
+    for place, sent in enumerate(inputs):
         field = f"inputs[{place}]"
         if raw and sent.HasField("contents"):
             raise ContentsMixed(
@@ -141,9 +141,9 @@ def read_inputs(
     return images
 
 
-def _check_names(request: wire.ModelInferRequest, model: Model) -> None:
+def _check_names(inputs: Sequence[Input], model: Model) -> None:
     wanted = [tensor.name for tensor in model.inputs]
-    sent = [one.name for one in request.inputs]
+    sent = [one.name for one in inputs]
     for place, name in enumerate(sent):
         if name not in wanted:
             raise TensorUnknown(
@@ -151,7 +151,7 @@ def _check_names(request: wire.ModelInferRequest, model: Model) -> None:
             )
         if name in sent[:place]:
             raise TensorDuplicate(f"input {name!r} is sent twice", field=f"inputs[{place}].name")
-        check_parameters(request.inputs[place].parameters, INPUT_PARAMETERS, f"inputs[{place}].")
+        check_parameters(inputs[place].parameters, INPUT_PARAMETERS, f"inputs[{place}].")
     missing = [name for name in wanted if name not in sent]
     if missing:
         raise TensorMissing(
@@ -177,21 +177,23 @@ def _read_numbers(sent: Input, raw: bytes | None, shape: tuple[int, ...], wanted
             f"the model expects {datatype}",
             field=f"{field}.datatype",
         )
-    if len(shape) != 1 + len(wanted.shape) or any(
-        side not in (-1, given) for side, given in zip(wanted.shape, shape[1:], strict=True)
+    if shape[1:] != wanted.shape and (
+        len(shape) != 1 + len(wanted.shape)
+        or any(side not in (-1, given) for side, given in zip(wanted.shape, shape[1:], strict=True))
     ):
         raise ShapeMismatch(
             f"{sent.name} has the shape {_by(shape)}, the model expects {_by(('N', *wanted.shape))}",
             field=f"{field}.shape",
         )
-    if math.prod(max(side, 1) for side in shape) >= MAX_ELEMENTS:
+    count = math.prod(shape)
+    if (count or math.prod(max(side, 1) for side in shape)) >= MAX_ELEMENTS:
         raise ShapeMismatch(
             f"{sent.name} has the shape {_by(shape)}, which has too many elements: the limit is {MAX_ELEMENTS - 1}",
             field=f"{field}.shape",
         )
     if raw is None:
-        return _read_typed(sent, math.prod(shape), wanted.dtype, datatype, field).reshape(shape)
-    size = math.prod(shape) * wanted.dtype.itemsize  # Python's integers do not overflow
+        return _read_typed(sent, count, wanted.dtype, datatype, field).reshape(shape)
+    size = count * wanted.dtype.itemsize  # Python's integers do not overflow
     if len(raw) != size:
         raise ContentsMismatch(
             f"{sent.name} with shape {_by(shape)} and datatype {datatype} needs {size} bytes, got {len(raw)}",

@@ -41,6 +41,8 @@ def check_parameters(sent: Mapping[str, Any], known: Sequence[str], owner: str =
         NotServed: A parameter asks for shared memory.
         ParameterInvalid: Another parameter is not supported.
     """
+    if not sent:
+        return
     unknown = sorted(set(sent) - set(known))
     if "shared_memory_region" in unknown:
         raise NotServed("shared memory is not supported: send the contents in the message", field=f"{owner}parameters")
