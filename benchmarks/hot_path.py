@@ -27,7 +27,7 @@ from evalmode.wire import classifier_pb2 as wire
 from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.scheduler import Scheduler
-from serving.engine.shared_limits import Alone, SharedLimit
+from serving.engine.shared_limits import Alone, SharedLimit, SharedSlots
 from serving.services.classifier import Classifier
 from serving.services.inference import Inference, Timed, Unparsed, Work
 from serving.services.models import Models
@@ -76,9 +76,9 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
     Returns:
         The seconds that each step took for a whole batch, by its name, for every round.
     """
-    statistics_, limits, decodes = Statistics(), Limits(), Decodes(1, 2**30)
+    statistics_, limits, decodes = Statistics(), Limits(), Decodes(SharedSlots(1, Alone("large_slots_busy")), 2**30)
     service = Classifier(models, limits, decodes)
-    scheduler = Scheduler(1, size, decodes, SharedLimit(1 + size, Alone("in_flight")), Alone("slots_busy"))
+    scheduler = Scheduler(SharedSlots(1, Alone("slots_busy")), size, decodes, SharedLimit(1 + size, Alone("in_flight")))
     inference = Inference(Executor(scheduler, statistics_.count_run), statistics_)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):

@@ -16,7 +16,7 @@ from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
 from serving.engine.scheduler import Scheduler
-from serving.engine.shared_limits import Alone, Count, SharedLimit
+from serving.engine.shared_limits import Alone, Count, SharedLimit, SharedSlots
 from serving.part import Drained, Part, describe_server, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
@@ -221,9 +221,10 @@ class Server:
         decode_bytes //= workers
         shared = f", shared by {workers} workers" if self._part else ""
         log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
-        decodes = Decodes(slots, decode_bytes)
-        in_flight = SharedLimit(workers * slots + limits.max_queue, self._count_in_all("in_flight"))
-        scheduler = Scheduler(slots, limits.max_batch, decodes, in_flight, self._count_in_all("slots_busy"))
+        decodes = Decodes(SharedSlots(slots, self._count_in_all("large_slots_busy")), decode_bytes)
+        in_flight = SharedLimit(max(workers, slots) + limits.max_queue, self._count_in_all("in_flight"))
+        shared_slots = SharedSlots(slots, self._count_in_all("slots_busy"))
+        scheduler = Scheduler(shared_slots, limits.max_batch, decodes, in_flight)
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads

@@ -8,6 +8,7 @@ from itertools import count
 
 from evalmode.errors import ImageNeedsTooMuchMemory
 from serving.engine.job import Decode
+from serving.engine.shared_limits import SharedSlots
 
 MIB = 1024 * 1024
 SMALL_BYTES = 8 * MIB  # decodes in about 10 ms: a JPEG of a million pixels
@@ -23,7 +24,7 @@ class Decodes:
     all larger ones that arrived before it, and a large one is not delayed forever.
 
     Args:
-        slots: The number of slots for small decodes, and for large ones.
+        slots: The slots for large decodes; those for small ones are as many.
         max_bytes: The limit on the memory of all decodes.
 
     Attributes:
@@ -31,11 +32,11 @@ class Decodes:
         small: The small decodes that wait.
     """
 
-    def __init__(self, slots: int, max_bytes: int) -> None:
-        small_bytes = min(slots * SMALL_BYTES, max_bytes // 8)
-        self._small_bytes = small_bytes // slots
+    def __init__(self, slots: SharedSlots, max_bytes: int) -> None:
+        small_bytes = min(slots.limit * SMALL_BYTES, max_bytes // 8)
+        self._small_bytes = small_bytes // slots.limit
         self.max_bytes = self._free_bytes = max_bytes - small_bytes
-        self._free_slots = slots
+        self._slots = slots
         self._numbers = count()
         self.small: deque[Decode] = deque()
         self._large: list[tuple[float, int, Decode]] = []
@@ -84,14 +85,14 @@ class Decodes:
 
     def take_large(self) -> Decode | None:
         """Take the first large decode if a slot and its memory are free; no other one overtakes it."""
-        if not self._free_slots or not self._large or self._large[0][2].cost_bytes > self._free_bytes:
+        if not self._slots.is_free() or not self._large or self._large[0][2].cost_bytes > self._free_bytes:
             return None
         step = heapq.heappop(self._large)[2]
-        self._free_slots -= 1
+        self._slots.take()
         self._free_bytes -= step.cost_bytes
         return step
 
     def release_large(self, step: Decode) -> None:
         """Free the slot and the memory of a large decode."""
-        self._free_slots += 1
+        self._slots.give_back()
         self._free_bytes += step.cost_bytes

@@ -35,7 +35,7 @@ class Job:
     Attributes:
         call: Its call.
         done: Called once with the reply or the exception.
-        admitted: The time of its admission.
+        delays_since: The time since which it delays others: its admission, or the end of its large decode.
         lane: The lane of its model; None while the model is unknown.
         ahead: The number of requests in flight before it: for its model, or for any if it waited while the model was
             unknown.
@@ -47,7 +47,7 @@ class Job:
 
     call: Call
     done: Callable[[Any], object]
-    admitted: float
+    delays_since: float
     lane: Lane | None = None
     ahead: int = 0
     aside: bool = False

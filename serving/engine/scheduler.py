@@ -28,7 +28,7 @@ from serving.engine.decodes import MIB, Decodes
 from serving.engine.job import Decode, Job, Network, Run, Step, explain_withdrawal
 from serving.engine.lane import TRY_S, Batch, Ended, Lane
 from serving.engine.pace import Pace
-from serving.engine.shared_limits import Count, SharedLimit
+from serving.engine.shared_limits import SharedLimit, SharedSlots
 
 BATCH_S = 0.02  # target duration of a batch: every request in it waits until the batch ends
 SHARE_S = 0.006  # the same if another slot is free: a larger batch gains nothing, and the other slot would stay idle
@@ -68,27 +68,26 @@ class Scheduler:
     """See the module. Times are in seconds, of any clock that does not go back.
 
     Args:
-        slots: The number of batches and small decodes that may run at the same time.
+        slots: The batches and small decodes that may run at the same time.
         max_batch: The largest number of inputs in a batch.
         decodes: The decodes that wait.
         in_flight: The limit on requests in flight, in all workers.
-        busy: Counts the slots in use in all workers, which have as many slots together: a worker has at least one.
 
     Attributes:
-        slots: See above.
+        slots: The number of slots.
         decodes: See above.
     """
 
-    def __init__(self, slots: int, max_batch: int, decodes: Decodes, in_flight: SharedLimit, busy: Count) -> None:
-        self.slots = slots
+    def __init__(self, slots: SharedSlots, max_batch: int, decodes: Decodes, in_flight: SharedLimit) -> None:
+        self.slots = slots.limit
         self.decodes = decodes
         self._max_batch = max_batch
         self._places, self._in_flight = in_flight.limit, in_flight.count
-        self._busy_in_all = busy
+        self._slots = slots
         self._lanes: WeakKeyDictionary[Network, Lane] = WeakKeyDictionary()
         self._served: dict[Network, Lane] = {}
         self._queued: dict[Lane, None] = {}  # the lanes with runs that wait
-        self._busy = self._waiting = self._admitted = 0
+        self._waiting = self._admitted = 0
         self._aside = 0  # admitted jobs that delay no other one
         self._unknown = 0  # the others of unknown models
         self._turn_s = 0.0  # the ``turn_s`` of the lane whose turn it was last, before its batch
@@ -97,7 +96,7 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """The current load."""
-        return Load(self.slots, self._busy, self._waiting, self._admitted)
+        return Load(self.slots, self._slots.busy, self._waiting, self._admitted)
 
     def serve(self, models: Iterable[Network]) -> None:
         """Note for which models requests may arrive.
@@ -111,14 +110,9 @@ class Scheduler:
         """Return whether a new request might have to wait."""
         return self._in_the_way >= self.slots or self._is_full()
 
-    def has_free_slot(self, beside: int = 0) -> bool:
-        """Return whether one more task may run.
-
-        Args:
-            beside: Further slots that are in use soon.
-        """
-        busy = self._busy + beside
-        return busy < self.slots and (not busy or busy + self._busy_in_all.elsewhere() < self.slots)
+    def has_free_slot(self) -> bool:
+        """Return whether one more task may run."""
+        return self._slots.is_free()
 
     def check(self, deadline: float, now: float) -> None:
         """Check whether a new request would be admitted, before its model is known.
@@ -178,7 +172,7 @@ class Scheduler:
             self._enter(job, step.model, now)
         if isinstance(step, Run):
             if job.aside:
-                self._end_aside(job)
+                self._end_aside(job, now)
             self._queue(step)
         else:
             if not job.aside and not self.decodes.is_small(step.cost_bytes):
@@ -201,8 +195,8 @@ class Scheduler:
                 tasks.append(step)
             else:
                 self.decodes.release_large(step)
-        while self.has_free_slot() and (task := self._take(now, ended)) is not None:
-            self._count_busy(1)
+        while self._slots.is_free() and (task := self._take(now, ended)) is not None:
+            self._slots.take()
             tasks.append(task)
         return Start(tasks, ended)
 
@@ -212,14 +206,14 @@ class Scheduler:
         Returns:
             Whether it has a slot, which ``vacate`` frees.
         """
-        if not self.has_free_slot():
+        if not self._slots.is_free():
             return False
-        self._count_busy(1)
+        self._slots.take()
         return True
 
     def vacate(self) -> None:
         """Free a slot that ``occupy`` has taken."""
-        self._count_busy(-1)
+        self._slots.give_back()
 
     def finish(self, task: Task, now: float) -> None:
         """Free the slot of a task that has ended.
@@ -229,11 +223,11 @@ class Scheduler:
             now: The current time.
         """
         if isinstance(task, Batch):
-            self._count_busy(-1)
+            self._slots.give_back()
             _lane_of(task.runs[0]).running -= 1
             return
         if self.decodes.is_small(task.cost_bytes):
-            self._count_busy(-1)
+            self._slots.give_back()
         else:
             self.decodes.release_large(task)
         if task.model is not None:
@@ -278,7 +272,7 @@ class Scheduler:
         elif not job.aside:
             job.lane.in_flight -= 1
             note = job.lane.pace.note if answered else job.lane.pace.note_unanswered
-            note(now - job.admitted, job.ahead)
+            note(now - job.delays_since, job.ahead)
 
     @property
     def _in_the_way(self) -> int:
@@ -287,10 +281,6 @@ class Scheduler:
 
     def _is_full(self) -> bool:
         return self._admitted + self._in_flight.elsewhere() >= self._places
-
-    def _count_busy(self, change: int) -> None:
-        self._busy += change
-        self._busy_in_all.put(self._busy)
 
     def _find_lane(self, model: Network) -> Lane:
         if (lane := self._served.get(model) or self._lanes.get(model)) is None:
@@ -318,10 +308,10 @@ class Scheduler:
         else:
             self._unknown -= 1
 
-    def _end_aside(self, job: Job) -> None:
-        """Count a job again: its network runs in a slot like any other."""
+    def _end_aside(self, job: Job, now: float) -> None:
+        """Count a job again: its network runs in a slot like any other. Others do not take as long as its decode."""
         assert job.lane is not None
-        job.aside = False
+        job.aside, job.delays_since = False, now
         self._aside -= 1
         job.ahead = job.lane.in_flight
         job.lane.in_flight += 1
@@ -353,7 +343,7 @@ class Scheduler:
     def _take_batch(self, lane: Lane, now: float, ended: Ended) -> list[Run]:
         self._turn_s = max(self._turn_s, lane.turn_s)
         lane.running += 1
-        shared = self.has_free_slot(beside=1) and lane.has_free_slot(self.slots)
+        shared = self._slots.is_free(beside=1) and lane.has_free_slot(self.slots)
         waiting = len(lane.waiting)
         runs = lane.take(self._max_batch, SHARE_S if shared else BATCH_S, now, ended)
         self._waiting -= waiting - len(lane.waiting)

@@ -58,3 +58,42 @@ class SharedLimit:
         self.count.put(mine)
         total = mine + self.count.elsewhere()
         return -(-max(0, total - self.limit) * mine // total) if mine else 0
+
+
+class SharedSlots:
+    """Slots that all workers share: a worker has all of them while the others use none, and always one.
+
+    A worker does not notice that another one gives back a slot. It takes the slot when it next looks for one.
+
+    Args:
+        limit: The number of slots.
+        count: Counts the slots in use.
+
+    Attributes:
+        limit: See above.
+        busy: The slots that this worker uses.
+    """
+
+    def __init__(self, limit: int, count: Count) -> None:
+        self.limit = limit
+        self.busy = 0
+        self._count = count
+
+    def is_free(self, beside: int = 0) -> bool:
+        """Return whether this worker may take one more slot.
+
+        Args:
+            beside: Further slots that it takes before.
+        """
+        busy = self.busy + beside
+        return busy < self.limit and (not busy or busy + self._count.elsewhere() < self.limit)
+
+    def take(self) -> None:
+        """Take a slot, which must be free."""
+        self.busy += 1
+        self._count.put(self.busy)
+
+    def give_back(self) -> None:
+        """Give back a slot."""
+        self.busy -= 1
+        self._count.put(self.busy)

@@ -15,6 +15,7 @@ import os
 COLUMNS = (
     "in_flight",  # requests admitted and not answered yet
     "slots_busy",
+    "large_slots_busy",
     "streams",
     "watches",
     "connections",

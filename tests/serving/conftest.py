@@ -21,7 +21,7 @@ from serving.engine.decodes import Decodes
 from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
 from serving.engine.scheduler import Scheduler
-from serving.engine.shared_limits import Alone, SharedLimit
+from serving.engine.shared_limits import Alone, SharedLimit, SharedSlots
 from serving.services.access import Access
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
@@ -178,10 +178,12 @@ def end_threads() -> Iterator[None]:
 def make_executor(slots: int = 1, limits: Limits | None = None, decode_bytes: int = 0, **options: Any) -> Executor:
     """Make an executor that is closed after the test."""
     limits = limits or Limits()
-    decodes = Decodes(slots, choose_decode_bytes(decode_bytes).limit_bytes)
+    decodes = Decodes(SharedSlots(slots, Alone("large_slots_busy")), choose_decode_bytes(decode_bytes).limit_bytes)
     in_flight = SharedLimit(slots + limits.max_queue, Alone("in_flight"))
     _MADE.append(
-        executor := Executor(Scheduler(slots, limits.max_batch, decodes, in_flight, Alone("slots_busy")), **options)
+        executor := Executor(
+            Scheduler(SharedSlots(slots, Alone("slots_busy")), limits.max_batch, decodes, in_flight), **options
+        )
     )
     return executor
 

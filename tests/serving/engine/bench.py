@@ -8,7 +8,7 @@ from serving.engine.decodes import MIB, SMALL_BYTES, Decodes
 from serving.engine.job import Decode, Job, Run, Step
 from serving.engine.lane import Batch
 from serving.engine.scheduler import Scheduler, Task
-from serving.engine.shared_limits import SharedLimit
+from serving.engine.shared_limits import SharedLimit, SharedSlots
 
 LARGE_MIB = 1000  # the memory for large decodes
 
@@ -61,6 +61,7 @@ class Bench:
         now: The time.
         in_flight: The requests in flight in all workers.
         busy: The slots in use in all workers.
+        busy_large: The slots for large decodes in use in all workers.
         jobs: The jobs that are in flight.
         calls: The call of each job.
         errors: The errors of the jobs that ended without an answer.
@@ -68,10 +69,10 @@ class Bench:
     """
 
     def __init__(self, slots: int = 1, max_queue: int = 100, max_batch: int = 32) -> None:
-        self.now, self.in_flight, self.busy = 0.0, InAll(), InAll()
-        self.decodes = Decodes(slots, LARGE_MIB * MIB + slots * SMALL_BYTES)
+        self.now, self.in_flight, self.busy, self.busy_large = 0.0, InAll(), InAll(), InAll()
+        self.decodes = Decodes(SharedSlots(slots, self.busy_large), LARGE_MIB * MIB + slots * SMALL_BYTES)
         places = SharedLimit(slots + max_queue, self.in_flight)
-        self.scheduler = Scheduler(slots, max_batch, self.decodes, places, self.busy)
+        self.scheduler = Scheduler(SharedSlots(slots, self.busy), max_batch, self.decodes, places)
         self.jobs: dict[str, Job] = {}
         self.calls: dict[str, Client] = {}
         self.errors: dict[str, Exception] = {}

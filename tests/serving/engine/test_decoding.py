@@ -12,6 +12,7 @@ from evalmode.images.pixels import PixelContract, Resize, decode_image
 from evalmode.limits import Limits
 from serving.engine.decodes import SMALL_BYTES, Decodes
 from serving.engine.decoding import MIB, _ExifLog, count_decode_bytes, decode_requested
+from serving.engine.shared_limits import Alone, SharedSlots
 from tests.conftest import encode, plain
 
 CONTRACT = PixelContract(4, 4, 3)
@@ -54,7 +55,7 @@ class TestScaledJpegs:
 
     def test_are_not_small_if_they_have_many_pixels(self) -> None:
         scaled = count_decode_bytes(self.PHOTO, CONTRACT)
-        decodes = Decodes(2, 1024 * MIB)
+        decodes = Decodes(SharedSlots(2, Alone("large_slots_busy")), 1024 * MIB)
         assert scaled == SMALL_BYTES + 1
         assert not decodes.is_small(scaled)
         fewer = read_header(encode(plain("red", (1000, 800)), "JPEG"), Limits())

@@ -12,6 +12,7 @@ from serving.engine.decodes import MIB, PACE_BYTES_PER_S, SMALL_BYTES, Decodes
 from serving.engine.lane import TRY_S, TURN_S
 from serving.engine.pace import MARGIN
 from serving.engine.scheduler import BATCH_S, SHARE_S, Load
+from serving.engine.shared_limits import Alone, SharedSlots
 from tests.serving.engine.bench import LARGE_MIB, Bench, Network
 
 CALM = Network()  # of unknown duration
@@ -141,6 +142,18 @@ class TestPace:
         with pytest.raises(QueueFull, match="longer than the deadline of this request"):
             bench.decode("c", remaining_s=3 * MARGIN - 0.01)
         bench.decode("d", remaining_s=3 * MARGIN)
+
+    def test_does_not_count_the_decode_of_a_large_image(self) -> None:
+        bench, model = Bench(), Network()
+        bench.decode("a", 20, model)
+        bench.start()
+        bench.now += 60
+        bench.end("a", keep=True)
+        bench.run("a", model)
+        bench.start()
+        bench.now += 1
+        bench.end("a")
+        assert model_pace(bench, model) == pytest.approx(MARGIN)
 
     def test_of_decodes_ends_those_that_would_be_late(self) -> None:
         bench = Bench()
@@ -377,7 +390,7 @@ class TestDecodes:
 
     @pytest.mark.parametrize(("slots", "mib", "small_mib"), [(2, 1000, 8), (4, 64, 2), (1, 8, 1)])
     def test_are_small_up_to_an_eighth_of_the_memory(self, slots: int, mib: int, small_mib: int) -> None:
-        decodes = Decodes(slots, mib * MIB)
+        decodes = Decodes(SharedSlots(slots, Alone("large_slots_busy")), mib * MIB)
         assert decodes.is_small(small_mib * MIB)
         assert not decodes.is_small(small_mib * MIB + 1)
         assert decodes.max_bytes == (mib - slots * small_mib) * MIB

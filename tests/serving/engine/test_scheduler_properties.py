@@ -111,6 +111,7 @@ class Play:
 
     def other_workers(self, first: int, second: int) -> None:
         self.bench.busy.others = first % (2 * self.slots)
+        self.bench.busy_large.others = second % (2 * self.slots)
 
     def start(self, first: int = 0, second: int = 0) -> None:
         """Start what may start, and check each task in the order in which it began."""
@@ -171,7 +172,7 @@ class Play:
         assert not self.known
         assert self.scheduler.load == Load(self.slots, 0, 0, 0)
         assert self.scheduler._aside == 0
-        assert (self.bench.decodes._free_slots, self.bench.decodes._free_bytes) == (self.slots, LARGE_MIB * MIB)
+        assert (self.bench.busy_large.mine, self.bench.decodes._free_bytes) == (0, LARGE_MIB * MIB)
         for lane in map(self.scheduler._find_lane, self.models):
             assert (lane.in_flight, lane.running, lane.rows, len(lane.waiting)) == (0, 0, 0, 0)
 
@@ -255,10 +256,11 @@ class Play:
         waiting = self._waiting_decodes(small=False)
         waiting.sort(key=lambda one: (one.since + one.step.cost_bytes / PACE_BYTES_PER_S, one.number))
         large = [task for task, _ in self.running if isinstance(task, Decode) and not self._is_small(task)]
-        slots, free = self.slots - len(large), LARGE_MIB * MIB - sum(task.cost_bytes for task in large)
+        slots = max(1, self.slots - self.bench.busy_large.others) - len(large)
+        free = LARGE_MIB * MIB - sum(task.cost_bytes for task in large)
         begun = []
         for one in waiting:
-            if not slots or one.step.cost_bytes > free:
+            if slots <= 0 or one.step.cost_bytes > free:
                 break
             if self._is_alive(one):
                 begun.append(one)

@@ -134,7 +134,7 @@ class Pipeline(Direct):
         assert self.given_back == requests
         slots, decodes = self.executor.slots, self.executor.decodes
         wait_until(lambda: self.executor.load() == Load(slots, 0, 0, 0))
-        wait_until(lambda: (decodes._free_slots, decodes._free_bytes) == (slots, decodes.max_bytes))
+        wait_until(lambda: (decodes._slots.busy, decodes._free_bytes) == (0, decodes.max_bytes))
 
 
 @dataclass(frozen=True)
