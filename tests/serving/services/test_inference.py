@@ -406,8 +406,8 @@ class TestThreads:
             (0, PIXELS, ("caller", 0)),
             (QUICK_BYTES, PIXELS, ("caller", 0)),
             (QUICK_BYTES + 1, PIXELS, ("slot", 1)),
-            (32 * MIB, PIXELS, ("slot", 0)),  # a slot for large images
-            (10**12, PIXELS, ("slot", 0)),  # the decompressed size may exceed the memory
+            (32 * MIB, PIXELS, ("large", 0)),
+            (10**12, PIXELS, ("large", 0)),  # the decompressed size may exceed the memory
             (0, IMAGE, ("caller", 0)),
         ],
     )
@@ -428,20 +428,21 @@ class TestThreads:
         assert parsed == [place]
         pipeline.expect_ended(1)
 
-    @pytest.mark.parametrize(("image", "slots_busy"), [(SMALL, 1), (LARGE, 0)])
+    @pytest.mark.parametrize(("image", "place"), [(SMALL, ("slot", 1)), (LARGE, ("large", 0))])
     @pytest.mark.parametrize("service", ["classifier", "open_inference"])
     @pytest.mark.parametrize("size_bytes", [0, QUICK_BYTES + 1])
     def test_an_image_is_decoded_in_a_slot_of_its_size(
-        self, model: ImageClassifier, gate: Gate, image: bytes, slots_busy: int, service: str, size_bytes: int
+        self, model: ImageClassifier, gate: Gate, image: bytes, place: tuple[str, int], service: str, size_bytes: int
     ) -> None:
         pipeline = Pipeline(model, service)
         request = classifier_pb2.PredictRequest(image=image) if service == "classifier" else infer(images=(image,))
         answer = pipeline.begin(request, size_bytes=size_bytes)
         wait_until(lambda: gate.threads)
+        thread, slots_busy = place
         wait_until(lambda: pipeline.executor.load().slots_busy == slots_busy)
         gate.open.set()
         assert answer.result(WAIT_S)
-        assert gate.threads == ["slot"]
+        assert gate.threads == [thread]
         pipeline.expect_ended(1)
 
 
