@@ -3,7 +3,9 @@
     python benchmarks/serve.py --out benchmarks/results/DATE-serve.json [--rounds 5] [--peer NAME=PYTHON ...]
 
 Makes `reference` for 32x32 RGB, fp32 and int8, and sends one prepared image over one and over eight connections with
-`h2load` (Debian: XX
+`h2load` (Debian: nghttp2-client), which shares the cores with the server. A peer (mlserver, kserve, pytriton, mosec:
+benchmarks/peers) runs the same file on the same ONNX Runtime in an environment of its own, whose interpreter is PYTHON.
+Use one build of Python for all: the build makes a difference of a third. Run it within `taskset` to use fewer cores.
 
 h2load counts a gRPC error as a success. Therefore an answer is compared with ONNX Runtime's own before and after each
 load, and the number of received bytes must match the number of answers.

@@ -2,8 +2,7 @@
 
     python benchmarks/workers.py --out benchmarks/results/DATE-workers-TRANSPORT.json [--transport native] [--kills 50]
 
-16 callers in a closed loop over 8 connections, without retries. SIGKILL ends one worker after the other, each of them
-twice; then a new server follows, because workers that end often are started again with a delay. Exit 1 if a
+16 callers in a closed loop over 8 connections, without retries. SIGKILL ends one worker after the other. Exit 1 if a
 call ended with anything but OK or UNAVAILABLE, if a kill failed more than two calls of a caller (one in flight, and one
 that was sent before the client noticed), or if the server was ready again only after more than 2 s.
 """
@@ -34,8 +33,7 @@ from evalmode.artifact.publishing import publish
 CALLERS, CHANNELS = 16, 8
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 PREDICT = "/evalmode.v1.Classifier/Predict"
-SETTLE_S = 1.5  # between two kills
-ROUNDS = 2  # kills of each worker of a server: the delays before it is started again are 0.1 s and 0.2 s
+SETTLE_S = 1.5  # between two kills; a worker that lives for less than 1 s is started again after a delay
 POLL_S = 0.005
 BACK_S = 2.0
 LONGEST_S = 60.0
@@ -52,29 +50,21 @@ def main() -> None:
     options = ("--transport", arguments.transport, "--workers", arguments.workers)
     with tempfile.TemporaryDirectory() as name:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
-        results: list[dict[str, Any]] = []
-        codes: Counter[str] = Counter()
-        while len(results) < arguments.kills:
-            kills = min(ROUNDS * arguments.workers, arguments.kills - len(results))
-            with tempfile.TemporaryFile("w+") as log, serving(Path(name), *options, log=log) as server:
-                results += asyncio.run(kill_repeatedly(server, kills, codes))
-    figures = summarize(results, codes)
+        with tempfile.TemporaryFile("w+") as log, serving(Path(name), *options, log=log) as server:
+            figures = asyncio.run(kill_repeatedly(server, arguments.kills))
     write_figures(arguments.out, arguments, figures)
     print({name: value for name, value in figures.items() if name != "kills"})
     sys.exit(1 if figures["misses"] else 0)
 
 
-async def kill_repeatedly(server: Server, kills: int, codes: Counter[str]) -> list[dict[str, Any]]:
+async def kill_repeatedly(server: Server, kills: int) -> dict[str, Any]:
     """Kill workers in turns while callers send requests.
 
     Args:
         server: The server.
         kills: The number of kills.
-        codes: Counts the status codes of the calls.
-
-    Returns:
-        For each kill, how long it took until the server was ready again, and how calls ended meanwhile.
     """
+    codes: Counter[str] = Counter()
     stop = asyncio.Event()
     request = make_request()
 
@@ -90,6 +80,7 @@ async def kill_repeatedly(server: Server, kills: int, codes: Counter[str]) -> li
     channels = [grpc.aio.insecure_channel(server.address, options=OPTIONS) for _ in range(CHANNELS)]
     callers = [asyncio.create_task(call(channels[number % CHANNELS])) for number in range(CALLERS)]
     results: list[dict[str, Any]] = []
+    misses: set[str] = set()
     for number in range(kills):
         await asyncio.sleep(SETTLE_S)
         workers = await asyncio.to_thread(find_workers, server.process.pid)
@@ -98,25 +89,13 @@ async def kill_repeatedly(server: Server, kills: int, codes: Counter[str]) -> li
         back_s = await asyncio.to_thread(wait_until_back, server.metrics)
         failed = {code: count for code, count in (codes - before).items() if code != "OK"}
         results.append({"back_s": round(back_s, 3), "failed": failed, "answered": codes["OK"] - before["OK"]})
+        misses |= {f"ended with {code}" for code in failed.keys() - {"UNAVAILABLE"}}
+        misses |= {"more calls failed than were in flight"} if sum(failed.values()) > 2 * CALLERS else set()
+        misses |= {f"not ready within {BACK_S} s"} if back_s > BACK_S else set()
         print(f"{number + 1:3} {results[-1]}", flush=True)
     stop.set()
     await asyncio.gather(*callers)
-    return results
-
-
-def summarize(results: list[dict[str, Any]], codes: Counter[str]) -> dict[str, Any]:
-    """Summarize all kills, and list what was missed.
-
-    Args:
-        results: As ``kill_repeatedly`` returns them.
-        codes: The status codes of all calls.
-    """
     back = [one["back_s"] for one in results]
-    misses: set[str] = set()
-    for one in results:
-        misses |= {f"ended with {code}" for code in one["failed"].keys() - {"UNAVAILABLE"}}
-        misses |= {"more calls failed than were in flight"} if sum(one["failed"].values()) > 2 * CALLERS else set()
-        misses |= {f"not ready within {BACK_S} s"} if one["back_s"] > BACK_S else set()
     return {
         "codes": dict(codes),
         "back_s": {"median": statistics.median(back), "max": max(back)},

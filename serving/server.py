@@ -228,6 +228,8 @@ class Server:
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads
+        if self._part:
+            self._threads += start_threads(1, "freed-slots", lambda: self._executor.take_freed_slots(self._stopping))
         inference = Inference(self._executor, self._statistics, limits.default_deadline)
         return Backend(
             Classifier(models, limits, decodes),

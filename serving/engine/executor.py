@@ -24,6 +24,8 @@ from serving.threads import start_threads
 
 log = logging.getLogger(__name__)
 
+FREED_S = 0.02  # between two looks whether another worker has given back a slot
+
 CountRun = Callable[[Model, int, int], None]  # the model, the number of inputs, microseconds
 
 
@@ -147,8 +149,22 @@ class Executor:
         if error is None:
             return False
         _finish(job, error)
-        self._pass_on(self._start())  # other decodes may have waited behind it
+        self.start()  # other decodes may have waited behind it
         return True
+
+    def start(self) -> None:
+        """Start what may start, in the threads of this object."""
+        self._pass_on(self._start())
+
+    def take_freed_slots(self, stop: threading.Event) -> None:
+        """Start what waits for a slot that another worker has given back. Returns once ``stop`` is set.
+
+        Args:
+            stop: See above.
+        """
+        while not stop.wait(FREED_S):
+            if self._scheduler.load.waiting:
+                self.start()
 
     def leave(self, job: Job, answered: bool) -> None:
         """Give back the place of a job that has ended. See ``Scheduler.leave``.
@@ -162,7 +178,7 @@ class Executor:
 
     @contextmanager
     def receiving(self) -> Iterator[None]:
-        """Begin requests in this thread, in a slot if one is free. What it submits starts when it calls ``help``."""
+        """Begin requests in this thread, in a slot if one is free. ``help`` or ``start`` starts what it submits."""
         with self._lock:
             has_slot = self._scheduler.occupy()
         try:

@@ -7,7 +7,7 @@ decodes images (``Decode``), and it runs a network (``Run``). The rules:
 
 - At most ``in_flight.limit`` jobs are admitted in all workers, and none that would be answered after its deadline.
 - A step starts at once if a slot is free: nothing is delayed in the hope of a larger batch.
-- A worker has all slots while the others are idle. While they are busy it has one, so that its threads do not compete.
+- Workers share the slots, so that their threads do not compete: see ``SharedSlots``.
 - Runs of one model that wait run as one batch if their shapes are equal and all will meet their deadlines.
 - Decodes go before a small batch, because their images may join it. A batch waits for them at most ``SHARE_S``. After
   a batch that went before decodes, a decode goes next: they also progress while batches always wait.

@@ -61,9 +61,9 @@ class SharedLimit:
 
 
 class SharedSlots:
-    """Slots that all workers share: a worker has all of them while the others use none, and always one.
+    """Slots that all workers share. A worker takes one that no worker uses, and if it uses none itself, one more.
 
-    A worker does not notice that another one gives back a slot. It takes the slot when it next looks for one.
+    A worker does not notice that another one gives back a slot: it has to look again.
 
     Args:
         limit: The number of slots.

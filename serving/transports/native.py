@@ -193,17 +193,13 @@ class NativeServer:
         """Receive calls and run what may run, until the transport is closed."""
         executor, ran = self._inference.executor, False
         while (events := self._receive(wait=not ran)) is not None:
-            ran = self._run(events)
+            if events:
+                with executor.receiving():
+                    self._begin_all(events)
+            ran = executor.help()
             while not executor.has_free_slot() and not self._closed:  # other threads receive what can run
                 time.sleep(WATCH_S)
-
-    def _run(self, events: list[Any]) -> bool:
-        """Process events, then run what may run; return whether there was any."""
-        executor = self._inference.executor
-        if events:
-            with executor.receiving():
-                self._begin_all(events)
-        return executor.help()
+                ran = True  # something may wait for the slot that is free afterwards
 
     def _receive(self, wait: bool) -> list[Any] | None:
         """Receive events, after ``wait`` at least one; None if the server is closed.
@@ -236,7 +232,9 @@ class NativeServer:
             events = self._front.recv_batch_details(MAX_EVENTS, 0)
             if events is None:
                 return
-            self._run(events)
+            with self._inference.executor.receiving():
+                self._begin_all(events)
+            self._inference.executor.start()  # in threads of its own: this one continues to receive
 
     def _begin_all(self, events: list[Any]) -> None:
         """Begin the calls that have arrived, and withdraw those that have ended. One may do both at once."""

@@ -25,8 +25,11 @@ START_S = 120.0  # for a worker to import its modules, or to bind its port
 SWAP_S = 30.0  # for a worker to answer requests by other versions
 ATTEMPTS = 5  # at the start, before the server gives up
 IDLE_S = 5.0  # between two looks whether a worker has ended, without a change of its models
-LONG_LIFE_S = 60.0  # a worker that ends sooner is restarted after a delay, which doubles until one lives as long
+# A worker that ends sooner is restarted after a delay, which doubles until one lives as long.
+LONG_LIFE_S = 60.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 30.0
+SHORT_LIFE_S = 1.0
+MAX_SERVED_DELAY_S = 0.5  # the limit for a worker that has served for longer than SHORT_LIFE_S
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ class WorkerGroup:
             raise self._failure
         with self._changed:
             self._pending.add(version)
+        if self._quarantine.has_ended_one(version) and self._opened and not self.is_ready():
+            raise TrialUnavailable("it has ended a worker: it is tried again once all workers are ready")
         facts = None
         for child in self._list_configured():
             if child.channel.closed.is_set():  # it loads the version when it is started again
@@ -282,7 +287,8 @@ class WorkerGroup:
                 self._on_end(number)
             lived_s = time.monotonic() - ready if ready else 0.0
             short_lives = 0 if lived_s >= LONG_LIFE_S else short_lives + 1
-            delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0
+            limit_s = MAX_DELAY_S if lived_s < SHORT_LIFE_S else MAX_SERVED_DELAY_S
+            delay_s = min(limit_s, FIRST_DELAY_S * 2 ** (short_lives - 1)) if short_lives else 0.0
             log.error("worker %s is restarted %s: %s", number, f"in {delay_s:.1f} s" if delay_s else "now", problem)
             if not self._opened and short_lives >= ATTEMPTS:
                 self._give_up(WorkerUnavailable(f"worker {number} cannot start, {ATTEMPTS} times in a row: {problem}"))

@@ -8,7 +8,7 @@ from collections import Counter
 from evalmode.errors import ArtifactInvalid, TrialUnavailable
 from serving.workers.state import Version
 
-ENDS = 2  # the first may have another reason: the system was short of memory, or an operator ended the process
+MAX_ENDS = 2  # the first may have another reason: the system was short of memory, or an operator ended the process
 
 
 class Quarantine:
@@ -20,7 +20,11 @@ class Quarantine:
 
     def __contains__(self, version: Version) -> bool:
         """Whether a version is not loaded again."""
-        return self._ends[version[2]] >= ENDS
+        return self._ends[version[2]] >= MAX_ENDS
+
+    def has_ended_one(self, version: Version) -> bool:
+        """Whether a worker has ended while it loaded a version."""
+        return bool(self._ends[version[2]])
 
     def note_end(self, version: Version, how: str) -> ArtifactInvalid | TrialUnavailable:
         """Note that a worker ended while it loaded a version.
@@ -35,7 +39,7 @@ class Quarantine:
         name, number, digest = version
         with self._lock:
             self._ends[digest] += 1
-            if self._ends[digest] < ENDS:
+            if self._ends[digest] < MAX_ENDS:
                 return TrialUnavailable(
                     f"{how} while it loaded {name}/{number}. If that happens again, it is quarantined"
                 )

@@ -137,10 +137,10 @@ class WorkerFigures:
     def merge(self, workers: Workers) -> Figures:
         """Return the figures of the server.
 
-        Counters and the load are added: each worker has slots of its own, so their sum is the number of inferences that
-        can run at the same time. A version is ready if it is in every worker, and failed if it is in any. Drift follows
-        from the last images of the whole server. The counters of a version end once no worker has it loaded. While no
-        worker runs, no version is ready, and all else but the load stays.
+        Counters and the load are added, except for the number of slots, which workers share. A version is ready if it
+        is in every worker, and failed if it is in any. Drift follows from the last images of the whole server. The
+        counters of a version end once no worker has it loaded. While no worker runs, no version is ready, and all else
+        but the load stays.
 
         Args:
             workers: What the supervisor knows of the workers.
@@ -153,8 +153,9 @@ class WorkerFigures:
                 self._forget((self._ended.keys() | self._labels.keys()) - self._models.keys() - {UNKNOWN})
             else:
                 self._versions = {version: state._replace(ready=False) for version, state in self._versions.items()}
+            load = Load(*map(sum, zip(Load(0, 0, 0, 0), *(figures.load for figures in running), strict=True)))
             return Figures(
-                Load(*map(sum, zip(Load(0, 0, 0, 0), *(figures.load for figures in running), strict=True))),
+                load._replace(slots=max((figures.load.slots for figures in running), default=0)),
                 self._versions,
                 self._models,
                 self._merge_counts(running),

@@ -24,6 +24,7 @@ from serving.engine.executor import Answer, Executor, Request, make_run
 from serving.engine.job import Decode, Job
 from serving.engine.scheduler import Load
 from tests.serving.conftest import WAIT_S, Caller, make_executor, spawn, wait_until
+from tests.serving.engine.bench import InAll
 
 LARGE_BYTES = SMALL_BYTES + 1
 
@@ -314,6 +315,21 @@ class TestThreads:
         assert one.values() == [2]
         assert len(threads) == 2
         assert len(set(threads)) == 1
+
+    def test_take_a_slot_that_another_worker_has_given_back(self) -> None:
+        executor, model, stop = make_executor(2), Doubling(max_batch=1), threading.Event()
+        shared = executor._scheduler._slots._count = InAll()
+        shared.others = 1
+        asked = [Asked(executor).run(model, 1) for _ in range(2)]
+        model.next()
+        assert executor.load()[1:] == (1, 1, 2)
+        taking = spawn(executor.take_freed_slots, stop)
+        shared.others = 0
+        model.next()
+        stop.set()
+        taking.result(WAIT_S)
+        model.open.release(2)
+        assert [one.values() for one in asked] == [[2], [2]]
 
     def test_of_a_transport_run_what_they_submitted(self) -> None:
         executor, model, threads = make_executor(2), Doubling(), dict[str, str]()

@@ -230,13 +230,20 @@ def test_a_worker_that_cannot_start_is_tried_again_ever_later_and_ends_the_start
         group.wait_until_ready(threading.Event())
 
 
-@pytest.mark.parametrize(("long_life_s", "delays"), [(60.0, [0.1, 0.2, 0.4]), (0.0, [0.0, 0.0, 0.0])])
+@pytest.mark.parametrize(
+    ("limit", "seconds", "delays"),
+    [
+        ("LONG_LIFE_S", 0.0, [0.0, 0.0, 0.0, 0.0, 0.0]),
+        ("SHORT_LIFE_S", 0.0, [0.1, 0.2, 0.4, 0.5, 0.5]),
+        ("SHORT_LIFE_S", 60.0, [0.1, 0.2, 0.4, 0.8, 1.6]),
+    ],
+)
 def test_a_worker_that_ends_soon_after_its_start_is_started_again_ever_later(
-    long_life_s: float, delays: list[float]
+    limit: str, seconds: float, delays: list[float]
 ) -> None:
     with (
         patch("serving.workers.group.Child"),
-        patch("serving.workers.group.LONG_LIFE_S", long_life_s),
+        patch(f"serving.workers.group.{limit}", seconds),
         patch.object(WorkerGroup, "_bring_up"),
     ):
-        assert record_delays(3)[1] == delays
+        assert record_delays(len(delays))[1] == delays

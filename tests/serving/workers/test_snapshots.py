@@ -129,7 +129,7 @@ def test_the_figures_of_two_workers_are_added() -> None:
     assert counters_of(render(figures)) == counters_of(render(take(merged))) | {
         ("evalmode_worker_restarts_total", ()): 0
     }
-    assert figures.load == Load(2, 2, 4, 6)
+    assert figures.load == Load(1, 2, 4, 6)  # the slots are shared
     assert figures.answered == 8
     assert figures.counts[ONE].last_ms == other.counts[ONE].last_ms
     assert figures.counts[UNKNOWN].durations["fail"].count == 2
