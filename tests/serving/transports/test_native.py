@@ -91,6 +91,26 @@ def test_all_slots_run_requests_that_one_thread_received(model: ImageClassifier)
     server.drain(0)
 
 
+def test_every_call_ends_without_others_that_follow(model: ImageClassifier) -> None:
+    """Whichever thread receives calls, and whichever thread frees the slot."""
+    slow = BlockedModel(model)
+    slow.release(10_000)
+    run = slow.run
+
+    def run_slowly(*arguments: Any) -> Any:
+        time.sleep(1.5 * native.WATCH_S)
+        return run(*arguments)
+
+    with patch.object(slow, "run", run_slowly):
+        server = listen(slow, 1, Limits(max_batch=1))
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            predict = wire_grpc.ClassifierStub(channel).Predict
+            for number in range(50):
+                calls = [predict.future(PIXELS, timeout=5) for _ in range(2 + number % 4)]
+                assert [call.result().scores[0].label for call in calls] == ["red"] * len(calls)
+        server.drain(0)
+
+
 def test_a_timeout_of_a_request_counts_from_its_arrival(model: ImageClassifier) -> None:
     blocked = BlockedModel(model)
     server = listen(blocked, 1, Limits(max_batch=1))
