@@ -134,7 +134,11 @@ class Channel:
         size, data_size = _FRAME.unpack(self._read(_FRAME.size))
         header, data = json.loads(self._read(size)), self._read(data_size)
         if "ask" in header:
-            threading.Thread(target=self._reply, args=(header, data), name="answer", daemon=True).start()
+            try:
+                threading.Thread(target=self._reply, args=(header, data), name="answer", daemon=True).start()
+            except RuntimeError as error:  # the system starts no more threads
+                with suppress(ChannelClosed):
+                    self._send({"answer": header["ask"], "fault": repr(error)}, b"")
             return
         with self._changing:
             future = self._open.get(header["answer"])

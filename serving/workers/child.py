@@ -43,6 +43,7 @@ class Child:
         is_listening: Whether connections reach it.
         is_ready: Whether it answers calls.
         generation: The number of the state of the models that it has put into effect.
+        lacks: The versions of that state that it could not load.
 
     Raises:
         WorkerUnavailable: The process cannot be started.
@@ -64,6 +65,7 @@ class Child:
         self.channel.start()
         self.is_configured = self.is_listening = self.is_ready = False
         self.generation = 0
+        self.lacks: frozenset[Version] = frozenset()
 
     @property
     def pid(self) -> int:

@@ -313,6 +313,9 @@ class WorkerGroup:
 
         self._wait(lambda: self._state is not None or ended())
         self._update(child)
+        while not self._serves(child) and not ended():  # its calls would fail, those of other workers do not
+            self._wait(lambda: child.generation != self._generation or ended(), IDLE_S)
+            self._update(child)
         channel.ask("listen", timeout_s=START_S)
         self._set(child, is_listening=True)
         everyone = range(1, self._settings.count + 1)
@@ -334,7 +337,7 @@ class WorkerGroup:
         while not child.channel.closed.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: child.generation != self._generation, IDLE_S)
-            if child.generation == self._generation:
+            if child.generation == self._generation and all(version in self._quarantine for version in child.lacks):
                 continue
             try:
                 self._update(child)
@@ -359,8 +362,14 @@ class WorkerGroup:
         for name, number, digest in answer["missing"]:
             self._reload(child, (name, number, digest), state)
         if answer["missing"]:
-            child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)
-        self._set(child, generation=state.generation)
+            answer, _ = child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)
+        self._set(child, generation=state.generation, lacks=frozenset(map(tuple, answer["missing"])))
+
+    def _serves(self, child: Child) -> bool:
+        """Whether a worker has loaded a version of the state, or the state has none."""
+        assert self._state is not None
+        served = {version for versions in self._state.served.values() for version in versions}
+        return not served or not served <= child.lacks
 
     def _reload(self, child: Child, version: Version, state: State) -> None:
         """Let a worker load a version that others serve. It serves without it if that fails.
@@ -385,5 +394,6 @@ class WorkerGroup:
                 else:
                     log.error("%s", why)
             raise ChannelClosed from error
-        except (EvalmodeError, OSError) as error:
-            log.error("worker %s serves without %s/%s: %s", child.number, name, number, error)
+        except (EvalmodeError, OSError, RuntimeError) as error:  # the last is a fault in the worker
+            if version not in child.lacks:
+                log.error("worker %s lacks %s/%s: %s", child.number, name, number, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 
@@ -63,6 +64,16 @@ def test_an_answer_belongs_to_its_request(pair: Pair) -> None:
 
 def test_a_request_may_need_an_answer_of_the_side_that_asks(pair: Pair) -> None:
     assert pair.here.ask("back", {"number": 3}, b"abc", WAIT_S) == ({"from": "here", "number": 3}, b"cba")
+
+
+def test_a_request_for_which_no_thread_can_start_fails_alone(pair: Pair) -> None:
+    no_more = RuntimeError("can't start new thread")
+    with (
+        patch("serving.workers.channel.threading.Thread", side_effect=no_more),
+        pytest.raises(RuntimeError, match="can't start new thread"),
+    ):
+        pair.here.ask("echo", timeout_s=WAIT_S)
+    assert pair.here.ask("echo", {"number": 2}, b"2", WAIT_S) == ({"from": "there", "number": 2}, b"2")
 
 
 def test_errors_are_raised_where_they_were_asked_for(pair: Pair) -> None:

@@ -142,6 +142,28 @@ def test_a_version_that_ends_workers_when_they_are_started_again_is_replaced(
     assert "workers ended twice while they loaded colours/2" in newest.reason
 
 
+def test_a_worker_without_a_model_takes_no_connections(started: Started, repository: Path) -> None:
+    models, group = started.models, started.group
+    reads: list[int] = []
+
+    def read(state: State, version: Version) -> bytes:
+        reads.append(group.list_processes()[0])
+        return endless_loop()
+
+    with patch.object(State, "read", read):
+        os.kill(group.list_processes()[0], signal.SIGKILL)
+        for ends in (1, 2):
+            wait_until(lambda ends=ends: len(reads) == ends and group._children[1].channel._open)  # type: ignore[misc]
+            os.kill(reads[-1], signal.SIGKILL)
+        wait_until(lambda: group._children[1].lacks)
+    assert not group._children[1].is_listening
+    assert group.count_ready() == 1
+    publish(repository, "colours", colour_artifact(("rot", "grün", "blau")))
+    refresh(models)
+    wait_until(group.is_ready)
+    assert {versions[-1] for versions in started.list_versions()} == {"2"}
+
+
 def test_a_worker_that_starts_later_loads_versions_whose_files_are_gone(started: Started, repository: Path) -> None:
     models, group = started.models, started.group
     withdrawn = repository / ".withdrawn"
