@@ -263,7 +263,7 @@ class TestMessages:
         [
             (call(PREDICT, PIXELS.SerializeToString()), "event-loop-0"),
             (call(PREDICT, LARGE.SerializeToString()), "slot"),
-            (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "slot"),
+            (call(PREDICT, PIXELS.SerializeToString(), grpc.Compression.Gzip), "large"),
             (call(INFER, UNKNOWN.SerializeToString()), "slot"),
             (stream_infer(UNKNOWN.SerializeToString()), "slot"),
             (call(GET_MODEL, b""), "control"),

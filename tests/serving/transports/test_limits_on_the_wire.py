@@ -112,7 +112,7 @@ def test_max_batch(colours: Path) -> None:
 def test_max_queue(tmp_path: Path, workers: int) -> None:
     publish(tmp_path, "colours", colour_artifact(slow_steps=1500))
     request = classifier_pb2.PredictRequest(image=encode(plain("red")))
-    places = workers * count_cpus() + 1  # one runs on each CPU in each worker, one waits
+    places = max(workers, count_cpus()) + 1  # one runs on each CPU, at least one in each worker; one waits
     with (
         serving(tmp_path, "--allow-uncertified", "--max-queue", 1, "--workers", workers) as server,
         connected(server.address) as channel,
