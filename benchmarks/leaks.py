@@ -94,10 +94,9 @@ def make_kinds() -> dict[str, Begin]:
 
 def mix(kinds: dict[str, Begin]) -> Begin:
     """Return a function that begins requests of all kinds: ``EACH`` - 1 fine ones after each other one."""
-    fine = cycle(begin for name, begin in kinds.items() if name.startswith("fine"))
-    others = cycle(
-        begin for name, begin in kinds.items() if not name.startswith(("fine", "health")) and name != "stream"
-    )
+    fine = cycle([begin for name, begin in kinds.items() if name.startswith("fine")])
+    names = [name for name in kinds if not name.startswith(("fine", "health")) and name != "stream"]
+    others = cycle([kinds[name] for name in names])
     numbers = count()
     return lambda one: next(fine if next(numbers) % EACH else others)(one)
 
