@@ -34,6 +34,7 @@ from evalmode.wire import classifier_pb2, open_inference_pb2
 SIDE = 32
 PREDICTS_PER_S, CHECKS_PER_S, CONNECTS_PER_S = 50.0, 20.0, 2.0
 DEADLINE_S = 5.0
+ALONE = (("grpc.use_local_subchannel_pool", 1),)  # of a channel: a connection that no other channel uses
 SAMPLE_S = 0.05
 LARGEST_GROWTH_MB = 400.0
 SLOWER, SLOWER_MS = 2.0, 20.0  # the p99 may be this many times the quiet one, plus this time
@@ -79,15 +80,14 @@ async def ask(address: str, seconds: float, rate: float) -> dict[str, Any]:
         The figures of each kind of call.
     """
     request, empty = make_request(), health_pb2.HealthCheckRequest().SerializeToString()
-    alone = (("grpc.use_local_subchannel_pool", 1),)  # two channels for two connections
     async with (
-        grpc.aio.insecure_channel(address, options=alone) as predicting,
-        grpc.aio.insecure_channel(address, options=alone) as checking,
+        grpc.aio.insecure_channel(address, options=ALONE) as predicting,
+        grpc.aio.insecure_channel(address, options=ALONE) as checking,
     ):
         predict, check = predicting.unary_unary(http2.PREDICT), checking.unary_unary(http2.CHECK)
 
         async def connect(_: bytes, timeout: float) -> None:
-            async with grpc.aio.insecure_channel(address, options=alone) as channel:
+            async with grpc.aio.insecure_channel(address, options=ALONE) as channel:
                 await channel.unary_unary(http2.CHECK)(empty, timeout=timeout)
 
         loops = {

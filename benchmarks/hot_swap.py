@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from honest import Memory, make_request, write_figures  # in this folder
+from honest import ALONE, Memory, make_request, write_figures  # in this folder
 from servers import add_server_options, list_server_options, make_artifact, serving
 
 from evalmode.artifact.publishing import publish
@@ -33,7 +33,6 @@ from evalmode.wire.classifier_pb2_grpc import ClassifierStub
 NAME = "network"
 LABELS = [tuple(f"{word}{number}" for number in range(10)) for word in ("even", "odd")]
 CALLERS = 8
-ALONE = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each caller
 DEADLINE_S = 10
 WARM = 100  # swaps before the first measurement of memory
 MAX_GROWTH_MB = 20

@@ -44,6 +44,7 @@ from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from servers import EVALMODE
 
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
@@ -168,16 +169,7 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
         ("grpcio", WORKERS, "fp32"),
     ):
         port = free_port()
-        command = [
-            sys.executable,
-            "-m",
-            "evalmode",
-            "serve",
-            "--repository",
-            str(folder / kind),
-            "--port",
-            str(port),
-        ]
+        command = [sys.executable, *EVALMODE, "serve", "--repository", str(folder / kind), "--port", str(port)]
         command += ["--transport", transport, "--workers", str(workers)]
         command += ["--metrics-port", "0", "--lame-duck", "0", "--log-level", "error"]
         started = (tuple(command), folder, port)
