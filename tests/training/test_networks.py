@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -113,9 +114,9 @@ def test_a_torchvision_that_cannot_be_imported_is_one_line(
     (tmp_path / "timm.py").write_text("import torchvision\n")
     (tmp_path / "with_torchvision.py").write_text(IMPORTS[where])
     monkeypatch.syspath_prepend(tmp_path)
-    others = {name: one for name, one in sys.modules.items() if name.split(".")[0] not in ("timm", "torchvision")}
-    monkeypatch.setattr(sys, "modules", others)
-    with pytest.raises(NetworkError) as refused:
+    with patch.dict(sys.modules), pytest.raises(NetworkError) as refused:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
+            del sys.modules[name]
         build_network("with_torchvision:build", (8, 8, 1), 10, 1.0, 0.0)
     message = str(refused.value)
     assert message.startswith("--network with_torchvision:build ")
