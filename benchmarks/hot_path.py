@@ -76,9 +76,18 @@ def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str,
     Returns:
         The seconds that each step took for a whole batch, by its name, for every round.
     """
-    statistics_, limits, decodes = Statistics(), Limits(), Decodes(SharedSlots(1, Alone("large_slots_busy")), 2**30)
+    statistics_, limits, decodes = (
+        Statistics(),
+        Limits(),
+        Decodes(SharedSlots(1, "large_slots", Alone), 2**30),
+    )
     service = Classifier(models, limits, decodes)
-    scheduler = Scheduler(SharedSlots(1, Alone("slots_busy")), size, decodes, SharedLimit(1 + size, Alone("in_flight")))
+    scheduler = Scheduler(
+        SharedSlots(1, "slots", Alone),
+        size,
+        decodes,
+        SharedLimit(1 + size, Alone("in_flight")),
+    )
     inference = Inference(Executor(scheduler, statistics_.count_run), statistics_)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):

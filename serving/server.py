@@ -221,10 +221,10 @@ class Server:
         decode_bytes //= workers
         shared = f", shared by {workers} workers" if self._part else ""
         log.info("images are decoded within %s MiB: %s%s", decode_bytes // MIB, source, shared)
-        decodes = Decodes(SharedSlots(slots, self._count_in_all("large_slots_busy")), decode_bytes)
-        in_flight = SharedLimit(max(workers, slots) + limits.max_queue, self._count_in_all("in_flight"))
-        shared_slots = SharedSlots(slots, self._count_in_all("slots_busy"))
-        scheduler = Scheduler(shared_slots, limits.max_batch, decodes, in_flight)
+        count = self._count_in_all
+        decodes = Decodes(SharedSlots(slots, "large_slots", count), decode_bytes)
+        in_flight = SharedLimit(max(workers, slots) + limits.max_queue, count("in_flight"))
+        scheduler = Scheduler(SharedSlots(slots, "slots", count), limits.max_batch, decodes, in_flight)
         self._executor = Executor(scheduler, self._statistics.count_run)
         self._resources.callback(self._executor.close)
         self._threads += self._executor.threads
@@ -241,7 +241,7 @@ class Server:
             limits,
             self._open_access(),
             not config.no_reflection,
-            self._count_in_all,
+            count,
         )
 
     def _count_in_all(self, name: str) -> Count:

@@ -111,8 +111,9 @@ def _measure(address: str, name: str, run: Callable[[], load.Measured], raw: Raw
     before = usage.cpu_seconds(server)
     measured = run()
     row = {"load": name, **load.describe(measured)}
-    spent = usage.cpu_seconds(server) - before
-    row["server_cpu_us"] = round(spent / max(1, measured.requests) * 1e6) if server else None
+    row["server_cpu_us"] = None
+    if server and usage.find_server(address) == server:  # otherwise a worker was started again
+        row["server_cpu_us"] = round((usage.cpu_seconds(server) - before) / max(1, measured.requests) * 1e6)
     row["of_raw"] = round(measured.rate / raw.rate, 3) if raw else None
     return row
 

@@ -85,7 +85,9 @@ class Decodes:
 
     def take_large(self) -> Decode | None:
         """Take the first large decode if a slot and its memory are free; no other one overtakes it."""
-        if not self._slots.is_free() or not self._large or self._large[0][2].cost_bytes > self._free_bytes:
+        is_free = self._slots.is_free()
+        self._slots.note_waiting(bool(self._large) and not is_free)
+        if not is_free or not self._large or self._large[0][2].cost_bytes > self._free_bytes:
             return None
         step = heapq.heappop(self._large)[2]
         self._slots.take()

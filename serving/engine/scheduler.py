@@ -198,6 +198,7 @@ class Scheduler:
         while self._slots.is_free() and (task := self._take(now, ended)) is not None:
             self._slots.take()
             tasks.append(task)
+        self._slots.note_waiting(self._waits_for_slot())
         return Start(tasks, ended)
 
     def occupy(self) -> bool:
@@ -273,6 +274,11 @@ class Scheduler:
             job.lane.in_flight -= 1
             note = job.lane.pace.note if answered else job.lane.pace.note_unanswered
             note(now - job.delays_since, job.ahead)
+
+    def _waits_for_slot(self) -> bool:
+        if self._slots.is_free():
+            return False
+        return bool(self.decodes.small) or any(lane.has_free_slot(self.slots) for lane in self._queued)
 
     @property
     def _in_the_way(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,21 +64,25 @@ class SharedLimit:
 class SharedSlots:
     """Slots that all workers share. A worker takes one that no worker uses, and if it uses none itself, one more.
 
-    A worker does not notice that another one gives back a slot: it has to look again.
+    While others wait for a slot, it takes no more than an equal share. A worker does not notice that another one gives
+    back a slot: it has to look again.
 
     Args:
         limit: The number of slots.
-        count: Counts the slots in use.
+        name: Their name: ``NAME_busy`` counts those in use, and ``NAME_awaited`` the workers that wait for one.
+        count: Returns the ``Count`` of a name.
 
     Attributes:
         limit: See above.
         busy: The slots that this worker uses.
     """
 
-    def __init__(self, limit: int, count: Count) -> None:
+    def __init__(self, limit: int, name: str, count: Callable[[str], Count]) -> None:
         self.limit = limit
         self.busy = 0
-        self._count = count
+        self._count = count(f"{name}_busy")
+        self._waiting = count(f"{name}_awaited")
+        self._waits = False
 
     def is_free(self, beside: int = 0) -> bool:
         """Return whether this worker may take one more slot.
@@ -86,7 +91,12 @@ class SharedSlots:
             beside: Further slots that it takes before.
         """
         busy = self.busy + beside
-        return busy < self.limit and (not busy or busy + self._count.elsewhere() < self.limit)
+        if not busy or busy >= self.limit:
+            return busy < self.limit
+        if busy + self._count.elsewhere() >= self.limit:
+            return False
+        waiting = self._waiting.elsewhere()
+        return not waiting or busy * (1 + waiting) < self.limit
 
     def take(self) -> None:
         """Take a slot, which must be free."""
@@ -97,3 +107,9 @@ class SharedSlots:
         """Give back a slot."""
         self.busy -= 1
         self._count.put(self.busy)
+
+    def note_waiting(self, waits: bool) -> None:
+        """Note whether this worker waits for a slot."""
+        if waits != self._waits:
+            self._waits = waits
+            self._waiting.put(int(waits))

@@ -15,7 +15,9 @@ import os
 COLUMNS = (
     "in_flight",  # requests admitted and not answered yet
     "slots_busy",
+    "slots_awaited",  # 1 while something waits for a slot
     "large_slots_busy",
+    "large_slots_awaited",
     "streams",
     "watches",
     "connections",

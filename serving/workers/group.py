@@ -58,8 +58,7 @@ class WorkerGroup:
         settings: What they are started with.
         answer: Answers their requests.
         on_quarantine: Called with a version that is not loaded again although workers should serve it, and why.
-        on_end: Called with the number of a worker whose process has ended, before it is started again. It is not called
-            once the server drains: the last answers of workers count instead.
+        on_end: Called with the number of a worker whose process has ended.
 
     Attributes:
         restarts: How often a worker was started again.
@@ -159,7 +158,11 @@ class WorkerGroup:
             try:
                 facts = child.load(version, artifact, self._settings.load_s)
             except WorkerEnded as error:
-                raise self._quarantine.note_end(version, str(error)) from error
+                reason = self._quarantine.note_end(version, str(error))
+                if self._opened or self._stopping.is_set() or isinstance(reason, ArtifactInvalid):
+                    raise reason from error
+                log.error("%s", reason)  # without it, the server might have no model to start with
+                return self.take(version, artifact)
         if facts is None:
             raise TrialUnavailable("no worker is running that could load it")
         self._quarantine.note_loaded(version)
@@ -216,7 +219,7 @@ class WorkerGroup:
         return answers
 
     def drain(self, limit_s: float) -> dict[int, tuple[Message, bytes] | None]:
-        """Drain all workers, and end them.
+        """Drain all workers. Their processes end by ``kill``.
 
         Args:
             limit_s: Seconds that this may take.
@@ -225,9 +228,7 @@ class WorkerGroup:
             The answer of each worker by its number; None if it did not answer.
         """
         self._stopping.set()
-        answers = self.ask_all("drain", limit_s)
-        self.kill()
-        return answers
+        return self.ask_all("drain", limit_s)
 
     def kill(self) -> None:
         """Kill all workers. Does not block."""
@@ -281,10 +282,9 @@ class WorkerGroup:
                 how = child.wait()
                 problem = problem or f"it ended {how}"
                 self._set(child, is_configured=False, is_listening=False, is_ready=False)
+                self._on_end(number)
             if self._stopping.is_set():
                 return
-            if child is not None:
-                self._on_end(number)
             lived_s = time.monotonic() - ready if ready else 0.0
             short_lives = 0 if lived_s >= LONG_LIFE_S else short_lives + 1
             limit_s = MAX_DELAY_S if lived_s < SHORT_LIFE_S else MAX_SERVED_DELAY_S
@@ -353,17 +353,22 @@ class WorkerGroup:
 
     def _update(self, child: Child) -> None:
         """Put the newest state into effect in a worker, which first loads what it lacks."""
-        with self._changed:
-            state, pending = self._state, [*self._pending]
-        if state is None:  # the server stops before it has models
+        if (state := self._state) is None:  # the server stops before it has models
             raise ChannelClosed
+        missing = self._put(child, state, partial=False)
+        for version in missing:
+            self._reload(child, version, state)
+        if missing:
+            missing = self._put(child, state, partial=True)
+        self._set(child, generation=state.generation, lacks=frozenset(missing))
+
+    def _put(self, child: Child, state: State, partial: bool) -> list[Version]:
+        """Let a worker answer by a state, and return what it lacks. If it lacks any, only if ``partial`` is true."""
+        with self._changed:
+            pending = [*self._pending]  # it may have loaded more of them since the last time
         message = {"served": state.served, "entries": [*map(astuple, state.entries)], "pending": pending}
-        answer, _ = child.channel.ask("put", {**message, "partial": False}, timeout_s=SWAP_S)
-        for name, number, digest in answer["missing"]:
-            self._reload(child, (name, number, digest), state)
-        if answer["missing"]:
-            answer, _ = child.channel.ask("put", {**message, "partial": True}, timeout_s=SWAP_S)
-        self._set(child, generation=state.generation, lacks=frozenset(map(tuple, answer["missing"])))
+        answer, _ = child.channel.ask("put", {**message, "partial": partial}, timeout_s=SWAP_S)
+        return [(name, number, digest) for name, number, digest in answer["missing"]]
 
     def _serves(self, child: Child) -> bool:
         """Whether a worker has loaded a version of the state, or the state has none."""

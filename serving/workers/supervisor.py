@@ -132,6 +132,7 @@ class Supervisor:
         answers = self.group.drain(drain_s - REPORT_S)
         cut = sum(answer[0]["cut"] for answer in answers.values() if answer)
         answered = self._gathering.finish((number, answer[1]) for number, answer in answers.items() if answer)
+        self.group.kill()  # not before: what workers answered would count again once they have ended
         lost = [number for number, answer in answers.items() if not answer]
         for number in lost:
             log.error("worker %s ended before it was drained", number)

@@ -178,11 +178,11 @@ def end_threads() -> Iterator[None]:
 def make_executor(slots: int = 1, limits: Limits | None = None, decode_bytes: int = 0, **options: Any) -> Executor:
     """Make an executor that is closed after the test."""
     limits = limits or Limits()
-    decodes = Decodes(SharedSlots(slots, Alone("large_slots_busy")), choose_decode_bytes(decode_bytes).limit_bytes)
+    decodes = Decodes(SharedSlots(slots, "large_slots", Alone), choose_decode_bytes(decode_bytes).limit_bytes)
     in_flight = SharedLimit(slots + limits.max_queue, Alone("in_flight"))
     _MADE.append(
         executor := Executor(
-            Scheduler(SharedSlots(slots, Alone("slots_busy")), limits.max_batch, decodes, in_flight), **options
+            Scheduler(SharedSlots(slots, "slots", Alone), limits.max_batch, decodes, in_flight), **options
         )
     )
     return executor

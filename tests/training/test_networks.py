@@ -114,10 +114,11 @@ def test_a_torchvision_that_cannot_be_imported_is_one_line(
     (tmp_path / "timm.py").write_text("import torchvision\n")
     (tmp_path / "with_torchvision.py").write_text(IMPORTS[where])
     monkeypatch.syspath_prepend(tmp_path)
-    with patch.dict(sys.modules), pytest.raises(NetworkError) as refused:
+    with patch.dict(sys.modules):
         for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
             del sys.modules[name]
-        build_network("with_torchvision:build", (8, 8, 1), 10, 1.0, 0.0)
+        with pytest.raises(NetworkError) as refused:
+            build_network("with_torchvision:build", (8, 8, 1), 10, 1.0, 0.0)
     message = str(refused.value)
     assert message.startswith("--network with_torchvision:build ")
     assert f"the Python package 'torchvision' cannot be imported: {FAILURES[failure]}" in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 from serving.engine.decodes import MIB, SMALL_BYTES, Decodes
 from serving.engine.job import Decode, Job, Run, Step
@@ -60,8 +61,8 @@ class Bench:
     Attributes:
         now: The time.
         in_flight: The requests in flight in all workers.
-        busy: The slots in use in all workers.
-        busy_large: The slots for large decodes in use in all workers.
+        counts: What else is counted in all workers, by name: ``slots_busy``, ``slots_awaited``, and the same for
+            ``large_slots``.
         jobs: The jobs that are in flight.
         calls: The call of each job.
         errors: The errors of the jobs that ended without an answer.
@@ -69,10 +70,15 @@ class Bench:
     """
 
     def __init__(self, slots: int = 1, max_queue: int = 100, max_batch: int = 32) -> None:
-        self.now, self.in_flight, self.busy, self.busy_large = 0.0, InAll(), InAll(), InAll()
-        self.decodes = Decodes(SharedSlots(slots, self.busy_large), LARGE_MIB * MIB + slots * SMALL_BYTES)
+        self.now, self.in_flight = 0.0, InAll()
+        self.counts: dict[str, InAll] = defaultdict(InAll)
+        self.decodes = Decodes(
+            SharedSlots(slots, "large_slots", self.counts.__getitem__), LARGE_MIB * MIB + slots * SMALL_BYTES
+        )
         places = SharedLimit(slots + max_queue, self.in_flight)
-        self.scheduler = Scheduler(SharedSlots(slots, self.busy), max_batch, self.decodes, places)
+        self.scheduler = Scheduler(
+            SharedSlots(slots, "slots", self.counts.__getitem__), max_batch, self.decodes, places
+        )
         self.jobs: dict[str, Job] = {}
         self.calls: dict[str, Client] = {}
         self.errors: dict[str, Exception] = {}

@@ -55,7 +55,7 @@ class TestScaledJpegs:
 
     def test_are_not_small_if_they_have_many_pixels(self) -> None:
         scaled = count_decode_bytes(self.PHOTO, CONTRACT)
-        decodes = Decodes(SharedSlots(2, Alone("large_slots_busy")), 1024 * MIB)
+        decodes = Decodes(SharedSlots(2, "large_slots", Alone), 1024 * MIB)
         assert scaled == SMALL_BYTES + 1
         assert not decodes.is_small(scaled)
         fewer = read_header(encode(plain("red", (1000, 800)), "JPEG"), Limits())

@@ -183,17 +183,35 @@ class TestFreeSlots:
 
     def test_are_shared_with_other_workers_which_have_at_least_one_each(self) -> None:
         bench = Bench(slots=3, max_batch=1)
-        bench.busy.others = 2
+        bench.counts["slots_busy"].others = 2
         bench.run("a b c", CALM)
         assert bench.start() == ["a"]
-        assert (bench.busy.mine, bench.scheduler.occupy()) == (1, False)
-        bench.busy.others = 1
+        assert (bench.counts["slots_busy"].mine, bench.scheduler.occupy()) == (1, False)
+        bench.counts["slots_busy"].others = 1
         assert bench.start() == ["b"]
-        bench.busy.others = 3
+        bench.counts["slots_busy"].others = 3
         assert bench.end("a") == []
         assert bench.end("b") == ["c"]
         bench.end("c")
-        assert bench.busy.mine == 0
+        assert bench.counts["slots_busy"].mine == 0
+
+    def test_are_awaited_by_what_could_run_in_them(self) -> None:
+        bench, limited = Bench(slots=2), Network(max_slots=1)
+        awaited, large = (bench.counts[f"{name}_awaited"] for name in ("slots", "large_slots"))
+        bench.run("a", limited)
+        bench.start()
+        bench.run("b", limited)
+        bench.decode("c d", 20)
+        bench.start()
+        bench.run("e", CALM)
+        assert bench.start() == ["e"]
+        assert (awaited.mine, large.mine) == (0, 0)
+        bench.run("f", CALM)
+        bench.decode("g", 20)
+        assert bench.start() == []
+        assert (awaited.mine, large.mine) == (1, 1)
+        assert (bench.end("e"), bench.end("c")) == (["f"], ["g"])
+        assert (awaited.mine, large.mine) == (0, 0)
 
     def test_know_whether_a_request_is_alone(self) -> None:
         bench = Bench(slots=2)
@@ -390,7 +408,7 @@ class TestDecodes:
 
     @pytest.mark.parametrize(("slots", "mib", "small_mib"), [(2, 1000, 8), (4, 64, 2), (1, 8, 1)])
     def test_are_small_up_to_an_eighth_of_the_memory(self, slots: int, mib: int, small_mib: int) -> None:
-        decodes = Decodes(SharedSlots(slots, Alone("large_slots_busy")), mib * MIB)
+        decodes = Decodes(SharedSlots(slots, "large_slots", Alone), mib * MIB)
         assert decodes.is_small(small_mib * MIB)
         assert not decodes.is_small(small_mib * MIB + 1)
         assert decodes.max_bytes == (mib - slots * small_mib) * MIB

@@ -110,8 +110,10 @@ class Play:
         self.now += pick(SECONDS, first)
 
     def other_workers(self, first: int, second: int) -> None:
-        self.bench.busy.others = first % (2 * self.slots)
-        self.bench.busy_large.others = second % (2 * self.slots)
+        self.bench.counts["slots_busy"].others = first % (2 * self.slots)
+        self.bench.counts["large_slots_busy"].others = second % (2 * self.slots)
+        self.bench.counts["slots_awaited"].others = first // 8 % 3
+        self.bench.counts["large_slots_awaited"].others = second // 8 % 3
 
     def start(self, first: int = 0, second: int = 0) -> None:
         """Start what may start, and check each task in the order in which it began."""
@@ -156,7 +158,7 @@ class Play:
         waiting = self._select(waits=True, runs=False)
         assert self.scheduler.load == Load(self.slots, len(busy), len(waiting), len(self.known))
         assert self.bench.in_flight.mine == len(self.known)
-        assert self.bench.busy.mine == len(busy)
+        assert self.bench.counts["slots_busy"].mine == len(busy)
         in_way = sum(not one.aside for one in self.known)
         assert self.scheduler.is_busy() == (in_way >= self.slots or len(self.known) == self.places)
 
@@ -172,7 +174,7 @@ class Play:
         assert not self.known
         assert self.scheduler.load == Load(self.slots, 0, 0, 0)
         assert self.scheduler._aside == 0
-        assert (self.bench.busy_large.mine, self.bench.decodes._free_bytes) == (0, LARGE_MIB * MIB)
+        assert (self.bench.counts["large_slots_busy"].mine, self.bench.decodes._free_bytes) == (0, LARGE_MIB * MIB)
         for lane in map(self.scheduler._find_lane, self.models):
             assert (lane.in_flight, lane.running, lane.rows, len(lane.waiting)) == (0, 0, 0, 0)
 
@@ -214,9 +216,10 @@ class Play:
         self.known.remove(one)
         self.scheduler.leave(one.job, answered, self.now)
 
-    def _own_slots(self) -> int:
-        """The slots that other workers leave to this one."""
-        return max(1, self.slots - self.bench.busy.others)
+    def _own_slots(self, name: str = "slots") -> int:
+        """The slots that other workers leave to this one: of those that wait for one, each has an equal share."""
+        busy, waiting = (self.bench.counts[f"{name}_{what}"].others for what in ("busy", "awaited"))
+        return max(1, min(self.slots - busy, math.ceil(self.slots / (1 + waiting))))
 
     def _select(self, waits: bool, runs: bool) -> list[Known]:
         return [one for one in self.known if (one.step is not None) == waits and one.runs == runs]
@@ -256,7 +259,7 @@ class Play:
         waiting = self._waiting_decodes(small=False)
         waiting.sort(key=lambda one: (one.since + one.step.cost_bytes / PACE_BYTES_PER_S, one.number))
         large = [task for task, _ in self.running if isinstance(task, Decode) and not self._is_small(task)]
-        slots = max(1, self.slots - self.bench.busy_large.others) - len(large)
+        slots = self._own_slots("large_slots") - len(large)
         free = LARGE_MIB * MIB - sum(task.cost_bytes for task in large)
         begun = []
         for one in waiting:

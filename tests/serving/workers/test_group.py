@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -18,7 +19,9 @@ from evalmode.errors import ArtifactInvalid, ProviderUnavailable, WorkerUnavaila
 from evalmode.limits import Limits
 from serving.config import LogConfig, ServeConfig
 from serving.services.models import Models
+from serving.services.source import Facts
 from serving.trials import Trials
+from serving.workers.child import Child
 from serving.workers.counters import create_counters
 from serving.workers.group import Settings, WorkerGroup
 from serving.workers.repository import SharedSource
@@ -117,6 +120,27 @@ def end_while_loading(started: Started, number: signal.Signals) -> int:
     return first
 
 
+def test_a_worker_that_ends_while_it_loads_the_first_version_does_not_end_the_start(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = Child.load, []
+
+    def end_the_first(child: Child, *given: Any) -> Facts:
+        loads.append(child.pid)
+        if len(loads) == 1:
+            child.kill()
+        return load(child, *given)
+
+    monkeypatch.setattr(Child, "load", end_the_first)
+    made = Started(repository, 2)
+    try:
+        made.follow()
+        assert made.list_versions() == {("1",)}
+        assert made.ended == [1]
+    finally:
+        made.group.kill()
+
+
 def test_a_version_that_ends_workers_when_they_are_started_again_is_replaced(
     started: Started, repository: Path
 ) -> None:
@@ -189,13 +213,14 @@ def test_a_version_that_is_not_served_any_more_is_released(started: Started) -> 
             assert child.channel.ask("put", serve_late)[0]["missing"] == ([] if may_follow else [[*late]])
 
 
-def test_workers_that_were_drained_do_not_count_as_ended(repository: Path) -> None:
+def test_workers_that_were_drained_end_when_they_are_killed(repository: Path) -> None:
     made = Started(repository, 2, limits=Limits(lame_duck=0, grace=1))
     try:
         made.follow()
         assert all(made.group.drain(WAIT_S).values())
-        wait_until(lambda: not any(one.name.startswith("worker-") for one in threading.enumerate()))
         assert made.ended == []
+        made.group.kill()
+        wait_until(lambda: sorted(made.ended) == [1, 2])
     finally:
         made.group.kill()
 
