@@ -307,7 +307,7 @@ def test_certify_needs_either_images_or_samples(regression: Path, tmp_path: Path
     publish = ("certify", regression, "--repository", tmp_path / "models", "--name", "double")
     neither = evalmode(*publish)
     assert neither.returncode == 2
-    assert "--images, --labels, --scale missing, or --samples" in neither.stderr
+    assert "--images, --labels, --scale, --size missing, or --samples" in neither.stderr
     both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1")
     assert both.returncode == 2
     assert "choose" in both.stderr
