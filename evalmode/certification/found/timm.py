@@ -70,7 +70,7 @@ def _to_size(value: Any) -> tuple[int, int]:
 
 
 def _to_mode(value: Any) -> str:
-    if value not in MODES:
+    if not isinstance(value, str) or value not in MODES:
         raise ValueError(f"expected one of {', '.join(MODES)}")
     return MODES[value]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -162,4 +161,4 @@ def to_flag(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a number that float32 can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e30
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
