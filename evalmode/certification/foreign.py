@@ -85,8 +85,8 @@ def certify_classifier(
     stated |= {"output": options.output} if options.output else {}
     if options.resize:
         stated |= {
-            "resize": "crop",
-            **{name: getattr(options.resize, name) for name in ("crop_ratio", "interpolation")},
+            "resize": options.resize.mode,
+            **{name: getattr(options.resize, name) for name in ("crop_ratio", "interpolation", "crop_offset")},
         }
     return certify_found(find_network(Path(file), stated), images, options, on_warning)
 

@@ -9,7 +9,7 @@ from numbers import Real
 
 from evalmode.certification.wrap import Transform
 from evalmode.errors import UsageError
-from evalmode.images.pixels import Resize
+from evalmode.images.contract import Resize
 from evalmode.limits import Limits
 
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
     from evalmode.certification.found.found import Found
 
-# Those of evalmode.images.resizing, which is imported only when the command runs.
+# Those of evalmode.images, which is imported only when the command runs.
 MIN_CROP_RATIO = 0.25
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 MODES = ("crop", "squash", "letterbox", "none")
+CROP_OFFSETS = ("rounded", "floored")
 
 
 def parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -79,6 +80,7 @@ class CertifyOptions:
     resize: str | None
     crop_ratio: float | None
     interpolation: str | None
+    crop_offset: str | None
     size: tuple[int, ...]
     scores: str
     golden: str
@@ -118,6 +120,7 @@ class CertifyOptions:
     type=click.FloatRange(MIN_CROP_RATIO, 1),
     help="the cropped side divided by the resized one, such as 0.875 for 224 of 256 pixels",
 )
+@click.option("--crop-offset", type=click.Choice(CROP_OFFSETS), help="whether the offset of the crop is rounded down")
 @click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="of the resize; by default bilinear")
 @click.option(
     "--size",
@@ -213,7 +216,7 @@ def _list_stated(chosen: CertifyOptions) -> dict[str, Any]:
     """The facts that the options state, by name."""
     from evalmode.images.label_files import read_labels
 
-    names = ("scale", "mean", "std", "bgr", "resize", "crop_ratio", "interpolation")
+    names = ("scale", "mean", "std", "bgr", "resize", "crop_ratio", "interpolation", "crop_offset")
     stated = {name: getattr(chosen, name) for name in names}
     stated |= {"size": chosen.size[:2], "channels": chosen.size[2] if len(chosen.size) == 3 else None}
     stated |= {"output": chosen.scores, "labels": read_labels(chosen.labels) if chosen.labels else None}

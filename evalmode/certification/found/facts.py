@@ -20,6 +20,7 @@ OPTIONS = {  # the option that overrides each fact
     "resize": "--resize",
     "crop_ratio": "--crop-ratio",
     "interpolation": "--interpolation",
+    "crop_offset": "--crop-offset",
     "output": "--output",
 }
 STATED = "option"  # the source of values that the user states
@@ -34,7 +35,7 @@ class Fact:
         name: A key of ``OPTIONS``.
         value: labels: a tuple of strings. size: (height, width). channels: 1 or 3. scale: the values of pixels 0 and
             255. mean, std: tuples of numbers. bgr: a bool. resize: "crop", "squash", "letterbox" or "none".
-            crop_ratio: the cropped side divided by the resized one. interpolation, output: a name.
+            crop_ratio: the cropped side divided by the resized one. interpolation, crop_offset, output: a name.
         source: The file and the key that state it.
         problem: Why the value cannot be used; "" if it can. An option of the user resolves it.
         fallback: Whether any other source takes precedence, as for class numbers in place of names.

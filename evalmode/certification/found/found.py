@@ -14,8 +14,7 @@ from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
 from evalmode.certification.onnx_files import read_network
 from evalmode.certification.preprocessing import Preprocessing
-from evalmode.errors import UsageError
-from evalmode.images.pixels import Resize
+from evalmode.images.contract import Resize
 
 REQUIRED = ("labels", "scale")
 
@@ -73,7 +72,7 @@ class Found:
         """How an image of another size is resized.
 
         Raises:
-            UsageError: This release does not support the mode.
+            UsageError: A value is out of range, or two values do not fit together.
         """
         return to_resize(self.facts)
 
@@ -100,19 +99,15 @@ def find_network(what: Path, stated: Mapping[str, Any]) -> Found:
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:
-    """Convert facts to a resize. If there are any, JPEGs are decoded whole, as other libraries do.
+    """Convert facts to a resize. If there are any, images are decoded and resized whole, as other libraries do.
 
     Args:
         facts: The chosen facts by name.
 
     Raises:
-        UsageError: The mode is not supported, or a value is out of range.
+        UsageError: A value is out of range, or two values do not fit together.
     """
-    values = {name: facts[name].value for name in ("crop_ratio", "interpolation") if name in facts}
-    mode = facts.get("resize")
-    if mode and mode.value != "crop":
-        raise UsageError(
-            f"resize {mode.value}, in {mode.source}: this release resizes the shorter side and crops the centre; "
-            "--resize crop certifies the network with that, on pixels other than those of its training"
-        )
-    return Resize(**values, jpeg_scaling=not (values or mode))
+    values = {name: facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset") if name in facts}
+    if "resize" in facts:
+        values["mode"] = facts["resize"].value
+    return Resize(**values, jpeg_scaling=not values, keeps_exact_size=not values)

@@ -52,6 +52,7 @@ def _read_processor(path: Path, config: Mapping[str, Any]) -> Iterator[Fact]:
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named) if isinstance(named, str) else "?"
     flags = {"do_resize": True, "do_rescale": True, "do_normalize": kind != "MobileViT"}
     flags |= {"do_center_crop": kind in CROPS, "do_flip_channel_order": kind == "MobileViT", "rescale_offset": False}
+    fast = isinstance(named, str) and named.endswith("Fast")  # by torchvision, which rounds the offset of a crop
     flags |= {"include_top": kind == "EfficientNet"}
     for flag in flags:
         if config.get(flag) is not None:
@@ -66,7 +67,10 @@ def _read_processor(path: Path, config: Mapping[str, Any]) -> Iterator[Fact]:
         problem = f"{path}: how image processor {named!r} resizes is unknown"
         yield Fact("resize", None, f"{path}: image_processor_type", problem)
         return
-    yield from _read_resize(path, config, kind, flags)
+    facts = list(_read_resize(path, config, kind, flags))
+    yield from facts
+    if any(fact.name == "crop_ratio" and fact.value != 1 for fact in facts):
+        yield Fact("crop_offset", "rounded" if fast else "floored", f"{path}: image_processor_type")
 
 
 def _read_arithmetic(path: Path, config: Mapping[str, Any], flags: Mapping[str, bool]) -> Iterator[Fact]:

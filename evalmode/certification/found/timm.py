@@ -22,7 +22,7 @@ from evalmode.certification.found.values import (
 )
 from evalmode.images.resizing import INTERPOLATIONS
 
-MODES = {"center": "crop", "squash": "squash", "border": "letterbox"}
+MODES = {"center": "crop", "squash": "squash"}  # border fills with the mean, which has no equal
 DEFAULTS: dict[str, Any] = {  # of timm.data.resolve_data_config
     "interpolation": "bicubic",
     "crop_pct": 0.875,
@@ -55,6 +55,7 @@ def read_timm(place: Place) -> Iterator[Fact]:
         if size:
             yield make_fact("channels", values["input_size"][0], f"{source}.input_size", to_channels)
     yield make_fact("resize", values["crop_mode"], f"{source}.crop_mode", _to_mode)
+    yield Fact("crop_offset", "rounded", f"{source}.crop_mode")
     yield make_fact("crop_ratio", values["crop_pct"], f"{source}.crop_pct", lambda share: _to_crop_ratio(share, size))
     if size and size[0] != size[1]:
         yield Fact("interpolation", "bilinear", f"{source}.input_size")  # timm's, whatever is stated, if not square

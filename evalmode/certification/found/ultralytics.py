@@ -46,6 +46,7 @@ def read_ultralytics(keys: Mapping[str, str]) -> Iterator[Fact]:
     yield Fact("resize", "crop", source)
     yield Fact("crop_ratio", 1.0, source)
     yield Fact("interpolation", "bilinear", source)
+    yield Fact("crop_offset", "rounded", source)
 
 
 def _to_size(text: str) -> tuple[int, int]:

@@ -87,7 +87,14 @@ def test_hugging_face_states_how_images_are_resized(kind: str, place: Place) -> 
     config, expected = RESIZES[kind]
     write(place.folder / "preprocessor_config.json", {**config, **ARITHMETIC})
     facts = values(read_hugging_face(place))
-    assert facts == {**expected, "scale": (0.0, 1.0), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    offset = {"crop_offset": "rounded" if kind == "CLIP" else "floored"} if expected["crop_ratio"] < 1 else {}
+    assert facts == {
+        **expected,
+        **offset,
+        "scale": (0.0, 1.0),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,6 +208,7 @@ def test_timm_states_the_evaluation_transform(place: Place) -> None:
         "resize": "crop",
         "crop_ratio": 224 / 248,  # 248.9 rounded down
         "interpolation": "bicubic",
+        "crop_offset": "rounded",
     }
     assert list(read_hugging_face(place)) == []
 
@@ -209,7 +217,6 @@ def test_timm_states_the_evaluation_transform(place: Place) -> None:
     ("changed", "expected"),
     [
         ({"crop_mode": "squash"}, {"resize": "squash"}),
-        ({"crop_mode": "border"}, {"resize": "letterbox"}),
         ({"crop_pct": None, "mean": None}, {"crop_ratio": 0.875, "mean": (0.485, 0.456, 0.406)}),
         ({"input_size": [3, 224, 192]}, {"size": (224, 192), "interpolation": "bilinear"}),
     ],
@@ -224,7 +231,8 @@ def test_timm_states_modes_and_has_defaults(changed: dict, expected: dict, place
     [
         ({"interpolation": "random"}, "interpolation", "interpolation is 'random': expected one of nearest, box"),
         ({"crop_pct": 1.2}, "crop_ratio", "crop_pct is 1.2: expected a number above 0 and at most 1"),
-        ({"crop_mode": ["x"]}, "resize", "crop_mode is ['x']: expected one of center, squash, border"),
+        ({"crop_mode": ["x"]}, "resize", "crop_mode is ['x']: expected one of center, squash"),
+        ({"crop_mode": "border"}, "resize", "crop_mode is 'border': expected one of center, squash"),
         ({"input_size": 224}, "size", "input_size is 224: expected channels, height and width"),
         ({"input_size": [4, 8, 8]}, "channels", "expected 1 (grey) or 3 (colour) channels"),
     ],
