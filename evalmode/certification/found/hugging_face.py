@@ -26,7 +26,11 @@ CONVNEXT_SQUASHES = 384  # from this size on ConvNext does not crop
 
 
 def read_hugging_face(place: Place) -> Iterator[Fact]:
-    """Read the configuration files of Hugging Face in a folder."""
+    """Read the configuration files of Hugging Face in a folder.
+
+    Raises:
+        UsageError: A file is damaged, or the network has several labels an image.
+    """
     path = place.folder / "config.json"
     config = read_json(path)
     if config is not None:

@@ -21,7 +21,11 @@ CONFIG = "config.pbtxt"
 
 
 def read_triton(place: Place) -> Iterator[Fact]:
-    """Read the ``config.pbtxt`` of a folder."""
+    """Read the ``config.pbtxt`` of a folder.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
     path = place.folder / CONFIG
     text = read_text(path)
     if text is None:
