@@ -120,7 +120,10 @@ def network(tmp_path: Path) -> Path:
     """A network of images of any size whose scores are the means of the left and of the right half of the image."""
     halves = np.zeros((3, SIDE, SIDE, 2), np.float32)
     halves[:, :, : SIDE // 2, 0] = halves[:, :, SIDE // 2 :, 1] = 1 / (3 * SIDE * SIDE / 2)
-    weights: dict[str, np.ndarray] = {"weights": halves.reshape(-1, 2), "rows": np.array([-1, 3 * SIDE * SIDE], np.int64)}
+    weights: dict[str, np.ndarray] = {
+        "weights": halves.reshape(-1, 2),
+        "rows": np.array([-1, 3 * SIDE * SIDE], np.int64),
+    }
     nodes = [
         helper.make_node("Reshape", ["x", "rows"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
