@@ -27,7 +27,7 @@ def option(default: Any, what: str, **rules: Any) -> Any:
         what: The help of the option.
         rules: ``minimum`` and ``maximum`` of a number; ``above`` and ``below`` for bounds that are excluded;
             ``choices`` of a string; ``path`` for a path that must be a ``file`` that exists, or must not be one
-            (``folder``); ``beyond``: what happens beyond a limit; ``shown``: the default in the help; ``metavar``.
+            (``folder``); ``bare``: the value of the option without one, and of True in Python; ``beyond``: what happens beyond a limit; ``shown``: the default in the help; ``metavar``.
 
     Returns:
         A field of a dataclass with the metadata.
@@ -85,6 +85,8 @@ class Option:
         """
         if value is None and self.default is None:
             return None
+        if isinstance(value, bool) and "bare" in self.rules:
+            value = self.rules["bare"] if value else self.default
         converted = self._cast(value)
         if self.choices and converted not in self.choices:
             raise UsageError(f"{self.name} {value!r} is unknown: choose {' or '.join(self.choices)}")
