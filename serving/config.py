@@ -36,7 +36,9 @@ class ServeConfig:
     """
 
     repository: Path = field(
-        metadata={"what": "what to serve: a folder with NAME/VERSION/model.onnx, VERSION/model.onnx or one model.onnx; or a file"}
+        metadata={
+            "what": "what to serve: a folder with NAME/VERSION/model.onnx, VERSION/model.onnx or one model.onnx; or a file"
+        }
     )
     host: str = option("127.0.0.1", "interface to listen on: an address, a host name, or unix:PATH")
     port: int = option(8001, "port to listen on; 0: a free port", minimum=0, maximum=MAX_PORT)

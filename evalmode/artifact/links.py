@@ -61,4 +61,21 @@ def _find_link_out(root: Path, path: Path, follow: Sequence[Path]) -> Path | Non
             place = place.parent
         elif depth >= 0:  # once outside, the system follows the links
             depth = {"..": depth - 1, "/": -1}.get(part, depth + 1)
+        if depth < 0 and follow:
+            depth = _measure_depth(place, [known for _, known in homes])
     raise ArtifactInvalid(f"{path} has too many links")
+
+
+def _measure_depth(place: Path, homes: Sequence[os.stat_result]) -> int:
+    """Return how many levels a folder is below the nearest of some folders; -1 if it is in none, or is a file."""
+    for depth in range(MAX_STEPS):
+        try:
+            status, above = place.stat(), (place / "..").stat()
+        except OSError:
+            return -1
+        if any(os.path.samestat(status, home) for home in homes):
+            return depth
+        if os.path.samestat(status, above):
+            return -1
+        place = place / ".."
+    return -1
