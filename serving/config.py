@@ -37,7 +37,8 @@ class ServeConfig:
 
     repository: Path = field(
         metadata={
-            "what": "what to serve: a folder with NAME/VERSION/model.onnx, VERSION/model.onnx or one model.onnx; or a file"
+            "what": "model repository: a folder with NAME/VERSION/model.onnx; or of one model, with VERSION/model.onnx "
+            "or model.onnx; or a file"
         }
     )
     host: str = option("127.0.0.1", "interface to listen on: an address, a host name, or unix:PATH")
@@ -80,10 +81,15 @@ class ServeConfig:
     model: tuple[str, ...] = option(
         (), "serve this version of a model instead of the newest; repeatable", metavar="NAME@VERSION"
     )
-    model_name: str = option("", "name of the only model, if --repository holds one without a name", metavar="NAME")
+    model_name: str = option(
+        "",
+        "name of the only model, if --repository has no folders of models; default: the name of the folder or file",
+        metavar="NAME",
+    )
     follow_links: tuple[str, ...] = option(
         (),
-        "follow symbolic links that lead out of the repository into this folder; repeatable; without DIR: into any folder",
+        "follow symbolic links that lead out of the repository if they lead into this folder; repeatable; without DIR: "
+        "into any folder",
         metavar="DIR",
         path="folder",
         bare="/",

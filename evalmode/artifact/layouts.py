@@ -95,7 +95,16 @@ class NamedModels:
         return list_versions(self.folder, name)
 
     def find_artifact(self, name: str, version: int) -> Path:
-        """The file in the folder of the version. See ``Layout``."""
+        """The file in the folder of the version.
+
+        Args:
+            name: The name of the model.
+            version: The number of the version.
+
+        Raises:
+            NameInvalid: The name cannot be that of a model.
+            ArtifactInvalid: It has no such version, or a symbolic link leads out of the repository.
+        """
         return find_artifact(self.folder, name, version, self.follow)
 
     def find_strays(self) -> dict[str, str]:
@@ -139,7 +148,16 @@ class OneModel:
         return list_version_folders(self.folder) if name == self.name else []
 
     def find_artifact(self, name: str, version: int) -> Path:
-        """The file in the folder of the version. See ``Layout``."""
+        """The file in the folder of the version.
+
+        Args:
+            name: The name of the model.
+            version: The number of the version.
+
+        Raises:
+            NameInvalid: The name cannot be that of a model.
+            ArtifactInvalid: It has no such version, or a symbolic link leads out of the repository.
+        """
         path = self.folder / str(version) / ARTIFACT_FILE
         if check_name(name) != self.name or not is_file(path):
             known = ", ".join(map(str, self.list_versions(name))) or "none"
@@ -187,7 +205,16 @@ class OneFile:
         return [self.version] if name == self.name and is_file(self.path) else []
 
     def find_artifact(self, name: str, version: int) -> Path:
-        """The file. See ``Layout``."""
+        """The file.
+
+        Args:
+            name: The name of the model.
+            version: The number of the version.
+
+        Raises:
+            NameInvalid: The name cannot be that of a model.
+            ArtifactInvalid: It has no such version, or a symbolic link leads out of the repository.
+        """
         if version not in self.list_versions(check_name(name)):
             known = ", ".join(map(str, self.list_versions(name))) or "none"
             raise ArtifactInvalid(f"{name}/{version} is not {self.path}; versions of {name}: {known}")
@@ -210,7 +237,9 @@ class OneFile:
 
 
 def recognise(path: Path, model_name: str = "", follow: Sequence[str] = ()) -> Layout:
-    """Recognise the layout of the models in a folder, or of a file. The first of these applies:
+    """Recognise the layout of the models in a folder, or of a file.
+
+    The first of these applies:
 
     1. an ONNX file: one model in one version;
     2. a folder with ``<name>/<version>/model.onnx``: a model repository;
@@ -265,7 +294,7 @@ def check_repository(path: Path) -> None:
         UsageError: It is the folder of one model.
     """
     if list_version_folders(path) and not list_names(path):
-        folder = Path(os.path.abspath(path))
+        folder = _find_base(path)
         raise UsageError(
             f"{path} holds the versions of one model: use --repository {folder.parent} and the model's name "
             f"{folder.name}"
@@ -313,7 +342,7 @@ def _name_file(file: Path, model_name: str) -> tuple[str, int]:
 
 def _find_base(path: Path) -> Path:
     """Return a path with the name that the user gave it: absolute, links are not followed."""
-    return Path(os.path.abspath(path))
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _choose_name(path: Path, model_name: str) -> str:

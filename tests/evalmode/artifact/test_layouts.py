@@ -1,4 +1,4 @@
-"""The layout of a repository is recognised by one rule, and what is ambiguous is refused with what to do."""
+"""The layout of a repository is recognised by one rule. Ambiguous ones are refused with what to do."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ class TestName:
     def test_that_is_not_allowed_is_refused_with_the_option(self, tmp_path: Path, path: str) -> None:
         with pytest.raises(NameInvalid, match="set --model-name, use up to 128 letters"):
             recognise(put(tmp_path / "my models", path))
-        with pytest.raises(NameInvalid, match="'../x' is not allowed"):
+        with pytest.raises(NameInvalid, match=r"'../x' is not allowed"):
             recognise(tmp_path / "my models", "../x")
 
     def test_is_refused_for_models_that_have_names(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="--model-name cats .* holds models by name: a, b"):
+        with pytest.raises(UsageError, match=r"--model-name cats .* holds models by name: a, b"):
             recognise(put(tmp_path, "a/1/model.onnx", "b/1/model.onnx"), "cats")
 
     def test_is_that_of_the_working_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,5 +236,5 @@ def test_a_path_names_the_only_file_of_a_folder(tmp_path: Path) -> None:
     folder = put(tmp_path, "resnet.onnx")
     assert resolve_artifact(folder).path == folder / "resnet.onnx"
     put(tmp_path, "other.onnx")
-    with pytest.raises(UsageError, match="no version of a model: 2 .onnx files, name one of them"):
+    with pytest.raises(UsageError, match=r"no version of a model: 2 \.onnx files, name one of them"):
         resolve_artifact(folder)
