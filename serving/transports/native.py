@@ -129,7 +129,7 @@ class NativeServer:
         self._changed = threading.Condition()  # guards the attributes below; no call is in flight any more
         self._receiving = 0  # the number of threads that wait for calls
         self._draining = self._closed = False
-        self._full = threading.Event()  # no thread waits for calls
+        self._unattended = threading.Event()  # no thread waits for calls
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
         self._threads.append(threading.Thread(target=self._watch, daemon=True))
 
@@ -187,7 +187,7 @@ class NativeServer:
         self._folder.cleanup()
         with self._changed:
             self._closed = True
-            self._full.set()
+            self._unattended.set()
 
     def _serve(self) -> None:
         """Receive calls and run what may run, until the transport is closed."""
@@ -212,20 +212,20 @@ class NativeServer:
         with self._changed:
             self._receiving += 1
             if not self._closed:
-                self._full.clear()
+                self._unattended.clear()
         events = []
         while events == []:
             events = self._front.recv_batch_details(MAX_EVENTS, IDLE_MS)
         with self._changed:
             self._receiving -= 1
             if not self._receiving:
-                self._full.set()
+                self._unattended.set()
         return events
 
     def _watch(self) -> None:
         """While no other thread receives calls, receive them."""
         while not self._closed:
-            self._full.wait()
+            self._unattended.wait()
             time.sleep(WATCH_S)
             if self._receiving:
                 continue

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-SIZES = ((97, 61), (61, 97), (64, 48), (33, 33), (200, 37), (7, 5), (32, 32), (41, 35))
+SIZES = ((97, 61), (61, 97), (64, 48), (33, 33), (200, 37), (7, 5), (32, 32), (41, 35), (62, 46), (46, 62))
 TURNED = 6  # EXIF: the first row is the right side
 
 

@@ -66,8 +66,8 @@ class TestLetterbox:
         assert np.array_equal(pixels, wanted)
 
     def test_of_a_scaled_jpeg_is_placed_like_that_of_the_whole(self) -> None:
-        """At 1/8, 999x333 has 125x42 pixels, of other proportions."""
-        image = encode(plain("red", (999, 333)), "JPEG")
+        """At 1/8, 500x321 has 63x41 pixels: 27x18 fit, of the whole 27x17."""
+        image = encode(plain("red", (500, 321)), "JPEG")
         scaled = PixelContract(27, 27, 3, BOXED)
         assert scale_header(read_header(image, OWN_IMAGES), scaled).scale == 8
         whole = replace(scaled, resize=replace(BOXED, jpeg_scaling=False))
