@@ -116,7 +116,7 @@ class NamedModels:
         if name:
             return explain_missing(self.folder, name)
         if absent := explain_absent(self.folder):
-            return absent if self.folder.is_dir() or not is_file(self.folder) else f"{absent} or *{SUFFIX} file"
+            return f"{absent} or *{SUFFIX} file" if is_file(self.folder) else absent
         return f"{self.folder} holds no {ACCEPTED}{show_found(self.find_strays()) or _show_content(self.folder)}"
 
 

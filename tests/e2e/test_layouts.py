@@ -123,10 +123,13 @@ def test_the_folder_of_a_model_follows_what_is_published_and_rolled_back(tmp_pat
 
 
 def test_the_option_that_was_a_flag_allows_every_folder(tmp_path: Path) -> None:
-    with serving(lay_blobs(tmp_path), "--follow-links", "--no-reflection") as server, Client(server.address) as client:
-        assert client.predict(RED).label == "red"
-    with evalmode.start_server(tmp_path / "models", follow_links=True, **OPTIONS) as started:
-        assert started.describe().startswith("serving pets")
+    put(tmp_path / "blobs" / "1a2b")
+    repository = link(tmp_path / "models" / "model.onnx", "../blobs/1a2b").parent
+    options = ("--model-name", "cats", "--workers", 2, "--follow-links", "--no-reflection")
+    with serving(repository, *options) as server, Client(server.address) as client:
+        assert client.predict(RED).model == "cats"
+    with evalmode.start_server(repository, follow_links=True, **OPTIONS) as started:
+        assert started.describe().startswith("serving models")
 
 
 def test_a_link_out_is_refused_with_the_option_that_allows_it(tmp_path: Path) -> None:
