@@ -37,7 +37,7 @@ from PIL import __version__ as pillow_version
 from evalmode.images import turbojpeg
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, Resize, decode_image, scale_header
-from evalmode.images.resizing import resize_and_crop
+from evalmode.images.resizing import fit_picture
 from evalmode.limits import OWN_IMAGES
 
 SIZE, SIDE = (4000, 3000), 224
@@ -136,7 +136,8 @@ def decode_by_pillow(image: bytes) -> object:
     with Image.open(io.BytesIO(image)) as opened:
         opened.draft("", (opened.width // 4, opened.height // 4))
         opened.load()
-        return np.asarray(resize_and_crop(opened.convert("RGB"), (SIDE, SIDE), 1, "bilinear"))
+        picture = opened.convert("RGB")
+        return np.asarray(fit_picture(picture, (SIDE, SIDE), Resize(), picture.size))
 
 
 DECODES: dict[str, Callable[[bytes], object]] = {

@@ -14,7 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from evalmode import errors
+from evalmode.artifact.pixel_facts import read_contract, write_contract
 from evalmode.errors import RequestError
+from evalmode.images.contract import PixelContract
 from evalmode.limits import Limits
 from evalmode.options import Option, list_options
 from serving.config import LogConfig, ServeConfig
@@ -27,6 +29,16 @@ from serving.transports.messages import HELD_MESSAGES, MIN_HELD_BYTES
 from serving.trial import FILE_FACTOR
 
 NOT_ASKED = "not asked"  # the rule does not apply to the model, or the server's load cannot be controlled
+# Values that the table of other libraries does not show; for all of them jpeg_scaling is false.
+USUAL_RULES = {
+    "antialias": True,
+    "channel_order": "RGB",
+    "crop_offset": "rounded",
+    "exact_size": "resized",
+    "exif_orientation": False,
+    "background": None,
+    "padding": None,
+}
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "conformance" / "results"
@@ -284,6 +296,41 @@ def show_conformance() -> str:
     return draw(head, [*rows, ("**passed**", *(f"{count} of {of}" for count, of in zip(passed, asked, strict=True)))])
 
 
+def show_libraries() -> str:
+    """Show the transforms of other libraries, the contract for each, and how far their pixels differ."""
+    facts = json.loads((ROOT / "tests" / "foreign" / "pixels.json").read_text())
+    rows = []
+    for case in facts["cases"]:
+        photos = case["photos"]
+        contract = read_contract(photos["contract"])
+        found = "the same"
+        if photos["largest"]:
+            found = f"{100 * photos['share']:.2g}% of the values differ, by {photos['largest']} at most"
+        library = f"{case['library'].split()[0]} {facts['versions'][case['library'].split()[0]]}"
+        called = (
+            case["transform"] if " " not in case["library"] else f"{case['library'].split()[1]}: {case['transform']}"
+        )
+        rows.append((library, f"`{called}`", describe_rules(contract), found))
+    return draw(("library", "transform", "contract", f"values of {facts['photos']} photos"), rows)
+
+
+def describe_rules(contract: PixelContract) -> str:
+    """Show the rules of a contract by their keys, without the size and the rules that all rows share."""
+    facts = write_contract(contract)
+    shown = ["resize", "interpolation"]
+    shown += ["crop_ratio"] * (contract.resize.crop_ratio != 1)
+    shown += [key for key, usual in USUAL_RULES.items() if facts.get(key, usual) != usual]
+    return ", ".join(f"`{key}` {_show_ratio(contract) if key == 'crop_ratio' else _show(facts[key])}" for key in shown)
+
+
+def _show(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _show_ratio(contract: PixelContract) -> str:
+    return f"{contract.resize.crop_ratio:.3g}"
+
+
 def mark(outcome: str) -> str:
     """Shorten the outcome of a rule to one word, with the status that was returned where the rule expects another."""
     status = re.search(r"StatusCode\.(\w+)|assert '(\w+)' ==", outcome)
@@ -311,6 +358,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "limits"): show_limits,
     ("README.md", "tree"): draw_tree,
     ("docs/architecture.md", "arrows"): draw_arrows,
+    ("docs/artifact.md", "libraries"): show_libraries,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
     ("docs/operating.md", "options"): show_options,

@@ -60,6 +60,7 @@
         │   ├── ImageTooComplex
         │   ├── ImageNeedsTooMuchMemory
         │   ├── ImageFormatNotAllowed
+        │   ├── ImageSizeMismatch
         │   └── ImageUnreadable
         ├── PixelsMismatch
         ├── MessageInvalid
@@ -357,6 +358,10 @@ class ImageNeedsTooMuchMemory(ImageError):
 
 class ImageFormatNotAllowed(ImageError):
     """The image is of an unsupported format."""
+
+
+class ImageSizeMismatch(ImageError):
+    """The image has another size than the model, which resizes nothing."""
 
 
 class ImageUnreadable(ImageError):

@@ -27,7 +27,8 @@ def option(default: Any, what: str, **rules: Any) -> Any:
         what: The help of the option.
         rules: ``minimum`` and ``maximum`` of a number; ``above`` and ``below`` for bounds that are excluded;
             ``choices`` of a string; ``path`` for a path that must be a ``file`` that exists, or must not be one
-            (``folder``); ``beyond``: what happens beyond a limit; ``shown``: the default in the help; ``metavar``.
+            (``folder``); ``bare``: the value if the command line has none, or Python passes True; ``beyond``: what
+            happens beyond a limit; ``shown``: the default in the help; ``metavar``.
 
     Returns:
         A field of a dataclass with the metadata.
@@ -85,6 +86,8 @@ class Option:
         """
         if value is None and self.default is None:
             return None
+        if isinstance(value, bool) and "bare" in self.rules:
+            value = self.rules["bare"] if value else self.default
         converted = self._cast(value)
         if self.choices and converted not in self.choices:
             raise UsageError(f"{self.name} {value!r} is unknown: choose {' or '.join(self.choices)}")
@@ -103,16 +106,18 @@ class Option:
         if isinstance(value, bool) and kind is not bool:
             pass  # bool is a subclass of int
         elif isinstance(value, kind):
-            if not self.is_repeatable or all(isinstance(one, str) for one in value):
+            if not self.is_repeatable:
                 return value
+            if all(isinstance(one, str | PathLike) for one in value):
+                return tuple(map(fspath, value))
         elif kind is Path and isinstance(value, str | PathLike):
             return Path(value)
         elif kind is str and isinstance(value, PathLike):
             return fspath(value)
         elif kind in NUMBERS and isinstance(value, NUMBERS[kind]):
             return kind(value)
-        elif self.is_repeatable and isinstance(value, str):
-            return (value,)
+        elif self.is_repeatable and isinstance(value, str | PathLike):
+            return (fspath(value),)
         elif kind is tuple and isinstance(value, list):
             return self._cast(tuple(value))
         raise UsageError(f"{self.name} {value!r} is not of type {kind.__name__}")

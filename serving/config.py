@@ -35,7 +35,12 @@ class ServeConfig:
         UsageError: A value is outside its range, or options do not fit together.
     """
 
-    repository: Path = field(metadata={"what": "model repository: a folder with NAME/VERSION/model.onnx"})
+    repository: Path = field(
+        metadata={
+            "what": "model repository: a folder with NAME/VERSION/model.onnx; or of one model, with VERSION/model.onnx "
+            "or model.onnx; or a file"
+        }
+    )
     host: str = option("127.0.0.1", "interface to listen on: an address, a host name, or unix:PATH")
     port: int = option(8001, "port to listen on; 0: a free port", minimum=0, maximum=MAX_PORT)
     transport: str = option(
@@ -76,7 +81,19 @@ class ServeConfig:
     model: tuple[str, ...] = option(
         (), "serve this version of a model instead of the newest; repeatable", metavar="NAME@VERSION"
     )
-    follow_links: bool = option(False, "follow symbolic links that lead out of the repository")
+    model_name: str = option(
+        "",
+        "name of the only model, if --repository has no folders of models; default: the name of the folder or file",
+        metavar="NAME",
+    )
+    follow_links: tuple[str, ...] = option(
+        (),
+        "follow symbolic links that lead out of the repository if they lead into this folder; repeatable; without DIR: "
+        "into any folder",
+        metavar="DIR",
+        path="folder",
+        bare="/",
+    )
     poll: float = option(1.0, "interval between two scans of the repository, seconds", minimum=0.05)
     keep: int = option(2, "versions of a model that stay loaded, for rollback", minimum=1)
     metrics_port: int = option(

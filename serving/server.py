@@ -136,6 +136,7 @@ class Server:
             config.keep,
             self._stopping,
             trials=self._trials,
+            model_name=config.model_name,
             follow_links=config.follow_links,
             provider=config.provider,
             allow_uncertified=config.allow_uncertified,

@@ -128,10 +128,10 @@ def colour_artifact(labels: tuple[str, ...] = COLOURS, slow_steps: int = 0) -> b
     return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 
 
-def map_artifact() -> bytes:
+def map_artifact(channel_order: str = "RGB") -> bytes:
     """The colour artifact with the optional output ``activation_map``: each channel / 25.5."""
-    graph = map_graph()
-    manifest = ClassifierManifest(COLOURS, PixelContract(4, 4, 3), {"network": "colours"}, None, (ACTIVATION_MAP,))
+    graph, contract = map_graph(), PixelContract(4, 4, 3, channel_order=channel_order)
+    manifest = ClassifierManifest(COLOURS, contract, {"network": "colours"}, None, (ACTIVATION_MAP,))
     golden = draw_golden(manifest.pixels, len(COLOURS))
     return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
 

@@ -25,6 +25,7 @@ from evalmode.limits import MIB
 FORMAT_VERSION = 4
 PREFIX = "evalmode."
 DIGEST = PREFIX + "digest"
+BITMAP_FORMATS = {"RGB": "Rgb8", "BGR": "Bgr8", "grey": "Gray8"}  # ONNX's names of channel orders
 MAX_METADATA_LENGTH = 128 * MIB  # characters: the largest certificate, if it cannot be compressed, and labels
 MAX_METADATA_VALUES = 1_000_000  # in JSON; each takes about a hundred bytes in memory
 
@@ -278,7 +279,7 @@ def _describe_image(contract: PixelContract) -> dict[str, str]:
     Source: https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md.
     """
     return {
-        "Image.BitmapPixelFormat": "Rgb8" if contract.channels == 3 else "Gray8",
+        "Image.BitmapPixelFormat": BITMAP_FORMATS[contract.channel_order],
         "Image.ColorSpaceGamma": "SRGB",
         "Image.NominalPixelRange": "NominalRange_0_255",
     }

@@ -8,6 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from evalmode.artifact.layouts import check_repository
 from evalmode.artifact.repository import ARTIFACT_FILE, VERSION, check_name, list_versions
 from evalmode.artifact.strays import explain_missing
 from evalmode.errors import ArtifactInvalid
@@ -26,7 +27,9 @@ def check_publishable(repository: Path, name: str) -> None:
     Raises:
         NameInvalid: The name is not allowed, see ``check_name``.
         OSError: A folder is not writable; the error names it.
+        UsageError: The folder holds the versions of one model.
     """
+    check_repository(repository)
     for place in (repository, repository / check_name(name)):
         check_writable(find_existing(place))
 
@@ -48,8 +51,10 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     Raises:
         NameInvalid: The name is not allowed, see ``check_name``.
         OSError: The file cannot be written.
+        UsageError: The folder holds the versions of one model.
     """
     model_folder = repository / check_name(name)
+    check_repository(repository)
     repository.mkdir(parents=True, exist_ok=True)
     incoming = repository / f".incoming-{secrets.token_hex(8)}"
     try:
@@ -85,8 +90,11 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
     Raises:
         NameInvalid: The name is not allowed, see ``check_name``.
         ArtifactInvalid: There is no earlier version.
+        UsageError: The folder holds the versions of one model.
     """
-    *_, left, newest = (0, 0, *list_versions(repository, check_name(name)))
+    check_name(name)
+    check_repository(repository)
+    *_, left, newest = (0, 0, *list_versions(repository, name))
     if not left:
         why = f"{repository / name} has only version {newest}" if newest else explain_missing(repository, name)
         raise ArtifactInvalid(f"{why}: there is no version to roll back to")

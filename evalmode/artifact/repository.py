@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalmode.artifact.links import check_links
 from evalmode.errors import ArtifactInvalid, NameInvalid, UsageError
 
 ARTIFACT_FILE = "model.onnx"
+SUFFIX = ".onnx"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ALLOWED = "use up to 128 letters, digits, '.', '_' and '-', the first a letter or digit"
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
-MAX_STEPS = 1000  # steps through symbolic links: the system itself follows 40 links
 
 
 def check_name(name: str) -> str:
@@ -43,20 +44,29 @@ def list_versions(repository: Path, name: str) -> list[int]:
         repository: The folder of the model repository.
         name: The model's name. A name that is not allowed has no versions, so that it cannot lead out of the folder.
     """
-    if not NAME.fullmatch(name):
-        return []
-    folders = (folder for folder in list_content(repository / name) if VERSION.fullmatch(folder.name))
-    return sorted(int(folder.name) for folder in folders if is_file(folder / ARTIFACT_FILE))
+    return list_version_folders(repository / name) if NAME.fullmatch(name) else []
 
 
-def find_artifact(repository: Path, name: str, version: int, follow_links: bool = False) -> Path:
+def list_version_folders(folder: Path) -> list[int]:
+    """Return the versions in the folder of a model, ascending: see ``list_versions``."""
+    folders = (path for path in list_content(folder) if VERSION.fullmatch(path.name))
+    return sorted(int(path.name) for path in folders if is_file(path / ARTIFACT_FILE))
+
+
+def list_onnx_files(folder: Path) -> list[Path]:
+    """Return the ONNX files in a folder, sorted; hidden ones are skipped."""
+    files = (path for path in list_content(folder) if path.suffix == SUFFIX and not path.name.startswith("."))
+    return sorted(path for path in files if is_file(path))
+
+
+def find_artifact(repository: Path, name: str, version: int, follow: Sequence[Path] = ()) -> Path:
     """Return the path of a version's artifact, relative to ``repository`` as it was passed.
 
     Args:
         repository: The folder of the model repository.
         name: The model's name.
         version: The number of the version.
-        follow_links: Whether symbolic links may lead out of the repository.
+        follow: Folders outside the repository that symbolic links may lead into.
 
     Raises:
         NameInvalid: The name is not allowed, see ``check_name``.
@@ -66,11 +76,7 @@ def find_artifact(repository: Path, name: str, version: int, follow_links: bool 
     if not is_file(path):
         known = ", ".join(map(str, list_versions(repository, name))) or "none"
         raise ArtifactInvalid(f"{path} does not exist; versions of {name}: {known}")
-    if not follow_links and (link := _find_link_out(repository, path)):
-        raise ArtifactInvalid(
-            f"{path} is outside the repository: {link} is a link to {link.readlink()}; publish a copy, or serve with "
-            "--follow-links"
-        )
+    check_links(repository, path, follow)
     return path
 
 
@@ -93,8 +99,8 @@ def resolve_artifact(path: Path) -> ResolvedArtifact:
     """Find the artifact that a path names.
 
     Args:
-        path: A file, or a folder of a model repository: a version's, or a model's, of which the newest version is
-            taken.
+        path: A file, a folder with a single ONNX file, or a folder of a model repository: a version's, or a model's,
+            of which the newest version is taken.
 
     Returns:
         The artifact. Whether a file exists is not checked.
@@ -110,37 +116,13 @@ def resolve_artifact(path: Path) -> ResolvedArtifact:
         return ResolvedArtifact(path / ARTIFACT_FILE, folder.parent.name, folder.name)
     versions = list_versions(folder.parent, folder.name)
     if not versions:
-        raise UsageError(f"{path} holds no {ARTIFACT_FILE} and no version of a model")
+        files = list_onnx_files(path)
+        if len(files) == 1:
+            return ResolvedArtifact(files[0], "", "")
+        found = f": {len(files)} {SUFFIX} files, name one of them" if files else ""
+        raise UsageError(f"{path} holds no {ARTIFACT_FILE} and no version of a model{found}")
     newest = find_artifact(folder.parent, folder.name, versions[-1])
     return ResolvedArtifact(newest, folder.name, str(versions[-1]))
-
-
-def _find_link_out(repository: Path, path: Path) -> Path | None:
-    """Return the symbolic link by which a path in a repository leads out of it; None if it stays inside.
-
-    Folders are compared by device and inode, not by name: seen through the root of another process (/proc/PID/root)
-    or a mount, a resolved path may be another folder.
-
-    Raises:
-        ArtifactInvalid: There are too many links.
-    """
-    home = repository.stat()
-    place, depth, link = repository, 0, repository
-    ahead = [*path.relative_to(repository).parts][::-1]
-    for _ in range(MAX_STEPS):
-        if not ahead:
-            return link if depth < 0 else None
-        part = ahead.pop()
-        place = place / part  # an absolute link starts with "/", which replaces the place
-        if os.path.samestat(place.stat(), home):
-            place, depth = repository, 0
-        elif depth >= 0 and part not in ("..", "/") and place.is_symlink():
-            link = place
-            ahead.extend(place.readlink().parts[::-1])
-            place = place.parent
-        elif depth >= 0:  # once outside, the system follows the links
-            depth = {"..": depth - 1, "/": -1}.get(part, depth + 1)
-    raise ArtifactInvalid(f"{path} has too many links")
 
 
 def list_content(folder: Path) -> list[Path]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from evalmode.artifact.repository import ALLOWED, ARTIFACT_FILE, NAME, VERSION, is_file, list_content
+from evalmode.artifact.repository import ALLOWED, ARTIFACT_FILE, NAME, SUFFIX, VERSION, is_file, list_content
 
-SUFFIX = ".onnx"
 MAX_SHOWN = 3  # paths that a message names
 
 
@@ -25,33 +25,62 @@ def find_strays(repository: Path) -> dict[str, str]:
         elif why := _why_unreadable(folder):
             strays[str(folder)] = why
         elif NAME.fullmatch(folder.name):
-            strays |= {str(path): why for path in sorted(list_content(folder)) if (why := _explain_stray(path))}
+            strays |= find_version_strays(folder)
         elif any(is_file(path / ARTIFACT_FILE) for path in list_content(folder)):
             strays[str(folder)] = f"is not the name of a model: {ALLOWED}"
     return strays
 
 
-def explain_missing(repository: Path, name: str = "") -> str:
-    """Explain why a repository has no version of a model, or of any model.
+def find_version_strays(folder: Path) -> dict[str, str]:
+    """Find files and folders in the folder of a model that look like a version but are not; hidden ones are skipped.
+
+    Returns:
+        The reasons, by path.
+    """
+    return {str(path): why for path in sorted(list_content(folder)) if (why := _explain_stray(path))}
+
+
+def explain_missing(repository: Path, name: str) -> str:
+    """Explain why a repository has no version of a model.
 
     Args:
         repository: The folder of the model repository.
-        name: The model's name, or "" for any model.
+        name: The model's name.
     """
-    if name and not NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         return f"{name!r} is not the name of a model: {ALLOWED}"
-    for folder in (repository, repository / name):
-        if why := _why_unreadable(folder):
-            return f"{folder} {why}"
-        if folder.is_symlink() and not folder.exists():
-            return f"{folder} is a link to {folder.readlink()}, which does not exist"
-        if not folder.is_dir():
-            return f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}"
-    strays = find_strays(repository)
-    found = [f"{path} {why}" for path, why in strays.items() if Path(path).is_relative_to(repository / name)]
+    return explain_absent(repository) or explain_no_version(repository / name)
+
+
+def explain_no_version(folder: Path) -> str:
+    """Explain why the folder of a model has no version."""
+    if absent := explain_absent(folder):
+        return absent
+    return f"{folder} holds no <version>/{ARTIFACT_FILE}{show_found(find_version_strays(folder))}"
+
+
+def explain_absent(path: Path, wanted: str = "folder") -> str:
+    """Explain why there is no folder, or no file; "" if there is one, and it can be read.
+
+    Args:
+        path: Where it should be.
+        wanted: "folder" or "file".
+    """
+    if why := _why_unreadable(path):
+        return f"{path} {why}"
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which does not exist"
+    if not path.exists():
+        return f"{path} does not exist"
+    other = "folder" if path.is_dir() else "file"
+    return "" if other == wanted else f"{path} is a {other}, not a {wanted}"
+
+
+def show_found(strays: Mapping[str, str]) -> str:
+    """Return strays and their reasons in parentheses; "" if there are none."""
+    found = [f"{path} {why}" for path, why in strays.items()]
     more = f", and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-    wanted = f"<version>/{ARTIFACT_FILE}" if name else f"<name>/<version>/{ARTIFACT_FILE}"
-    return f"{repository / name} holds no {wanted}" + (f" ({'; '.join(found[:MAX_SHOWN])}{more})" if found else "")
+    return f" ({'; '.join(found[:MAX_SHOWN])}{more})" if found else ""
 
 
 def _explain_stray(path: Path) -> str:

@@ -22,6 +22,8 @@ from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, largest_value
 from evalmode.certification.batch_sizes import check_freed
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
+from evalmode.certification.found.found import REQUIRED, Found, find_network
+from evalmode.certification.found.place import find_place
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.inputs import ImageInput, find_scores, read_input
 from evalmode.certification.metrics import Quality, describe_pixels, gives_probabilities, measure_quality
@@ -43,24 +45,25 @@ FilePath = str | PathLike[str]
 def certify_classifier(
     file: FilePath,
     images: FilePath,
-    labels: FilePath | Sequence[str],
-    preprocessing: Preprocessing,
+    labels: FilePath | Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
     options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  frozen
     on_warning: Callable[[str], None] = warnings.warn,
 ) -> CertifiedClassifier:
     """Certify an image classifier that another tool exported.
 
     Preprocessing and softmax become part of the graph. The network is measured on the images, and some of them become
-    golden images, which are in the artifact.
+    golden images, which are in the artifact. What no argument states is read from the network's files.
 
     Example:
         ``evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))``
 
     Args:
-        file: An ONNX file.
+        file: An ONNX file, or a folder with one.
         images: A folder of labelled images, ``<label>/<image>``.
-        labels: K labels in the order of the network's output, or a text file of them, one a line.
-        preprocessing: The preprocessing that the network expects.
+        labels: K labels in the order of the network's output, or a text file of them, one a line; by default those
+            that the network's files state.
+        preprocessing: The preprocessing that the network expects; by default that of its files.
         options: How it is certified.
         on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
@@ -68,19 +71,52 @@ def certify_classifier(
         The artifact, and how good it is on the images.
 
     Raises:
-        UsageError: The file, a folder or an option cannot be used.
+        UsageError: The file, a folder or an option cannot be used, or a required fact is missing.
         ProofFailed: The network did not pass a check.
     """
-    if not isinstance(preprocessing, Preprocessing):
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         raise UsageError(f"preprocessing is {preprocessing!r}: expected a Preprocessing, such as Preprocessing((0, 1))")
-    file = Path(file)
-    graph = read_network(file)
-    check_loads(graph, file)
-    names = _read_labels(labels)
-    with explained(file):
-        image = read_input(graph, options.size, partial(_runs_on, graph))
+    stated = {} if preprocessing is None else dict(vars(preprocessing))
+    if labels is not None:
+        stated["labels"] = _read_labels(labels)
+    stated |= (
+        dict(zip(("size", "channels"), (options.size[:2], *options.size[2:]), strict=False)) if options.size else {}
+    )
+    stated |= {"output": options.output} if options.output else {}
+    if options.resize:
+        stated |= {
+            "resize": options.resize.mode,
+            **{name: getattr(options.resize, name) for name in ("crop_ratio", "interpolation", "crop_offset")},
+        }
+    return certify_found(find_network(Path(file), stated), images, options, on_warning)
+
+
+def certify_found(
+    found: Found, images: FilePath, options: ClassifierOptions, on_warning: Callable[[str], None]
+) -> CertifiedClassifier:
+    """Certify an image classifier, as ``certify_classifier`` does, with facts that were read before.
+
+    Args:
+        found: The network and the facts about it.
+        images: A folder of labelled images, ``<label>/<image>``.
+        options: How it is certified; size and output are those of the facts.
+        on_warning: Called with a sentence for each kind of file in the folder that is not read.
+
+    Raises:
+        UsageError: A folder or a fact cannot be used, or a required fact is missing.
+        ProofFailed: The network did not pass a check.
+    """
+    if missing := [name for name in REQUIRED if name not in found.facts]:
+        stated = {"labels": "labels", "scale": "preprocessing"}
+        raise UsageError(f"{found.file}: no file states {' and '.join(stated[name] for name in missing)}: state them")
+    graph, names, preprocessing = found.graph, found.labels, found.preprocessing
+    resize = options.resize or found.resize
+    check_loads(graph, found.file)
+    with explained(found.file):
+        image = read_input(graph, found.size, partial(_runs_on, graph))
+        image = replace(image, contract=replace(image.contract, resize=resize))
         transform = preprocessing.to_transform(image.contract.channels, _takes_bytes(graph))
-        scores = Scores(find_scores(graph, len(names), options.output), len(names), probabilities=False)
+        scores = Scores(find_scores(graph, len(names), found.output), len(names), probabilities=False)
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
             on_warning(warning)
@@ -101,7 +137,7 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
     """Certify a network that is not an image classifier, as it is.
 
     Args:
-        file: An ONNX file.
+        file: An ONNX file, or a folder with one.
         samples: Inputs by name, N along the first axis of each, or an ``.npz`` file of them. The first 64 become
             golden inputs, which are in the artifact.
 
@@ -112,7 +148,7 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         UsageError: A file cannot be used, or the samples do not fit the network.
         ProofFailed: The network did not pass a check.
     """
-    file = Path(file)
+    file = find_place(Path(file)).file
     graph = read_network(file)
     check_loads(graph, file)
     if isinstance(samples, Mapping):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 import math
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from evalmode.artifact.encoded import Encoded, GoldenImages
 from evalmode.certification.large import is_large
 from evalmode.images.pixels import PixelContract, Pixels
+from evalmode.images.resizing import Size, plan_resize
 
 MIN_GOLDEN, MAX_GOLDEN = 16, 64
 GOLDEN_BYTES = 2**19  # of all golden images as JPEG; an artifact is at most 2 MB larger than its weights
@@ -25,6 +26,7 @@ ENCODED = (
 )
 SCALED = 4  # times the side that is needed: from here on, JPEGs are decoded at a fraction of their size
 SCALED_QUALITY = 50
+PROBE_SIDE = 24  # pixels: the height of the image that tells all rules of a contract apart
 MAX_SCALED_PIXELS = 16_000_000  # 48 MB as RGB; the scaled decoding of larger networks is not checked
 
 
@@ -67,10 +69,16 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
         The encoded images, with the digests of their decoded pixels.
     """
     pictures = [_to_picture(pixels) for pixels in golden[:ENCODED]]
+    probe = _draw_probe(pictures[0], contract)
+    if contract.resize.mode == "none":  # images of other sizes are refused
+        exact = [_encode(picture, lossless=lossless) for picture in pictures[:2] for lossless in (False, True)]
+        return tuple(Encoded.of(image, contract) for image in (*exact, probe))
     larger = contract.width * 3 // 2 + 1, contract.height * 3 // 2
     if is_large(golden):  # PNG takes a megabyte for a large image, and the golden images are JPEG already
         smaller = contract.width // 2, contract.height // 2
         images = [_encode(_resize(pictures[0], larger)), _encode(_resize(pictures[-1], smaller), lossless=True)]
+        if contract.resize.crop_ratio != 1:
+            images.append(_encode(pictures[0]))  # of the exact size, which may be resized and cropped
     else:
         resized = [_resize(picture, larger) if number % 2 else picture for number, picture in enumerate(pictures)]
         images = [_encode(picture, lossless=lossless) for picture in resized for lossless in (False, True)]
@@ -78,7 +86,40 @@ def encode_some(golden: Pixels, contract: PixelContract) -> tuple[Encoded, ...]:
     width, height = (SCALED * side + 4 for side in needed)
     if contract.resize.jpeg_scaling and width * height <= MAX_SCALED_PIXELS:
         images.append(_encode(_resize(pictures[0], (width, height)), SCALED_QUALITY))
-    return tuple(Encoded.of(image, contract) for image in images)
+    return tuple(Encoded.of(image, contract) for image in (*images, probe))
+
+
+def _draw_probe(picture: Image.Image, contract: PixelContract) -> bytes:
+    """Draw an image that every rule of a contract changes: upside down by its EXIF orientation, partly transparent.
+
+    It is a PNG of other proportions than the network's, unless images of other sizes are refused.
+
+    Args:
+        picture: A golden image.
+        contract: The pixels that images are decoded to.
+    """
+    size = contract.size if contract.resize.mode == "none" else _choose_probe_size(contract)
+    probe = _resize(picture, size).convert("RGBA")
+    probe.putalpha(Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    buffer = io.BytesIO()
+    probe.save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def _choose_probe_size(contract: PixelContract) -> Size:
+    """Choose a size of about twice the network's proportions, with a crop that is not placed on a whole pixel.
+
+    Where a crop has a margin of 1.5, 3.5, ... pixels, an offset that is rounded down differs from a rounded one.
+    """
+    width, height = contract.size
+    height = min(PROBE_SIDE, height)
+    width = max(2, 2 * width * height // contract.height)
+    sizes = [(width + more, height) for more in range(PROBE_SIDE)]
+    planned = (plan_resize(size, contract.size, contract.resize.crop_ratio)[1] for size in sizes)
+    margins = (resized[0] - contract.width for resized in planned)
+    return next((size for size, margin in zip(sizes, margins, strict=True) if margin % 4 == 3), sizes[0])
 
 
 def _to_picture(pixels: Pixels) -> Image.Image:

@@ -9,6 +9,7 @@ from numbers import Real
 
 from evalmode.certification.wrap import Transform
 from evalmode.errors import UsageError
+from evalmode.images.contract import Resize
 from evalmode.limits import Limits
 
 
@@ -81,6 +82,8 @@ class ClassifierOptions:
         size: (height, width) or (height, width, channels) of the images, if the network accepts several sizes; by
             default () for those of the network.
         output: The name of the output with a value for each label; may be "" if there is only one such output.
+        resize: How images of another size are resized; by default None for what the network's files state, else the
+            shorter side to the size, bilinear, and a centre crop.
         synthetic_golden: Draws synthetic golden images, so that the artifact contains none of the user's images.
         allow_guessing: Certifies a network even if it is no better than guessing.
         limits: Limits the size of the images that are read.
@@ -88,6 +91,7 @@ class ClassifierOptions:
 
     size: tuple[int, ...] = ()
     output: str = ""
+    resize: Resize | None = None
     synthetic_golden: bool = False
     allow_guessing: bool = False
     limits: Limits = field(default_factory=Limits)

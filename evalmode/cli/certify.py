@@ -16,8 +16,13 @@ from evalmode.limits import Limits
 
 if TYPE_CHECKING:
     from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
+    from evalmode.certification.found.found import Found
 
-REQUIRED = ("--images", "--labels", "--scale")  # for an image classifier
+# Those of evalmode.images, which is imported only when the command runs.
+MIN_CROP_RATIO = 0.25
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+MODES = ("crop", "squash", "letterbox", "none")
+CROP_OFFSETS = ("rounded", "floored")
 
 
 def parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -71,7 +76,11 @@ class CertifyOptions:
     scale: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    bgr: bool
+    bgr: bool | None
+    resize: str | None
+    crop_ratio: float | None
+    interpolation: str | None
+    crop_offset: str | None
     size: tuple[int, ...]
     scores: str
     golden: str
@@ -82,7 +91,7 @@ class CertifyOptions:
 
 
 @click.command()
-@click.argument("file", type=ExistingPath(dir_okay=False, path_type=Path))
+@click.argument("what", type=ExistingPath(path_type=Path))
 @click.option(
     "--images",
     type=ExistingPath(file_okay=False, path_type=Path),
@@ -100,7 +109,19 @@ class CertifyOptions:
     help="subtracted then: one number, or one for each channel in the order that the network expects",
 )
 @click.option("--std", callback=parse_numbers, help="divided by then, likewise")
-@click.option("--bgr", is_flag=True, help="the network expects the channels in the order blue, green, red")
+@click.option("--bgr/--rgb", default=None, help="the order of the channels that the network expects; by default RGB")
+@click.option(
+    "--resize",
+    type=click.Choice(MODES),
+    help="how the network's images were resized: crop is the shorter side, then a crop of the centre",
+)
+@click.option(
+    "--crop-ratio",
+    type=click.FloatRange(MIN_CROP_RATIO, 1),
+    help="the cropped side divided by the resized one, such as 0.875 for 224 of 256 pixels",
+)
+@click.option("--crop-offset", type=click.Choice(CROP_OFFSETS), help="whether the offset of the crop is rounded down")
+@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="of the resize; by default bilinear")
 @click.option(
     "--size",
     callback=parse_shape,
@@ -130,14 +151,17 @@ class CertifyOptions:
 @click.option("--name", required=True, help="name of the model in the repository")
 @image_limit_options(Limits())
 @output_options
-def certify(file: Path, repository: Path, name: str, output: Output, **options: Any) -> None:
-    """Certify FILE, an ONNX network of another tool, and publish it.
+def certify(what: Path, repository: Path, name: str, output: Output, **options: Any) -> None:
+    """Certify WHAT, an ONNX network of another tool or a folder with one, and publish it.
 
-    For an image classifier, preprocessing and softmax become part of the graph: each pixel x becomes
+    Labels, size and preprocessing are read from the files of the network, as far as they state them; each option
+    takes precedence. For an image classifier, preprocessing and softmax become part of the graph: each pixel x becomes
     (x / 255 * (high - low) + low - mean) / std.
     """
     from evalmode.artifact.publishing import check_publishable
     from evalmode.certification.foreign import certify_tensors
+    from evalmode.certification.found.facts import STATED
+    from evalmode.certification.found.found import find_network
 
     chosen = CertifyOptions(**options)
     check_publishable(repository, name)
@@ -145,46 +169,58 @@ def certify(file: Path, repository: Path, name: str, output: Output, **options: 
     if chosen.samples:
         if chosen.images or chosen.labels or chosen.scale:
             raise click.UsageError("--samples excludes --images, --labels and --scale: choose")
-        certified = certify_tensors(file, chosen.samples)
+        certified = certify_tensors(what, chosen.samples)
         shapes = {one: [str(array.dtype), *array.shape] for one, array in certified.inputs.items()}
         lines = "\n".join(f"input     {one}, {dtype} {tuple(shape)}" for one, (dtype, *shape) in shapes.items())
         facts: dict[str, Any] = {"inputs": shapes}
     else:
-        certified = _certify_classifier(file, chosen)
+        found = find_network(what, _list_stated(chosen))
+        if described := found.describe():
+            output.say("\n".join(described))
+        certified = _certify_classifier(found, chosen)
         lines = _describe(certified)
         facts = {
             "pixels": [*certified.contract.shape],
             "layout": certified.layout,
             "labels": list(certified.labels),
             "quality": asdict(certified.quality),
+            "found": {name: fact.source for name, fact in found.facts.items() if fact.source != STATED},
         }
     path = certified.publish(repository, name)
     output.say(f"{lines}\npublished {path} ({len(certified.artifact):,} bytes)\ndigest    {certified.digest}")
     output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest, **facts})
 
 
-def _certify_classifier(file: Path, chosen: CertifyOptions) -> CertifiedClassifier:
-    from evalmode.certification.foreign import certify_classifier
-    from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+def _certify_classifier(found: Found, chosen: CertifyOptions) -> CertifiedClassifier:
+    from evalmode.certification.foreign import certify_found
+    from evalmode.certification.found.facts import OPTIONS
+    from evalmode.certification.preprocessing import ClassifierOptions
 
-    if chosen.images is None or chosen.labels is None or not chosen.scale:
-        given = (chosen.images, chosen.labels, chosen.scale)
-        missing = ", ".join(option for option, value in zip(REQUIRED, given, strict=True) if not value)
-        raise click.UsageError(f"{missing} missing, or --samples for a network of other tensors")
-    return certify_classifier(
-        file,
+    missing = found.list_missing()
+    if chosen.images is None or missing not in ([], ["size"]):  # of a size alone, a later error says more
+        options = ["--images"] * (chosen.images is None) + [OPTIONS[name] for name in missing]
+        raise click.UsageError(f"{', '.join(options)} missing, or --samples for a network of other tensors")
+    return certify_found(
+        found,
         chosen.images,
-        chosen.labels,
-        Preprocessing(chosen.scale, chosen.mean or (0.0,), chosen.std or (1.0,), chosen.bgr),
         ClassifierOptions(
-            size=chosen.size,
-            output=chosen.scores,
             synthetic_golden=chosen.golden == "synthetic",
             allow_guessing=chosen.allow_guessing,
             limits=Limits(chosen.max_image_bytes, chosen.max_image_pixels),
         ),
         on_warning=lambda warning: click.echo(f"evalmode: {warning}", err=True),
     )
+
+
+def _list_stated(chosen: CertifyOptions) -> dict[str, Any]:
+    """The facts that the options state, by name."""
+    from evalmode.images.label_files import read_labels
+
+    names = ("scale", "mean", "std", "bgr", "resize", "crop_ratio", "interpolation", "crop_offset")
+    stated = {name: getattr(chosen, name) for name in names}
+    stated |= {"size": chosen.size[:2], "channels": chosen.size[2] if len(chosen.size) == 3 else None}
+    stated |= {"output": chosen.scores, "labels": read_labels(chosen.labels) if chosen.labels else None}
+    return {name: value for name, value in stated.items() if value not in (None, (), "")}
 
 
 def _describe(certified: CertifiedClassifier) -> str:

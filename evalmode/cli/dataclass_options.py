@@ -41,8 +41,11 @@ def _make_option(option: Option) -> Callable[[Command], Command]:
     if option.kind is bool:
         off = f"/--no-{option.flag[2:]}" if option.default is not False else ""
         return click.option(option.flag + off, is_flag=True, **settings)
+    if "bare" in option.rules:
+        settings |= {"is_flag": False, "flag_value": option.rules["bare"]}
     if option.is_repeatable:
-        return click.option(option.flag, multiple=True, **settings)
+        kind = click.Path(file_okay=False) if option.rules.get("path") == "folder" else click.STRING
+        return click.option(option.flag, type=kind, multiple=True, **settings)
     if option.kind is tuple:
         return click.option(option.flag, callback=parse_size, **{**settings, "metavar": "HxW"})
     return click.option(option.flag, type=_choose_type(option), **settings)

@@ -9,26 +9,36 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from evalmode.errors import ImageError, ImageUnreadable, PixelsMismatch, UsageError
+from evalmode.errors import ImageError, ImageSizeMismatch, ImageUnreadable, PixelsMismatch
+from evalmode.images.contract import PixelContract, Resize
 from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
 from evalmode.images.headers import Header, make_damaged, read_header
 from evalmode.images.orientation import SIDEWAYS, SIXTEEN_BIT, make_upright
-from evalmode.images.resizing import (
-    INTERPOLATIONS,
-    MIN_CROP_RATIO,
-    choose_jpeg_scale,
-    find_resized_size,
-    resize_and_crop,
-)
+from evalmode.images.resizing import choose_jpeg_scale, fit_picture
 from evalmode.images.turbojpeg import COLOURS, decode_picture, decompress, is_plain
 from evalmode.limits import Limits
+
+__all__ = [
+    "CODECS",
+    "PixelContract",
+    "Pixels",
+    "Resize",
+    "check_pixels",
+    "decode_by_header",
+    "decode_image",
+    "decode_whole",
+    "decode_whole_by_header",
+    "order_channels",
+    "probe_header",
+    "probe_image",
+    "scale_header",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -37,71 +47,13 @@ for _served in SERVED_FORMATS:
     import_module(_served.module)  # now, so that no request waits for an import
 
 
-@dataclass(frozen=True)
-class Resize:
-    """How an image of another size is resized and cropped. An image of the wanted size is not changed.
-
-    Attributes:
-        crop_ratio: The cropped side divided by the resized shorter side, at least ``MIN_CROP_RATIO`` and at most 1;
-            0.875 is 224 of 256 pixels.
-        interpolation: A name in ``INTERPOLATIONS``; all but nearest are antialiased.
-        jpeg_scaling: Whether large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size: the smallest that has at least
-            twice the size that the picture is then resized to.
-
-    Raises:
-        UsageError: The crop ratio is outside its range, or the interpolation is unknown.
-    """
-
-    crop_ratio: float = 1.0
-    interpolation: str = "bilinear"
-    jpeg_scaling: bool = True
-
-    def __post_init__(self) -> None:
-        if not MIN_CROP_RATIO <= self.crop_ratio <= 1:
-            raise UsageError(f"crop_ratio {self.crop_ratio} is out of range: at least {MIN_CROP_RATIO}, at most 1")
-        if self.interpolation not in INTERPOLATIONS:
-            raise UsageError(
-                f"interpolation {self.interpolation!r} is unknown: choose one of {', '.join(INTERPOLATIONS)}"
-            )
-
-    def describe(self) -> str:
-        """Describe the resize in words, for people."""
-        length = "" if self.crop_ratio == 1 else f" to 1/{self.crop_ratio:g} of the crop"
-        antialiased = "" if self.interpolation == "nearest" else ", antialiased"
-        scaled = "; large JPEGs decoded at 1/2, 1/4 or 1/8" if self.jpeg_scaling else ""
-        return f"shorter side resized{length}, centre cropped (Pillow, {self.interpolation}{antialiased}){scaled}"
-
-
-@dataclass(frozen=True)
-class PixelContract:
-    """The pixels that a network takes: uint8 (height, width, channels), and how images become such pixels.
-
-    Attributes:
-        height: Rows.
-        width: Columns.
-        channels: 3 (RGB) or 1 (grey).
-        resize: How an image of another size is resized and cropped.
-    """
-
-    height: int
-    width: int
-    channels: int
-    resize: Resize = Resize()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        return self.height, self.width, self.channels
-
-
 def decode_image(
     image: bytes, contract: PixelContract, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS
 ) -> Pixels:
     """Decode an encoded image to the pixels that a network takes.
 
-    The EXIF orientation is applied, transparency is composited over white, and 16-bit grey is divided by 257. The first
-    frame of an animation is used. Colours are converted to those of ``contract``. An image of another size is resized
-    and centre-cropped as the contract states.
+    16-bit grey is divided by 257. The first frame of an animation is used. Colours, transparency, the EXIF orientation
+    and other sizes are treated as the contract states.
 
     Args:
         image: Encoded bytes.
@@ -131,13 +83,18 @@ def decode_by_header(header: Header, contract: PixelContract) -> Pixels:
     Raises:
         ImageUnreadable: The image is truncated or damaged.
     """
-    size = (contract.width, contract.height)
-    if (header.width, header.height) == size and is_plain(header, contract.channels):
-        return decompress(header, COLOURS[contract.channels])
-    decoded = _decode(scale_header(header, contract), contract.channels)
-    if decoded.size != size:
-        decoded = resize_and_crop(decoded, size, contract.resize.crop_ratio, contract.resize.interpolation)
-    return _to_pixels(decoded, contract.channels)
+    header = _turn(header, contract)
+    _check_size(header, contract)
+    unchanged = contract.resize.keeps_exact_size or contract.resize.crop_ratio == 1
+    if (header.width, header.height) == contract.size and unchanged and is_plain(header, contract.channels):
+        return order_channels(decompress(header, COLOURS[contract.channels]), contract)
+    decoded = _decode(scale_header(header, contract), contract)
+    if decoded.size != contract.size or not unchanged:
+        whole = decoded.size if header.format != "JPEG" else _find_upright_size(header)
+        if contract.resize.mode == "none":
+            raise _make_mismatch(decoded.size, contract)
+        decoded = fit_picture(decoded, contract.size, contract.resize, whole)
+    return order_channels(_to_pixels(decoded, contract.channels), contract)
 
 
 def scale_header(header: Header, contract: PixelContract) -> Header:
@@ -148,13 +105,13 @@ def scale_header(header: Header, contract: PixelContract) -> Header:
         contract: The pixels to decode to.
 
     Returns:
-        The header; the same object unless it is of a JPEG that is scaled.
+        The header; the same object unless it is of a JPEG that is scaled, or whose orientation is not applied.
     """
+    header = _turn(header, contract)
     if header.format != "JPEG" or not contract.resize.jpeg_scaling:
         return header
-    wanted = find_resized_size((contract.width, contract.height), contract.resize.crop_ratio)
-    wanted = wanted[::-1] if header.orientation in SIDEWAYS else wanted
-    scale = choose_jpeg_scale((header.width, header.height), wanted)
+    upright = _find_upright_size(header)
+    scale = choose_jpeg_scale(upright, contract.resize.find_target(upright, contract.size))
     if scale == 1:
         return header
     scaled = header._replace(scale=scale)
@@ -198,7 +155,7 @@ def decode_whole_by_header(header: Header, channels: int) -> Pixels:
     """
     if is_plain(header, channels):
         return decompress(header, COLOURS[channels])
-    return _to_pixels(_decode(header, channels), channels)
+    return _to_pixels(_decode(header, PixelContract(header.height, header.width, channels)), channels)
 
 
 def probe_image(image: bytes, limits: Limits, formats: Sequence[ImageFormat] = SERVED_FORMATS) -> PixelContract:
@@ -229,6 +186,19 @@ def probe_header(header: Header) -> PixelContract:
             grey = opened.mode in ("1", "L", "LA", "La", *SIXTEEN_BIT)
     width, height = size[::-1] if orientation in SIDEWAYS else size
     return PixelContract(height, width, 1 if grey else 3)
+
+
+def order_channels(pixels: Pixels, contract: PixelContract) -> Pixels:
+    """Bring red, green and blue to the order of a contract, or from that order to RGB.
+
+    Args:
+        pixels: uint8 (height, width, channels).
+        contract: The pixels of a network.
+
+    Returns:
+        uint8 (height, width, channels); the same array unless the order is BGR.
+    """
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if contract.channel_order == "BGR" else pixels
 
 
 def check_pixels(data: bytes, shape: tuple[int, int, int], contract: PixelContract) -> Pixels:
@@ -278,21 +248,54 @@ def _open(header: Header) -> Iterator[Image.Image]:
         raise make_damaged(error) from error
 
 
-def _decode(header: Header, channels: int) -> Image.Image:
-    """Decode an image to an upright picture of the size in its header, of mode RGB, RGBX or L.
+def _turn(header: Header, contract: PixelContract) -> Header:
+    """Return a header without its orientation, if the contract does not apply it."""
+    return header if contract.exif_orientation or header.orientation == 1 else header._replace(orientation=1)
+
+
+def _find_upright_size(header: Header) -> tuple[int, int]:
+    """Return the upright size of a JPEG that is decoded at its full size."""
+    size = header.width, header.height
+    return size[::-1] if header.orientation in SIDEWAYS else size
+
+
+def _check_size(header: Header, contract: PixelContract) -> None:
+    """Check the size of an image before it is decoded, if the contract does not resize.
+
+    Raises:
+        ImageSizeMismatch: It has another size in either orientation.
+    """
+    size = header.width, header.height
+    if contract.resize.mode == "none" and contract.size not in (size, size[::-1]):
+        raise _make_mismatch(size, contract)
+
+
+def _make_mismatch(size: tuple[int, int], contract: PixelContract) -> ImageSizeMismatch:
+    shape, wanted = (_by(one) for one in (size, contract.size))
+    return ImageSizeMismatch(
+        f"image is {shape} pixels, the model wants exactly {wanted} (width x height) and resizes nothing: "
+        "send an image of that size",
+        size=shape,
+        wanted_size=wanted,
+    )
+
+
+def _decode(header: Header, contract: PixelContract) -> Image.Image:
+    """Decode an image to a picture of the size in its header, of mode RGB, RGBX or L, upright if the contract says so.
 
     Raises:
         ImageUnreadable: The image is truncated or damaged, as far as the decoder detects it.
     """
     if header.components:
-        return make_upright(decode_picture(header, channels), header.orientation, channels)
+        return make_upright(decode_picture(header, contract.channels), header.orientation, contract.channels)
     codec = CODECS[header.format].codec
     codec.check(header.image)
     with _open(header) as opened:
         opened.load()  # raises if the image is damaged
         if opened.size != header.decoded_size:  # libheif finds the size of some damaged files only now
             raise ImageUnreadable("image is truncated or damaged: it has two sizes", cause="two sizes")
-        return make_upright(opened, codec.find_orientation(header, opened), channels)
+        orientation = codec.find_orientation(header, opened) if contract.exif_orientation else 1
+        return make_upright(opened, orientation, contract.channels, contract.background)
 
 
 def _to_pixels(picture: Image.Image, channels: int) -> Pixels:

@@ -1,13 +1,21 @@
-"""Resizing: how far a JPEG is scaled while it is decoded, and the resize and centre crop of a picture.
+"""Resizing: how far a JPEG is scaled while it is decoded, and the resize and placement of a picture.
 
 Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from PIL import Image, ImageOps
 
+from evalmode.images.sampling import sample
+
+if TYPE_CHECKING:
+    from evalmode.images.contract import Resize
+
 Size = tuple[int, int]
+Colour = tuple[int, int, int]  # red, green, blue, each 0 to 255
 
 INTERPOLATIONS = {  # Pillow's, by the name in the artifact; all but nearest are antialiased
     "nearest": Image.Resampling.NEAREST,
@@ -74,26 +82,63 @@ def plan_resize(size: Size, crop: Size, crop_ratio: float) -> tuple[Size, Size]:
     return (width, height), (least_width, max(least_height, least_width * height // width))
 
 
-def resize_and_crop(picture: Image.Image, crop: Size, crop_ratio: float, interpolation: str) -> Image.Image:
-    """Resize a picture and crop its centre.
+def plan_letterbox(size: Size, box: Size) -> Size:
+    """Return the largest size with the proportions of a picture that fits into a box, each side at least 1.
+
+    Args:
+        size: The size of the picture.
+        box: The size of the box.
+
+    Source: https://github.com/ultralytics/ultralytics, LetterBox: the same sizes.
+    """
+    ratio = min(box[0] / size[0], box[1] / size[1])
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def fit_picture(picture: Image.Image, wanted: Size, resize: Resize, whole: Size) -> Image.Image:
+    """Bring a picture to a size by the rules of a resize.
 
     Args:
         picture: Of mode RGB, RGBX or L.
-        crop: The size of the result.
-        crop_ratio: The cropped side divided by the resized one. 1 resizes the part of the crop's proportions, which may
-            begin within a pixel.
-        interpolation: A name in ``INTERPOLATIONS``.
+        wanted: The size of the result.
+        resize: Of any mode but none.
+        whole: The size that the picture has if it is not scaled while it is decoded: a letterbox has its proportions.
     """
-    resampling = INTERPOLATIONS[interpolation]
-    if crop_ratio == 1:
-        return ImageOps.fit(picture, crop, resampling)
-    part, resized = plan_resize(picture.size, crop, crop_ratio)
-    return _crop_centre(_crop_centre(picture, part).resize(resized, resampling), crop)
+    if resize.mode == "letterbox":
+        return _letterbox(_resize(picture, plan_letterbox(whole, wanted), resize), wanted, resize.padding)
+    if resize.mode == "squash":
+        return _crop_centre(_resize(picture, find_resized_size(wanted, resize.crop_ratio), resize), wanted, resize)
+    if resize.crop_ratio == 1 and resize.keeps_exact_size and resize.antialias:
+        return ImageOps.fit(picture, wanted, INTERPOLATIONS[resize.interpolation])  # may begin within a pixel
+    part, resized = plan_resize(picture.size, wanted, resize.crop_ratio)
+    return _crop_centre(_resize(_crop_centre(picture, part, resize), resized, resize), wanted, resize)
 
 
-def _crop_centre(picture: Image.Image, size: Size) -> Image.Image:
-    """Crop the centre of a picture, as torchvision's ``CenterCrop`` places it."""
+def _resize(picture: Image.Image, size: Size, resize: Resize) -> Image.Image:
+    """Resize a picture, unless it has the size."""
     if picture.size == size:
         return picture
-    left, top = (round((side - cropped) / 2) for side, cropped in zip(picture.size, size, strict=True))
+    if resize.antialias:
+        return picture.resize(size, INTERPOLATIONS[resize.interpolation])
+    return sample(picture, size, resize.interpolation)
+
+
+def _letterbox(picture: Image.Image, box: Size, padding: Colour) -> Image.Image:
+    """Place a picture at the centre of a box of one colour; where the rest is odd, less of it is above and left."""
+    if picture.size == box:
+        return picture
+    boxed = Image.new("RGB", box, padding)
+    boxed = boxed.convert("L") if picture.mode == "L" else boxed
+    left, top = ((side - placed) // 2 for side, placed in zip(box, picture.size, strict=True))
+    boxed.paste(picture.convert(boxed.mode), (left, top))
+    return boxed
+
+
+def _crop_centre(picture: Image.Image, size: Size, resize: Resize) -> Image.Image:
+    """Crop the centre of a picture, as torchvision's ``CenterCrop`` places it, or with its offset rounded down."""
+    if picture.size == size:
+        return picture
+    rounded = resize.crop_offset == "rounded"
+    margins = ((side - cropped) / 2 for side, cropped in zip(picture.size, size, strict=True))
+    left, top = (round(margin) if rounded else int(margin) for margin in margins)
     return picture.crop((left, top, left + size[0], top + size[1]))

@@ -24,7 +24,7 @@ class Explanation:
 
     Attributes:
         prediction: The predicted labels with their probabilities.
-        pixels: The image as the network sees it, resized and cropped, uint8 (H, W, C).
+        pixels: The image as the network sees it, resized and cropped, uint8 (H, W, C), RGB or grey.
         activations: The activation map of each label, float32 (h, w), by label. Its mean is the logit of the label.
     """
 

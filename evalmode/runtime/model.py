@@ -17,7 +17,7 @@ from evalmode.artifact.manifest import ClassifierManifest, Manifest, TensorManif
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES, Floats, Tensors
 from evalmode.errors import ImagesNotTaken, UsageError
 from evalmode.images.formats import FORMATS, SERVED_FORMATS, ImageFormat
-from evalmode.images.pixels import Pixels, decode_image
+from evalmode.images.pixels import Pixels, decode_image, order_channels
 from evalmode.limits import Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction, Score, check_top_k
 from evalmode.runtime.explanation import Explanation
@@ -197,6 +197,7 @@ class Model(ABC):
                 "have one; export the run again if its network does"
             )
         prediction, pixels, outputs = self._infer(image, top_k, limits, formats, (ACTIVATION_MAP,))
+        pixels = order_channels(pixels, self.as_classifier().manifest.pixels)  # to RGB
         return Explanation(prediction, pixels, dict(zip(labels, outputs[ACTIVATION_MAP][0], strict=True)))
 
     def _infer(

@@ -22,6 +22,7 @@ EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which any 
 BASE_BYTES = MIB
 SIDE_BYTES = 64  # per row and column: row pointers of each picture, resize weights
 STRIP_BYTES = 16  # per pixel of the strip that is being converted
+SAMPLED_BYTES = 512  # per row and column of a picture and of its resize without antialiasing, which has 4x4 neighbours
 
 
 def count_decode_bytes(header: Header, contract: PixelContract) -> int:
@@ -47,6 +48,10 @@ def count_decode_bytes(header: Header, contract: PixelContract) -> int:
     if header.components and pixels <= COPIED_PIXELS:
         total += 3 * pixels  # an array first, then a picture
     total += pixel_bytes * _count_resize_pixels((width, height), contract)
+    if not contract.resize.antialias:
+        total += SAMPLED_BYTES * (width + height + contract.width + contract.height)
+    if contract.channel_order == "BGR":
+        total += 3 * contract.width * contract.height
     return max(total, min(header.width * header.height, SMALL_BYTES + 1))
 
 
@@ -59,15 +64,29 @@ def _count_resize_pixels(size: tuple[int, int], contract: PixelContract) -> int:
     """
     crop_pixels = contract.width * contract.height
     short, long = min(size), max(size)
-    if contract.resize.crop_ratio == 1:
+    if contract.resize.mode == "crop" and contract.resize.crop_ratio == 1:
         between = max(contract.width, contract.height) * (short + 2) + long * min(contract.height, short)
         return between + 2 * crop_pixels
-    most = 0
-    for upright in ((short, long), (long, short)):  # the orientation of most formats is known only when it is decoded
-        part, resized = plan_resize(upright, (contract.width, contract.height), contract.resize.crop_ratio)
-        between = max(part[0] * resized[1], resized[0] * part[1])
-        most = max(most, math.prod(part) + between + math.prod(resized))
-    return most + 2 * crop_pixels
+    # The orientation of most formats is known only when it is decoded.
+    return max(_count_steps(upright, contract) for upright in ((short, long), (long, short))) + 2 * crop_pixels
+
+
+def _count_steps(size: tuple[int, int], contract: PixelContract) -> int:
+    """Compute the number of pixels of a resize and of what comes before and after it.
+
+    Args:
+        size: The upright picture.
+        contract: The pixels that the model takes.
+    """
+    resize = contract.resize
+    if resize.mode == "none":
+        return 0
+    part, resized = size, resize.find_target(size, contract.size)
+    copied = math.prod(resized) if resize.mode == "letterbox" else 0  # into the box
+    if resize.mode == "crop":
+        part, resized = plan_resize(size, contract.size, resize.crop_ratio)
+        copied = math.prod(part)
+    return copied + max(part[0] * resized[1], resized[0] * part[1]) + math.prod(resized)
 
 
 class _ExifLog:

@@ -127,5 +127,5 @@ class Classifier:
 def _describe_pixels(model: Model) -> wire.PixelContract | None:
     for contract in model.manifest.image_inputs.values():
         height, width, channels = contract.shape
-        return wire.PixelContract(height=height, width=width, channels=channels, resize=contract.resize.describe())
+        return wire.PixelContract(height=height, width=width, channels=channels, resize=contract.describe())
     return None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalmode.artifact.strays import find_strays
 from evalmode.errors import (
     ArtifactInvalid,
     DeadlineExpired,
@@ -102,7 +101,7 @@ class Models:
         """Load the newest valid version of every model in a repository.
 
         Args:
-            repository: The folder.
+            repository: The folder or the file, see ``evalmode.artifact.layouts.recognise``.
             pinned: The models that are served in one fixed version, by name, with that version.
             keep: How many versions of a model stay loaded, at least 1. Older ones are loaded after this method returns.
             stop: Ends the loading once it is set. The result may hold no model then.
@@ -113,6 +112,7 @@ class Models:
             NameInvalid: A pinned name cannot be that of a model.
             ProviderUnavailable: The execution provider is not available.
             ThreadsUnavailable: The system cannot start the threads that load versions.
+            UsageError: The options do not fit the layout, see ``recognise``.
         """
         return cls.open_source(Source(repository, pinned, **options), keep, stop)
 
@@ -132,11 +132,12 @@ class Models:
             ThreadsUnavailable: The system cannot start the threads that load versions.
         """
         models = cls({}, source, 1)  # the newest version first; older ones can wait
-        names = source.list_names()
+        names = source.layout.list_names()
         if not names:
             raise ArtifactInvalid(
-                f"{source.explain_missing()}: publish a model with 'evalmode export', or correct --repository"
+                f"{source.layout.explain_missing()}: publish a model with 'evalmode export', or correct --repository"
             )
+        log.info(source.layout.describe())
         try:
             models._load_newest(stop)
         except BaseException:
@@ -202,9 +203,9 @@ class Models:
     def list_entries(self) -> list[Entry]:
         """All versions that are in the repository or loaded. Does not wait for versions that are being loaded."""
         loaded, entries = self._loaded, []
-        for name in sorted({*loaded, *self._source.list_names()}):
+        for name in sorted({*loaded, *self._source.layout.list_names()}):
             ready = [int(model.version) for model in loaded.get(name, ()) if model.version]
-            for version in sorted({*ready, *self._source.list_versions(name)}):
+            for version in sorted({*ready, *self._source.layout.list_versions(name)}):
                 state = "READY" if version in ready else "UNAVAILABLE"
                 wanted = version >= max(ready, default=0) and not self._unloaded & {(name, version), (name, ALL)}
                 failed = wanted and (name, version) in self._refused
@@ -244,9 +245,9 @@ class Models:
             DeadlineExpired: The version is still being checked.
         """
         with self._changed:
-            newest = self._source.pinned.get(name) or max(self._source.list_versions(name), default=0)
+            newest = self._source.pinned.get(name) or max(self._source.layout.list_versions(name), default=0)
             if not newest:
-                why = self._source.explain_missing(name)
+                why = self._source.layout.explain_missing(name)
                 raise ModelNotFound(f"model {name!r} is not found in the repository: {why}", model=name)
             key = (name, newest)
             self._unloaded = {entry for entry in self._unloaded if entry[0] != name}
@@ -309,7 +310,7 @@ class Models:
         if stop and stop.is_set():
             return
         for key in self._source.pinned.items():
-            self._source.find_artifact(key)
+            self._source.layout.find_artifact(*key)
             if error := self._refused.get(key):
                 raise error
         if not self._loaded:
@@ -319,9 +320,9 @@ class Models:
         """Compare the repository with the loaded models, and start to load new versions."""
         with self._changed:
             before = self.list_entries()
-            for name in sorted({*self._loaded, *self._source.list_names()}):
+            for name in sorted({*self._loaded, *self._source.layout.list_names()}):
                 self._advance(name)
-            strays = find_strays(self._source.repository)
+            strays = self._source.layout.find_strays()
             for path, why in sorted(strays.items() - self._strays.items()):
                 log.warning("%s %s", path, why)
             self._strays = strays
@@ -350,9 +351,9 @@ class Models:
 
         Older versions wait for it, since they may not be needed then. The loaded versions answer meanwhile.
         """
-        versions = sorted(self._source.list_versions(name), reverse=True)
+        versions = sorted(self._source.layout.list_versions(name), reverse=True)
         if not versions and name in self._loaded:
-            why = self._source.explain_missing(name)
+            why = self._source.layout.explain_missing(name)
             if self._lost.get(name) != why:
                 log.warning("%s is no longer in the repository, but stays loaded: %s", name, why)
             self._lost[name] = why
@@ -399,7 +400,7 @@ class Models:
         if key in self._on_trial:
             return False
         try:
-            path = self._source.find_artifact(key)
+            path = self._source.layout.find_artifact(*key)
         except (UsageError, OSError) as error:
             self._refuse(key, error)
             return False

@@ -1,14 +1,13 @@
-"""Where models come from: a model repository, and how one version of a model is checked and loaded."""
+"""Where models come from: the layout of a repository, and how one version of a model is checked and loaded."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalmode.artifact.repository import find_artifact, list_names, list_versions
-from evalmode.artifact.strays import explain_missing
+from evalmode.artifact.layouts import recognise
 from evalmode.limits import Limits
 from serving.trials import Trials
 
@@ -60,17 +59,18 @@ def log_loaded(facts: Facts) -> None:
 
 
 class Source:
-    """A model repository, and how its versions are loaded. Methods may be called from several threads.
+    """The models of a repository, and how their versions are loaded. Methods may be called from several threads.
 
     Args:
-        repository: The folder.
+        repository: The folder or the file, see ``recognise``.
         pinned: The models that are served in one fixed version, by name, with that version.
         trials: The child processes that check a version before it is loaded. Default: with the default limits.
-        follow_links: Whether symbolic links may lead out of the repository.
+        model_name: The name of the only model; "" if its folder or file names it, or if there are several.
+        follow_links: Folders outside the repository that symbolic links may lead into.
         load_options: The fields of ``LoadOptions``.
 
     Attributes:
-        repository: The folder.
+        layout: The models, versions and files of the repository.
         pinned: The models that are served in one fixed version, by name, with that version.
         trials: The child processes that check a version before it is loaded.
     """
@@ -80,35 +80,14 @@ class Source:
         repository: Path,
         pinned: Mapping[str, int] | None = None,
         trials: Trials | None = None,
-        follow_links: bool = False,
+        model_name: str = "",
+        follow_links: Sequence[str] = (),
         **load_options: Any,
     ) -> None:
-        self.repository = repository
+        self.layout = recognise(repository, model_name, follow_links)
         self.pinned = pinned or {}
         self.trials = trials or Trials(Limits())
-        self._follow_links = follow_links
         self._load_options = load_options
-
-    def list_names(self) -> list[str]:
-        """The names of all models in the repository."""
-        return list_names(self.repository)
-
-    def list_versions(self, name: str) -> list[int]:
-        """The versions of a model in the repository, in ascending order; empty if there is no such model."""
-        return list_versions(self.repository, name)
-
-    def explain_missing(self, name: str = "") -> str:
-        """Why the repository, or a model in it, has no version."""
-        return explain_missing(self.repository, name)
-
-    def find_artifact(self, key: Key) -> Path:
-        """The file of a version.
-
-        Raises:
-            NameInvalid: The name cannot be that of a model.
-            ArtifactInvalid: The file does not exist, or is outside the repository.
-        """
-        return find_artifact(self.repository, *key, self._follow_links)
 
     def load(self, key: Key) -> Model:
         """Check a version in a child process, then load it.
@@ -122,7 +101,7 @@ class Source:
         from evalmode.runtime.loading import LoadOptions, load_model  # onnxruntime: the process may need none
 
         name, version = key
-        path, options = self.find_artifact(key), LoadOptions(**self._load_options)
+        path, options = self.layout.find_artifact(*key), LoadOptions(**self._load_options)
         model = load_model(path, name=name, version=str(version), examine=self.examine, options=options)
         log_loaded(Facts.of(model))
         return model

@@ -28,6 +28,7 @@ CODES: dict[type[RequestError], str] = {
     errors.ImageTooComplex: "INVALID_ARGUMENT",
     errors.ImageNeedsTooMuchMemory: "INVALID_ARGUMENT",
     errors.ImageFormatNotAllowed: "INVALID_ARGUMENT",
+    errors.ImageSizeMismatch: "INVALID_ARGUMENT",
     errors.ImageUnreadable: "INVALID_ARGUMENT",
     errors.PixelsMismatch: "INVALID_ARGUMENT",
     errors.TensorUnknown: "INVALID_ARGUMENT",

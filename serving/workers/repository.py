@@ -38,7 +38,7 @@ class SharedSource(Source):
             TrialUnavailable: No process can check or load it at the moment, or a worker ended while it loaded it.
         """
         name, version = key
-        path = self.find_artifact(key)
+        path = self.layout.find_artifact(*key)
         try:
             artifact = Artifact(path)
             contents = artifact.read()

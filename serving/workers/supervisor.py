@@ -106,6 +106,7 @@ class Supervisor:
             repository=config.repository,
             pinned=config.pinned,
             trials=self._trials,
+            model_name=config.model_name,
             follow_links=config.follow_links,
             allow_uncertified=config.allow_uncertified,
         )

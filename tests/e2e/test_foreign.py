@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from math import comb
@@ -31,7 +32,18 @@ from tests.conftest import serving
 Evalmode = Callable[..., subprocess.CompletedProcess[str]]
 FOREIGN = Path(__file__).parents[1] / "foreign"
 ACCURACY = {"keras": 0.9395, "sklearn": 0.8967}  # as Keras and scikit-learn reported it
-IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+PROCESSOR = {  # of Hugging Face
+    "image_processor_type": "ConvNextImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 32},
+    "crop_pct": 0.875,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 0.00392156862745098,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +76,23 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(digits: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory, evalmode: Evalmode) -> Path:
-    """A model repository with the three certified networks, and the output of each command."""
+    """A model repository with the three certified networks, and the output of each command.
+
+    The labels of scikit-learn are in its network. The network of torchvision is in a folder of Hugging Face.
+    """
     root = tmp_path_factory.mktemp("published")
+    folder = tmp_path_factory.mktemp("torchvision")
+    shutil.copy(FOREIGN / "torchvision.onnx", folder / "model.onnx")
+    (folder / "config.json").write_text(json.dumps({"id2label": {0: "red", 1: "green", 2: "blue"}}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     jobs: dict[str, tuple[Any, ...]] = {
-        "keras": (digits, "--scale", "0,1"),
-        "sklearn": (digits, "--scale", "0,1", "--size", "8x8"),
-        "torchvision": (colours, "--scale", "0,1", *IMAGENET, "--allow-guessing"),  # its weights are random
+        "keras": (FOREIGN / "keras.onnx", digits, "--scale", "0,1", "--labels", digits / "labels.txt"),
+        "sklearn": (FOREIGN / "sklearn.onnx", digits, "--scale", "0,1", "--size", "8x8"),
+        "torchvision": (folder, colours, "--allow-guessing"),  # its weights are random
     }
-    for name, (data, *options) in jobs.items():
-        given = ("--images", data / "images", "--labels", data / "labels.txt", "--repository", root, "--name", name)
-        done = evalmode("certify", FOREIGN / f"{name}.onnx", *given, *options)
+    for name, (what, data, *options) in jobs.items():
+        given = ("--images", data / "images", "--repository", root, "--name", name)
+        done = evalmode("certify", what, *given, *options)
         assert done.returncode == 0, done.stderr
         (root / f"{name}.txt").write_text(done.stdout)
     return root
@@ -307,7 +326,7 @@ def test_certify_needs_either_images_or_samples(regression: Path, tmp_path: Path
     publish = ("certify", regression, "--repository", tmp_path / "models", "--name", "double")
     neither = evalmode(*publish)
     assert neither.returncode == 2
-    assert "--images, --labels, --scale missing, or --samples" in neither.stderr
+    assert "--images, --labels, --scale, --size missing, or --samples" in neither.stderr
     both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1")
     assert both.returncode == 2
     assert "choose" in both.stderr

@@ -76,6 +76,8 @@ def test_the_default_limit_on_requests_fits_into_the_memory(
         ({"max_queue": "many"}, "max_queue 'many' is not of type int"),
         ({"model": 3}, "model 3 is not of type tuple"),
         ({"model": [3]}, "model (3,) is not of type tuple"),
+        ({"model": True}, "model True is not of type tuple"),
+        ({"follow_links": 1}, "follow_links 1 is not of type tuple"),
         ({"model": "cats"}, "--model 'cats': use NAME@VERSION, such as cats@3"),
         ({"port": 7000, "metrics_port": 7000}, "--port and --metrics-port are both 7000: choose two different ports"),
         ({"tls_cert": "cert.pem"}, "TLS needs both --tls-cert and --tls-key; --tls-client-ca is used in addition"),
@@ -96,6 +98,20 @@ def test_invalid_options_are_rejected_with_the_reason(options: dict[str, Any], m
     with pytest.raises(UsageError) as caught:
         make_config(**options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, ("/",)),
+        (False, ()),
+        ("blobs", ("blobs",)),
+        (Path("blobs"), ("blobs",)),
+        ([Path("blobs"), "volume"], ("blobs", "volume")),
+    ],
+)
+def test_followed_links_are_folders_or_the_flag_of_earlier_releases(value: object, expected: tuple[str, ...]) -> None:
+    assert make_config(follow_links=value).follow_links == expected
 
 
 def test_the_number_of_workers_is_that_of_the_cpus_unless_the_port_cannot_be_shared() -> None:

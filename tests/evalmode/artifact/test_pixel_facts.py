@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evalmode.artifact.manifest import ClassifierManifest, read_manifest
-from evalmode.artifact.pixel_facts import FIXED, KEYS, VARIABLE, read_contract, write_contract
+from evalmode.artifact.pixel_facts import ADDED, FIXED, KEYS, VARIABLE, read_contract, write_contract
 from evalmode.errors import ArtifactInvalid
 from evalmode.images.pixels import PixelContract, Resize
 
@@ -17,31 +17,66 @@ OTHERS: dict[str, list[Any]] = {
     "layout": ["NCHW", None],
     "dtype": ["float32"],
     "range": [[0, 1], [0.0, 255], [False, 255]],
-    "resize": ["squash", "letterbox", "none", True],
-    "exact_size": ["resized"],
-    "antialias": [False, 1],
-    "exif_orientation": [False, 1],
-    "background": [[0, 0, 0], "white", [255, 255, 255, 255]],
+    "resize": ["stretch", "None", True, ["crop"], None],
+    "exact_size": ["kept", True, None],
+    "antialias": [0, 1, None, "false"],
+    "exif_orientation": [0, 1, None],
+    "background": ["white", [255, 255, 255, 255], [0, 0, 256], [0, 0, -1], [0, 0, True], [0.5, 0, 0], False],
     "height": [0, -1, 65_536, 8.0, "8", True, None],
     "width": [0, 10**400],
     "channels": [4, 2, True, 3.0, []],
-    "channel_order": ["BGR", "grey", 3],
+    "channel_order": ["GBR", "grey", 3, None, ["RGB"]],
     "crop_ratio": [0, 0.2, 1.1, True, "1", float("nan"), None, 10**400],
     "interpolation": ["area", "BICUBIC", ["bicubic"], 3],
     "jpeg_scaling": ["auto", 0, None],
+    "padding": [[0, 0], "grey", None, [0, 0, 256]],
+    "crop_offset": ["ceiled", None, 0],
 }
 
 
 @pytest.mark.parametrize(
-    "contract", [CONTRACT, PixelContract(28, 20, 1), PixelContract(1, 65_535, 3, Resize(0.25, "nearest"))], ids=str
+    "contract",
+    [
+        CONTRACT,
+        PixelContract(28, 20, 1),
+        PixelContract(1, 65_535, 3, Resize(0.25, "nearest")),
+        PixelContract(8, 9, 3, Resize(mode="letterbox", padding=(1, 2, 3), antialias=False), "BGR", False, None),
+        PixelContract(8, 9, 3, Resize(0.5, mode="squash", keeps_exact_size=False, crop_offset="floored")),
+        PixelContract(8, 9, 1, Resize(mode="none"), background=(0, 128, 255)),
+    ],
+    ids=str,
 )
 def test_a_contract_survives_the_round_trip(contract: PixelContract) -> None:
     assert read_contract(json.loads(json.dumps(write_contract(contract)))) == contract
 
 
 def test_every_rule_is_stated_and_checked() -> None:
-    assert write_contract(CONTRACT).keys() == KEYS == OTHERS.keys()
-    assert {*FIXED, *VARIABLE, "channel_order"} == KEYS
+    assert write_contract(CONTRACT).keys() == KEYS == OTHERS.keys() - ADDED.keys()
+    assert {*FIXED, *VARIABLE} == KEYS
+
+
+def test_rules_that_earlier_files_do_not_have_are_stated_where_they_apply() -> None:
+    letterbox = PixelContract(8, 8, 3, Resize(mode="letterbox", crop_offset="floored"))
+    facts = write_contract(letterbox)
+    assert facts.keys() - KEYS == ADDED.keys()
+    assert read_contract({key: facts[key] for key in facts if key != "crop_offset"}).resize.crop_offset == "rounded"
+    del facts["padding"]
+    with pytest.raises(ArtifactInvalid, match="damaged: it has no padding"):
+        read_contract(facts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize": "none"},
+        {"resize": "letterbox", "padding": [0, 0, 0]},
+        {"antialias": False, "interpolation": "lanczos"},
+        {"antialias": False, "interpolation": "nearest"},
+    ],
+)
+def test_rules_that_do_not_fit_together_are_damage(changes: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactInvalid, match=r"evalmode\.pixels is damaged: .* does not fit"):
+        read_contract({**write_contract(CONTRACT), **changes})
 
 
 @pytest.mark.parametrize("key", OTHERS)

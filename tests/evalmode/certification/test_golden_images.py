@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -72,20 +73,40 @@ def test_golden_images_of_different_sizes_are_damaged() -> None:
         replace(large, images=(*large.images, *other.images)).measure()
 
 
-@pytest.mark.parametrize("side", [8, 128], ids=["small", "large"])
-@pytest.mark.parametrize(
-    "other",
-    [Resize(crop_ratio=0.875), Resize(interpolation="bicubic"), Resize(jpeg_scaling=False)],
-    ids=["crop ratio", "interpolation", "JPEG scaling"],
-)
-def test_another_rule_of_the_pixel_contract_gives_other_pixels(side: int, other: Resize) -> None:
-    contract = PixelContract(side, side, 3)
+CROP = Resize()
+WHOLE = Resize(0.875, keeps_exact_size=False)
+BOXED = Resize(mode="letterbox")
+OTHER_RULES: dict[str, tuple[Resize, dict[str, Any]]] = {
+    "crop ratio": (CROP, {"resize": Resize(crop_ratio=0.875)}),
+    "interpolation": (CROP, {"resize": Resize(interpolation="bicubic")}),
+    "JPEG scaling": (CROP, {"resize": Resize(jpeg_scaling=False)}),
+    "squash for crop": (CROP, {"resize": Resize(mode="squash")}),
+    "letterbox for crop": (CROP, {"resize": BOXED}),
+    "colour of the letterbox": (BOXED, {"resize": replace(BOXED, padding=(114, 114, 115))}),
+    "no antialias": (CROP, {"resize": Resize(antialias=False)}),
+    "exact size kept": (WHOLE, {"resize": replace(WHOLE, keeps_exact_size=True)}),
+    "crop offset": (WHOLE, {"resize": replace(WHOLE, crop_offset="floored")}),
+    "BGR": (CROP, {"channel_order": "BGR"}),
+    "EXIF orientation": (CROP, {"exif_orientation": False}),
+    "EXIF orientation without a resize": (Resize(mode="none"), {"exif_orientation": False}),
+    "background": (CROP, {"background": (255, 255, 254)}),
+    "transparency ignored": (CROP, {"background": None}),
+    "background without a resize": (Resize(mode="none"), {"background": (0, 0, 0)}),
+}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (128, 128), (12, 180)], ids=str)
+@pytest.mark.parametrize(("resize", "other"), OTHER_RULES.values(), ids=OTHER_RULES)
+def test_another_rule_of_the_pixel_contract_gives_other_pixels(
+    resize: Resize, other: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    contract = PixelContract(*shape, 3, resize)
     certificate = open_artifact(colour_artifact())[1].certificate
     assert isinstance(certificate, ClassifierCertificate)
     certificate = replace(certificate, encoded=encode_some(draw_golden(contract, 3), contract))
     certificate.check_decoder(contract)
-    with pytest.raises(DecoderMismatch, match="is decoded to other pixels"):
-        certificate.check_decoder(replace(contract, resize=other))
+    with pytest.raises(DecoderMismatch, match="of the certificate is decoded to other pixels"):
+        certificate.check_decoder(replace(contract, **other))
 
 
 def test_samples_follow_from_the_inputs() -> None:

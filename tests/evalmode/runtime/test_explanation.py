@@ -13,7 +13,7 @@ from evalmode.artifact.sealing import seal
 from evalmode.errors import ImagesNotTaken, ImageUnreadable, UsageError
 from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.model import ImageClassifier
-from tests.conftest import colour_graph, encode, plain
+from tests.conftest import colour_graph, encode, map_artifact, plain
 
 
 def half_red() -> bytes:
@@ -80,3 +80,9 @@ def test_a_network_of_tensors_is_refused() -> None:
 def test_a_damaged_image_is_refused(mapped: ImageClassifier) -> None:
     with pytest.raises(ImageUnreadable):
         mapped.explain(half_red()[:40])
+
+
+def test_the_pixels_of_a_bgr_network_are_shown_as_rgb() -> None:
+    explanation = load_artifact(map_artifact("BGR")).explain(encode(plain("red")))
+    assert explanation.prediction.label == "blue"  # the third channel
+    assert np.array_equal(explanation.pixels, np.full((4, 4, 3), (255, 0, 0), np.uint8))

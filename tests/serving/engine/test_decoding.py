@@ -16,6 +16,16 @@ from serving.engine.shared_limits import Alone, SharedSlots
 from tests.conftest import encode, plain
 
 CONTRACT = PixelContract(4, 4, 3)
+RESIZES = [
+    Resize(),
+    Resize(0.875, "lanczos"),
+    Resize(0.25, "bicubic", False),
+    Resize(jpeg_scaling=False, keeps_exact_size=False),
+    Resize(0.25, jpeg_scaling=False, mode="squash"),
+    Resize(jpeg_scaling=False, mode="letterbox"),
+    Resize(jpeg_scaling=False, mode="letterbox", interpolation="bicubic", antialias=False),
+    Resize(0.25, jpeg_scaling=False, mode="squash", antialias=False),
+]
 
 
 def test_damaged_exif_blocks_cost_one_log_record_a_minute(
@@ -61,7 +71,7 @@ class TestScaledJpegs:
         fewer = read_header(encode(plain("red", (1000, 800)), "JPEG"), Limits())
         assert decodes.is_small(count_decode_bytes(fewer, CONTRACT))
 
-    @pytest.mark.parametrize("resize", [Resize(), Resize(0.875, "lanczos"), Resize(0.25, "bicubic", False)], ids=str)
+    @pytest.mark.parametrize("resize", RESIZES, ids=str)
     @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
     def test_need_no_more_memory_than_reserved(self, resize: Resize, options: dict[str, Any]) -> None:
         image = encode(plain("red", (1800, 1500)), "JPEG", **options)

@@ -84,7 +84,7 @@ class TestOpen:
         ("prepare", "expected"),
         [
             (lambda path: None, "models does not exist"),
-            (lambda path: path.write_text(""), "models is a file, not a folder"),
+            (lambda path: path.write_text(""), "models is a file, not a folder or *.onnx file"),
             (lambda path: path.symlink_to("gone"), "models is a link to gone, which does not exist"),
             (Path.mkdir, "models holds no <name>/<version>/model.onnx"),
             (lambda path: put(path / "cats" / "v1"), "models/cats/v1 is not a version: a version is a whole number"),
@@ -253,7 +253,10 @@ class TestRefresh:
 
     def test_a_link_out_of_the_repository_is_followed_with_follow_links(self, repository: Path, tmp_path: Path) -> None:
         (repository / "elsewhere").symlink_to(publish(tmp_path / "others", "colours", colour_artifact()).parent.parent)
-        assert list_loaded(Models.open(repository, follow_links=True)) == ["colours/1", "elsewhere/1"]
+        assert list_loaded(Models.open(repository, follow_links=[str(tmp_path / "others")])) == [
+            "colours/1",
+            "elsewhere/1",
+        ]
 
     @pytest.mark.parametrize("target", ["colours", "../models/colours", "{repository}/colours", "here/here/colours"])
     def test_a_link_inside_the_repository_is_followed(self, repository: Path, target: str) -> None:

@@ -29,7 +29,7 @@ def test_every_error_of_a_request_has_a_row_and_no_other_has() -> None:
 
 def test_image_errors_depend_on_the_image_alone() -> None:
     names = {"ImageEmpty", "ImageTooLarge", "ImageTooManyPixels", "ImageFormatNotAllowed", "ImageUnreadable"}
-    names |= {"ImageTooComplex", "ImageNeedsTooMuchMemory"}
+    names |= {"ImageTooComplex", "ImageNeedsTooMuchMemory", "ImageSizeMismatch"}
     assert {error.__name__ for error in concrete(ImageError)} == names
 
 

@@ -1,0 +1,113 @@
+"""A network with the facts that were chosen for it: from its files, and from the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, show_value
+from evalmode.certification.found.place import find_place
+from evalmode.certification.found.read import read_facts
+from evalmode.certification.onnx_files import read_network
+from evalmode.certification.preprocessing import Preprocessing
+from evalmode.images.contract import Resize
+
+REQUIRED = ("labels", "scale")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network and the facts about it.
+
+    Attributes:
+        file: The ONNX file.
+        graph: Its network.
+        facts: The chosen facts by name.
+    """
+
+    file: Path
+    graph: onnx.ModelProto
+    facts: Mapping[str, Fact]
+
+    def list_missing(self) -> list[str]:
+        """The names of the facts that no source states and that certification requires."""
+        return [name for name in REQUIRED if name not in self.facts] + ["size"] * self._lacks_size()
+
+    def _lacks_size(self) -> bool:
+        """Whether the size of the images is unknown, while the network's only input might take images."""
+        inputs = self.graph.graph.input
+        return "size" not in self.facts and len(inputs) == 1 and len(inputs[0].type.tensor_type.shape.dim) in (2, 4)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels."""
+        labels: tuple[str, ...] = self.facts["labels"].value
+        return labels
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(height, width) or (height, width, channels); () if the size is unknown."""
+        if "size" not in self.facts:
+            return ()
+        channels = self.facts.get("channels")
+        return (*self.facts["size"].value, *([channels.value] if channels else []))
+
+    @property
+    def output(self) -> str:
+        """The name of the output with the scores; "" if no source names it."""
+        return str(self.facts["output"].value) if "output" in self.facts else ""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The arithmetic that the network expects."""
+        names = [name for name in ("scale", "mean", "std", "bgr") if name in self.facts]
+        return Preprocessing(**{name: self.facts[name].value for name in names})
+
+    @property
+    def resize(self) -> Resize:
+        """How an image of another size is resized.
+
+        Raises:
+            UsageError: A value is out of range, or two values do not fit together.
+        """
+        return to_resize(self.facts)
+
+    def describe(self) -> list[str]:
+        """One line for each fact that a file states: name, value and source."""
+        facts = [fact for name in OPTIONS if (fact := self.facts.get(name)) and fact.source != STATED]
+        return [f"found     {one.name.replace('_', ' ')} {show_value(one)}, in {one.source}" for one in facts]
+
+
+def find_network(what: Path, stated: Mapping[str, Any]) -> Found:
+    """Find a network, and read what its files state about it.
+
+    Args:
+        what: An ONNX file, or a folder with one.
+        stated: Values that the user states, by the names of facts; each takes precedence over all files.
+
+    Raises:
+        UsageError: There is no network, a file is damaged, or two sources contradict each other.
+        OSError: A file cannot be read.
+    """
+    place = find_place(what)
+    graph = read_network(place.file)
+    return Found(place.file, graph, choose_facts(read_facts(place, graph), stated))
+
+
+def to_resize(facts: Mapping[str, Fact]) -> Resize:
+    """Convert facts to a resize. If there are any, images are decoded and resized whole, as other libraries do.
+
+    Args:
+        facts: The chosen facts by name.
+
+    Raises:
+        UsageError: A value is out of range, or two values do not fit together.
+    """
+    values = {name: facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset") if name in facts}
+    if "resize" in facts:
+        values["mode"] = facts["resize"].value
+    return Resize(**values, jpeg_scaling=not values, keeps_exact_size=not values)

@@ -1,0 +1,194 @@
+"""Hugging Face's ``config.json`` and ``preprocessor_config.json``, as transformers writes them.
+
+Source: https://github.com/huggingface/transformers, src/transformers/models/*/image_processing_*.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evalmode.certification.found.facts import Fact, make_fact
+from evalmode.certification.found.place import Place
+from evalmode.certification.found.values import read_json, to_flag, to_labels, to_numbers, to_side, to_spread
+from evalmode.errors import UsageError
+
+RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+# Image processors that resize, crop, rescale and normalise in this order, by the start of their name. The first resize
+# the shorter side to a size of one number, the second the whole image.
+SHORTER_SIDE = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "ConvNext")
+WHOLE_IMAGE = ("ViT", "DeiT", "Beit", "EfficientNet", "Siglip", "Swin2SR", "")
+CROPS = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "DeiT")  # unless do_center_crop says
+CONVNEXT_SQUASHES = 384  # from this size on ConvNext does not crop
+
+
+def read_hugging_face(place: Place) -> Iterator[Fact]:
+    """Read the configuration files of Hugging Face in a folder.
+
+    Raises:
+        UsageError: A file is damaged, or the network has several labels an image.
+    """
+    path = place.folder / "config.json"
+    config = read_json(path)
+    if config is not None:
+        if config.get("problem_type") == "multi_label_classification":
+            raise UsageError(f"{path}: problem_type is multi_label_classification: evalmode serves one label an image")
+        names = config.get("id2label")
+        if names is not None and not _are_placeholders(names):
+            yield make_fact("labels", names, f"{path}: id2label", to_labels)
+    path = place.folder / "preprocessor_config.json"
+    config = read_json(path)
+    if config is not None:
+        yield from _read_processor(path, config)
+
+
+def _are_placeholders(names: Any) -> bool:
+    """Whether the names are those that transformers writes where there are none."""
+    return isinstance(names, dict) and all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names.values())
+
+
+def _read_processor(path: Path, config: Mapping[str, Any]) -> Iterator[Fact]:
+    """The facts of an image processor's configuration."""
+    named = config.get("image_processor_type", config.get("feature_extractor_type", ""))
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named) if isinstance(named, str) else "?"
+    flags = {"do_resize": True, "do_rescale": True, "do_normalize": kind != "MobileViT"}
+    flags |= {"do_center_crop": kind in CROPS, "do_flip_channel_order": kind == "MobileViT", "rescale_offset": False}
+    fast = isinstance(named, str) and named.endswith("Fast")  # by torchvision, which rounds the offset of a crop
+    flags |= {"include_top": kind == "EfficientNet"}
+    for flag in flags:
+        if config.get(flag) is not None:
+            try:
+                flags[flag] = to_flag(config[flag])
+            except ValueError as error:
+                raise UsageError(f"{path}: {flag} is {repr(config[flag])[:80]}: {error}; correct it") from error
+    yield from _read_arithmetic(path, config, flags)
+    if flags["do_flip_channel_order"]:
+        yield Fact("bgr", True, f"{path}: do_flip_channel_order")
+    if kind not in SHORTER_SIDE + WHOLE_IMAGE:
+        problem = f"{path}: how image processor {named!r} resizes is unknown"
+        yield Fact("resize", None, f"{path}: image_processor_type", problem)
+        return
+    facts = list(_read_resize(path, config, kind, flags))
+    yield from facts
+    if any(fact.name == "crop_ratio" and fact.value != 1 for fact in facts):
+        yield Fact("crop_offset", "rounded" if fast else "floored", f"{path}: image_processor_type")
+
+
+def _read_arithmetic(path: Path, config: Mapping[str, Any], flags: Mapping[str, bool]) -> Iterator[Fact]:
+    """Scale, mean and standard deviation."""
+    if not flags["do_rescale"]:
+        yield Fact("scale", (0.0, 255.0), f"{path}: do_rescale")
+    else:
+        factor = config.get("rescale_factor", 1 / 255)
+        low = 127.5 if flags["rescale_offset"] else 0.0
+        yield make_fact("scale", factor, f"{path}: rescale_factor", lambda value: _to_scale(value, low))
+    if not flags["do_normalize"]:
+        yield Fact("mean", (0.0,), f"{path}: do_normalize")
+        yield Fact("std", (1.0,), f"{path}: do_normalize")
+        return
+    yield make_fact("mean", config.get("image_mean"), f"{path}: image_mean", to_numbers)
+    spread = make_fact("std", config.get("image_std"), f"{path}: image_std", to_spread)
+    if flags["include_top"] and spread.value:  # EfficientNet divides by it twice
+        spread = Fact("std", tuple(one**2 for one in spread.value), f"{path}: image_std and include_top")
+    yield spread
+
+
+def _to_scale(value: Any, low: float) -> tuple[float, float]:
+    """What pixels 0 and 255 become: (pixel - low) * factor, without the last bits of 1/255."""
+    numbers = to_numbers(value)
+    if len(numbers) != 1 or numbers[0] <= 0:
+        raise ValueError("expected one number above 0")
+    return round(-low * numbers[0], 12) + 0.0, round((255 - low) * numbers[0], 12)
+
+
+def _read_resize(path: Path, config: Mapping[str, Any], kind: str, flags: Mapping[str, bool]) -> Iterator[Fact]:
+    """Size, mode of the resize, crop ratio and interpolation."""
+    source = f"{path}: size"
+    crop = make_fact("size", config.get("crop_size"), f"{path}: crop_size", _to_rectangle)
+    if not flags["do_resize"]:
+        yield Fact("resize", "none", f"{path}: do_resize")
+        if flags["do_center_crop"]:
+            yield Fact("resize", None, source, f"{path}: a crop without a resize is not supported")
+        return
+    yield make_fact("interpolation", config.get("resample"), f"{path}: resample", _to_interpolation)
+    try:
+        side, rectangle = _read_size(config.get("size"), kind)
+    except ValueError as error:
+        yield Fact("size", None, source, f"{source} is {repr(config.get('size'))[:80]}: {error}")
+        return
+    if kind == "ConvNext" and side:
+        yield from _read_convnext(path, config, side)
+        return
+    if flags["do_center_crop"] and crop.problem:
+        yield crop
+    elif flags["do_center_crop"]:
+        yield crop
+        height, width = crop.value
+        resized = (side, side) if side else rectangle
+        yield Fact("resize", "crop" if side else "squash", source)
+        if side and height != width:
+            yield Fact(
+                "crop_ratio", None, source, f"{path}: a crop of {height}x{width} of a shorter side is not square"
+            )
+        elif height > resized[0] or width > resized[1]:
+            yield Fact("crop_ratio", None, source, f"{path}: crop_size {height}x{width} is larger than size")
+        else:
+            yield Fact("crop_ratio", height / resized[0], f"{path}: size and crop_size")
+    elif side:
+        yield Fact(
+            "resize", None, source, f"{path}: images of any length, size {side} without a crop, are not supported"
+        )
+    else:
+        yield Fact("size", rectangle, source)
+        yield Fact("resize", "squash", source)
+        yield Fact("crop_ratio", 1.0, source)
+
+
+def _read_convnext(path: Path, config: Mapping[str, Any], side: int) -> Iterator[Fact]:
+    """ConvNext resizes the shorter side to size / crop_pct, and crops; large sizes are squashed."""
+    yield Fact("size", (side, side), f"{path}: size")
+    if side >= CONVNEXT_SQUASHES:
+        yield Fact("resize", "squash", f"{path}: size")
+        yield Fact("crop_ratio", 1.0, f"{path}: size")
+        return
+    yield Fact("resize", "crop", f"{path}: size")
+    yield make_fact(
+        "crop_ratio", config.get("crop_pct", 224 / 256), f"{path}: crop_pct", lambda share: _to_crop_ratio(share, side)
+    )
+
+
+def _to_crop_ratio(value: Any, side: int) -> float:
+    """The ratio of whole pixels: transformers rounds the resized side down."""
+    numbers = to_numbers(value)
+    if len(numbers) != 1 or not 0 < numbers[0] <= 1:
+        raise ValueError("expected a number above 0 and at most 1")
+    return side / math.floor(side / numbers[0])
+
+
+def _read_size(value: Any, kind: str) -> tuple[int, tuple[int, int]]:
+    """The length of the shorter side, or 0 and (height, width)."""
+    if isinstance(value, dict) and set(value) == {"shortest_edge"}:
+        return to_side(value["shortest_edge"]), (0, 0)
+    if isinstance(value, int) and not kind:
+        raise ValueError("without image_processor_type, expected height and width, or the shortest edge")
+    if isinstance(value, int) and kind in SHORTER_SIDE:
+        return to_side(value), (0, 0)
+    return 0, _to_rectangle(value)
+
+
+def _to_rectangle(value: Any) -> tuple[int, int]:
+    """(height, width) of {"height", "width"}, or of one side."""
+    if isinstance(value, dict) and set(value) == {"height", "width"}:
+        return to_side(value["height"]), to_side(value["width"])
+    if isinstance(value, int):
+        return to_side(value), to_side(value)
+    raise ValueError("expected height and width, or the shortest edge")
+
+
+def _to_interpolation(value: Any) -> str:
+    if type(value) is not int or value not in RESAMPLES:
+        raise ValueError("expected a number of Pillow's resampling filters, 0 to 5")
+    return RESAMPLES[value]

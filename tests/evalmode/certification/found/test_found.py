@@ -1,0 +1,211 @@
+"""Facts of several sources and of the user, and networks that are certified by what their files state."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import evalmode
+from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts
+from evalmode.certification.found.found import to_resize
+from evalmode.cli import certify as command
+from evalmode.cli.main import cli
+from evalmode.errors import UsageError
+from evalmode.images.contract import CROP_OFFSETS, MODES, Resize
+from evalmode.images.resizing import INTERPOLATIONS, MIN_CROP_RATIO
+from evalmode.runtime.loading import load_model
+from evalmode.runtime.model import ImageClassifier
+
+SIDE = 8
+FOREIGN = Path(__file__).parents[3] / "foreign"
+PROCESSOR = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}, "resample": 3}
+PROCESSOR |= {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+# The choice of facts
+
+
+def test_sources_that_agree_are_no_contradiction() -> None:
+    facts = [
+        Fact("scale", (0.0, 1.0), "a"),
+        Fact("scale", (0.0, 0.9999999), "b"),
+        Fact("mean", (0.5,), "a"),
+        Fact("mean", (0.5, 0.5, 0.5), "b"),
+        Fact("labels", ("cat", "dog"), "a"),
+        Fact("labels", ("cat", "dog"), "b"),
+    ]
+    assert {name: fact.source for name, fact in choose_facts(facts, {}).items()} == dict.fromkeys(
+        ("scale", "mean", "labels"), "a"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "message"),
+    [
+        ("scale", (0.0, 1.0), (0.0, 255.0), "scale 0,1 in a and 0,255 in b; state --scale"),
+        ("mean", (0.5,), (0.5, 0.5, 0.4), "mean 0.5 in a and 0.5,0.5,0.4 in b; state --mean"),
+        ("size", (8, 8), (8, 9), "size 8x8 in a and 8x9 in b; state --size"),
+        ("labels", ("x", "y"), ("x", "y", "z", "w"), "labels 2 (x, y) in a and 4 (x, y, z, ...) in b; state --labels"),
+        ("bgr", True, False, "bgr yes in a and no in b; state --bgr or --rgb"),
+        ("crop_ratio", 0.875, 1.0, "crop ratio 0.875 in a and 1 in b; state --crop-ratio"),
+        ("resize", "crop", "squash", "resize crop in a and squash in b; state --resize"),
+    ],
+)
+def test_contradictions_are_rejected_unless_the_user_decides(
+    name: str, one: object, other: object, message: str
+) -> None:
+    facts = [Fact(name, one, "a"), Fact(name, other, "b")]
+    with pytest.raises(UsageError) as caught:
+        choose_facts(facts, {})
+    assert str(caught.value) == f"sources contradict each other: {message}"
+    assert choose_facts(facts, {name: other}) == {name: Fact(name, other, STATED)}
+
+
+def test_all_faults_are_reported_together_unless_the_user_decides() -> None:
+    facts = [Fact("mean", None, "a", "a: mean is 'x'"), Fact("std", None, "a", "a: std is 'y'")]
+    with pytest.raises(UsageError, match=r"^a: mean is 'x'; state --mean\. a: std is 'y'; state --std$"):
+        choose_facts(facts, {})
+    assert choose_facts(facts, {"mean": (0.0,), "std": (1.0,)}).keys() == {"mean", "std"}
+
+
+def test_class_numbers_give_way_to_names() -> None:
+    numbers = Fact("labels", ("0", "1"), "graph", fallback=True)
+    names = Fact("labels", ("cat", "dog"), "labels.txt")
+    assert choose_facts([numbers, names], {})["labels"] is names
+    assert choose_facts([numbers], {})["labels"] is numbers
+
+
+def test_a_resize_of_another_library_decodes_and_resizes_whole_images() -> None:
+    assert to_resize({}) == Resize()
+    facts = {"resize": Fact("resize", "squash", "a"), "interpolation": Fact("interpolation", "bicubic", "a")}
+    assert to_resize(facts) == Resize(1.0, "bicubic", jpeg_scaling=False, mode="squash", keeps_exact_size=False)
+
+
+def test_every_fact_has_an_option_of_the_command_with_its_values() -> None:
+    options = {name: one for one in command.certify.params for name in (*one.opts, *one.secondary_opts)}
+    assert {word for text in OPTIONS.values() for word in text.split() if word.startswith("--")} <= options.keys()
+    names = ("--resize", "--crop-offset", "--interpolation")
+    kinds = [options[name].type for name in names]
+    choices = [tuple(kind.choices) for kind in kinds if isinstance(kind, click.Choice)]
+    assert choices == [MODES, CROP_OFFSETS, tuple(INTERPOLATIONS)]
+    assert command.MIN_CROP_RATIO == MIN_CROP_RATIO
+
+
+# Networks that are certified by what their files state
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images of noise, 8x8 or wider, one half brighter, in folders named after the half."""
+    root = tmp_path_factory.mktemp("halves") / "images"
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        pixels = rng.integers(0, 128, (SIDE, SIDE + index % 3, 3))
+        pixels[:, (slice(0, SIDE // 2), slice(SIDE // 2, None))[index % 2]] += 100
+        (root / ("left", "right")[index % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / ("left", "right")[index % 2] / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A network of images of any size whose scores are the means of the left and of the right half of the image."""
+    halves = np.zeros((3, SIDE, SIDE, 2), np.float32)
+    halves[:, :, : SIDE // 2, 0] = halves[:, :, SIDE // 2 :, 1] = 1 / (3 * SIDE * SIDE / 2)
+    weights: dict[str, np.ndarray] = {
+        "weights": halves.reshape(-1, 2),
+        "rows": np.array([-1, 3 * SIDE * SIDE], np.int64),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("N", 3, "H", "W"))]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ("N", 2))]
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "halves", inputs, outputs, tensors)
+    folder = tmp_path / "halves"
+    (folder / "onnx").mkdir(parents=True)
+    path = folder / "onnx" / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+def certify(what: Path, images: Path, *options: str) -> ImageClassifier:
+    """Run the command in this process, and load the published artifact."""
+    repository = images.parent / f"models-{what.parent.name}-{len(options)}"
+    shutil.rmtree(repository, ignore_errors=True)
+    arguments = ("certify", what, "--images", images, "--repository", repository, "--name", "x", *options)
+    cli.main([str(one) for one in arguments], "evalmode", standalone_mode=False)
+    return load_model(repository / "x" / "1" / "model.onnx").as_classifier()
+
+
+def describe(folder: Path, processor: dict[str, object]) -> None:
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "left", "1": "right"}}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def test_a_folder_of_hugging_face_is_certified_without_an_option(
+    network: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = network.parents[1]
+    describe(folder, PROCESSOR)
+    model = certify(folder, images)
+    assert model.manifest.labels == ("left", "right")
+    assert model.manifest.pixels.shape == (SIDE, SIDE, 3)
+    assert model.manifest.pixels.resize == Resize(1.0, "bicubic", False, "squash", keeps_exact_size=False)
+    pixels = np.full((1, SIDE, SIDE, 3), 255, np.uint8)
+    np.testing.assert_allclose(model.classify(pixels)[1], (1 - 0.5) / 0.25, rtol=1e-5)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"found     labels 2 (left, right), in {folder}/config.json: id2label" in lines
+    assert f"found     mean 0.5,0.5,0.5, in {folder}/preprocessor_config.json: image_mean" in lines
+    assert "found     channels 3, in the network's input x float32 (N, 3, H, W)" in lines
+
+
+def test_options_take_precedence_over_files(network: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    describe(network.parents[1], {**PROCESSOR, "image_mean": "damaged", "size": {"longest_edge": 9}})
+    options = ("--mean", "0", "--size", "8x8", "--resize", "crop", "--interpolation", "box", "--crop-ratio", "0.5")
+    model = certify(network, images, *options)
+    assert model.manifest.pixels.resize == Resize(0.5, "box", jpeg_scaling=False, keeps_exact_size=False)
+    pixels = np.full((1, SIDE, SIDE, 3), 255, np.uint8)
+    np.testing.assert_allclose(model.classify(pixels)[1], 1 / 0.25, rtol=1e-5)
+    assert "found     mean" not in capsys.readouterr().out
+
+
+def test_everything_that_is_missing_is_asked_for_at_once(network: Path, images: Path) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        certify(network, images)
+    assert caught.value.message == "--labels, --scale, --size missing, or --samples for a network of other tensors"
+    (network.parents[1] / "labels.txt").write_text("left\nright\n")
+    with pytest.raises(click.UsageError) as caught:
+        certify(network, images)
+    assert caught.value.message == "--scale, --size missing, or --samples for a network of other tensors"
+
+
+def test_in_python_files_state_what_no_argument_states(network: Path, images: Path) -> None:
+    folder = network.parents[1]
+    with pytest.raises(UsageError, match=r"model\.onnx: no file states labels and preprocessing: state them"):
+        evalmode.certify(folder, images)
+    describe(folder, PROCESSOR)
+    certified = evalmode.certify(folder, images)
+    assert certified.contract.resize.mode == "squash"
+    options = evalmode.ClassifierOptions(resize=Resize(0.875, "lanczos"))
+    certified = evalmode.certify(folder, images, ["left", "right"], evalmode.Preprocessing((0, 1)), options)
+    assert certified.contract.resize == Resize(0.875, "lanczos")
+
+
+def test_metadata_of_the_file_and_of_the_folder_that_contradict_are_rejected(network: Path, images: Path) -> None:
+    describe(network.parents[1], PROCESSOR)
+    graph = onnx.load(network)
+    helper.set_model_props(graph, {"Image.NominalPixelRange": "NominalRange_0_255"})
+    onnx.save(graph, network)
+    with pytest.raises(UsageError, match=r"^sources contradict each other: scale 0,255 in metadata '.* state --scale$"):
+        certify(network.parents[1], images)
