@@ -351,8 +351,8 @@ class TestPredictReads:
             assert done.returncode == 2
 
     def test_no_image_from_a_closed_standard_input(self, model: Path) -> None:
-        command = [sys.executable, "-m", "evalmode", "predict", "-", "--file", str(model)]
-        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: os.close(0))
+        command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "evalmode", "predict", "-"]
+        done = subprocess.run([*command, "--file", str(model)], capture_output=True, text=True)
         expected = ["evalmode: -: image is empty: 0 bytes", "evalmode: 1 of 1 images were not classified"]
         assert (done.returncode, done.stderr.splitlines()) == (2, expected)
 
