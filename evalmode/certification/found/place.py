@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalmode.artifact.repository import ARTIFACT_FILE, list_onnx_files
 from evalmode.errors import UsageError
-
-SUFFIX = ".onnx"
-MODEL = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,18 @@ def find_place(what: Path) -> Place:
     if len(candidates) > 1:
         raise UsageError(f"{what} holds {', '.join(map(str, candidates))}: name the file")
     if not candidates:
-        raise UsageError(f"{what} holds no {MODEL}, onnx/{MODEL} or VERSION/{MODEL}: name the ONNX file, or export one")
+        raise UsageError(
+            f"{what} holds no {ARTIFACT_FILE}, onnx/{ARTIFACT_FILE} or VERSION/{ARTIFACT_FILE}: name the ONNX file, or "
+            "export one"
+        )
     return Place(candidates[0], what)
 
 
 def _find_model(folder: Path) -> Path | None:
     """``model.onnx`` of a folder, else its only ONNX file; None if it has none."""
-    if (folder / MODEL).is_file():
-        return folder / MODEL
-    files = sorted(one for one in folder.glob(f"*{SUFFIX}") if one.is_file() and not one.name.startswith("."))
+    if (folder / ARTIFACT_FILE).is_file():
+        return folder / ARTIFACT_FILE
+    files = list_onnx_files(folder)
     if len(files) > 1:
         raise UsageError(f"{folder} holds {', '.join(one.name for one in files[:5])}: name the file")
     return files[0] if files else None
