@@ -859,7 +859,7 @@ class TestShutdown:
         assert code == 1
         cut = re.search(r"ERROR (\d+) requests did not finish within 0 s and were cut$", logged.splitlines()[-1])
         assert cut, logged
-        assert int(cut[1]) in (count_cpus(), count_cpus() + 1)  # the refused request may not have ended yet
+        assert int(cut[1]) >= count_cpus()  # and calls whose reply is on its way, such as the refused one
 
     def test_begins_whatever_the_main_thread_does(self) -> None:
         code = (
