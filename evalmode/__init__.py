@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evalmode.certification.compare import Comparison, compare
-    from evalmode.certification.foreign import certify_classifier as certify
     from evalmode.certification.foreign import certify_tensors
     from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
     from evalmode.certification.verdicts import Verdict
     from evalmode.certification.verdicts import check_file as check
     from evalmode.client import AsyncClient, CallFailed, Client
     from evalmode.errors import EvalmodeError, ProofFailed, UsageError
+    from evalmode.images.contract import PixelContract, Resize
     from evalmode.limits import Limits
     from evalmode.loading import load
     from evalmode.prediction import Prediction
     from evalmode.runtime.explanation import Explanation
     from evalmode.runtime.model import Model
-    from evalmode.workflow import export, train
+    from evalmode.workflow import certify, export, train
     from serving.embedded import serve, start_server
     from serving.server import Server
     from training.callbacks import Callbacks
@@ -58,9 +58,11 @@ __all__ = [
     "ExportRefused",
     "Limits",
     "Model",
+    "PixelContract",
     "Prediction",
     "Preprocessing",
     "ProofFailed",
+    "Resize",
     "Run",
     "Server",
     "TrainingDiverged",
@@ -94,16 +96,18 @@ _SOURCES = {
     "ExportRefused": ("training.errors:ExportRefused", ""),
     "Limits": ("evalmode.limits:Limits", ""),
     "Model": ("evalmode.runtime.model:Model", "serve"),
+    "PixelContract": ("evalmode.images.contract:PixelContract", "serve"),
     "Prediction": ("evalmode.prediction:Prediction", ""),
     "Preprocessing": ("evalmode.certification.preprocessing:Preprocessing", "serve"),
     "ProofFailed": ("evalmode.errors:ProofFailed", ""),
+    "Resize": ("evalmode.images.contract:Resize", "serve"),
     "Run": ("training.run:Run", "serve,train"),
     "Server": ("serving.server:Server", "serve"),
     "TrainingDiverged": ("training.errors:TrainingDiverged", ""),
     "TrainingStopped": ("training.interrupts:TrainingStopped", ""),
     "UsageError": ("evalmode.errors:UsageError", ""),
     "Verdict": ("evalmode.certification.verdicts:Verdict", "serve"),
-    "certify": ("evalmode.certification.foreign:certify_classifier", "serve"),
+    "certify": ("evalmode.workflow:certify", "serve"),
     "certify_tensors": ("evalmode.certification.foreign:certify_tensors", "serve"),
     "check": ("evalmode.certification.verdicts:check_file", "serve"),
     "compare": ("evalmode.certification.compare:compare", "serve"),

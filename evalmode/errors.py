@@ -29,6 +29,7 @@
     │   ├── BatchMismatch
     │   ├── MomentsMismatch
     │   ├── GoldenMismatch
+    │   ├── ReferenceMismatch
     │   └── NotWorthIt
     └── RequestError               a request was refused: services/status.py maps each to a gRPC status
         ├── TokenInvalid
@@ -207,6 +208,10 @@ class MomentsMismatch(ProofFailed):
 
 class GoldenMismatch(ProofFailed):
     """Too few golden images get their label."""
+
+
+class ReferenceMismatch(ProofFailed):
+    """The network's own library gives other answers for the same images."""
 
 
 class NotWorthIt(ProofFailed):

@@ -1,11 +1,17 @@
-"""Train and export from Python, with lines and progress bars as the command shows them."""
+"""Train, export and certify from Python; training and export show lines and progress bars as the command does."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 import evalmode
+from evalmode.certification.certified import CertifiedClassifier
+from evalmode.certification.foreign import certify_classifier
+from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+from evalmode.images.contract import PixelContract
 from evalmode.options import make_config
 from evalmode.own_packages import import_own
 
@@ -83,3 +89,56 @@ def export(
 
     with show_progress(callbacks) as shown:
         return pipeline.export(run, repository, name, make_config(ExportOptions, options, "an export"), shown)
+
+
+def certify(
+    network: Any,
+    images: str | PathLike[str],
+    labels: str | PathLike[str] | Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  frozen
+    *,
+    contract: PixelContract | None = None,
+) -> CertifiedClassifier:
+    """Certify an image classifier of another tool: an ONNX file, a folder with one, or a torch module.
+
+    Preprocessing and softmax become part of the graph. The network is measured on the images, and some of them become
+    golden images, which are in the artifact. What no argument states is read from the network's files. A torch module
+    is exported, and ONNX Runtime must answer as the module does, for all images.
+
+    Example::
+
+        evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))
+
+    Example of a torch module::
+
+        contract = evalmode.PixelContract(224, 224, 3, evalmode.Resize(crop_ratio=0.875))
+        preprocessing = evalmode.Preprocessing((0, 1))
+        certified = evalmode.certify(module.eval(), "photos", ["cat", "dog"], preprocessing, contract=contract)
+
+    Args:
+        network: An ONNX file, a folder with one, or a ``torch.nn.Module`` in eval mode that turns images
+            (N, C, H, W) into logits or probabilities of K labels; it is not changed.
+        images: A folder of labelled images, ``<label>/<image>``.
+        labels: K labels in the order of the network's output, or a text file of them, one a line; by default those
+            that the network's files state.
+        preprocessing: The preprocessing that the network expects; by default that of its files.
+        options: How it is certified.
+        contract: Height, width and channels of the images that the network takes, and how images of another size are
+            resized; by default those that the network's files state.
+
+    Returns:
+        The artifact, and how good it is on the images.
+
+    Raises:
+        UsageError: The network, a folder or an option cannot be used, or a required fact is missing.
+        ModuleInTrainMode: A part of a torch module is in train mode.
+        NetworkError: A torch module fails, or cannot be exported.
+        ProofFailed: The network did not pass a check.
+    """
+    torch = sys.modules.get("torch")  # not imported: there is no module without it
+    if torch is not None and isinstance(network, torch.nn.Module):
+        certify_module = import_own("training.modules").certify_module
+        certified: CertifiedClassifier = certify_module(network, images, labels, preprocessing, contract, options)
+        return certified
+    return certify_classifier(network, images, labels, preprocessing, contract, options)

@@ -83,7 +83,7 @@ def open_backbone(network: PretrainedNetwork, stages: int, shape: tuple[int, int
     backbone = _Backbone(network, stages).eval()
     if device.type == "cpu":
         names = [FEATURES, MAP] if stages else [FEATURES]
-        graph = convert(backbone, shape, names)
+        graph = convert(backbone, torch.zeros((2, *shape), dtype=torch.uint8), names)
         session = open_cpu_session(graph.SerializeToString(), torch.get_num_threads())
 
         def run(images: Pixels) -> tuple[Floats, npt.NDArray[Any]]:

@@ -22,6 +22,7 @@ from training.errors import ModuleInTrainMode, NetworkError
 from training.networks import explain, list_causes, scale_pixels
 
 OPSET = 20
+MAX_NAMED = 5  # modules in an error
 
 
 class Deployed(nn.Module):
@@ -74,28 +75,41 @@ def export_graph(deployed: Deployed, shape: tuple[int, int, int]) -> tuple[onnx.
         ModuleInTrainMode: A module of the network is in train mode.
     """
     network = deployed.network
-    training = [name or "the network itself" for name, module in network.named_modules() if module.training]
-    if training:
-        raise ModuleInTrainMode(
-            f"not in eval mode: {', '.join(training)}; batch norm and dropout would behave as in training. Does the "
-            "module prevent eval() from taking effect?"
-        )
-    graph = convert(deployed.eval().cpu(), shape, [PROBABILITIES, LOGITS])
+    check_eval_mode(network, "Does the module prevent eval() from taking effect?")
+    graph = convert(deployed.eval().cpu(), torch.zeros((2, *shape), dtype=torch.uint8), [PROBABILITIES, LOGITS])
     return graph, dict(_list_outputs(graph))
 
 
-def convert(module: nn.Module, shape: tuple[int, int, int], outputs: list[str]) -> onnx.ModelProto:
+def check_eval_mode(network: nn.Module, advice: str) -> None:
+    """Check that a module and all its parts are in eval mode.
+
+    Args:
+        network: The module.
+        advice: What the user can do, a sentence.
+
+    Raises:
+        ModuleInTrainMode: A part is in train mode.
+    """
+    training = [name or "the network itself" for name, module in network.named_modules() if module.training]
+    if training:
+        others = f" and {len(training) - MAX_NAMED} more" if len(training) > MAX_NAMED else ""
+        raise ModuleInTrainMode(
+            f"not in eval mode: {', '.join(training[:MAX_NAMED])}{others}; batch norm and dropout would behave as in "
+            f"training. {advice}"
+        )
+
+
+def convert(module: nn.Module, example: Tensor, outputs: list[str]) -> onnx.ModelProto:
     """Convert a module to an ONNX graph for any batch size, as it is.
 
     Args:
-        module: Takes images, uint8 (N, H, W, C), and returns a tuple of tensors; on the CPU, in eval mode.
-        shape: (height, width, channels) of the images.
+        module: Takes images and returns a tensor or a tuple of tensors; on the CPU, in eval mode.
+        example: At least two images.
         outputs: Names of the tensors that it returns.
 
     Returns:
         The graph. Its input is ``image``.
     """
-    example = torch.zeros((2, *shape), dtype=torch.uint8)
     with warnings.catch_warnings(), _without_output():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
@@ -133,8 +147,22 @@ def export_network(
         ModuleInTrainMode: A module of the network is in train mode.
         NetworkError: The exporter cannot export it.
     """
-    try:
+    with explain_export(name):
         return export_graph(deployed, shape)
+
+
+@contextmanager
+def explain_export(name: str) -> Iterator[None]:
+    """Describe an error of the exporter in one line.
+
+    Args:
+        name: The name of the network, for the message.
+
+    Raises:
+        NetworkError: The exporter cannot export it.
+    """
+    try:
+        yield
     except OnnxExporterError as error:
         raise NetworkError(f"{name} cannot be exported to ONNX: {_explain_export(error)}") from error
 

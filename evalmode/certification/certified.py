@@ -10,6 +10,7 @@ from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import digest_file
 from evalmode.artifact.tensors import Tensors
 from evalmode.certification.metrics import Quality
+from evalmode.certification.reference import Reference
 from evalmode.images.pixels import PixelContract
 
 
@@ -54,12 +55,14 @@ class CertifiedClassifier(Certified):
         contract: Height, width and channels of the images.
         layout: The layout of the network's input: "NCHW", "NHWC" or "flat".
         quality: Measured on the user's images.
+        references: How well it agrees with its own library, for each source of the library's answers.
     """
 
     labels: tuple[str, ...]
     contract: PixelContract
     layout: str
     quality: Quality
+    references: tuple[Reference, ...] = ()
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.contract.shape))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,13 +23,14 @@ from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, largest_value
 from evalmode.certification.batch_sizes import check_freed
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
-from evalmode.certification.found.found import REQUIRED, Found, find_network
+from evalmode.certification.found.found import REQUIRED, FoundNetwork, find_network
 from evalmode.certification.found.place import find_place
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.inputs import ImageInput, find_scores, read_input
 from evalmode.certification.metrics import Quality, describe_pixels, gives_probabilities, measure_quality
 from evalmode.certification.onnx_files import explained, find_batch, first_line, free_batch, read_network
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+from evalmode.certification.reference import Answers, Reference, check_answers, read_answers, to_answers
 from evalmode.certification.runs import run_all
 from evalmode.certification.samples import check_samples, read_samples
 from evalmode.certification.wrap import Scores, Transform, wrap
@@ -45,27 +47,20 @@ FilePath = str | PathLike[str]
 def certify_classifier(
     file: FilePath,
     images: FilePath,
-    labels: FilePath | Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  frozen
-    on_warning: Callable[[str], None] = warnings.warn,
+    labels: FilePath | Sequence[str] | None,
+    preprocessing: Preprocessing | None,
+    contract: PixelContract | None,
+    options: ClassifierOptions,
 ) -> CertifiedClassifier:
-    """Certify an image classifier that another tool exported.
-
-    Preprocessing and softmax become part of the graph. The network is measured on the images, and some of them become
-    golden images, which are in the artifact. What no argument states is read from the network's files.
-
-    Example:
-        ``evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))``
+    """Certify an image classifier in an ONNX file, see ``evalmode.certify``.
 
     Args:
         file: An ONNX file, or a folder with one.
         images: A folder of labelled images, ``<label>/<image>``.
-        labels: K labels in the order of the network's output, or a text file of them, one a line; by default those
-            that the network's files state.
-        preprocessing: The preprocessing that the network expects; by default that of its files.
+        labels: K labels in the order of the network's output, or a text file of them, one a line.
+        preprocessing: The preprocessing that the network expects.
+        contract: The pixels that the network takes.
         options: How it is certified.
-        on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
     Returns:
         The artifact, and how good it is on the images.
@@ -74,32 +69,35 @@ def certify_classifier(
         UsageError: The file, a folder or an option cannot be used, or a required fact is missing.
         ProofFailed: The network did not pass a check.
     """
+    stated = {**state_facts(labels, preprocessing), **({"output": options.output} if options.output else {})}
+    return certify_found(find_network(Path(file), stated, contract), images, options, warnings.warn)
+
+
+def state_facts(labels: FilePath | Sequence[str] | None, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Check labels and preprocessing of a caller, and return the facts that they state, by name.
+
+    Args:
+        labels: K labels, or a text file of them; None states nothing.
+        preprocessing: The preprocessing; None states nothing.
+
+    Raises:
+        UsageError: One of them is something else, or a label occurs twice.
+    """
     if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
         raise UsageError(f"preprocessing is {preprocessing!r}: expected a Preprocessing, such as Preprocessing((0, 1))")
     stated = {} if preprocessing is None else dict(vars(preprocessing))
-    if labels is not None:
-        stated["labels"] = _read_labels(labels)
-    stated |= (
-        dict(zip(("size", "channels"), (options.size[:2], *options.size[2:]), strict=False)) if options.size else {}
-    )
-    stated |= {"output": options.output} if options.output else {}
-    if options.resize:
-        stated |= {
-            "resize": options.resize.mode,
-            **{name: getattr(options.resize, name) for name in ("crop_ratio", "interpolation", "crop_offset")},
-        }
-    return certify_found(find_network(Path(file), stated), images, options, on_warning)
+    return stated if labels is None else {**stated, "labels": _read_labels(labels)}
 
 
 def certify_found(
-    found: Found, images: FilePath, options: ClassifierOptions, on_warning: Callable[[str], None]
+    found: FoundNetwork, images: FilePath, options: ClassifierOptions, on_warning: Callable[[str], None]
 ) -> CertifiedClassifier:
-    """Certify an image classifier, as ``certify_classifier`` does, with facts that were read before.
+    """Certify an image classifier, as ``evalmode.certify`` does, with facts that were read before.
 
     Args:
         found: The network and the facts about it.
         images: A folder of labelled images, ``<label>/<image>``.
-        options: How it is certified; size and output are those of the facts.
+        options: How it is certified; the output is that of the facts.
         on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
     Raises:
@@ -108,14 +106,13 @@ def certify_found(
     """
     if missing := [name for name in REQUIRED if name not in found.facts]:
         stated = {"labels": "labels", "scale": "preprocessing"}
-        raise UsageError(f"{found.file}: no file states {' and '.join(stated[name] for name in missing)}: state them")
+        raise UsageError(f"{found.name}: no file states {' and '.join(stated[name] for name in missing)}: state them")
     graph, names, preprocessing = found.graph, found.labels, found.preprocessing
-    resize = options.resize or found.resize
-    check_loads(graph, found.file)
-    with explained(found.file):
+    check_loads(graph, found.name)
+    with explained(found.name):
         image = read_input(graph, found.size, partial(_runs_on, graph))
-        image = replace(image, contract=replace(image.contract, resize=resize))
-        transform = preprocessing.to_transform(image.contract.channels, _takes_bytes(graph))
+        image = replace(image, contract=found.choose_contract(image.contract))
+        transform = preprocessing.to_transform(image.contract, _takes_bytes(graph))
         scores = Scores(find_scores(graph, len(names), found.output), len(names), probabilities=False)
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
@@ -124,13 +121,26 @@ def certify_found(
         logits = run_all(wrapped, labelled.pixels)
         difference = float(np.abs(logits - run_all(wrapped, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
-        properties = _describe_classifier({"layout": image.layout, **asdict(transform)}, quality, labelled)
+        references = tuple(
+            check_answers(answers, logits, labelled)
+            for answers in _list_answers(found, Path(images), labelled, options.reference)
+        )
+        described = {"layout": image.layout, **asdict(transform)}
+        properties = _describe_classifier(described, quality, references, labelled)
         golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
         manifest = ClassifierManifest(names, image.contract, properties)
         artifact = certify(wrapped, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, len(names))
-    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality)
+    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, references)
+
+
+def _list_answers(found: FoundNetwork, folder: Path, images: Labelled, reference: FilePath | None) -> Iterator[Answers]:
+    """The answers of the network's own library: in a file, and by running it."""
+    if reference is not None:
+        yield read_answers(Path(reference), folder, images, found.labels)
+    if found.run is not None:
+        yield to_answers(found.library, np.arange(len(images.pixels)), found.run(images.pixels))
 
 
 def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:
@@ -150,12 +160,12 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
     """
     file = find_place(Path(file)).file
     graph = read_network(file)
-    check_loads(graph, file)
+    check_loads(graph, str(file))
     if isinstance(samples, Mapping):
         inputs = check_samples(samples, graph, "samples")
     else:
         inputs = read_samples(Path(samples), graph)
-    with explained(file):
+    with explained(str(file)):
         stripped = strip(free_batch(graph))
         if batch := find_batch(graph):
             check_freed(graph, stripped, batch, inputs, [output.name for output in graph.graph.output])
@@ -170,12 +180,12 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
     return CertifiedNetwork(artifact, inputs)
 
 
-def check_loads(graph: onnx.ModelProto, path: Path) -> None:
+def check_loads(graph: onnx.ModelProto, name: str) -> None:
     """Check that the installed ONNX Runtime can load a network.
 
     Args:
         graph: The network.
-        path: Its file, for the message.
+        name: What the message calls it.
 
     Raises:
         UsageError: It cannot.
@@ -185,10 +195,10 @@ def check_loads(graph: onnx.ModelProto, path: Path) -> None:
     except Exception as error:  # onnxruntime's own exceptions share no base class
         if newest := re.search(r"till opset (\d+)", str(error)):
             raise UsageError(
-                f"{path} needs a later opset than the {newest[1]} that onnxruntime {ORT_VERSION} runs: export it with "
+                f"{name} needs a later opset than the {newest[1]} that onnxruntime {ORT_VERSION} runs: export it with "
                 "opset 20, or install a newer onnxruntime"
             ) from error
-        raise UsageError(f"{path} cannot be loaded by onnxruntime: {first_line(error)}") from error
+        raise UsageError(f"{name} cannot be loaded by onnxruntime: {first_line(error)}") from error
 
 
 def _runs_on(graph: onnx.ModelProto, image: ImageInput) -> bool:
@@ -239,12 +249,15 @@ def _wrap_exactly(
     return wrapped
 
 
-def _describe_classifier(preprocessing: Mapping[str, object], quality: Quality, images: Labelled) -> dict[str, object]:
+def _describe_classifier(
+    preprocessing: Mapping[str, object], quality: Quality, references: tuple[Reference, ...], images: Labelled
+) -> dict[str, object]:
     """The properties of its manifest."""
     return {
         "network": "adopted",
         "preprocessing": preprocessing,
         "quality": asdict(quality),
+        "references": [asdict(one) for one in references],
         "moments": {
             "pixels": describe_pixels(images.pixels),
             "images": describe_images(images.pixels),

@@ -13,7 +13,7 @@ from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-IN_PYTHON = "(in Python: ClassifierOptions(size=...))"
+IN_PYTHON = "(in Python: contract=PixelContract(...))"
 IMAGE_TYPES = (*FLOATS, TensorProto.UINT8)  # element types that pixels can be cast to
 
 

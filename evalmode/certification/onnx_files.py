@@ -177,11 +177,11 @@ def free_batch(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn errors of onnx, ONNX Runtime and protobuf, which share no base class, into one line.
 
     Args:
-        path: The file of the network.
+        name: What the message calls the network.
 
     Raises:
         UsageError: One of these libraries raised an error.
@@ -193,7 +193,7 @@ def explained(path: Path) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("onnx", "google.protobuf")):
             raise
-        raise UsageError(f"{path}: {first_line(error)}") from error
+        raise UsageError(f"{name}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

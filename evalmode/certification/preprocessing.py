@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from numbers import Real
+from os import PathLike
 
 from evalmode.certification.wrap import Transform
 from evalmode.errors import UsageError
-from evalmode.images.contract import Resize
+from evalmode.images.contract import PixelContract
 from evalmode.limits import Limits
 
 
@@ -44,11 +45,11 @@ class Preprocessing:
         if min(self.std) <= 0:
             raise UsageError(f"--std {_show(self.std)}: expected numbers above 0")
 
-    def to_transform(self, channels: int, takes_bytes: bool) -> Transform:
+    def to_transform(self, contract: PixelContract, takes_bytes: bool) -> Transform:
         """Compute the scale and shift of each channel.
 
         Args:
-            channels: The number of channels of the network's images, 1 or 3.
+            contract: The pixels that the network takes.
             takes_bytes: Whether the network takes uint8.
 
         Returns:
@@ -57,12 +58,15 @@ class Preprocessing:
         Raises:
             UsageError: The preprocessing does not fit the network.
         """
+        channels = contract.channels
         for option, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) not in (1, channels):
                 expected = "1" if channels == 1 else f"1 or {channels}"
                 raise UsageError(f"{option} has {len(values)} numbers: expected {expected}")
         if self.bgr and channels == 1:
             raise UsageError("--bgr: the network takes grey images, which have only one channel")
+        if self.bgr and contract.channel_order == "BGR":
+            raise UsageError("bgr: the pixel contract states BGR already, so the channels would be in the order RGB")
         if takes_bytes and (self.scale, self.mean, self.std) != ((0.0, 255.0), (0.0,), (1.0,)):
             raise UsageError("the network takes uint8, pixels as they are: --scale 0,255 without --mean and --std")
         (low, high), width = self.scale, max(len(self.mean), len(self.std))
@@ -79,22 +83,19 @@ class ClassifierOptions:
     """Options to certify an image classifier.
 
     Attributes:
-        size: (height, width) or (height, width, channels) of the images, if the network accepts several sizes; by
-            default () for those of the network.
         output: The name of the output with a value for each label; may be "" if there is only one such output.
-        resize: How images of another size are resized; by default None for what the network's files state, else the
-            shorter side to the size, bilinear, and a centre crop.
         synthetic_golden: Draws synthetic golden images, so that the artifact contains none of the user's images.
         allow_guessing: Certifies a network even if it is no better than guessing.
         limits: Limits the size of the images that are read.
+        reference: An ``.npz`` file of the answers that the network's own library gave for the images: ``names``,
+            such as ``cats/1.jpg``, and ``probabilities`` or ``logits``.
     """
 
-    size: tuple[int, ...] = ()
     output: str = ""
-    resize: Resize | None = None
     synthetic_golden: bool = False
     allow_guessing: bool = False
     limits: Limits = field(default_factory=Limits)
+    reference: str | PathLike[str] | None = None
 
 
 def _read_numbers(name: str, values: Iterable[object]) -> tuple[float, ...]:

@@ -9,7 +9,8 @@ import onnx
 
 from evalmode.artifact.tensors import Tensors
 from evalmode.certification.golden_images import MAX_GOLDEN
-from evalmode.certification.onnx_files import describe, first_line, name_type
+from evalmode.certification.npz_files import read_npz
+from evalmode.certification.onnx_files import describe, name_type
 from evalmode.errors import UsageError
 
 
@@ -27,13 +28,7 @@ def read_samples(path: Path, graph: onnx.ModelProto) -> Tensors:
         UsageError: The file is damaged, or its arrays do not fit the network.
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
-        try:
-            archive = np.load(file, allow_pickle=False)
-            samples = {str(name): np.atleast_1d(array) for name, array in archive.items()}
-        except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen types for damaged headers
-            raise UsageError(f"{path} is not an .npz of arrays, or a damaged one: {first_line(error)}") from error
-    return check_samples(samples, graph, str(path))
+    return check_samples(read_npz(path), graph, str(path))
 
 
 def check_samples(samples: Tensors, graph: onnx.ModelProto, source: str) -> Tensors:

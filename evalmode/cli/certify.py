@@ -16,7 +16,7 @@ from evalmode.limits import Limits
 
 if TYPE_CHECKING:
     from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
-    from evalmode.certification.found.found import Found
+    from evalmode.certification.found.found import FoundNetwork
 
 # Those of evalmode.images, which is imported only when the command runs.
 MIN_CROP_RATIO = 0.25
@@ -84,6 +84,7 @@ class CertifyOptions:
     size: tuple[int, ...]
     scores: str
     golden: str
+    reference: Path | None
     allow_guessing: bool
     samples: Path | None
     max_image_bytes: int
@@ -141,6 +142,11 @@ class CertifyOptions:
     default="images",
     help="golden images in the file: some of --images, or synthetic ones",
 )
+@click.option(
+    "--reference",
+    type=ExistingPath(dir_okay=False, path_type=Path),
+    help=".npz of the answers of the network's own library for --images, to compare: names, probabilities or logits",
+)
 @click.option("--allow-guessing", is_flag=True, help="publish a network that is no better than guessing")
 @click.option(
     "--samples",
@@ -167,8 +173,8 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
     check_publishable(repository, name)
     certified: CertifiedClassifier | CertifiedNetwork
     if chosen.samples:
-        if chosen.images or chosen.labels or chosen.scale:
-            raise click.UsageError("--samples excludes --images, --labels and --scale: choose")
+        if chosen.images or chosen.labels or chosen.scale or chosen.reference:
+            raise click.UsageError("--samples excludes --images, --labels, --scale and --reference: choose")
         certified = certify_tensors(what, chosen.samples)
         shapes = {one: [str(array.dtype), *array.shape] for one, array in certified.inputs.items()}
         lines = "\n".join(f"input     {one}, {dtype} {tuple(shape)}" for one, (dtype, *shape) in shapes.items())
@@ -184,6 +190,7 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
             "layout": certified.layout,
             "labels": list(certified.labels),
             "quality": asdict(certified.quality),
+            "references": [asdict(one) for one in certified.references],
             "found": {name: fact.source for name, fact in found.facts.items() if fact.source != STATED},
         }
     path = certified.publish(repository, name)
@@ -191,7 +198,7 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
     output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest, **facts})
 
 
-def _certify_classifier(found: Found, chosen: CertifyOptions) -> CertifiedClassifier:
+def _certify_classifier(found: FoundNetwork, chosen: CertifyOptions) -> CertifiedClassifier:
     from evalmode.certification.foreign import certify_found
     from evalmode.certification.found.facts import OPTIONS
     from evalmode.certification.preprocessing import ClassifierOptions
@@ -207,6 +214,7 @@ def _certify_classifier(found: Found, chosen: CertifyOptions) -> CertifiedClassi
             synthetic_golden=chosen.golden == "synthetic",
             allow_guessing=chosen.allow_guessing,
             limits=Limits(chosen.max_image_bytes, chosen.max_image_pixels),
+            reference=chosen.reference,
         ),
         on_warning=lambda warning: click.echo(f"evalmode: {warning}", err=True),
     )
@@ -224,11 +232,19 @@ def _list_stated(chosen: CertifyOptions) -> dict[str, Any]:
 
 
 def _describe(certified: CertifiedClassifier) -> str:
+    from evalmode.certification.reference import MAX_DIFFERENCE
+
     contract, quality = certified.contract, certified.quality
     least, greatest = quality.interval
-    colours = "RGB" if contract.channels == 3 else "grey"
-    return (
-        f"pixels    {contract.height}x{contract.width}, {colours}, {certified.layout}\n"
+    lines = [
+        f"pixels    {contract.height}x{contract.width}, {contract.channel_order}, {certified.layout}",
         f"accuracy  {quality.accuracy:.4f} of {quality.images} images ({least:.4f} to {greatest:.4f} with 95% "
-        "confidence)"
-    )
+        "confidence)",
+    ]
+    lines += [
+        f"reference {one.source}: {one.images} of {quality.images} images agree, probabilities within "
+        f"{one.largest_difference:.1e} (limit {MAX_DIFFERENCE:g}), labels equal but for {one.changed} of "
+        f"{one.near_ties} near ties"
+        for one in certified.references
+    ]
+    return "\n".join(lines)

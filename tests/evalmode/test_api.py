@@ -226,7 +226,7 @@ class TestCertify:
         for axis in (1, 2):
             graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
         onnx.save(graph, network)
-        with pytest.raises(UsageError, match=r"--size HxW \(in Python: ClassifierOptions\(size=\.\.\.\)\)"):
+        with pytest.raises(UsageError, match=r"--size HxW \(in Python: contract=PixelContract\(\.\.\.\)\)"):
             evalmode.certify(network, images, COLOURS, Preprocessing((0, 1)))
 
     def test_accepts_tensors_as_arrays_or_as_a_file(self, network: Path, tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-from torch import nn
+from torch import Tensor, nn
 
 from evalmode.certification.quantize import quantize
 from evalmode.images.pixels import Pixels
 from training.onnx_export import Deployed, convert, export_network
 
-Convert = Callable[[nn.Module, tuple[int, int, int], list[str]], onnx.ModelProto]
+Convert = Callable[[nn.Module, Tensor, list[str]], onnx.ModelProto]
 ExportNetwork = Callable[[str, Deployed, tuple[int, int, int]], tuple[onnx.ModelProto, dict[str, str]]]
 Quantize = Callable[[onnx.ModelProto, Pixels], onnx.ModelProto]
 
@@ -25,15 +25,15 @@ def keep_graphs(folder: Path) -> Convert:
         folder: The folder of the graphs.
     """
 
-    def convert_once(module: nn.Module, shape: tuple[int, int, int], outputs: list[str]) -> onnx.ModelProto:
+    def convert_once(module: nn.Module, example: Tensor, outputs: list[str]) -> onnx.ModelProto:
         numbers = {name: value for name, value in vars(module).items() if isinstance(value, int)}
-        digest = hashlib.sha256(repr((numbers, shape, outputs)).encode())
+        digest = hashlib.sha256(repr((numbers, example.dtype, example.shape, outputs)).encode())
         for name, tensor in module.state_dict().items():
             if not name.startswith("network.head."):  # a backbone ends before it
                 digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         path = folder / f"{digest.hexdigest()}.onnx"
         if not path.exists():
-            path.write_bytes(convert(module, shape, outputs).SerializeToString())
+            path.write_bytes(convert(module, example, outputs).SerializeToString())
         return onnx.load_from_string(path.read_bytes())
 
     return convert_once

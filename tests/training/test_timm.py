@@ -82,9 +82,9 @@ def test_a_network_of_timm_can_be_trained_and_exported() -> None:
 def test_images_are_those_of_the_pretraining() -> None:
     suited = TIMM.describe_input("timm:test_resnet")
     assert suited.size == (160, 160)
-    assert suited.resize == Resize(0.95, "bilinear")
+    assert suited.resize == Resize(160 / 168, "bilinear")  # timm resizes to int(160 / 0.95)
     assert TIMM.describe_input("timm:resnet18.tv_in1k").resize == Resize(0.875, "bilinear")
-    assert TIMM.describe_input("timm:resnet18.a1_in1k").resize == Resize(0.95, "bicubic")
+    assert TIMM.describe_input("timm:resnet18.a1_in1k").resize == Resize(224 / 235, "bicubic")
 
 
 def test_an_interpolation_that_evalmode_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Shapes: N images, C channels, H height, W width, D features, K classes.
 from __future__ import annotations
 
 import hashlib
+import math
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def _describe_input(name: str) -> NetworkInput:
             f"{', '.join(INTERPOLATIONS)} are"
         )
     _, height, width = config["input_size"]
-    return NetworkInput((height, width), Resize(config["crop_pct"], config["interpolation"]))
+    crop_ratio = height / math.floor(height / config["crop_pct"])  # timm rounds the resized side down
+    return NetworkInput((height, width), Resize(crop_ratio, config["interpolation"]))
 
 
 def _load_weights(network: PretrainedNetwork, name: str, weights: Path | None) -> str:

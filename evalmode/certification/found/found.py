@@ -1,37 +1,49 @@
-"""A network with the facts that were chosen for it: from its files, and from the user."""
+"""A network with the facts that were chosen for it: from its files, and from the user.
+
+Shapes: N images, H height, W width, C channels, K labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from evalmode.artifact.tensors import Floats
 from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, show_value
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
 from evalmode.certification.onnx_files import read_network
 from evalmode.certification.preprocessing import Preprocessing
-from evalmode.images.contract import Resize
+from evalmode.images.contract import PixelContract, Resize
+from evalmode.images.pixels import Pixels
 
 REQUIRED = ("labels", "scale")
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, eq=False)
+class FoundNetwork:
     """A network and the facts about it.
 
     Attributes:
-        file: The ONNX file.
-        graph: Its network.
+        name: What messages call it: the path of its file, or the class of a torch module.
+        graph: The network.
         facts: The chosen facts by name.
+        contract: The pixel contract that the user states; None if that of the facts applies.
+        run: Runs the network in its own library, of which a file has none: uint8 (N, H, W, C) of the contract to
+            logits or probabilities, float32 (N, K).
+        library: The name and the version of that library.
     """
 
-    file: Path
+    name: str
     graph: onnx.ModelProto
     facts: Mapping[str, Fact]
+    contract: PixelContract | None = None
+    run: Callable[[Pixels], Floats] | None = None
+    library: str = ""
 
     def list_missing(self) -> list[str]:
         """The names of the facts that no source states and that certification requires."""
@@ -67,14 +79,16 @@ class Found:
         names = [name for name in ("scale", "mean", "std", "bgr") if name in self.facts]
         return Preprocessing(**{name: self.facts[name].value for name in names})
 
-    @property
-    def resize(self) -> Resize:
-        """How an image of another size is resized.
+    def choose_contract(self, taken: PixelContract) -> PixelContract:
+        """The pixel contract that the user states, or the one that the facts make.
+
+        Args:
+            taken: The shape of the pixels that the network takes.
 
         Raises:
             UsageError: A value is out of range, or two values do not fit together.
         """
-        return to_resize(self.facts)
+        return self.contract or replace(taken, resize=to_resize(self.facts))
 
     def describe(self) -> list[str]:
         """One line for each fact that a file states: name, value and source."""
@@ -82,12 +96,13 @@ class Found:
         return [f"found     {one.name.replace('_', ' ')} {show_value(one)}, in {one.source}" for one in facts]
 
 
-def find_network(what: Path, stated: Mapping[str, Any]) -> Found:
+def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract | None = None) -> FoundNetwork:
     """Find a network, and read what its files state about it.
 
     Args:
         what: An ONNX file, or a folder with one.
         stated: Values that the user states, by the names of facts; each takes precedence over all files.
+        contract: The pixel contract that the user states, if any. It takes precedence over size and resize.
 
     Raises:
         UsageError: There is no network, a file is damaged, or two sources contradict each other.
@@ -95,7 +110,23 @@ def find_network(what: Path, stated: Mapping[str, Any]) -> Found:
     """
     place = find_place(what)
     graph = read_network(place.file)
-    return Found(place.file, graph, choose_facts(read_facts(place, graph), stated))
+    stated = {**stated, **list_pixel_facts(contract)}
+    return FoundNetwork(str(place.file), graph, choose_facts(read_facts(place, graph), stated), contract)
+
+
+def list_pixel_facts(contract: PixelContract | None) -> dict[str, Any]:
+    """The facts that a pixel contract states, by name; none without one."""
+    if contract is None:
+        return {}
+    resize = contract.resize
+    return {
+        "size": (contract.height, contract.width),
+        "channels": contract.channels,
+        "resize": resize.mode,
+        "crop_ratio": resize.crop_ratio,
+        "interpolation": resize.interpolation,
+        "crop_offset": resize.crop_offset,
+    }
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:

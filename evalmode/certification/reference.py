@@ -1,0 +1,157 @@
+"""Compare a network with its own library: the answers that the library gives for the same images.
+
+Shapes: N images, M of them with an answer of the library, K labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evalmode.artifact.tensors import Floats, softmax
+from evalmode.certification.images import Labelled
+from evalmode.certification.metrics import Indices, gives_probabilities
+from evalmode.certification.npz_files import read_npz
+from evalmode.errors import ReferenceMismatch, UsageError
+
+MAX_DIFFERENCE = 1e-3  # of a probability
+NEAR_TIE = 2 * MAX_DIFFERENCE  # two probabilities that are this close may change places
+KINDS = ("probabilities", "logits")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers of a network's own library.
+
+    Attributes:
+        source: The file, or the library with its version.
+        rows: The positions of the images that they belong to, int64 (M,).
+        probabilities: float32 (M, K).
+    """
+
+    source: str
+    rows: Indices
+    probabilities: Floats
+
+
+@dataclass(frozen=True)
+class Reference:
+    """How well an artifact agrees with the network's own library.
+
+    Attributes:
+        source: The file of the library's answers, or the library with its version.
+        images: The number of images compared, M.
+        largest_difference: The largest difference of a probability.
+        near_ties: The number of images whose best two probabilities in the library are closer than ``NEAR_TIE``.
+        changed: The number of images with another predicted label than in the library; all of them are near ties.
+    """
+
+    source: str
+    images: int
+    largest_difference: float
+    near_ties: int
+    changed: int
+
+
+def check_answers(answers: Answers, logits: Floats, images: Labelled) -> Reference:
+    """Check that a network answers as its own library does.
+
+    Args:
+        answers: The answers of the library.
+        logits: Those of the network for all images, float32 (N, K).
+        images: The images.
+
+    Returns:
+        The differences, all within the limits.
+
+    Raises:
+        ReferenceMismatch: A probability differs by more than ``MAX_DIFFERENCE``, or the predicted label of an image
+            changes that is no near tie.
+    """
+    differences = np.abs(softmax(logits[answers.rows]) - answers.probabilities).max(axis=1)
+    best_two = np.sort(answers.probabilities, axis=1)[:, -2:]
+    near_tie = best_two[:, 1] - best_two[:, 0] < NEAR_TIE
+    changed = logits[answers.rows].argmax(1) != answers.probabilities.argmax(1)
+    wrong, worst = int((changed & ~near_tie).sum()), int(differences.argmax())
+    if not differences[worst] <= MAX_DIFFERENCE or wrong:
+        raise ReferenceMismatch(
+            f"{answers.source} has other answers: probabilities differ by up to {differences[worst]:.2g} (limit "
+            f"{MAX_DIFFERENCE:g}; {images.paths[answers.rows[worst]]}), and {wrong} of {len(differences)} predicted "
+            "labels change: are size, resize, interpolation, scale, mean, std and the order of the labels right?"
+        )
+    return Reference(
+        answers.source, len(differences), float(differences[worst]), int(near_tie.sum()), int(changed.sum())
+    )
+
+
+def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, ...]) -> Answers:
+    """Read the answers of a library from an ``.npz`` file.
+
+    Args:
+        path: The file. ``names`` (M,) are paths of images in the folder, such as ``cats/1.jpg``; ``probabilities`` or
+            ``logits`` are (M, K). ``labels`` (K,) may state the order of the columns, by default that of the network.
+        folder: The folder of labelled images.
+        images: The images in it.
+        labels: K labels, in the order of the network's output.
+
+    Returns:
+        The answers. Images of the folder without an answer are not compared.
+
+    Raises:
+        UsageError: The file is damaged, or does not fit the images or the labels.
+        OSError: The file cannot be read.
+    """
+    arrays = read_npz(path)
+    found = [kind for kind in KINDS if kind in arrays]
+    if "names" not in arrays or len(found) != 1:
+        raise UsageError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: expected names, and probabilities or logits"
+        )
+    names, values = arrays["names"].astype(str).ravel(), arrays[found[0]]
+    if values.shape != (len(names), len(labels)) or not len(names) or not np.isfinite(values.astype(np.float64)).all():
+        raise UsageError(
+            f"{path}: {found[0]} has shape {values.shape} or a value that is NaN or infinite: expected finite numbers "
+            f"of shape ({len(names)}, {len(labels)}), for each name and label, and at least one name"
+        )
+    if "labels" in arrays:
+        values = values[:, _find_columns(path, arrays["labels"].astype(str).ravel().tolist(), labels)]
+    rows = _find_rows(path, names.tolist(), folder, images)
+    return to_answers(path.name, rows, values, probabilities=found == ["probabilities"])
+
+
+def to_answers(source: str, rows: Indices, values: Floats, probabilities: bool | None = None) -> Answers:
+    """Make answers of the scores that a library computed.
+
+    Args:
+        source: What to call the library.
+        rows: The positions of the images, int64 (M,).
+        values: Logits or probabilities, (M, K).
+        probabilities: Whether the values are probabilities; by default whether they look like it.
+    """
+    values = values.astype(np.float32)
+    if probabilities is None:
+        probabilities = gives_probabilities(values)
+    return Answers(source, rows, values if probabilities else softmax(values).astype(np.float32))
+
+
+def _find_columns(path: Path, columns: list[str], labels: tuple[str, ...]) -> list[int]:
+    """The position of each label among the columns."""
+    if sorted(columns) != sorted(labels):
+        other = sorted(set(columns) ^ set(labels))[:3] or columns[:3]
+        raise UsageError(f"{path} has other labels than the network, such as {', '.join(other)}")
+    return [columns.index(label) for label in labels]
+
+
+def _find_rows(path: Path, names: list[str], folder: Path, images: Labelled) -> Indices:
+    """The position of each name among the images."""
+    positions = {one.relative_to(folder).as_posix(): row for row, one in enumerate(images.paths)}
+    unknown = [name for name in names if name not in positions]
+    if unknown or len(set(names)) < len(names):
+        raise UsageError(
+            f"{path} names {unknown[0]}, which is no image in {folder}: expected paths such as {next(iter(positions))}"
+            if unknown
+            else f"{path} names an image twice: expected each once"
+        )
+    return np.array([positions[name] for name in names], np.int64)

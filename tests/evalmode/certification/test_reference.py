@@ -1,0 +1,148 @@
+"""The answers of a network's own library are compared with those of the artifact, and recorded in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import evalmode
+from evalmode.artifact.manifest import read_manifest
+from evalmode.artifact.tensors import softmax
+from evalmode.cli.main import cli
+from evalmode.errors import ReferenceMismatch, UsageError
+from tests.conftest import COLOURS, colour_graph
+
+PREPROCESSING = evalmode.Preprocessing((0, 255))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six images of noise in each of three colours, in a folder per label."""
+    rng = np.random.default_rng(0)
+    for channel, label in enumerate(COLOURS):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(6):
+            pixels = rng.integers(0, 100, (4, 4, 3))
+            pixels[..., channel] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / label / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A network as another tool would export it: float32 (N, 4, 4, 3) in 0..255 to logits."""
+    graph = colour_graph()
+    graph.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    del graph.graph.output[0]  # the probabilities
+    graph.graph.node.pop()
+    onnx.save(graph, tmp_path / "network.onnx")
+    return tmp_path / "network.onnx"
+
+
+@pytest.fixture
+def answers(network: Path, images: Path) -> dict[str, Any]:
+    """The arrays of a reference: names and logits as another program computes them."""
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(images / name), np.float32) for name in names])
+    session = onnxruntime.InferenceSession(network.read_bytes(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: pixels})
+    return {"names": np.array(names), "logits": logits}
+
+
+def certify(network: Path, images: Path, arrays: dict[str, Any]) -> Any:
+    """Certify a network with a reference of these arrays."""
+    path = network.parent / "answers.npz"
+    np.savez(path, **arrays)
+    options = evalmode.ClassifierOptions(reference=path)
+    return evalmode.certify(network, images, COLOURS, PREPROCESSING, options)
+
+
+def test_agreement_is_recorded_in_the_artifact(network: Path, images: Path, answers: dict[str, Any]) -> None:
+    certified = certify(network, images, answers)
+    (reference,) = certified.references
+    assert (reference.source, reference.images, reference.changed) == ("answers.npz", 18, 0)
+    assert reference.largest_difference < 1e-6
+    metadata = {entry.key: entry.value for entry in onnx.load_from_string(certified.artifact).metadata_props}
+    assert read_manifest(metadata).properties["references"] == [vars(reference)]
+
+
+def test_probabilities_in_another_order_of_labels_and_of_images_agree(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    order = [2, 0, 1]
+    arrays = {
+        "names": answers["names"][::-2],
+        "probabilities": softmax(answers["logits"])[::-2, order],
+        "labels": np.array(COLOURS)[order],
+    }
+    (reference,) = certify(network, images, arrays).references
+    assert reference.images == 9
+    assert reference.largest_difference < 1e-6
+
+
+def test_another_answer_of_one_image_is_rejected_with_its_path(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    answers["logits"][7] = answers["logits"][0]
+    with pytest.raises(ReferenceMismatch, match=r"green/1\.png\), and 1 of 18 predicted labels change"):
+        certify(network, images, answers)
+
+
+def test_a_small_difference_of_many_images_is_rejected(network: Path, images: Path, answers: dict[str, Any]) -> None:
+    answers["logits"] = answers["logits"] * np.float32(1.1)
+    with pytest.raises(ReferenceMismatch, match=r"\(limit 0\.001; .*\), and 0 of 18 predicted labels change"):
+        certify(network, images, answers)
+
+
+def test_a_label_that_changes_in_a_near_tie_is_counted(network: Path, images: Path, answers: dict[str, Any]) -> None:
+    pixels = np.full((4, 4, 3), (100, 100, 95), np.uint8)
+    pixels[0, 0, 0] += 1
+    Image.fromarray(pixels).save(images / "red" / "tie.png")
+    tied = np.array([[100 + 1 / 16, 100, 95]], np.float32) / 25.5
+    answers["names"] = np.array([*answers["names"], "red/tie.png"])
+    (reference,) = certify(network, images, {**answers, "logits": np.concatenate([answers["logits"], tied])}).references
+    assert (reference.near_ties, reference.changed) == (1, 0)
+    other = {**answers, "logits": np.concatenate([answers["logits"], tied[:, [1, 0, 2]]])}
+    (reference,) = certify(network, images, other).references
+    assert (reference.near_ties, reference.changed) == (1, 1)
+    assert 1e-4 < reference.largest_difference < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: {"logits": one["logits"]}, "holds logits: expected names, and probabilities or logits"),
+        (lambda one: {"names": one["names"]}, "holds names: expected names, and probabilities or logits"),
+        (lambda one: {**one, "probabilities": one["logits"]}, "expected names, and probabilities or logits"),
+        (lambda one: {**one, "logits": one["logits"][1:]}, r"shape \(17, 3\) .* of shape \(18, 3\)"),
+        (lambda one: {**one, "logits": one["logits"] * np.nan}, "NaN or infinite"),
+        (lambda one: {**one, "labels": np.array(["red", "green", "cyan"])}, "other labels than the network, such as"),
+        (lambda one: {**one, "names": np.array(["x.png", *one["names"][1:]])}, r"names x\.png, which is no image in"),
+        (lambda one: {**one, "names": one["names"][[0, *range(17)]]}, "names an image twice"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_rejected(
+    change: Any, message: str, network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        certify(network, images, change(answers))
+
+
+def test_the_command_prints_the_agreement(network: Path, images: Path, answers: dict[str, Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "answers.npz", **answers)
+    (tmp_path / "labels.txt").write_text("\n".join(COLOURS))
+    options = ["--images", images, "--labels", tmp_path / "labels.txt", "--scale", "0,255"]
+    options += ["--repository", tmp_path / "models", "--name", "colours", "--reference", tmp_path / "answers.npz"]
+    result = CliRunner().invoke(cli, ["certify", str(network), *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert "reference answers.npz: 18 of 18 images agree, probabilities within" in result.output
+    result = CliRunner().invoke(cli, ["certify", str(network), *map(str, options), "--json"])
+    assert json.loads(result.stdout)["references"][0]["images"] == 18
