@@ -54,12 +54,14 @@ class CertifiedClassifier(Certified):
         contract: Height, width and channels of the images.
         layout: The layout of the network's input: "NCHW", "NHWC" or "flat".
         quality: Measured on the user's images.
+        notes: What was found out about the network or changed in it, a sentence each.
     """
 
     labels: tuple[str, ...]
     contract: PixelContract
     layout: str
     quality: Quality
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.contract.shape))
@@ -72,9 +74,11 @@ class CertifiedNetwork(Certified):
 
     Attributes:
         inputs: The golden inputs by name, the batch along the first axis of each.
+        notes: What was found out about the network or changed in it, a sentence each.
     """
 
     inputs: Tensors
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"CertifiedNetwork({', '.join(self.inputs)})"

@@ -9,9 +9,11 @@ from typing import Any
 
 import onnx
 
+from evalmode.certification.adapt import drop_inputs, remove_maps
 from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, show_value
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
+from evalmode.certification.graph import check_eval_mode
 from evalmode.certification.onnx_files import read_network
 from evalmode.certification.preprocessing import Preprocessing
 from evalmode.images.contract import Resize
@@ -27,11 +29,13 @@ class Found:
         file: The ONNX file.
         graph: Its network.
         facts: The chosen facts by name.
+        notes: What was changed in the network, a sentence each.
     """
 
     file: Path
     graph: onnx.ModelProto
     facts: Mapping[str, Fact]
+    notes: tuple[str, ...] = ()
 
     def list_missing(self) -> list[str]:
         """The names of the facts that no source states and that certification requires."""
@@ -91,11 +95,13 @@ def find_network(what: Path, stated: Mapping[str, Any]) -> Found:
 
     Raises:
         UsageError: There is no network, a file is damaged, or two sources contradict each other.
+        TrainMode: The network behaves as in training.
         OSError: A file cannot be read.
     """
     place = find_place(what)
-    graph = read_network(place.file)
-    return Found(place.file, graph, choose_facts(read_facts(place, graph), stated))
+    graph, notes = drop_inputs(read_network(place.file))
+    check_eval_mode(graph)
+    return Found(place.file, remove_maps(graph), choose_facts(read_facts(place, graph), stated), notes)
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:
