@@ -20,7 +20,7 @@ from evalmode.artifact.tensors import Floats
 from evalmode.certification.certified import CertifiedClassifier
 from evalmode.certification.foreign import certify_found, state_facts
 from evalmode.certification.found.facts import choose_facts
-from evalmode.certification.found.found import FoundNetwork, list_pixel_facts
+from evalmode.certification.found.found import FoundNetwork, Library, list_pixel_facts
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract, Pixels
@@ -106,7 +106,7 @@ def certify_module(
     )  # an error of the module itself is clearer than the exporter's
     with explain_export(name):
         graph = convert(scored, torch.zeros((2, channels, height, width), dtype=_find_dtype(scored)), ["scores"])
-    found = FoundNetwork(name, graph, facts, contract, run, f"torch {torch.__version__}")
+    found = FoundNetwork(name, graph, facts, contract=contract, library=Library(f"torch {torch.__version__}", run))
     return certify_found(found, images, options, warnings.warn)
 
 

@@ -6,13 +6,57 @@ import numpy as np
 import onnx
 
 from evalmode.artifact.tensors import Array, Tensors, scale_tolerance
-from evalmode.certification.onnx_files import first_line
+from evalmode.certification.one_by_one import run_each
+from evalmode.certification.onnx_files import explained, first_line
 from evalmode.errors import UsageError
-from evalmode.runtime.session import open_cpu_session
+from evalmode.runtime.session import open_cpu_session, silence_run
 
 MAX_COMPARED = 64  # inputs
 TOLERANCE = 1e-4  # for `scale_tolerance`: sums may be in another order
 ADVICE = "export it with a batch of any size (torch: dynamic_shapes, Keras: a batch size of None)"
+ONE_BY_ONE = "the network takes one input at a time: a batch is run one by one"
+
+
+def allow_batches(
+    original: onnx.ModelProto, freed: onnx.ModelProto, batch: int | None, inputs: Tensors, outputs: list[str]
+) -> tuple[onnx.ModelProto, str]:
+    """Choose a form of a network that accepts any batch size and gives the same answers.
+
+    Args:
+        original: The network.
+        freed: Its copy that should accept any batch size.
+        batch: The only batch size that the network accepts; None if it says that it accepts any.
+        inputs: By name, any number along the first axis.
+        outputs: The names of the outputs to compare.
+
+    Returns:
+        The copy; or if it fails and the network takes batches of 1, a network that runs it for one input after the
+        other, and this in words.
+
+    Raises:
+        UsageError: Neither gives the same answers.
+    """
+    try:
+        if batch or not _runs(freed, inputs, 2, outputs):
+            check_freed(original, freed, batch or 1, inputs, outputs)
+        return freed, ""
+    except UsageError:
+        if batch not in (1, None) or not _runs(original, inputs, 1, outputs):
+            raise
+    with explained("the network, run one by one"):
+        each = run_each(original)
+    check_freed(original, each, 1, inputs, outputs)
+    return each, ONE_BY_ONE
+
+
+def _runs(graph: onnx.ModelProto, inputs: Tensors, count: int, outputs: list[str]) -> bool:
+    """Whether a network runs on so many inputs together."""
+    rows = {name: np.resize(array, (count, *array.shape[1:])) for name, array in inputs.items()}
+    try:
+        open_cpu_session(graph.SerializeToString(), optimise=False).run(outputs, dict(rows), silence_run())
+    except Exception:  # onnxruntime's own exceptions share no base class
+        return False
+    return True
 
 
 def check_freed(
@@ -33,7 +77,7 @@ def check_freed(
     count = max(batch, min(MAX_COMPARED, len(next(iter(inputs.values())))) // batch * batch)
     rows = {name: np.resize(array, (count, *array.shape[1:])) for name, array in inputs.items()}
     try:
-        together = open_cpu_session(freed.SerializeToString(), optimise=False).run(outputs, dict(rows))
+        together = open_cpu_session(freed.SerializeToString(), optimise=False).run(outputs, dict(rows), silence_run())
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise UsageError(
             f"the network is fixed to batches of {batch}, and does not run in others: {ADVICE}: {first_line(error)}"

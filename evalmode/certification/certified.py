@@ -56,6 +56,7 @@ class CertifiedClassifier(Certified):
         layout: The layout of the network's input: "NCHW", "NHWC" or "flat".
         quality: Measured on the user's images.
         references: How well it agrees with its own library, for each source of the library's answers.
+        notes: What was found out about the network or changed in it, a sentence each.
     """
 
     labels: tuple[str, ...]
@@ -63,6 +64,7 @@ class CertifiedClassifier(Certified):
     layout: str
     quality: Quality
     references: tuple[Reference, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.contract.shape))
@@ -75,9 +77,11 @@ class CertifiedNetwork(Certified):
 
     Attributes:
         inputs: The golden inputs by name, the batch along the first axis of each.
+        notes: What was found out about the network or changed in it, a sentence each.
     """
 
     inputs: Tensors
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"CertifiedNetwork({', '.join(self.inputs)})"

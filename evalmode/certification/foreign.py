@@ -19,26 +19,27 @@ import onnx
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT, LOGITS, Tensors, largest_value
-from evalmode.certification.batch_sizes import check_freed
+from evalmode.artifact.tensors import INPUT, Tensors, largest_value
+from evalmode.certification.adapt import drop_inputs
+from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
+from evalmode.certification.exact import Taken, wrap_exactly
 from evalmode.certification.found.found import REQUIRED, FoundNetwork, find_network
 from evalmode.certification.found.place import find_place
 from evalmode.certification.images import Labelled, read_labelled
-from evalmode.certification.inputs import ImageInput, find_scores, read_input
-from evalmode.certification.metrics import Quality, describe_pixels, gives_probabilities, measure_quality
+from evalmode.certification.inputs import ImageInput, read_input
+from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
 from evalmode.certification.onnx_files import explained, find_batch, first_line, free_batch, read_network
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.certification.reference import Answers, Reference, check_answers, read_answers, to_answers
 from evalmode.certification.runs import run_all
 from evalmode.certification.samples import check_samples, read_samples
-from evalmode.certification.wrap import Scores, Transform, wrap
 from evalmode.errors import GoldenMismatch, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.loading import LoadOptions, load_artifact
-from evalmode.runtime.session import ORT_VERSION, open_cpu_session
+from evalmode.runtime.session import ORT_VERSION, open_cpu_session, silence_run
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
 FilePath = str | PathLike[str]
@@ -113,11 +114,10 @@ def certify_found(
         image = read_input(graph, found.size, partial(_runs_on, graph))
         image = replace(image, contract=found.choose_contract(image.contract))
         transform = preprocessing.to_transform(image.contract, _takes_bytes(graph))
-        scores = Scores(find_scores(graph, len(names), found.output), len(names), probabilities=False)
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
             on_warning(warning)
-        wrapped = _wrap_exactly(graph, image, transform, scores, labelled)
+        wrapped, notes = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
         logits = run_all(wrapped, labelled.pixels)
         difference = float(np.abs(logits - run_all(wrapped, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
@@ -132,15 +132,15 @@ def certify_found(
         artifact = certify(wrapped, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, len(names))
-    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, references)
+    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, references, found.notes + notes)
 
 
 def _list_answers(found: FoundNetwork, folder: Path, images: Labelled, reference: FilePath | None) -> Iterator[Answers]:
     """The answers of the network's own library: in a file, and by running it."""
     if reference is not None:
         yield read_answers(Path(reference), folder, images, found.labels)
-    if found.run is not None:
-        yield to_answers(found.library, np.arange(len(images.pixels)), found.run(images.pixels))
+    if found.library is not None:
+        yield to_answers(found.library.name, np.arange(len(images.pixels)), found.library.run(images.pixels))
 
 
 def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:
@@ -159,25 +159,25 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         ProofFailed: The network did not pass a check.
     """
     file = find_place(Path(file)).file
-    graph = read_network(file)
+    graph, notes = drop_inputs(read_network(file))
     check_loads(graph, str(file))
     if isinstance(samples, Mapping):
         inputs = check_samples(samples, graph, "samples")
     else:
         inputs = read_samples(Path(samples), graph)
     with explained(str(file)):
-        stripped = strip(free_batch(graph))
-        if batch := find_batch(graph):
-            check_freed(graph, stripped, batch, inputs, [output.name for output in graph.graph.output])
+        outputs = [output.name for output in graph.graph.output]
+        network, note = allow_batches(graph, free_batch(graph), find_batch(graph), inputs, outputs)
+        stripped = strip(network)
         manifest = TensorManifest({"network": "adopted", "versions": _list_versions()})
         sealed = seal(stripped, manifest)
-        outputs = load_artifact(sealed, options=LoadOptions(allow_uncertified=True)).run(inputs)
-        unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(outputs), dict(inputs))
-        pairs = zip(outputs.values(), unoptimised, strict=True)
+        answers = load_artifact(sealed, options=LoadOptions(allow_uncertified=True)).run(inputs)
+        unoptimised = open_cpu_session(stripped.SerializeToString(), optimise=False).run(list(answers), dict(inputs))
+        pairs = zip(answers.values(), unoptimised, strict=True)
         differences = (np.abs(one.astype(np.float64) - other).max() / largest_value(one) for one, other in pairs)
         targets = ("",) * len(next(iter(inputs.values())))
         artifact = certify(stripped, manifest, inputs, targets, max(map(float, differences)))
-    return CertifiedNetwork(artifact, inputs)
+    return CertifiedNetwork(artifact, inputs, notes + ((note,) if note else ()))
 
 
 def check_loads(graph: onnx.ModelProto, name: str) -> None:
@@ -207,7 +207,7 @@ def _runs_on(graph: onnx.ModelProto, image: ImageInput) -> bool:
     freed = free_batch(graph)
     zeros = np.zeros(image.shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     try:
-        open_cpu_session(freed.SerializeToString()).run(None, {value.name: zeros})
+        open_cpu_session(freed.SerializeToString()).run(None, {value.name: zeros}, silence_run())
     except Exception:  # onnxruntime's own exceptions share no base class
         return False
     return True
@@ -228,25 +228,6 @@ def _read_labels(labels: FilePath | Sequence[str]) -> tuple[str, ...]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"labels {', '.join(names)}: expected at least 2, each once")
     return names
-
-
-def _wrap_exactly(
-    graph: onnx.ModelProto, image: ImageInput, transform: Transform, scores: Scores, labelled: Labelled
-) -> onnx.ModelProto:
-    """Wrap a network for any batch size, and check on the labelled images that its answers stay the same."""
-    freed = free_batch(graph)
-    wrapped = strip(wrap(freed, image, transform, scores))
-    if batch := find_batch(graph):
-        original = wrap(graph, image, transform, scores)
-        check_freed(original, wrapped, batch, {INPUT: labelled.pixels}, [LOGITS])
-    outputs = run_all(wrapped, labelled.pixels)
-    if outputs.shape != (len(labelled.pixels), scores.labels):
-        raise UsageError(
-            f"the network returns {outputs.shape[1:]} values for an image, there are {scores.labels} labels"
-        )
-    if gives_probabilities(outputs):
-        wrapped = strip(wrap(freed, image, transform, replace(scores, probabilities=True)))
-    return wrapped
 
 
 def _describe_classifier(

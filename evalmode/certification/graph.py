@@ -15,6 +15,12 @@ from evalmode.errors import TrainMode, WeightsNotFinite
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
+FIRST_WITHOUT_IS_TEST = 7  # the opset that took this attribute from dropout and batch norm
+REMEDY = (
+    "Call eval() on the whole network and export again (torch: network.eval() before torch.onnx.export, without its "
+    "argument training; Keras: the network itself, called with training=False)"
+)
+
 
 def check_eval_mode(graph: onnx.ModelProto) -> str:
     """Check that no node behaves as in training.
@@ -29,12 +35,12 @@ def check_eval_mode(graph: onnx.ModelProto) -> str:
         TrainMode: Active dropout, a random operator, or batch norm that uses the statistics of its batch.
     """
     constants, computed = dict(_named_constants(graph.graph)), _list_computed(graph.graph)
-    nodes = walk(graph.graph, onnx.NodeProto)
+    nodes = [node for node in walk(graph.graph, onnx.NodeProto) if node.domain in ("", "ai.onnx")]
     found = [described for node in nodes if (described := _describe_training(node, constants, computed))]
+    if read_opset(graph) < FIRST_WITHOUT_IS_TEST:
+        found += [f"{node.op_type} without is_test ({name_node(node)})" for node in nodes if _lacks_is_test(node)]
     if found:
-        raise TrainMode(
-            f"not in eval mode: {'; '.join(sorted(set(found)))}. Call eval() on the whole network and export again"
-        )
+        raise TrainMode(f"not in eval mode: {'; '.join(dict.fromkeys(found))}. {REMEDY}")
     norms = Counter(node.op_type for node in walk(graph.graph, onnx.NodeProto))["BatchNormalization"]
     return f"no active dropout, no random operator; {norms} batch norms, none by the statistics of its batch"
 
@@ -42,22 +48,38 @@ def check_eval_mode(graph: onnx.ModelProto) -> str:
 def _describe_training(node: onnx.NodeProto, constants: dict[str, Array], computed: set[str]) -> str:
     """What a node does that only training should do, in words; "" if it does nothing of the kind."""
     if node.op_type in RANDOM:
-        return f"{node.op_type} draws at random ({node.output[0]})"
+        return f"{node.op_type} draws at random ({name_node(node)})"
     if node.op_type == "BatchNormalization":
         training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
         if training or len([name for name in node.output if name]) > 1 or computed & set(node.input[3:5]):
-            return f"batch norm uses the statistics of its batch ({node.output[0]})"
+            return f"batch norm uses the statistics of its batch ({name_node(node)})"
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
         mode = constants.get(node.input[2])
         if mode is None or mode.any():
-            return f"dropout drops ({node.output[0]})"
+            return f"dropout drops ({name_node(node)})"
     return ""
+
+
+def _lacks_is_test(node: onnx.NodeProto) -> bool:
+    """Whether a node of an old opset is in training mode, which was its default."""
+    tests = any(attribute.name == "is_test" and attribute.i for attribute in node.attribute)
+    return node.op_type in ("BatchNormalization", "Dropout") and not tests
+
+
+def read_opset(graph: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a network uses."""
+    return next((int(one.version) for one in graph.opset_import if one.domain in ("", "ai.onnx")), 1)
+
+
+def name_node(node: onnx.NodeProto) -> str:
+    """The name of a node; that of its output if it has none."""
+    return str(node.name or node.output[0])
 
 
 def _named_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, Array]]:
     yield from ((weights.name, numpy_helper.to_array(weights)) for weights in graph.initializer)
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             yield node.output[0], numpy_helper.to_array(node.attribute[0].t)
 
 

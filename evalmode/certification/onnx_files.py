@@ -5,7 +5,6 @@ Old files list their weights among the inputs, and many accept only the batch si
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from evalmode.artifact.sealing import walk
+from evalmode.certification.graph import check_eval_mode, read_opset
+from evalmode.certification.outside_weights import read_outside_weights
 from evalmode.errors import EvalmodeError, UsageError
 
 BATCH = "batch"
 IR_VERSION = 8  # since 4, weights need not be inputs; later versions only add types
 MIN_OPSET = 7  # the oldest that ONNX Runtime runs correctly
-MAX_BYTES = 2**31 - 1  # of one protobuf message
 OTHER_FORMATS = {  # by the first bytes of a file
     b"PK": "a zip archive, such as torch.save writes: export the network to ONNX",
     b"\x80": "a Python pickle, such as torch.save writes: export the network to ONNX",
@@ -42,6 +41,7 @@ def read_network(path: Path) -> onnx.ModelProto:
 
     Raises:
         UsageError: The file is not an ONNX file, weights are missing, or its version is too new.
+        TrainMode: It is older, and behaves as in training.
         OSError: The file cannot be read.
     """
     content = path.read_bytes()
@@ -56,7 +56,7 @@ def read_network(path: Path) -> onnx.ModelProto:
         raise UsageError(f"{path} is not a complete ONNX file: {error}") from error
     if not network.ir_version or not network.graph.node:
         raise UsageError(f"{path} is not an ONNX file, or one without a network in it")
-    _read_weights(network, path)
+    read_outside_weights(network, path)
     _check_versions(network, path)
     network = _raise_opset(network, path)
     network.ir_version = max(network.ir_version, IR_VERSION)
@@ -66,28 +66,9 @@ def read_network(path: Path) -> onnx.ModelProto:
     return network
 
 
-def _read_weights(network: onnx.ModelProto, path: Path) -> None:
-    outside = [tensor for tensor in walk(network, TensorProto) if tensor.data_location == TensorProto.EXTERNAL]
-    if not outside:
-        return
-    places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}
-    missing = sorted(place for place in places if not (path.parent / place).is_file())
-    if missing:
-        raise UsageError(
-            f"{path}: its weights are in {', '.join(missing[:3])}, missing from {path.parent}: copy it there"
-        )
-    size = sum((path.parent / place).stat().st_size for place in places)
-    if size > MAX_BYTES:
-        raise UsageError(f"{path}: {size:,} bytes of weights, one ONNX file can hold at most {MAX_BYTES:,}")
-    try:
-        onnx.load_external_data_for_model(network, os.fspath(path.parent))
-    except Exception as error:  # onnx raises types of its own
-        raise UsageError(f"{path}: its weights in {', '.join(sorted(places)[:3])} cannot be read: {error}") from error
-
-
 def _check_versions(network: onnx.ModelProto, path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
-    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
+    opset = read_opset(network)
     if opset > newest:
         raise UsageError(
             f"{path} needs opset {opset}, onnx {onnx.__version__} knows up to {newest}: export it with opset 20, or "
@@ -101,9 +82,10 @@ def _check_versions(network: onnx.ModelProto, path: Path) -> None:
 
 
 def _raise_opset(network: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    opset = next((one.version for one in network.opset_import if one.domain in ("", "ai.onnx")), 1)
+    opset = read_opset(network)
     if opset >= MIN_OPSET:
         return network
+    check_eval_mode(network)  # the conversion loses the attribute is_test
     try:
         return onnx.version_converter.convert_version(network, MIN_OPSET)
     except Exception as error:  # onnx raises types of its own

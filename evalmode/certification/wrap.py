@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,12 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES
+from evalmode.certification.adapt import drop_unused
 from evalmode.certification.inputs import ImageInput
 from evalmode.certification.onnx_files import BATCH
 
 INNER = "network_"  # the prefix of every name of the wrapped graph
+Kind = Literal["logits", "probabilities", "shares", "second logit", "second probability"]
 SMALLEST = 1e-12  # probabilities are raised to it: 0 has no logarithm
 
 
@@ -40,26 +42,28 @@ class Scores:
     Attributes:
         name: The name in the graph.
         labels: K.
-        probabilities: Whether the values are probabilities, rather than logits.
+        kind: What the values are. "logits" of K labels; their "probabilities"; "shares", values from 0 that become
+            probabilities when they are divided by their sum; or of two labels one value, the "second logit", of the
+            second label against the first, or the "second probability".
     """
 
     name: str
     labels: int
-    probabilities: bool
+    kind: Kind = "logits"
 
 
 def wrap(graph: onnx.ModelProto, image: ImageInput, transform: Transform, scores: Scores) -> onnx.ModelProto:
-    """Give a network the inputs and outputs of an artifact.
+    """Give a network the inputs and outputs of an artifact. Parts that its scores do not depend on are left out.
 
     Args:
         graph: Another tool's network.
         image: Its input.
         transform: What is done to pixels.
-        scores: Its output, (N, K) or (N, K, 1, 1).
+        scores: Its output, (N, K) or (N, K, 1, 1); for one value of two labels (N, 1) or (N,).
 
     Returns:
         A graph that takes uint8 (N, H, W, C) and returns probabilities and logits, float32 (N, K). If the network
-        returns probabilities, their logarithms serve as logits.
+        returns probabilities or shares, their logarithms serve as logits.
     """
     inner = onnx.ModelProto()
     inner.CopyFrom(graph)
@@ -67,6 +71,7 @@ def wrap(graph: onnx.ModelProto, image: ImageInput, transform: Transform, scores
     del inner.graph.value_info[:]  # may hold another batch size
     for output in [output for output in inner.graph.output if output.name != scores.name]:
         inner.graph.output.remove(output)
+    drop_unused(inner.graph)
     for value in (*inner.graph.input, *inner.graph.output):
         if value.name in (image.name, scores.name) and value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
@@ -127,19 +132,30 @@ def _build_after(output: Scores, elem_type: int, flat: bool) -> onnx.GraphProto:
     if not flat:
         nodes.append(helper.make_node("Flatten", [scores], ["rows"], axis=1))
         scores = "rows"
-    constants = []
-    if output.probabilities:
-        nodes.append(helper.make_node("Max", [scores, "least"], ["positive"]))
-        nodes.append(helper.make_node("Log", ["positive"], [LOGITS]))
-        constants = [numpy_helper.from_array(np.array(SMALLEST, np.float32), "least")]
-    else:
-        nodes.append(helper.make_node("Identity", [scores], [LOGITS]))
+    values: dict[str, npt.NDArray[Any]] = {}
+    match output.kind:
+        case "logits":
+            nodes.append(helper.make_node("Identity", [scores], [LOGITS]))
+        case "second logit":
+            values = {"nothing": np.zeros(1, np.float32)}
+            nodes.append(helper.make_node("Mul", [scores, "nothing"], ["first"]))
+            nodes.append(helper.make_node("Concat", ["first", scores], [LOGITS], axis=1))
+        case kind:
+            if kind == "second probability":
+                values = {"whole": np.ones(1, np.float32)}
+                nodes.append(helper.make_node("Sub", ["whole", scores], ["first"]))
+                nodes.append(helper.make_node("Concat", ["first", scores], ["both"], axis=1))
+                scores = "both"
+            values |= {"least": np.array(SMALLEST, np.float32)}
+            nodes.append(helper.make_node("Max", [scores, "least"], ["positive"]))
+            nodes.append(helper.make_node("Log", ["positive"], [LOGITS]))
     nodes.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], axis=1))  # before opset 11 no -1
     shape = (BATCH, output.labels)
+    taken = (BATCH, 1 if output.kind.startswith("second") else output.labels) if flat else None
     return helper.make_graph(
         nodes,
         "evalmode",
-        [helper.make_tensor_value_info("scores", elem_type, shape if flat else None)],
+        [helper.make_tensor_value_info("scores", elem_type, taken)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in (PROBABILITIES, LOGITS)],
-        constants,
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
     )

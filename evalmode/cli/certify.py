@@ -193,6 +193,8 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
             "references": [asdict(one) for one in certified.references],
             "found": {name: fact.source for name, fact in found.facts.items() if fact.source != STATED},
         }
+    lines = "\n".join([lines, *(f"note      {note}" for note in certified.notes)])
+    facts["notes"] = [*certified.notes]
     path = certified.publish(repository, name)
     output.say(f"{lines}\npublished {path} ({len(certified.artifact):,} bytes)\ndigest    {certified.digest}")
     output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest, **facts})

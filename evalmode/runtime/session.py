@@ -22,6 +22,7 @@ __all__ = [
     "open_lone_session",
     "ort",
     "shrink_arena",
+    "silence_run",
 ]
 
 ORT_VERSION: str = ort.__version__  # of either distribution, onnxruntime or onnxruntime-gpu
@@ -87,6 +88,13 @@ def shrink_arena() -> ort.RunOptions:
     """Make options for a run of a session on the CPU that returns the memory that larger runs left in its arena."""
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def silence_run() -> ort.RunOptions:
+    """Make options for a run that may fail, without a line of onnxruntime's on standard error."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4  # fatal errors
     return options
 
 

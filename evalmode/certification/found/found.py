@@ -13,15 +13,30 @@ from typing import Any
 import onnx
 
 from evalmode.artifact.tensors import Floats
+from evalmode.certification.adapt import drop_inputs, remove_maps
 from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, show_value
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
+from evalmode.certification.graph import check_eval_mode
 from evalmode.certification.onnx_files import read_network
 from evalmode.certification.preprocessing import Preprocessing
 from evalmode.images.contract import PixelContract, Resize
 from evalmode.images.pixels import Pixels
 
 REQUIRED = ("labels", "scale")
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """A network in its own library.
+
+    Attributes:
+        name: The name and the version of the library.
+        run: Runs the network: uint8 (N, H, W, C) of the pixel contract to logits or probabilities, float32 (N, K).
+    """
+
+    name: str
+    run: Callable[[Pixels], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +47,17 @@ class FoundNetwork:
         name: What messages call it: the path of its file, or the class of a torch module.
         graph: The network.
         facts: The chosen facts by name.
+        notes: What was changed in the network, a sentence each.
         contract: The pixel contract that the user states; None if that of the facts applies.
-        run: Runs the network in its own library, of which a file has none: uint8 (N, H, W, C) of the contract to
-            logits or probabilities, float32 (N, K).
-        library: The name and the version of that library.
+        library: The network in its own library; None for a file.
     """
 
     name: str
     graph: onnx.ModelProto
     facts: Mapping[str, Fact]
+    notes: tuple[str, ...] = ()
     contract: PixelContract | None = None
-    run: Callable[[Pixels], Floats] | None = None
-    library: str = ""
+    library: Library | None = None
 
     def list_missing(self) -> list[str]:
         """The names of the facts that no source states and that certification requires."""
@@ -106,12 +120,15 @@ def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract 
 
     Raises:
         UsageError: There is no network, a file is damaged, or two sources contradict each other.
+        TrainMode: The network behaves as in training.
         OSError: A file cannot be read.
     """
     place = find_place(what)
-    graph = read_network(place.file)
+    graph, notes = drop_inputs(read_network(place.file))
+    check_eval_mode(graph)
     stated = {**stated, **list_pixel_facts(contract)}
-    return FoundNetwork(str(place.file), graph, choose_facts(read_facts(place, graph), stated), contract)
+    facts = choose_facts(read_facts(place, graph), stated)
+    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract)
 
 
 def list_pixel_facts(contract: PixelContract | None) -> dict[str, Any]:

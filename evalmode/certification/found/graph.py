@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from evalmode.certification.adapt import list_maps
 from evalmode.certification.found.facts import Fact, make_fact
 from evalmode.certification.found.values import to_labels
 from evalmode.certification.onnx_files import describe
@@ -43,6 +44,13 @@ def read_shape(graph: onnx.ModelProto) -> Iterator[Fact]:
         yield Fact("channels", axes[found[0]].dim_value, source)
     if height and width:
         yield Fact("size", (height, width), source)
+
+
+def read_maps(graph: onnx.ModelProto) -> Iterator[Fact]:
+    """Read which tensor of scores scikit-learn's ZipMap makes into lists of dictionaries."""
+    for node in list_maps(graph):
+        source = f"the network's node {node.name or node.op_type}, which is left out: {node.output[0]} are maps of it"
+        yield Fact("output", node.input[0], source)
 
 
 def read_classes(graph: onnx.ModelProto) -> Iterator[Fact]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import onnx
 
 from evalmode.certification.found.facts import Fact
-from evalmode.certification.found.graph import read_classes, read_rescaling, read_shape
+from evalmode.certification.found.graph import read_classes, read_maps, read_rescaling, read_shape
 from evalmode.certification.found.hugging_face import read_hugging_face
 from evalmode.certification.found.image_keys import read_image_keys
 from evalmode.certification.found.label_files import read_label_files
@@ -22,7 +22,7 @@ FOLDER_READERS: tuple[Callable[[Place], Iterator[Fact]], ...] = (
     read_triton,
     read_label_files,
 )
-GRAPH_READERS = (read_shape, read_classes, read_rescaling)
+GRAPH_READERS = (read_shape, read_classes, read_maps, read_rescaling)
 
 
 def read_facts(place: Place, graph: onnx.ModelProto) -> tuple[Fact, ...]:
