@@ -140,7 +140,7 @@ def _list_answers(found: FoundNetwork, folder: Path, images: Labelled, reference
     if reference is not None:
         yield read_answers(Path(reference), folder, images, found.labels)
     if found.library is not None:
-        yield to_answers(found.library.name, np.arange(len(images.pixels)), found.library.run(images.pixels))
+        yield to_answers(found.library.name, found.library.run(images.pixels))
 
 
 def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:

@@ -18,6 +18,7 @@ from evalmode.errors import ReferenceMismatch, UsageError
 
 MAX_DIFFERENCE = 1e-3  # of a probability
 NEAR_TIE = 2 * MAX_DIFFERENCE  # two probabilities that are this close may change places
+MAX_PROBABILITY = 1 + 1e-3  # of float16, and rounded for people
 KINDS = ("probabilities", "logits")
 
 
@@ -117,23 +118,27 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
         )
     if "labels" in arrays:
         values = values[:, _find_columns(path, arrays["labels"].astype(str).ravel().tolist(), labels)]
-    rows = _find_rows(path, names.tolist(), folder, images)
-    return to_answers(path.name, rows, values, probabilities=found == ["probabilities"])
+    rows, values = _find_rows(path, names.tolist(), folder, images), values.astype(np.float32)
+    if found == ["logits"]:
+        return Answers(path.name, rows, softmax(values).astype(np.float32))
+    sums = values.sum(axis=1, keepdims=True)
+    if values.min() < 0 or values.max() > MAX_PROBABILITY or not sums.all():
+        raise UsageError(
+            f"{path}: probabilities are {values.min():g} to {values.max():g}: expected 0 to 1; name them logits if they "
+            "are"
+        )
+    return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
 
 
-def to_answers(source: str, rows: Indices, values: Floats, probabilities: bool | None = None) -> Answers:
-    """Make answers of the scores that a library computed.
+def to_answers(source: str, values: Floats) -> Answers:
+    """Make answers of the scores that a library computed for all images.
 
     Args:
         source: What to call the library.
-        rows: The positions of the images, int64 (M,).
-        values: Logits or probabilities, (M, K).
-        probabilities: Whether the values are probabilities; by default whether they look like it.
+        values: Logits or probabilities, float32 (N, K).
     """
-    values = values.astype(np.float32)
-    if probabilities is None:
-        probabilities = gives_probabilities(values)
-    return Answers(source, rows, values if probabilities else softmax(values).astype(np.float32))
+    probabilities = values if gives_probabilities(values) else softmax(values).astype(np.float32)
+    return Answers(source, np.arange(len(values)), probabilities)
 
 
 def _find_columns(path: Path, columns: list[str], labels: tuple[str, ...]) -> list[int]:
