@@ -124,8 +124,7 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
     sums = values.sum(axis=1, keepdims=True)
     if values.min() < 0 or values.max() > MAX_PROBABILITY or not sums.all():
         raise UsageError(
-            f"{path}: probabilities are {values.min():g} to {values.max():g}: expected 0 to 1; name them logits if they "
-            "are"
+            f"{path}: probabilities are {values.min():g} to {values.max():g}: expected 0 to 1; logits are named logits"
         )
     return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
 

@@ -124,7 +124,10 @@ def test_a_label_that_changes_in_a_near_tie_is_counted(network: Path, images: Pa
         (lambda one: {**one, "probabilities": one["logits"]}, "expected names, and probabilities or logits"),
         (lambda one: {**one, "logits": one["logits"][1:]}, r"shape \(17, 3\) .* of shape \(18, 3\)"),
         (lambda one: {**one, "logits": one["logits"] * np.nan}, "NaN or infinite"),
-        (lambda one: {"names": one["names"], "probabilities": one["logits"]}, "expected 0 to 1; name them logits"),
+        (
+            lambda one: {"names": one["names"], "probabilities": one["logits"]},
+            "expected 0 to 1; logits are named logits",
+        ),
         (lambda one: {**one, "labels": np.array(["red", "green", "cyan"])}, "other labels than the network, such as"),
         (lambda one: {**one, "names": np.array(["x.png", *one["names"][1:]])}, r"names x\.png, which is no image in"),
         (lambda one: {**one, "names": one["names"][[0, *range(17)]]}, "names an image twice"),
