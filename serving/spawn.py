@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -35,5 +36,6 @@ def start_process(
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=descriptors,
+        env={"GRPC_VERBOSITY": "ERROR", **os.environ},  # grpc logs that a server ends its own connections, as INFO
         start_new_session=True,  # no SIGINT from the terminal: the server ends its child processes itself
     )

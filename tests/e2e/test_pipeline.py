@@ -151,14 +151,15 @@ def test_an_export_is_refused_when_the_data_changed(
 
 
 def test_ctrl_c_leaves_a_usable_run(tmp_path: Path, evalmode: Evalmode) -> None:
-    command = [sys.executable, "-m", "evalmode", "train", "digits", "--out", "run", "--epochs", "1000"]
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'evalmode'; "
+    start = listen + "from evalmode.cli.main import main; main()"  # a shell makes background jobs ignore the signal
+    command = [sys.executable, "-c", start, "train", "digits", "--out", "run", "--epochs", "1000"]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell makes background jobs ignore it
     )
     assert process.stdout is not None
     while not process.stdout.readline().startswith("    2 "):

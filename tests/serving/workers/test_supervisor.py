@@ -223,6 +223,7 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
         assert code == 0
         assert set(codes) <= {"OK", "UNAVAILABLE"}
         assert f"all requests answered: {codes['OK']}" in logged.splitlines()[-1]
+        assert "goaway" not in logged  # of the health check that each worker sends itself
         wait_until(lambda: not any(map(is_running, workers)))
 
 
