@@ -13,7 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from evalmode.artifact.header import write_header
 from evalmode.artifact.manifest import DIGEST, Manifest, read_manifest
-from evalmode.artifact.standard_keys import AUTHOR, LICENSE, check_credit
+from evalmode.artifact.standard_keys import AUTHOR, LICENSE
 from evalmode.errors import ArtifactInvalid, DigestMismatch, OperatorNotAllowed
 
 BLANK = b"0" * 64  # stands in place of the digest while the digest is computed
@@ -59,11 +59,8 @@ def state_credits(artifact: bytes, author: str | None, licence: str | None) -> b
 
     Raises:
         ArtifactInvalid: The file is not an artifact.
-        UsageError: One of them is not a line of text.
     """
     stated = {name: text for name, text in ((AUTHOR, author), (LICENSE, licence)) if text is not None}
-    for name, text in stated.items():
-        check_credit(name, text)
     if not stated:
         return artifact
     graph, manifest = open_artifact(artifact)

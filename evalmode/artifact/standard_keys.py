@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalmode.errors import UsageError
 from evalmode.images.contract import PixelContract
 
 BITMAP_FORMATS = {"RGB": "Rgb8", "BGR": "Bgr8", "grey": "Gray8"}  # ONNX's names of channel orders
 AUTHOR, LICENSE = "author", "license"  # properties of a manifest
 STANDARD = {AUTHOR: "model_author", LICENSE: "model_license"}  # property -> ONNX's key
 ADDED = ("names", "task", *STANDARD.values())  # keys that earlier files lack
-MAX_CREDIT_LENGTH = 200  # characters
 
 
 def describe_classifier(
@@ -90,24 +88,6 @@ def check_standard(metadata: Mapping[str, str], derived: Mapping[str, str]) -> N
             continue
         if metadata[key] != value:
             raise ValueError(f"{key} is stated twice, as {str(metadata[key])[:80]} and by the manifest as {value[:80]}")
-
-
-def check_credit(name: str, text: str | None) -> None:
-    """Check the text of an author or a licence.
-
-    Args:
-        name: What it is, for the message.
-        text: The text; None if there is none.
-
-    Raises:
-        UsageError: It is empty, longer than ``MAX_CREDIT_LENGTH``, or not one line of printable characters.
-    """
-    if text is None:
-        return
-    if not text.strip() or not text.isprintable():
-        raise UsageError(f"{name} {text[:40]!r} is not a line of text: write a name, such as MIT, or leave it out")
-    if len(text) > MAX_CREDIT_LENGTH:
-        raise UsageError(f"{name} has {len(text)} characters: at most {MAX_CREDIT_LENGTH} are allowed")
 
 
 def _quote(label: str) -> str:

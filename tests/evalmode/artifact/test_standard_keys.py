@@ -19,7 +19,7 @@ from evalmode.artifact.sealing import open_artifact, seal, state_credits
 from evalmode.artifact.standard_keys import ADDED
 from evalmode.certification.found.ultralytics import read_ultralytics
 from evalmode.certification.verdicts import examine
-from evalmode.errors import ArtifactInvalid, UsageError
+from evalmode.errors import ArtifactInvalid
 from evalmode.images.pixels import PixelContract
 from tests.conftest import COLOURS, colour_artifact, colour_graph
 
@@ -116,9 +116,3 @@ def test_an_author_that_is_not_a_string_is_rejected(value: object) -> None:
     metadata = TensorManifest().to_metadata()
     with pytest.raises(ArtifactInvalid, match=r"model_author is .*: expected a string"):
         read_manifest({**metadata, "evalmode.author": json.dumps(value)})
-
-
-@pytest.mark.parametrize(("text", "why"), [("", "line of text"), ("a\nb", "line of text"), ("x" * 201, "at most 200")])
-def test_an_author_must_be_a_line_of_text(text: str, why: str) -> None:
-    with pytest.raises(UsageError, match=f"author .*{why}"):
-        state_credits(ARTIFACT, text, None)
