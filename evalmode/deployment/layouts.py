@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evalmode.artifact.publishing import find_next_version, publish
@@ -68,12 +68,13 @@ def publish_everywhere(
         OSError: A file cannot be read or written.
         UsageError: A file of a layout exists with another content, or the folder holds the versions of one model.
     """
-    if targets:
-        expected = Release(name, find_next_version(repository, name), artifact, report)
-        for target in targets:
-            _choose(target, expected)
+    release = Release(name, find_next_version(repository, name), artifact, report)
+    for target in targets:
+        _choose(target, release)
     path = publish(repository, name, artifact)
-    release = Release(name, int(path.parent.name), artifact, report)
+    version = int(path.parent.name)
+    if version != release.version:  # another publisher took the number first
+        release = replace(release, version=version)
     return path, tuple(_lay_out(target, release) for target in targets)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 
 import evalmode
 from evalmode.artifact.header import AXES
-from evalmode.artifact.manifest import ClassifierManifest, TensorManifest, read_manifest
-from evalmode.artifact.sealing import open_artifact, seal, state_credits
+from evalmode.artifact.manifest import DIGEST, ClassifierManifest, TensorManifest, read_manifest
+from evalmode.artifact.sealing import BLANK, ENTRY, check_digest, open_artifact, seal, state_credits
 from evalmode.artifact.standard_keys import ADDED
 from evalmode.certification.found.ultralytics import read_ultralytics
 from evalmode.certification.verdicts import examine
 from evalmode.errors import ArtifactInvalid
 from evalmode.images.pixels import PixelContract
+from evalmode.runtime.loading import load_artifact
 from tests.conftest import COLOURS, colour_artifact, colour_graph
 
 ARTIFACT = colour_artifact()
@@ -29,7 +31,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+@given(st.lists(st.text(max_size=12) | st.text("\\'\"nx0\n\r\0", max_size=4), min_size=1, max_size=4))
 def test_names_are_a_python_literal_whatever_the_labels(labels: list[str]) -> None:
     metadata = ClassifierManifest(tuple(labels), PixelContract(4, 4, 3)).to_metadata()
     assert ast.literal_eval(metadata["names"]) == dict(enumerate(labels))
@@ -116,3 +118,15 @@ def test_an_author_that_is_not_a_string_is_rejected(value: object) -> None:
     metadata = TensorManifest().to_metadata()
     with pytest.raises(ArtifactInvalid, match=r"model_author is .*: expected a string"):
         read_manifest({**metadata, "evalmode.author": json.dumps(value)})
+
+
+def test_a_file_that_was_sealed_again_with_other_names_is_rejected() -> None:
+    model = onnx.load_model_from_string(ARTIFACT)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    changed = {**metadata, "names": "{0: 'green', 1: 'red', 2: 'blue'}", DIGEST: BLANK.decode()}
+    onnx.helper.set_model_props(model, changed)
+    blank = model.SerializeToString(deterministic=True)
+    resealed = blank.replace(ENTRY + BLANK, ENTRY + hashlib.sha256(blank).hexdigest().encode())
+    check_digest(resealed)
+    with pytest.raises(ArtifactInvalid, match="names is stated twice"):
+        load_artifact(resealed)

@@ -25,8 +25,9 @@ from evalmode.certification.found.found import find_network
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.triton import read_triton
 from evalmode.deployment.layouts import LAYOUTS, publish_everywhere
-from evalmode.deployment.release import Release
+from evalmode.deployment.release import File, Release
 from evalmode.deployment.targets import KINDS, Target
+from evalmode.deployment.writing import choose_files
 from evalmode.errors import UsageError
 from evalmode.images.contract import PixelContract
 from evalmode.wire import model_config_pb2 as wire
@@ -343,6 +344,25 @@ def test_versions_with_other_labels_cannot_share_a_model_of_triton(tmp_path: Pat
     with pytest.raises(UsageError, match=r"labels.txt is present with another content"):
         lay_out("triton", tmp_path, colour_artifact(GERMAN))
     assert (tmp_path / "triton/pets/labels.txt").read_text().splitlines() == list(COLOURS)
+
+
+def test_versions_of_another_size_cannot_share_a_model_of_triton(tmp_path: Path) -> None:
+    config = lay_out("triton", tmp_path) / "config.pbtxt"
+    before = config.read_text()
+    graph = colour_graph()
+    for axis in graph.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        axis.dim_value = 8
+    with pytest.raises(UsageError, match=r"config.pbtxt is present with another content"):
+        lay_out("triton", tmp_path, seal(graph, ClassifierManifest(COLOURS, PixelContract(8, 8, 3))))
+    assert config.read_text() == before
+
+
+def test_a_file_that_changed_since_it_was_read_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("new")
+    with pytest.raises(UsageError, match=r"config.json is present with another content"):
+        choose_files(tmp_path, {"config.json": File(b"old and more", extends=b"old")}, "--also ovms=DIR")
+    contents, _ = choose_files(tmp_path, {"config.json": File(b"new and more", extends=b"new")}, "--also ovms=DIR")
+    assert contents == {"config.json": b"new and more"}
 
 
 def test_a_version_that_is_present_is_not_overwritten(tmp_path: Path) -> None:
