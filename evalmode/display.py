@@ -168,6 +168,8 @@ class Display:
         elif isinstance(published, Variant):
             self.print(f"{published.kind}      {published.gain}")
         self.print(f"published {published.path} ({published.size_bytes:,} bytes)\ndigest    {published.digest}")
+        for layout in published.layouts:
+            self.print(layout.describe())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -26,8 +25,9 @@ def start_process(
     Raises:
         OSError: It cannot be started.
     """
+    quiet = "import os; os.environ.setdefault('GRPC_VERBOSITY', 'ERROR'); "  # not that it ends its own connections
     start = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import evalmode, serving; "
+        f"{quiet}import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import evalmode, serving; "
         f"del sys.path[0]; from {module} import main; main()"
     )
     return subprocess.Popen(
@@ -36,6 +36,5 @@ def start_process(
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=descriptors,
-        env={"GRPC_VERBOSITY": "ERROR", **os.environ},  # grpc logs that a server ends its own connections, as INFO
         start_new_session=True,  # no SIGINT from the terminal: the server ends its child processes itself
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from evalmode.deployment.targets import ALSO, AUTHOR, LICENSE, check_credits, check_kinds
 from evalmode.errors import UsageError
 from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.options import convert_fields, option
@@ -156,6 +157,10 @@ class ExportOptions:
         mirrored: Whether to answer with the mean over an image and its mirror image.
         golden: The images kept in the file as proof: of the validation split, or ``synthetic`` ones for private data.
         quantize: ``int8`` to publish a quantized variant, too, if it is faster and as accurate; None for no variant.
+        author: Who made the model; stated in the file. None for no statement.
+        license: Name of the licence of the model, such as its SPDX identifier; stated in the file.
+        also: Layouts of other tools to write, too, as ``KIND`` or ``KIND=DIR``: ``triton``, ``kserve``, ``ovms`` or
+            ``huggingface``. Without ``DIR`` the folder is beside the repository: ``models-triton``.
         data: Present place of the data of the run, if they were moved; None if they were not.
         cache: Folder for published data sets; None for the cache folder of the user.
 
@@ -168,11 +173,16 @@ class ExportOptions:
         "validation", "images kept in the file as its proof: validation images, or synthetic ones for private data"
     )
     quantize: Literal["int8"] | None = option(None, "also publish NAME-int8, if it is faster and as accurate")
+    author: str | None = field(default=None, metadata=AUTHOR)
+    license: str | None = field(default=None, metadata=LICENSE)
+    also: tuple[str, ...] = field(default=(), metadata=ALSO)
     data: str | None = field(default=None, metadata=DATA)
     cache: Path | None = field(default=None, metadata=CACHE)
 
     def __post_init__(self) -> None:
         convert_fields(self)
+        check_credits(self.author, self.license)
+        check_kinds(self.also)
 
 
 @dataclass(frozen=True)

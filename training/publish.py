@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evalmode.artifact.publishing import check_publishable, publish
-from evalmode.artifact.sealing import digest_file
+from evalmode.artifact.publishing import check_publishable
+from evalmode.artifact.sealing import digest_file, state_credits
 from evalmode.certification.metrics import Quality
+from evalmode.deployment.layouts import LaidOut, publish_everywhere
+from evalmode.deployment.targets import Target, read_targets
 from training.agreement import Agreement
 from training.callbacks import Callbacks
 from training.export import export_run, quantize_artifact
 from training.loading import reload_data
 from training.options import ExportOptions
-from training.run import Run
+from training.run import REPORT, Run
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class PublishedFile:
         path: Path of ``model.onnx``.
         digest: Digest of the file, ``sha256:...``.
         size_bytes: Size of the file in bytes.
+        layouts: The layouts of other tools that it was written in.
     """
 
     name: str
@@ -34,6 +38,7 @@ class PublishedFile:
     path: Path
     digest: str
     size_bytes: int
+    layouts: tuple[LaidOut, ...]
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,16 @@ def export_and_publish(
     kind = options.quantize
     for one in (name, f"{name}-{kind}") if kind else (name,):
         check_publishable(repository, one)
+    targets = read_targets(options.also, repository)
     opened = run if isinstance(run, Run) else Run.open(run)
     dataset = reload_data(opened, options.data, options.cache, callbacks)
-    exported = export_run(opened, dataset, options.mirrored, options.golden == "synthetic")
+    is_private = options.golden == "synthetic"
+    exported = export_run(opened, dataset, options.mirrored, is_private)
+    content = state_credits(exported.artifact, options.author, options.license)
+    report = opened.folder / REPORT  # it shows images of the data
+    publish = partial(_publish, repository, targets, report if report.is_file() and not is_private else None)
     artifact = Artifact(
-        **_publish(repository, name, exported.artifact),
+        **publish(name, content),
         agreement=exported.agreement,
         quality=exported.quality,
         temperature_reason=exported.temperature_reason,
@@ -102,14 +112,22 @@ def export_and_publish(
     callbacks.on_published(artifact)
     if not kind:
         return artifact
-    content, gain = quantize_artifact(exported.artifact, dataset)
-    variant = Variant(**_publish(repository, f"{name}-{kind}", content), kind=kind, gain=gain)
+    content, gain = quantize_artifact(content, dataset)
+    variant = Variant(**publish(f"{name}-{kind}", content), kind=kind, gain=gain)
     callbacks.on_published(variant)
     return replace(artifact, variants=(variant,))
 
 
-def _publish(repository: Path, name: str, content: bytes) -> dict[str, Any]:
+def _publish(
+    repository: Path, targets: tuple[Target, ...], report: Path | None, name: str, content: bytes
+) -> dict[str, Any]:
     """Publish a file; returns the fields of `PublishedFile`."""
-    path = publish(repository, name, content)
-    version = path.parent.name
-    return {"name": name, "version": version, "path": path, "digest": digest_file(content), "size_bytes": len(content)}
+    path, layouts = publish_everywhere(repository, name, content, targets, report)
+    return {
+        "name": name,
+        "version": path.parent.name,
+        "path": path,
+        "digest": digest_file(content),
+        "size_bytes": len(content),
+        "layouts": layouts,
+    }

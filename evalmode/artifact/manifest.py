@@ -17,6 +17,7 @@ import numpy as np
 
 from evalmode.artifact.certificate import ClassifierCertificate, TensorCertificate
 from evalmode.artifact.pixel_facts import read_contract, write_contract
+from evalmode.artifact.standard_keys import check_standard, describe_classifier, describe_credits
 from evalmode.artifact.tensors import INPUT, LOGITS, PROBABILITIES, Run, Tensors
 from evalmode.errors import ArtifactInvalid
 from evalmode.images.pixels import PixelContract, Resize
@@ -24,8 +25,8 @@ from evalmode.limits import MIB
 
 FORMAT_VERSION = 4
 PREFIX = "evalmode."
+FORMAT_KEY = PREFIX + "format_version"
 DIGEST = PREFIX + "digest"
-BITMAP_FORMATS = {"RGB": "Rgb8", "BGR": "Bgr8", "grey": "Gray8"}  # ONNX's names of channel orders
 MAX_METADATA_LENGTH = 128 * MIB  # characters: the largest certificate, if it cannot be compressed, and labels
 MAX_METADATA_VALUES = 1_000_000  # in JSON; each takes about a hundred bytes in memory
 
@@ -91,7 +92,7 @@ class ClassifierManifest:
                 raise ArtifactInvalid(f"{labels} labels but outputs of shape {probabilities.shape} and {logits.shape}")
 
     def to_metadata(self) -> dict[str, str]:
-        """Convert the manifest to ONNX metadata properties: JSON values by sorted keys, and ONNX's keys for images."""
+        """Convert the manifest to ONNX metadata properties: JSON values by sorted keys, and keys of other tools."""
         facts = {
             "labels": self.labels,
             **self.properties,
@@ -100,7 +101,7 @@ class ClassifierManifest:
         }
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        return {**_describe_image(self.pixels), **_write_facts(facts)}
+        return _join(_write_facts(facts), describe_classifier(self.labels, self.pixels, self.properties))
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +140,11 @@ class TensorManifest:
         """
 
     def to_metadata(self) -> dict[str, str]:
-        """Convert the manifest to ONNX metadata properties: JSON values by sorted keys."""
+        """Convert the manifest to ONNX metadata properties: JSON values by sorted keys, and ONNX's keys."""
         facts: dict[str, Any] = {"labels": self.labels, **self.properties}
         if self.certificate:
             facts["certificate"] = self.certificate.to_json()
-        return _write_facts(facts)
+        return _join(_write_facts(facts), describe_credits(self.properties))
 
 
 Manifest = ClassifierManifest | TensorManifest
@@ -225,10 +226,10 @@ def _read(
     labels, pixels = tuple(map(str, facts.pop("labels"))), facts.pop("pixels", None)
     certificate = facts.pop("certificate", None)
     if pixels is None:
+        check_standard(metadata, describe_credits(facts))
         return TensorManifest(facts, None if certificate is None else TensorCertificate.from_json(certificate))
     contract = read_pixels(pixels)
-    for key, value in _describe_image(contract).items():
-        _check_equal(key, metadata[key], value)
+    check_standard(metadata, describe_classifier(labels, contract, facts))
     optional = read_optional()
     if certificate is None:
         return ClassifierManifest(labels, contract, facts, None, optional)
@@ -259,6 +260,11 @@ def _write_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     return {PREFIX + name: json.dumps(stated[name], sort_keys=True) for name in sorted(stated)}
 
 
+def _join(facts: Mapping[str, str], standard: Mapping[str, str]) -> dict[str, str]:
+    """Join metadata properties, sorted by key."""
+    return dict(sorted({**facts, **standard}.items()))
+
+
 def _check_extent(texts: Mapping[str, str]) -> None:
     """Check that metadata do not take much more memory as JSON values than as text.
 
@@ -271,18 +277,6 @@ def _check_extent(texts: Mapping[str, str]) -> None:
     values = sum(text.count(sign) for text in texts.values() for sign in "[{,")  # each value but the first has one
     if values > MAX_METADATA_VALUES:
         raise ArtifactInvalid(f"{values} values in the metadata, at most {MAX_METADATA_VALUES} are allowed")
-
-
-def _describe_image(contract: PixelContract) -> dict[str, str]:
-    """Return ONNX's standard metadata properties for images.
-
-    Source: https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md.
-    """
-    return {
-        "Image.BitmapPixelFormat": BITMAP_FORMATS[contract.channel_order],
-        "Image.ColorSpaceGamma": "SRGB",
-        "Image.NominalPixelRange": "NominalRange_0_255",
-    }
 
 
 def _check_equal(what: str, one: object, other: object) -> None:

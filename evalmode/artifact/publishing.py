@@ -104,10 +104,30 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
     return newest, left
 
 
+def find_next_version(repository: Path, name: str) -> int:
+    """Return the number that ``publish`` gives to the next version, unless another publisher takes it first.
+
+    Args:
+        repository: The folder of the model repository; it may be missing.
+        name: The model's name.
+
+    Raises:
+        NameInvalid: The name is not allowed, see ``check_name``.
+    """
+    return _find_free(repository / check_name(name))
+
+
+def _find_free(model_folder: Path) -> int:
+    """Return the next free version of a model; numbers of withdrawn versions are not used again."""
+    names = (
+        folder.name.removeprefix(WITHDRAWN) for folder in (model_folder.iterdir() if model_folder.is_dir() else ())
+    )
+    return max((int(name) for name in names if VERSION.fullmatch(name)), default=0) + 1
+
+
 def _claim_version(incoming: Path, model_folder: Path) -> Path:
-    """Rename a folder to the next free version; numbers of withdrawn versions are not used again."""
-    names = (folder.name.removeprefix(WITHDRAWN) for folder in model_folder.iterdir())
-    number = max((int(name) for name in names if VERSION.fullmatch(name)), default=0) + 1
+    """Rename a folder to the next free version."""
+    number = _find_free(model_folder)
     while True:
         try:
             return incoming.rename(model_folder / str(number))

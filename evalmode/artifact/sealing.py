@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from evalmode.artifact.header import write_header
 from evalmode.artifact.manifest import DIGEST, Manifest, read_manifest
+from evalmode.artifact.standard_keys import AUTHOR, LICENSE
 from evalmode.errors import ArtifactInvalid, DigestMismatch, OperatorNotAllowed
 
 BLANK = b"0" * 64  # stands in place of the digest while the digest is computed
@@ -24,7 +27,7 @@ def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
     """Join a graph and its manifest to an artifact. Equal arguments give equal bytes.
 
     Args:
-        graph: The network; its metadata properties are replaced.
+        graph: The network; its metadata properties, producer and description are replaced.
         manifest: The facts to store in the file.
 
     Returns:
@@ -36,10 +39,32 @@ def seal(graph: onnx.ModelProto, manifest: Manifest) -> bytes:
     _check_optional_outputs(graph, manifest)
     sealed = onnx.ModelProto()
     sealed.CopyFrom(graph)
+    write_header(sealed, manifest)
     onnx.helper.set_model_props(sealed, {**manifest.to_metadata(), DIGEST: BLANK.decode()})
     onnx.checker.check_model(sealed, full_check=True)
     blank = sealed.SerializeToString(deterministic=True)
     return blank.replace(ENTRY + BLANK, ENTRY + hashlib.sha256(blank).hexdigest().encode())
+
+
+def state_credits(artifact: bytes, author: str | None, licence: str | None) -> bytes:
+    """Seal an artifact again with its author and licence. Its certificate stays the same.
+
+    Args:
+        artifact: The bytes of ``model.onnx``.
+        author: Who made it; None leaves what the artifact states.
+        licence: The name of its licence; None leaves what the artifact states.
+
+    Returns:
+        The bytes of the new artifact; the same bytes if both are None.
+
+    Raises:
+        ArtifactInvalid: The file is not an artifact.
+    """
+    stated = {name: text for name, text in ((AUTHOR, author), (LICENSE, licence)) if text is not None}
+    if not stated:
+        return artifact
+    graph, manifest = open_artifact(artifact)
+    return seal(graph, replace(manifest, properties={**manifest.properties, **stated}))
 
 
 def open_artifact(artifact: bytes) -> tuple[onnx.ModelProto, Manifest]:

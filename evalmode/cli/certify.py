@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.paths import ExistingPath
+from evalmode.cli.publishing import Publishing, publishing_options
 from evalmode.limits import Limits
 
 if TYPE_CHECKING:
@@ -155,9 +156,10 @@ class CertifyOptions:
 )
 @click.option("--repository", type=click.Path(path_type=Path), required=True, help="model repository to publish into")
 @click.option("--name", required=True, help="name of the model in the repository")
+@publishing_options
 @image_limit_options(Limits())
 @output_options
-def certify(what: Path, repository: Path, name: str, output: Output, **options: Any) -> None:
+def certify(what: Path, repository: Path, name: str, publishing: Publishing, output: Output, **options: Any) -> None:
     """Certify WHAT, an ONNX network of another tool or a folder with one, and publish it.
 
     Labels, size and preprocessing are read from the files of the network, as far as they state them; each option
@@ -165,12 +167,16 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
     (x / 255 * (high - low) + low - mean) / std.
     """
     from evalmode.artifact.publishing import check_publishable
+    from evalmode.artifact.sealing import state_credits
     from evalmode.certification.foreign import certify_tensors
     from evalmode.certification.found.facts import STATED
     from evalmode.certification.found.found import find_network
+    from evalmode.deployment.layouts import publish_everywhere
+    from evalmode.deployment.targets import read_targets
 
     chosen = CertifyOptions(**options)
     check_publishable(repository, name)
+    targets = read_targets(publishing.also, repository)
     certified: CertifiedClassifier | CertifiedNetwork
     if chosen.samples:
         if chosen.images or chosen.labels or chosen.scale or chosen.reference:
@@ -193,11 +199,14 @@ def certify(what: Path, repository: Path, name: str, output: Output, **options: 
             "references": [asdict(one) for one in certified.references],
             "found": {name: fact.source for name, fact in found.facts.items() if fact.source != STATED},
         }
+    certified = replace(certified, artifact=state_credits(certified.artifact, publishing.author, publishing.license))
+    path, layouts = publish_everywhere(repository, name, certified.artifact, targets)
     lines = "\n".join([lines, *(f"note      {note}" for note in certified.notes)])
-    facts["notes"] = [*certified.notes]
-    path = certified.publish(repository, name)
-    output.say(f"{lines}\npublished {path} ({len(certified.artifact):,} bytes)\ndigest    {certified.digest}")
-    output.finish({"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest, **facts})
+    lines += f"\npublished {path} ({len(certified.artifact):,} bytes)\ndigest    {certified.digest}"
+    output.say("\n".join((lines, *(layout.describe() for layout in layouts))))
+    facts |= {"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest}
+    facts |= {"notes": [*certified.notes], "also": [layout.to_json() for layout in layouts]}
+    output.finish(facts)
 
 
 def _certify_classifier(found: FoundNetwork, chosen: CertifyOptions) -> CertifiedClassifier:

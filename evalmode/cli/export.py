@@ -52,4 +52,5 @@ def _describe(published: PublishedFile) -> dict[str, Any]:
         "version": published.version,
         "path": str(published.path),
         "digest": published.digest,
+        "also": [layout.to_json() for layout in published.layouts],
     }

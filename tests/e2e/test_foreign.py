@@ -134,6 +134,29 @@ def test_a_certified_file_passes_every_check(published: Path, name: str, evalmod
     assert {"replay", "decoder", "batches", "digest"} <= {verdict["check"] for verdict in verdicts}
 
 
+def test_an_artifact_is_certified_again_and_laid_out_for_other_tools(
+    published: Path, digits: Path, tmp_path: Path, evalmode: Evalmode
+) -> None:
+    given = ("--images", digits / "images", "--repository", tmp_path / "models", "--name", "digits")
+    stated = ("--author", "Ada Lovelace", "--license", "MIT", "--also", "triton", "--also", "huggingface")
+    done = evalmode("certify", published / "keras" / "1" / "model.onnx", *given, *stated, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert round(answer["quality"]["accuracy"], 4) == ACCURACY["keras"]
+    assert [(one["layout"], one["path"], one["kept"]) for one in answer["also"]] == [
+        (kind, f"{tmp_path}/models-{kind}/digits", []) for kind in ("triton", "huggingface")
+    ]
+    assert f"also      {tmp_path}/models-triton/digits, for triton\n" in done.stderr
+    card = (tmp_path / "models-huggingface/digits/1/README.md").read_text()
+    assert "\nMade by Ada Lovelace.\nLicence: MIT.\n" in card
+    assert "Measured on 397 labelled test images." in card
+    (tmp_path / "models-triton/digits/labels.txt").write_text("0\n1\n")
+    again = evalmode("certify", tmp_path / "models-huggingface/digits/1", *given, "--also", "triton")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "models-triton/digits/labels.txt is present with another content, and is not overwritten" in again.stderr
+    assert [path.name for path in (tmp_path / "models/digits").iterdir()] == ["1"]
+
+
 @pytest.mark.parametrize("name", ["keras", "sklearn", "torchvision"])
 def test_an_uncertified_file_passes_the_checks_that_apply(name: str, evalmode: Evalmode) -> None:
     done = evalmode("check", FOREIGN / f"{name}.onnx")

@@ -54,7 +54,7 @@ def test_an_artifact_shows_intervals(
 ) -> None:
     quality = Quality(24, 22 / 24, wilson_interval(22, 24), (0.5,), (0.1, 0.1), 1.0, cross_validated)
     agreement = Agreement(24, 1e-6, 1e-4, 0, 0)
-    artifact = Artifact("m", "1", Path("m"), "sha256:0", 100, agreement, quality, "few images")
+    artifact = Artifact("m", "1", Path("m"), "sha256:0", 100, (), agreement, quality, "few images")
     Display().callbacks().on_published(artifact)
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("accuracy  0.9167 (0.7415 to 0.9768 with 95% confidence, 24 images)")

@@ -20,7 +20,7 @@ from training.datasets import load_dataset
 from training.errors import NetworkError, RunError
 from training.interrupts import TrainingStopped
 from training.options import TrainOptions
-from training.run import EXACT, Run
+from training.run import EXACT, REPORT, Run
 
 OPTIONS: dict[str, Any] = {"network": "reference", "epochs": 2, "seed": 3, "device": "cpu", "report": False}
 ROOT = Path(__file__).parents[2]
@@ -81,6 +81,44 @@ def test_a_run_is_exported_from_its_object_or_its_folder(run: Run, tmp_path: Pat
     again = evalmode.export(run.folder, tmp_path / "models", "digits", callbacks=SILENT)
     assert (again.version, again.digest) == ("2", artifact.digest)
     assert evalmode.load(artifact.path).manifest.labels == run.config.labels
+
+
+def test_an_artifact_is_laid_out_for_other_tools_with_the_report_unless_the_data_are_private(
+    run: Run, tmp_path: Path
+) -> None:
+    (run.folder / REPORT).write_text("<p>mistakes")
+    options: dict[str, Any] = {"author": "Ada Lovelace", "license": "MIT", "callbacks": SILENT}
+    artifact = run.export(tmp_path / "models", "digits", also=["ovms", f"huggingface={tmp_path}/hub"], **options)
+    assert [(one.kind, one.path) for one in artifact.layouts] == [
+        ("ovms", tmp_path / "models-ovms" / "digits"),
+        ("huggingface", tmp_path / "hub" / "digits"),
+    ]
+    for path in (tmp_path / "models-ovms/digits/1/model.onnx", tmp_path / "hub/digits/1/model.onnx"):
+        assert path.read_bytes() == artifact.path.read_bytes()
+    assert (tmp_path / "hub/digits/1/report.html").read_text() == "<p>mistakes"
+    assert "\nMade by Ada Lovelace.\nLicence: MIT.\n" in (tmp_path / "hub/digits/1/README.md").read_text()
+    manifest = evalmode.load(artifact.path).manifest
+    assert (manifest.properties["author"], manifest.properties["license"]) == ("Ada Lovelace", "MIT")
+    again = run.export(tmp_path / "models", "digits", **options)
+    assert (again.version, again.digest, again.layouts) == ("2", artifact.digest, ())
+    private = run.export(tmp_path / "models", "digits", golden="synthetic", also="huggingface", **options)
+    assert sorted(path.name for path in (private.layouts[0].path / "3").iterdir()) == [
+        *("README.md", "config.json", "model.onnx")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"also": "tritn"}, "--also tritn: 'tritn' is unknown: choose one of triton, kserve, ovms, huggingface"),
+        ({"also": 3}, "also 3 is not of type tuple"),
+        ({"author": ""}, "author '' is not a line of text"),
+        ({"license": "a\nb"}, r"license 'a\\nb' is not a line of text"),
+    ],
+)
+def test_what_an_export_cannot_state_is_refused_at_once(run: Run, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run.export("models", "digits", callbacks=SILENT, **options)
 
 
 def test_lines_are_printed_without_callbacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from evalmode.certification.found.graph import read_classes, read_maps, read_res
 from evalmode.certification.found.hugging_face import read_hugging_face
 from evalmode.certification.found.image_keys import read_image_keys
 from evalmode.certification.found.label_files import read_label_files
+from evalmode.certification.found.own import read_own
 from evalmode.certification.found.place import Place
 from evalmode.certification.found.timm import read_timm
 from evalmode.certification.found.triton import read_triton
@@ -39,7 +40,7 @@ def read_facts(place: Place, graph: onnx.ModelProto) -> tuple[Fact, ...]:
         UsageError: A file of metadata is damaged, or states that the network is not a classifier.
     """
     keys = {entry.key: entry.value for entry in graph.metadata_props}
-    facts = [*read_ultralytics(keys), *read_image_keys(keys)]
+    facts = list(read_own(keys)) or [*read_ultralytics(keys), *read_image_keys(keys)]
     facts += [fact for read in FOLDER_READERS for fact in read(place)]
     facts += [fact for read in GRAPH_READERS for fact in read(graph)]
     return tuple(facts)

@@ -34,6 +34,8 @@ def test_metadata_is_the_documented_json() -> None:
         name: metadata.pop("Image." + name) for name in ("BitmapPixelFormat", "ColorSpaceGamma", "NominalPixelRange")
     }
     assert images == {"BitmapPixelFormat": "Rgb8", "ColorSpaceGamma": "SRGB", "NominalPixelRange": "NominalRange_0_255"}
+    assert metadata.pop("names") == """{0: 'cat', 1: 'dög', 2: 'quo"te'}"""
+    assert metadata.pop("task") == "classify"
     assert {key.removeprefix("evalmode."): json.loads(value) for key, value in metadata.items()} == {
         "format_version": FORMAT_VERSION,
         "labels": ["cat", "dög", 'quo"te'],

@@ -1,0 +1,81 @@
+"""An artifact of evalmode is certified again by what its manifest states, with the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import evalmode
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
+from evalmode.artifact.tensors import INPUT
+from evalmode.certification.certify import certify, draw_golden
+from evalmode.certification.found.own import SOURCE, read_own
+from evalmode.images.contract import PixelContract, Resize
+from evalmode.runtime.loading import load_artifact
+from tests.conftest import COLOURS, map_graph
+
+ADOPTED = Resize(0.875, "bicubic", jpeg_scaling=False, mode="squash", keeps_exact_size=False, crop_offset="floored")
+TEMPERATURE = 2.0
+
+
+def warm_artifact(contract: PixelContract) -> bytes:
+    """A classifier with the optional output ``activation_map`` and a temperature."""
+    graph = map_graph()
+    softmax = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    softmax.input[0] = "cooled"
+    division = onnx.helper.make_node("Div", ["logits", "temperature"], ["cooled"])
+    graph.graph.node.insert(list(graph.graph.node).index(softmax), division)
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(TEMPERATURE, np.float32), "temperature"))
+    properties = {"network": "colours", "temperature": TEMPERATURE}
+    manifest = ClassifierManifest(COLOURS, contract, properties, None, ("activation_map",))
+    golden = draw_golden(contract, len(COLOURS))
+    return certify(graph, manifest, {INPUT: golden}, ("",) * len(golden), difference=0.0)
+
+
+def write_images(folder: Path, channel_order: str) -> list[Path]:
+    """Ten images of each label, whose brightest channel is that of the label in pixels of an order."""
+    paths = []
+    for index, label in enumerate(COLOURS):
+        (folder / label).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 99, (9, 12, 3), np.uint8)
+            pixels[..., index if channel_order == "RGB" else 2 - index] += 120
+            paths.append(folder / label / f"{number}.png")
+            Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [PixelContract(4, 4, 3), PixelContract(4, 4, 3, ADOPTED), PixelContract(4, 4, 3, channel_order="BGR")],
+    ids=["usual", "resize of other libraries", "BGR"],
+)
+def test_an_artifact_is_certified_again_without_options_and_answers_the_same(
+    contract: PixelContract, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(warm_artifact(contract))
+    images = write_images(tmp_path / "images", contract.channel_order)
+    again = evalmode.certify(path, tmp_path / "images")
+    assert again.labels == COLOURS
+    assert again.contract.resize == contract.resize
+    old, new = (load_artifact(one).as_classifier() for one in (path.read_bytes(), again.artifact))
+    for image in images[::7]:
+        before, after = ({one.label: one.probability for one in model.predict(image).scores} for model in (old, new))
+        assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_rules_that_no_option_states_are_a_problem_of_the_resize() -> None:
+    manifest = ClassifierManifest(COLOURS, PixelContract(4, 4, 3, exif_orientation=False))
+    (fact,) = (one for one in read_own(manifest.to_metadata()) if one.name == "resize")
+    assert fact.problem.startswith(f"{SOURCE}, has rules that no option of certify states")
+    assert "EXIF orientation not applied" in fact.problem
+
+
+@pytest.mark.parametrize("metadata", [TensorManifest().to_metadata(), {"names": "{0: 'a'}"}])
+def test_other_files_state_nothing(metadata: dict[str, str]) -> None:
+    assert list(read_own(metadata)) == []
