@@ -163,6 +163,7 @@ def test_only_commands_read_the_environment() -> None:
     readers = {name for name, path in MODULES.items() if re.search(r"\benviron\b|getenv", path.read_text())}
     assert {name for name in readers if not is_in(name, ["evalmode.cli"])} == {
         "evalmode.runtime.session",  # switches telemetry off
+        "serving.spawn",  # grpc reads how much it logs when it is imported
         "training.torch_runtime",  # OpenMP reads a variable when torch is imported
         "evalmode.__main__",  # the command's entry point
     }
