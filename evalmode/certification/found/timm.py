@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from evalmode.certification.found.facts import Fact, make_fact
+from evalmode.certification.found.labels import make_labels
 from evalmode.certification.found.place import Place
 from evalmode.certification.found.values import (
     read_json,
     to_channels,
-    to_labels,
     to_numbers,
     to_ratio,
     to_side,
@@ -42,7 +42,7 @@ def read_timm(place: Place) -> Iterator[Fact]:
     source = f"{path}: pretrained_cfg"
     for names in (config.get("label_names"), transform.get("label_names")):
         if names is not None:
-            yield make_fact("labels", names, f"{path}: label_names", to_labels)
+            yield make_labels(names, f"{path}: label_names")
     values = {**DEFAULTS, **{key: value for key, value in transform.items() if value}}
     yield Fact("scale", (0.0, 1.0), source)
     yield make_fact("mean", values["mean"], f"{source}.mean", to_numbers)
