@@ -22,10 +22,9 @@ Rectangle = tuple[int, int]  # height, width
 RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 # Image processors that resize, crop, rescale and normalise in this order, by the start of their name. The first resize
 # the shorter side to a size of one number, the second the whole image.
-SHORTER_SIDE = tuple(
-    "CLIP Bit ChineseCLIP MobileNetV1 MobileNetV2 MobileViT ConvNext ViTHybrid Levit PoolFormer".split()
-)
-WHOLE_IMAGE = (*"ViT DeiT Beit EfficientNet EfficientFormer Siglip Swin2SR Pvt Segformer".split(), "")
+SHORTER_SIDE: tuple[str, ...] = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "ConvNext")
+SHORTER_SIDE += ("ViTHybrid", "Levit", "PoolFormer")
+WHOLE_IMAGE = ("ViT", "DeiT", "Beit", "EfficientNet", "EfficientFormer", "Siglip", "Swin2SR", "Pvt", "Segformer", "")
 CROPS = {*SHORTER_SIDE, "DeiT", "EfficientFormer"} - {"ConvNext"}  # unless do_center_crop says
 CROP_SHARES = {"ConvNext": 224 / 256, "PoolFormer": 0.9}  # the defaults of crop_pct
 LEVIT_SHARE = 256 / 224  # of the side that is resized
