@@ -265,7 +265,13 @@ def test_timm_states_the_evaluation_transform(place: Place) -> None:
     [
         ({"crop_mode": "squash"}, {"resize": "squash"}),
         ({"crop_pct": None, "mean": None}, {"crop_ratio": 0.875, "mean": (0.485, 0.456, 0.406)}),
-        ({"input_size": [3, 224, 192]}, {"size": (224, 192), "interpolation": "bilinear"}),
+        ({"input_size": [3, 224, 192], "interpolation": "bilinear"}, {"size": (224, 192), "interpolation": "bilinear"}),
+        ({"input_size": [3, 224, 192], "crop_mode": "squash"}, {"resize": "squash", "interpolation": "bicubic"}),
+        ({"crop_mode": "border", "crop_pct": 1.0}, {"resize": "letterbox", "padding": (128, 128, 128)}),
+        (
+            {"crop_mode": "border", "crop_pct": 1.0, "mean": [0.485, 0.456, 0.406]},
+            {"crop_ratio": 1.0, "padding": (124, 116, 104)},
+        ),
     ],
 )
 def test_timm_states_modes_and_has_defaults(changed: dict, expected: dict, place: Place) -> None:
@@ -279,7 +285,8 @@ def test_timm_states_modes_and_has_defaults(changed: dict, expected: dict, place
         ({"interpolation": "random"}, "interpolation", "interpolation is 'random': expected one of nearest, box"),
         ({"crop_pct": 1.2}, "crop_ratio", "crop_pct is 1.2: expected a number above 0 and at most 1"),
         ({"crop_mode": ["x"]}, "resize", "crop_mode is ['x']: expected one of center, squash"),
-        ({"crop_mode": "border"}, "resize", "crop_mode is 'border': expected one of center, squash"),
+        ({"crop_mode": "border"}, "resize", "crop_mode is 'border' with crop_pct 0.9: expected 1"),
+        ({"input_size": [3, 224, 192]}, "interpolation", "timm before 1.0.31 is bilinear for 224x192"),
         ({"input_size": 224}, "size", "input_size is 224: expected channels, height and width"),
         ({"input_size": [4, 8, 8]}, "channels", "expected 1 (grey) or 3 (colour) channels"),
     ],
