@@ -1,10 +1,11 @@
-"""transformers: networks with a new head, exported by optimum-cli with their configuration files.
+"""transformers: a small ViT or MobileNetV2 with its image processor, exported by optimum-cli.
 
     pip install optimum-onnx transformers torch torchvision onnx onnxruntime
-    python tests/foreign/makers/transformers_.py PHOTOS OUT vit|mobilenet
+    python tests/foreign/makers/transformers_.py PHOTOS OUT vit|vit-torchvision|mobilenet
 
-vit is a ViT, whose image processor by torchvision resizes the whole image; mobilenet a MobileNetV2, whose image
-processor by Pillow resizes the shorter side and crops. Both are trained for a few steps.
+vit is a ViT, whose image processor resizes the whole image; mobilenet a MobileNetV2, whose image processor resizes the
+shorter side and crops. They resize by Pillow, vit-torchvision by torchvision, whose pixels depend on the processor of
+the machine and have no contract with the same bits. The networks are trained for a few steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import (
     MobileNetV2ImageProcessor,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
     ViTImageProcessorFast,
     pipeline,
 )
@@ -34,10 +36,11 @@ labels, targets = made.list_labels(photos), made.list_targets(photos)
 torch.manual_seed(0)
 torch.set_num_threads(1)
 named = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
-if kind == "vit":
+if kind.startswith("vit"):
     structure = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 192}
     network = ViTForImageClassification(ViTConfig(image_size=64, patch_size=8, **structure, **named))
-    processor = ViTImageProcessorFast(size={"height": 64, "width": 64})
+    make = ViTImageProcessorFast if kind == "vit-torchvision" else ViTImageProcessor
+    processor = make(size={"height": 64, "width": 64})
 else:
     config = MobileNetV2Config(image_size=96, depth_multiplier=0.25, finegrained_output=False, **named)
     network = MobileNetV2ForImageClassification(config)
