@@ -5,8 +5,8 @@ In an environment with transformers, with the repository on the path:
     pip install transformers torch torchvision simplejpeg onnx onnxruntime
     PYTHONPATH=. python tests/foreign/compare_processors.py PHOTOS
 
-Each processor is saved with its own defaults, read from the file, and compared on some photos. A line says by how many
-levels of 0 to 255 a value differs at most, and how many do; or why the file is refused.
+Each processor is saved with its own defaults, and with other values, read from the file, and compared on some photos. A
+line says by how many levels of 0 to 255 a value differs at most, and how many do; or why the file is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ from evalmode.images.pixels import decode_image
 from evalmode.limits import OWN_IMAGES
 
 PHOTOS = 15
+CHANGED = {  # values of published networks that are not the defaults, by the start of the name
+    "ConvNextImageProcessor": {"size": {"shortest_edge": 224}, "crop_pct": 0.95},
+    "MobileViTImageProcessor": {"size": {"shortest_edge": 288}},
+    "BitImageProcessor": {"size": {"shortest_edge": 256}},
+    "CLIPImageProcessor": {"size": {"shortest_edge": 225}, "crop_size": {"height": 224, "width": 224}},
+    "EfficientNetImageProcessor": {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_center_crop": True},
+    "ViTImageProcessor": {"size": {"height": 240, "width": 160}, "resample": 1},
+}
 
 
 def list_processors() -> list[str]:
@@ -74,12 +82,14 @@ def main() -> None:
     photos = sorted(path for path in Path(sys.argv[1]).glob("*/*") if path.is_file())
     print(f"transformers {transformers.__version__}")
     for name in list_processors():
-        processor = getattr(transformers, name)()
-        try:
-            facts = read_saved(processor)
-            print(name, compare(processor, facts, photos[:: max(1, len(photos) // PHOTOS)]), flush=True)
-        except UsageError as error:
-            print(name, f"refused: {str(error).partition(': ')[2]}", flush=True)
+        changed = [values for start, values in CHANGED.items() if name.startswith(start)]
+        for values in ({}, *changed):
+            processor = getattr(transformers, name)(**values)
+            try:
+                found = compare(processor, read_saved(processor), photos[:: max(1, len(photos) // PHOTOS)])
+            except UsageError as error:
+                found = f"refused: {str(error).partition(': ')[2]}"
+            print(name, values or "", found, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ CROPS = {*SHORTER_SIDE, "DeiT", "EfficientFormer"} - {"ConvNext"}  # unless do_c
 CROP_SHARES = {"ConvNext": 224 / 256, "PoolFormer": 0.9}  # the defaults of crop_pct
 LEVIT_SHARE = 256 / 224  # of the side that is resized
 CONVNEXT_SQUASHES = 384  # from this size on ConvNext does not crop
+ROUNDS = "ConvNextImageProcessorFast"  # of transformers 4, which crops by torchvision; all others round offsets down
 KNOWN = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_flip_channel_order")
 HARMLESS = ("do_convert_rgb", "do_reduce_labels")  # colours are RGB anyway; the other is about segmentations
 
@@ -76,7 +78,8 @@ def _read_processor(path: Path, config: Mapping[str, Any]) -> Iterator[Fact]:
     elif unknown:
         yield Fact("resize", None, f"{path}: {unknown[0]}", f"{path}: {unknown[0]} is not supported")
     else:
-        yield from _read_resize(path, config, kind, flags)
+        for fact in _read_resize(path, config, kind, flags):
+            yield replace(fact, value="rounded") if named == ROUNDS and fact.name == "crop_offset" else fact
 
 
 def _read_flags(path: Path, config: Mapping[str, Any], kind: str) -> dict[str, bool]:
@@ -152,9 +155,7 @@ def _read_resize(path: Path, config: Mapping[str, Any], kind: str, flags: Mappin
 
 
 def _state(path: Path, size: Rectangle, resized: Rectangle, is_shorter: bool) -> Iterator[Fact]:
-    """The facts of a resize with a crop.
-
-    transformers rounds the offset of a crop down.
+    """The facts of a resize with a crop, whose offset is rounded down.
 
     Args:
         path: The configuration.

@@ -21,7 +21,9 @@ from evalmode.certification.found.timm import read_timm
 from evalmode.certification.found.triton import read_triton
 from evalmode.certification.found.ultralytics import read_ultralytics
 from evalmode.certification.found.values import MAX_METADATA_BYTES, read_json
+from evalmode.certification.images import read_labelled
 from evalmode.errors import UsageError
+from evalmode.images.contract import PixelContract
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 ARITHMETIC = {"do_rescale": True, "rescale_factor": 0.00392156862745098, "do_normalize": True, **IMAGENET}
@@ -69,6 +71,12 @@ RESIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"resample": 3},
         {"size": (224, 224), "resize": "crop", "crop_ratio": 224 / 248, "interpolation": "bicubic"},
     ),
+    "ConvNext of transformers 4 by torchvision": (
+        {"image_processor_type": "ConvNextImageProcessorFast", "size": {"shortest_edge": 224}, "crop_pct": 0.9}
+        | {"resample": 3},
+        {"size": (224, 224), "resize": "crop", "crop_ratio": 224 / 248, "interpolation": "bicubic"}
+        | {"crop_offset": "rounded"},
+    ),
     "ConvNext of 384": (
         {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.9}
         | {"resample": 1},
@@ -114,8 +122,8 @@ def test_hugging_face_states_how_images_are_resized(kind: str, place: Place) -> 
     facts = values(read_hugging_face(place))
     crops = expected["resize"] == "crop" or expected["crop_ratio"] < 1
     assert facts == {
-        **expected,
         **({"crop_offset": "floored"} if crops else {}),
+        **expected,
         "scale": (0.0, 1.0),
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
@@ -214,6 +222,13 @@ def test_labels_with_the_same_name_are_said(place: Place) -> None:
     write(place.folder / "config.json", {"id2label": {"0": "crane", "1": "cat", "2": "crane"}})
     (fact,) = read_hugging_face(place)
     assert fact.source.endswith("config.json: id2label; 'crane' with their index, as the name of several labels")
+
+
+def test_a_folder_named_like_several_labels_is_told_their_names(tmp_path: Path) -> None:
+    (tmp_path / "crane").mkdir()
+    labels = (*(str(number) for number in range(9)), "crane (9)", "crane (10)")
+    with pytest.raises(UsageError, match=r"like a label: crane; labels: crane \(9\), crane \(10\), 0, 1, 2, ..."):
+        read_labelled(tmp_path, labels, PixelContract(8, 8, 3))
 
 
 def test_a_processor_of_images_and_texts_states_that_of_images(place: Place) -> None:
