@@ -6,8 +6,6 @@ python tests/foreign/makers/fastai_.py PHOTOS OUT
 
 from __future__ import annotations
 
-import fastai.callback.progress
-import fastai.callback.schedule  # gives learners their methods, as the module before
 import made
 import torch
 from fastai.data.transforms import Normalize
@@ -35,8 +33,8 @@ loaders = ImageDataLoaders.from_folder(
     device="cpu",
 )
 learner = Learner(loaders, SimpleCNN([3, 16, 32, 64, len(loaders.vocab)]), metrics=accuracy)
-with learner.no_bar(), learner.no_logging():
-    learner.fit_one_cycle(8, 3e-3)
+with learner.no_logging():
+    learner.fit(8, 3e-3)
     test = loaders.test_dl(made.list_photos(photos), num_workers=0)
     probabilities = learner.get_preds(dl=test)[0].numpy()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import made
@@ -14,7 +15,7 @@ SIZE = 64
 
 
 def read_images(photos: Path) -> torch.Tensor:
-    """Read the photos as users do who write their own transform: squashed, then divided by 255, float32 (N, 3, H, W)."""
+    """Read the photos as many users do: squashed by Pillow, then divided by 255, float32 (N, 3, H, W)."""
     pictures = [Image.open(path).convert("RGB").resize((SIZE, SIZE)) for path in made.list_photos(photos)]
     return torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2) / 255
 
@@ -30,7 +31,7 @@ def make_network(images: torch.Tensor, photos: Path) -> nn.Sequential:
     torch.set_num_threads(1)
     widths = (3, 16, 32, 64)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
     network = nn.Sequential(*layers, nn.Linear(widths[-1], len(made.list_labels(photos))))
