@@ -8,6 +8,7 @@ import onnx
 
 import evalmode
 from evalmode.artifact.manifest import ClassifierManifest, Manifest
+from evalmode.artifact.standard_keys import UNPRINTABLE
 from evalmode.artifact.tensors import INPUT
 
 PRODUCER = "evalmode"
@@ -41,9 +42,11 @@ def write_header(model: onnx.ModelProto, manifest: Manifest) -> None:
 def _describe_classifier(manifest: ClassifierManifest) -> str:
     """Describe an image classifier in one sentence."""
     pixels, labels = manifest.pixels, manifest.labels
-    named = ", ".join(labels[:MAX_NAMED]) + (", ..." if len(labels) > MAX_NAMED else "")
+    others = len(labels) - MAX_NAMED
+    named = ", ".join(labels[:MAX_NAMED]) + (f" and {others} more" if others > 0 else "")
     size = f"{pixels.height}x{pixels.width}"
-    return f"Classifies {pixels.channel_order} images of {size} pixels by {len(labels)} labels: {named}."
+    sentence = f"Classifies {pixels.channel_order} images of {size} pixels by {len(labels)} labels: {named}."
+    return UNPRINTABLE.sub("?", sentence)
 
 
 def _list_names(values: Iterable[onnx.ValueInfoProto]) -> str:

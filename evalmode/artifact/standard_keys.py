@@ -5,12 +5,14 @@ They repeat what evalmode's keys state. A file in which the two differ is damage
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalmode.images.contract import PixelContract
 
 BITMAP_FORMATS = {"RGB": "Rgb8", "BGR": "Bgr8", "grey": "Gray8"}  # ONNX's names of channel orders
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and what UTF-8 cannot encode
 AUTHOR, LICENSE = "author", "license"  # properties of a manifest
 STANDARD = {AUTHOR: "model_author", LICENSE: "model_license"}  # property -> ONNX's key
 ADDED = ("names", "task", *STANDARD.values())  # keys that earlier files lack
@@ -93,4 +95,5 @@ def check_standard(metadata: Mapping[str, str], derived: Mapping[str, str]) -> N
 def _quote(label: str) -> str:
     """Write a label as a Python literal, in the same way in every release of Python."""
     escaped = label.replace("\\", "\\\\").replace("'", "\\'")
-    return "'" + "".join(one if one >= " " and one != "\x7f" else f"\\x{ord(one):02x}" for one in escaped) + "'"
+    escaped = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped)
+    return f"'{escaped}'"

@@ -46,4 +46,4 @@ def _write_labels(release: Release) -> bytes:
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
     }
-    return (json.dumps(config if labels else {}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(config if labels else {}, indent=2) + "\n").encode()

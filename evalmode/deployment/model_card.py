@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evalmode.artifact.sealing import digest_file
-from evalmode.artifact.standard_keys import LICENSE
+from evalmode.artifact.standard_keys import LICENSE, UNPRINTABLE
 from evalmode.deployment.release import Release
 
 # Names of licences on the hub that are the SPDX identifiers in lower case; any other licence is "other" with its name.
@@ -95,5 +95,5 @@ def _index(name: str, quality: Mapping[str, Any]) -> dict[str, Any]:
 
 def _escape(text: object) -> str:
     """Escape text for Markdown, in one line."""
-    escaped = html.escape(" ".join(str(text).split()), quote=False)
+    escaped = html.escape(UNPRINTABLE.sub("?", " ".join(str(text).split())), quote=False)
     return "".join(f"\\{sign}" if sign in SPECIAL else sign for sign in escaped)

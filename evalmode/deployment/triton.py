@@ -13,6 +13,7 @@ from google.protobuf import text_format
 
 from evalmode.artifact.repository import ARTIFACT_FILE
 from evalmode.artifact.signature import TensorType
+from evalmode.artifact.standard_keys import UNPRINTABLE
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
 from evalmode.deployment.release import File, Release
 from evalmode.errors import UsageError
@@ -57,7 +58,7 @@ def write_labels(labels: tuple[str, ...]) -> bytes:
         UsageError: A label is not a line.
     """
     for label in labels:
-        if label.splitlines() != [label] or label != label.strip():
+        if label.splitlines() != [label] or label != label.strip() or UNPRINTABLE.search(label):
             raise UsageError(f"--also triton: label {label!r} cannot be a line of a label file: rename it")
     return "".join(f"{label}\n" for label in labels).encode()
 

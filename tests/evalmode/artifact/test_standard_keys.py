@@ -38,6 +38,16 @@ def test_names_are_a_python_literal_whatever_the_labels(labels: list[str]) -> No
     assert metadata["task"] == "classify"
 
 
+def test_labels_that_utf8_cannot_encode_are_escaped() -> None:
+    labels = ("\ud800", "a\n\x7f\0")
+    graph, manifest = open_artifact(seal(colour_graph(), ClassifierManifest(labels, PixelContract(4, 4, 3))))
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    assert metadata["names"] == r"{0: '\ud800', 1: 'a\u000a\u007f\u0000'}"
+    assert ast.literal_eval(metadata["names"]) == dict(enumerate(labels))
+    assert graph.doc_string.endswith("by 2 labels: ?, a???.")
+    assert manifest.labels == labels
+
+
 def test_certify_reads_the_names_as_it_reads_those_of_ultralytics() -> None:
     facts = {fact.name: fact.value for fact in read_ultralytics(METADATA)}
     assert facts["labels"] == COLOURS
@@ -85,7 +95,7 @@ def test_the_header_names_producer_and_purpose() -> None:
     assert isinstance(manifest, ClassifierManifest)
     many = replace(manifest, labels=tuple("abcdefgh"), certificate=None)
     described = onnx.load_model_from_string(seal(colour_graph(), many))
-    assert described.doc_string == "Classifies RGB images of 4x4 pixels by 8 labels: a, b, c, d, e, ...."
+    assert described.doc_string == "Classifies RGB images of 4x4 pixels by 8 labels: a, b, c, d, e and 3 more."
 
 
 def test_the_header_of_a_network_of_tensors_names_its_inputs_and_outputs() -> None:

@@ -111,7 +111,7 @@ def test_triton_computes_no_optional_outputs(tmp_path: Path) -> None:
     assert [output.name for output in config.output] == ["probabilities", "logits"]
 
 
-@pytest.mark.parametrize("label", ["a\nb", " a", "a\r"])
+@pytest.mark.parametrize("label", ["a\nb", " a", "a\r", "\ud800"])
 def test_labels_that_cannot_be_lines_are_rejected_before_anything_is_published(label: str, tmp_path: Path) -> None:
     artifact = seal(colour_graph(), ClassifierManifest((label, "b", "c"), PixelContract(4, 4, 3)))
     with pytest.raises(UsageError, match="cannot be a line of a label file: rename it"):
@@ -195,6 +195,12 @@ def test_labels_cannot_add_markup_to_the_model_card(tmp_path: Path) -> None:
         "id2label": {"0": "<script>", "1": "a|b\n# c", "2": "[x](y)"},
         "label2id": {"<script>": 0, "a|b\n# c": 1, "[x](y)": 2},
     }
+
+
+def test_labels_that_utf8_cannot_encode_are_replaced_on_the_model_card(tmp_path: Path) -> None:
+    model = lay_out("huggingface", tmp_path, describe_classifier({}, ("\ud800", "b", "c")))
+    assert "Labels (3): ?, b, c" in (model / "1" / "README.md").read_text()
+    assert json.loads((model / "1" / "config.json").read_text())["id2label"]["0"] == "\ud800"
 
 
 def test_the_model_card_says_whose_images_are_in_the_file(tmp_path: Path) -> None:
