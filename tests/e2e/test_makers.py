@@ -73,12 +73,12 @@ def answer(network: str, photos: tuple[str, ...], stated: dict[str, Any]) -> np.
     """The probabilities of a network with the facts of its files, except those that are stated."""
     found = find_network(FOREIGN / "networks" / network / "network", stated)
     height, width, *_ = found.size
-    contract = PixelContract(height, width, 3, found.resize)
+    contract = found.choose_contract(PixelContract(height, width, 3))
     pixels = np.stack([decode_image((PHOTOS / photo).read_bytes(), contract, OWN_IMAGES) for photo in photos])
     (low, high), rules = found.preprocessing.scale, found.preprocessing
     values = (pixels[..., ::-1] if rules.bgr else pixels) / 255 * (high - low) + low
     tensor = ((values - rules.mean) / rules.std).transpose(0, 3, 1, 2).astype(np.float32)
-    session = onnxruntime.InferenceSession(found.file)
+    session = onnxruntime.InferenceSession(found.name)
     (logits,) = session.run(None, {session.get_inputs()[0].name: tensor})
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)

@@ -39,7 +39,7 @@ def constant(network: onnx.ModelProto, **arrays: object) -> None:
 def end_in(network: onnx.ModelProto, nodes: list[onnx.NodeProto], *outputs: onnx.ValueInfoProto) -> onnx.ModelProto:
     """Let a network end in other nodes, which read ``raw``, the difference of both halves times ENDS for each label."""
     network.graph.node[-1].output[0] = "means"
-    constant(network, factor=np.float32([[ENDS, -ENDS], [-ENDS, ENDS]]))
+    constant(network, factor=np.array([[ENDS, -ENDS], [-ENDS, ENDS]], np.float32))
     network.graph.node.extend([helper.make_node("MatMul", ["means", "factor"], ["raw"]), *nodes])
     del network.graph.output[:]
     network.graph.output.extend(outputs)
@@ -127,7 +127,7 @@ def test_sigmoids_of_all_labels_become_shares_of_their_sum_and_the_command_says_
 ) -> None:
     nodes = [helper.make_node("Mul", ["raw", "some"], ["less"]), helper.make_node("Sigmoid", ["less"], ["each"])]
     network = end_in(build(), nodes, value("each"))
-    constant(network, some=np.float32([[0.1, 0.3]]))
+    constant(network, some=np.array([[0.1, 0.3]], np.float32))
     onnx.save(network, tmp_path / "network.onnx")
     _, probabilities, expected = read_answers(certify(images, tmp_path / "network.onnx"))
     each = sigmoid(expected * [[0.1, 0.3]])
@@ -150,7 +150,7 @@ def test_of_zipmap_and_names_the_scores_and_the_labels_are_taken(
     network = end_in(build(), nodes, value("label", TensorProto.STRING, ("N",)), maps)
     network.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
     network.graph.initializer.append(
-        helper.make_tensor("classes", TensorProto.STRING, [2], [one.encode() for one in labels])
+        helper.make_tensor("classes", TensorProto.STRING, [2], [one.encode() for one in labels])  # type: ignore[misc]
     )
     onnx.save(network, tmp_path / "network.onnx")
     given = ("--images", images, "--repository", tmp_path / "models", "--name", "x", "--scale", "0,1")

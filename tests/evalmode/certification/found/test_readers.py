@@ -224,7 +224,7 @@ def test_labels_with_the_same_name_are_said(place: Place) -> None:
     assert fact.source.endswith("config.json: id2label; 'crane' with their index, as the name of several labels")
 
 
-def test_a_folder_named_like_several_labels_is_told_their_names(tmp_path: Path) -> None:
+def test_the_error_of_a_folder_named_like_several_labels_names_them(tmp_path: Path) -> None:
     (tmp_path / "crane").mkdir()
     labels = (*(str(number) for number in range(9)), "crane (9)", "crane (10)")
     with pytest.raises(UsageError, match=r"like a label: crane; labels: crane \(9\), crane \(10\), 0, 1, 2, ..."):
