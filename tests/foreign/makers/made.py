@@ -82,5 +82,6 @@ def write_made(
     np.savez(out / "answers.npz", names=names, labels=columns, probabilities=values)
     made = {"packages": {name: version(name) for name in packages}, "options": list(options)}
     (out / "options.json").write_text(json.dumps(made, indent=1) + "\n")
-    right = (values.argmax(axis=1) == [columns.index(Path(name).parent.name) for name in names]).mean()
+    answers = np.array(columns)[values.argmax(axis=1)]
+    right = (answers == [Path(name).parent.name for name in names]).mean()
     print(f"{out}: {right:.3f} of {len(names)} photos are right")
