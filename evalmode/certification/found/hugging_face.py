@@ -49,11 +49,11 @@ def read_hugging_face(place: Place) -> Iterator[Fact]:
         names = config.get("id2label")
         if names is not None and not _are_placeholders(names):
             yield make_labels(names, f"{path}: id2label")
-    path = place.folder / "preprocessor_config.json"
-    config = read_json(path)
-    if config is None:  # a processor of images and texts has a file that holds those of both
-        path = place.folder / "processor_config.json"
-        config = (read_json(path) or {}).get("image_processor")
+    path = place.folder / "processor_config.json"  # of images and texts; transformers prefers it, too
+    config = (read_json(path) or {}).get("image_processor")
+    if not isinstance(config, dict):
+        path = place.folder / "preprocessor_config.json"
+        config = read_json(path)
     if isinstance(config, dict):
         yield from _read_processor(path, config)
 

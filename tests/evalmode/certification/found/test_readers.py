@@ -224,7 +224,7 @@ def test_labels_with_the_same_name_are_said(place: Place) -> None:
     assert fact.source.endswith("config.json: id2label; 'crane' with their index, as the name of several labels")
 
 
-def test_the_error_of_a_folder_named_like_several_labels_names_them(tmp_path: Path) -> None:
+def test_the_error_of_a_folder_named_like_several_labels_lists_them(tmp_path: Path) -> None:
     (tmp_path / "crane").mkdir()
     labels = (*(str(number) for number in range(9)), "crane (9)", "crane (10)")
     with pytest.raises(UsageError, match=r"like a label: crane; labels: crane \(9\), crane \(10\), 0, 1, 2, ..."):
@@ -233,10 +233,11 @@ def test_the_error_of_a_folder_named_like_several_labels_names_them(tmp_path: Pa
 
 def test_a_processor_of_images_and_texts_states_that_of_images(place: Place) -> None:
     config = {"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 9}, "resample": 2}
+    write(place.folder / "preprocessor_config.json", {**config, **ARITHMETIC, "size": {"height": 8, "width": 8}})
+    write(place.folder / "processor_config.json", {"tokenizer": {}})
+    assert values(read_hugging_face(place))["size"] == (8, 8)
     write(place.folder / "processor_config.json", {"image_processor": {**config, **ARITHMETIC}, "tokenizer": {}})
     assert values(read_hugging_face(place))["size"] == (9, 9)
-    write(place.folder / "preprocessor_config.json", {**config, **ARITHMETIC, "size": {"height": 8, "width": 8}})
-    assert values(read_hugging_face(place))["size"] == (8, 8)
 
 
 def test_a_network_of_several_labels_an_image_is_rejected(place: Place) -> None:
