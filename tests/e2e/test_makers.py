@@ -47,7 +47,7 @@ def test_answers_are_those_of_the_library(name: str, agreements: dict[str, Agree
     assert found.holds, show(found)
 
 
-@pytest.mark.parametrize("name", ["timm", "transformers-mobilenet", "transformers-vit", "ultralytics"])
+@pytest.mark.parametrize("name", ["timm", "transformers-mobilenet", "transformers-vit"])
 def test_no_option_is_typed_where_the_files_say_all(name: str, agreements: dict[str, Agreement]) -> None:
     assert agreements[name].options == []
 
