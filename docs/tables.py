@@ -6,6 +6,7 @@ and ``<!-- end of table -->``.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -314,6 +315,22 @@ def show_libraries() -> str:
     return draw(("library", "transform", "contract", f"values of {facts['photos']} photos"), rows)
 
 
+def show_makers() -> str:
+    """Show how far the answers of certified networks are from those of the libraries that made them."""
+    foreign = ROOT / "tests" / "foreign"
+    rows = []
+    for found in json.loads((foreign / "agreement.json").read_text())["makers"]:
+        (script,) = (foreign / "makers").glob(f"{found['maker'].partition('-')[0]}*.py")
+        made = (ast.get_docstring(ast.parse(script.read_text())) or "").splitlines()[0].rstrip(".")
+        versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
+        ties = f", {found['near_ties']} near ties" if found["near_ties"] else ""
+        typed = f"`{' '.join(found['options'])}`" if found["options"] else "none"
+        same = found["error"] or f"{found['equal']} of {found['photos']}{ties}"
+        rows.append((found["maker"], made, versions, typed, same, f"{found['largest']:.1e}"))
+    head = ("network", "made by", "versions", "options", "same label", "largest difference of a probability")
+    return draw(head, rows)
+
+
 def describe_rules(contract: PixelContract) -> str:
     """Show the rules of a contract by their keys, without the size and the rules that all rows share."""
     facts = write_contract(contract)
@@ -359,6 +376,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "tree"): draw_tree,
     ("docs/architecture.md", "arrows"): draw_arrows,
     ("docs/artifact.md", "libraries"): show_libraries,
+    ("docs/artifact.md", "makers"): show_makers,
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
     ("docs/operating.md", "options"): show_options,

@@ -57,9 +57,11 @@ def read_labelled(
     found_targets = [targets_of.get(unicodedata.normalize("NFC", path.name), -1) for path in folders]
     unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
     if unknown:
+        alike = [label for label in labels if label.rpartition(" (")[0] in unknown]  # labels that got their index
+        shown = list(dict.fromkeys((*alike, *labels)))[:5]
         raise UsageError(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
-            f"labels: {', '.join(labels[:5])}, ..."
+            f"labels: {', '.join(shown)}, ..."
         )
     outside = separate_images(beside)
     paths: list[Path] = []

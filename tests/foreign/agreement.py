@@ -196,8 +196,8 @@ def keep(out: Path, folder: Path) -> None:
         return
     answers = read_answers(out / "answers.npz")
     small = [index for index, name in enumerate(answers.names) if Path(name).name.startswith("small-")]
-    kept = {"names": np.array([answers.names[index] for index in small]), "probabilities": answers.probabilities[small]}
-    np.savez(kept_out / "answers.npz", labels=np.array(answers.labels), **kept)
+    names, labels = np.array(answers.names)[small], np.array(answers.labels)
+    np.savez(kept_out / "answers.npz", names=names, labels=labels, probabilities=answers.probabilities[small])
 
 
 def strip_paths(path: Path) -> None:
@@ -208,6 +208,14 @@ def strip_paths(path: Path) -> None:
     for value in network.graph.value_info:
         value.ClearField("metadata_props")
     onnx.save(network, path)
+
+
+def write_json(found: list[Agreement], path: Path) -> None:
+    """Write the agreements as JSON, with those of other makers that are in the file."""
+    rows = {row["maker"]: row for row in json.loads(path.read_text())["makers"]} if path.exists() else {}
+    rows |= {one.maker: asdict(one) for one in found}
+    facts = {"evalmode": version("evalmode"), "makers": [rows[name] for name in sorted(rows)]}
+    path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def show(found: Agreement) -> str:
@@ -235,8 +243,7 @@ def main() -> int:
     found = measure(given.outs, given.photos)
     print(*map(show, found), sep="\n")
     if given.json:
-        facts = {"evalmode": version("evalmode"), "makers": [asdict(one) for one in found]}
-        given.json.write_text(json.dumps(facts, indent=1) + "\n")
+        write_json(found, given.json)
     for out in given.outs if given.keep else ():
         keep(out, given.keep)
     return 0 if all(one.holds for one in found) else 1

@@ -21,6 +21,7 @@ OPTIONS = {  # the option that overrides each fact
     "crop_ratio": "--crop-ratio",
     "interpolation": "--interpolation",
     "crop_offset": "--crop-offset",
+    "padding": "--resize",
     "output": "--output",
 }
 STATED = "option"  # the source of values that the user states
@@ -36,6 +37,7 @@ class Fact:
         value: labels: a tuple of strings. size: (height, width). channels: 1 or 3. scale: the values of pixels 0 and
             255. mean, std: tuples of numbers. bgr: a bool. resize: "crop", "squash", "letterbox" or "none".
             crop_ratio: the cropped side divided by the resized one. interpolation, crop_offset, output: a name.
+            padding: red, green and blue of 0 to 255.
         source: The file and the key that state it.
         problem: Why the value cannot be used; "" if it can. An option of the user resolves it.
         fallback: Whether any other source takes precedence, as for class numbers in place of names.

@@ -113,7 +113,8 @@ def to_resize(facts: Mapping[str, Fact]) -> Resize:
     Raises:
         UsageError: A value is out of range, or two values do not fit together.
     """
-    values = {name: facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset") if name in facts}
+    names = ("crop_ratio", "interpolation", "crop_offset", "padding")
+    values = {name: facts[name].value for name in names if name in facts}
     if "resize" in facts:
         values["mode"] = facts["resize"].value
     return Resize(**values, jpeg_scaling=not values, keeps_exact_size=not values)

@@ -8,21 +8,31 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evalmode.certification.found.facts import Fact, make_fact
+from evalmode.certification.found.labels import make_labels
 from evalmode.certification.found.place import Place
-from evalmode.certification.found.values import read_json, to_flag, to_labels, to_numbers, to_side, to_spread
+from evalmode.certification.found.values import read_json, to_flag, to_numbers, to_side, to_spread
 from evalmode.errors import UsageError
+
+Rectangle = tuple[int, int]  # height, width
 
 RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 # Image processors that resize, crop, rescale and normalise in this order, by the start of their name. The first resize
 # the shorter side to a size of one number, the second the whole image.
-SHORTER_SIDE = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "ConvNext")
-WHOLE_IMAGE = ("ViT", "DeiT", "Beit", "EfficientNet", "Siglip", "Swin2SR", "")
-CROPS = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "DeiT")  # unless do_center_crop says
+SHORTER_SIDE: tuple[str, ...] = ("CLIP", "Bit", "ChineseCLIP", "MobileNetV1", "MobileNetV2", "MobileViT", "ConvNext")
+SHORTER_SIDE += ("ViTHybrid", "Levit", "PoolFormer")
+WHOLE_IMAGE = ("ViT", "DeiT", "Beit", "EfficientNet", "EfficientFormer", "Siglip", "Swin2SR", "Pvt", "Segformer", "")
+CROPS = {*SHORTER_SIDE, "DeiT", "EfficientFormer"} - {"ConvNext"}  # unless do_center_crop says
+CROP_SHARES = {"ConvNext": 224 / 256, "PoolFormer": 0.9}  # the defaults of crop_pct
+LEVIT_SHARE = 256 / 224  # of the side that is resized
 CONVNEXT_SQUASHES = 384  # from this size on ConvNext does not crop
+ROUNDS = "ConvNextImageProcessorFast"  # of transformers 4, which crops by torchvision; all others round offsets down
+KNOWN = ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_flip_channel_order")
+HARMLESS = ("do_convert_rgb", "do_reduce_labels")  # colours are RGB anyway; the other is about segmentations
 
 
 def read_hugging_face(place: Place) -> Iterator[Fact]:
@@ -38,10 +48,13 @@ def read_hugging_face(place: Place) -> Iterator[Fact]:
             raise UsageError(f"{path}: problem_type is multi_label_classification: evalmode serves one label an image")
         names = config.get("id2label")
         if names is not None and not _are_placeholders(names):
-            yield make_fact("labels", names, f"{path}: id2label", to_labels)
-    path = place.folder / "preprocessor_config.json"
-    config = read_json(path)
-    if config is not None:
+            yield make_labels(names, f"{path}: id2label")
+    path = place.folder / "processor_config.json"  # of images and texts; transformers prefers it, too
+    config = (read_json(path) or {}).get("image_processor")
+    if not isinstance(config, dict):
+        path = place.folder / "preprocessor_config.json"
+        config = read_json(path)
+    if isinstance(config, dict):
         yield from _read_processor(path, config)
 
 
@@ -54,27 +67,33 @@ def _read_processor(path: Path, config: Mapping[str, Any]) -> Iterator[Fact]:
     """The facts of an image processor's configuration."""
     named = config.get("image_processor_type", config.get("feature_extractor_type", ""))
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named) if isinstance(named, str) else "?"
-    flags = {"do_resize": True, "do_rescale": True, "do_normalize": kind != "MobileViT"}
-    flags |= {"do_center_crop": kind in CROPS, "do_flip_channel_order": kind == "MobileViT", "rescale_offset": False}
-    fast = isinstance(named, str) and named.endswith("Fast")  # by torchvision, which rounds the offset of a crop
-    flags |= {"include_top": kind == "EfficientNet"}
-    for flag in flags:
-        if config.get(flag) is not None:
-            try:
-                flags[flag] = to_flag(config[flag])
-            except ValueError as error:
-                raise UsageError(f"{path}: {flag} is {repr(config[flag])[:80]}: {error}; correct it") from error
+    flags = _read_flags(path, config, kind)
     yield from _read_arithmetic(path, config, flags)
     if flags["do_flip_channel_order"]:
         yield Fact("bgr", True, f"{path}: do_flip_channel_order")
+    unknown = [name for name in flags if name.startswith("do_") and flags[name] and name not in KNOWN + HARMLESS]
     if kind not in SHORTER_SIDE + WHOLE_IMAGE:
         problem = f"{path}: how image processor {named!r} resizes is unknown"
         yield Fact("resize", None, f"{path}: image_processor_type", problem)
-        return
-    facts = list(_read_resize(path, config, kind, flags))
-    yield from facts
-    if any(fact.name == "crop_ratio" and fact.value != 1 for fact in facts):
-        yield Fact("crop_offset", "rounded" if fast else "floored", f"{path}: image_processor_type")
+    elif unknown:
+        yield Fact("resize", None, f"{path}: {unknown[0]}", f"{path}: {unknown[0]} is not supported")
+    else:
+        for fact in _read_resize(path, config, kind, flags):
+            yield replace(fact, value="rounded") if named == ROUNDS and fact.name == "crop_offset" else fact
+
+
+def _read_flags(path: Path, config: Mapping[str, Any], kind: str) -> dict[str, bool]:
+    """The values of true or false by name; where none is stated, the default of the kind."""
+    flags = {"do_resize": True, "do_rescale": True, "do_normalize": kind != "MobileViT"}
+    flags |= {"do_center_crop": kind in CROPS, "do_flip_channel_order": kind == "MobileViT", "rescale_offset": False}
+    flags |= {"include_top": kind == "EfficientNet"}
+    for name in (*flags, *(name for name in config if name.startswith("do_") and name not in flags)):
+        if config.get(name) is not None:
+            try:
+                flags[name] = to_flag(config[name])
+            except ValueError as error:
+                raise UsageError(f"{path}: {name} is {repr(config[name])[:80]}: {error}; correct it") from error
+    return flags
 
 
 def _read_arithmetic(path: Path, config: Mapping[str, Any], flags: Mapping[str, bool]) -> Iterator[Fact]:
@@ -107,7 +126,6 @@ def _to_scale(value: Any, low: float) -> tuple[float, float]:
 def _read_resize(path: Path, config: Mapping[str, Any], kind: str, flags: Mapping[str, bool]) -> Iterator[Fact]:
     """Size, mode of the resize, crop ratio and interpolation."""
     source = f"{path}: size"
-    crop = make_fact("size", config.get("crop_size"), f"{path}: crop_size", _to_rectangle)
     if not flags["do_resize"]:
         yield Fact("resize", "none", f"{path}: do_resize")
         if flags["do_center_crop"]:
@@ -116,59 +134,63 @@ def _read_resize(path: Path, config: Mapping[str, Any], kind: str, flags: Mappin
     yield make_fact("interpolation", config.get("resample"), f"{path}: resample", _to_interpolation)
     try:
         side, rectangle = _read_size(config.get("size"), kind)
+        resized = _enlarge(config, kind, side)
     except ValueError as error:
         yield Fact("size", None, source, f"{source} is {repr(config.get('size'))[:80]}: {error}")
         return
     if kind == "ConvNext" and side:
-        yield from _read_convnext(path, config, side)
-        return
-    if flags["do_center_crop"] and crop.problem:
-        yield crop
+        squashes = side >= CONVNEXT_SQUASHES
+        yield from _state(path, (side, side), (side, side) if squashes else (resized, resized), not squashes)
     elif flags["do_center_crop"]:
-        yield crop
-        height, width = crop.value
-        resized = (side, side) if side else rectangle
-        yield Fact("resize", "crop" if side else "squash", source)
-        if side and height != width:
-            yield Fact(
-                "crop_ratio", None, source, f"{path}: a crop of {height}x{width} of a shorter side is not square"
-            )
-        elif height > resized[0] or width > resized[1]:
-            yield Fact("crop_ratio", None, source, f"{path}: crop_size {height}x{width} is larger than size")
+        crop = make_fact("size", config.get("crop_size"), f"{path}: crop_size", _to_rectangle)
+        if crop.problem:
+            yield crop
         else:
-            yield Fact("crop_ratio", height / resized[0], f"{path}: size and crop_size")
+            yield from _state(path, crop.value, (resized, resized) if side else rectangle, bool(side))
     elif side:
-        yield Fact(
-            "resize", None, source, f"{path}: images of any length, size {side} without a crop, are not supported"
-        )
+        problem = f"{path}: images of any length, size {resized} without a crop, are not supported"
+        yield Fact("resize", None, source, problem)
     else:
-        yield Fact("size", rectangle, source)
-        yield Fact("resize", "squash", source)
-        yield Fact("crop_ratio", 1.0, source)
+        yield from _state(path, rectangle, rectangle, False)
 
 
-def _read_convnext(path: Path, config: Mapping[str, Any], side: int) -> Iterator[Fact]:
-    """ConvNext resizes the shorter side to size / crop_pct, and crops; large sizes are squashed."""
-    yield Fact("size", (side, side), f"{path}: size")
-    if side >= CONVNEXT_SQUASHES:
-        yield Fact("resize", "squash", f"{path}: size")
-        yield Fact("crop_ratio", 1.0, f"{path}: size")
-        return
-    yield Fact("resize", "crop", f"{path}: size")
-    yield make_fact(
-        "crop_ratio", config.get("crop_pct", 224 / 256), f"{path}: crop_pct", lambda share: _to_crop_ratio(share, side)
-    )
+def _state(path: Path, size: Rectangle, resized: Rectangle, is_shorter: bool) -> Iterator[Fact]:
+    """The facts of a resize with a crop, whose offset is rounded down.
+
+    Args:
+        path: The configuration.
+        size: (height, width) after the crop.
+        resized: (height, width) before it; of the shorter side, twice.
+        is_shorter: Whether the shorter side is resized, not the whole image.
+    """
+    (height, width), source = size, f"{path}: size"
+    yield Fact("size", size, source)
+    yield Fact("resize", "crop" if is_shorter else "squash", source)
+    if height > resized[0] or width > resized[1]:
+        yield Fact("crop_ratio", None, source, f"{path}: crop_size {height}x{width} is larger than size")
+    elif height * resized[1] != width * resized[0]:
+        shape = "a shorter side" if is_shorter else f"{resized[0]}x{resized[1]}"
+        yield Fact("crop_ratio", None, source, f"{path}: a crop of {height}x{width} of {shape} is not supported")
+    else:
+        yield Fact("crop_ratio", height / resized[0], f"{path}: size and crop")
+        if is_shorter or size != resized:
+            yield Fact("crop_offset", "floored", f"{path}: image_processor_type")
 
 
-def _to_crop_ratio(value: Any, side: int) -> float:
-    """The ratio of whole pixels: transformers rounds the resized side down."""
-    numbers = to_numbers(value)
-    if len(numbers) != 1 or not 0 < numbers[0] <= 1:
-        raise ValueError("expected a number above 0 and at most 1")
-    return side / math.floor(side / numbers[0])
+def _enlarge(config: Mapping[str, Any], kind: str, side: int) -> int:
+    """The length that the shorter side is resized to, where the size is that of the crop."""
+    if kind == "Levit":
+        return int(LEVIT_SHARE * side)
+    share = config.get("crop_pct")
+    if kind not in CROP_SHARES:
+        return side
+    (number, *others) = to_numbers(CROP_SHARES[kind] if share is None else share)
+    if others or not 0 < number <= 1:
+        raise ValueError(f"crop_pct is {share!r}: expected a number above 0 and at most 1")
+    return math.floor(side / number)
 
 
-def _read_size(value: Any, kind: str) -> tuple[int, tuple[int, int]]:
+def _read_size(value: Any, kind: str) -> tuple[int, Rectangle]:
     """The length of the shorter side, or 0 and (height, width)."""
     if isinstance(value, dict) and set(value) == {"shortest_edge"}:
         return to_side(value["shortest_edge"]), (0, 0)
@@ -176,10 +198,12 @@ def _read_size(value: Any, kind: str) -> tuple[int, tuple[int, int]]:
         raise ValueError("without image_processor_type, expected height and width, or the shortest edge")
     if isinstance(value, int) and kind in SHORTER_SIDE:
         return to_side(value), (0, 0)
+    if kind in CROP_SHARES:
+        raise ValueError("expected the shortest edge")
     return 0, _to_rectangle(value)
 
 
-def _to_rectangle(value: Any) -> tuple[int, int]:
+def _to_rectangle(value: Any) -> Rectangle:
     """(height, width) of {"height", "width"}, or of one side."""
     if isinstance(value, dict) and set(value) == {"height", "width"}:
         return to_side(value["height"]), to_side(value["width"])

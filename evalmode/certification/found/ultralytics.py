@@ -1,7 +1,8 @@
 """Ultralytics' metadata in the ONNX file: each value is a Python literal as text.
 
 Source: https://github.com/ultralytics/ultralytics, ultralytics/engine/exporter.py (the metadata) and
-ultralytics/data/augment.py, classify_transforms (the preprocessing, which the metadata does not state).
+ultralytics/data/augment.py, classify_transforms (the preprocessing, which the metadata does not state). If the size is
+square, the shorter side is resized and the centre cropped; otherwise the whole image is resized.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from evalmode.certification.found.facts import Fact, make_fact
-from evalmode.certification.found.values import to_channels, to_labels, to_side
+from evalmode.certification.found.labels import make_labels
+from evalmode.certification.found.values import to_channels, to_side
 from evalmode.errors import UsageError
 
 MAX_TEXT = 2**20  # characters of one value
+OTHER_RESIZE = "8.0."  # versions that cropped before they resized, by OpenCV without antialiasing
 
 
 def read_ultralytics(keys: Mapping[str, str]) -> Iterator[Fact]:
@@ -33,9 +36,12 @@ def read_ultralytics(keys: Mapping[str, str]) -> Iterator[Fact]:
         return
     if keys["task"] != "classify":
         raise UsageError(f"the metadata 'task' of the file is {keys['task'][:40]!r}: expected classify, a classifier")
-    yield make_fact("labels", keys["names"], "metadata 'names' of the file", lambda text: to_labels(_parse(text)))
+    yield make_labels(keys["names"], "metadata 'names' of the file", _parse)
+    size: Any = None
     if "imgsz" in keys:
-        yield make_fact("size", keys["imgsz"], "metadata 'imgsz' of the file", _to_size)
+        fact = make_fact("size", keys["imgsz"], "metadata 'imgsz' of the file", _to_size)
+        yield fact
+        size = fact.value
     if "channels" in keys:
         source = "metadata 'channels' of the file"
         yield make_fact("channels", keys["channels"], source, lambda text: to_channels(_parse(text)))
@@ -43,7 +49,11 @@ def read_ultralytics(keys: Mapping[str, str]) -> Iterator[Fact]:
     yield Fact("scale", (0.0, 1.0), source)
     yield Fact("mean", (0.0,), source)
     yield Fact("std", (1.0,), source)
-    yield Fact("resize", "crop", source)
+    if keys.get("version", "").startswith(OTHER_RESIZE):
+        problem = f"version {keys['version'][:20]} of Ultralytics resizes in a way that is not supported"
+        yield Fact("resize", None, source, problem)
+        return
+    yield Fact("resize", "squash" if size and size[0] != size[1] else "crop", source)
     yield Fact("crop_ratio", 1.0, source)
     yield Fact("interpolation", "bilinear", source)
     yield Fact("crop_offset", "rounded", source)

@@ -64,11 +64,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def to_labels(value: Any) -> tuple[str, ...]:
-    """Convert a list of names, or names by index from 0, to labels.
+def to_names(value: Any) -> tuple[str, ...]:
+    """Convert a list of names, or names by index from 0, to a tuple.
 
     Raises:
-        ValueError: It is something else, holds fewer than two labels, or one label twice.
+        ValueError: It is something else, or holds fewer than two names.
     """
     if isinstance(value, dict):
         try:
@@ -81,9 +81,18 @@ def to_labels(value: Any) -> tuple[str, ...]:
         value = [numbered[index] for index in range(len(numbered))]
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name.strip() for name in value):
         raise ValueError("expected names of labels, or names by index from 0")
-    labels = tuple(unicodedata.normalize("NFC", name.strip()) for name in value)
-    if len(labels) < 2:
-        raise ValueError(f"it names {len(labels)} labels: at least 2 are needed")
+    if len(value) < 2:
+        raise ValueError(f"it names {len(value)} labels: at least 2 are needed")
+    return tuple(unicodedata.normalize("NFC", name.strip()) for name in value)
+
+
+def to_labels(value: Any) -> tuple[str, ...]:
+    """Convert a list of names, or names by index from 0, to labels.
+
+    Raises:
+        ValueError: It is something else, holds fewer than two labels, or one label twice.
+    """
+    labels = to_names(value)
     first: dict[str, int] = {}
     for index, label in enumerate(labels):
         if first.setdefault(label, index) != index:

@@ -21,7 +21,9 @@ from evalmode.certification.found.timm import read_timm
 from evalmode.certification.found.triton import read_triton
 from evalmode.certification.found.ultralytics import read_ultralytics
 from evalmode.certification.found.values import MAX_METADATA_BYTES, read_json
+from evalmode.certification.images import read_labelled
 from evalmode.errors import UsageError
+from evalmode.images.contract import PixelContract
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 ARITHMETIC = {"do_rescale": True, "rescale_factor": 0.00392156862745098, "do_normalize": True, **IMAGENET}
@@ -69,10 +71,41 @@ RESIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         | {"resample": 3},
         {"size": (224, 224), "resize": "crop", "crop_ratio": 224 / 248, "interpolation": "bicubic"},
     ),
+    "ConvNext of transformers 4 by torchvision": (
+        {"image_processor_type": "ConvNextImageProcessorFast", "size": {"shortest_edge": 224}, "crop_pct": 0.9}
+        | {"resample": 3},
+        {"size": (224, 224), "resize": "crop", "crop_ratio": 224 / 248, "interpolation": "bicubic"}
+        | {"crop_offset": "rounded"},
+    ),
     "ConvNext of 384": (
         {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.9}
         | {"resample": 1},
         {"size": (384, 384), "resize": "squash", "crop_ratio": 1.0, "interpolation": "lanczos"},
+    ),
+    "CLIP as it is": (
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}, "resample": 3}
+        | {"crop_size": {"height": 224, "width": 224}},
+        {"size": (224, 224), "resize": "crop", "crop_ratio": 1.0, "interpolation": "bicubic"},
+    ),
+    "Levit": (
+        {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224}, "resample": 3}
+        | {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+        {"size": (224, 224), "resize": "crop", "crop_ratio": 0.875, "interpolation": "bicubic"},
+    ),
+    "PoolFormer": (
+        {"image_processor_type": "PoolFormerImageProcessorFast", "size": {"shortest_edge": 224}, "resample": 3}
+        | {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_pad": None},
+        {"size": (224, 224), "resize": "crop", "crop_ratio": 224 / 248, "interpolation": "bicubic"},
+    ),
+    "EfficientFormer": (
+        {"image_processor_type": "EfficientFormerImageProcessor", "size": {"height": 224, "width": 224}, "resample": 3}
+        | {"crop_size": {"height": 224, "width": 224}},
+        {"size": (224, 224), "resize": "squash", "crop_ratio": 1.0, "interpolation": "bicubic"},
+    ),
+    "Segformer": (
+        {"image_processor_type": "SegformerImageProcessor", "size": {"height": 512, "width": 512}, "resample": 2}
+        | {"do_reduce_labels": True},
+        {"size": (512, 512), "resize": "squash", "crop_ratio": 1.0, "interpolation": "bilinear"},
     ),
     "DeiT": (
         {"image_processor_type": "DeiTImageProcessor", "size": {"height": 256, "width": 256}, "resample": 3}
@@ -87,10 +120,10 @@ def test_hugging_face_states_how_images_are_resized(kind: str, place: Place) -> 
     config, expected = RESIZES[kind]
     write(place.folder / "preprocessor_config.json", {**config, **ARITHMETIC})
     facts = values(read_hugging_face(place))
-    offset = {"crop_offset": "rounded" if kind == "CLIP" else "floored"} if expected["crop_ratio"] < 1 else {}
+    crops = expected["resize"] == "crop" or expected["crop_ratio"] < 1
     assert facts == {
+        **({"crop_offset": "floored"} if crops else {}),
         **expected,
-        **offset,
         "scale": (0.0, 1.0),
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
@@ -132,9 +165,16 @@ def test_hugging_face_states_blue_green_red(place: Place) -> None:
     ("config", "name", "problem"),
     [
         (
-            {"image_processor_type": "LevitImageProcessor"},
+            {"image_processor_type": "PerceiverImageProcessor"},
             "resize",
-            "how image processor 'LevitImageProcessor' resizes",
+            "how image processor 'PerceiverImageProcessor' resizes",
+        ),
+        ({"do_pad": True}, "resize", "do_pad is not supported"),
+        ({"do_center_crop": True, "crop_size": {"height": 8, "width": 4}}, "crop_ratio", "a crop of 8x4 of 8x8"),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 8}, "crop_pct": 0},
+            "size",
+            "crop_pct is 0: expected a number above 0 and at most 1",
         ),
         ({"image_processor_type": "CLIPImageProcessor", "size": {"longest_edge": 9}}, "size", "{'longest_edge': 9}"),
         ({"size": 224}, "size", "size is 224: without image_processor_type, expected height and width"),
@@ -164,7 +204,8 @@ def test_values_of_hugging_face_that_cannot_be_used_are_problems(
         ({"0": "cat", "1": "dog"}, ("cat", "dog")),
         ({"1": "dog", "0": "cafe\u0301"}, ("café", "dog")),
         ({"0": "LABEL_0", "1": "LABEL_1"}, None),  # written where there are no names
-        ({"0": "crane", "1": "cat", "2": "crane"}, "'crane' is the name of 0 and of 2"),
+        ({"0": "crane", "1": "cat", "2": "crane"}, ("crane (0)", "cat", "crane (2)")),
+        ({"0": "crane", "1": "crane (0)", "2": "crane"}, "'crane (0)' is the name of 0 and of 1: each label once"),
         ({"0": "cat", "2": "dog"}, "1 is missing"),
         ({"0": "cat"}, "it names 1 labels: at least 2"),
         ({"cat": "0"}, "expected names by index from 0"),
@@ -175,6 +216,28 @@ def test_hugging_face_states_labels(names: object, expected: object, place: Plac
     write(place.folder / "config.json", {"model_type": "vit", "id2label": names})
     found = values(read_hugging_face(place)).get("labels")
     assert found == expected if not isinstance(expected, str) else expected in str(found)
+
+
+def test_labels_with_the_same_name_are_said(place: Place) -> None:
+    write(place.folder / "config.json", {"id2label": {"0": "crane", "1": "cat", "2": "crane"}})
+    (fact,) = read_hugging_face(place)
+    assert fact.source.endswith("config.json: id2label; 'crane' with their index, as the name of several labels")
+
+
+def test_the_error_of_a_folder_named_like_several_labels_lists_them(tmp_path: Path) -> None:
+    (tmp_path / "crane").mkdir()
+    labels = (*(str(number) for number in range(9)), "crane (9)", "crane (10)")
+    with pytest.raises(UsageError, match=r"like a label: crane; labels: crane \(9\), crane \(10\), 0, 1, 2, ..."):
+        read_labelled(tmp_path, labels, PixelContract(8, 8, 3))
+
+
+def test_a_processor_of_images_and_texts_states_that_of_images(place: Place) -> None:
+    config = {"image_processor_type": "ViTImageProcessor", "size": {"height": 9, "width": 9}, "resample": 2}
+    write(place.folder / "preprocessor_config.json", {**config, **ARITHMETIC, "size": {"height": 8, "width": 8}})
+    write(place.folder / "processor_config.json", {"tokenizer": {}})
+    assert values(read_hugging_face(place))["size"] == (8, 8)
+    write(place.folder / "processor_config.json", {"image_processor": {**config, **ARITHMETIC}, "tokenizer": {}})
+    assert values(read_hugging_face(place))["size"] == (9, 9)
 
 
 def test_a_network_of_several_labels_an_image_is_rejected(place: Place) -> None:
@@ -218,7 +281,13 @@ def test_timm_states_the_evaluation_transform(place: Place) -> None:
     [
         ({"crop_mode": "squash"}, {"resize": "squash"}),
         ({"crop_pct": None, "mean": None}, {"crop_ratio": 0.875, "mean": (0.485, 0.456, 0.406)}),
-        ({"input_size": [3, 224, 192]}, {"size": (224, 192), "interpolation": "bilinear"}),
+        ({"input_size": [3, 224, 192], "interpolation": "bilinear"}, {"size": (224, 192), "interpolation": "bilinear"}),
+        ({"input_size": [3, 224, 192], "crop_mode": "squash"}, {"resize": "squash", "interpolation": "bicubic"}),
+        ({"crop_mode": "border", "crop_pct": 1.0}, {"resize": "letterbox", "padding": (128, 128, 128)}),
+        (
+            {"crop_mode": "border", "crop_pct": 1.0, "mean": [0.485, 0.456, 0.406]},
+            {"crop_ratio": 1.0, "padding": (124, 116, 104)},
+        ),
     ],
 )
 def test_timm_states_modes_and_has_defaults(changed: dict, expected: dict, place: Place) -> None:
@@ -232,7 +301,8 @@ def test_timm_states_modes_and_has_defaults(changed: dict, expected: dict, place
         ({"interpolation": "random"}, "interpolation", "interpolation is 'random': expected one of nearest, box"),
         ({"crop_pct": 1.2}, "crop_ratio", "crop_pct is 1.2: expected a number above 0 and at most 1"),
         ({"crop_mode": ["x"]}, "resize", "crop_mode is ['x']: expected one of center, squash"),
-        ({"crop_mode": "border"}, "resize", "crop_mode is 'border': expected one of center, squash"),
+        ({"crop_mode": "border"}, "resize", "crop_mode is 'border' with crop_pct 0.9: expected 1"),
+        ({"input_size": [3, 224, 192]}, "interpolation", "timm before 1.0.31 is bilinear for 224x192"),
         ({"input_size": 224}, "size", "input_size is 224: expected channels, height and width"),
         ({"input_size": [4, 8, 8]}, "channels", "expected 1 (grey) or 3 (colour) channels"),
     ],
@@ -254,8 +324,14 @@ def test_ultralytics_states_names_and_size() -> None:
     facts = values(read_ultralytics(ULTRALYTICS))
     assert (facts["labels"], facts["size"], facts["channels"]) == (("cat", "dog's"), (224, 192), 3)
     assert (facts["scale"], facts["mean"], facts["std"]) == ((0.0, 1.0), (0.0,), (1.0,))
-    assert (facts["resize"], facts["crop_ratio"], facts["interpolation"]) == ("crop", 1.0, "bilinear")
+    assert (facts["resize"], facts["crop_ratio"], facts["interpolation"]) == ("squash", 1.0, "bilinear")
+    assert values(read_ultralytics({**ULTRALYTICS, "imgsz": "[224, 224]"}))["resize"] == "crop"
     assert list(read_ultralytics({"names": "x"})) == []
+
+
+def test_the_resize_of_early_ultralytics_is_a_problem() -> None:
+    found = values(read_ultralytics({**ULTRALYTICS, "version": "8.0.200"}))
+    assert found["resize"] == "version 8.0.200 of Ultralytics resizes in a way that is not supported"
 
 
 @pytest.mark.parametrize(
