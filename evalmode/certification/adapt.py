@@ -21,8 +21,10 @@ def drop_inputs(network: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, .
         network: The network, which is not changed.
 
     Returns:
-        A copy, and a sentence for each input that it lacks.
+        A copy, or the network itself if it has one input only; and a sentence for each input that it lacks.
     """
+    if len(network.graph.input) == 1:
+        return network, ()
     adapted = onnx.ModelProto()
     adapted.CopyFrom(network)
     graph = adapted.graph
@@ -65,12 +67,45 @@ def remove_maps(network: onnx.ModelProto) -> onnx.ModelProto:
     adapted.CopyFrom(network)
     for value in adapted.graph.output:
         if node := maps.get(value.name):
-            labels = next((len(helper.get_attribute_value(one)) for one in node.attribute), 0)
-            scores = helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, (None, labels or None))
+            scores = helper.make_tensor_value_info(
+                node.input[0], TensorProto.FLOAT, (None, len(_read_keys(node)) or None)
+            )
             value.CopyFrom(scores)
     for node in maps.values():
         adapted.graph.node.remove(node)
     return adapted
+
+
+def keep_numbers(network: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Replace maps of scores by tensors, and leave out outputs of text, such as scikit-learn's names of labels.
+
+    Args:
+        network: The network, which is not changed.
+
+    Returns:
+        A copy, or the network itself if all outputs are numbers; and a sentence for each output that was changed.
+    """
+    notes = [
+        f"output {node.input[0]} is the tensor that {node.output[0]} are maps of, a column each for "
+        + ", ".join(one.decode() if isinstance(one, bytes) else str(one) for one in _read_keys(node))
+        for node in list_maps(network)
+    ]
+    adapted = remove_maps(network)
+    texts = [one for one in adapted.graph.output if one.type.tensor_type.elem_type == TensorProto.STRING]
+    if texts and len(texts) < len(adapted.graph.output):
+        if adapted is network:
+            adapted = onnx.ModelProto()
+            adapted.CopyFrom(network)
+        for value in texts:
+            adapted.graph.output.remove(value)
+            notes.append(f"output {value.name} is left out: it is text")
+        drop_unused(adapted.graph)
+    return adapted, tuple(notes)
+
+
+def _read_keys(node: onnx.NodeProto) -> list[bytes] | list[int]:
+    """The keys of the maps of a ZipMap, one for each column."""
+    return next((list(helper.get_attribute_value(one)) for one in node.attribute), [])
 
 
 def list_maps(network: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -20,7 +20,7 @@ from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import INPUT, Tensors, largest_value
-from evalmode.certification.adapt import drop_inputs
+from evalmode.certification.adapt import drop_inputs, keep_numbers
 from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
@@ -159,7 +159,8 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         ProofFailed: The network did not pass a check.
     """
     file = find_place(Path(file)).file
-    graph, notes = drop_inputs(read_network(file))
+    graph, dropped = drop_inputs(read_network(file))
+    graph, changed = keep_numbers(graph)
     check_loads(graph, str(file))
     if isinstance(samples, Mapping):
         inputs = check_samples(samples, graph, "samples")
@@ -177,7 +178,7 @@ def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNet
         differences = (np.abs(one.astype(np.float64) - other).max() / largest_value(one) for one, other in pairs)
         targets = ("",) * len(next(iter(inputs.values())))
         artifact = certify(stripped, manifest, inputs, targets, max(map(float, differences)))
-    return CertifiedNetwork(artifact, inputs, notes + ((note,) if note else ()))
+    return CertifiedNetwork(artifact, inputs, (*dropped, *changed, *([note] if note else [])))
 
 
 def check_loads(graph: onnx.ModelProto, name: str) -> None:

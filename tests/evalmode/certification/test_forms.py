@@ -20,9 +20,11 @@ from evalmode.artifact.tensors import LOGITS, PROBABILITIES
 from evalmode.cli.main import cli
 from evalmode.errors import TrainMode, UsageError
 from evalmode.runtime.loading import load_model
+from evalmode.runtime.session import open_cpu_session
 from tests.evalmode.certification.test_foreign import SIDE, Form, build, certify, images
 
 __all__ = ["images"]  # a fixture
+FOREIGN = Path(__file__).parents[2] / "foreign"
 ENDS = 40.0  # the factor of scores before a softmax or a sigmoid
 
 
@@ -149,9 +151,7 @@ def test_of_zipmap_and_names_the_scores_and_the_labels_are_taken(
     maps = helper.make_value_info("maps", helper.make_sequence_type_proto(of_floats))
     network = end_in(build(), nodes, value("label", TensorProto.STRING, ("N",)), maps)
     network.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    network.graph.initializer.append(
-        helper.make_tensor("classes", TensorProto.STRING, [2], [one.encode() for one in labels])  # type: ignore[misc]
-    )
+    network.graph.initializer.append(numpy_helper.from_array(np.array(labels, object), "classes"))
     onnx.save(network, tmp_path / "network.onnx")
     given = ("--images", images, "--repository", tmp_path / "models", "--name", "x", "--scale", "0,1")
     cli.main(["certify", str(tmp_path / "network.onnx"), *map(str, given)], "evalmode", standalone_mode=False)
@@ -209,6 +209,23 @@ def test_a_fixed_batch_of_1_of_a_network_of_tensors_is_run_one_by_one(
     assert "note      the network takes one input at a time: a batch is run one by one" in capsys.readouterr().out
     model = load_model(tmp_path / "models" / "x" / "1" / "model.onnx")
     np.testing.assert_array_equal(model.run({"x": samples})["y"], samples + table)
+
+
+def test_of_scikit_learns_outputs_those_of_numbers_are_certified_as_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of skl2onnx, which returns names and maps; the reference is ONNX Runtime on the file as it is."""
+    file = FOREIGN / "networks" / "sklearn" / "network" / "model.onnx"
+    rows = np.random.default_rng(0).random((20, 768)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", X=rows)
+    given = ("--samples", tmp_path / "samples.npz", "--repository", tmp_path / "models", "--name", "x")
+    cli.main(["certify", str(file), *map(str, given)], "evalmode", standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "is the tensor that output_probability are maps of, a column each for cardboard, glass, metal, " in shown
+    assert "note      output output_label is left out: it is text" in shown
+    (found,) = load_model(tmp_path / "models" / "x" / "1" / "model.onnx").run({"X": rows}).values()
+    _, maps = open_cpu_session(file.read_bytes()).run(None, {"X": rows})
+    np.testing.assert_allclose(found, [list(one.values()) for one in maps], atol=1e-6)
 
 
 # Training mode
