@@ -155,7 +155,7 @@ def test_readiness_of_each_version_is_measured(tmp_path: Path) -> None:
         wait_until(lambda: scrape(server)("evalmode_model_ready") == ready)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/healthz", "/livez", "/nowhere"])
 def test_head_has_the_headers_of_get_and_no_body(fresh: Server, path: str) -> None:
     replies = {}
     for method in ("GET", "HEAD"):
@@ -250,15 +250,16 @@ def test_a_client_that_resets_its_connection_is_not_logged(fresh: Server) -> Non
 
 
 def test_health_over_http(fresh: Server) -> None:
-    assert get(fresh, "/healthz") == (200, "ok\n")
-    assert get(fresh, "/livez") == (200, "ok\n")
-    assert get(fresh, "/") == (404, "not found: use /metrics, /healthz or /livez\n")
+    for path in ("/readyz", "/healthz", "/livez"):
+        assert get(fresh, path) == (200, "ok\n")
+    assert get(fresh, "/") == (404, "not found: use /metrics, /readyz, /healthz or /livez\n")
 
 
 def test_health_over_http_is_not_ready_during_shutdown(colours: Path) -> None:
     with serving(colours, "--lame-duck", "20") as server:
         server.process.terminate()
         wait_until(lambda: get(server, "/healthz") == (503, "not ready\n"))
+        assert get(server, "/readyz") == (503, "draining\n")
         assert get(server, "/livez") == (200, "ok\n")
 
 

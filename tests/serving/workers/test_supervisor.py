@@ -195,7 +195,8 @@ def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again
         shown = read_metric(server, answers)
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: read(server, "/healthz")[0] == 503)
-        assert read(server, "/livez")[0] == 200
+        for path in ("/livez", "/readyz"):  # the other worker answers
+            assert read(server, path)[0] == 200
         wait_until(lambda: read(server, "/healthz")[0] == 200)
         answered = codes["OK"]
         wait_until(lambda: codes["OK"] > answered + CHANNELS)
@@ -224,6 +225,23 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
         assert set(codes) <= {"OK", "UNAVAILABLE"}
         assert f"all requests answered: {codes['OK']}" in logged.splitlines()[-1]
         wait_until(lambda: not any(map(is_running, workers)))
+
+
+def test_a_server_is_not_ready_while_no_worker_answers(server: Server) -> None:
+    for worker in find_workers(server.process.pid):
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: read(server, "/readyz") == (503, "no worker is ready\n"))
+    wait_until(lambda: read(server, "/readyz") == (200, "ok\n"))
+    with connected(server) as channels:
+        assert len(list_versions(channels)) == 1
+
+
+def test_a_server_of_workers_is_not_ready_while_it_drains(colours: Path) -> None:
+    with serving(colours, "--workers", 2, "--lame-duck", 20) as server:
+        assert read(server, "/readyz") == (200, "ok\n")
+        server.process.terminate()
+        wait_until(lambda: read(server, "/readyz") == (503, "draining\n"))
+        assert read(server, "/livez")[0] == 200
 
 
 def test_workers_end_when_their_supervisor_has_vanished(server: Server) -> None:
