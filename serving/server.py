@@ -281,13 +281,15 @@ class Server:
     def _open_metrics(self) -> MetricsServer:
         """Bind the address of the metrics."""
         config, models = self._config, self._models
+        probes = Probes(
+            lambda: bool(models.loaded) and not self._stopping.is_set(),
+            lambda: find_obstacle(self._stopping, models) if self._started.is_set() else "starting",
+            self._liveness,
+        )
+        figures = Metrics(self.take_figures, config.label_metrics, probes.is_ready)
         metrics = MetricsServer(
-            (Metrics(self.take_figures, config.label_metrics), ProcessMetrics(lambda: [os.getpid()])),
-            Probes(
-                lambda: bool(models.loaded) and not self._stopping.is_set(),
-                lambda: find_obstacle(self._stopping, models) if self._started.is_set() else "starting",
-                self._liveness,
-            ),
+            (figures, ProcessMetrics(lambda: [os.getpid()])),
+            probes,
             config.metrics_host,
             config.metrics_port,
         )

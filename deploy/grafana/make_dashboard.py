@@ -74,7 +74,7 @@ REQUESTS = f'evalmode_requests_total{{{SERVERS}, model=~"$model|"}}'  # also tho
 FAILED = REQUESTS.replace('"$model|"', '"$model|", code!="OK"')
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Overview": (
-        Panel("Servers", {"": 'sum(up{job=~"$job"})'}, "Servers that answer.", kind="stat"),
+        Panel("Servers", {"": f"sum(evalmode_ready{{{SERVERS}}})"}, "Servers that answer requests.", kind="stat"),
         Panel("Requests", {"": f"sum(rate({REQUESTS}{RATE}))"}, "Requests of all models.", "reqps", "stat"),
         Panel(
             "Failed",

@@ -41,6 +41,10 @@ class Probes:
     find_obstacle: Callable[[], str]
     liveness: Liveness
 
+    def is_ready(self) -> bool:
+        """Whether the server answers requests, as /readyz reports."""
+        return not self.answer("/readyz")
+
     def answer(self, path: str) -> str | None:
         """Return why a probe fails, in one line; "" if it succeeds, None if there is no such probe.
 

@@ -150,16 +150,17 @@ class Supervisor:
         """Serve metrics and health over HTTP, and return the port."""
         config, group = self._config, self.group
         liveness = Liveness(group.check)
+        probes = Probes(
+            lambda: group.is_ready() and bool(self._models.loaded) and not self._stop.is_set(),
+            self._find_obstacle,
+            liveness,
+        )
         server = MetricsServer(
             (
-                Metrics(lambda: self._gathering.read(group), config.label_metrics),
+                Metrics(lambda: self._gathering.read(group), config.label_metrics, probes.is_ready),
                 ProcessMetrics(lambda: [os.getpid(), *group.list_processes()]),
             ),
-            Probes(
-                lambda: group.is_ready() and bool(self._models.loaded) and not self._stop.is_set(),
-                self._find_obstacle,
-                liveness,
-            ),
+            probes,
             config.metrics_host,
             config.metrics_port,
         )

@@ -42,7 +42,8 @@ class Served:
         self.models, self.statistics = Models.open(repository), Statistics()
         self._registry = CollectorRegistry()
         load = Load(1, 0, 0, 0)
-        self._registry.register(Metrics(lambda: take_figures(self.models, self.statistics, load), labels=1000))
+        metrics = Metrics(lambda: take_figures(self.models, self.statistics, load), 1000, lambda: True)
+        self._registry.register(metrics)
 
     @property
     def model(self) -> Model:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -235,12 +235,12 @@ def test_input_drifted_fires_until_the_images_are_as_before(site: Site) -> None:
             site.expect(*alerts)
 
 
-def test_workers_missing_and_worker_restarts_fire_while_workers_are_killed(site: Site) -> None:
+def test_not_ready_and_workers_missing_and_worker_restarts_fire_while_workers_are_killed(site: Site) -> None:
     seen = set[str]()
     assert site.server
-    while not seen >= {"WorkersMissing", "WorkerRestarts"}:
-        workers = find_workers(site.server.process.pid)
-        if len(workers) == 2:
-            os.kill(workers[-1], signal.SIGKILL)
+    while not seen >= {"NotReady", "WorkersMissing", "WorkerRestarts"}:
+        for worker in find_workers(site.server.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         seen |= site.prometheus.list_firing()
     site.expect()

@@ -113,6 +113,7 @@ def test_counts_match_a_known_load(fresh: Server) -> None:
     spent = {name: read(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
     assert spent["request"] == pytest.approx(spent["decode"] + spent["wait"] + spent["inference"])
     assert read("evalmode_batch_size_sum") == {one: 15}
+    assert read("evalmode_ready") == {(): 1}
     assert read("evalmode_model_ready") == {one: 1}
     [info] = read("evalmode_model_info")
     assert info[:2] + info[3:] == ("colours", "1", "CPU", "true", "true")
@@ -260,6 +261,7 @@ def test_health_over_http_is_not_ready_during_shutdown(colours: Path) -> None:
         server.process.terminate()
         wait_until(lambda: get(server, "/healthz") == (503, "not ready\n"))
         assert get(server, "/readyz") == (503, "draining\n")
+        assert scrape(server)("evalmode_ready") == {(): 0}
         assert get(server, "/livez") == (200, "ok\n")
 
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -228,9 +228,13 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
 
 
 def test_a_server_is_not_ready_while_no_worker_answers(server: Server) -> None:
-    for worker in find_workers(server.process.pid):
-        os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: read(server, "/readyz") == (503, "no worker is ready\n"))
+    def is_not_ready_after_kills() -> bool:
+        for worker in find_workers(server.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        return read(server, "/readyz") == (503, "no worker is ready\n")
+
+    wait_until(is_not_ready_after_kills)
     wait_until(lambda: read(server, "/readyz") == (200, "ok\n"))
     with connected(server) as channels:
         assert len(list_versions(channels)) == 1
@@ -239,8 +243,10 @@ def test_a_server_is_not_ready_while_no_worker_answers(server: Server) -> None:
 def test_a_server_of_workers_is_not_ready_while_it_drains(colours: Path) -> None:
     with serving(colours, "--workers", 2, "--lame-duck", 20) as server:
         assert read(server, "/readyz") == (200, "ok\n")
+        assert read_metric(server, "evalmode_ready") == 1
         server.process.terminate()
         wait_until(lambda: read(server, "/readyz") == (503, "draining\n"))
+        assert read_metric(server, "evalmode_ready") == 0
         assert read(server, "/livez")[0] == 200
 
 
