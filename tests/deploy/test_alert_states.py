@@ -68,7 +68,7 @@ class Served:
         state = {UP: 1.0}
         for family in text_string_to_metric_families(generate_latest(self._registry).decode()):
             for sample in family.samples:
-                labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+                labels = ",".join(f'{name}="{value}"' for name, value in {"job": "evalmode", **sample.labels}.items())
                 state[f"{sample.name}{{{labels}}}"] = sample.value
         return state
 
