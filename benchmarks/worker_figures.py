@@ -117,7 +117,7 @@ def measure_scrape(workers: int, snapshot: bytes, rounds: int) -> tuple[float, f
 
     received = measure(receive_all, rounds)
     merged = server.merge(known)
-    registry.register(Metrics(lambda: merged, SHOWN))
+    registry.register(Metrics(lambda: merged, SHOWN, lambda: True))
     page = measure(lambda: generate_latest(registry), rounds)
     size = len(generate_latest(registry))
     return received * 1e3, measure(lambda: server.merge(known), rounds) * 1e3, page * 1e3, size / 1e3

@@ -10,9 +10,12 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from evalmode import errors
 from evalmode.artifact.pixel_facts import read_contract, write_contract
@@ -50,6 +53,7 @@ FOLDERS = {
     "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
     "benchmarks": "long measurements and their results",
     "docker": "container images, compose file, and their test",
+    "deploy": "alert rules for Prometheus, a dashboard for Grafana",
     "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",
 }
 
@@ -276,6 +280,25 @@ def show_metrics() -> str:
     return draw(("metric", "type", "labels", "description"), rows)
 
 
+def show_alerts() -> str:
+    """Show the alert rules for Prometheus."""
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
+    rows = (
+        (f"`{rule['alert']}`", rule["labels"]["severity"], f"`{rule['expr']}`", rule["for"], describe_alert(rule))
+        for group in groups
+        for rule in group["rules"]
+        if "alert" in rule
+    )
+    return draw(("alert", "severity", "fires if", "for", "meaning and action"), rows)
+
+
+def describe_alert(rule: Mapping[str, Any]) -> str:
+    """Describe an alert by its annotations, with the names of labels in place of their values."""
+    summary, description = (rule["annotations"][name] for name in ("summary", "description"))
+    summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"`\1`", re.sub(r"\{\{ \$value.*?\}\}", "N", summary))
+    return f"{summary}. {description}"
+
+
 def describe_retry(error: type[RequestError]) -> str:
     """Say whether the same request may succeed later."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
@@ -383,6 +406,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,
+    ("docs/operating.md", "alerts"): show_alerts,
     ("docs/operating.md", "remedies"): show_remedies,
 }
 

@@ -97,14 +97,14 @@ class ServeConfig:
     poll: float = option(1.0, "interval between two scans of the repository, seconds", minimum=0.05)
     keep: int = option(2, "versions of a model that stay loaded, for rollback", minimum=1)
     metrics_port: int = option(
-        8002, "port of /metrics, /healthz and /livez; 0: a free port", minimum=0, maximum=MAX_PORT
+        8002, "port of /metrics, /readyz, /healthz and /livez; 0: a free port", minimum=0, maximum=MAX_PORT
     )
     label_metrics: int = option(
         1000,
         "labels per model with a counter of their own in the metrics, in the order of their first prediction",
         minimum=0,
     )
-    no_metrics: bool = option(False, "disable /metrics, /healthz and /livez")
+    no_metrics: bool = option(False, "disable /metrics, /readyz, /healthz and /livez")
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

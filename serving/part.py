@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,6 +58,18 @@ def describe_server(models: Models, where: str, metrics_port: int | None) -> str
     """
     metrics = "no metrics" if metrics_port is None else f"metrics on port {metrics_port}"
     return f"serving {', '.join(models.served)} on {where}\n{metrics}"
+
+
+def find_obstacle(stopping: threading.Event, models: Models) -> str:
+    """Return why a server that has started answers no requests: it drains, or has no model. "" if it answers.
+
+    Args:
+        stopping: Set once the server drains.
+        models: Its models.
+    """
+    if stopping.is_set():
+        return "draining"
+    return "" if models.loaded else "no model is loaded"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from serving.engine.executor import Executor
 from serving.engine.memory import choose_decode_bytes
 from serving.engine.scheduler import Scheduler
 from serving.engine.shared_limits import Alone, Count, SharedLimit, SharedSlots
-from serving.part import Drained, Part, describe_server, log_shutdown
+from serving.part import Drained, Part, describe_server, find_obstacle, log_shutdown
 from serving.services.access import Access, Tokens
 from serving.services.backend import Backend
 from serving.services.classifier import Classifier
@@ -32,7 +32,7 @@ from serving.threads import join_threads, start_threads
 from serving.transports.addresses import UNIX, find_local, join_address
 from serving.transports.grpcio import GrpcioServer
 from serving.transports.liveness import Liveness
-from serving.transports.metrics import MetricsServer
+from serving.transports.metrics import MetricsServer, Probes
 from serving.transports.own_health import OwnHealth
 from serving.transports.tls import Certificates
 from serving.trials import Trials
@@ -63,7 +63,7 @@ class Server:
         self._part = part
         self._trials = trials
         self._stopping = stopping
-        self._stopped = threading.Event()
+        self._started, self._stopped = threading.Event(), threading.Event()
         self._stop_once = threading.Lock()
         self._statistics = Statistics()
         self._resources = ExitStack()
@@ -86,7 +86,7 @@ class Server:
 
     @property
     def metrics_address(self) -> str:
-        """The address of /metrics, /healthz and /livez for clients on this machine, such as ``127.0.0.1:8002``.
+        """The address of metrics and probes for clients on this machine, such as ``127.0.0.1:8002``.
 
         Raises:
             UsageError: The server has no metrics.
@@ -173,6 +173,7 @@ class Server:
             log.info("calls without a deadline may wait as long as the queue is: set --default-deadline to limit them")
         self._models.follow(self._show)
         self._transport.start()
+        self._started.set()
         if not self._part:
             self._threads += start_threads(1, "repository", self._watch_repository)
 
@@ -280,10 +281,15 @@ class Server:
     def _open_metrics(self) -> MetricsServer:
         """Bind the address of the metrics."""
         config, models = self._config, self._models
-        metrics = MetricsServer(
-            (Metrics(self.take_figures, config.label_metrics), ProcessMetrics(lambda: [os.getpid()])),
+        probes = Probes(
             lambda: bool(models.loaded) and not self._stopping.is_set(),
+            lambda: find_obstacle(self._stopping, models) if self._started.is_set() else "starting",
             self._liveness,
+        )
+        figures = Metrics(self.take_figures, config.label_metrics, probes.is_ready)
+        metrics = MetricsServer(
+            (figures, ProcessMetrics(lambda: [os.getpid()])),
+            probes,
             config.metrics_host,
             config.metrics_port,
         )

@@ -77,7 +77,8 @@ def test_targets_of_links_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_paths_and_modules_exist(document: Path) -> None:
     text = document.read_text()
-    paths = re.findall(r"\b(?:benchmarks|docker|docs|evalmode|protos|serving|tests|training)/[\w./-]+\.\w+", text)
+    folders = "benchmarks|deploy|docker|docs|evalmode|protos|serving|tests|training"
+    paths = re.findall(rf"\b(?:{folders})/[\w./-]+\.\w+", text)
     if document.name in ("CHANGELOG.md", "artifact.md"):  # former modules; metadata keys such as evalmode.labels
         names = []
     else:

@@ -82,6 +82,7 @@ METRICS = {
     "evalmode_requests_in_flight": Metric(
         "gauge", (), "Number of requests that have arrived and are not answered yet."
     ),
+    "evalmode_ready": Metric("gauge", (), "1 if the server answers requests, as /readyz reports, otherwise 0."),
     "evalmode_model_ready": Metric(
         "gauge",
         VERSION,
@@ -123,17 +124,20 @@ class Metrics:
     Args:
         read: Returns the figures of the server.
         labels: How many labels of a version have a counter of their own, at least 0.
+        is_ready: Returns whether the server answers requests.
     """
 
-    def __init__(self, read: Callable[[], Figures], labels: int) -> None:
+    def __init__(self, read: Callable[[], Figures], labels: int, is_ready: Callable[[], bool]) -> None:
         self._read = read
         self._labels = labels
+        self._is_ready = is_ready
 
     def collect(self) -> Iterator[Any]:
         """Yield every metric with its current values."""
         figures = self._read()
         families = {name: FAMILIES[one.kind](name, one.help, labels=one.labels) for name, one in METRICS.items()}
         families["evalmode_info"].add_metric((evalmode.__version__,), 1)
+        families["evalmode_ready"].add_metric((), int(self._is_ready()))
         _add_state(families, figures)
         unknown = figures.refused.copy()  # refused before the model was known
         unknown[FAULT] += 0

@@ -1,4 +1,4 @@
-"""Metrics and health over HTTP: /metrics for Prometheus, and /healthz and /livez for probes that do not use gRPC."""
+"""Metrics and health over HTTP: /metrics for Prometheus; /readyz, /healthz and /livez for probes without gRPC."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
@@ -26,13 +27,52 @@ REQUEST_S = 10  # seconds that a client may take to send its request
 Response: TypeAlias = tuple[HTTPStatus, str, bytes]  # status, content type, body
 
 
+@dataclass(frozen=True)
+class Probes:
+    """The state of a server, for probes.
+
+    Attributes:
+        is_whole: Returns whether all of the server is ready for requests, for /healthz: with workers, every one.
+        find_obstacle: Returns why the server answers no requests, such as ``draining``, for /readyz; "" if it does.
+        liveness: Measures whether the server answers its own health checks, for /livez and /readyz.
+    """
+
+    is_whole: Callable[[], bool]
+    find_obstacle: Callable[[], str]
+    liveness: Liveness
+
+    def is_ready(self) -> bool:
+        """Whether the server answers requests, as /readyz reports."""
+        return not self.answer("/readyz")
+
+    def answer(self, path: str) -> str | None:
+        """Return why a probe fails, in one line; "" if it succeeds, None if there is no such probe.
+
+        Args:
+            path: The path of the request, such as ``/readyz``.
+        """
+        match path:
+            case "/readyz":
+                return self.find_obstacle() or self._find_silence()
+            case "/healthz":
+                return "" if self.is_whole() else "not ready"
+            case "/livez":
+                return self._find_silence()
+        return None
+
+    def _find_silence(self) -> str:
+        """Return for how long the server has been silent; "" if it answers."""
+        if self.liveness.is_alive():
+            return ""
+        return f"no health check has been answered for {self.liveness.silent_s():.0f} s"
+
+
 class MetricsServer:
     """An HTTP server in its own threads. It serves requests as soon as it is constructed.
 
     Args:
         collectors: The metrics for /metrics.
-        is_ready: Returns whether the server is ready for requests, for /healthz.
-        liveness: Measures whether the server answers, for /livez.
+        probes: The state of the server, for all other paths.
         host: The host to listen on.
         port: The port; 0 chooses a free one.
 
@@ -46,16 +86,14 @@ class MetricsServer:
     def __init__(
         self,
         collectors: Iterable[Collector],
-        is_ready: Callable[[], bool],
-        liveness: Liveness,
+        probes: Probes,
         host: str,
         port: int,
     ) -> None:
         self._registry = CollectorRegistry()
         for collector in collectors:
             self._registry.register(collector)
-        self._is_ready = is_ready
-        self._liveness = liveness
+        self._probes = probes
         (family, address), *_ = resolve(host, port)
         try:
             self._server = _make_server(family, address, self._answer)
@@ -73,20 +111,16 @@ class MetricsServer:
 
     def _answer(self, path: str, accept: str) -> Response:
         """Return the response to a request with a path and an ``Accept`` header."""
-        match path.partition("?")[0]:
-            case "/metrics":
-                encode, kind = choose_encoder(accept)
-                return HTTPStatus.OK, kind, encode(self._registry)
-            case "/healthz" if self._is_ready():
-                return HTTPStatus.OK, TEXT, b"ok\n"
-            case "/healthz":
-                return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"not ready\n"
-            case "/livez" if self._liveness.is_alive():
-                return HTTPStatus.OK, TEXT, b"ok\n"
-            case "/livez":
-                silent = f"no health check has been answered for {self._liveness.silent_s():.0f} s\n"
-                return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, silent.encode()
-        return HTTPStatus.NOT_FOUND, TEXT, b"not found: use /metrics, /healthz or /livez\n"
+        path = path.partition("?")[0]
+        if path == "/metrics":
+            encode, kind = choose_encoder(accept)
+            return HTTPStatus.OK, kind, encode(self._registry)
+        problem = self._probes.answer(path)
+        if problem is None:
+            return HTTPStatus.NOT_FOUND, TEXT, b"not found: use /metrics, /readyz, /healthz or /livez\n"
+        if problem:
+            return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{problem}\n".encode()
+        return HTTPStatus.OK, TEXT, b"ok\n"
 
 
 def _make_server(family: int, address: Any, answer: Callable[[str, str], Response]) -> ThreadingHTTPServer:

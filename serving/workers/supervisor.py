@@ -13,14 +13,14 @@ from typing import NoReturn
 from evalmode.errors import ArtifactInvalid, DeadlineExpired
 from serving.config import LogConfig, ServeConfig
 from serving.logs import find_stream
-from serving.part import Drained, describe_server, log_shutdown
+from serving.part import Drained, describe_server, find_obstacle, log_shutdown
 from serving.process import CLOSE_S, exit_now, exit_within, listen_for_signals, log_phase
 from serving.services.metrics import Metrics
 from serving.services.models import Entry, Models
 from serving.services.processes import ProcessMetrics
 from serving.threads import start_threads
 from serving.transports.liveness import Liveness
-from serving.transports.metrics import MetricsServer
+from serving.transports.metrics import MetricsServer, Probes
 from serving.trials import Trials
 from serving.workers.channel import Message
 from serving.workers.counters import SharedCounters, create_counters
@@ -150,18 +150,26 @@ class Supervisor:
         """Serve metrics and health over HTTP, and return the port."""
         config, group = self._config, self.group
         liveness = Liveness(group.check)
+        probes = Probes(
+            lambda: group.is_ready() and bool(self._models.loaded) and not self._stop.is_set(),
+            self._find_obstacle,
+            liveness,
+        )
         server = MetricsServer(
             (
-                Metrics(lambda: self._gathering.read(group), config.label_metrics),
+                Metrics(lambda: self._gathering.read(group), config.label_metrics, probes.is_ready),
                 ProcessMetrics(lambda: [os.getpid(), *group.list_processes()]),
             ),
-            lambda: group.is_ready() and bool(self._models.loaded) and not self._stop.is_set(),
-            liveness,
+            probes,
             config.metrics_host,
             config.metrics_port,
         )
         liveness.start()
         return server.port
+
+    def _find_obstacle(self) -> str:
+        """Return why the server answers no requests; "" if at least one worker answers."""
+        return find_obstacle(self._stop, self._models) or ("" if self.group.count_ready() else "no worker is ready")
 
     def _forget(self, number: int) -> None:
         """Keep the figures of a worker whose process has ended, and release what it held."""

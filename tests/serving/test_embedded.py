@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +23,9 @@ import trustme
 from evalmode import AsyncClient, CallFailed, Client, start_server
 from evalmode.errors import AddressUnavailable, ArtifactInvalid, UsageError
 from evalmode.runtime.lone import Lone
+from serving.config import ServeConfig
+from serving.server import Server
+from serving.trials import Trials
 from tests.conftest import encode, plain
 from tests.serving.conftest import WAIT_S, spawn, wait_until
 
@@ -64,12 +69,34 @@ def test_a_server_answers_until_the_block_ends(colours: Path, transport: str) ->
     with start_server(colours, transport=transport) as server:
         assert ask(server) == "red"
         assert repr(server) == f"Server({server.address!r})"
-        for path in ("healthz", "livez", "metrics"):
+        for path in ("readyz", "healthz", "livez", "metrics"):
             with urllib.request.urlopen(f"http://{server.metrics_address}/{path}", timeout=WAIT_S) as response:
                 assert response.status == 200
         address = server.address
     with pytest.raises(CallFailed), Client(address, timeout_s=1) as client:
         client.predict(RED)
+
+
+def test_a_server_is_ready_once_it_has_started_and_while_it_has_a_model(colours: Path, transport: str) -> None:
+    options = {"repository": colours, "transport": transport, "port": 0, "metrics_port": 0, "lame_duck": 0}
+    config = ServeConfig.from_options(options)
+    with Server(config, Trials(config.limits), threading.Event()) as server:
+        server.load()
+        server.listen()
+        assert read_readiness(server) == (503, "starting\n")
+        server.start()
+        assert read_readiness(server) == (200, "ok\n")
+        server._models.unload("colours")
+        assert read_readiness(server) == (503, "no model is loaded\n")
+
+
+def read_readiness(server: Server) -> tuple[int, str]:
+    """The status and the body of /readyz."""
+    connection = http.client.HTTPConnection(server.metrics_address, timeout=WAIT_S)
+    with closing(connection):
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        return reply.status, reply.read().decode()
 
 
 def test_all_threads_end_with_the_server_and_another_can_be_started(colours: Path, transport: str) -> None:

@@ -27,7 +27,7 @@ def make_figures(counts: Counts | None = None, workers: Workers | None = None) -
 def render(figures: Figures, labels: int = 1000) -> Samples:
     """The samples of the metrics, by name and by the values of their labels."""
     registry = CollectorRegistry()
-    registry.register(Metrics(lambda: figures, labels))
+    registry.register(Metrics(lambda: figures, labels, lambda: True))
     found: Samples = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:

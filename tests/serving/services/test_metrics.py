@@ -113,6 +113,7 @@ def test_counts_match_a_known_load(fresh: Server) -> None:
     spent = {name: read(f"evalmode_{name}_seconds_sum")[one] for name in ("decode", "wait", "inference", "request")}
     assert spent["request"] == pytest.approx(spent["decode"] + spent["wait"] + spent["inference"])
     assert read("evalmode_batch_size_sum") == {one: 15}
+    assert read("evalmode_ready") == {(): 1}
     assert read("evalmode_model_ready") == {one: 1}
     [info] = read("evalmode_model_info")
     assert info[:2] + info[3:] == ("colours", "1", "CPU", "true", "true")
@@ -155,7 +156,7 @@ def test_readiness_of_each_version_is_measured(tmp_path: Path) -> None:
         wait_until(lambda: scrape(server)("evalmode_model_ready") == ready)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/livez", "/nowhere"])
+@pytest.mark.parametrize("path", ["/metrics", "/readyz", "/healthz", "/livez", "/nowhere"])
 def test_head_has_the_headers_of_get_and_no_body(fresh: Server, path: str) -> None:
     replies = {}
     for method in ("GET", "HEAD"):
@@ -250,15 +251,17 @@ def test_a_client_that_resets_its_connection_is_not_logged(fresh: Server) -> Non
 
 
 def test_health_over_http(fresh: Server) -> None:
-    assert get(fresh, "/healthz") == (200, "ok\n")
-    assert get(fresh, "/livez") == (200, "ok\n")
-    assert get(fresh, "/") == (404, "not found: use /metrics, /healthz or /livez\n")
+    for path in ("/readyz", "/healthz", "/livez"):
+        assert get(fresh, path) == (200, "ok\n")
+    assert get(fresh, "/") == (404, "not found: use /metrics, /readyz, /healthz or /livez\n")
 
 
 def test_health_over_http_is_not_ready_during_shutdown(colours: Path) -> None:
     with serving(colours, "--lame-duck", "20") as server:
         server.process.terminate()
         wait_until(lambda: get(server, "/healthz") == (503, "not ready\n"))
+        assert get(server, "/readyz") == (503, "draining\n")
+        assert scrape(server)("evalmode_ready") == {(): 0}
         assert get(server, "/livez") == (200, "ok\n")
 
 

@@ -1,4 +1,4 @@
-"""/livez: whether the server answers health checks on its own port."""
+"""/livez, and its part in /readyz: whether the server answers health checks on its own port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from evalmode.runtime.model import ImageClassifier
 from serving.transports.health import Health, Response
 from serving.transports.liveness import Liveness
-from serving.transports.metrics import MetricsServer
+from serving.transports.metrics import MetricsServer, Probes
 from serving.transports.own_health import OwnHealth
 from tests.serving.conftest import WAIT_S, classify_by, listen, wait_until
 
@@ -34,14 +34,15 @@ class NoMetrics:
 
 
 @pytest.fixture
-def ask() -> Callable[[Liveness, bool], tuple[int, str]]:
-    """Request /livez; return the status and the body."""
+def ask() -> Callable[..., tuple[int, str]]:
+    """Request /livez or another path; return the status and the body."""
 
-    def get(liveness: Liveness, ready: bool) -> tuple[int, str]:
+    def get(liveness: Liveness, ready: bool, path: str = "/livez") -> tuple[int, str]:
         metrics: Any = NoMetrics()
-        server = MetricsServer((metrics,), lambda: ready, liveness, "127.0.0.1", 0)
+        probes = Probes(lambda: ready, lambda: "" if ready else "draining", liveness)
+        server = MetricsServer((metrics,), probes, "127.0.0.1", 0)
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/livez", timeout=WAIT_S) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=WAIT_S) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -62,9 +63,11 @@ def test_a_server_that_accepts_connections_without_answering_is_not_alive(ask) -
     with socket.create_server(("127.0.0.1", 0)) as silent:
         liveness = begin(f"127.0.0.1:{silent.getsockname()[1]}")
         wait_until(lambda: not liveness.is_alive())
-        status, text = ask(liveness, True)
-    assert status == 503
-    assert text.startswith("no health check has been answered for ")
+        for path in ("/livez", "/readyz"):
+            status, text = ask(liveness, True, path)
+            assert status == 503
+            assert text.startswith("no health check has been answered for ")
+        assert ask(liveness, False, "/readyz") == (503, "draining\n")
 
 
 def test_a_server_is_not_alive_while_its_event_loop_hangs(model: ImageClassifier, ask) -> None:
@@ -99,5 +102,7 @@ def test_a_server_that_is_not_ready_or_drains_is_alive(model: ImageClassifier, a
         first = liveness._answered
         wait_until(lambda: liveness._answered > first)  # with NOT_SERVING
         assert ask(liveness, False) == (200, "ok\n")
+        assert ask(liveness, False, "/readyz") == (503, "draining\n")
+        assert ask(liveness, True, "/readyz") == (200, "ok\n")
     finally:
         server.drain(0)

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -195,7 +195,8 @@ def test_a_killed_worker_takes_its_requests_in_flight_alone_and_is_started_again
         shown = read_metric(server, answers)
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: read(server, "/healthz")[0] == 503)
-        assert read(server, "/livez")[0] == 200
+        for path in ("/livez", "/readyz"):  # the other worker answers
+            assert read(server, path)[0] == 200
         wait_until(lambda: read(server, "/healthz")[0] == 200)
         answered = codes["OK"]
         wait_until(lambda: codes["OK"] > answered + CHANNELS)
@@ -225,6 +226,29 @@ def test_sigterm_answers_every_request_of_every_worker(colours: Path) -> None:
         assert f"all requests answered: {codes['OK']}" in logged.splitlines()[-1]
         assert "goaway" not in logged  # of the health check that each worker sends itself
         wait_until(lambda: not any(map(is_running, workers)))
+
+
+def test_a_server_is_not_ready_while_no_worker_answers(server: Server) -> None:
+    def is_not_ready_after_kills() -> bool:
+        for worker in find_workers(server.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        return read(server, "/readyz") == (503, "no worker is ready\n")
+
+    wait_until(is_not_ready_after_kills)
+    wait_until(lambda: read(server, "/readyz") == (200, "ok\n"))
+    with connected(server) as channels:
+        assert len(list_versions(channels)) == 1
+
+
+def test_a_server_of_workers_is_not_ready_while_it_drains(colours: Path) -> None:
+    with serving(colours, "--workers", 2, "--lame-duck", 20) as server:
+        assert read(server, "/readyz") == (200, "ok\n")
+        assert read_metric(server, "evalmode_ready") == 1
+        server.process.terminate()
+        wait_until(lambda: read(server, "/readyz") == (503, "draining\n"))
+        assert read_metric(server, "evalmode_ready") == 0
+        assert read(server, "/livez")[0] == 200
 
 
 def test_workers_end_when_their_supervisor_has_vanished(server: Server) -> None:
