@@ -49,6 +49,7 @@ FOLDERS = {
     "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
     "benchmarks": "long measurements and their results",
     "docker": "container images, compose file, and their test",
+    "deploy": "Helm chart, Kustomize, KServe, and their tests in tests/deploy",
     "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("evalmode", "training", "serving", "protos", "docs", "tests", "benchmarks", "docker", ".ci")
+FOLDERS = ("evalmode", "training", "serving", "protos", "docs", "tests", "benchmarks", "deploy", "docker", ".ci")
 SUFFIXES = {
     ".css",
     ".html",
@@ -20,6 +20,7 @@ SUFFIXES = {
     ".py",
     ".sh",
     ".toml",
+    ".tpl",
     ".txt",
     ".yaml",
     ".yml",
