@@ -118,6 +118,15 @@ def test_a_training_with_invalid_options_is_not_repeated() -> None:
     assert codes == {"containerName": find_pods([job])[0]["containers"][0]["name"], "operator": "In", "values": [2]}
 
 
+def test_every_probe_of_the_runtime_asks_the_port_of_the_requests() -> None:
+    """By default, Knative replaces the port of other probes, and /livez would be requested from the port of gRPC."""
+    (container,) = read(DEPLOY / "kserve" / "runtime.yaml")[0]["spec"]["containers"]
+    (port,) = container["ports"]
+    probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
+    assert probes.keys() == {"livenessProbe", "readinessProbe"}
+    assert all(probe["grpc"] == {"port": port["containerPort"]} for probe in probes.values())
+
+
 def test_the_runtime_of_kserve_is_what_the_services_ask_for() -> None:
     (runtime,) = read(DEPLOY / "kserve" / "runtime.yaml")
     (container,) = runtime["spec"]["containers"]
@@ -125,11 +134,7 @@ def test_the_runtime_of_kserve_is_what_the_services_ask_for() -> None:
     environment = read_environment(container)
     (port,) = container["ports"]  # Knative allows one
     assert port["name"] == "h2c"
-    assert (
-        environment["EVALMODE_SERVE_PORT"]
-        == str(port["containerPort"])
-        == str(container["readinessProbe"]["grpc"]["port"])
-    )
+    assert environment["EVALMODE_SERVE_PORT"] == str(port["containerPort"])
     assert environment["EVALMODE_SERVE_METRICS_PORT"] == runtime["spec"]["annotations"]["prometheus.kserve.io/port"]
     formats = runtime["spec"]["supportedModelFormats"]
     for path in KSERVE:

@@ -155,7 +155,7 @@
     - {name: tmp, mountPath: /tmp}
 {{- end }}
 {{- end }}
-{{- if not .Values.models.claim.name }}
+{{- if or .Values.models.artifact.reference .Values.models.store.uri }}
   resources:
     requests: {cpu: 100m, memory: 256Mi}
     limits: {cpu: "1", memory: 1Gi}
