@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-slow test-container clean
+.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-deploy test-slow test-container clean
 
 quickstart: $(READY)
 	rm -rf evalmode-quickstart
@@ -58,6 +58,19 @@ test-protobuf7:
 test-installs: $(READY)
 	$(BIN)/python -m pytest -q --timeout 900 -m installs tests/installs
 
+# The chart and the manifests of deploy/, with the tools of Helm, Kustomize and Kubernetes in a separate environment.
+# It needs npm, for the types of ServiceMonitors.
+DEPLOY = .venv-deploy
+MONITORS = @kubernetes-models/prometheus-operator@6.0.0 typescript@5.9.3
+test-deploy: $(DEPLOY)/.ready
+	$(DEPLOY)/bin/python -P -m pytest -q -n auto --confcutdir tests/deploy tests/deploy
+
+$(DEPLOY)/.ready: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --requirement tests/deploy/requirements.txt
+	npm install --silent --no-fund --no-audit --prefix $(DEPLOY)/node $(MONITORS)
+	touch $@
+
 # Tests that take minutes or download gigabytes: the other ways to install evalmode.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q --timeout 900 -m slow
@@ -75,4 +88,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-protobuf7 evalmode-quickstart .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-protobuf7 .venv-deploy evalmode-quickstart .mypy_cache .ruff_cache .pytest_cache

@@ -53,7 +53,7 @@ FOLDERS = {
     "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
     "benchmarks": "long measurements and their results",
     "docker": "container images, compose file, and their test",
-    "deploy": "alert rules for Prometheus, a dashboard for Grafana",
+    "deploy": "Helm chart, Kustomize, KServe; rules for Prometheus, a dashboard for Grafana; configurations of proxies",
     "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",
 }
 

@@ -14,7 +14,7 @@ from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_re
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))

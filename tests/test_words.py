@@ -20,6 +20,7 @@ SUFFIXES = {
     ".py",
     ".sh",
     ".toml",
+    ".tpl",
     ".txt",
     ".yaml",
     ".yml",
