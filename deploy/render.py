@@ -1,6 +1,6 @@
 """Writes the base of the Kustomize variant from the chart.
 
-Run ``python deploy/render.py`` in the environment of ``make test-deploy``.
+Run ``python deploy/render.py`` in the environment of ``make test-manifests``.
 So the chart is the only description of the server's objects.
 """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -17,19 +16,12 @@ import grpc
 import psutil
 
 from tests.conftest import Server, serving
+from tests.deploy.monitoring import find_free_port
 
 PROXIES = Path(__file__).parents[2] / "deploy" / "proxies"
 START_S = 30
 REPLICAS = ("evalmode-1", "evalmode-2")
 Edit = Callable[[str], str]
-
-
-def find_free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -199,5 +191,5 @@ def run(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def find(program: str) -> str:
     """The path of a program: of this environment, or of the system."""
     path = shutil.which(program, path=sysconfig.get_path("scripts")) or shutil.which(program)
-    assert path, f"{program} is not installed: make test-deploy installs it"
+    assert path, f"{program} is not installed: see make test-proxies"
     return path

@@ -19,6 +19,7 @@ from evalmode.wire import classifier_pb2_grpc as wire_grpc
 from tests.conftest import encode, plain
 from tests.deploy.proxies import Proxy, Replica, running_proxy, running_replicas
 
+pytestmark = pytest.mark.proxies
 NAMES = ("nginx", "haproxy", "envoy")
 CHANNELS = 4
 RED = wire.PredictRequest(image=encode(plain("red")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.deploy.schemas import Object
+from tests.manifests.schemas import Object
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 

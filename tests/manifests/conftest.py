@@ -1,4 +1,4 @@
-"""The tests of deploy/ are only collected where their tools are: in the environment of ``make test-deploy``."""
+"""The tests of deploy/ are only collected where their tools are: in the environment of ``make test-manifests``."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import yaml
 from helm_python import HelmError, lint
 
 from deploy.render import BASE, CHART, render, render_base
-from tests.deploy.monitors import find_errors
-from tests.deploy.pods import check_restricted, find_pods, read_environment
-from tests.deploy.schemas import Object, find_misspelt, misspell, validate
+from tests.manifests.monitors import find_errors
+from tests.manifests.pods import check_restricted, find_pods, read_environment
+from tests.manifests.schemas import Object, find_misspelt, misspell, validate
 
 VARIANTS = sorted((CHART / "ci").glob("*-values.yaml"))
 CLAIM: Object = {"models": {"claim": {"name": "models"}}}
@@ -269,5 +269,5 @@ def test_a_digest_of_the_image_takes_precedence() -> None:
 
 
 def test_the_base_of_kustomize_is_the_chart() -> None:
-    """If this fails, run ``python deploy/render.py`` in the environment of make test-deploy."""
+    """If this fails, run ``python deploy/render.py`` in the environment of make test-manifests."""
     assert BASE.read_text() == render_base()

