@@ -71,7 +71,7 @@ test-proxies: $(READY) $(DEPLOY)/.ready
 
 $(DEPLOY)/.ready: tests/manifests/requirements.txt
 	$(PYTHON) -m venv $(DEPLOY)
-	$(DEPLOY)/bin/python -m pip install --quiet --requirement tests/deploy/requirements.txt
+	$(DEPLOY)/bin/python -m pip install --quiet --requirement tests/manifests/requirements.txt
 	npm install --silent --no-fund --no-audit --prefix $(DEPLOY)/node $(MONITORS)
 	touch $@
 
