@@ -148,6 +148,7 @@ def test_values_that_cannot_work_are_refused(values: Object, reason: str) -> Non
         {"models": {"artifact": {"reference": "registry.example.com/models/pets:3"}}},
         {"models": {"artifact": {"reference": f"registry.example.com/models/pets@{DIGEST[:-1]}"}}},
         {"models": {"store": {"uri": "/mnt/models"}}},
+        {"models": {"store": {"uri": "https://example.com/pets.zip"}}},
         {"transport": "http"},
         {"provider": "gpu"},
         {"options": {"max_queue": 5}},
@@ -223,7 +224,7 @@ def test_only_a_volume_is_served_without_a_download() -> None:
     reference = f"registry.example.com/models/pets@{DIGEST}"
     for models, argument in (
         ({"artifact": {"reference": reference}}, reference),
-        ({"store": {"uri": "s3://models/pets"}}, "s3://models/pets"),
+        ({"store": {"uri": "s3://models/pets"}}, "s3://models/pets/"),
     ):
         (download,) = pod_of(models=models)["initContainers"]
         assert argument in download["args"]
