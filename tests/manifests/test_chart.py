@@ -148,6 +148,7 @@ def test_values_that_cannot_work_are_refused(values: Object, reason: str) -> Non
         {"models": {"artifact": {"reference": "registry.example.com/models/pets:3"}}},
         {"models": {"artifact": {"reference": f"registry.example.com/models/pets@{DIGEST[:-1]}"}}},
         {"models": {"store": {"uri": "/mnt/models"}}},
+        {"models": {"store": {"uri": "https://example.com/pets.zip"}}},
         {"transport": "http"},
         {"provider": "gpu"},
         {"options": {"max_queue": 5}},
@@ -192,7 +193,7 @@ def test_readiness_is_asked_over_grpc_and_with_tls_over_http() -> None:
     plain, tls = (pod_of(**values)["containers"][0] for values in ({}, {"tls": {"secret": "pets-tls"}}))
     ports = {port["name"]: port["containerPort"] for port in plain["ports"]}
     assert plain["readinessProbe"]["grpc"] == {"port": ports["grpc"]}
-    assert tls["readinessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    assert tls["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     for container in (plain, tls):
         assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "metrics"}
         startup = container["startupProbe"]
@@ -223,7 +224,7 @@ def test_only_a_volume_is_served_without_a_download() -> None:
     reference = f"registry.example.com/models/pets@{DIGEST}"
     for models, argument in (
         ({"artifact": {"reference": reference}}, reference),
-        ({"store": {"uri": "s3://models/pets"}}, "s3://models/pets"),
+        ({"store": {"uri": "s3://models/pets"}}, "s3://models/pets/"),
     ):
         (download,) = pod_of(models=models)["initContainers"]
         assert argument in download["args"]

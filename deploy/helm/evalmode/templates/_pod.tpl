@@ -141,8 +141,9 @@
 {{- with .Values.models.store }}
 - name: fetch-models
   image: {{ .image }}
+  # The slash at the end keeps folder/1 from downloading folder/10, too: an object store has no folders, only prefixes.
   args:
-    - {{ .uri | quote }}
+    - {{ printf "%s/" (trimSuffix "/" .uri) | quote }}
     - /models
   env:
     - {name: HOME, value: /tmp}
