@@ -11,6 +11,7 @@ import evalmode
 from evalmode.certification.certified import CertifiedClassifier
 from evalmode.certification.foreign import certify_classifier
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
+from evalmode.errors import UsageError
 from evalmode.images.contract import PixelContract
 from evalmode.options import make_config
 from evalmode.own_packages import import_own
@@ -104,7 +105,7 @@ def certify(
 
     Preprocessing and softmax become part of the graph. The network is measured on the images, and some of them become
     golden images, which are in the artifact. What no argument states is read from the network's files. A torch module
-    is exported, and ONNX Runtime must answer as the module does, for all images.
+    is exported, and ONNX Runtime must answer as the module does for the decoded pixels of all images.
 
     Example::
 
@@ -112,7 +113,8 @@ def certify(
 
     Example of a torch module::
 
-        contract = evalmode.PixelContract(224, 224, 3, evalmode.Resize(crop_ratio=0.875))
+        resize = evalmode.Resize(0.875, jpeg_scaling=False, keeps_exact_size=False)  # torchvision's
+        contract = evalmode.PixelContract(224, 224, 3, resize)
         preprocessing = evalmode.Preprocessing((0, 1))
         certified = evalmode.certify(module.eval(), "photos", ["cat", "dog"], preprocessing, contract=contract)
 
@@ -141,4 +143,9 @@ def certify(
         certify_module = import_own("training.modules").certify_module
         certified: CertifiedClassifier = certify_module(network, images, labels, preprocessing, contract, options)
         return certified
+    if not isinstance(network, str | PathLike):
+        raise UsageError(
+            f"network is a {type(network).__module__}.{type(network).__name__}: expected an ONNX file, a folder with "
+            "one, or a torch module; export it with tf2onnx, skl2onnx or another exporter to ONNX"
+        )
     return certify_classifier(network, images, labels, preprocessing, contract, options)

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from evalmode.artifact.tensors import Floats
 from evalmode.certification.certified import CertifiedClassifier
 from evalmode.certification.foreign import certify_found, state_facts
-from evalmode.certification.found.facts import choose_facts
-from evalmode.certification.found.found import FoundNetwork, Library, list_pixel_facts
+from evalmode.certification.found.facts import choose_facts, list_pixel_facts
+from evalmode.certification.found.found import FoundNetwork, Library
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.errors import UsageError
 from evalmode.images.pixels import PixelContract, Pixels
@@ -95,6 +95,7 @@ def certify_module(
     assert preprocessing is not None and contract is not None  # noqa: PT018  for mypy
     if options.output:
         raise UsageError(f"output is {options.output!r}: a torch module has no names of outputs, leave it out")
+    preprocessing.to_transform(contract, takes_bytes=False)  # raises if they do not fit together
     name = type(module).__name__
     check_eval_mode(module, "Call its eval() first")
     facts = choose_facts((), {**state_facts(labels, preprocessing), **list_pixel_facts(contract)})

@@ -18,7 +18,7 @@ from evalmode.certification.one_by_one import run_each
 from evalmode.certification.onnx_files import find_batch, free_batch
 from evalmode.certification.runs import run_all
 from evalmode.certification.scores import choose_scores, find_kind, list_scores
-from evalmode.certification.wrap import Scores, Transform, wrap
+from evalmode.certification.wrap import Kind, Scores, Transform, wrap
 from evalmode.images.pixels import Pixels
 
 
@@ -37,7 +37,22 @@ class Taken:
     transform: Transform
 
 
-def wrap_exactly(taken: Taken, labels: int, output: str, pixels: Pixels) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Wrapped:
+    """The graph of an artifact around another tool's network.
+
+    Attributes:
+        graph: The graph.
+        kind: What the values of the network's output are.
+        notes: A sentence for everything about it that the network's files do not state.
+    """
+
+    graph: onnx.ModelProto
+    kind: Kind
+    notes: tuple[str, ...]
+
+
+def wrap_exactly(taken: Taken, labels: int, output: str, pixels: Pixels) -> Wrapped:
     """Wrap a network for any batch size, and check on images that its answers stay the same.
 
     Args:
@@ -47,7 +62,7 @@ def wrap_exactly(taken: Taken, labels: int, output: str, pixels: Pixels) -> tupl
         pixels: Of images, uint8 (N, H, W, C).
 
     Returns:
-        The graph of an artifact, and a sentence for everything about it that the network's files do not state.
+        The graph of an artifact, and what was found out about the network.
 
     Raises:
         UsageError: The scores cannot be found, or the network cannot run in batches.
@@ -61,8 +76,8 @@ def wrap_exactly(taken: Taken, labels: int, output: str, pixels: Pixels) -> tupl
 
     name, chosen = choose_scores(taken.graph, names, measure)
     kind, found = find_kind(taken.graph, name, measure(name), labels)
-    wrapped = _wrap_for_batches(taken, Scores(name, labels, kind), bool(note))
-    return wrapped, tuple(one for one in (chosen, found, note) if one)
+    graph = _wrap_for_batches(taken, Scores(name, labels, kind), bool(note))
+    return Wrapped(graph, kind, tuple(one for one in (chosen, found, note) if one))
 
 
 def _check_batches(taken: Taken, scores: Scores, pixels: Pixels) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +32,7 @@ from evalmode.certification.inputs import ImageInput, read_input
 from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
 from evalmode.certification.onnx_files import explained, find_batch, first_line, free_batch, read_network
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
-from evalmode.certification.reference import Answers, Reference, check_answers, read_answers, to_answers
+from evalmode.certification.reference import Reference, check_answers, read_answers, to_answers
 from evalmode.certification.runs import run_all
 from evalmode.certification.samples import check_samples, read_samples
 from evalmode.errors import GoldenMismatch, UsageError
@@ -117,30 +117,26 @@ def certify_found(
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
             on_warning(warning)
-        wrapped, notes = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
-        logits = run_all(wrapped, labelled.pixels)
-        difference = float(np.abs(logits - run_all(wrapped, labelled.pixels, optimise=False)).max())
+        wrapped = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
+        logits = run_all(wrapped.graph, labelled.pixels)
+        difference = float(np.abs(logits - run_all(wrapped.graph, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
-        references = tuple(
-            check_answers(answers, logits, labelled)
-            for answers in _list_answers(found, Path(images), labelled, options.reference)
-        )
+        references = []
+        if options.reference is not None:
+            answers = read_answers(Path(options.reference), Path(images), labelled, names)
+            references.append(check_answers(answers, logits, labelled))
+        if found.library is not None:
+            answers = to_answers(found.library.name, found.library.run(labelled.pixels), wrapped.kind)
+            references.append(check_answers(answers, logits, labelled))
         described = {"layout": image.layout, **asdict(transform)}
         properties = _describe_classifier(described, quality, references, labelled)
         golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
         manifest = ClassifierManifest(names, image.contract, properties)
-        artifact = certify(wrapped, manifest, {INPUT: golden}, targets, difference)
+        artifact = certify(wrapped.graph, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, len(names))
-    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, references, found.notes + notes)
-
-
-def _list_answers(found: FoundNetwork, folder: Path, images: Labelled, reference: FilePath | None) -> Iterator[Answers]:
-    """The answers of the network's own library: in a file, and by running it."""
-    if reference is not None:
-        yield read_answers(Path(reference), folder, images, found.labels)
-    if found.library is not None:
-        yield to_answers(found.library.name, found.library.run(images.pixels))
+    notes = found.notes + wrapped.notes
+    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
 
 
 def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:
@@ -232,7 +228,7 @@ def _read_labels(labels: FilePath | Sequence[str]) -> tuple[str, ...]:
 
 
 def _describe_classifier(
-    preprocessing: Mapping[str, object], quality: Quality, references: tuple[Reference, ...], images: Labelled
+    preprocessing: Mapping[str, object], quality: Quality, references: Sequence[Reference], images: Labelled
 ) -> dict[str, object]:
     """The properties of its manifest."""
     return {

@@ -5,15 +5,19 @@ Shapes: N images, M of them with an answer of the library, K labels.
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evalmode.artifact.tensors import Floats, softmax
+from evalmode.artifact.tensors import Array, Floats, softmax
+from evalmode.certification.found.labels import make_labels
 from evalmode.certification.images import Labelled
-from evalmode.certification.metrics import Indices, gives_probabilities
+from evalmode.certification.metrics import Indices
 from evalmode.certification.npz_files import read_npz
+from evalmode.certification.wrap import Kind
 from evalmode.errors import ReferenceMismatch, UsageError
 
 MAX_DIFFERENCE = 1e-3  # of a probability
@@ -110,15 +114,20 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
         raise UsageError(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}: expected names, and probabilities or logits"
         )
-    names, values = arrays["names"].astype(str).ravel(), arrays[found[0]]
+    names, values = _read_texts(path, "names", arrays["names"]), arrays[found[0]]
+    if values.dtype.kind not in "fiu":
+        raise UsageError(f"{path}: {found[0]} are {values.dtype}: expected numbers")
     if values.shape != (len(names), len(labels)) or not len(names) or not np.isfinite(values.astype(np.float64)).all():
         raise UsageError(
             f"{path}: {found[0]} has shape {values.shape} or a value that is NaN or infinite: expected finite numbers "
             f"of shape ({len(names)}, {len(labels)}), for each name and label, and at least one name"
         )
     if "labels" in arrays:
-        values = values[:, _find_columns(path, arrays["labels"].astype(str).ravel().tolist(), labels)]
-    rows, values = _find_rows(path, names.tolist(), folder, images), values.astype(np.float32)
+        columns = make_labels(_read_texts(path, "labels", arrays["labels"]), f"{path}: labels")
+        if columns.problem:
+            raise UsageError(columns.problem)
+        values = values[:, _find_columns(path, columns.value, labels)]
+    rows, values = _find_rows(path, names, folder, images), values.astype(np.float32)
     if found == ["logits"]:
         return Answers(path.name, rows, softmax(values).astype(np.float32))
     sums = values.sum(axis=1, keepdims=True)
@@ -129,18 +138,28 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
     return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
 
 
-def to_answers(source: str, values: Floats) -> Answers:
+def to_answers(source: str, values: Floats, kind: Kind) -> Answers:
     """Make answers of the scores that a library computed for all images.
 
     Args:
         source: What to call the library.
-        values: Logits or probabilities, float32 (N, K).
+        values: float32 (N, K).
+        kind: What the values are: "logits", "probabilities" or "shares".
     """
-    probabilities = values if gives_probabilities(values) else softmax(values).astype(np.float32)
-    return Answers(source, np.arange(len(values)), probabilities)
+    if kind == "logits":
+        values = softmax(values).astype(np.float32)
+    return Answers(source, np.arange(len(values)), values / values.sum(axis=1, keepdims=True))
 
 
-def _find_columns(path: Path, columns: list[str], labels: tuple[str, ...]) -> list[int]:
+def _read_texts(path: Path, name: str, array: Array) -> list[str]:
+    """The strings of an array, in Unicode's normal form C: macOS names folders in form D."""
+    if array.dtype.kind not in "US":
+        raise UsageError(f"{path}: {name} are {array.dtype}: expected strings")
+    texts = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
+    return [unicodedata.normalize("NFC", text) for text in texts.ravel().tolist()]
+
+
+def _find_columns(path: Path, columns: Sequence[str], labels: tuple[str, ...]) -> list[int]:
     """The position of each label among the columns."""
     if sorted(columns) != sorted(labels):
         other = sorted(set(columns) ^ set(labels))[:3] or columns[:3]
@@ -150,7 +169,8 @@ def _find_columns(path: Path, columns: list[str], labels: tuple[str, ...]) -> li
 
 def _find_rows(path: Path, names: list[str], folder: Path, images: Labelled) -> Indices:
     """The position of each name among the images."""
-    positions = {one.relative_to(folder).as_posix(): row for row, one in enumerate(images.paths)}
+    paths = (unicodedata.normalize("NFC", one.relative_to(folder).as_posix()) for one in images.paths)
+    positions = {one: row for row, one in enumerate(paths)}
     unknown = [name for name in names if name not in positions]
     if unknown or len(set(names)) < len(names):
         raise UsageError(

@@ -19,6 +19,7 @@ from evalmode.errors import UsageError
 
 TOLERANCE = 1e-3  # of probabilities, those of an output of float16 too
 LINEAR = ("Gemm", "MatMul", "Add", "Conv")  # end in any number
+SIGMOIDS = ("Sigmoid", "HardSigmoid")
 PASSING = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Transpose")
 Measure = Callable[[str], Floats]
 
@@ -102,7 +103,7 @@ def find_kind(graph: onnx.ModelProto, name: str, values: Floats, labels: int) ->
         labels: K.
 
     Returns:
-        The kind of its values; and how it was found, in words, or "" for logits and probabilities of K labels.
+        The kind of its values; and a sentence that says it.
 
     Raises:
         UsageError: The output has another number of values.
@@ -119,10 +120,11 @@ def find_kind(graph: onnx.ModelProto, name: str, values: Floats, labels: int) ->
             return "second probability", f"output {name} is the probability of the second label"
         return "second logit", f"output {name} is the logit of the second label against the first"
     if gives_probabilities(values):
-        return "probabilities", ""
-    if within and maker == "Sigmoid":
+        return "probabilities", f"output {name} has probabilities"
+    if within and maker in SIGMOIDS:
         return "shares", f"output {name} judges each label by itself (sigmoid): probabilities are shares of the sum"
-    return "logits", ""
+    doubt = ", although all its values are from 0 to 1" if within and maker not in LINEAR else ""
+    return "logits", f"output {name} has logits{doubt}"
 
 
 def _find_maker(graph: onnx.GraphProto, name: str) -> str:

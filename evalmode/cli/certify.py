@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
@@ -179,8 +180,8 @@ def certify(what: Path, repository: Path, name: str, publishing: Publishing, out
     targets = read_targets(publishing.also, repository)
     certified: CertifiedClassifier | CertifiedNetwork
     if chosen.samples:
-        if chosen.images or chosen.labels or chosen.scale or chosen.reference:
-            raise click.UsageError("--samples excludes --images, --labels, --scale and --reference: choose")
+        if given := _list_image_options():
+            raise click.UsageError(f"--samples excludes {', '.join(given)}: choose")
         certified = certify_tensors(what, chosen.samples)
         shapes = {one: [str(array.dtype), *array.shape] for one, array in certified.inputs.items()}
         lines = "\n".join(f"input     {one}, {dtype} {tuple(shape)}" for one, (dtype, *shape) in shapes.items())
@@ -207,6 +208,19 @@ def certify(what: Path, repository: Path, name: str, publishing: Publishing, out
     facts |= {"name": name, "version": path.parent.name, "path": str(path), "digest": certified.digest}
     facts |= {"notes": [*certified.notes], "also": [layout.to_json() for layout in layouts]}
     output.finish(facts)
+
+
+def _list_image_options() -> list[str]:
+    """The options for image classifiers that the user gave."""
+    context = click.get_current_context()
+    kept = ("what", "samples", "repository", "name", "author", "license", "also", "as_json", "quiet")
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in kept
+        and parameter.name
+        and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+    ]
 
 
 def _certify_classifier(found: FoundNetwork, chosen: CertifyOptions) -> CertifiedClassifier:

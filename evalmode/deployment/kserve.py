@@ -16,49 +16,51 @@ from evalmode.deployment.release import File, Release
 STORAGE = "models"  # the folder to upload
 MAX_NAME = 40  # characters: Kubernetes adds to the name of the service, and allows 63
 RUNTIME = """\
-# KServe runs evalmode by this runtime, which all models share. It is written once, and not changed again.
-# Replace the image by the place of the one that docker/serving.Dockerfile builds.
+# KServe runs evalmode by this runtime, which all models of a namespace share. It is written once, and not changed
+# again. Replace the image by the place of the one that docker/serving.Dockerfile builds.
 apiVersion: serving.kserve.io/v1alpha1
 kind: ServingRuntime
 metadata:
   name: evalmode
 spec:
+  annotations:
+    prometheus.kserve.io/port: "8002"
+    prometheus.kserve.io/path: /metrics
   supportedModelFormats:
     - name: onnx
       version: "1"
-  protocolVersions:
-    - grpc-v2
+      autoSelect: true
+      priority: 2 # above Triton's, which has 1
+  protocolVersions: [grpc-v2]
   containers:
     - name: kserve-container
-      image: evalmode-serving
-      args:
-        - serve
-        - --repository
-        - /mnt/models
-        - --follow-links # some versions of KServe make /mnt/models of links to a volume at /mnt/pvc
-        - /mnt
+      image: registry.example.com/evalmode-serving:0.3.0
+      env:
+        - {name: EVALMODE_SERVE_REPOSITORY, value: /mnt/models}
+        - {name: EVALMODE_SERVE_MODEL_NAME, value: "{{.Name}}"} # the name of the InferenceService
+        - {name: EVALMODE_SERVE_PORT, value: "8001"} # a Service named evalmode-serve would set it
+        - {name: EVALMODE_SERVE_METRICS_PORT, value: "8002"}
       ports:
-        - name: h2c
-          containerPort: 8001
-          protocol: TCP
+        - {name: h2c, containerPort: 8001, protocol: TCP} # by this name, Knative and KServe forward HTTP/2
       readinessProbe:
-        grpc:
-          port: 8001
+        grpc: {port: 8001}
         periodSeconds: 2
-        failureThreshold: 60
+        timeoutSeconds: 2
+      livenessProbe:
+        grpc: {port: 8001} # Knative would send a request for /livez to this port, too
+        initialDelaySeconds: 120 # the time to load the models
+        periodSeconds: 10
+        timeoutSeconds: 5
       resources:
-        requests:
-          cpu: "1"
-          memory: 1Gi
-        limits:
-          memory: 2Gi
+        requests: {cpu: "2", memory: 2Gi}
+        limits: {cpu: "2", memory: 2Gi}
       securityContext:
         runAsNonRoot: true
-        readOnlyRootFilesystem: true
+        runAsUser: 65532
         allowPrivilegeEscalation: false
-        capabilities:
-          drop:
-            - ALL
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+        seccompProfile: {type: RuntimeDefault}
 """
 SERVICE = """\
 # The model {name}. This file is written once, and not changed again.
@@ -69,6 +71,7 @@ metadata:
   name: {service}
 spec:
   predictor:
+    enableServiceLinks: false # otherwise a Service named evalmode-serve sets EVALMODE_SERVE_PORT
     terminationGracePeriodSeconds: 40 # --lame-duck plus --grace plus a margin
     model:
       modelFormat:
@@ -76,10 +79,10 @@ spec:
         version: "1"
       runtime: evalmode
       protocolVersion: grpc-v2
-      storageUri: s3://BUCKET/{name}/{storage}
-      args:
-        - --model-name
-        - {quoted}
+      storageUri: s3://BUCKET/{name}/{storage}/ # without the last slash, KServe downloads folders that begin so, too
+      env:
+        - name: EVALMODE_SERVE_MODEL_NAME
+          value: {quoted}
 """
 
 

@@ -57,6 +57,7 @@ def write_card(release: Release, report: str) -> str:
         signature=release.signature,
         properties=properties,
         quality=properties.get("quality"),
+        measured_on=_name_images(properties),
         training={key: training[key] for key in TRAINING if key in training},
         report=report,
     )
@@ -71,7 +72,7 @@ def _list_metadata(release: Release) -> list[str]:
         facts |= {"pipeline_tag": "image-classification", "metrics": ["accuracy"]}
         facts["tags"] = ["onnx", "evalmode", "image-classification"]
         if quality := release.manifest.properties.get("quality"):
-            facts["model-index"] = [_index(release.name, quality)]
+            facts["model-index"] = [_index(release.name, quality, _name_images(release.manifest.properties))]
     return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]
 
 
@@ -83,11 +84,16 @@ def _name_licence(text: str | None) -> dict[str, str]:
     return {"license": known} if known in LICENSES else {"license": "other", "license_name": text.strip()}
 
 
-def _index(name: str, quality: Mapping[str, Any]) -> dict[str, Any]:
+def _name_images(properties: Mapping[str, Any]) -> str:
+    """What the figures were measured on: of a certified network, nobody knows whether it was trained on them."""
+    return "labelled images" if properties.get("network") == "adopted" else "labelled test images"
+
+
+def _index(name: str, quality: Mapping[str, Any], images: str) -> dict[str, Any]:
     """The accuracy as an evaluation result of the hub."""
     result = {
         "task": {"type": "image-classification"},
-        "dataset": {"type": "imagefolder", "name": f"{quality['images']} labelled test images"},
+        "dataset": {"type": "imagefolder", "name": f"{quality['images']} {images}"},
         "metrics": [{"type": "accuracy", "value": round(quality["accuracy"], 4)}],
     }
     return {"name": name, "results": [result]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from google.protobuf import text_format
 
@@ -21,6 +22,7 @@ from evalmode.wire import model_config_pb2 as wire
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
+Value = TypeVar("Value", wire.ModelInput, wire.ModelOutput)
 NOTE = "# Written by evalmode for all versions of the model. Settings that are added here are kept.\n"
 DATA_TYPES = {"bool": "TYPE_BOOL", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64"}
 
@@ -80,14 +82,25 @@ def _build_inputs(tensors: Iterable[TensorType], are_images: bool) -> Iterator[w
     for tensor in tensors:
         is_image = are_images and tensor.name == INPUT
         layout = wire.ModelInput.FORMAT_NHWC if is_image else wire.ModelInput.FORMAT_NONE
-        yield wire.ModelInput(name=tensor.name, data_type=_name_type(tensor), dims=_list_sides(tensor), format=layout)
+        yield _set_shape(wire.ModelInput(name=tensor.name, data_type=_name_type(tensor), format=layout), tensor)
 
 
 def _build_outputs(tensors: Iterable[TensorType], are_labelled: bool) -> Iterator[wire.ModelOutput]:
     for tensor in tensors:
         labels = LABELS if are_labelled and tensor.name == PROBABILITIES else ""
-        data_type, sides = _name_type(tensor), _list_sides(tensor)
-        yield wire.ModelOutput(name=tensor.name, data_type=data_type, dims=sides, label_filename=labels)
+        yield _set_shape(
+            wire.ModelOutput(name=tensor.name, data_type=_name_type(tensor), label_filename=labels), tensor
+        )
+
+
+def _set_shape(value: Value, tensor: TensorType) -> Value:
+    """State the axes after the batch. Triton requires one, and takes others of the network from ``reshape``."""
+    if sides := _list_sides(tensor):
+        value.dims.extend(sides)
+    else:
+        value.dims.append(1)
+        value.reshape.SetInParent()
+    return value
 
 
 def _name_type(tensor: TensorType) -> str:

@@ -55,7 +55,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files. Those in a new folder are written beside it, which is then renamed into place.
+    """Write files: first those in new folders, which are renamed into place, then those that may name these folders.
 
     Args:
         folder: The folder of the layout; it is created if it is missing.
@@ -66,14 +66,17 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     new: dict[Path, dict[Path, bytes]] = {}
+    present = {}
     for name, content in contents.items():
         if missing := _find_missing(folder, Path(name)):
             new.setdefault(missing, {})[Path(name).relative_to(missing)] = content
         else:
-            write_atomically(folder / name, content)
-            (folder / name).chmod(READABLE)
+            present[name] = content
     for missing, inner in new.items():
         _write_folder(folder, missing, inner)
+    for name, content in present.items():
+        write_atomically(folder / name, content)
+        (folder / name).chmod(READABLE)
 
 
 def _find_missing(folder: Path, name: Path) -> Path | None:

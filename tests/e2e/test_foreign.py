@@ -350,9 +350,9 @@ def test_certify_needs_either_images_or_samples(regression: Path, tmp_path: Path
     neither = evalmode(*publish)
     assert neither.returncode == 2
     assert "--images, --labels, --scale, --size missing, or --samples" in neither.stderr
-    both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1")
+    both = evalmode(*publish, "--samples", tmp_path / "samples.npz", "--scale", "0,1", "--bgr", "--golden", "images")
     assert both.returncode == 2
-    assert "choose" in both.stderr
+    assert "--samples excludes --scale, --bgr, --golden: choose" in both.stderr
     (tmp_path / "text.npz").write_text("not an archive")
     unreadable = evalmode(*publish, "--samples", tmp_path / "text.npz")
     assert unreadable.returncode == 2

@@ -46,6 +46,13 @@ class InAStructure(Colours):
         return {"logits": super().forward(image), "features": image.mean((2, 3), keepdim=True)[:, :2]}
 
 
+class Separate(Colours):
+    """Judges each label by itself."""
+
+    def forward(self, image: Tensor) -> Any:
+        return super().forward(image).sigmoid()
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Six images of odd sizes in each of three colours, in a folder per label."""
@@ -65,7 +72,7 @@ def make(kind: Callable[[], nn.Module]) -> nn.Module:
     return kind().eval()
 
 
-@pytest.mark.parametrize("kind", [Colours, InAStructure])
+@pytest.mark.parametrize("kind", [Colours, InAStructure, Separate])
 def test_a_module_is_exported_certified_and_compared_with_itself(
     kind: Callable[[], nn.Module], images: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +114,18 @@ def test_an_error_of_the_module_is_one_line(images: Path) -> None:
     grey = evalmode.PixelContract(24, 32, 1)
     with pytest.raises(NetworkError, match=r"Colours fails on images \(1, 1, 24, 32\): "):
         evalmode.certify(make(Colours), images, LABELS, evalmode.Preprocessing((0, 1)), contract=grey)
+
+
+def test_a_mean_for_each_of_other_channels_is_an_error_of_the_mean(images: Path) -> None:
+    grey, preprocessing = evalmode.PixelContract(24, 32, 1), evalmode.Preprocessing((0, 1), mean=(0.1, 0.2, 0.3))
+    with pytest.raises(UsageError, match="--mean has 3 numbers: expected 1"):
+        evalmode.certify(make(Colours), images, LABELS, preprocessing, contract=grey)
+
+
+@pytest.mark.parametrize("network", [{}, nn.Module])
+def test_another_object_is_named_by_its_type(network: object, images: Path) -> None:
+    with pytest.raises(UsageError, match=r"^network is a builtins\.(dict|type): expected an ONNX file, a folder"):
+        evalmode.certify(network, images)
 
 
 def test_a_branch_on_values_is_explained(images: Path) -> None:

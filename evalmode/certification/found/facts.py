@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalmode.errors import UsageError
+from evalmode.images.contract import PixelContract
 
 OPTIONS = {  # the option that overrides each fact
     "labels": "--labels",
@@ -21,7 +22,7 @@ OPTIONS = {  # the option that overrides each fact
     "crop_ratio": "--crop-ratio",
     "interpolation": "--interpolation",
     "crop_offset": "--crop-offset",
-    "padding": "--resize",
+    "padding": "--resize (in Python: contract=PixelContract(...))",
     "output": "--output",
 }
 STATED = "option"  # the source of values that the user states
@@ -82,6 +83,19 @@ def choose_facts(facts: Iterable[Fact], stated: Mapping[str, Any]) -> dict[str, 
     if faults:
         raise UsageError(". ".join(dict.fromkeys(faults)))
     return chosen
+
+
+def list_pixel_facts(contract: PixelContract) -> dict[str, Any]:
+    """The facts that a pixel contract states, by name."""
+    resize = contract.resize
+    return {
+        "size": (contract.height, contract.width),
+        "channels": contract.channels,
+        "resize": resize.mode,
+        "crop_ratio": resize.crop_ratio,
+        "interpolation": resize.interpolation,
+        "crop_offset": resize.crop_offset,
+    }
 
 
 def show_value(fact: Fact) -> str:

@@ -14,7 +14,8 @@ import onnx
 
 from evalmode.artifact.tensors import Floats
 from evalmode.certification.adapt import drop_inputs, remove_maps
-from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, show_value
+from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, list_pixel_facts, show_value
+from evalmode.certification.found.own import read_own_contract
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
 from evalmode.certification.graph import check_eval_mode
@@ -48,7 +49,7 @@ class FoundNetwork:
         graph: The network.
         facts: The chosen facts by name.
         notes: What was changed in the network, a sentence each.
-        contract: The pixel contract that the user states; None if that of the facts applies.
+        contract: The pixel contract that the user states, or that of an artifact; None if the facts make one.
         library: The network in its own library; None for a file.
     """
 
@@ -94,7 +95,7 @@ class FoundNetwork:
         return Preprocessing(**{name: self.facts[name].value for name in names})
 
     def choose_contract(self, taken: PixelContract) -> PixelContract:
-        """The pixel contract that the user states, or the one that the facts make.
+        """The pixel contract that the user or the file states, with the chosen facts; or the one that the facts make.
 
         Args:
             taken: The shape of the pixels that the network takes.
@@ -102,7 +103,11 @@ class FoundNetwork:
         Raises:
             UsageError: A value is out of range, or two values do not fit together.
         """
-        return self.contract or replace(taken, resize=to_resize(self.facts))
+        if self.contract is None:
+            return replace(taken, resize=to_resize(self.facts))
+        rules = {name: self.facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset")}
+        resize = replace(self.contract.resize, mode=self.facts["resize"].value, **rules)
+        return replace(self.contract, height=taken.height, width=taken.width, resize=resize)
 
     def describe(self) -> list[str]:
         """One line for each fact that a file states: name, value and source."""
@@ -126,24 +131,9 @@ def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract 
     place = find_place(what)
     graph, notes = drop_inputs(read_network(place.file))
     check_eval_mode(graph)
-    stated = {**stated, **list_pixel_facts(contract)}
-    facts = choose_facts(read_facts(place, graph), stated)
-    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract)
-
-
-def list_pixel_facts(contract: PixelContract | None) -> dict[str, Any]:
-    """The facts that a pixel contract states, by name; none without one."""
-    if contract is None:
-        return {}
-    resize = contract.resize
-    return {
-        "size": (contract.height, contract.width),
-        "channels": contract.channels,
-        "resize": resize.mode,
-        "crop_ratio": resize.crop_ratio,
-        "interpolation": resize.interpolation,
-        "crop_offset": resize.crop_offset,
-    }
+    facts = choose_facts(read_facts(place, graph), {**stated, **(list_pixel_facts(contract) if contract else {})})
+    own = read_own_contract({entry.key: entry.value for entry in graph.metadata_props})
+    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract or own)
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:

@@ -54,7 +54,7 @@ def read_hugging_face(place: Place) -> Iterator[Fact]:
     if not isinstance(config, dict):
         path = place.folder / "preprocessor_config.json"
         config = read_json(path)
-    if isinstance(config, dict):
+    if isinstance(config, dict) and "pretrained_cfg" not in config:  # that of timm, which config.json states, too
         yield from _read_processor(path, config)
 
 

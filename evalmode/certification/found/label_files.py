@@ -7,7 +7,7 @@ from typing import Any
 
 from evalmode.certification.found.facts import Fact, make_fact
 from evalmode.certification.found.place import Place
-from evalmode.certification.found.values import read_json, read_text, to_labels
+from evalmode.certification.found.values import read_bytes, read_json, to_labels
 from evalmode.errors import UsageError
 from evalmode.images.label_files import parse_labels
 
@@ -18,10 +18,10 @@ INDICES = "class_indices.json"  # the attribute of Keras' flow_from_directory, a
 def read_label_files(place: Place) -> Iterator[Fact]:
     """Read the label files of a place."""
     for path in (folder / name for folder in place.folders for name in LINES):
-        text = read_text(path)
-        if text is not None:
+        content = read_bytes(path)
+        if content is not None:
             try:
-                yield Fact("labels", parse_labels(text.encode(), str(path)), str(path))
+                yield Fact("labels", parse_labels(content, str(path)), str(path))
             except UsageError as error:
                 yield Fact("labels", None, str(path), str(error))
     for path in (folder / INDICES for folder in place.folders):

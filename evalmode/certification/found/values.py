@@ -13,17 +13,17 @@ MAX_METADATA_BYTES = 8 * 1024 * 1024  # of one file; labels of 21,841 classes ta
 MAX_SIDE = 65535  # pixels
 
 
-def read_text(path: Path) -> str | None:
-    """Read a text file of metadata.
+def read_bytes(path: Path) -> bytes | None:
+    """Read a file of metadata.
 
     Args:
         path: The file.
 
     Returns:
-        Its text; None if there is no such file.
+        Its content; None if there is no such file.
 
     Raises:
-        UsageError: The file is larger than ``MAX_METADATA_BYTES``, cannot be read, or is not UTF-8.
+        UsageError: The file is larger than ``MAX_METADATA_BYTES``, or cannot be read.
     """
     try:
         if not path.is_file():
@@ -34,6 +34,24 @@ def read_text(path: Path) -> str | None:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_METADATA_BYTES:
         raise UsageError(f"{path} is larger than {MAX_METADATA_BYTES:,} bytes, too large for metadata: remove it")
+    return content
+
+
+def read_text(path: Path) -> str | None:
+    """Read a text file of metadata.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text; None if there is no such file.
+
+    Raises:
+        UsageError: The file cannot be read, see ``read_bytes``, or is not UTF-8.
+    """
+    content = read_bytes(path)
+    if content is None:
+        return None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -88,6 +88,14 @@ def test_probabilities_in_another_order_of_labels_and_of_images_agree(
     assert reference.largest_difference < 1e-6
 
 
+def test_names_and_labels_may_be_bytes_in_any_normal_form(network: Path, images: Path, answers: dict[str, Any]) -> None:
+    (images / "red" / "0.png").rename(images / "red" / "cafe\u0301.png")  # as macOS names it
+    names = [name.replace("red/0.png", "red/caf\u00e9.png").encode() for name in answers["names"].tolist()]
+    arrays = {**answers, "names": np.array(names), "labels": np.array([label.encode() for label in COLOURS])}
+    (reference,) = certify(network, images, arrays).references
+    assert reference.images == 18
+
+
 def test_another_answer_of_one_image_is_rejected_with_its_path(
     network: Path, images: Path, answers: dict[str, Any]
 ) -> None:
@@ -128,6 +136,8 @@ def test_a_label_that_changes_in_a_near_tie_is_counted(network: Path, images: Pa
             lambda one: {"names": one["names"], "probabilities": one["logits"]},
             "expected 0 to 1; logits are named logits",
         ),
+        (lambda one: {**one, "names": np.arange(18)}, "names are int64: expected strings"),
+        (lambda one: {**one, "logits": one["logits"].astype(str)}, "logits are <U.*: expected numbers"),
         (lambda one: {**one, "labels": np.array(["red", "green", "cyan"])}, "other labels than the network, such as"),
         (lambda one: {**one, "names": np.array(["x.png", *one["names"][1:]])}, r"names x\.png, which is no image in"),
         (lambda one: {**one, "names": one["names"][[0, *range(17)]]}, "names an image twice"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import yaml
 from google.protobuf import text_format
@@ -17,7 +18,7 @@ from google.protobuf import text_format
 import evalmode
 import tests.conftest
 from evalmode import Client
-from evalmode.artifact.manifest import ClassifierManifest
+from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import digest_file, open_artifact, seal, state_credits
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
@@ -36,6 +37,7 @@ from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, map_a
 GERMAN = ("rot", "grün", "blau")
 ARTIFACT = colour_artifact()
 TENSORS = Path(__file__).parents[1] / "artifact" / "fixtures" / "version-4" / "tensors.onnx"
+ROOT = Path(__file__).parents[3]
 QUALITY = {
     "images": 1200,
     "accuracy": 0.91239,
@@ -111,6 +113,17 @@ def test_triton_computes_no_optional_outputs(tmp_path: Path) -> None:
     assert [output.name for output in config.output] == ["probabilities", "logits"]
 
 
+def test_triton_takes_a_tensor_without_axes_after_the_batch(tmp_path: Path) -> None:
+    graph = onnx.ModelProto()
+    graph.CopyFrom(open_artifact(TENSORS.read_bytes())[0])
+    for value in (*graph.graph.input, *graph.graph.output):
+        del value.type.tensor_type.shape.dim[1:]
+    model = lay_out("triton", tmp_path, seal(graph, TensorManifest()))
+    config = text_format.Parse((model / "config.pbtxt").read_text(), wire.ModelConfig())
+    for one in (*config.input, *config.output):
+        assert (one.dims, one.HasField("reshape"), list(one.reshape.shape)) == ([1], True, [])
+
+
 @pytest.mark.parametrize("label", ["a\nb", " a", "a\r", "\ud800"])
 def test_labels_that_cannot_be_lines_are_rejected_before_anything_is_published(label: str, tmp_path: Path) -> None:
     artifact = seal(colour_graph(), ClassifierManifest((label, "b", "c"), PixelContract(4, 4, 3)))
@@ -138,8 +151,10 @@ def test_kserve_reads_runtime_and_service(tmp_path: Path) -> None:
     predictor = service["spec"]["predictor"]["model"]
     assert service["metadata"]["name"] == "model-2-pets-v1"  # Kubernetes allows neither _ nor capitals
     assert predictor["runtime"] == runtime["metadata"]["name"]
-    assert predictor["args"] == ["--model-name", "2_Pets.v1"]
-    assert predictor["storageUri"].endswith("/2_Pets.v1/models")
+    assert predictor["env"] == [{"name": "EVALMODE_SERVE_MODEL_NAME", "value": "2_Pets.v1"}]
+    assert predictor["storageUri"].endswith("/2_Pets.v1/models/")
+    cluster = yaml.safe_load((ROOT / "deploy/kserve/runtime.yaml").read_text())
+    assert runtime["spec"] == cluster["spec"]
 
 
 def read_card(path: Path) -> tuple[dict[str, Any], str]:
@@ -254,21 +269,17 @@ def test_certify_reads_the_configuration_of_triton(tmp_path: Path) -> None:
     assert facts == {"labels": COLOURS, "output": "probabilities", "size": (4, 4), "channels": 3}
 
 
-def say_arguments(model: Path) -> list[str]:
-    """The arguments that KServe passes to the container, for a folder in place of its mount."""
-    (container,) = yaml.safe_load((model / "serving-runtime.yaml").read_text())["spec"]["containers"]
-    predictor = yaml.safe_load((model / "inference-service.yaml").read_text())["spec"]["predictor"]
-    places = {"/mnt/models": str(model / "models"), "/mnt": str(model)}
-    return [places.get(one, one) for one in container["args"] + predictor["model"]["args"]]
-
-
 def list_options(kind: str, model: Path) -> dict[str, str]:
+    """The options of the server; for KServe the environment of the container, with a folder in place of its mount."""
     if kind != "kserve":
         return {"repository": str(model.parent)}
-    command, *arguments = say_arguments(model)
-    assert command == "serve"
-    names = [name.removeprefix("--").replace("-", "_") for name in arguments[::2]]
-    return dict(zip(names, arguments[1::2], strict=True))
+    (container,) = yaml.safe_load((model / "serving-runtime.yaml").read_text())["spec"]["containers"]
+    predictor = yaml.safe_load((model / "inference-service.yaml").read_text())["spec"]["predictor"]
+    variables = {one["name"]: one["value"] for one in container["env"] + predictor["model"]["env"]}
+    options = {name.removeprefix("EVALMODE_SERVE_").lower(): value for name, value in variables.items()}
+    assert options.pop("repository") == "/mnt/models"
+    assert (options.pop("port"), options.pop("metrics_port")) == ("8001", "8002")
+    return {**options, "repository": str(model / "models")}
 
 
 @pytest.mark.parametrize("kind", KINDS)

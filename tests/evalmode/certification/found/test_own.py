@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import evalmode
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
-from evalmode.certification.found.own import SOURCE, read_own
+from evalmode.certification.found.found import find_network
+from evalmode.certification.found.own import read_own
 from evalmode.images.contract import PixelContract, Resize
 from evalmode.runtime.loading import load_artifact
 from tests.conftest import COLOURS, map_graph
@@ -51,8 +53,13 @@ def write_images(folder: Path, channel_order: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "contract",
-    [PixelContract(4, 4, 3), PixelContract(4, 4, 3, ADOPTED), PixelContract(4, 4, 3, channel_order="BGR")],
-    ids=["usual", "resize of other libraries", "BGR"],
+    [
+        PixelContract(4, 4, 3),
+        PixelContract(4, 4, 3, ADOPTED),
+        PixelContract(4, 4, 3, channel_order="BGR"),
+        PixelContract(4, 4, 3, Resize(0.95, "bicubic"), exif_orientation=False, background=None),
+    ],
+    ids=["usual", "resize of other libraries", "BGR", "of photos, without EXIF and background"],
 )
 def test_an_artifact_is_certified_again_without_options_and_answers_the_same(
     contract: PixelContract, tmp_path: Path
@@ -62,18 +69,21 @@ def test_an_artifact_is_certified_again_without_options_and_answers_the_same(
     images = write_images(tmp_path / "images", contract.channel_order)
     again = evalmode.certify(path, tmp_path / "images")
     assert again.labels == COLOURS
-    assert again.contract.resize == contract.resize
+    assert again.contract == contract
     old, new = (load_artifact(one).as_classifier() for one in (path.read_bytes(), again.artifact))
     for image in images[::7]:
         before, after = ({one.label: one.probability for one in model.predict(image).scores} for model in (old, new))
         assert after == pytest.approx(before, abs=1e-6)
 
 
-def test_rules_that_no_option_states_are_a_problem_of_the_resize() -> None:
-    manifest = ClassifierManifest(COLOURS, PixelContract(4, 4, 3, exif_orientation=False))
-    (fact,) = (one for one in read_own(manifest.to_metadata()) if one.name == "resize")
-    assert fact.problem.startswith(f"{SOURCE}, has rules that no option of certify states")
-    assert "EXIF orientation not applied" in fact.problem
+def test_an_option_changes_one_rule_of_the_contract(tmp_path: Path) -> None:
+    contract = PixelContract(4, 4, 3, ADOPTED, exif_orientation=False, background=None)
+    (tmp_path / "model.onnx").write_bytes(warm_artifact(contract))
+    found = find_network(tmp_path / "model.onnx", {"interpolation": "nearest"})
+    taken = PixelContract(4, 4, 3)
+    assert found.choose_contract(taken) == replace(contract, resize=replace(ADOPTED, interpolation="nearest"))
+    stated = PixelContract(4, 4, 3, Resize(0.5))
+    assert find_network(tmp_path / "model.onnx", {}, stated).choose_contract(taken) == stated
 
 
 @pytest.mark.parametrize("metadata", [TensorManifest().to_metadata(), {"names": "{0: 'a'}"}])

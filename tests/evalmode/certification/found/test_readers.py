@@ -433,11 +433,21 @@ def test_a_rescaling_layer_of_keras_states_the_scale(operator: str, constant: fl
 # Label files and Triton
 
 
+def test_the_image_processor_of_a_network_of_timm_states_nothing(place: Place) -> None:
+    config = {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": PRETRAINED}
+    write(place.folder / "preprocessor_config.json", config)
+    assert list(read_hugging_face(place)) == []
+
+
 def test_label_files_state_labels(place: Place) -> None:
     write(place.folder / "labels.txt", "cat\ndog\n")
     write(place.folder / "class_indices.json", {"dog": 1, "cat": 0})
     facts = list(read_label_files(place))
     assert [fact.value for fact in facts] == [("cat", "dog")] * 2
+    (place.folder / "labels.txt").write_bytes("cat\ndog\n".encode("utf-16"))
+    assert next(read_label_files(place)).value == ("cat", "dog")
+    (place.folder / "labels.txt").write_bytes(b"\xff")
+    assert next(read_label_files(place)).problem
     write(place.folder / "class_indices.json", {"dog": 1, "cat": 1})
     assert "expected an index for each name, each once" in list(read_label_files(place))[1].problem
     write(place.folder / "labels.txt", "cat\ncat\n")
