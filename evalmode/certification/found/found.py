@@ -25,6 +25,12 @@ from evalmode.images.contract import PixelContract, Resize
 from evalmode.images.pixels import Pixels
 
 REQUIRED = ("labels", "scale")
+CREDITS = {  # keys of ONNX and of Ultralytics
+    "model_author": "--author",
+    "author": "--author",
+    "model_license": "--license",
+    "license": "--license",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +138,13 @@ def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract 
     graph, notes = drop_inputs(read_network(place.file))
     check_eval_mode(graph)
     facts = choose_facts(read_facts(place, graph), {**stated, **(list_pixel_facts(contract) if contract else {})})
-    own = read_own_contract({entry.key: entry.value for entry in graph.metadata_props})
-    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract or own)
+    keys = {entry.key: entry.value for entry in graph.metadata_props}
+    notes += tuple(
+        f"the file states {key} {keys[key][:80]!r}, which is left out: state it with {option}"
+        for key, option in CREDITS.items()
+        if keys.get(key)
+    )
+    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract or read_own_contract(keys))
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import evalmode
 from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts
-from evalmode.certification.found.found import to_resize
+from evalmode.certification.found.found import find_network, to_resize
 from evalmode.cli import certify as command
 from evalmode.cli.main import cli
 from evalmode.errors import UsageError
@@ -211,3 +211,12 @@ def test_metadata_of_the_file_and_of_the_folder_that_contradict_are_rejected(net
     onnx.save(graph, network)
     with pytest.raises(UsageError, match=r"^sources contradict each other: scale 0,255 in metadata '.* state --scale$"):
         certify(network.parents[1], images)
+
+
+def test_an_author_and_a_licence_of_the_file_are_named(network: Path) -> None:
+    graph = onnx.load(network)
+    helper.set_model_props(graph, {"license": "AGPL-3.0", "model_author": "Ada"})
+    onnx.save(graph, network)
+    notes = find_network(network, {}).notes
+    assert "the file states license 'AGPL-3.0', which is left out: state it with --license" in notes
+    assert "the file states model_author 'Ada', which is left out: state it with --author" in notes
