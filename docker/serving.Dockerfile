@@ -23,6 +23,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && pip --python /opt/evalmode install --no-compile --constraint /source/constraints.txt $PIP_ARGS "/source[$EXTRA]" \
  && python -m compileall -q -x /tests/ --invalidation-mode unchecked-hash /opt/evalmode/lib \
  && cp /source/docker/healthcheck.py /opt/evalmode/
+# hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/sbom \
  && pip --python /opt/sbom install cyclonedx-bom==7.5.0 $PIP_ARGS \
