@@ -3,13 +3,16 @@
 #   docker build -f docker/serving.Dockerfile -t evalmode-serving .
 #   docker run --read-only -v "$PWD/models:/models:ro" -p 127.0.0.1:8001:8001 evalmode-serving
 #
-# On a GPU: build with --build-arg EXTRA=serve-cuda, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
+# On a GPU: build with --build-arg EXTRA=serve-cuda,native, run with --gpus all -e EVALMODE_SERVE_PROVIDER=cuda.
 # Set options with EVALMODE_SERVE_* variables, which the health check reads, too. It requests /livez, or calls Health/Check
-# with EVALMODE_SERVE_NO_METRICS. TLS needs a temporary directory: use --tmpfs /tmp if the root is read-only.
-# PIP_ARGS is passed to pip install, for example to use another index.
+# with EVALMODE_SERVE_NO_METRICS. Nothing is written, so the root can be read-only; TLS, workers and the native transport
+# use /dev/shm. PIP_ARGS is passed to pip install, for example to use another index. BASE may name a digest, as
+# python@sha256:..., and REVISION the commit. What the image contains is listed in /opt/evalmode/sbom.cdx.json (CycloneDX).
 
-FROM python:3.11-slim-bookworm AS build
-ARG EXTRA=serve
+ARG BASE=python:3.11-slim-bookworm
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
+ARG EXTRA=serve,native
 ARG PIP_ARGS=
 COPY . /source
 # The base image's pip installs into the environment, so that the environment itself contains no pip. Bytecode is compiled
@@ -20,8 +23,21 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && pip --python /opt/evalmode install --no-compile --constraint /source/constraints.txt $PIP_ARGS "/source[$EXTRA]" \
  && python -m compileall -q -x /tests/ --invalidation-mode unchecked-hash /opt/evalmode/lib \
  && cp /source/docker/healthcheck.py /opt/evalmode/
+# hadolint ignore=DL3013
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/sbom \
+ && pip --python /opt/sbom install cyclonedx-bom==7.5.0 $PIP_ARGS \
+ && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o /opt/evalmode/sbom.cdx.json /opt/evalmode
 
-FROM python:3.11-slim-bookworm
+# hadolint ignore=DL3006
+FROM ${BASE}
+ARG VERSION=0.3.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="evalmode" \
+      org.opencontainers.image.description="gRPC server of image classifiers on ONNX Runtime, with proof of eval mode" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/evalmode/bin:$PATH \
     EVALMODE_SERVE_HOST=0.0.0.0 \
     EVALMODE_SERVE_REPOSITORY=/models

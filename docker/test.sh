@@ -46,13 +46,20 @@ step "the serving image: a numeric user, no torch, no compiler, a health check t
 user=$("$CONTAINER" image inspect --format '{{.Config.User}}' "$serving")
 [ "$user" = 65532:65532 ] || fail "the image's user is '$user'"
 "$CONTAINER" image inspect "$serving" | grep -F '"/opt/evalmode/healthcheck.py"' >/dev/null || fail "no HEALTHCHECK"
+for label in title version licenses; do
+  value=$("$CONTAINER" image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$label\"}}" "$serving")
+  [ -n "$value" ] || fail "the label $label is empty"
+done
 port=$(
   job -i "${hardened[@]}" --network host --entrypoint python "$serving" - <<'PYTHON'
-import importlib.util, os, shutil, socket, subprocess, sys
+import importlib.util, json, os, shutil, socket, subprocess, sys
+from pathlib import Path
 
 assert (os.getuid(), os.getgid()) == (65532, 65532), os.getuid()
 for package in ("torch", "pip", "setuptools"):
     assert importlib.util.find_spec(package) is None, package
+listed = {one["name"] for one in json.loads(Path("/opt/evalmode/sbom.cdx.json").read_text())["components"]}
+assert {"evalmode", "onnxruntime", "pygrpc-native"} <= listed, listed
 for tool in ("cc", "gcc", "g++", "clang", "make"):
     assert shutil.which(tool) is None, tool
 with socket.socket() as free:
@@ -118,30 +125,60 @@ together=$(
 )
 [[ $together == *"on cpu in 2 processes"*"run       /tmp/run"* ]] || fail "two processes: $together"
 
-step "serve on port $port, everything read-only"
-"$CONTAINER" run -d --name "$name-server" "${hardened[@]}" --network host -v "$name-models:/models:ro" \
-  -e "EVALMODE_SERVE_PORT=$port" -e EVALMODE_SERVE_LAME_DUCK=1 "$serving"
-deadline=$((SECONDS + 60))
-until said=$(healthy); do
-  if [ "$SECONDS" -ge "$deadline" ]; then
-    "$CONTAINER" logs "$name-server"
-    fail "not healthy after 60 s: $said"
-  fi
-  sleep 0.5
-done
+# serve ARGS...: start a server with everything read-only, and wait until its health check passes
+serve() {
+  "$CONTAINER" run -d --name "$name-server" "${hardened[@]}" --network host -v "$name-models:/models:ro" \
+    -e "EVALMODE_SERVE_PORT=$port" "$@" "$serving" >/dev/null
+  local deadline=$((SECONDS + 60)) said
+  until said=$(healthy); do
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      "$CONTAINER" logs "$name-server"
+      fail "not healthy after 60 s: $said"
+    fi
+    sleep 0.5
+  done
+}
 
-step "predict the test images through the server"
-answers=$(job --network host -v "$name-data:/data:ro" "$serving" \
-  predict /data/test --address "127.0.0.1:$port" --csv --top-k 1 2>&1)
-tail -3 <<<"$answers"
-[[ $answers == *"accuracy $accuracy: "* ]] || fail "the export measured $accuracy on the same images"
+# predict: the test images through the server, whose accuracy is known
+predict() {
+  local answers
+  answers=$(job --network host -v "$name-data:/data:ro" "$serving" \
+    predict /data/test --address "127.0.0.1:$port" --csv --top-k 1 2>&1)
+  [[ $answers == *"accuracy $accuracy: "* ]] || fail "the export measured $accuracy on the same images: $answers"
+}
 
-step "SIGTERM: drain and exit 0"
-"$CONTAINER" stop -t 60 "$name-server" >/dev/null
-logs=$("$CONTAINER" logs "$name-server" 2>&1)
-echo "$logs"
-code=$("$CONTAINER" inspect --format '{{.State.ExitCode}}' "$name-server")
-[ "$code" = 0 ] || fail "exit code $code"
-! grep -iE 'traceback|telemetry' <<<"$logs" || fail "the server's log has an unexpected line"
+# stop: SIGTERM, exit code 0, and nothing unexpected in the log
+stop() {
+  "$CONTAINER" stop -t 60 "$name-server" >/dev/null
+  local logs code
+  logs=$("$CONTAINER" logs "$name-server" 2>&1)
+  echo "$logs"
+  code=$("$CONTAINER" inspect --format '{{.State.ExitCode}}' "$name-server")
+  [ "$code" = 0 ] || fail "exit code $code"
+  ! grep -iE 'traceback|telemetry' <<<"$logs" || fail "the server's log has an unexpected line"
+  "$CONTAINER" rm "$name-server" >/dev/null
+}
+
+step "serve on port $port, everything read-only; alive and not ready while it drains"
+serve -e EVALMODE_SERVE_LAME_DUCK=4
+predict
+"$CONTAINER" kill --signal TERM "$name-server" >/dev/null
+until "$CONTAINER" logs "$name-server" 2>&1 | grep -q 'shutting down'; do sleep 0.1; done
+healthy || fail "/livez fails while the server drains"
+! "$CONTAINER" exec "$name-server" python -c \
+  'import urllib.request; urllib.request.urlopen("http://127.0.0.1:8002/readyz")' 2>/dev/null ||
+  fail "/readyz is 200 while the server drains"
+"$CONTAINER" wait "$name-server" >/dev/null
+stop
+
+step "serve by two workers"
+serve -e EVALMODE_SERVE_WORKERS=2 -e EVALMODE_SERVE_LAME_DUCK=0
+predict
+stop
+
+step "serve by the native transport"
+serve -e EVALMODE_SERVE_TRANSPORT=native -e EVALMODE_SERVE_ALLOW_UNBOUNDED_MESSAGES=1 -e EVALMODE_SERVE_LAME_DUCK=0
+predict
+stop
 
 step "container test: passed"

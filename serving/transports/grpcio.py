@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeAlias
 
@@ -55,6 +55,7 @@ SWEEP_S = 0.25
 ASK_S = 5.0  # deadline of a health check that the server sends itself
 FINISH_S = 1.0  # for clients to close their connections at the end
 JOIN_S = 5.0  # for threads to end
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  Linux has it, also where the root is read-only
 # The limit on messages that have arrived in part: two of the largest size, or 16 MiB if that is more.
 UNFINISHED_MESSAGES, MIN_UNFINISHED_BYTES = 2, 16 * 2**20
 OPTIONS: Options = (
@@ -289,13 +290,15 @@ def limit_connections(backend: Backend, unfinished_bytes: int) -> tuple[SharedLi
 
 
 def make_socket_folder() -> tempfile.TemporaryDirectory[str]:
-    """Create a folder for a Unix socket that only this user can enter.
+    """Create a folder for a Unix socket that only this user can enter: a temporary one, otherwise in shared memory.
 
     Raises:
         AddressUnavailable: The folder cannot be created.
     """
     try:
-        return tempfile.TemporaryDirectory(prefix="evalmode-")
+        with suppress(OSError):
+            return tempfile.TemporaryDirectory(prefix="evalmode-")
+        return tempfile.TemporaryDirectory(prefix="evalmode-", dir=SHARED_MEMORY)  # writable on a read-only root, too
     except OSError as error:
         raise AddressUnavailable(
             f"cannot create a folder for a Unix socket ({error}): set TMPDIR to a folder that this user can write to"
