@@ -37,7 +37,9 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             return {str(name): np.atleast_1d(array) for name, array in archive.items()}
-        except (EvalmodeError, OSError, MemoryError):
+        except (EvalmodeError, OSError):
             raise
-        except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen types for damaged headers
+        except (
+            Exception
+        ) as error:  # numpy, zipfile, zlib and tokenize raise a dozen types for damaged headers, MemoryError too
             raise UsageError(f"{path} is not an .npz of arrays, or a damaged one: {first_line(error)}") from error

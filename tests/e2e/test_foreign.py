@@ -149,7 +149,7 @@ def test_an_artifact_is_certified_again_and_laid_out_for_other_tools(
     assert f"also      {tmp_path}/models-triton/digits, for triton\n" in done.stderr
     card = (tmp_path / "models-huggingface/digits/1/README.md").read_text()
     assert "\nMade by Ada Lovelace.\nLicence: MIT.\n" in card
-    assert "Measured on 397 labelled test images." in card
+    assert "Measured on 397 labelled images." in card
     (tmp_path / "models-triton/digits/labels.txt").write_text("0\n1\n")
     again = evalmode("certify", tmp_path / "models-huggingface/digits/1", *given, "--also", "triton")
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
