@@ -39,7 +39,5 @@ def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             return {str(name): np.atleast_1d(array) for name, array in archive.items()}
         except (EvalmodeError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # numpy, zipfile, zlib and tokenize raise a dozen types for damaged headers, MemoryError too
+        except Exception as error:  # a damaged header may raise a dozen types, also MemoryError
             raise UsageError(f"{path} is not an .npz of arrays, or a damaged one: {first_line(error)}") from error
