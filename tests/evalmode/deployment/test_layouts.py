@@ -120,7 +120,8 @@ def test_triton_takes_a_tensor_without_axes_after_the_batch(tmp_path: Path) -> N
         del value.type.tensor_type.shape.dim[1:]
     model = lay_out("triton", tmp_path, seal(graph, TensorManifest()))
     config = text_format.Parse((model / "config.pbtxt").read_text(), wire.ModelConfig())
-    for one in (*config.input, *config.output):
+    tensors: list[wire.ModelInput | wire.ModelOutput] = [*config.input, *config.output]
+    for one in tensors:
         assert (one.dims, one.HasField("reshape"), list(one.reshape.shape)) == ([1], True, [])
 
 
