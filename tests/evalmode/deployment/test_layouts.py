@@ -122,7 +122,7 @@ def test_triton_takes_a_tensor_without_axes_after_the_batch(tmp_path: Path) -> N
     config = text_format.Parse((model / "config.pbtxt").read_text(), wire.ModelConfig())
     tensors: list[wire.ModelInput | wire.ModelOutput] = [*config.input, *config.output]
     for one in tensors:
-        assert (one.dims, one.HasField("reshape"), list(one.reshape.shape)) == ([1], True, [])
+        assert (list(one.dims), one.HasField("reshape"), len(one.reshape.shape)) == ([1], True, 0)
 
 
 @pytest.mark.parametrize("label", ["a\nb", " a", "a\r", "\ud800"])
