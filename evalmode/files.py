@@ -46,6 +46,22 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file, and return once its content is on the disk.
+
+    Args:
+        path: The file; its content is replaced.
+        content: The bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file atomically: its content is synced to disk, then renamed into place.
 
@@ -68,10 +84,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             return
         partial = place.with_name(place.name + ".partial")
         try:
-            with partial.open("wb") as file:
-                file.write(encoded)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(partial, encoded)
             partial.replace(place)
         except BaseException:
             partial.unlink(missing_ok=True)

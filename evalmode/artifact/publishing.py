@@ -12,7 +12,7 @@ from evalmode.artifact.layouts import check_repository
 from evalmode.artifact.repository import ARTIFACT_FILE, VERSION, check_name, list_versions
 from evalmode.artifact.strays import explain_missing
 from evalmode.errors import ArtifactInvalid
-from evalmode.files import check_writable, find_existing, naming
+from evalmode.files import check_writable, find_existing, naming, write_synced
 
 WITHDRAWN = ".withdrawn-"  # the prefix of a version that was rolled back
 
@@ -59,10 +59,8 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     incoming = repository / f".incoming-{secrets.token_hex(8)}"
     try:
         incoming.mkdir(0o700)
-        with naming(repository), (incoming / ARTIFACT_FILE).open("wb") as file:
-            file.write(artifact)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(repository):
+            write_synced(incoming / ARTIFACT_FILE, artifact)
         # The server may run as another user: the umask of this one must not lock it out.
         (incoming / ARTIFACT_FILE).chmod(0o644)
         incoming.chmod(0o755)

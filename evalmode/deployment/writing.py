@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from evalmode.deployment.release import File
 from evalmode.errors import UsageError
-from evalmode.files import naming, write_atomically
+from evalmode.files import naming, write_atomically, write_synced
 
 READABLE, REACHABLE = 0o644, 0o755  # the server may run as another user
 
@@ -93,10 +92,7 @@ def _write_folder(folder: Path, name: Path, contents: Mapping[Path, bytes]) -> N
             for inner, content in contents.items():
                 path = incoming / inner
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_synced(path, content)
                 path.chmod(READABLE)
             for one in (incoming, *(path for path in incoming.rglob("*") if path.is_dir())):
                 one.chmod(REACHABLE)
