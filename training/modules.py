@@ -9,7 +9,6 @@ import copy
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from os import PathLike
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from evalmode.artifact.tensors import Floats
 from evalmode.certification.certified import CertifiedClassifier
-from evalmode.certification.foreign import certify_found, state_facts
+from evalmode.certification.foreign import FilePath, certify_found, state_facts
 from evalmode.certification.found.facts import choose_facts, list_pixel_facts
 from evalmode.certification.found.found import FoundNetwork, Library
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
@@ -29,7 +28,6 @@ from training.networks import explain
 from training.onnx_export import check_eval_mode, convert, explain_export
 
 BATCH = 32  # images that the module runs at once
-FilePath = str | PathLike[str]
 
 
 class Scored(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,13 +213,11 @@ def certify(what: Path, repository: Path, name: str, publishing: Publishing, out
 def _list_image_options() -> list[str]:
     """The options for image classifiers that the user gave."""
     context = click.get_current_context()
-    kept = ("what", "samples", "repository", "name", "author", "license", "also", "as_json", "quiet")
+    names = {one.name for one in fields(CertifyOptions)} - {"samples"}
     return [
         parameter.opts[0]
         for parameter in context.command.params
-        if parameter.name not in kept
-        and parameter.name
-        and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+        if parameter.name in names and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
     ]
 
 
