@@ -11,43 +11,18 @@ from typing import Any, get_type_hints
 import numpy as np
 import onnx
 import pytest
-from PIL import Image
 
 import evalmode
 from evalmode.artifact.publishing import publish
 from evalmode.certification.preprocessing import ClassifierOptions, Preprocessing
 from evalmode.errors import ArtifactInvalid, GoldenMismatch, UsageError
 from evalmode.own_packages import ROOT
-from tests.conftest import COLOURS, colour_artifact, colour_graph, encode, plain
+from tests.conftest import COLOURS, colour_artifact, encode, plain
 
 BARE = {  # need no extra
     *("AsyncClient", "CallFailed", "Client", "DataError", "EvalmodeError", "ExportRefused", "Limits", "Prediction"),
     *("ProofFailed", "TrainingDiverged", "TrainingStopped", "UsageError"),
 }
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Six images of noise in each of three colours, in a folder per label."""
-    rng = np.random.default_rng(0)
-    for channel, label in enumerate(COLOURS):
-        (tmp_path / "images" / label).mkdir(parents=True)
-        for index in range(6):
-            pixels = rng.integers(0, 100, (4, 4, 3))
-            pixels[..., channel] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / label / f"{index}.png")
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Path:
-    """The graph of colours as another tool would export it: float32 (N, 4, 4, 3) in 0..1 to logits."""
-    graph = colour_graph()
-    graph.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    del graph.graph.output[0]  # the probabilities
-    graph.graph.node.pop()
-    onnx.save(graph, tmp_path / "network.onnx")
-    return tmp_path / "network.onnx"
 
 
 @pytest.mark.parametrize("name", evalmode.__all__)
