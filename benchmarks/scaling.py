@@ -1,10 +1,11 @@
 """Plan replicas, memory and network for a rate of images, from the figures of ``evalmode bench --json``.
 
     evalmode bench ADDRESS --image photo.jpg --json > bench.json
-    python benchmarks/scaling.py bench.json --image-kib 40 --memory-mib 400 --cpus 4
+    python benchmarks/scaling.py bench.json --cpus 4
 
-The figures are those of one server, measured. The rest is arithmetic: the processor time of a request times the rate,
-divided by the share of the processors that may be busy.
+The figures are those of one server, measured: the processor time and the size of a request, the memory of the server.
+The rest is arithmetic: the processor time of a request times the rate, divided by the share of the processors that may
+be busy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 RATES = (1_000, 100_000, 10_000_000)
 REPLY_BYTES = 1_000  # five labels with their probabilities, HTTP/2 and TCP headers
-REQUEST_BYTES = 500  # headers and acknowledgements of a request, beside the image
+HEADER_BYTES = 500  # headers of a request and acknowledgements, beside its message
 GIB, GIGABIT = 2**30, 1e9
 
 
@@ -28,14 +29,14 @@ class Replica:
 
     Attributes:
         cpu_s: Processor time of a request, in seconds.
-        image_bytes: The size of an image.
+        request_bytes: The size of a request.
         memory_bytes: Resident memory.
         cpus: Its processors.
         busy: The share of them that may be busy, so that latency stays low and a failed zone can be absorbed.
     """
 
     cpu_s: float
-    image_bytes: int
+    request_bytes: int
     memory_bytes: int
     cpus: float
     busy: float
@@ -79,17 +80,29 @@ def plan(rate: int, replica: Replica) -> Plan:
         replicas,
         replicas * replica.cpus,
         replicas * replica.memory_bytes / GIB,
-        rate * (replica.image_bytes + REQUEST_BYTES) * 8 / GIGABIT,
+        rate * (replica.request_bytes + HEADER_BYTES) * 8 / GIGABIT,
         rate * REPLY_BYTES * 8 / GIGABIT,
     )
 
 
-def read_cpu_s(figures: dict[str, Any]) -> float:
-    """The processor time of a request under the largest load of ``evalmode bench --json``, in seconds."""
+def read_replica(figures: dict[str, Any], cpus: float, busy: float) -> Replica:
+    """Read the output of ``evalmode bench --json``: the load with the highest rate.
+
+    Args:
+        figures: The output.
+        cpus: The processors of a replica.
+        busy: The share of them that may be busy.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        SystemExit: The server ran on another machine, so its processor time is unknown.
+    """
     row = max(figures["loads"], key=lambda one: one["rate"])
     if not row["server_cpu_us"]:
         raise SystemExit("the figures lack server_cpu_us: run evalmode bench on the server's machine")
-    return float(row["server_cpu_us"]) / 1e6
+    return Replica(row["server_cpu_us"] / 1e6, figures["request_bytes"], row["server_memory_bytes"], cpus, busy)
 
 
 def show(plans: list[Plan]) -> str:
@@ -110,15 +123,12 @@ def main() -> None:
     """Print the plan."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("figures", type=Path, help="output of evalmode bench --json")
-    parser.add_argument("--image-kib", type=float, required=True, help="size of an image")
-    parser.add_argument("--memory-mib", type=float, required=True, help="process_resident_memory_bytes of a server")
     parser.add_argument("--cpus", type=float, default=4, help="processors of a replica")
     parser.add_argument("--busy", type=float, default=0.6, help="share of them that may be busy")
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="images per second")
     given = parser.parse_args()
-    cpu_s = read_cpu_s(json.loads(given.figures.read_text()))
-    replica = Replica(cpu_s, int(given.image_kib * 2**10), int(given.memory_mib * 2**20), given.cpus, given.busy)
-    print(f"{cpu_s * 1e3:.2f} ms of processor time a request: {replica.rate:,.0f} images/s a replica\n")
+    replica = read_replica(json.loads(given.figures.read_text()), given.cpus, given.busy)
+    print(f"{replica.cpu_s * 1e3:.2f} ms of processor time a request: {replica.rate:,.0f} images/s a replica\n")
     print(show([plan(rate, replica) for rate in given.rates]))
 
 
