@@ -68,7 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--image", default="evalmode-serving")
     parser.add_argument("--base", default="python:3.11-slim-bookworm", help="the image that it was built on")
-    parser.add_argument("--memory", default="256m", help="memory limit of a server")
+    parser.add_argument("--memory", default="1g", help="memory limit of a server")
     parser.add_argument("--starts", type=int, default=3, help="with each quota")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement of throughput")
     arguments = parser.parse_args()
