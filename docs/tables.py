@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import statistics
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -354,6 +355,34 @@ def show_makers() -> str:
     return draw(head, rows)
 
 
+def show_containers() -> str:
+    """Show the start-up, throughput and memory of the serving image, from the newest figures."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*-containers.json"), default=None)
+    if newest is None:
+        return ""
+    figures = json.loads(newest.read_text())
+    rows = [
+        (
+            one["transport"],
+            f"{one['cpus']:g}",
+            f"{statistics.median(one['starts_s']):.1f}",
+            f"{one['small']['rate']:,.0f}",
+            f"{one['small']['p99_ms']:,.0f}",
+            f"{one['photo']['rate']:,.1f}",
+            f"{one['photo']['p99_ms']:,.0f}",
+            f"{one['memory_mib']:.0f}",
+        )
+        for one in figures["servers"]
+    ]
+    head = ("transport", "CPUs", "start, s", "32x32 images/s", "p99, ms", "photos/s", "p99, ms", "memory, MiB")
+    size, versions = figures["size_mb"], figures["versions"]
+    return draw(head, rows) + (
+        f"\n{size:.0f} MB compressed above the base image. {figures['date']}, {figures['machine']}, memory limit "
+        f"{figures['memory']}, evalmode {versions['evalmode']} at {figures['commit']}, onnxruntime "
+        f"{versions['onnxruntime']}.\n"
+    )
+
+
 def describe_rules(contract: PixelContract) -> str:
     """Show the rules of a contract by their keys, without the size and the rules that all rows share."""
     facts = write_contract(contract)
@@ -403,6 +432,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/wire-protocol.md", "reasons"): show_reasons,
     ("docs/conformance.md", "conformance"): show_conformance,
     ("docs/operating.md", "options"): show_options,
+    ("docs/operating.md", "containers"): show_containers,
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,
