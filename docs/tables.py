@@ -300,6 +300,25 @@ def describe_alert(rule: Mapping[str, Any]) -> str:
     return f"{summary}. {description}"
 
 
+def show_proxies() -> str:
+    """Show what became of requests through the proxies, by the newest figures."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*-proxies.json"))
+    proxies = json.loads(newest.read_text())["proxies"]
+    spreads = [
+        " and ".join(f"{share / sum(one['steady']['shares']):.1%}" for share in one["steady"]["shares"])
+        for one in proxies.values()
+    ]
+    events = {"drain": "one drains", "roll": "both are rolled over", "kill": "one is killed (`kill -9`)"}
+    rows = [(text, *(describe_loss(one[event]) for one in proxies.values())) for event, text in events.items()]
+    return draw(("", *proxies), [("answers of the two servers", *spreads), *rows])
+
+
+def describe_loss(outcome: Mapping[str, Any]) -> str:
+    """Say how many of the requests of an event failed."""
+    failed = sum(outcome["failed"].values())
+    return f"{failed} of {failed + outcome['answered']:,}"
+
+
 def describe_retry(error: type[RequestError]) -> str:
     """Say whether the same request may succeed later."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
@@ -437,6 +456,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "metrics"): show_metrics,
     ("docs/operating.md", "alerts"): show_alerts,
+    ("docs/operating.md", "proxies"): show_proxies,
     ("docs/operating.md", "remedies"): show_remedies,
 }
 
