@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import hpack
 import pytest
-from http2 import (
+
+from benchmarks.http2 import (
     CANCEL,
     CLOSED,
     DATA,

@@ -15,8 +15,8 @@ because ``compact`` is the default for them.
 
 Examples::
 
-    python benchmarks/quality/photos.py trashnet/ --part default --out results/photos.jsonl
-    python benchmarks/quality/photos.py cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
+    python -m benchmarks.quality.photos trashnet/ --part default --out results/photos.jsonl
+    python -m benchmarks.quality.photos cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
         --part default --part plain --part compact --seeds 1 --out results/photos.jsonl
 """
 
@@ -152,8 +152,7 @@ def draw_subset(data: Path, count: int, folder: Path) -> Path:
 
 def read_processor() -> str:
     """Return the name of the processor."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # lecture is beside this folder
-    from lecture import processor
+    from benchmarks.quality.lecture import processor
 
     return processor()
 

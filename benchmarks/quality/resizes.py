@@ -1,6 +1,6 @@
 """Accuracy of a head on the features of EfficientNet-Lite0, by how the photos are resized and cropped.
 
-    python benchmarks/quality/resizes.py PHOTOS [--out FILE]
+    python -m benchmarks.quality.resizes PHOTOS [--out FILE]
 
 PHOTOS is a folder of <label>/<photo>. For each crop ratio and interpolation, the features of all photos are computed,
 the penalty of the head is chosen on the validation images, and the accuracy is cross-validated: each photo is predicted

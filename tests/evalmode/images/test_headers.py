@@ -9,11 +9,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import worst_images
-from decoded_apart import measure_apart
 from PIL import Image
-from worst_images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 
+from benchmarks.decoded_apart import measure_apart
+from benchmarks.soak import worst_images
+from benchmarks.soak.worst_images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 from evalmode.errors import ImageError, ImageTooComplex, ImageTooManyPixels, ImageUnreadable
 from evalmode.images import jpeg
 from evalmode.images.exif import find_orientation
