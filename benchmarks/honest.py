@@ -12,13 +12,10 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import subprocess
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,7 +25,6 @@ from grpc_health.v1 import health_pb2
 
 from benchmarks import http2
 from benchmarks.processes import list_command, make_environment
-from benchmarks.quality.lecture import processor
 from evalmode.wire import classifier_pb2, open_inference_pb2
 
 SIDE = 32
@@ -213,24 +209,6 @@ def find_misses(quiet: dict[str, Any], attacked: dict[str, Any], idle_mb: float,
     if most_mb - idle_mb > LARGEST_GROWTH_MB:
         misses.append(f"memory {most_mb - idle_mb:.0f} MB over idle, above {LARGEST_GROWTH_MB:.0f} MB")
     return misses
-
-
-def write_figures(out: Path, arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Write figures together with the machine and the arguments of the measurement.
-
-    Args:
-        out: The JSON file.
-        arguments: The command-line arguments.
-        figures: The figures.
-    """
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        **{name: value for name, value in vars(arguments).items() if name != "out"},
-        **figures,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

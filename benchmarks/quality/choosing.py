@@ -13,31 +13,31 @@ import copy
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
+from torch import nn
 
-import training.loop
+from benchmarks.record import add_out, write_result
 from training.callbacks import Callbacks
 from training.checkpoint import Epoch
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.evaluation import evaluate
-from training.recipe import choose_recipe
+from training.loop import prepare_network, train
+from training.ranks import ALONE
+from training.recipe import Recipe, choose_recipe
 from training.run import Run
 from training.run_config import RunConfig
-from training.statistics import recompute_statistics, sample_statistics
+from training.statistics import list_moved, recompute_statistics, sample_statistics
 
 
 def main() -> None:
     """Train, measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--image-size")
     parser.add_argument("--network", default="compact")
     parser.add_argument("--epochs", type=int)
@@ -51,7 +51,7 @@ def main() -> None:
     recipe = choose_recipe(arguments.network, dataset, seed=arguments.seed, epochs=arguments.epochs)
     results = measure(dataset, RunConfig.of(dataset, ReadOptions(size or None), recipe))
     print(json.dumps(results["chosen"], indent=1))
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_result(arguments, results)
 
 
 def take(split: Split, count: int) -> Split:
@@ -60,43 +60,44 @@ def take(split: Split, count: int) -> Split:
     return Split(split.images[::step][:count], split.targets[::step][:count])
 
 
+def time_sampling(network: nn.Module, split: Split, moved: list[str], recipe: Recipe) -> float:
+    """Measure the CPU seconds that an epoch spends on the sample of statistics."""
+    started = time.process_time()
+    with sample_statistics(network, split, moved, recipe.batch_size, ALONE):
+        return time.process_time() - started
+
+
 def measure(dataset: Dataset, config: RunConfig) -> dict[str, Any]:
     """Train once. Return figures for each epoch, and for the epoch that each way of choosing selects."""
-    sampling: list[float] = []
     epochs: list[dict[str, float]] = []
     begun: list[float] = []
 
-    @contextmanager
-    def timed(*arguments: Any) -> Iterator[None]:
-        started = time.process_time()
-        with sample_statistics(*arguments):
-            sampling.append(time.process_time() - started)
-            yield
-
     torch.manual_seed(config.recipe.seed)
-    network = training.loop.prepare_network(config.build_network(), dataset.train)
+    network = prepare_network(config.build_network(), dataset.train)
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
 
     def look(epoch: Epoch) -> None:
         seconds = time.process_time() - begun[-1]
-        exact = copy.deepcopy(network)
+        exact, sampled = copy.deepcopy(network), copy.deepcopy(network)
+        sampling_s = time_sampling(sampled, dataset.train, list_moved(initial, network.state_dict()), config.recipe)
         recompute_statistics(exact, dataset.train)
         moving, exactly = evaluate(copy.deepcopy(network), dataset.val)[0], evaluate(exact, dataset.val)[0]
         figures = {"moving": moving, "sampled": epoch.val_accuracy, "exact": exactly}
-        epochs.append({"epoch": epoch.epoch, "seconds": seconds, "sampling_s": sampling[-1], **figures})
+        epochs.append({"epoch": epoch.epoch, "seconds": seconds, "sampling_s": sampling_s, **figures})
         print(epochs[-1], flush=True)
         begun.append(time.process_time())
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(training.loop, "sample_statistics", timed):
+    with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", config)
         begun.append(time.process_time())
-        training.loop.train(run, network, dataset.train, dataset.val, Callbacks(on_epoch=look))
+        train(run, network, dataset.train, dataset.val, Callbacks(on_epoch=look))
     by = {way: max(epochs, key=lambda epoch: epoch[way]) for way in ("moving", "sampled", "exact")}
     return {
         "images": {"train": len(dataset.train), "val": len(dataset.val), "shape": config.shape},
         "network": config.recipe.network,
         "epochs": epochs,
         "chosen": {
-            "share_of_time": sum(sampling) / sum(epoch["seconds"] for epoch in epochs),
+            "share_of_time": sum(epoch["sampling_s"] for epoch in epochs) / sum(epoch["seconds"] for epoch in epochs),
             **{f"exact_if_by_{way}": epoch["exact"] for way, epoch in by.items()},
         },
     }

@@ -14,8 +14,6 @@ head that is fitted to all of the few. The same for one that is fitted to nine t
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.record import add_out, write_result
 from evalmode.artifact.tensors import Floats
 from evalmode.certification.metrics import measure_cross_validated, wilson_interval
 from training.cross_validation import FOLDS, Fit, cross_validate, refit_head
@@ -46,15 +45,15 @@ def main() -> None:
     parser.add_argument("--penalty", type=float, default=0.1, help="of the heads (default: 0.1)")
     parser.add_argument("--seeds", type=int, default=3, help="for wrong labels (default: 3)")
     parser.add_argument("--draws", type=int, default=20, help="of few images (default: 20)")
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     features, targets, head = compute(arguments.data)
     fit = refit_head(head, arguments.penalty)
-    results: dict[str, Any] = {"images": len(targets), "penalty": arguments.penalty, "machine": platform.processor()}
+    results: dict[str, Any] = {"images": len(targets)}
     results["wrong_labels"] = [find_flipped(features, targets, fit, share, arguments.seeds) for share in SHARES]
     results["accuracy"] = [measure_few(features, targets, fit, count, arguments.draws) for count in FEW]
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    write_result(arguments, results)
 
 
 def compute(data: Path) -> tuple[Floats, Indices, Head]:

@@ -9,7 +9,6 @@ changed in one way, and reads /metrics.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import CONTRACT, make_artifact, serving
 from evalmode.artifact.image_statistics import MAX_IMAGES, describe_images
 from evalmode.artifact.publishing import publish
@@ -33,7 +33,7 @@ def main() -> None:
     """Run the draws, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--draws", type=int, default=20)
     arguments = parser.parse_args()
     chance = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def main() -> None:
             flagged = sum(distance > LIMIT for distance in worst)
             results[kind] = {"draws": len(worst), "flagged": flagged, "least": min(worst), "most": max(worst)}
             print(kind, results[kind], flush=True)
-    arguments.out.write_text(json.dumps({"images": WINDOW, "limit": LIMIT, "changes": results}, indent=1) + "\n")
+    write_result(arguments, {"images": WINDOW, "limit": LIMIT, "changes": results})
 
 
 def load(folder: Path, chance: np.random.Generator, most: int) -> Pixels:

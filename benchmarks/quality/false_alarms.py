@@ -29,12 +29,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.lecture import processor
 from benchmarks.quality.photo_classifiers import list_heads, list_runs
 from benchmarks.quality.small_networks import list_small_networks
+from benchmarks.record import add_out, read_unfinished, write_result
 from evalmode.artifact.sealing import open_artifact
 from evalmode.certification.verdicts import examine
-from evalmode.files import write_atomically
 from evalmode.runtime.loading import load_artifact
 
 EMULATED = 5
@@ -53,7 +52,6 @@ def measure(
     facts: dict[str, Any], export: Callable[[Path], dict[str, bytes]], emulator: list[str] | None
 ) -> dict[str, Any]:
     """Export one and check it, here and on the emulated processor."""
-    facts = {**facts, "processor": processor()}
     with tempfile.TemporaryDirectory() as folder:
         try:
             artifacts = export(Path(folder))
@@ -90,18 +88,18 @@ def check(artifact: bytes, kind: str, folder: Path, emulator: list[str] | None) 
 def main() -> None:
     """Run all cases and print the number of false alarms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--heads", type=Path, metavar="RUN", help="export heads that are trained on its features")
     parser.add_argument("--runs", type=Path, metavar="RUN", nargs="+", default=[], help="export these runs")
     parser.add_argument("--qemu", type=shlex.split, help="the emulator and its options")
     arguments = parser.parse_args()
     heads = list_heads(arguments.heads) if arguments.heads else ()
     cases = chain(heads, list_runs(arguments.runs)) if heads or arguments.runs else list_small_networks()
-    results: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
+    results: list[dict[str, Any]] = read_unfinished(arguments.out).get("exports", [])
     for number, (facts, export) in list(enumerate(cases))[len(results) :]:  # continue an interrupted run
         results.append(measure(facts, export, arguments.qemu if number % EMULATED == 0 else None))
         print(results[-1], flush=True)
-        write_atomically(arguments.out, json.dumps(results, indent=1) + "\n")
+        write_result(arguments, {"exports": results})
     alarms = sum(len(result["alarms"]) for result in results)
     checked = [result[kind] for result in results for kind in ("float32", "int8") if kind in result]
     emulated = [one["emulated"] for one in checked if one.get("emulated")]

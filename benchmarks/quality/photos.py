@@ -9,15 +9,15 @@ Parts, each of which trains by ``evalmode train`` unless it is ``plain``:
 - ``plain``: a plain loop of fine-tuning of the whole network from the same weights, in the time of the part
   ``default``; a run for each seed.
 
-Every finished run is a line of the result file, and is not repeated. ``--subset N`` draws N images, the same number of
+Runs that the result file contains already are not repeated. ``--subset N`` draws N images, the same number of
 each label, from all splits of the data; the draw is always the same. Thumbnails need ``--network efficientnet-lite0``,
 because ``compact`` is the default for them.
 
 Examples::
 
-    python -m benchmarks.quality.photos trashnet/ --part default --out results/photos.jsonl
+    python -m benchmarks.quality.photos trashnet/ --part default --out FILE
     python -m benchmarks.quality.photos cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
-        --part default --part plain --part compact --seeds 1 --out results/photos.jsonl
+        --part default --part plain --part compact --seeds 1 --out FILE
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.record import add_out, read_unfinished, write_result
 from evalmode.certification.metrics import wilson_interval
 from evalmode.images.folders import find_images
 from training.datasets import Dataset, ReadOptions, load_dataset
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of <label>/<photo>")
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True, help="result file, a line of JSON per run")
+    add_out(parser)
     parser.add_argument("--plot", type=Path, help="PNG of accuracy by time")
     parser.add_argument("--network", help="for all parts but compact and plain; default: the one for these images")
     parser.add_argument("--compact-size", default="128x128", help="image size of the part compact")
@@ -102,26 +103,36 @@ def main() -> None:
             data = draw_subset(data, arguments.subset, Path(folder) / f"{data.name}-{arguments.subset}")
         pretrained = ["--network", arguments.network] if arguments.network else []
         job = Job(data, arguments.seeds, pretrained, arguments.compact_size)
+        runs: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
         for part in arguments.part or PARTS:
-            run_part(part, job, arguments.out)
-    for name in dict.fromkeys(run["data"] for run in read(arguments.out)):
-        summarise(name, [run for run in read(arguments.out) if run["data"] == name])
+            for found in run_part(part, job, {(one["data"], one["name"]) for one in runs}):
+                runs.append(found)
+                write_result(arguments, {"runs": runs})
+    for name in dict.fromkeys(run["data"] for run in runs):
+        summarise(name, [run for run in runs if run["data"] == name])
     if arguments.plot:
-        draw(read(arguments.out), arguments.plot)
+        draw(runs, arguments.plot)
 
 
-def run_part(part: str, job: Job, out: Path) -> None:
-    """Run what is missing of a part, and append it to the result file."""
+def run_part(part: str, job: Job, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Run what is missing of a part.
+
+    Args:
+        part: Its name.
+        job: What to train on.
+        done: The data and the names of the runs that are not repeated.
+
+    Yields:
+        The figures of each run.
+    """
     for name, run in PARTS[part](job):
-        if (job.data.name, name) in {(one["data"], one["name"]) for one in read(out)}:
+        if (job.data.name, name) in done:
             continue
         with tempfile.TemporaryDirectory() as folder:
             before = measure_cpu_s()
             found = {"part": part, "name": name, "data": job.data.name, **run(Path(folder))}
         found["cpu_seconds"] = round(measure_cpu_s() - before, 1)  # with evaluation; other processes hardly change it
-        found |= {"load_average": round(os.getloadavg()[1], 1), "cores": os.cpu_count()}
-        with out.open("a") as file:
-            file.write(json.dumps({**found, "processor": read_processor()}) + "\n")
+        yield found | {"load_average": round(os.getloadavg()[1], 1), "cores": os.cpu_count()}
 
 
 def measure_cpu_s() -> float:
@@ -148,18 +159,6 @@ def draw_subset(data: Path, count: int, folder: Path) -> Path:
         for row in rng.choice(len(paths), count // len(by_label), replace=False).tolist():
             (place / "-".join(paths[row].relative_to(data).parts)).symlink_to(paths[row])
     return folder
-
-
-def read_processor() -> str:
-    """Return the name of the processor."""
-    from benchmarks.quality.lecture import processor
-
-    return processor()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a result file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def train(data: Path, options: list[str], folder: Path) -> dict[str, Any]:

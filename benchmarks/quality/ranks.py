@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 
 import platformdirs
-import torch
 
+from benchmarks.record import add_out, write_result
 from training.datasets import load_dataset
 from training.run import BEST, EXACT, Run
 from training.statistics import recompute_statistics
@@ -39,7 +36,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     arguments = parser.parse_args()
     results = []
     for seed in range(arguments.seeds):
@@ -47,9 +44,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(measure(arguments.data, Path(folder, "run"), seed, arguments.epochs, count))
             print(results[-1], flush=True)
-    record = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "cores": os.cpu_count()}
-    record |= {"machine": platform.processor() or platform.machine(), "epochs": arguments.epochs}
-    arguments.out.write_text(json.dumps({**record, "trainings": results}, indent=1) + "\n")
+    write_result(arguments, {"trainings": results})
     for count in TRAIN:
         for name in ("test_accuracy", "seconds", "epoch_seconds", "statistics_differ"):
             values = [result[name] for result in results if result["processes"] == count]

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import evalmode
+from benchmarks.record import add_out, write_result
 from benchmarks.speed.scaled_decoding import SIZE, enlarge, save
 from evalmode.certification.metrics import wilson_interval
 from evalmode.images.headers import read_header
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run that it was exported from, with its data in place")
     parser.add_argument("--grain", type=float, default=0, help="standard deviation of the grain")
     parser.add_argument("--quality", type=int, default=90)
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    add_out(parser, required=False)
     options = parser.parse_args()
     model = evalmode.load(options.artifact).as_classifier()
     test = reload_data(Run.open(options.run), None, None, Callbacks()).test
@@ -50,14 +51,11 @@ def main() -> None:
     results = {
         "photos": len(test),
         "size": SIZE,
-        "grain": options.grain,
-        "quality": options.quality,
         "scales": sorted({scale for _, scale in found}),
         **compare(probabilities, test.targets),
     }
     print(json.dumps(results, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_result(options, results)
     wins, losses = results["right_only_scaled"], results["right_only_plain"]
     sys.exit(abs(wins - losses) > 1.96 * math.sqrt(wins + losses))
 

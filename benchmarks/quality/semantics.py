@@ -13,7 +13,6 @@ import json
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 
@@ -24,6 +23,7 @@ from torch import nn
 import training.loop
 import training.optimizers
 from benchmarks.processes import list_command, make_environment
+from benchmarks.record import add_out, write_result
 from training.callbacks import Callbacks
 from training.datasets import ReadOptions, load_dataset
 from training.evaluation import evaluate
@@ -44,18 +44,18 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["keras", "torch"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)  # of the process's only training
+    add_out(parser, required=False)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # of the process's only training
     arguments = parser.parse_args()
     if arguments.seed is not None:
         figures = train(arguments.data, arguments.variants[0], arguments.seed, arguments.epochs)
-        arguments.out.write_text(json.dumps(figures))
+        arguments.figures.write_text(json.dumps(figures))
         return
     jobs = [(seed, variant) for seed in range(arguments.seeds) for variant in arguments.variants]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda job: run(arguments.data, job[0], job[1], arguments.epochs), jobs))
-    record = {"date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "epochs": arguments.epochs}
-    arguments.out.write_text(json.dumps({**record, "trainings": results}, indent=1) + "\n")
+    write_result(arguments, {"trainings": results})
     for variant in arguments.variants:
         for name in ("test_accuracy", "val_accuracy", "first_epoch_val_accuracy"):
             values = [float(result[name]) for result in results if result["variant"] == variant]
@@ -66,7 +66,7 @@ def run(data: str, seed: int, variant: str, epochs: int) -> dict[str, float | st
     """Run one training in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "figures.json")
-        options = ("--variants", variant, "--seed", seed, "--epochs", epochs, "--out", out)
+        options = ("--variants", variant, "--seed", seed, "--epochs", epochs, "--figures", out)
         command = list_command("benchmarks.quality.semantics", data, *options)
         subprocess.run(command, check=True, env=make_environment(OMP_NUM_THREADS="1"))
         figures: dict[str, float | str] = json.loads(out.read_text())

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.record import describe_result
+
 KERAS = "keras"
 COLOURS = {"dense": "#6b7280", "reference": "#2a6fbb", "compact": "#d1495b", KERAS: "#c2700a"}
 SPREAD = ("test_accuracy", "mirrored_accuracy", "seconds", "export_seconds", "peak_bytes", "training_peak_bytes")
@@ -41,7 +43,7 @@ def describe(values: list[float]) -> dict[str, float]:
 
 def print_table(results: dict[str, Any]) -> None:
     """Print the summary: means, and the range in brackets if there is more than one run."""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"mean (minimum to maximum); {results['machine']}; {results['date']}")
+    table = Table(box=box.SIMPLE_HEAD, caption=f"mean (minimum to maximum); {describe_result(results)}")
     table.add_column("contestant", style="bold", no_wrap=True)
     for name in (
         "runs",
@@ -124,7 +126,7 @@ def is_crowded(contestant: str, summary: dict[str, Any]) -> bool:
 def dress(axes: Any, results: dict[str, Any]) -> None:
     """Draw title, axes and grid."""
     axes.set_title("Test accuracy, and the seconds from images to artifact", loc="left", weight="bold", pad=22)
-    text = f"{results['machine']}; {results['date']}; one point per seed"
+    text = f"{describe_result(results)}; one point per seed"
     axes.text(0, 1.025, text, transform=axes.transAxes, size=8.5, color="#5f6368")
     axes.set_xlabel("seconds from process start to artifact, decoding included")
     axes.set_ylabel("test accuracy")

@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,15 +24,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT, make_environment
-from benchmarks.quality.lecture import EVALMODE, processor
+from benchmarks.processes import ROOT, list_command, make_environment
 from benchmarks.quality.standings import KERAS, draw_plot, print_table, summarise
+from benchmarks.record import add_out, read_unfinished, write_result
 
 LECTURE = ("--epochs", "10", "--batch-size", "32", "--learning-rate", "5e-4")
 OPTIONS = {  # of `evalmode train`
@@ -81,7 +78,7 @@ def main() -> None:
     out = arguments.shown or arguments.out
     if not arguments.shown:
         job = Job(arguments.data.resolve(), arguments.keras_python, arguments.epochs)
-        compete(job, arguments.seeds, arguments.contestants, out)
+        compete(job, arguments)
     results = json.loads(out.read_text())
     print_table(results)
     draw_plot(results, out.with_suffix(".png"))
@@ -92,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, help="results to write, or to continue")
+    add_out(parser, required=False)
     parser.add_argument("--from", dest="shown", type=Path, help="run nothing, show these results")
     parser.add_argument("--seeds", type=parse_seeds, default=range(3), help="how many, or a list: 0,1,2")
     parser.add_argument("--contestants", type=parse_contestants, default=CONTESTANTS, help=",".join(CONTESTANTS))
@@ -119,11 +116,11 @@ def parse_contestants(text: str) -> tuple[str, ...]:
     return names
 
 
-def compete(job: Job, seeds: Sequence[int], contestants: Sequence[str], out: Path) -> None:
+def compete(job: Job, arguments: argparse.Namespace) -> None:
     """Run every contestant with every seed that the results do not contain yet, saving after each run."""
-    results = open_results(job, out)
+    results = open_results(job, arguments.out)
     finished = {(run["seed"], run["contestant"]) for run in results["runs"]}
-    for seed, contestant in product(seeds, contestants):
+    for seed, contestant in product(arguments.seeds, arguments.contestants):
         if (seed, contestant) in finished:
             continue
         print(f"\n{contestant}, seed {seed}", flush=True)
@@ -132,42 +129,34 @@ def compete(job: Job, seeds: Sequence[int], contestants: Sequence[str], out: Pat
             figures = run(job, contestant, seed, Path(folder))
         results["runs"].append({"contestant": contestant, "seed": seed, **figures})
         results["summary"] = summarise(results["runs"])
-        save(out, results)
+        write_result(arguments, results)
 
 
 def open_results(job: Job, out: Path) -> dict[str, Any]:
-    """Return new results, or those of an interrupted benchmark if machine, versions and epochs are the same."""
-    header = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": list_versions(job.keras_python),
-        "epochs": job.epochs or "every recipe's own",
-    }
-    if not out.exists():
-        return {"date": datetime.now(UTC).date().isoformat(), **header, "runs": [], "summary": {}}
-    results: dict[str, Any] = json.loads(out.read_text())
+    """Return new results, or those of an interrupted benchmark if commit, Keras and epochs are the same."""
+    header = {"keras": find_keras(job.keras_python), "epochs": job.epochs or "every recipe's own"}
+    results = read_unfinished(out) or {**header, "runs": [], "summary": {}}
     for name, value in header.items():
         if results[name] != value:
             sys.exit(f"{out} was begun with another {name}: {results[name]}, now {value}; choose another --out")
     return results
 
 
-def list_versions(keras_python: Path | None) -> dict[str, str]:
-    """Return the versions of the libraries. Fails early if the Keras environment does not work."""
-    versions = {name: version(name) for name in ("torch", "onnx", "onnxruntime", "numpy", "pillow")}
-    versions["python"] = platform.python_version()
-    if keras_python:
-        output = subprocess.run([keras_python, "-c", KERAS_VERSIONS], check=True, stdout=subprocess.PIPE).stdout
-        versions["keras"], versions["tensorflow"] = json.loads(output)
-    return versions
+def find_keras(python: Path | None) -> dict[str, str]:
+    """Return the versions of Keras and TensorFlow. Fails early if their environment does not work."""
+    if python is None:
+        return {}
+    output = subprocess.run([python, "-c", KERAS_VERSIONS], check=True, stdout=subprocess.PIPE).stdout
+    return dict(zip(("keras", "tensorflow"), json.loads(output), strict=True))
 
 
 def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train and export with the commands that a user types."""
     run, models = folder / "run", folder / "models"
     options = (*OPTIONS[contestant], *job.epochs_option, "--seed", str(seed), "--no-report")
-    publish = ("export", run, "--repository", models, "--name", contestant)
-    training = run_process(*EVALMODE, "train", job.data, "--out", run, *options)
-    export = run_process(*EVALMODE, *publish)
+    publish = list_command("evalmode", "export", run, "--repository", models, "--name", contestant)
+    training = run_process(*list_command("evalmode", "train", job.data, "--out", run, *options))
+    export = run_process(*publish)
     figures = {
         "test_accuracy": json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"],
         "seconds": round(training.seconds + export.seconds, 1),
@@ -177,7 +166,7 @@ def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str
         **aside(count_network, run),
     }
     if contestant == MIRRORED:
-        match = re.search(r"accuracy\s+([\d.]+)", run_process(*EVALMODE, *publish, "--mirrored").output)
+        match = re.search(r"accuracy\s+([\d.]+)", run_process(*publish, "--mirrored").output)
         assert match
         figures["mirrored_accuracy"] = float(match[1])
     return figures
@@ -254,7 +243,6 @@ def count_network(run: Path) -> dict[str, int]:
     from training.networks import count_multiply_adds
     from training.run import Run
 
-    sys.path.append(str(ROOT))  # benchmarks.dense
     config = Run.open(run).config
     network = config.build_network()
     weights = sum(tensor.numel() for tensor in network.state_dict().values() if tensor.is_floating_point())
@@ -268,14 +256,6 @@ def count_reference(shape: tuple[int, int, int], classes: int) -> int:
 
     height, width, channels = shape
     return count_multiply_adds(Reference(channels, height, width, classes), shape)
-
-
-def save(out: Path, results: dict[str, Any]) -> None:
-    """Replace the results atomically, without training.run, because torch would count as the children's peak."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(out)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@
 The first form damages images of every format and prints one row for each; exit 1 if evalmode accepts an image that the
 library calls corrupt. The second form decodes every image of archives of intact images; exit 1 if one is refused. With
 ``--digests`` it writes a digest of the pixels of each image to FILE or, if FILE exists, compares with it: run it on the
-commit before a change and on the commit after it. Results are committed as benchmarks/results/DATE-damage.json; both
-forms can write to the same FILE.
+commit before a change and on the commit after it.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from benchmarks.record import add_out, write_result
 from evalmode.errors import ImageError
 from evalmode.images.pixels import PixelContract, decode_image, decode_whole
 from evalmode.limits import Limits
@@ -283,13 +283,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--intact", type=Path, nargs="+", metavar="ARCHIVE")
     parser.add_argument("--digests", type=Path)
-    parser.add_argument("--out", type=Path, help="a JSON file that the figures are added to")
+    add_out(parser, required=False)
     options = parser.parse_args()
     done = check_intact(options.intact, options.digests) if options.intact else judge(options.count, options.seed)
-    if options.out:
-        whole = json.loads(options.out.read_text()) if options.out.exists() else {}
-        whole["intact" if options.intact else "damaged"] = done
-        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    write_result(options, {"intact" if options.intact else "damaged": done})
     sys.exit(bool(done["wrong"]))
 
 

@@ -23,7 +23,8 @@ import grpc
 import grpc.aio
 
 from benchmarks import http2
-from benchmarks.honest import make_infer_request, make_request, write_figures
+from benchmarks.honest import make_infer_request, make_request
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, add_server_options, list_server_options, make_artifact, serving
 from benchmarks.soak.strangers import SERVER_OPTIONS, find_wrong_end, stop
 from evalmode.artifact.publishing import publish
@@ -43,7 +44,7 @@ ANSWERED = re.compile(r"all requests answered: (\d+)")
 def main() -> None:
     """Run the drains, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     add_server_options(parser)
     parser.add_argument("--drains", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=LOADED_S, help="of load before each SIGTERM")
@@ -54,7 +55,7 @@ def main() -> None:
         for number in range(arguments.drains):
             drains.append(drain(Path(name), arguments))
             print(f"{number + 1:3} {drains[-1]}", flush=True)
-            write_figures(arguments.out, arguments, {**add_up(drains), "drains": drains})
+            write_result(arguments, {**add_up(drains), "drains": drains})
     print(add_up(drains))
     sys.exit(1 if any(one["misses"] for one in drains) else 0)
 

@@ -10,7 +10,6 @@ server. At the end an endless file is on trial, and SIGTERM must stop the server
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 import grpc
 import psutil
 
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import serving
 from evalmode.artifact.publishing import publish
 from evalmode.wire import open_inference_pb2 as wire
@@ -87,13 +87,13 @@ class Memory:
 def main() -> None:
     """Publish the files, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--mutations", type=int, default=2000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         files, end = drop_all(Path(name))
     results = {"files": files, "end": end, "mutations": trace_mutations(arguments.mutations)}
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_result(arguments, results)
     held = all(
         one["refused_s"] <= REFUSED_S and one["honest_served"] and one["more_bytes"] <= MAX_BYTES
         for one in files.values()

@@ -23,7 +23,8 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.honest import ALONE, Memory, make_request, write_figures
+from benchmarks.honest import ALONE, Memory, make_request
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import add_server_options, list_server_options, make_artifact, serving
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.repository import list_versions
@@ -43,7 +44,7 @@ LEFT = 4  # versions that are kept on disk
 def main() -> None:
     """Run the swaps, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--swaps", type=int, default=1000)
     add_server_options(parser)
     arguments = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> None:
             Memory(server.process.pid) as memory,
         ):
             results = asyncio.run(swap(server.address, Path(name), artifacts, arguments.swaps, memory))
-    write_figures(arguments.out, arguments, results)
+    write_result(arguments, results)
     grown = results["settled_mb"][-1] - results["settled_mb"][0]
     print({**results, "rss_mb": f"{grown:+.1f} since swap {WARM}"})
     if results["failed"] or results["wrong"] or grown > MAX_GROWTH_MB:

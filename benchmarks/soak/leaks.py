@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.honest import Memory, make_infer_request, make_request, write_figures
+from benchmarks.honest import Memory, make_infer_request, make_request
 from benchmarks.http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import add_server_options, list_server_options, make_artifact, serving
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
@@ -110,7 +111,7 @@ def main() -> None:
     kinds = make_kinds()
     kinds[MIXED] = mix(kinds)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     add_server_options(parser)
     parser.add_argument("--requests", type=int, default=300_000, help="of each kind")
     parser.add_argument("--kind", choices=kinds, action="append", help="may be given again; default: all")
@@ -123,7 +124,7 @@ def main() -> None:
         for kind in arguments.kind or kinds:
             results[kind] = spend(Path(name), kind, kinds[kind], arguments)
             show(kind, results[kind])
-            write_figures(arguments.out, arguments, {"kinds": results})
+            write_result(arguments, {"kinds": results})
     sys.exit(1 if any(one["misses"] for one in results.values()) else 0)
 
 

@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from benchmarks.generator import Generating
-from benchmarks.honest import Asking, write_figures
+from benchmarks.honest import Asking
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, add_server_options, list_server_options, serving
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
@@ -63,7 +64,7 @@ INPUTS = ("raw", "jpeg")
 def main() -> None:
     """Measure, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     add_server_options(parser)
     parser.add_argument("--seconds", type=float, default=60, help="of each overload")
     parser.add_argument("--factor", type=float, action="append", help="may be given again; default: 1.5 and 3")
@@ -86,7 +87,7 @@ def main() -> None:
                     for one in measure(server, request, factors, arguments.seconds):
                         results.append({"network": which, "input": kind, **one})
                         show(results[-1])
-                        write_figures(arguments.out, arguments, {"overloads": results})
+                        write_result(arguments, {"overloads": results})
     sys.exit(1 if any(one["misses"] for one in results) else 0)
 
 

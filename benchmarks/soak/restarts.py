@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.honest import write_figures
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import SIDE, Server, add_server_options, list_server_options, make_artifact, serving
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
@@ -46,7 +46,7 @@ SETTLE_S = 0.5  # between two restarts, so that clients reconnect to both
 def main() -> None:
     """Run the restarts, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--restarts", type=int, default=200)
     add_server_options(parser)
     arguments = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         options = (Path(name), *list_server_options(arguments), "--lame-duck", 1)
         results = asyncio.run(restart(options, arguments.restarts))
-    write_figures(arguments.out, arguments, results)
+    write_result(arguments, results)
     print(results)
     if results["failed"] or set(results["exit_codes"]) != {"0"}:
         sys.exit(1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import add_out, write_result
+
 COMMAND = (sys.executable, "-m", "evalmode")
 
 
 def main() -> None:
     """Train, kill, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--network", default="compact")
@@ -46,7 +47,7 @@ def main() -> None:
             runs.append({"killed_after_s": round(kill_s, 2), "found": found, "same": same})
             print(runs[-1], flush=True)
     record = {"network": arguments.network, "whole_s": round(whole_s, 1), "sha256": expected, "runs": runs}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(arguments, record)
     if not all(run["same"] for run in runs):
         sys.exit(1)
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.honest import Asking, Memory, find_misses, write_figures
+from benchmarks.honest import Asking, Memory, find_misses
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, add_server_options, list_server_options, make_artifact, serving
 from benchmarks.soak.attackers import KINDS, Attacking
 from evalmode.artifact.publishing import publish
@@ -38,7 +39,7 @@ HANGS_S = 15.0  # a server that runs longer than this after SIGTERM is killed
 def main() -> None:
     """Run the attacks, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     add_server_options(parser)
     parser.add_argument("--kind", choices=KINDS, action="append", help="may be given again; default: all")
     parser.add_argument("--seconds", type=float, default=20, help="of each attack")
@@ -54,7 +55,7 @@ def main() -> None:
             result = attack(kind, Path(name), arguments)
             figures.setdefault(kind, []).append(result)
             show(kind, result)
-            write_figures(arguments.out, arguments, {"attacks": figures})
+            write_result(arguments, {"attacks": figures})
     if any(result["misses"] for every in figures.values() for result in every):
         sys.exit(1)
 

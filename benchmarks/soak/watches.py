@@ -20,7 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.honest import Asking, Memory, find_misses, write_figures
+from benchmarks.honest import Asking, Memory, find_misses
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, make_artifact, serving
 from benchmarks.soak.attackers import Attacking
 from benchmarks.soak.strangers import SERVER_OPTIONS, WARM_S, find_wrong_end, stop
@@ -34,7 +35,7 @@ ROUND_S = 10.0
 def main() -> None:
     """Run the clients, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
     parser.add_argument("--watches", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="in place of a number of watches")
@@ -47,7 +48,7 @@ def main() -> None:
             results = watch(server, memory, arguments)
             log.seek(0)
             results["misses"] += find_wrong_end(results, log.read(), 1)
-    write_figures(arguments.out, arguments, results)
+    write_result(arguments, results)
     for key, value in results.items():
         print(f"{key:12} {value}")
     sys.exit(1 if results["misses"] else 0)

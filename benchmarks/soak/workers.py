@@ -25,7 +25,8 @@ from typing import Any
 
 import grpc.aio
 
-from benchmarks.honest import make_request, write_figures
+from benchmarks.honest import make_request
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, make_artifact, serving
 from benchmarks.worker_processes import find_workers
 from evalmode.artifact.publishing import publish
@@ -42,7 +43,7 @@ LONGEST_S = 60.0
 def main() -> None:
     """Run the kills, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=50)
@@ -52,7 +53,7 @@ def main() -> None:
         publish(Path(name), "network", make_artifact(tuple(map(str, range(10)))))
         with tempfile.TemporaryFile("w+") as log, serving(Path(name), *options, log=log) as server:
             figures = asyncio.run(kill_repeatedly(server, arguments.kills))
-    write_figures(arguments.out, arguments, figures)
+    write_result(arguments, figures)
     print({name: value for name, value in figures.items() if name != "kills"})
     sys.exit(1 if figures["misses"] else 0)
 

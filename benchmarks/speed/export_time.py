@@ -1,118 +1,84 @@
-"""Times the export of a run, stage by stage, and measures how much larger the artifact is than its weights.
+"""Times the export of a run, function by function, and measures how much larger the artifact is than its weights.
 
     python -m benchmarks.speed.export_time RUN [--mirrored] [--out FILE]
 
-RUN is a run folder that ``evalmode train`` wrote. Each function of the export is timed from outside; a stage contains
-the stages that are indented below it. `cpu_s` counts all threads. Reading the data comes first, as in
-``evalmode export``.
+RUN is a run folder that ``evalmode train`` wrote. Python's profiler times the export; a function contains the functions
+that it calls. `cpu_s` counts all threads. Reading the data comes first, as in ``evalmode export``.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
+import cProfile
+import pstats
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from benchmarks.processes import ROOT
+from benchmarks.record import add_out, write_result
+from training.callbacks import SILENT
+from training.export import export_run
+from training.loading import reload_data
+from training.run import Run
 from training.torch_runtime import import_torch
 
-STAGES = {
-    "training.loading": ("reload_data",),
-    "training.export": (
-        *("_load_network", "predict_logits", "expect_answers", "export_network", "fold_norms", "check_fold"),
-        *("run_all", "measure_agreement", "check_moments", "describe_pixels", "describe_images"),
-        *("_add_map", "measure_quality", "certify"),
-    ),
-    "training.agreement": ("_measure_rounding",),
-    "evalmode.certification.certify": ("encode_golden", "encode_some", "seal", "load_artifact"),
-    "evalmode.certification.runs": ("compare_batches",),
-}
-
-
-@dataclass
-class Stage:
-    """A call of a function of the export."""
-
-    depth: int
-    name: str
-    wall_s: float
-    cpu_s: float
-
-
-def watch(module: Any, name: str, stages: list[Stage], depth: list[int]) -> Callable[..., Any]:
-    """Wrap a function so that each call is recorded."""
-    called = getattr(module, name)
-
-    @functools.wraps(called)
-    def timed(*arguments: Any, **options: Any) -> Any:
-        stage = Stage(depth[0], f"{module.__name__}.{name}", 0.0, 0.0)
-        stages.append(stage)
-        depth[0] += 1
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            return called(*arguments, **options)
-        finally:
-            depth[0] -= 1
-            stage.wall_s, stage.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-
-    return timed
+SHOWN = 0.01  # the least share of the time that a function is listed with
 
 
 def measure(folder: Path, mirrored: bool) -> dict[str, Any]:
-    """Export a run, and time each stage."""
-    import importlib
-
+    """Export a run, and time its functions."""
     import_torch()
-    from training.callbacks import SILENT
-    from training.run import Run
-
-    stages: list[Stage] = []
-    depth = [0]
+    profile = cProfile.Profile()
     started, cpu = time.perf_counter(), time.process_time()
-    with ExitStack() as stack:
-        for module_name, names in STAGES.items():
-            module = importlib.import_module(module_name)
-            for name in names:
-                stack.enter_context(patch.object(module, name, watch(module, name, stages, depth)))
-        loading, export = (importlib.import_module(f"training.{name}") for name in ("loading", "export"))
+    with profile:
         run = Run.open(folder)
-        dataset = loading.reload_data(run, None, None, SILENT)
-        exported = export.export_run(run, dataset, mirrored)
+        dataset = reload_data(run, None, None, SILENT)
+        exported = export_run(run, dataset, mirrored)
+    wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     weights = sum(value.numel() * value.element_size() for value in run.config.build_network().parameters())
     return {
         "images": [len(split.images) for split in (dataset.train, dataset.val, dataset.test)],
         "shape": dataset.contract.shape,
         "agreement": asdict(exported.agreement),
-        "wall_s": time.perf_counter() - started,
-        "cpu_s": time.process_time() - cpu,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
         "artifact_bytes": len(exported.artifact),
         "bytes_above_weights": len(exported.artifact) - weights,
-        "stages": [asdict(stage) for stage in stages],
+        "functions": list_functions(profile, SHOWN * wall_s),
     }
 
 
+def list_functions(profile: cProfile.Profile, least_s: float) -> list[dict[str, Any]]:
+    """List the functions of this repository that took the longest, each with its calls and its seconds."""
+    timings = pstats.Stats(profile).get_stats_profile().func_profiles.items()
+    return [
+        {"name": f"{place}.{name}", "calls": int(timing.ncalls.split("/")[0]), "wall_s": timing.cumtime}
+        for name, timing in sorted(timings, key=lambda item: -item[1].cumtime)
+        if timing.cumtime >= least_s and (place := describe_place(timing.file_name))
+    ]
+
+
+def describe_place(file_name: str) -> str:
+    """Return the module of a file of this repository; empty for other files."""
+    path = Path(file_name)
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts) if path.is_relative_to(ROOT) else ""
+
+
 def main() -> None:
-    """Print the stages, and write them as JSON."""
+    """Print the functions, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--mirrored", action="store_true")
-    parser.add_argument("--out", type=Path)
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     result = measure(arguments.run, arguments.mirrored)
-    for stage in result["stages"]:
-        print(f"{stage['wall_s']:7.2f} s {stage['cpu_s']:7.2f} s CPU  {'  ' * stage['depth']}{stage['name']}")
-    print(f"{result['wall_s']:7.2f} s {result['cpu_s']:7.2f} s CPU  in all, of {result['images']} images")
+    for function in result["functions"]:
+        print(f"{function['wall_s']:7.2f} s {function['calls']:6} calls  {function['name']}")
+    print(f"{result['wall_s']:7.2f} s, {result['cpu_s']:.2f} s CPU in all, of {result['images']} images")
     print(f"{result['artifact_bytes']:,} bytes, {result['bytes_above_weights']:,} more than the weights")
-    if arguments.out:
-        from evalmode.files import write_atomically
-
-        write_atomically(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_result(arguments, result)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.lecture import processor
+from benchmarks.record import add_out, write_result
 from training.datasets import Dataset, ReadOptions, load_dataset, release_pages
 
 MAX_RESIDENT_BYTES = 3_000_000_000
@@ -47,7 +46,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--image-size", default="224x224")
     parser.add_argument("--train", metavar="OPTIONS", help="train, too, with these options, such as '--minutes 8'")
-    parser.add_argument("--out", type=Path)
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     height, width = map(int, arguments.image_size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
@@ -56,8 +55,7 @@ def main() -> None:
         if arguments.train is not None:
             results["training"] = train(Path(folder), arguments.image_size, arguments.train)
     print(json.dumps(results, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_result(arguments, results)
     trained = results.get("training", results)
     sys.exit(max(results["peak_resident_bytes"], trained["peak_resident_bytes"]) > MAX_RESIDENT_BYTES)
 
@@ -92,8 +90,6 @@ def measure(folder: Path, size: tuple[int, int]) -> dict[str, Any]:
     seconds = time.perf_counter()
     mean = read_randomly(dataset)
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
         "load_average": os.getloadavg()[0],
         "images": {name: len(getattr(dataset, name)) for name in ("train", "val", "test")},
         "shape": dataset.contract.shape,

@@ -27,7 +27,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.generator import Generating
-from benchmarks.honest import write_figures
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import Server, serving
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement of throughput")
     arguments = parser.parse_args()
@@ -73,8 +73,7 @@ def main() -> None:
             print({name: round(value, 4) for name, value in rounds[-1].items()}, flush=True)
     figures = {name: round(statistics.median(one[name] for one in rounds), 4) for name in rounds[0]}
     print("medians", figures)
-    arguments.model, arguments.image = arguments.model.name, arguments.image.name
-    write_figures(arguments.out, arguments, {"medians": figures, "rounds": rounds})
+    write_result(arguments, {"medians": figures, "rounds": rounds})
 
 
 def measure_round(raw: Raw, servers: dict[str, Server], request: Path, seconds: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """CPU time to decode a 12-megapixel JPEG to 224x224: every pixel, and at 1/4 of its size as the contract allows.
 
-    python -m benchmarks.speed.scaled_decoding [--photo FILE] [--rounds 15] [--attempts] [--out FILE]
+    python -m benchmarks.speed.scaled_decoding [--photo FILE] [--rounds 15] [--out FILE]
 
 The photo, or a picture of smooth colours, is enlarged to 4000x3000, and grain is added, as sensors have it. The decodes
 take turns. Besides the two of the contract there are two by the library alone, without header, checks and resize:
@@ -9,9 +9,6 @@ take turns. Besides the two of the contract there are two by the library alone, 
 - ``entropy``: a decode at 1/8, whose transform of a block is one value. It is nearly the entropy decoding alone, which
   every scale needs, so the ratio of no scale is below the column ``floor``: entropy divided by plain.
 
-With --attempts, two other ways to the same pixels take part: ``shared``, in which Pillow reads RGBX from the memory of
-the decoder, without a copy, and ``pillow``, Pillow's own decoder in draft mode.
-
 Exit 1 if the ratio exceeds 0.30 for the photo without grain.
 """
 
@@ -19,25 +16,20 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
-from PIL import __version__ as pillow_version
 
-from evalmode.images import turbojpeg
+from benchmarks.record import add_out, write_result
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, Resize, decode_image, scale_header
-from evalmode.images.resizing import fit_picture
 from evalmode.limits import OWN_IMAGES
 
 SIZE, SIDE = (4000, 3000), 224
@@ -61,16 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, help="a photo to enlarge; smooth colours by default")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--attempts", action="store_true")
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    add_out(parser, required=False)
     options = parser.parse_args()
-    decodes = {**DECODES, **ATTEMPTS} if options.attempts else DECODES
     picture = enlarge(options.photo)
     rows = {}
-    print(f"{'JPEG':28} {'KiB':>6}" + "".join(f"{name + ' ms':>11}" for name in decodes) + f"{'ratio':>7} {'floor':>6}")
+    print(f"{'JPEG':28} {'KiB':>6}" + "".join(f"{name + ' ms':>11}" for name in DECODES) + f"{'ratio':>7} {'floor':>6}")
     for name, (grain, kind) in KINDS.items():
         image = save(picture, grain, **kind)
-        cpu_ms = {name: 1e3 * cpu_s for name, cpu_s in measure(image, decodes, options.rounds).items()}
+        cpu_ms = {name: 1e3 * cpu_s for name, cpu_s in measure(image, options.rounds).items()}
         ratio, floor = cpu_ms["scaled"] / cpu_ms["plain"], cpu_ms["entropy"] / cpu_ms["plain"]
         rows[name] = {
             "bytes": len(image),
@@ -81,10 +71,7 @@ def main() -> None:
         }
         columns = "".join(f"{found:11.1f}" for found in cpu_ms.values())
         print(f"{name:28} {len(image) / 1024:6.0f}{columns}{ratio:7.3f} {floor:6.3f}", flush=True)
-    if options.out:
-        versions = {"pillow": pillow_version, "simplejpeg": simplejpeg.__version__, "python": platform.python_version()}
-        about = {"photo": options.photo.name if options.photo else "", "rounds": options.rounds, "versions": versions}
-        options.out.write_text(json.dumps({**about, "size": SIZE, "side": SIDE, "rows": rows}, indent=1) + "\n")
+    write_result(options, {"size": SIZE, "side": SIDE, "rows": rows})
     sys.exit(rows[BAR]["ratio"] > LIMIT)
 
 
@@ -107,11 +94,11 @@ def save(picture: Image.Image, grain: float, mode: str = "RGB", **options: Any) 
     return buffer.getvalue()
 
 
-def measure(image: bytes, decodes: dict[str, Callable[[bytes], object]], rounds: int) -> dict[str, float]:
-    """Return the medians of the CPU seconds of decodes, which run in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in decodes}
+def measure(image: bytes, rounds: int) -> dict[str, float]:
+    """Return the medians of the CPU seconds of all decodes, which run in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in DECODES}
     for _ in range(rounds):
-        for name, decode in decodes.items():
+        for name, decode in DECODES.items():
             started = time.process_time()
             decode(image)
             seconds[name].append(time.process_time() - started)
@@ -125,28 +112,12 @@ def decode_by_library(image: bytes, scale: int) -> object:
     return simplejpeg.decode_jpeg(image, "GRAY" if colours == "Gray" else "RGB", **sides)
 
 
-def decode_shared(image: bytes) -> object:
-    """Decode by the contract, with RGBX in memory that Pillow shares for pictures of every size."""
-    with patch.object(turbojpeg, "COPIED_PIXELS", 0):
-        return decode_image(image, SCALED, OWN_IMAGES)
-
-
-def decode_by_pillow(image: bytes) -> object:
-    """Decode by Pillow alone, at the same scale."""
-    with Image.open(io.BytesIO(image)) as opened:
-        opened.draft("", (opened.width // 4, opened.height // 4))
-        opened.load()
-        picture = opened.convert("RGB")
-        return np.asarray(fit_picture(picture, (SIDE, SIDE), Resize(), picture.size))
-
-
 DECODES: dict[str, Callable[[bytes], object]] = {
     "plain": lambda image: decode_image(image, PLAIN, OWN_IMAGES),
     "scaled": lambda image: decode_image(image, SCALED, OWN_IMAGES),
     "library": lambda image: decode_by_library(image, 4),
     "entropy": lambda image: decode_by_library(image, 8),
 }
-ATTEMPTS: dict[str, Callable[[bytes], object]] = {"shared": decode_shared, "pillow": decode_by_pillow}
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import socket
 import statistics
@@ -29,7 +28,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import ROOT
-from benchmarks.quality.lecture import processor
+from benchmarks.record import add_out, describe_result, write_result
 from benchmarks.servers import EVALMODE
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
@@ -67,6 +65,11 @@ WORKERS = 2
 PREDICT, INFER = "evalmode.v1.Classifier/Predict", "inference.GRPCInferenceService/ModelInfer"
 PEERS = ROOT / "benchmarks" / "peers"
 START_S = 60.0
+ASK_VERSIONS = """
+import json, platform, sys
+from importlib.metadata import version
+print(json.dumps({"python": platform.python_version(), **{name: version(name) for name in sys.argv[1:]}}))
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Contestant:
 def main() -> None:
     """Measure in turns, write and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="for each load")
     parser.add_argument("--peer", nargs="*", default=[], help="NAME=PYTHON: mlserver, kserve, pytriton, mosec")
@@ -106,8 +109,7 @@ def main() -> None:
         "--idle", type=float, default=0, help="also measure each evalmode server idle for this many seconds"
     )
     arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    runs: list[dict[str, Any]] = []
+    peers, runs = find_peers(arguments.peer), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         artifacts = make_networks(folder)
@@ -122,13 +124,8 @@ def main() -> None:
                 for figures in measure(contestant, artifacts, arguments):
                     runs.append({"round": number, "contestant": contestant.name, **figures})
                     print(runs[-1], file=sys.stderr, flush=True)
-            results = {
-                "date": datetime.now(UTC).date().isoformat(),
-                "machine": f"{processor()}, {count_cpus()} cores, Python {platform.python_version()}",
-                "summary": summarise(runs),
-                "runs": runs,
-            }
-            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            write_result(arguments, {"peers": peers, "summary": summarise(runs), "runs": runs})
+    results = json.loads(arguments.out.read_text())
     print_table(results)
     draw_plot(results, arguments.out.with_suffix(".png"))
 
@@ -192,6 +189,16 @@ def list_contestants(folder: Path, peers: list[str]) -> Iterator[Contestant]:
         if name == "mosec":
             asked = ("/inference", drawn.tobytes(), read_floats)
         yield Contestant(name, (python, *options), where, port, *asked)
+
+
+def find_peers(peers: list[str]) -> dict[str, dict[str, str]]:
+    """Return the versions of each peer, of its Python and of its ONNX Runtime, from its interpreter."""
+    packages = {"pytriton": "nvidia-pytriton"}
+    found = {}
+    for name, python in (peer.split("=", 1) for peer in peers):
+        asked = [python, "-c", ASK_VERSIONS, packages.get(name, name), "onnxruntime"]
+        found[name] = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 def read_prediction(reply: bytes) -> float:
@@ -411,7 +418,7 @@ def describe(runs: list[dict[str, Any]], key: str) -> dict[str, dict[str, float]
 
 def print_table(results: dict[str, Any]) -> None:
     """Print the medians: rate and latency for each load, and the share of ONNX Runtime alone for the largest load."""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"{results['machine']}; {results['date']}; medians")
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{describe_result(results)}; medians")
     table.add_column("contestant", style="bold", no_wrap=True)
     for name in ("start s", *(describe_load(*one) for one in LOADS), "of raw", "server us", "idle"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -434,9 +441,8 @@ def print_table(results: dict[str, Any]) -> None:
 
 def draw_plot(results: dict[str, Any], path: Path) -> None:
     """Plot images per second for the largest load: median, minimum and maximum, with ONNX Runtime alone."""
-    shown = {
-        name: figures.get("all", figures.get(describe_load(*LOADS[-1]))) for name, figures in results["summary"].items()
-    }
+    largest = describe_load(*LOADS[-1])
+    shown = {name: figures.get("all", figures.get(largest)) for name, figures in results["summary"].items()}
     shown.pop("decoding")
     figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
     for name, figures in shown.items():
@@ -449,7 +455,7 @@ def draw_plot(results: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"images a second, {describe_load(*LOADS[-1])}: median, minimum to maximum\n{results['machine']}")
+    axes.set_xlabel(f"images a second, {largest}: median, minimum to maximum\n{describe_result(results)}")
     figure.savefig(path, dpi=130)
 
 

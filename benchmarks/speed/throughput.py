@@ -25,8 +25,8 @@ import psutil
 from PIL import Image
 
 from benchmarks.generator import Generating
-from benchmarks.honest import write_figures
 from benchmarks.processes import ROOT
+from benchmarks.record import add_out, write_result
 from benchmarks.servers import SIDE, make_artifact
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2
@@ -40,7 +40,7 @@ def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="a checkout of the code to compare with")
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser)
     parser.add_argument("--transport", choices=("grpcio", "native"), default="grpcio")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
@@ -66,7 +66,7 @@ def main() -> None:
                 pairs.append(measured if number % 2 else measured[::-1])
             figures[kind] = compare(np.array(pairs))
             print(kind, figures[kind])
-            write_figures(arguments.out, arguments, {"kinds": figures})
+            write_result(arguments, {"kinds": figures})
 
 
 def make_requests() -> dict[str, classifier_pb2.PredictRequest]:
