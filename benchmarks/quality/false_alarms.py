@@ -95,11 +95,11 @@ def main() -> None:
     arguments = parser.parse_args()
     heads = list_heads(arguments.heads) if arguments.heads else ()
     cases = chain(heads, list_runs(arguments.runs)) if heads or arguments.runs else list_small_networks()
-    results: list[dict[str, Any]] = read_unfinished(arguments.out).get("exports", [])
+    results: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
     for number, (facts, export) in list(enumerate(cases))[len(results) :]:  # continue an interrupted run
         results.append(measure(facts, export, arguments.qemu if number % EMULATED == 0 else None))
         print(results[-1], flush=True)
-        write_result(arguments, {"exports": results})
+        write_result(arguments, {"runs": results})
     alarms = sum(len(result["alarms"]) for result in results)
     checked = [result[kind] for result in results for kind in ("float32", "int8") if kind in result]
     emulated = [one["emulated"] for one in checked if one.get("emulated")]

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -26,6 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from benchmarks.decoded_apart import measure_apart
+from benchmarks.record import add_out, write_result
 from benchmarks.worker_processes import find_workers
 from evalmode.errors import ImageError
 from evalmode.images.headers import read_header
@@ -355,18 +357,21 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--budget", type=int, default=2**31, help="the server's --max-decode-bytes")
     parser.add_argument("--only", default="", help="those whose name has this in it")
+    add_out(parser, required=False)
     options = parser.parse_args()
     return_large_blocks()
     chosen = {name: make(1.0) for name, make in WORST.items() if options.only in name}
     processes = [options.pid, *find_workers(options.pid)] if options.pid else []
-    good, idle_bytes = True, sum(map(read_resident, processes))
+    idle_bytes = sum(map(read_resident, processes))
+    figures: dict[str, dict[str, Any]] = {}
     for name, image in chosen.items():
-        good = (judge(name, image, options, idle_bytes) if options.server else show(name, image)) and good
-    sys.exit(not good)
+        figures[name] = judge(name, image, options, idle_bytes) if options.server else show(name, image)
+        write_result(options, {"images": figures})
+    sys.exit(not all(one["good"] for one in figures.values()))
 
 
-def show(name: str, image: bytes) -> bool:
-    """Decode one by itself; print and judge its cost."""
+def show(name: str, image: bytes) -> dict[str, Any]:
+    """Decode one by itself; print, judge and return its cost."""
     small, limits, contract = save(flat("RGB", 64), "PNG"), Limits(), PixelContract(224, 224, 3)
     try:
         cost_bytes = count_decode_bytes(read_header(image, limits), contract)
@@ -385,11 +390,12 @@ def show(name: str, image: bytes) -> bool:
         f"{'' if good else '  NOT GOOD'}",
         flush=True,
     )
-    return good
+    figures = {"bytes": len(image), "seconds": taken.seconds, "peak_bytes": taken.peak_bytes, "answer": taken.answer}
+    return {**figures, "counted_bytes": cost_bytes, "lock_s": lock_s, "good": good}
 
 
-def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int) -> bool:
-    """Send an image to a server from many callers, while others call; print and judge what the others measure.
+def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int) -> dict[str, Any]:
+    """Send an image to a server from many callers, while others call; print, judge and return what the others measure.
 
     Args:
         name: Name of the image.
@@ -427,7 +433,8 @@ def judge(name: str, image: bytes, options: argparse.Namespace, idle_bytes: int)
         f" {Counter(failed) or ''}{'' if good else '  NOT GOOD'}",
         flush=True,
     )
-    return good
+    figures = {"bytes_above_idle": over, "health_p99_s": health_p99, "honest_p99_s": honest_p99}
+    return {**figures, "honest_answers": len(answered), "failed": Counter(failed), "good": good}
 
 
 def flood(address: str, image: bytes, callers: int, seconds: float) -> None:

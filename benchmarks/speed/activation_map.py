@@ -1,6 +1,6 @@
 """Measures what the optional output `activation_map` costs: when it is not requested, and when it is.
 
-    python -m benchmarks.speed.activation_map MODEL.onnx [--rounds 200]
+    python -m benchmarks.speed.activation_map MODEL.onnx [--rounds 200] [--out FILE]
 
 MODEL.onnx is an artifact with the output. Three sessions take turns on one image and one thread: the graph without the
 output, the artifact as a server loads it and asks for labels, and the artifact asked for the map, too. A node profile
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import add_out, write_result
 from evalmode.artifact.sealing import open_artifact
 from evalmode.artifact.tensors import ACTIVATION_MAP, INPUT, LOGITS, PROBABILITIES
 from evalmode.certification.activation_map import remove_activation_map
@@ -55,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     artifact = arguments.model.read_bytes()
     graph, manifest = open_artifact(artifact)
@@ -73,11 +75,13 @@ def main() -> None:
             started = time.perf_counter()
             run()
             times[way].append(1e3 * (time.perf_counter() - started))
-    for way, taken in times.items():
-        print(f"{way:32} median {statistics.median(taken):6.2f} ms, smallest {min(taken):6.2f} ms")
-    for only_path in (False, True):
-        nodes = profile_nodes(artifact, images, only_path)
-        print(f"unsplit, only_execute_path_to_fetches={only_path}: nodes of the map that ran: {nodes or 'none'}")
+    figures = {way: {"median_ms": statistics.median(taken), "min_ms": min(taken)} for way, taken in times.items()}
+    nodes = {str(only_path): profile_nodes(artifact, images, only_path) for only_path in (False, True)}
+    for way, one in figures.items():
+        print(f"{way:32} median {one['median_ms']:6.2f} ms, smallest {one['min_ms']:6.2f} ms")
+    for only_path, ran in nodes.items():
+        print(f"unsplit, only_execute_path_to_fetches={only_path}: nodes of the map that ran: {ran or 'none'}")
+    write_result(arguments, {"ways": figures, "nodes_by_only_path": nodes})
 
 
 if __name__ == "__main__":

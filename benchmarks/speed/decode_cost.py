@@ -1,6 +1,6 @@
 """The memory that decoding needs, by kind of image, compared with what `serving/engine/decoding.py` reserves for it.
 
-    python -m benchmarks.speed.decode_cost
+    python -m benchmarks.speed.decode_cost [--out FILE]
 
 Each image is decoded in a process of its own. The measured value is the peak of the resident memory above its value
 before. Exit 1 if it exceeds the reservation.
@@ -8,12 +8,14 @@ before. Exit 1 if it exceeds the reservation.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from PIL import Image
 
 from benchmarks.decoded_apart import measure_apart
+from benchmarks.record import add_out, write_result
 from benchmarks.soak.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, decode_image
@@ -59,14 +61,19 @@ KINDS: dict[str, Callable[[int], bytes]] = {
 
 def main() -> None:
     """Print a row for each kind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_out(parser, required=False)
+    arguments = parser.parse_args()
     return_large_blocks()
-    good = True
+    good, rows = True, {}
     print("| kind | measured, bytes a pixel | reserved |\n| --- | --- | --- |")
     for name, make in KINDS.items():
         taken, counted = zip(*(measure(make(side)) for side in SIDES), strict=True)
         good = good and all(least <= most for least, most in zip(taken, counted, strict=True))
         shown = (" and ".join(f"{figure:.1f}" for figure in figures) for figures in (taken, counted))
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
+        rows[name] = {"measured": taken, "reserved": counted}
+    write_result(arguments, {"sides": SIDES, "bytes_per_pixel": rows})
     sys.exit(not good)
 
 

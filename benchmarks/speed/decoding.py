@@ -1,10 +1,11 @@
 """Microseconds to decode a JPEG file: by Pillow alone, by evalmode, and by evalmode with one thread per core.
 
-python -m benchmarks.speed.decoding
+python -m benchmarks.speed.decoding [--out FILE]
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import statistics
@@ -16,6 +17,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.record import add_out, write_result
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import OWN_IMAGES
 
@@ -25,6 +27,10 @@ ROUNDS, SECONDS = 3, 0.3
 
 def main() -> None:
     """Print a row for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_out(parser, required=False)
+    arguments = parser.parse_args()
+    rows = []
     print(f"{'side':>6} {'KiB':>6} {'Pillow':>8} {'one':>8} {os.cpu_count():>8}")
     for side, wanted in SIDES.items():
         image = make_image(side)
@@ -36,7 +42,10 @@ def main() -> None:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 rounds.append((pillow, time_each(decode, count, map), time_each(decode, count, pool.map)))
         pillow, one, several = map(statistics.median, zip(*rounds, strict=True))
-        print(f"{side:6} {len(image) / 1024:6.1f} {pillow:8.0f} {one:8.0f} {several:8.0f}")
+        print(f"{side:6} {len(image) / 1024:6.1f} {pillow:8.0f} {one:8.0f} {several:8.0f}", flush=True)
+        figures = {"pillow_us": pillow, "one_thread_us": one, "thread_per_core_us": several}
+        rows.append({"side": side, "resized": wanted, "bytes": len(image), **figures})
+    write_result(arguments, {"rows": rows})
 
 
 def decode_by_pillow(image: bytes, side: int) -> object:

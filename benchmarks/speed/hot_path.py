@@ -1,6 +1,6 @@
 """The cost of a request apart from its network: each step of its way through Python, with the network run in between.
 
-    python -m benchmarks.speed.hot_path [--batch 8] [--rounds 300]
+    python -m benchmarks.speed.hot_path [--batch 8] [--rounds 300] [--out FILE]
 
 `reference` for 32x32 RGB runs on a batch, then its requests are parsed and answered one after the other, so that the
 first steps after the network find cold caches. Then the engine answers them: what that takes longer is scheduling.
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import add_out, write_result
 from benchmarks.speed.serve import SIDE, draw_jpeg, make_networks
 from evalmode.limits import Limits
 from evalmode.wire import classifier_pb2 as wire
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=300)
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     drawn = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     pixels = wire.Pixels(data=drawn.tobytes(), height=SIDE, width=SIDE, channels=3)
@@ -57,11 +59,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         make_networks(Path(name))
         models = Models.open(Path(name) / "fp32")
+    figures: dict[str, dict[str, float]] = {}
     for kind, request in asked.items():
         steps = measure(models, request.SerializeToString(), arguments.batch, arguments.rounds)
         print(f"{kind}, in batches of {arguments.batch}: microseconds a request")
-        for step, taken in steps.items():
-            print(f"  {step:30} {statistics.median(taken) / arguments.batch * 1e6:8.1f}")
+        figures[kind] = {step: statistics.median(taken) / arguments.batch * 1e6 for step, taken in steps.items()}
+        for step, median_us in figures[kind].items():
+            print(f"  {step:30} {median_us:8.1f}")
+    write_result(arguments, {"us_per_request": figures})
 
 
 def measure(models: Models, message: bytes, size: int, rounds: int) -> dict[str, list[float]]:

@@ -68,7 +68,8 @@ START_S = 60.0
 ASK_VERSIONS = """
 import json, platform, sys
 from importlib.metadata import version
-print(json.dumps({"python": platform.python_version(), **{name: version(name) for name in sys.argv[1:]}}))
+versions = {"python": platform.python_version(), "version": version(sys.argv[1]), "onnxruntime": version("onnxruntime")}
+print(json.dumps(versions))
 """
 
 
@@ -196,7 +197,7 @@ def find_peers(peers: list[str]) -> dict[str, dict[str, str]]:
     packages = {"pytriton": "nvidia-pytriton"}
     found = {}
     for name, python in (peer.split("=", 1) for peer in peers):
-        asked = [python, "-c", ASK_VERSIONS, packages.get(name, name), "onnxruntime"]
+        asked = [python, "-c", ASK_VERSIONS, packages.get(name, name)]
         found[name] = json.loads(subprocess.run(asked, check=True, stdout=subprocess.PIPE).stdout)
     return found
 

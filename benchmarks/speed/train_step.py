@@ -1,6 +1,6 @@
 """Milliseconds per training step, by variants that could make it faster.
 
-    python -m benchmarks.speed.train_step [--freed] [reference|compact [VARIANT...]]
+    python -m benchmarks.speed.train_step [--freed] [--out FILE] [reference|compact [VARIANT...]]
     GOMP_SPINCOUNT=0 python -m benchmarks.speed.train_step compact channels_last     threads that never spin
 
 "guarded" checks after each step whether all gradients are finite, as training does, and prints its share of the step.
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.record import add_out, write_result
 from training.datasets import Dataset, Split
 from training.networks import build_network, scale_pixels
 from training.nonfinite import are_finite
@@ -45,22 +46,26 @@ def main() -> None:
     """Compare the variants that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--freed", action="store_true")
+    add_out(parser, required=False)
     parser.add_argument("network", choices=("reference", "compact"), nargs="?", default="compact")
     parser.add_argument("variants", nargs="*", default=VARIANTS)
     arguments = parser.parse_args()
     with nullcontext() if arguments.freed else keep_memory():
-        compare(arguments.network, arguments.variants)
+        figures = compare(arguments.network, arguments.variants)
+    write_result(arguments, {"steps": STEPS, "rounds": ROUNDS, "variants": figures})
 
 
-def compare(network: str, variants: list[str]) -> None:
-    """Interleave the variants of a network and print the median of each."""
+def compare(network: str, variants: list[str]) -> dict[str, dict[str, float]]:
+    """Interleave the variants of a network, and print and return the figures of each."""
     recipe = choose_recipe(network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
     steps: dict[str, Callable[[], None]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for name in variants:
         started = time.perf_counter()
         steps[name] = prepare(recipe, name)
         steps[name]()
-        print(f"{name:28} {time.perf_counter() - started:6.1f} seconds to start")
+        figures[name] = {"start_s": time.perf_counter() - started}
+        print(f"{name:28} {figures[name]['start_s']:6.1f} seconds to start")
     times: dict[str, list[float]] = {name: [] for name in steps}
     faults: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS):
@@ -71,9 +76,13 @@ def compare(network: str, variants: list[str]) -> None:
     first = statistics.median(next(iter(times.values())))
     for name, values in times.items():
         median, asked = statistics.median(values), statistics.median(faults[name])
-        figures = f"median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}  faults {asked:7.0f}"
-        looked = f"  guard {statistics.median(GUARD) * 1e5 / median:.1f}%" if name.endswith("guarded") else ""
-        print(f"{name:28} {figures}{looked}")
+        figures[name] |= {"median_ms": median, "min_ms": min(values), "ratio": median / first, "faults": asked}
+        shown = f"median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}  faults {asked:7.0f}"
+        if name.endswith("guarded"):
+            figures[name]["guard_share"] = statistics.median(GUARD) * 1e3 / median
+            shown += f"  guard {figures[name]['guard_share']:.1%}"
+        print(f"{name:28} {shown}")
+    return figures
 
 
 def time_steps(step: Callable[[], None]) -> float:

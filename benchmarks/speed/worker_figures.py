@@ -1,6 +1,6 @@
 """What the figures of several workers cost: a read of a shared counter, a snapshot, and a scrape of the whole server.
 
-    python -m benchmarks.speed.worker_figures [--labels 20000] [--rounds 20]
+    python -m benchmarks.speed.worker_figures [--labels 20000] [--rounds 20] [--out FILE]
 
 Every worker has predicted each of the labels and received 200 images of 64x64 pixels. Prints the least CPU time of all
 rounds: other processes can only add to it.
@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
+from benchmarks.record import add_out, write_result
 from evalmode.artifact.image_statistics import MAX_SIDE, MOMENTS
 from serving.engine.scheduler import Load
 from serving.services.drift import WINDOW, RecentImage
@@ -35,18 +36,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=20)
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     figures = make_figures(arguments.labels)
     snapshot = encode_figures(figures)
+    draw_ms = measure(draw_images, arguments.rounds) * 1e3
+    encode_ms = measure(lambda: encode_figures(figures), arguments.rounds) * 1e3
     print(f"a snapshot of {arguments.labels} labels and {WINDOW} images: {len(snapshot) / 1e3:.0f} kB")
-    print(f"draw and measure {WINDOW} images: {measure(draw_images, arguments.rounds) * 1e3:.1f} ms")
-    print(f"encode: {measure(lambda: encode_figures(figures), arguments.rounds) * 1e3:.1f} ms")
+    print(f"draw and measure {WINDOW} images: {draw_ms:.1f} ms\nencode: {encode_ms:.1f} ms")
+    rows = []
     print("workers  total ns  put ns  receive all ms  merge ms  page ms  page kB")
     for workers in (1, 2, 4, 8, 16):
         counters = measure_counters(workers)
         scrape = measure_scrape(workers, snapshot, arguments.rounds)
         print(f"{workers:7}  {counters[0]:8.0f}  {counters[1]:6.0f}", end="")
         print(f"  {scrape[0]:14.1f}  {scrape[1]:8.1f}  {scrape[2]:7.1f}  {scrape[3]:7.0f}")
+        names = ("total_ns", "put_ns", "receive_all_ms", "merge_ms", "page_ms", "page_kb")
+        rows.append({"workers": workers, **dict(zip(names, (*counters, *scrape), strict=True))})
+    whole = {"snapshot_bytes": len(snapshot), "draw_ms": draw_ms, "encode_ms": encode_ms}
+    write_result(arguments, {**whole, "rows": rows})
 
 
 def measure(function: Callable[[], object], rounds: int, calls: int = 1) -> float:
