@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import platform
 import re
@@ -184,6 +185,8 @@ def describe_value(value: object) -> object:
     """
     if isinstance(value, (list, tuple, range)):
         return [describe_value(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
     return shorten(str(value)) if isinstance(value, (Path, str)) else value
 
 

@@ -54,11 +54,19 @@ def cite(document: str, *names: str) -> str:
         document: Path of the document, relative to the repository.
         names: The benchmarks, as for ``find_result``.
     """
-    cited = []
-    for path in map(find_result, names):
-        link = os.path.relpath(path, (ROOT / document).parent)
-        cited.append(f"[{path.name}]({link}), {describe_commit(path)}")
-    return f"\nSource: {'; '.join(cited)}.\n"
+    return f"\nSource: {cite_inline(document, [find_result(name) for name in names])}.\n"
+
+
+def cite_inline(document: str, paths: Iterable[Path]) -> str:
+    """Link results, each with its commit.
+
+    Args:
+        document: Path of the document, relative to the repository.
+        paths: The files.
+    """
+    folder = (ROOT / document).parent
+    links = (f"[{path.name}]({os.path.relpath(path, folder)}), {describe_commit(path)}" for path in paths)
+    return "; ".join(links)
 
 
 def describe_commit(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from docs.benchmark_index import show_benchmarks
 from docs.figures import MEASURED, make_table
 from docs.results import draw
 from evalmode import errors
@@ -396,6 +397,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operating.md", "metrics"): show_metrics,
     ("docs/operating.md", "alerts"): show_alerts,
     ("docs/operating.md", "remedies"): show_remedies,
+    **{("benchmarks/README.md", folder): partial(show_benchmarks, folder) for folder in ("speed", "quality", "soak")},
     **{place: partial(make_table, *place) for place in MEASURED},
 }
 

@@ -7,14 +7,15 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
+from docs.benchmark_index import BENCHMARKS as BENCHMARKED
+from docs.results import RESULTS, UNSTAMPED
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-RESULTS = BENCHMARKS / "results"
 FILES = [path for path in sorted(BENCHMARKS.rglob("*.py")) if "peers" not in path.parts]
 SCRIPTS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if "def main()" in path.read_text()
@@ -82,11 +83,15 @@ def is_own(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and value.id in ("self", "cls", "os")
 
 
+def test_the_readme_lists_every_benchmark() -> None:
+    measuring = {name.removeprefix("benchmarks.") for name in SCRIPTS if name.count(".") == 2}
+    assert measuring - {"soak.attackers"} == BENCHMARKED.keys()  # whose clients it names below the tables
+
+
 def test_every_result_has_a_stamp_or_the_commit_that_added_it() -> None:
-    added: dict[str, str] = tomllib.loads((RESULTS / "unstamped.toml").read_text())["added_by"]
     unstamped = {path.name for path in RESULTS.iterdir() if not is_stamped(path)} - {"unstamped.toml"}
-    assert unstamped == added.keys()
-    assert all(re.fullmatch(r"[0-9a-f]{8}", commit) for commit in added.values())
+    assert unstamped == UNSTAMPED.keys()
+    assert all(re.fullmatch(r"[0-9a-f]{8}", commit) for commit in UNSTAMPED.values())
 
 
 def is_stamped(path: Path) -> bool:

@@ -14,7 +14,9 @@ from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_re
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in ("benchmarks", "deploy", "docs") for path in (ROOT / name).rglob("*.md"))]
+)
 
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
