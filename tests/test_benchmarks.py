@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from docs.benchmark_index import BENCHMARKS as BENCHMARKED
-from docs.results import RESULTS, UNSTAMPED
+from docs.results import RESULTS, UNSTAMPED, cite, describe_commit, find_result, read_result
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -99,3 +99,28 @@ def is_stamped(path: Path) -> bool:
     figures = path.with_suffix(".json")
     content = json.loads(figures.read_text()) if figures.exists() else {}
     return isinstance(content, dict) and "stamp" in content
+
+
+def test_the_newest_result_of_a_benchmark_is_shown() -> None:
+    of_serve = sorted(path.name for path in RESULTS.iterdir() if re.fullmatch(r"[-\d]{10}-serve\.json", path.name))
+    assert len(of_serve) > 1
+    assert find_result("serve").name == of_serve[-1]
+    with pytest.raises(FileNotFoundError, match="DATE-nothing"):
+        find_result("nothing")
+
+
+def test_a_table_names_its_file_and_commit(tmp_path: Path) -> None:
+    name = "2026-11-22-lecture.json"
+    older = f"[{name}](../benchmarks/results/{name}), commit not recorded (added by edabd5c6)"
+    assert cite("docs/training.md", "lecture") == f"\nSource: {older}.\n"
+    stamp = {"commit": "0123456789ab", "dirty": True, "processor": "AMD EPYC", "cpus": 2, "date": "2026-11-27T03:00"}
+    path = tmp_path / "2026-11-27-serve.json"
+    path.write_text(json.dumps({"stamp": stamp}))
+    assert describe_commit(path) == "commit 01234567 with changes, AMD EPYC, 2 CPUs; 2026-11-27"
+    path.write_text(json.dumps({"stamp": {**stamp, "dirty": False}}))
+    assert describe_commit(path) == "commit 01234567, AMD EPYC, 2 CPUs; 2026-11-27"
+
+
+def test_results_of_every_form_are_read() -> None:
+    for name in ("ladder", "photos", "false-alarms"):  # a list, lines, a list
+        assert read_result(find_result(name))["runs"]

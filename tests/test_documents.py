@@ -89,6 +89,12 @@ def test_paths_and_modules_exist(document: Path) -> None:
     assert {name for name in names if not _is_module(name)} == set()
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_benchmarks_exist(document: Path) -> None:
+    names = set(re.findall(r"\bpython -m (benchmarks(?:\.\w+)+)", document.read_text()))
+    assert {name for name in names if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()} == set()
+
+
 def _is_module(name: str) -> bool:
     """Whether a name is a module, a package, or a name that one of them defines."""
     place = ROOT / name.replace(".", "/")

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from PIL import Image
 
 from benchmarks.decoded_apart import measure_apart
+from benchmarks.images import chunk, flat, noise, oriented, png, rle_bmp, save
 from benchmarks.record import add_out, write_result
-from benchmarks.soak.worst_images import chunk, flat, noise, oriented, png, rle_bmp, save
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, decode_image
 from evalmode.limits import Limits

@@ -17,9 +17,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
+from benchmarks.images import WORST
 from benchmarks.soak import drains, leaks
 from benchmarks.soak.attackers import Attacking
-from benchmarks.soak.worst_images import WORST
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc
