@@ -125,7 +125,8 @@ def read_unfinished(out: Path) -> dict[str, Any]:
     stamp, now = figures.pop("stamp", {}), take_stamp()
     figures.pop("arguments", None)
     if (stamp.get("commit"), stamp.get("dirty")) != (now.commit, now.dirty):
-        raise SystemExit(f"{out} has commit {stamp.get('commit')!r}, this is {now.commit!r}: choose another --out")
+        begun, present = name_commit(stamp), name_commit(asdict(now))
+        raise SystemExit(f"{out} was begun with {begun}, this is {present}: choose another --out")
     return figures
 
 
@@ -156,6 +157,17 @@ def describe_result(result: Mapping[str, Any]) -> str:
         return f"{result['machine']}; {result['date']}"
     stamp = result["stamp"]
     return f"{stamp['processor']}, {stamp['cpus']} CPUs; {stamp['date'][:10]}"
+
+
+def name_commit(stamp: Mapping[str, Any]) -> str:
+    """Name the commit of a stamp, and whether the checkout had changes.
+
+    Args:
+        stamp: The stamp; empty for a result without one.
+    """
+    if not stamp.get("commit"):
+        return "an unknown commit"
+    return f"commit {stamp['commit'][:8]}" + (" with changes" if stamp["dirty"] else "")
 
 
 def run_git(*arguments: str) -> str:

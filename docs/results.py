@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.record import describe_result
+from benchmarks.record import describe_result, name_commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -77,8 +77,7 @@ def describe_commit(path: Path) -> str:
     """
     result = read_result(path)
     if "stamp" in result:
-        changes = " with changes" if result["stamp"]["dirty"] else ""
-        return f"commit {result['stamp']['commit'][:8]}{changes}, {describe_result(result)}"
+        return f"{name_commit(result['stamp'])}, {describe_result(result)}"
     return f"commit not recorded (added by {UNSTAMPED[path.name]})"
 
 

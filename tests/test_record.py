@@ -96,9 +96,16 @@ def test_a_result_is_continued_only_with_its_commit(tmp_path: Path) -> None:
     write_result(arguments, {"runs": [1]})
     assert read_unfinished(arguments.out) == {"runs": [1]}
     content = json.loads(arguments.out.read_text())
-    for other in ({**content, "stamp": {**content["stamp"], "commit": "0" * 40}}, {"runs": [1]}, [1]):
+    stamp = content["stamp"]
+    others: dict[str, Any] = {
+        "commit 00000000": {**content, "stamp": {**stamp, "commit": "0" * 40}},
+        f"commit {stamp['commit'][:8]}": {**content, "stamp": {**stamp, "dirty": not stamp["dirty"]}},
+        "an unknown commit": {"runs": [1]},
+        "an unknown commit,": [1],
+    }
+    for begun, other in others.items():
         arguments.out.write_text(json.dumps(other))
-        with pytest.raises(SystemExit, match="choose another --out"):
+        with pytest.raises(SystemExit, match=f"was begun with {begun}.*choose another --out"):
             read_unfinished(arguments.out)
 
 
