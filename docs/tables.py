@@ -11,13 +11,17 @@ import json
 import re
 import statistics
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from docs.benchmark_index import show_benchmarks
+from docs.figures import MEASURED, make_table
+from docs.results import draw
 from evalmode import errors
 from evalmode.artifact.pixel_facts import read_contract, write_contract
 from evalmode.errors import RequestError
@@ -427,21 +431,6 @@ def mark(outcome: str) -> str:
     return "yes" if outcome == "passed" else f"no: {status[1] or status[2]}" if status else "no"
 
 
-def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """Draw a table in Markdown.
-
-    Args:
-        head: The names of the columns.
-        rows: The cells, row by row.
-
-    Returns:
-        The lines of the table, each with a newline.
-    """
-    names = list(head)
-    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "limits"): show_limits,
     ("README.md", "tree"): draw_tree,
@@ -458,6 +447,8 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operating.md", "alerts"): show_alerts,
     ("docs/operating.md", "proxies"): show_proxies,
     ("docs/operating.md", "remedies"): show_remedies,
+    **{("benchmarks/README.md", folder): partial(show_benchmarks, folder) for folder in ("speed", "quality", "soak")},
+    **{place: partial(make_table, *place) for place in MEASURED},
 }
 
 if __name__ == "__main__":

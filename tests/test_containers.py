@@ -8,9 +8,10 @@ import json
 import tarfile
 from pathlib import Path
 
-import containers
 import numpy as np
 import pytest
+
+from benchmarks.speed import containers
 
 NOISE = np.random.default_rng(0).bytes(1_000_000)  # gzip does not compress it
 

@@ -1,9 +1,10 @@
-"""The plan of benchmarks/scaling.py is the arithmetic that its document states."""
+"""The plan of benchmarks/speed/scaling.py is the arithmetic that its document states."""
 
 from __future__ import annotations
 
 import pytest
-import scaling
+
+from benchmarks.speed import scaling
 
 REPLICA = scaling.Replica(cpu_s=0.008, request_bytes=40_000, memory_bytes=2**29, cpus=4, busy=0.5)
 

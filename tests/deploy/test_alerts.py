@@ -20,8 +20,8 @@ import onnx
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
-from worker_processes import find_workers
 
+from benchmarks.worker_processes import find_workers
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.sealing import seal
