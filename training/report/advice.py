@@ -23,6 +23,7 @@ WIDE = 0.10  # of a 95% confidence interval: two trainings that differ by less c
 WANTED_REACH = 0.05  # of the accuracy in both directions, for which test images are counted
 IMBALANCE = 2.0  # the largest label has this many times the images of the one that is missed
 LEARNED = 0.98  # training accuracy, from which more epochs add little
+MIN_MISSED = 3  # images of a label; fewer are looked at among the mistakes
 SHIFT_LOSS = 0.05  # of the accuracy, by the smallest shift
 
 
@@ -157,7 +158,8 @@ def help_weakest_label(evidence: Evidence) -> Advice | None:
     low = [
         index
         for index in np.flatnonzero(totals).tolist()
-        if wilson_interval(int(right[index]), int(totals[index]))[1] < evidence.test.accuracy
+        if totals[index] - right[index] >= MIN_MISSED
+        and wilson_interval(int(right[index]), int(totals[index]))[1] < evidence.test.accuracy
     ]
     if not low:
         return None
