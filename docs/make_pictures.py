@@ -18,7 +18,7 @@ from PIL import Image
 IMAGES = Path(__file__).parent / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SCHEMES = {"light": "1", "dark": "0"}  # values of the browser's setting preferredColorScheme
-SIZE = 1280, 1500  # CSS pixels: a window that shows the report down to the confusion matrix
+SIZE = 1280, 1290  # CSS pixels: a window that shows the report down to the learning curves
 COLOURS = 128  # of the palette, which is enough for text and charts
 EPOCHS = 8
 

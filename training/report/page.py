@@ -87,13 +87,13 @@ def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Da
     mistakes = order[: int((~correct).sum())]
     sample = int(order[-1])  # the most confident correct prediction, if there is one
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])
-    classes = found.classes
+    classes, many = found.classes, len(dataset.labels) > MANY_LABELS
     return {
         "test": found,
         "temperature": temperature,
         "temperature_reason": reason,
-        "shades": charts.shade(found.matrix).tolist(),
-        "confusion": charts.draw_confusion(found.matrix, dataset.labels) if len(dataset.labels) > MANY_LABELS else None,
+        "shades": [] if many else charts.shade(found.matrix).tolist(),
+        "confusion": charts.draw_confusion(found.matrix, dataset.labels) if many else None,
         "classes": classes if len(classes) <= WORST + BEST else classes[:WORST] + classes[-BEST:],
         "reliability": charts.draw_reliability(found.reliability, found.uncalibrated),
         "mistakes": [_show_image(dataset, found.predictions, index) for index in mistakes[:SHOWN_MISTAKES]],
