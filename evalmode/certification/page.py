@@ -44,7 +44,7 @@ class Group(NamedTuple):
     """Images whose prediction changes in the same way, with their pictures."""
 
     id: str
-    count: int
+    total: int
     pictures: list[tuple[Changed, str]]
 
 

@@ -16,7 +16,8 @@ OUTLIER = [15.0, 0.9, 0.6, 0.5, 0.4]
 
 def test_a_first_value_far_above_the_others_leaves_them_the_axis() -> None:
     limits = find_limits([OUTLIER])
-    assert limits == Limits(None, pytest.approx(0.94))
+    assert limits.low is None
+    assert limits.high == pytest.approx(0.94)
     assert limits.cuts(15.0)
     assert not any(map(limits.cuts, OUTLIER[1:]))
 
@@ -51,6 +52,12 @@ def test_the_chart_says_what_is_beyond_the_axis() -> None:
     assert shown
     assert max(shown) < 1
     assert draw_lines("Loss", Axes(range(1, 6)), lines[1:]).note == ""
+
+
+def test_many_lines_that_are_cut_off_are_counted() -> None:
+    lines = [Line(str(first), "blue", [first, 0.3, 0.2, 0.1]) for first in (2.0, 3.0, 4.0)]
+    note = draw_lines("Gap", Axes(range(4)), lines).note
+    assert note == "Beyond the axis, so that the others can be read: epoch 0, 3 lines from 2 to 4."
 
 
 def test_the_chart_of_a_share_says_it_in_percent() -> None:

@@ -297,6 +297,7 @@ def test_an_epochs_cross_entropy_has_neither_label_smoothing_nor_label_weights(s
     last.bias.data = torch.tensor([1.0, 0.0])  # each image gets these logits
     best = train(run, network, split, split)
     right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    assert best.cross_entropy is not None
     assert best.cross_entropy == pytest.approx((6 * right + 2 * wrong) / 8)
     assert best.cross_entropy == pytest.approx(best.val_loss)
     assert best.loss > best.cross_entropy + 0.05

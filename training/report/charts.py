@@ -30,6 +30,7 @@ REPLACED = {colour: name for name, colour in COLOURS.items()} | {"#000000": "mut
 MANY_LABELS = 20  # with more, the confusion matrix is a chart: cells are not numbered, and only some are named
 CONFUSION_KEYS = (("blue", "correct"), ("orange", "incorrect"))
 MANY_POINTS = 15  # with more, lines have no dots
+NAMED_CUTS = 2  # lines that are cut off and named; of more, the range is stated
 LARGE, SMALL = (400, 250), (280, 180)  # width and height in CSS pixels
 
 
@@ -130,6 +131,8 @@ def _describe_cut(axes: Axes, lines: Sequence[Line], limits: Limits) -> str:
     if not cut:
         return ""
     values = ", ".join(f"{name} {100 * value:.1f}%" if axes.y_percent else f"{name} {value:.3g}" for name, value in cut)
+    if len(cut) > NAMED_CUTS:
+        values = f"{len(cut)} lines from {min(value for _, value in cut):.3g} to {max(value for _, value in cut):.3g}"
     return f"Beyond the axis, so that the others can be read: {axes.x_label} {axes.x[0]}, {values}."
 
 

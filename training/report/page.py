@@ -53,7 +53,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     run.load_weights(initial, INITIAL)
     moved = list_moved(initial.state_dict(), network.state_dict())
     review = Review.read(run.folder)
-    facts = {"run": run, "dataset": dataset, "data": name_data(run.config.data)}
+    facts: dict[str, Any] = {"run": run, "dataset": dataset, "data": name_data(run.config.data)}
     facts |= describe_training(rows, network, len(dataset.val)) | describe_layers(rows, moved)
     facts |= _describe_test(run, network, initial, dataset) | describe_doubts(review, dataset)
     facts |= _describe_next(run, dataset, facts["test"], Evidence(run.config, dataset, facts["test"], facts, review))
