@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from evalmode.artifact.repository import ARTIFACT_FILE, NAME
-from evalmode.certification.design.steps import Command, quote_path
+from evalmode.certification.design.steps import REPOSITORY, Command, propose_model, quote_path
 from training.datasets import Dataset
 from training.report.findings import Predictions
 from training.run import Run
 
-REPOSITORY = Path("models")
 SUFFIXES = re.compile(r"(\.(tar|gz|tgz|npz|zip))+$")
 
 
@@ -32,8 +30,8 @@ def list_commands(run: Run, dataset: Dataset, predictions: Predictions) -> list[
         dataset: Its data set; a test image of it is classified, if it has files.
         predictions: The predictions for the test images: an image that is classified correctly is chosen.
     """
-    name = _choose_name(run.config.data)
-    file = quote_path(REPOSITORY / name / "1" / ARTIFACT_FILE)
+    name, published = propose_model(SUFFIXES.sub("", name_data(run.config.data)))
+    file = quote_path(published)
     image = quote_path(_choose_image(dataset, predictions))
     return [
         Command(
@@ -45,12 +43,6 @@ def list_commands(run: Run, dataset: Dataset, predictions: Predictions) -> list[
         Command("serve it over gRPC until Ctrl-C", f"evalmode serve --repository {REPOSITORY}"),
         Command("classify an image by the server, in another terminal", f"evalmode predict {image}"),
     ]
-
-
-def _choose_name(data: str) -> str:
-    """Choose a name for the model that a model repository allows."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", SUFFIXES.sub("", name_data(data))).strip("-._")[:128]
-    return name if NAME.fullmatch(name) else "model"
 
 
 def _choose_image(dataset: Dataset, predictions: Predictions) -> Path:

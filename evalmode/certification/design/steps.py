@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from evalmode.artifact.repository import ARTIFACT_FILE, NAME
+
+REPOSITORY = Path("models")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,20 @@ def quote_path(path: Path) -> str:
     inside = path.is_absolute() and path.is_relative_to(Path.cwd())
     shown = str(path.relative_to(Path.cwd()) if inside else path)
     return shlex.quote(f"./{shown}" if shown.startswith("-") else shown)
+
+
+def propose_model(text: str) -> tuple[str, Path]:
+    """Propose a name for a model, and state where its first version is published in the repository ``models``.
+
+    Args:
+        text: What to name it by, such as the name of a data set; any characters.
+
+    Returns:
+        A name that a model repository allows, and the path of ``model.onnx``.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:128]
+    name = name if NAME.fullmatch(name) else "model"
+    return name, REPOSITORY / name / "1" / ARTIFACT_FILE
 
 
 def count(number: int, noun: str) -> str:
