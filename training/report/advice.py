@@ -19,7 +19,7 @@ from training.report.findings import Findings
 from training.review import Review
 from training.run_config import RunConfig
 
-WIDE = 0.10  # of a 95% confidence interval: two trainings that differ by less cannot be told apart
+WIDE = 0.10  # of a 95% confidence interval: two trainings that differ by less may differ by chance
 WANTED_REACH = 0.05  # of the accuracy in both directions, for which test images are counted
 IMBALANCE = 2.0  # the largest label has this many times the images of the one that is missed
 LEARNED = 0.98  # training accuracy, from which more epochs add little
