@@ -43,6 +43,8 @@ class Epoch:
         seconds: Wall-clock time in seconds, validation included.
         warnings: The warnings of ``find_warnings``.
         layers: ``LayerStatistics`` of each batch norm layer on a sample of training images, after the pass.
+        cross_entropy: Mean cross-entropy over the pass, which can be compared with ``val_loss``: ``loss`` without label
+            smoothing and label weights. None if the run was recorded without it.
     """
 
     epoch: int
@@ -54,6 +56,7 @@ class Epoch:
     seconds: float
     warnings: list[str]
     layers: list[dict[str, Any]]
+    cross_entropy: float | None = None
 
 
 @dataclass(frozen=True)

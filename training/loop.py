@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from training.batches import Batches, TrainingBatch
 from training.callbacks import SILENT, Callbacks
@@ -163,7 +164,7 @@ class _Training:
         """Train and validate for one epoch; after non-finite values, return to the last good epoch."""
         epoch, started = self._reached.epoch + 1, time.perf_counter()
         try:
-            loss, train_accuracy = self._train_epoch(forward, epoch)
+            loss, train_accuracy, cross_entropy = self._train_epoch(forward, epoch)
             self._ranks.average_buffers(self._network)
             moved = list_moved(self._initial, self._network.state_dict())
             val_accuracy, val_loss = self._validate(moved, epoch)
@@ -183,22 +184,24 @@ class _Training:
                 seconds=time.perf_counter() - started,
                 warnings=warnings,
                 layers=[asdict(layer) for layer in self._layers],
+                cross_entropy=cross_entropy,
             )
         )
 
-    def _train_epoch(self, forward: nn.Module, epoch: int) -> tuple[float, float]:
-        """Pass once over the training images; returns mean loss and accuracy."""
+    def _train_epoch(self, forward: nn.Module, epoch: int) -> tuple[float, float, float]:
+        """Pass once over the training images; returns mean loss, accuracy and mean cross-entropy."""
         forward.train()
         split, ranks = self._splits[0], self._ranks
         batches = Batches(split, self._recipe, epoch, ranks, next(forward.parameters()).device)
         learned = list(forward.parameters())
-        loss_sum, right = 0.0, 0.0
+        loss_sum, right, entropy_sum = 0.0, 0.0, 0.0
         for batch in batches:
             torch.manual_seed(batch.seed)
             logits = forward(batch.inputs)
             loss = batch.loss_of(logits) * batch.loss_scale
             hits = (logits.argmax(1) == batch.targets).sum()
-            value, hit = ranks.sum(torch.stack([loss.detach() / ranks.count, hits])).tolist()
+            entropy = functional.cross_entropy(logits.detach(), batch.targets, reduction="sum")
+            value, hit, own = ranks.sum(torch.stack([loss.detach() / ranks.count, hits, entropy])).tolist()
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -208,8 +211,9 @@ class _Training:
             take_step(self._optimizers, rate_factor)
             loss_sum += value * batch.size
             right += hit
+            entropy_sum += own
             self._callbacks.on_step(batch.step, len(batches), value)
-        return loss_sum / len(split), right / len(split)
+        return loss_sum / len(split), right / len(split), entropy_sum / len(split)
 
     def _explain_step(self, batch: TrainingBatch, loss: float, place: str) -> TrainingDiverged:
         what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is NaN or infinite"

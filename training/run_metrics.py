@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ class Result:
         stages: The ``StageFigures`` of a pretrained network, as JSON values.
         cross_validated: Cross-validated accuracy of heads on the features of all images, as JSON values; None if it was
             not measured.
+        finished: When the training ended, in UTC, as ISO 8601; None if the run was recorded without it. Results are
+            compared without it.
     """
 
     best_epoch: int
@@ -32,6 +35,12 @@ class Result:
     test_accuracy: float
     stages: list[dict[str, Any]] = field(default_factory=list)
     cross_validated: dict[str, Any] | None = None
+    finished: str | None = field(default=None, compare=False)
+
+
+def state_time() -> str:
+    """Return the current time in UTC, as ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class RunMetrics:

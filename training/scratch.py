@@ -14,7 +14,7 @@ from training.events import train_with_events
 from training.loop import Execution
 from training.outcome import describe_outcome
 from training.run import BEST, EXACT, INITIAL, Run
-from training.run_metrics import Result
+from training.run_metrics import Result, state_time
 from training.statistics import list_moved, recompute_statistics
 
 
@@ -49,7 +49,8 @@ def fit_from_scratch(
     corrections = recompute_statistics(network, dataset.train, ranks, moved)
     val_accuracy, _ = evaluate(network, dataset.val, ranks)
     test_accuracy, _ = evaluate(network, dataset.test, ranks)
-    result = Result(best.epoch, val_accuracy, [asdict(one) for one in corrections], test_accuracy)
+    fixed = [asdict(one) for one in corrections]
+    result = Result(best.epoch, val_accuracy, fixed, test_accuracy, finished=state_time())
     if ranks.is_first:
         run.save_weights(network, EXACT)
         run.metrics.append(asdict(result))

@@ -29,7 +29,7 @@ from training.networks import PretrainedNetwork
 from training.outcome import describe_outcome
 from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Run
-from training.run_metrics import Result
+from training.run_metrics import Result, state_time
 
 
 def fit_pretrained(
@@ -150,7 +150,8 @@ class _StagedTraining:
             pooled = compute_features(network, [data.val.images, data.test.images], ranks)
         val, test = (compute_logits(network.head, torch.from_numpy(part)) for part in pooled)
         val_accuracy, test_accuracy = _measure_accuracy(val, data.val), _measure_accuracy(test, data.test)
-        result = Result(best.epoch, val_accuracy, [], test_accuracy, [asdict(stage) for stage in self._stages])
+        stages = [asdict(stage) for stage in self._stages]
+        result = Result(best.epoch, val_accuracy, [], test_accuracy, stages, finished=state_time())
         if ranks.is_first:
             review = self._review(features)
             if review.cross_validated:

@@ -67,6 +67,7 @@ class Comparison:
             accurate.
         latency_ratio: The latency of the new model divided by that of the old one, for a single image.
         warnings: A sentence for each kind of file that was not read.
+        digests: ``sha256:...`` of the old and of the new file.
     """
 
     images: int
@@ -76,6 +77,7 @@ class Comparison:
     p: float
     latency_ratio: float
     warnings: tuple[str, ...]
+    digests: tuple[str, str]
 
     @property
     def share_changed(self) -> float:
@@ -131,6 +133,7 @@ def compare(
         p=mcnemar(int(gained.sum()), int(lost.sum())),
         latency_ratio=measure_ratio(models[1], seen[1].pixels[:1], models[0], seen[0].pixels[:1]),
         warnings=seen[0].warnings,
+        digests=(models[0].digest, models[1].digest),
     )
 
 

@@ -95,9 +95,9 @@ def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
         click.echo(f"evalmode: {warning}", err=True)
     output.say(_describe(comparison))
     if chosen.page:
-        from evalmode.certification.page import write_page
+        from evalmode.certification.page import Compared, write_page
 
-        write_page(chosen.page, comparison, str(old), str(new))
+        write_page(chosen.page, comparison, Compared(old, new, chosen.images))
         output.say(f"page      {chosen.page}")
     passed = chosen.max_changed is None or comparison.share_changed <= chosen.max_changed
     facts = asdict(comparison) | {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,19 +15,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
+from evalmode.certification.design.rendering import STYLE
 from evalmode.certification.metrics import measure_reliability, wilson_interval
 from training.datasets import Dataset, ReadOptions, Split
+from training.export import export_run
 from training.loop import train
 from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
-from training.report.charts import COLOURS, FOLDER, Axes, Line, draw_lines
+from training.report.charts import COLOURS, Axes, Line, draw_lines
 from training.report.findings import Predictions, find_confusions, score_classes, try_shifts
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
-from training.run import Run
+from training.run import EXACT, Run
 from training.run_config import RunConfig
+from training.statistics import recompute_statistics
+from training.temperature import choose_temperature
 
 SECTIONS = {
     "learning": "Learning curves",
@@ -54,6 +61,7 @@ class Page(HTMLParser):
         self.tags: dict[str, list[str]] = {}  # tags by the section they are in
         self.texts: dict[str, str] = {}  # text by the ids it is in
         self.alts: list[str | None] = []
+        self.html = html
         self.feed(html)
         assert self.open == []
 
@@ -94,8 +102,10 @@ def trained(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     torch.manual_seed(0)
     network = run.config.build_network()
     best = train(run, network, digits.train, digits.val)
-    run.metrics.append({"best_epoch": best.epoch, "test_accuracy": 0.0})
+    run.metrics.append({"best_epoch": best.epoch, "test_accuracy": 0.0, "finished": "2026-03-05T14:07:59+00:00"})
     run.load_weights(network)
+    recompute_statistics(network, digits.train)
+    run.save_weights(network, EXACT)
     return run, network, write_report(run, network, digits)
 
 
@@ -106,25 +116,27 @@ def page(trained: tuple[Run, nn.Module, Path]) -> Page:
 
 @pytest.fixture(scope="module")
 def answers(trained: tuple[Run, nn.Module, Path], digits: Dataset) -> Predictions:
-    """The predictions of the network, computed without the report's code."""
+    """The predictions of the exported network, computed without the report's code."""
     with torch.no_grad():
-        logits = trained[1].eval()(scale_pixels(torch.from_numpy(digits.test.images))).double().numpy()
+        val, test = (trained[1].eval()(scale_pixels(torch.from_numpy(one.images))) for one in (digits.val, digits.test))
+    logits = test.double().numpy() / choose_temperature(val, digits.val.targets)[0]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     predicted = probabilities.argmax(1)
     return Predictions(predicted, probabilities.max(1), predicted == digits.test.targets)
 
 
-WriteUntrained = Callable[[nn.Module, Dataset], Page]
+WriteUntrained = Callable[..., Page]
 
 
 @pytest.fixture
 def write_untrained(tmp_path: Path) -> WriteUntrained:
-    """Write the report of a user's network that learned nothing in one epoch."""
+    """Write the report of a user's network that learned nothing in one epoch, with any figures."""
 
-    def write(network: nn.Module, dataset: Dataset) -> Page:
+    def write(network: nn.Module, dataset: Dataset, **changed: float) -> Page:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
         run = Run.create(tmp_path / "run", RunConfig.of(dataset, ReadOptions(), Recipe(network="mine:build", epochs=1)))
         run.save_weights(network, "initial")
-        figures = {"loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "val_loss": 1.0}
+        figures = {"loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "val_loss": 1.0} | changed
         run.metrics.append({"epoch": 1, "learning_rate": 0.1, "seconds": 100.0, "layers": [], **figures})
         run.metrics.append({"best_epoch": 1, "test_accuracy": 0.5})
         path = write_report(run, network, dataset)
@@ -194,6 +206,83 @@ class TestPage:
         assert write_report(run, network, digits).read_bytes() == before
         assert not network.training
         assert not any(module._forward_hooks for module in network.modules())
+
+    def test_is_named_by_data_network_date_and_digest(self, page: Page, trained: tuple[Run, nn.Module, Path]) -> None:
+        digest = trained[0].config.data_digest
+        assert page.words("title") == "digits"
+        facts = page.words("facts")
+        assert "network reference" in facts
+        assert "trained on 5 March 2026, 14:07 UTC" in facts
+        assert "run digits & <co>" in facts
+        assert f"data {digest[:19]}" in facts
+        html = trained[2].read_text("utf-8")
+        title = f"<title>digits · reference · 5 March 2026 · {digest[:19]} · evalmode training report</title>"
+        assert title in html
+        assert digest in page.words("")  # the whole of it, too
+
+    def test_says_what_to_do_next_with_the_path_of_the_run(
+        self, page: Page, trained: tuple[Run, nn.Module, Path]
+    ) -> None:
+        run = shlex.quote(str(trained[0].folder))
+        assert f"evalmode export {run} --repository models --name digits" in page.words("next")
+        links = [address for address in page.addresses if address.startswith("#") and address[1:] in SECTIONS]
+        assert len(links) > len(SECTIONS)  # findings link to sections, in addition to the menu
+
+    def test_shows_calibration_as_the_export_does(
+        self, page: Page, trained: tuple[Run, nn.Module, Path], digits: Dataset
+    ) -> None:
+        quality = export_run(trained[0], digits).quality
+        assert quality.temperature != 1
+        assert page.texts["ece-before"] == f"{100 * quality.calibration_error[0]:.1f}%"
+        assert page.texts["ece"] == f"{100 * quality.calibration_error[1]:.1f}%"
+        assert f"temperature of {quality.temperature:.3f}" in page.words("calibration")
+
+    def test_numbers_every_cell_of_the_confusion_matrix(
+        self, page: Page, answers: Predictions, digits: Dataset
+    ) -> None:
+        matrix = confusion_matrix(digits.test.targets, answers.predicted)
+        assert page.tags["matrix"].count("td") == 100
+        cells = re.findall(r'<td class="(right|wrong)( filled)?" style="--share: ([\d.]+)">(\d*)</td>', page.html)
+        assert [int(count or 0) for *_, count in cells] == matrix.ravel().tolist()
+        assert [kind == "right" for kind, *_ in cells] == np.eye(10, dtype=bool).ravel().tolist()
+
+    def test_a_bar_has_a_line_of_its_own_below_its_number(self, page: Page) -> None:
+        """A block in a grid of one column cannot lie on the number above it."""
+        meters = re.findall(r'<span class="meter">[\d.]+%<span class="track"><span style="width: ', page.html)
+        assert len(meters) == 3 * 10
+        style = STYLE.read_text("utf-8")
+        assert re.search(r"\.meter \{ display: grid; gap: 0\.\d+rem;", style)
+        assert re.search(r"\.track \{ display: block; height: \dpx;", style)
+
+    def test_has_the_style_of_all_pages_and_no_other(self, page: Page) -> None:
+        assert re.findall(r"<style>(.*?)</style>", page.html, re.DOTALL) == [f"\n{STYLE.read_text('utf-8')}"]
+
+
+class TestGap:
+    @pytest.mark.parametrize(
+        ("train", "val", "wanted"),
+        [
+            (0.5, 0.6, "the validation accuracy is 10.0 percentage points above the training accuracy: no overfitting"),
+            (0.5, 0.5, "training and validation accuracy are equal: no overfitting is visible"),
+            (0.9, 0.8, "10.0 percentage points above the validation accuracy. That is within the uncertainty of 9"),
+            (1.0, 0.2, "80.0 percentage points above the validation accuracy. The network overfits"),
+        ],
+    )
+    def test_is_judged_by_its_sign_and_its_uncertainty(
+        self, write_untrained: WriteUntrained, train: float, val: float, wanted: str
+    ) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 9))
+        page = write_untrained(network, make_dataset(tuple("abcdefghi"), 4, 1), train_accuracy=train, val_accuracy=val)
+        assert wanted in page.words("gap")
+        assert page.words("gap").count("overfit") == 1
+        assert ("The network overfits" in page.words("next")) == ("The network overfits" in wanted)
+
+    def test_the_training_loss_is_drawn_without_label_smoothing(self, write_untrained: WriteUntrained) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        page = write_untrained(network, make_dataset(("a", "b"), 4, 1), loss=1.5, cross_entropy=0.75)
+        assert "Loss (cross-entropy) by epoch; last values: training 0.75, validation 1" in page.html
+        page = write_untrained(network, make_dataset(("a", "b"), 4, 1), loss=1.5)  # of a run before it was recorded
+        assert "Loss (cross-entropy) by epoch; last values: training 1.5, validation 1" in page.html
 
 
 class TestOtherNetworksAndData:
@@ -339,7 +428,7 @@ class TestCharts:
             assert f"var(--{name})" in chart.svg
 
     def test_colours_have_a_dark_version(self) -> None:
-        _, _, dark = (FOLDER / "page.css").read_text().partition("prefers-color-scheme: dark")
+        _, _, dark = STYLE.read_text().partition("prefers-color-scheme: dark")
         for name, colour in COLOURS.items():
             assert re.search(rf"--{name}: #\w{{6}};", dark)
             assert f"--{name}: {colour}" not in dark

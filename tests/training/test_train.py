@@ -288,6 +288,21 @@ def test_an_epochs_accuracy_is_the_share_of_training_images_that_were_right(star
     assert best.train_accuracy == 0.75
 
 
+def test_an_epochs_cross_entropy_has_neither_label_smoothing_nor_label_weights(start_run: StartRun) -> None:
+    """It can be compared with the validation loss, which has neither."""
+    split = Split(numbered(8).images, np.array([0, 0, 0, 0, 0, 0, 1, 1]))
+    run, _ = start_run(epochs=1, batch_size=3, label_smoothing=0.2, balance=True, learning_rate=1e-12)
+    network = nn.Sequential(nn.Flatten(), last := nn.Linear(3, 2))
+    nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([1.0, 0.0])  # each image gets these logits
+    best = train(run, network, split, split)
+    right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    assert best.cross_entropy is not None
+    assert best.cross_entropy == pytest.approx((6 * right + 2 * wrong) / 8)
+    assert best.cross_entropy == pytest.approx(best.val_loss)
+    assert best.loss > best.cross_entropy + 0.05
+
+
 def test_metrics_hold_a_line_for_every_epoch(start_run: StartRun, few: Split, digits: Dataset) -> None:
     run, network = start_run(epochs=3)
     epochs: list[Epoch] = []

@@ -201,11 +201,11 @@ def test_a_killed_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def describe_end(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-    """The exact and the best weights, and all lines of figures without durations."""
+    """The exact and the best weights, and all lines of figures without durations and dates."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         for timed in (line, *line.get("stages", [])):
-            timed["seconds"] = 0
+            timed |= {"seconds": 0, "finished": None}
     return (folder / "exact.safetensors").read_bytes(), (folder / "best.safetensors").read_bytes(), lines
 
 

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The predictions of a network in eval mode for N images.
+    """The predictions that the exported artifact makes for N images.
 
     Attributes:
         predicted: The index of the label with the highest probability, int64 (N,).
@@ -80,7 +80,8 @@ class Findings:
         matrix: The confusion matrix, int64 (K, K): true labels in rows, predicted labels in columns.
         confusions: The most frequent mistakes.
         classes: The scores of each label, lowest F1 first.
-        reliability: Predicted probability and accuracy.
+        reliability: Predicted probability and accuracy, as exported: with the temperature.
+        uncalibrated: The same without the temperature; None if it is 1.
         shifts: The accuracy on shifted images, from no shift to the largest.
     """
 
@@ -91,10 +92,17 @@ class Findings:
     confusions: list[Confusion]
     classes: list[ClassScores]
     reliability: Reliability
+    uncalibrated: Reliability | None
     shifts: list[Shift]
 
 
-def examine(network: nn.Module, split: Split, labels: tuple[str, ...], logits: Tensor | None = None) -> Findings:
+def examine(
+    network: nn.Module,
+    split: Split,
+    labels: tuple[str, ...],
+    logits: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Findings:
     """Measure how well a network classifies the images of a split.
 
     Args:
@@ -102,11 +110,13 @@ def examine(network: nn.Module, split: Split, labels: tuple[str, ...], logits: T
         split: N images.
         labels: The K class names.
         logits: The logits of the network for the images, float32 (N, K); None to compute them.
+        temperature: The export divides the logits by it.
 
     Returns:
         The measurements.
     """
-    predictions = predict(split, predict_logits(network, split) if logits is None else logits)
+    logits = predict_logits(network, split) if logits is None else logits
+    predictions, before = predict(split, logits / temperature), predict(split, logits)
     matrix = confusion_matrix(split.targets, predictions.predicted, labels=range(len(labels)))
     return Findings(
         predictions=predictions,
@@ -116,6 +126,7 @@ def examine(network: nn.Module, split: Split, labels: tuple[str, ...], logits: T
         confusions=find_confusions(matrix, labels, LISTED_CONFUSIONS),
         classes=score_classes(split.targets, predictions.predicted, labels),
         reliability=measure_reliability(predictions.confidence, predictions.correct),
+        uncalibrated=None if temperature == 1 else measure_reliability(before.confidence, before.correct),
         shifts=try_shifts(network, split),
     )
 

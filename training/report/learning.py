@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 from torch import nn
 
 from evalmode.certification.metrics import wilson_interval
+from training.recipe import Recipe
 from training.report import charts
 from training.report.charts import Axes, Line
 from training.report.spread import spread
@@ -29,17 +31,20 @@ def describe_training(rows: Rows, network: nn.Module, val_images: int) -> dict[s
         stage | {"interval": _find_interval(stage["val_accuracy"], val_images)} for stage in rows[-1].get("stages", ())
     ]
     val_accuracy = best["val_accuracy"] if best else rows[-1]["exact_val_accuracy"]
+    val_interval = _find_interval(val_accuracy, val_images)
     return {
         "epochs": epochs,
         "best": best,
         "val_accuracy": val_accuracy,
-        "val_interval": _find_interval(val_accuracy, val_images),
+        "val_interval": val_interval,
+        "overfits": bool(best and val_interval and best["train_accuracy"] > val_interval[1]),
+        "finished": datetime.fromisoformat(rows[-1]["finished"]) if rows[-1].get("finished") else None,
         "exact_accuracy": rows[-1].get("exact_val_accuracy"),
         "corrections": rows[-1].get("corrections", []),
         "stages": stages,
         "seconds": sum(read(stages or epochs, "seconds")),
         "weights": sum(weights.numel() for weights in network.parameters()),
-        "learning": _draw_learning(epochs),
+        "learning": _draw_learning(epochs, best),
     }
 
 
@@ -54,21 +59,58 @@ def _find_interval(accuracy: float | None, images: int) -> tuple[float, float] |
     return None if accuracy is None else wilson_interval(round(accuracy * images), images)
 
 
-def _draw_learning(epochs: Rows) -> list[charts.Chart]:
-    """Draw accuracy and loss by epoch."""
+def _draw_learning(epochs: Rows, best: dict[str, Any] | None) -> list[charts.Chart]:
+    """Draw accuracy and loss by epoch, with a mark at the epoch whose weights are kept."""
     if not epochs:
         return []
-    x = read(epochs, "epoch")
+    x, marked = read(epochs, "epoch"), best["epoch"] if best else None
 
-    def draw(title: str, train: str, val: str, percent: bool = False) -> charts.Chart:
-        both = read(epochs, train), read(epochs, val)
-        lines = [Line("training", "blue", both[0]), Line("validation", "orange", both[1])]
-        return charts.draw_lines(title, Axes(x, y_percent=percent), lines, band=both)
+    def draw(title: str, train: list[float], val: list[float], percent: bool = False) -> charts.Chart:
+        lines = [Line("training", "blue", train), Line("validation", "orange", val)]
+        return charts.draw_lines(title, Axes(x, y_percent=percent, marked=marked), lines, band=(train, val))
 
     return [
-        draw("Accuracy", "train_accuracy", "val_accuracy", percent=True),
-        draw("Loss", "loss", "val_loss"),
+        draw("Accuracy", read(epochs, "train_accuracy"), read(epochs, "val_accuracy"), percent=True),
+        draw("Loss (cross-entropy)", _read_losses(epochs), read(epochs, "val_loss")),
     ]
+
+
+def _read_losses(epochs: Rows) -> list[float]:
+    """Read the training losses without label smoothing; of older runs, those that training minimised."""
+    return [row["loss"] if row.get("cross_entropy") is None else row["cross_entropy"] for row in epochs]
+
+
+def explain_loss(recipe: Recipe, epochs: Rows) -> str:
+    """Explain in a sentence why the training loss can be above the validation loss.
+
+    Args:
+        recipe: How the network was trained.
+        epochs: The lines of ``metrics.jsonl`` of the epochs, at least one.
+    """
+    harder = ["while the weights still change"]
+    if recipe.dropout:
+        harder.append("with dropout")
+    if recipe.mirror or recipe.shift or recipe.views > 1:
+        harder.append("on augmented images")
+    is_plain = all(row.get("cross_entropy") is not None for row in epochs)
+    extra = [
+        words
+        for used, words in [
+            (recipe.label_smoothing, f"label smoothing of {recipe.label_smoothing:g}"),
+            (recipe.balance, "label weights"),
+        ]
+        if used
+    ]
+    sentence = f"The training loss can be above the validation loss, because it is measured {_join(harder)}"
+    if not extra:
+        return f"{sentence}."
+    if is_plain:
+        return f"{sentence}. It is drawn without {_join(extra)}, which only training uses."
+    return f"{sentence}, and because it includes {_join(extra)}, which the validation loss does not."
+
+
+def _join(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def describe_layers(rows: Rows, moved: Collection[str]) -> dict[str, Any]:

@@ -8,22 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor, nn
 
+from evalmode.certification.design.rendering import render_page
 from evalmode.files import write_atomically
 from training.datasets import Dataset
 from training.errors import RunError
+from training.evaluation import predict_logits
 from training.networks import recognise_architecture
 from training.report import charts, findings, pictures
+from training.report.advice import Evidence, list_advice
 from training.report.attention import describe_attention
-from training.report.charts import Axes, Line
+from training.report.charts import MANY_LABELS, Axes, Line
+from training.report.commands import list_commands, name_data
 from training.report.doubts import describe_doubts
-from training.report.learning import Rows, describe_layers, describe_training
+from training.report.learning import Rows, describe_layers, describe_training, explain_loss
 from training.report.spread import spread
 from training.review import Review
 from training.run import INITIAL, REPORT, Run
 from training.statistics import list_moved
+from training.temperature import choose_temperature
 
 SHOWN_MISTAKES = 12
 SHOWN_CONVOLUTIONS = 6
@@ -48,12 +52,13 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     initial = copy.deepcopy(network)
     run.load_weights(initial, INITIAL)
     moved = list_moved(initial.state_dict(), network.state_dict())
-    facts = {"run": run, "dataset": dataset}
+    review = Review.read(run.folder)
+    facts: dict[str, Any] = {"run": run, "dataset": dataset, "data": name_data(run.config.data)}
     facts |= describe_training(rows, network, len(dataset.val)) | describe_layers(rows, moved)
-    facts |= _describe_test(run, network, initial, dataset) | describe_doubts(Review.read(run.folder), dataset)
-    page = Environment(loader=PackageLoader("training.report", ""), autoescape=True, undefined=StrictUndefined)
+    facts |= _describe_test(run, network, initial, dataset) | describe_doubts(review, dataset)
+    facts |= _describe_next(run, dataset, facts["test"], Evidence(run.config, dataset, facts["test"], facts, review))
     path = run.folder / REPORT
-    write_atomically(path, page.get_template("page.html.j2").render(facts))
+    write_atomically(path, render_page("training.report", "page.html.j2", facts))
     return path
 
 
@@ -73,18 +78,24 @@ def _read_metrics(run: Run) -> Rows:
 
 def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Dataset) -> dict[str, Any]:
     """Collect what the page shows of the test images."""
-    found = findings.examine(network, dataset.test, dataset.labels, run.read_logits().get("test"))
+    logits = run.read_logits()
+    val = logits["val"] if "val" in logits else predict_logits(network, dataset.val)
+    temperature, reason = choose_temperature(val, dataset.val.targets)
+    found = findings.examine(network, dataset.test, dataset.labels, logits.get("test"), temperature)
     correct, confidence = found.predictions.correct, found.predictions.confidence
     order = np.argsort(np.where(correct, -1, 1) * -confidence, kind="stable")  # most confident mistakes first
     mistakes = order[: int((~correct).sum())]
     sample = int(order[-1])  # the most confident correct prediction, if there is one
     maps = pictures.watch_convolutions(network, dataset.test.images[sample])
-    classes = found.classes
+    classes, many = found.classes, len(dataset.labels) > MANY_LABELS
     return {
         "test": found,
-        "confusion": charts.draw_confusion(found.matrix, dataset.labels),
+        "temperature": temperature,
+        "temperature_reason": reason,
+        "shades": [] if many else charts.shade(found.matrix).tolist(),
+        "confusion": charts.draw_confusion(found.matrix, dataset.labels) if many else None,
         "classes": classes if len(classes) <= WORST + BEST else classes[:WORST] + classes[-BEST:],
-        "reliability": charts.draw_reliability(found.reliability),
+        "reliability": charts.draw_reliability(found.reliability, found.uncalibrated),
         "mistakes": [_show_image(dataset, found.predictions, index) for index in mistakes[:SHOWN_MISTAKES]],
         **describe_attention(network, dataset, found.predictions, mistakes),
         "shift_chart": _draw_shifts(found.shifts),
@@ -95,6 +106,16 @@ def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Da
             (name, maps[name], pictures.embed_maps(maps[name])) for name in spread(list(maps), SHOWN_CONVOLUTIONS)
         ],
         "filters": _compare_filters(network, initial, next(iter(maps), ""), dataset.contract.channels),
+    }
+
+
+def _describe_next(run: Run, dataset: Dataset, test: findings.Findings, evidence: Evidence) -> dict[str, Any]:
+    """Collect what the page says about what to do next, and about the training loss."""
+    epochs = evidence.training["epochs"]
+    return {
+        "advice": list_advice(evidence),
+        "to_type": list_commands(run, dataset, test.predictions),
+        "loss_note": explain_loss(run.config.recipe, epochs) if epochs else "",
     }
 
 

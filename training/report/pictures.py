@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor, nn
 
+from evalmode.certification.design.rendering import embed
 from evalmode.images.pixels import Pixels
 from training.datasets import Split
 from training.hooks import watch_outputs
@@ -82,7 +82,7 @@ def embed_photo(pixels: Pixels) -> str:
 def _encode(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+    return embed(buffer.getvalue(), kind.lower())
 
 
 def name_image(split: Split, row: int, name: str) -> Path:

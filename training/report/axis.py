@@ -1,0 +1,43 @@
+"""The limits of a vertical axis, on which the first epoch does not squash all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MIN_POSITIONS = 4  # with fewer, the first position is no outlier
+MAX_REACH = 2.0  # the first value may be as far from the others as twice their range: they keep a third of the axis
+MARGIN = 0.08  # of the range of the others, beyond them
+
+
+class Limits(NamedTuple):
+    """The limits of an axis; None leaves a limit to the values."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def cuts(self, value: float) -> bool:
+        """Return whether a value is beyond the limits."""
+        return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
+
+
+def find_limits(lines: Sequence[Sequence[float]], floor: float | None = None) -> Limits:
+    """Find the limits of an axis: those of all positions, or of all but the first if that is far from the others.
+
+    Args:
+        lines: The values of each line, one for each position.
+        floor: Where the axis begins, whatever the values are; None if they decide.
+
+    Returns:
+        The limits; both are None if every value is shown.
+    """
+    if len(lines[0]) < MIN_POSITIONS:
+        return Limits()
+    later = [value for line in lines for value in line[1:]] + ([] if floor is None else [floor])
+    low, high = min(later), max(later)
+    reach = high - low
+    if not 0 < reach < float("inf"):
+        return Limits()
+    first = [line[0] for line in lines]
+    is_low, is_high = min(first) < low - MAX_REACH * reach, max(first) > high + MAX_REACH * reach
+    return Limits(low - MARGIN * reach if is_low else None, high + MARGIN * reach if is_high else None)
