@@ -21,10 +21,21 @@ from training.recipe import Recipe
 from training.run_config import RunConfig
 from training.views import make_views
 
+from .graphs import keep_graphs
 from .tiny_backbone import make_dataset, make_network
 
 RECIPE = Recipe(network="tiny", fine_tune=1, views=3, mirror=True)
 CUT = 2  # the stages before the one that is trained
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(autouse=True)
+def _convert_once(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.features.convert", keep_graphs(graphs))
 
 
 @pytest.fixture(scope="module")
