@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_reachable, renew
+from docs.drawing import draw_packages, find_levels
+from docs.tables import DRAWINGS, FOLDERS, PACKAGES, RESULTS, TABLES, find_arrows, find_reachable, renew
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -19,13 +20,23 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT /
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
 def test_tables_are_up_to_date(document: str) -> None:
-    """If this fails, run ``python docs/tables.py``."""
+    """If this fails, run ``python -m docs.tables``."""
     text = (ROOT / document).read_text()
     assert renew(document, text) == text
 
 
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_up_to_date(name: str) -> None:
+    """If this fails, run ``python -m docs.tables``."""
+    assert (ROOT / name).read_text() == DRAWINGS[name]()
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
-    """If this fails, run the suite again as docs/conformance.md describes."""
+    """If this fails, run the suite again as docs/reference/conformance.md describes."""
     suite = ast.parse((ROOT / "tests/conformance/test_open_inference.py").read_text())
     functions = (node for node in suite.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
     rules = {ast.get_docstring(function) for function in functions}
@@ -38,7 +49,7 @@ def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
 
 def test_the_decoding_table_lists_the_supported_formats() -> None:
     names = [{"WEBP": "WebP"}.get(one.name, one.name) for one in SERVED_FORMATS]
-    assert f"a format other than {', '.join(names)}" in (ROOT / "docs/architecture.md").read_text()
+    assert f"a format other than {', '.join(names)}" in (ROOT / "docs/reference/images.md").read_text()
 
 
 def test_every_package_and_folder_of_the_tree_exists() -> None:
@@ -58,9 +69,16 @@ def test_arrows_that_follow_from_others_are_not_drawn() -> None:
     imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": {"c"}}
     assert find_reachable(imports, "a") == {"b", "c", "d"}
     assert find_reachable(imports, "c") == set()
-    drawn = set(re.findall(r"(\w+) --> (\w+)", draw_arrows()))
-    assert ("evalmode_artifact", "evalmode_images") in drawn
-    assert ("evalmode_artifact", "evalmode_errors") not in drawn  # through evalmode.images
+    arrows = find_arrows()
+    assert "evalmode.images" in arrows["evalmode.artifact"]
+    assert "evalmode.errors" not in arrows["evalmode.artifact"]  # through evalmode.images
+
+
+def test_a_package_is_drawn_above_those_that_it_imports() -> None:
+    graph = {"evalmode.a": {"evalmode.b", "evalmode.c"}, "evalmode.b": {"evalmode.c"}, "evalmode.c": set()}
+    assert find_levels(graph) == {"evalmode.a": 2, "evalmode.b": 1, "evalmode.c": 0}
+    boxes = re.findall(r'y="([\d.]+)" font-size="14" fill="#fff" text-anchor="middle">(\w+)<', draw_packages(graph))
+    assert [name for _, name in sorted((float(y), name) for y, name in boxes)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -20,7 +20,7 @@ class CallFailed(EvalmodeError):
 
     Attributes:
         code: The name of the gRPC status code, such as ``INVALID_ARGUMENT``.
-        reason: The reason code, see docs/wire-protocol.md; "" if the error is the transport's.
+        reason: The reason code, see docs/reference/errors.md; "" if the error is the transport's.
         id: The request's id in the server's log; "" if the request did not reach the server.
         retry: Whether the same call may succeed later, or at another server.
     """
