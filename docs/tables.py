@@ -203,11 +203,16 @@ BY_CALLER = "The client must change the request: the message names the field and
 def show_errors() -> str:
     """Show each error reason with its status code, its meaning, and what to do about it."""
     rows = [
-        (f"`{reason_of(error)}`", code, describe_retry(error), describe(error), REMEDIES.get(error, BY_CALLER))
+        (name_error(reason_of(error), code, describe_retry(error)), describe(error), REMEDIES.get(error, BY_CALLER))
         for error, code in CODES.items()
     ]
-    internal = ("INTERNAL", "no", "A fault in the server.", "Search the log for the id, and report the problem.")
-    return draw(("reason", "code", "retry", "meaning", "action"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
+    internal = ("A fault in the server.", "Search the log for the id, and report the problem.")
+    return draw(("reason", "meaning", "action"), [*rows, (name_error(INTERNAL_REASON, "INTERNAL", ""), *internal)])
+
+
+def name_error(reason: str, code: str, retry: str) -> str:
+    """Name an error by its reason, with the status code and what is known about retries below it."""
+    return f"`{reason}`<br><small>{code}{retry and f', retry {retry}'}</small>"
 
 
 def show_memory() -> str:
@@ -293,8 +298,8 @@ def describe_alert(rule: Mapping[str, Any]) -> str:
 
 
 def describe_retry(error: type[RequestError]) -> str:
-    """Say whether the same request may succeed later."""
-    return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
+    """Say when the same request may succeed on the same server; "" for never."""
+    return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else ""
 
 
 def describe(error: type[RequestError]) -> str:
