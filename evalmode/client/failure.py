@@ -15,7 +15,10 @@ class CallFailed(EvalmodeError):
 
     Args:
         message: The status code and the server's message.
-        code, reason, id, retry: See the attributes.
+        code: The attribute of this name.
+        reason: The attribute of this name.
+        id: The attribute of this name.
+        retry: The attribute of this name.
         facts: The values in the message by name.
 
     Attributes:
