@@ -53,7 +53,7 @@ def _list_values(option: click.Option, context: click.Context) -> str:
     bounds = option.get_help_extra(context).get("range")
     if bounds:
         return "`" + re.sub("([<>]=?)", r" \1 ", bounds) + "`"
-    return f"`{option.metavar}`" if option.metavar else option.type.name
+    return "`" + option.metavar.replace("|", r"\|") + "`" if option.metavar else option.type.name
 
 
 def _join(text: str) -> str:

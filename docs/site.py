@@ -22,7 +22,13 @@ BUILT = ROOT / "site"
 # Section -> its pages in their order. A pattern takes all pages that match and that no earlier entry took.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Home": ("index.md",),
-    "Tutorials": ("tutorial*.md", "tutorials/index.md", "tutorials/*.md"),
+    "Tutorials": (
+        "tutorial*.md",
+        "tutorials/photos.md",
+        "tutorials/foreign.md",
+        "tutorials/break-it.md",
+        "tutorials/*.md",
+    ),
     "How-to": (
         "installing.md",
         "training.md",

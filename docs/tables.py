@@ -45,7 +45,6 @@ USUAL_RULES = {
     "background": None,
     "padding": None,
 }
-MARK = r"\|"  # a vertical line within a cell
 MIB = 1024 * 1024
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "conformance" / "results"
@@ -171,7 +170,9 @@ def describe_values(option: Option) -> str:
     low, high = option.rules.get("minimum"), option.rules.get("maximum")
     if low is not None:
         return f"{low} to {high}" if high is not None else f"at least {low}"
-    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind)))
+    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind))).replace(
+        "|", r"\|"
+    )
 
 
 # What an operator can do about an error, where the request itself is not at fault.
@@ -396,7 +397,7 @@ def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """
     names = list(head)
     lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(str(cell).replace('|', MARK) for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {

@@ -8,10 +8,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from docs.drawing import draw_packages, find_levels
 from docs.tables import DRAWINGS, FOLDERS, PACKAGES, RESULTS, TABLES, find_arrows, find_reachable, renew
+from evalmode.cli.main import cli
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +92,27 @@ def test_targets_of_links_exist(document: Path) -> None:
             assert linked.exists(), f"{document.name} links to {target}"
             headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).strip().replace(" ", "-") for h in _headings(linked)}
             assert not anchor or anchor in headings, f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_rows_of_tables_have_the_cells_of_their_head(document: Path) -> None:
+    """A vertical line within a cell needs a backslash, also in code."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        head, *rows = (len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines())
+        assert set(rows) == {head}, f"{document.name}: {table.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_code_blocks_have_their_options(document: Path) -> None:
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", document.read_text(), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in (line.strip() for line in lines if document.name != "CHANGELOG.md"):
+        name, *words = re.sub(r"#.*", "", line.removeprefix("evalmode ")).split() or [""]
+        command = cli.get_command(click.Context(cli), name) if line.startswith("evalmode ") else None
+        if command:
+            known = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
