@@ -59,17 +59,25 @@ test-installs: $(READY)
 	$(BIN)/python -m pytest -q --timeout 900 -m installs tests/installs
 
 # The chart and the manifests of deploy/, with the tools of Helm, Kustomize and Kubernetes in a separate environment.
-# It needs npm, for the types of ServiceMonitors.
+# It needs npm, for the types of ServiceMonitors, and Debian's docker-registry.
 DEPLOY = .venv-deploy
 MONITORS = @kubernetes-models/prometheus-operator@6.0.0 typescript@5.9.3
-test-manifests: $(DEPLOY)/.ready
-	$(DEPLOY)/bin/python -P -m pytest -q -n auto --confcutdir tests/manifests tests/manifests
+test-manifests: $(READY) $(DEPLOY)/.ready
+	@$(call install,docker-registry)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(DEPLOY)/bin/python -P -m pytest -q -n auto --confcutdir tests/manifests tests/manifests
 
 # The configurations of deploy/proxies. They need nginx, HAProxy and Envoy, which is a Python package, too.
 test-proxies: $(READY) $(DEPLOY)/.ready
+	@$(call install,nginx haproxy)
 	PATH=$$PATH:/usr/sbin:$(CURDIR)/$(DEPLOY)/bin $(BIN)/python -m pytest -q -n auto -m proxies tests/deploy
 
+# install PACKAGES: Debian's packages of programs with their names, unless the programs are there. RUNLEVEL keeps apt from
+# starting them as services.
+install = for one in $(1); do PATH=$$PATH:/usr/sbin; command -v $$one >/dev/null || \
+  RUNLEVEL=1 apt-get install -qy --no-install-recommends $$one >/dev/null || { echo "install $$one" >&2; exit 1; }; done
+
 $(DEPLOY)/.ready: tests/manifests/requirements.txt
+	@command -v npm >/dev/null || { echo "install npm" >&2; exit 1; }
 	$(PYTHON) -m venv $(DEPLOY)
 	$(DEPLOY)/bin/python -m pip install --quiet --requirement tests/manifests/requirements.txt
 	npm install --silent --no-fund --no-audit --prefix $(DEPLOY)/node $(MONITORS)

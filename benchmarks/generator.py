@@ -1,6 +1,6 @@
 """A load generator in a process of its own that can send several times the load that a server can handle.
 
-    python benchmarks/generator.py ADDRESS REQUEST (--callers N | --rate R) [--seconds 10] [--deadline 1]
+    python -m benchmarks.generator ADDRESS REQUEST (--callers N | --rate R) [--seconds 10] [--deadline 1]
 
 REQUEST is a file with a PredictRequest. Its frames are built once; a call takes this process about 30 us. With --rate
 the loop is open: calls begin when they are due, regardless of the replies. Calls are cancelled at their deadline, and
@@ -14,7 +14,6 @@ import gc
 import json
 import select
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from http2 import (
+
+from benchmarks.http2 import (
     CLOSED,
     EXPIRED,
     PREDICT,
@@ -31,7 +31,8 @@ from http2 import (
     Connection,
     encode_call,
     message,
-)  # in this folder
+)
+from benchmarks.processes import list_command, make_environment
 
 CONNECTIONS = 8
 IDLE_S = 0.0005
@@ -196,8 +197,8 @@ class Generating:
     """
 
     def __init__(self, address: str, request: Path, *options: object) -> None:
-        command = [sys.executable, __file__, address, request, *options]
-        self._process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        command = list_command("benchmarks.generator", address, request, *options)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=make_environment())
 
     def figures(self) -> dict[str, Any]:
         """Wait until the process has finished and return its figures."""

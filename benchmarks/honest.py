@@ -1,6 +1,6 @@
 """Honest callers in a process of their own, which must be served while other clients attack.
 
-    python benchmarks/honest.py ADDRESS --seconds 10
+    python -m benchmarks.honest ADDRESS --seconds 10
 
 Calls at constant rates, regardless of the replies: Predict with raw pixels, Health.Check, and Health.Check from a new
 connection each time. Latency is measured from the time when a call was due. Prints the figures as JSON.
@@ -12,23 +12,19 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import grpc
-import http2  # in this folder
 import numpy as np
 import psutil
 from grpc_health.v1 import health_pb2
-from lecture import processor
 
+from benchmarks import http2
+from benchmarks.processes import list_command, make_environment
 from evalmode.wire import classifier_pb2, open_inference_pb2
 
 SIDE = 32
@@ -143,8 +139,8 @@ class Asking:
     """
 
     def __init__(self, address: str, seconds: float, rate: float = PREDICTS_PER_S) -> None:
-        command = [sys.executable, __file__, address, "--seconds", str(seconds), "--rate", str(rate)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = list_command("benchmarks.honest", address, "--seconds", seconds, "--rate", rate)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=make_environment())
 
     def figures(self) -> dict[str, Any]:
         """Wait until the process has finished and return its figures."""
@@ -213,24 +209,6 @@ def find_misses(quiet: dict[str, Any], attacked: dict[str, Any], idle_mb: float,
     if most_mb - idle_mb > LARGEST_GROWTH_MB:
         misses.append(f"memory {most_mb - idle_mb:.0f} MB over idle, above {LARGEST_GROWTH_MB:.0f} MB")
     return misses
-
-
-def write_figures(out: Path, arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Write figures together with the machine and the arguments of the measurement.
-
-    Args:
-        out: The JSON file.
-        arguments: The command-line arguments.
-        figures: The figures.
-    """
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        **{name: value for name, value in vars(arguments).items() if name != "out"},
-        **figures,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.processes import make_environment
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden, strip
@@ -75,7 +76,8 @@ def serving(
     """
     given = ("--repository", repository, "--port", 0, "--metrics-port", 0, "--lame-duck", 0, "--log-level", "warning")
     command = [sys.executable, *map(str, (*program, "serve", *given, *options))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    environment = make_environment()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
             address, metrics = (f"127.0.0.1:{process.stdout.readline().split()[-1]}" for _ in range(2))

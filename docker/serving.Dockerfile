@@ -1,4 +1,4 @@
-# The server: ONNX Runtime, no torch, no compiler, no root.
+# The server: ONNX Runtime, no torch, no compiler, no shell, no package manager, no root.
 #
 #   docker build -f docker/serving.Dockerfile -t evalmode-serving .
 #   docker run --read-only -v "$PWD/models:/models:ro" -p 127.0.0.1:8001:8001 evalmode-serving
@@ -20,13 +20,14 @@ COPY . /source
 # change the file times that Python compares otherwise.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/evalmode \
- && pip --python /opt/evalmode install --no-compile --constraint /source/constraints.txt $PIP_ARGS "/source[$EXTRA]" \
+ && pip --python /opt/evalmode install --no-compile --constraint /source/constraints.txt \
+      --constraint /source/constraints-cuda.txt $PIP_ARGS "/source[$EXTRA]" \
  && python -m compileall -q -x /tests/ --invalidation-mode unchecked-hash /opt/evalmode/lib \
  && cp /source/docker/healthcheck.py /opt/evalmode/
 # hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/sbom \
- && pip --python /opt/sbom install cyclonedx-bom==7.5.0 $PIP_ARGS \
+ && pip --python /opt/sbom install --no-compile cyclonedx-bom==7.5.0 $PIP_ARGS \
  && /opt/sbom/bin/cyclonedx-py environment --output-reproducible --of JSON -o /opt/evalmode/sbom.cdx.json /opt/evalmode
 
 # hadolint ignore=DL3006
@@ -49,8 +50,14 @@ CMD ["serve"]
 COPY --from=build /opt/evalmode /opt/evalmode
 # A new named volume gets the owner of the folder that it is mounted on, so /models is writable for the training image
 # whichever image runs first. The imports compile the bytecode of the standard library, which the base image lacks: it
-# halves the time of a start, and a health check takes a quarter of the time.
+# halves the time of a start, and a health check takes a quarter of the time. Last, the shell removes pip, the package
+# manager and itself; Debian's list of packages stays, for scanners.
 RUN install -d -o 65532 -g 65532 /models \
- && python -c 'import evalmode.cli.serve, evalmode.runtime.loading, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics'
+ && python -c 'import evalmode.cli.serve, evalmode.runtime.loading, serving.services.metrics, serving.transports.grpcio, serving.transports.metrics' \
+ && rm -rf /usr/local/lib/python3*/site-packages/* /usr/lib/python3/dist-packages/* /usr/share/python-wheels \
+      /usr/local/lib/python3*/ensurepip /usr/lib/python3*/ensurepip /usr/local/bin/pip* /usr/bin/pip* \
+      /usr/bin/apt* /usr/lib/apt /var/lib/apt /usr/bin/dpkg* /usr/sbin/dpkg* \
+      /opt/evalmode/bin/activate* /opt/evalmode/bin/Activate* \
+      /bin/sh /bin/dash /bin/bash /bin/rbash
 # A number, because Kubernetes' runAsNonRoot cannot decide whether a name is root.
 USER 65532:65532

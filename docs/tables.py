@@ -9,16 +9,21 @@ from __future__ import annotations
 import ast
 import json
 import re
+import statistics
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from docs.benchmark_index import show_benchmarks
 from docs.command_tables import show_commands
 from docs.drawing import draw_packages
+from docs.figures import MEASURED, make_table
+from docs.results import draw
 from evalmode import errors
 from evalmode.artifact.pixel_facts import read_contract, write_contract
 from evalmode.errors import RequestError
@@ -298,6 +303,25 @@ def describe_alert(rule: Mapping[str, Any]) -> str:
     return f"{summary}. {description}"
 
 
+def show_proxies() -> str:
+    """Show what became of requests through the proxies, by the newest figures."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*-proxies.json"))
+    proxies = json.loads(newest.read_text())["proxies"]
+    spreads = [
+        " and ".join(f"{share / sum(one['steady']['shares']):.1%}" for share in one["steady"]["shares"])
+        for one in proxies.values()
+    ]
+    events = {"drain": "one drains", "roll": "both are rolled over", "kill": "one is killed (`kill -9`)"}
+    rows = [(text, *(describe_loss(one[event]) for one in proxies.values())) for event, text in events.items()]
+    return draw(("", *proxies), [("answers of the two servers", *spreads), *rows])
+
+
+def describe_loss(outcome: Mapping[str, Any]) -> str:
+    """Say how many of the requests of an event failed."""
+    failed = sum(outcome["failed"].values())
+    return f"{failed} of {failed + outcome['answered']:,}"
+
+
 def describe_retry(error: type[RequestError]) -> str:
     """Say when the same request may succeed on the same server; "" for never."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else ""
@@ -360,6 +384,34 @@ def show_makers() -> str:
     return draw(head, rows)
 
 
+def show_containers() -> str:
+    """Show the start-up, throughput and memory of the serving image, from the newest figures."""
+    newest = max((ROOT / "benchmarks" / "results").glob("*-containers.json"), default=None)
+    if newest is None:
+        return ""
+    figures = json.loads(newest.read_text())
+    rows = [
+        (
+            one["transport"],
+            f"{one['cpus']:g}",
+            f"{statistics.median(one['starts_s']):.1f}",
+            f"{one['small']['rate']:,.0f}",
+            f"{one['small']['p99_ms']:,.0f}",
+            f"{one['photo']['rate']:,.1f}",
+            f"{one['photo']['p99_ms']:,.0f}",
+            f"{one['memory_mib']:.0f}",
+        )
+        for one in figures["servers"]
+    ]
+    head = ("transport", "CPUs", "start, s", "32x32 images/s", "p99, ms", "photos/s", "p99, ms", "memory, MiB")
+    size, versions = figures["size_mb"], figures["versions"]
+    return draw(head, rows) + (
+        f"\n{size:.0f} MB compressed above the base image. {figures['date']}, {figures['machine']}, memory limit "
+        f"{figures['memory']}, evalmode {versions['evalmode']} at {figures['commit']}, onnxruntime "
+        f"{versions['onnxruntime']}.\n"
+    )
+
+
 def describe_rules(contract: PixelContract) -> str:
     """Show the rules of a contract by their keys, without the size and the rules that all rows share."""
     facts = write_contract(contract)
@@ -385,27 +437,14 @@ def mark(outcome: str) -> str:
     return "yes" if outcome == "passed" else f"no: {status[1] or status[2]}" if status else "no"
 
 
-def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """Draw a table in Markdown.
-
-    Args:
-        head: The names of the columns.
-        rows: The cells, row by row.
-
-    Returns:
-        The lines of the table, each with a newline.
-    """
-    names = list(head)
-    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/decisions/index.md", "decisions"): show_decisions,
     ("docs/explanation/architecture.md", "tree"): draw_tree,
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "alerts"): show_alerts,
+    ("docs/operating.md", "containers"): show_containers,
+    ("docs/operating.md", "proxies"): show_proxies,
     ("docs/reference/artifact.md", "libraries"): show_libraries,
     ("docs/reference/artifact.md", "makers"): show_makers,
     ("docs/reference/configuration.md", "options"): show_options,
@@ -414,6 +453,8 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/reference/errors.md", "errors"): show_errors,
     ("docs/reference/metrics.md", "metrics"): show_metrics,
     ("docs/reference/options.md", "commands"): lambda: show_commands(draw),
+    **{("benchmarks/README.md", folder): partial(show_benchmarks, folder) for folder in ("speed", "quality", "soak")},
+    **{place: partial(make_table, *place) for place in MEASURED},
 }
 DRAWINGS: dict[str, Callable[[], str]] = {"docs/images/packages.svg": lambda: draw_packages(find_arrows())}
 

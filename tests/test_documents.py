@@ -17,7 +17,9 @@ from evalmode.cli.main import cli
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in ("benchmarks", "deploy", "docs") for path in (ROOT / name).rglob("*.md"))]
+)
 
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
@@ -126,6 +128,12 @@ def test_paths_and_modules_exist(document: Path) -> None:
         names = re.findall(r"`((?:evalmode|serving|training)(?:\.[a-z_]+)+)`", text)
     assert {path for path in paths if not (ROOT / path).exists() and "DATE" not in path} == set()
     assert {name for name in names if not _is_module(name)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_benchmarks_exist(document: Path) -> None:
+    names = set(re.findall(r"\bpython -m (benchmarks(?:\.\w+)+)", document.read_text()))
+    assert {name for name in names if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()} == set()
 
 
 def _is_module(name: str) -> bool:

@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import hpack
 import pytest
-from http2 import (
+
+from benchmarks.http2 import (
     CANCEL,
     CLOSED,
     DATA,
@@ -127,7 +128,7 @@ def test_a_queued_call_whose_deadline_expires_is_never_sent(peer: Peer) -> None:
     peer.allow(1)
     now = time.perf_counter()
     first, late, last = (peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds) for seconds in (3600, 60, 3600))
-    with patch("http2.time.perf_counter", return_value=now + 61):
+    with patch("benchmarks.http2.time.perf_counter", return_value=now + 61):
         peer.client.reset(first)  # makes room
         assert peer.send(b"") == [(late, EXPIRED)]
     assert peer.streams() == [first, last]
@@ -137,7 +138,7 @@ def test_the_timeout_header_holds_the_remaining_time(peer: Peer) -> None:
     now = time.perf_counter()
     for seconds in (1.5, 1000):
         peer.client.call(BLOCK, DATA_OF_ONE, until=now + seconds)
-    with patch("http2.time.perf_counter", return_value=now + 0.5):
+    with patch("benchmarks.http2.time.perf_counter", return_value=now + 0.5):
         peer.allow(2)
     headers: list[dict[Any, Any]] = [
         dict(hpack.Decoder().decode(payload)) for kind, _, payload in peer.frames if kind == HEADERS

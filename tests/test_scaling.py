@@ -1,11 +1,12 @@
-"""The plan of benchmarks/scaling.py is the arithmetic that its document states."""
+"""The plan of benchmarks/speed/scaling.py is the arithmetic that its document states."""
 
 from __future__ import annotations
 
 import pytest
-import scaling
 
-REPLICA = scaling.Replica(cpu_s=0.008, image_bytes=40_000, memory_bytes=2**29, cpus=4, busy=0.5)
+from benchmarks.speed import scaling
+
+REPLICA = scaling.Replica(cpu_s=0.008, request_bytes=40_000, memory_bytes=2**29, cpus=4, busy=0.5)
 
 
 def test_processors_follow_from_the_processor_time_of_a_request() -> None:
@@ -21,11 +22,19 @@ def test_a_part_of_a_replica_is_a_replica_and_there_are_at_least_two() -> None:
     assert scaling.plan(1, REPLICA).replicas == 2
 
 
-def test_the_largest_load_gives_the_processor_time() -> None:
-    loads = [{"rate": 100, "server_cpu_us": 9000}, {"rate": 250, "server_cpu_us": 8000}]
-    assert scaling.read_cpu_s({"loads": loads}) == 0.008
+def test_the_load_with_the_highest_rate_is_planned_with() -> None:
+    loads = [
+        {"rate": 100, "server_cpu_us": 9000, "server_memory_bytes": 2**28},
+        {"rate": 250, "server_cpu_us": 8000, "server_memory_bytes": 2**29},
+    ]
+    found = scaling.read_replica({"request_bytes": 40_000, "loads": loads}, cpus=4, busy=0.5)
+    assert found == REPLICA
+
+
+def test_figures_of_a_server_on_another_machine_are_rejected() -> None:
+    figures = {"request_bytes": 1, "loads": [{"rate": 1, "server_cpu_us": None, "server_memory_bytes": None}]}
     with pytest.raises(SystemExit, match="on the server's machine"):
-        scaling.read_cpu_s({"loads": [{"rate": 1, "server_cpu_us": None}]})
+        scaling.read_replica(figures, cpus=4, busy=0.5)
 
 
 def test_impossible_values_are_rejected() -> None:

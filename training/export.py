@@ -204,7 +204,7 @@ def _choose_golden(dataset: Dataset, synthetic: bool) -> tuple[Pixels, tuple[str
 
 
 def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
-    """Make an int8 variant of an artifact.
+    """Make an int8 variant of an artifact, and check that it is worth publishing.
 
     Args:
         artifact: Content of a ``model.onnx`` that ``export_run`` made.
@@ -215,6 +215,24 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
 
     Raises:
         NotWorthIt: The variant is not fast enough on this machine, or not accurate enough.
+        ProofFailed: A check of the certificate fails.
+    """
+    variant = certify_int8(artifact, dataset)
+    splits = [(split.images, split.targets) for split in (dataset.test, dataset.val)]
+    return variant, check_gain(measure_gain(load_artifact(artifact), load_artifact(variant), splits))
+
+
+def certify_int8(artifact: bytes, dataset: Dataset) -> bytes:
+    """Make and certify an int8 variant of an artifact, whatever its speed and accuracy.
+
+    Args:
+        artifact: Content of a ``model.onnx`` that ``export_run`` made.
+        dataset: The data set that it was trained on.
+
+    Returns:
+        Content of the variant.
+
+    Raises:
         ProofFailed: A check of the certificate fails.
     """
     graph, manifest = open_artifact(artifact)
@@ -235,10 +253,7 @@ def quantize_artifact(artifact: bytes, dataset: Dataset) -> tuple[bytes, str]:
         "moments": {**kept["moments"], "layers": []},
     }
     bare = ClassifierManifest(manifest.labels, manifest.pixels, properties)
-    sealed = certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
-    splits = [(split.images, split.targets) for split in (dataset.test, dataset.val)]
-    gain = measure_gain(load_artifact(artifact), load_artifact(sealed), splits)
-    return sealed, check_gain(gain)
+    return certify(variant, bare, manifest.certificate.inputs, manifest.certificate.targets, difference)
 
 
 def _load_network(run: Run, dataset: Dataset, mirrored: bool) -> nn.Module:

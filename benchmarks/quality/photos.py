@@ -9,15 +9,15 @@ Parts, each of which trains by ``evalmode train`` unless it is ``plain``:
 - ``plain``: a plain loop of fine-tuning of the whole network from the same weights, in the time of the part
   ``default``; a run for each seed.
 
-Every finished run is a line of the result file, and is not repeated. ``--subset N`` draws N images, the same number of
+Runs that the result file contains already are not repeated. ``--subset N`` draws N images, the same number of
 each label, from all splits of the data; the draw is always the same. Thumbnails need ``--network efficientnet-lite0``,
 because ``compact`` is the default for them.
 
 Examples::
 
-    python benchmarks/quality/photos.py trashnet/ --part default --out results/photos.jsonl
-    python benchmarks/quality/photos.py cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
-        --part default --part plain --part compact --seeds 1 --out results/photos.jsonl
+    python -m benchmarks.quality.photos trashnet/ --part default --out FILE
+    python -m benchmarks.quality.photos cifar10/ --subset 5000 --network efficientnet-lite0 --compact-size 32x32 \
+        --part default --part plain --part compact --seeds 1 --out FILE
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from evalmode.certification.metrics import wilson_interval
+from benchmarks.quality.photo_standings import draw, summarise
+from benchmarks.record import add_out, read_unfinished, write_result
 from evalmode.images.folders import find_images
 from training.datasets import Dataset, ReadOptions, load_dataset
 from training.evaluation import evaluate
@@ -73,15 +74,6 @@ FEW, DRAWS = 20, 5  # images of each label, and the number of draws
 PLAIN_RATE, PLAIN_MOMENTUM, PLAIN_DECAY = 0.01, 0.9, 1e-4  # those of torchvision's references, for batches of 32
 PLAIN_EPOCHS = 2  # which take about as long as the part "default"
 BATCH = 32
-MAX_LOAD = 3  # processes for each core, on the average; beyond that the seconds of a run say nothing
-TICKS = (10, 30, 60, 120, 300, 600)
-NAMES = {
-    "default": "pretrained, fine-tuned",
-    "head": "pretrained, --fine-tune none",
-    "few": "the same, 20 images a label",
-    "compact": "compact, from scratch",
-    "plain": "plain loop of fine-tuning",
-}
 
 
 def main() -> None:
@@ -90,7 +82,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of <label>/<photo>")
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True, help="result file, a line of JSON per run")
+    add_out(parser)
     parser.add_argument("--plot", type=Path, help="PNG of accuracy by time")
     parser.add_argument("--network", help="for all parts but compact and plain; default: the one for these images")
     parser.add_argument("--compact-size", default="128x128", help="image size of the part compact")
@@ -102,26 +94,36 @@ def main() -> None:
             data = draw_subset(data, arguments.subset, Path(folder) / f"{data.name}-{arguments.subset}")
         pretrained = ["--network", arguments.network] if arguments.network else []
         job = Job(data, arguments.seeds, pretrained, arguments.compact_size)
+        runs: list[dict[str, Any]] = read_unfinished(arguments.out).get("runs", [])
         for part in arguments.part or PARTS:
-            run_part(part, job, arguments.out)
-    for name in dict.fromkeys(run["data"] for run in read(arguments.out)):
-        summarise(name, [run for run in read(arguments.out) if run["data"] == name])
+            for found in run_part(part, job, {(one["data"], one["name"]) for one in runs}):
+                runs.append(found)
+                write_result(arguments, {"runs": runs})
+    for name in dict.fromkeys(run["data"] for run in runs):
+        summarise(name, [run for run in runs if run["data"] == name])
     if arguments.plot:
-        draw(read(arguments.out), arguments.plot)
+        draw(runs, arguments.plot)
 
 
-def run_part(part: str, job: Job, out: Path) -> None:
-    """Run what is missing of a part, and append it to the result file."""
+def run_part(part: str, job: Job, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Run what is missing of a part.
+
+    Args:
+        part: Its name.
+        job: What to train on.
+        done: The data and the names of the runs that are not repeated.
+
+    Yields:
+        The figures of each run.
+    """
     for name, run in PARTS[part](job):
-        if (job.data.name, name) in {(one["data"], one["name"]) for one in read(out)}:
+        if (job.data.name, name) in done:
             continue
         with tempfile.TemporaryDirectory() as folder:
             before = measure_cpu_s()
             found = {"part": part, "name": name, "data": job.data.name, **run(Path(folder))}
         found["cpu_seconds"] = round(measure_cpu_s() - before, 1)  # with evaluation; other processes hardly change it
-        found |= {"load_average": round(os.getloadavg()[1], 1), "cores": os.cpu_count()}
-        with out.open("a") as file:
-            file.write(json.dumps({**found, "processor": read_processor()}) + "\n")
+        yield found | {"load_average": round(os.getloadavg()[1], 1), "cores": os.cpu_count()}
 
 
 def measure_cpu_s() -> float:
@@ -148,19 +150,6 @@ def draw_subset(data: Path, count: int, folder: Path) -> Path:
         for row in rng.choice(len(paths), count // len(by_label), replace=False).tolist():
             (place / "-".join(paths[row].relative_to(data).parts)).symlink_to(paths[row])
     return folder
-
-
-def read_processor() -> str:
-    """Return the name of the processor."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))  # lecture is beside this folder
-    from lecture import processor
-
-    return processor()
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a result file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def train(data: Path, options: list[str], folder: Path) -> dict[str, Any]:
@@ -200,10 +189,10 @@ def run_head(job: Job) -> Runs:
 
 def run_few(job: Job) -> Runs:
     """Train the head alone on a few images of each label, and test on all others."""
-    for draw in range(DRAWS):
-        rng = np.random.default_rng(draw)
+    for number in range(DRAWS):
+        rng = np.random.default_rng(number)
         orders = [rng.permutation(len(paths)) for paths in list_labels(job.data).values()]
-        yield f"few-{draw}", partial(train_split, job, [order >= FEW for order in orders])
+        yield f"few-{number}", partial(train_split, job, [order >= FEW for order in orders])
 
 
 def list_labels(data: Path) -> dict[str, list[Path]]:
@@ -275,63 +264,6 @@ def measure_plain(network: nn.Module, dataset: Dataset, started: float) -> dict[
         "seconds": round(seconds, 1),
         "epochs": PLAIN_EPOCHS,
     }
-
-
-def summarise(data: str, runs: list[dict[str, Any]]) -> None:
-    """Print a line for each part: mean accuracy, the accuracy pooled over all test images, and the seconds."""
-    print(data)
-    for part in dict.fromkeys(run["part"] for run in runs):
-        found = [run for run in runs if run["part"] == part]
-        images, accuracy, (low, high) = pool(found)
-        mean = np.mean([run["accuracy"] for run in found])
-        seconds = [estimate_seconds(run) for run in found]
-        print(
-            f"{part:8} {len(found)} runs: mean {mean:.4f}, pooled {accuracy:.4f} ({low:.4f} to {high:.4f}, "
-            f"{images:,} images), {np.median(seconds):.0f} s (at most {max(seconds):.0f})"
-        )
-
-
-def estimate_seconds(run: dict[str, Any]) -> float:
-    """Return the seconds of a run from start to report; with much other work beside it, the least that they would be.
-
-    That is its CPU time divided by the number of cores.
-    """
-    is_busy = run.get("load_average", 0) > MAX_LOAD * run.get("cores", 1)
-    return float(run["cpu_seconds"] / run["cores"] if is_busy else run["seconds"])
-
-
-def pool(runs: list[dict[str, Any]]) -> tuple[int, float, tuple[float, float]]:
-    """Return the number of all test images of some runs, the accuracy over all of them, and its 95% interval."""
-    images = sum(run["images"] for run in runs)
-    right = sum(round(run["accuracy"] * run["images"]) for run in runs)
-    return images, right / images, wilson_interval(right, images)
-
-
-def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Draw the accuracy of each part by its time, with the 95% interval of all its test images, for each data set."""
-    from matplotlib import pyplot as plt
-
-    names = list(dict.fromkeys(run["data"] for run in runs))
-    figure, panels = plt.subplots(1, len(names), figsize=(6 * len(names), 4), layout="constrained", squeeze=False)
-    for name, axes in zip(names, panels[0], strict=True):
-        for part in PARTS:
-            found = [run for run in runs if (run["data"], run["part"]) == (name, part)]
-            if not found:
-                continue
-            images, accuracy, (low, high) = pool(found)
-            seconds = float(np.median([estimate_seconds(run) for run in found]))
-            bars = [[accuracy - low], [high - accuracy]]
-            label = f"{NAMES[part]} ({images:,} test images)"
-            colour = f"C{list(PARTS).index(part)}"  # the same in every panel
-            axes.errorbar([seconds], [accuracy], bars, marker="o", capsize=4, color=colour, label=label)
-        axes.set(xscale="log", xlabel="seconds from start to report, 2 cores", ylabel="test accuracy", title=name)
-        axes.set_xticks(TICKS, map(str, TICKS))
-        axes.set_xticks([], minor=True)
-        axes.set_xlim(TICKS[0], TICKS[-1])
-        axes.margins(y=0.1)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", fontsize="small")
-    figure.savefig(path, dpi=120)
 
 
 PARTS: dict[str, Callable[[Job], Runs]] = {

@@ -1,6 +1,6 @@
 """Accuracy of a head on the features of EfficientNet-Lite0, by how the photos are resized and cropped.
 
-    python benchmarks/quality/resizes.py PHOTOS [--out FILE]
+    python -m benchmarks.quality.resizes PHOTOS [--out FILE]
 
 PHOTOS is a folder of <label>/<photo>. For each crop ratio and interpolation, the features of all photos are computed,
 the penalty of the head is chosen on the validation images, and the accuracy is cross-validated: each photo is predicted
@@ -11,7 +11,6 @@ whether they differ: the p-value is McNemar's, exact, against the first resize.
 from __future__ import annotations
 
 import argparse
-import json
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.record import add_out, write_result
 from evalmode.certification.metrics import wilson_interval
 from evalmode.images.pixels import Resize
 from training.cross_validation import FOLDS, cross_validate, refit_head
@@ -36,7 +36,7 @@ def main() -> None:
     """Print a row for each resize, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
-    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    add_out(parser, required=False)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     first: npt.NDArray[np.bool_] | None = None
@@ -58,10 +58,7 @@ def main() -> None:
         }
         print(row, flush=True)
         rows.append(row)
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"data": arguments.photos.name, "network": NAME, "rows": rows}, indent=1) + "\n"
-        )
+    write_result(arguments, {"network": NAME, "rows": rows})
 
 
 def predict(photos: Path, resize: Resize) -> tuple[npt.NDArray[np.bool_], float]:

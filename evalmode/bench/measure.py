@@ -51,12 +51,14 @@ class BenchResult:
     Attributes:
         address: The server.
         model: NAME/VERSION.
+        request_bytes: The size of the request, without gRPC's headers.
         raw: The highest throughput of ONNX Runtime without a server; None if it was not measured.
         loads: The figures of each load as JSON values.
     """
 
     address: str
     model: str
+    request_bytes: int
     raw: Raw | None
     loads: list[dict[str, Any]]
 
@@ -90,7 +92,7 @@ def measure_server(address: str, options: BenchOptions) -> BenchResult:
         raw = measure_raw(options.file.read_bytes(), contract, count_cpus(), RAW_S)[0]
     request = _make_request(options.image, contract, model.model)
     rows = [_measure(address, name, run, raw) for name, run in _list_loads(address, request, options).items()]
-    return BenchResult(address, f"{model.model}/{model.version}", raw, rows)
+    return BenchResult(address, f"{model.model}/{model.version}", len(request), raw, rows)
 
 
 def _list_loads(address: str, request: bytes, options: BenchOptions) -> dict[str, Callable[[], load.Measured]]:
@@ -106,14 +108,15 @@ def _list_loads(address: str, request: bytes, options: BenchOptions) -> dict[str
 
 
 def _measure(address: str, name: str, run: Callable[[], load.Measured], raw: Raw | None) -> dict[str, Any]:
-    """The figures of one load, with the server's processor time if it runs on this machine."""
+    """The figures of one load, with the server's processor time and memory if it runs on this machine."""
     server = usage.find_server(address)
     before = usage.cpu_seconds(server)
     measured = run()
     row = {"load": name, **load.describe(measured)}
-    row["server_cpu_us"] = None
+    row |= {"server_cpu_us": None, "server_memory_bytes": None}
     if server and usage.find_server(address) == server:  # otherwise a worker was started again
         row["server_cpu_us"] = round((usage.cpu_seconds(server) - before) / max(1, measured.requests) * 1e6)
+        row["server_memory_bytes"] = usage.resident_bytes(server)
     row["of_raw"] = round(measured.rate / raw.rate, 3) if raw else None
     return row
 

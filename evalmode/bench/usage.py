@@ -1,4 +1,4 @@
-"""The processor time of a server on this machine."""
+"""The processor time and memory of a server on this machine."""
 
 from __future__ import annotations
 
@@ -34,5 +34,16 @@ def find_server(address: str) -> list[psutil.Process]:
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
     """The processor time that processes and their children have used so far, in seconds."""
-    spent = [one for process in processes for one in (process, *process.children(recursive=True))]
-    return sum(times.user + times.system for times in (one.cpu_times() for one in spent))
+    return sum(times.user + times.system for times in (one.cpu_times() for one in _list_all(processes)))
+
+
+def resident_bytes(processes: list[psutil.Process]) -> int:
+    """The resident memory of processes and their children, in bytes; memory that they share counts in each."""
+    return sum(one.memory_info().rss for one in _list_all(processes))
+
+
+def _list_all(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Processes and their children, each once: a supervisor listens, too, and its workers are its children."""
+    return list(
+        {one.pid: one for process in processes for one in (process, *process.children(recursive=True))}.values()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,7 @@ def bench(address: str, as_json: bool, **options: Any) -> None:
 
     result = measure_server(address, BenchOptions(**options))
     if as_json:
-        raw = result.raw and vars(result.raw)
-        click.echo(json.dumps({"address": address, "model": result.model, "raw": raw, "loads": result.loads}))
+        click.echo(json.dumps(asdict(result)))
     else:
         _print(result)
     if result.failed:

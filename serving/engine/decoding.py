@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 MIB = 1024 * 1024
 EXIF_PAUSE_S = 60.0  # between log records about damaged EXIF blocks, which any client can send
 
-# Memory for decoding in addition to the decoder's own, measured by benchmarks/decode_cost.py.
+# Memory for decoding in addition to the decoder's own, measured by benchmarks/speed/decode_cost.py.
 BASE_BYTES = MIB
 SIDE_BYTES = 64  # per row and column: row pointers of each picture, resize weights
 STRIP_BYTES = 16  # per pixel of the strip that is being converted

@@ -39,6 +39,7 @@ def test_a_closed_loop_reports_its_rate_relative_to_onnxruntime(repository: Path
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["model"] == "colours/1"
+    assert report["request_bytes"] > len(plain("red").tobytes())  # raw pixels of the size of the model
     assert [row["load"] for row in report["loads"]] == ["1 in flight", "4 in flight"]
     for row in report["loads"]:
         assert set(row["outcomes"]) == {"OK"}
@@ -46,6 +47,7 @@ def test_a_closed_loop_reports_its_rate_relative_to_onnxruntime(repository: Path
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["client_cpu_us"] > 0
         assert row["server_cpu_us"] > 0
+        assert row["server_memory_bytes"] > 20e6
         assert row["of_raw"] == pytest.approx(row["rate"] / report["raw"]["rate"], abs=0.0006)
     assert shown.stdout.splitlines()[0].startswith("colours/1 at ")
     assert "2 in flight" in shown.stdout

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import make_damaged
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from benchmarks.soak.damage import make_damaged
 from evalmode import __version__
 from evalmode.artifact.publishing import publish
 from evalmode.cli.main import COMMANDS

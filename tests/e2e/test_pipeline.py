@@ -200,6 +200,7 @@ def test_quickstart_runs_the_whole_workflow(tmp_path: Path, evalmode: Evalmode) 
     assert len((tmp_path / "evalmode-quickstart" / "answers.csv").read_text().splitlines()) == 1 + 359 * 5
 
 
+@pytest.mark.slow
 def test_quickstart_on_photos_serves_what_training_measured(tmp_path: Path, evalmode: Evalmode) -> None:
     chance = np.random.default_rng(0)
     for label, channel in (("red", 0), ("blue", 2)):

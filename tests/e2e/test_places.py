@@ -118,14 +118,20 @@ def test_the_matrix_has_every_command() -> None:
     assert {arguments[0] for arguments in (*WRITING.values(), *READING.values())} == COMMANDS.keys()
 
 
+# Commands that import torch take seconds. These cases always run; the others are marked slow.
+TORCH = ("train", "export", "report", "quickstart")
+ALWAYS = (
+    *(("train", "full"), ("train", "forbidden"), ("export", "read-only"), ("export", "not UTF-8")),
+    *(("report", "full"), ("quickstart", "full")),
+)
+
+
 def _list_cases(commands: Iterable[str], places: Iterable[str]) -> list[Any]:
-    """Every command in every place; commands that import torch are marked slow in some of them."""
-    cases = []
-    for command, place in product(commands, places):
-        rare = command in ("train", "export", "report") and place in ("nearly full", "a file", "missing")
-        slow = rare or (command == "quickstart" and place != "full")
-        cases.append(pytest.param(command, place, marks=[pytest.mark.slow] if slow else []))
-    return cases
+    """Every command in every place."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[0] in TORCH and case not in ALWAYS else [])
+        for case in product(commands, places)
+    ]
 
 
 @pytest.mark.parametrize(("command", "place"), _list_cases(WRITING, PLACES))

@@ -1,6 +1,6 @@
 """keras.onnx: a small CNN of Keras with batch norm and dropout on digits, through tf2onnx.
 
-pip install -r benchmarks/requirements-keras.txt tf2onnx scikit-learn; python tests/foreign/make_keras.py
+pip install -r benchmarks/peers/keras/requirements.txt tf2onnx scikit-learn; python tests/foreign/make_keras.py
 """
 
 from pathlib import Path

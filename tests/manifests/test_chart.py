@@ -229,6 +229,7 @@ def test_only_a_volume_is_served_without_a_download() -> None:
         (download,) = pod_of(models=models)["initContainers"]
         assert argument in download["args"]
         assert {"name": "models", "mountPath": "/models"} in download["volumeMounts"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in download["volumeMounts"]  # oras unpacks folders there
 
 
 def test_a_server_that_downloads_nothing_opens_no_connections() -> None:

@@ -21,13 +21,13 @@ from typing import Any
 from unittest.mock import patch
 
 import grpc
-import leaks  # of the benchmarks, as http2
 import pytest
-from http2 import CHECK, PREDICT, Connection, encode_call, message
 from PIL import Image
 from pythonjsonlogger.json import JsonFormatter
 
 import tests.conftest
+from benchmarks.http2 import CHECK, PREDICT, Connection, encode_call, message
+from benchmarks.soak import leaks
 from evalmode.client import CallFailed, Client
 from evalmode.wire import classifier_pb2 as wire
 from serving.logs import MAX_CHARACTERS, QUEUED_RECORDS, QueuedHandler, escape, make_harmless

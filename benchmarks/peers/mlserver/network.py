@@ -1,4 +1,4 @@
-"""The network of benchmarks/serve.py in MLServer."""
+"""The network of benchmarks/speed/serve.py in MLServer."""
 
 import os
 

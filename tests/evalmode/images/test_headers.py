@@ -9,11 +9,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import worst_images
-from decoded_apart import measure_apart
 from PIL import Image
-from worst_images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 
+from benchmarks import images
+from benchmarks.decoded_apart import measure_apart
+from benchmarks.images import WORST, after_header, arithmetic, chunk, empty_scans, png, segment
 from evalmode.errors import ImageError, ImageTooComplex, ImageTooManyPixels, ImageUnreadable
 from evalmode.images import jpeg
 from evalmode.images.exif import find_orientation
@@ -55,8 +55,8 @@ def test_the_worst_images_need_no_more_memory_than_estimated(name: str) -> None:
         (after_header(encode(plain("red"), "JPEG"), b"\xff" * 70_000), "65536 bytes between"),
         (after_header(encode(plain("red"), "JPEG"), segment(0xFE, b"") + b"ab" * 40_000), "65536 bytes between"),
         (after_header(encode(plain("red")), chunk(b"tEXt", b"") * 20_001), "20000 chunks"),
-        (worst_images.webp_frames(64, 4_001), "4000 chunks"),
-        (worst_images.rle_bmp(1000, 1001, b""), "1000x1001 pixels in run lengths, the limit is 1000000"),
+        (images.webp_frames(64, 4_001), "4000 chunks"),
+        (images.rle_bmp(1000, 1001, b""), "1000x1001 pixels in run lengths, the limit is 1000000"),
     ],
     ids=["scans", "arithmetic", "segments", "fill bytes", "other bytes", "png chunks", "webp chunks", "run lengths"],
 )

@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from damage import DAMAGES, FORMATS, make_damaged
 from PIL import Image
 
+from benchmarks.soak.damage import DAMAGES, FORMATS, make_damaged
 from evalmode.errors import (
     ImageEmpty,
     ImageError,
@@ -482,7 +482,7 @@ class TestDamage:
             decode_whole(bytes(damaged), 3, Limits())
 
     def test_images_that_the_library_of_their_format_reports_as_corrupt_are_rejected(self) -> None:
-        """The short form of benchmarks/damage.py."""
+        """The short form of benchmarks/soak/damage.py."""
         corrupt = [one for one in make_damaged(300, sides=(32, 60, 150)) if one.is_corrupt()]
         assert {one.format for one in corrupt} == set(FORMATS)
         assert {one.damage for one in corrupt} == set(DAMAGES)

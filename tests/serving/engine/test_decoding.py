@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from decoded_apart import measure_apart
 
+from benchmarks.decoded_apart import measure_apart
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, Resize, decode_image
 from evalmode.limits import Limits

@@ -13,9 +13,9 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import pytest
-from damage import make_damaged
 from onnx import TensorProto, helper
 
+from benchmarks.soak.damage import make_damaged
 from evalmode import __version__
 from evalmode.artifact.manifest import TensorManifest
 from evalmode.artifact.publishing import publish

@@ -26,9 +26,9 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
-from http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
 import tests.conftest
+from benchmarks.http2 import CHECK, INFER, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 from evalmode.images.pixels import decode_by_header
 from evalmode.limits import Limits
 from evalmode.runtime.model import ImageClassifier

@@ -29,7 +29,10 @@ from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from http2 import (
+from PIL import Image
+
+import tests.conftest
+from benchmarks.http2 import (
     CHECK,
     INFER,
     PREDICT,
@@ -42,9 +45,6 @@ from http2 import (
     frame,
     message,
 )
-from PIL import Image
-
-import tests.conftest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import Tensors
 from evalmode.client import Client

@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
-from http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 
+from benchmarks.http2 import CHECK, PREDICT, STREAM_INFER, WATCH, Connection, encode_call, message
 from evalmode.artifact.publishing import publish
 from evalmode.limits import Limits
 from evalmode.runtime.cpus import count_cpus

@@ -12,8 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from attackers import make_bomb
 
+from benchmarks.soak.attackers import make_bomb
 from evalmode.errors import MessageInvalid, MessagesFull, MessageTooLarge
 from evalmode.wire import classifier_pb2 as wire
 from serving.transports.messages import HELD_MESSAGES, Messages, inflate

@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import drains  # from benchmarks, like leaks, attackers, http2 and worst_images
 import grpc
-import leaks
 import psutil
 import pytest
-from attackers import Attacking
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
-from worst_images import WORST
 
+from benchmarks.http2 import CHECK, INFER, PREDICT, WATCH, Connection, encode_call, message
+from benchmarks.images import WORST
+from benchmarks.soak import drains, leaks
+from benchmarks.soak.attackers import Attacking
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2 as wire
 from evalmode.wire import classifier_pb2_grpc as wire_grpc

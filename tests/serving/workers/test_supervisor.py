@@ -18,9 +18,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from worker_processes import find_workers
 
 import tests.conftest
+from benchmarks.worker_processes import find_workers
 from evalmode.artifact.publishing import publish
 from evalmode.wire import classifier_pb2, classifier_pb2_grpc
 from evalmode.wire import open_inference_pb2 as wire

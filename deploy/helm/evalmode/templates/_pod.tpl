@@ -86,10 +86,11 @@
     items: [{key: .dockerconfigjson, path: config.json}]
 {{- end }}
 {{- end }}
-{{- if or .Values.tls.secret .Values.models.store.uri }}
+{{- $downloads := not .Values.models.claim.name }}
+{{- if or .Values.tls.secret $downloads }}
 - name: tmp
   emptyDir:
-    sizeLimit: {{ ternary .Values.models.downloadSize "16Mi" (not (empty .Values.models.store.uri)) }}
+    sizeLimit: {{ ternary .Values.models.downloadSize "16Mi" $downloads }}
 {{- end }}
 {{- with .Values.tls }}
 {{- if .secret }}
@@ -123,7 +124,8 @@
 {{- with .Values.models.artifact }}
 - name: fetch-models
   image: {{ .image }}
-  # oras compares the manifest with the digest of the reference, and each file with the digest in the manifest.
+  # oras compares the manifest with the digest of the reference, and each file with the digest in the manifest. It unpacks
+  # folders in /tmp.
   args:
     - pull
     - --output=/models
@@ -133,6 +135,7 @@
     - {{ .reference | quote }}
   volumeMounts:
     - {name: models, mountPath: /models}
+    - {name: tmp, mountPath: /tmp}
     {{- if .registrySecret }}
     - {name: registry, mountPath: /etc/oras, readOnly: true}
     {{- end }}

@@ -1,0 +1,1 @@
+"""Measurements: speed, quality, long and hostile traffic. Run from a clone: ``python -m benchmarks.speed.serve``."""

@@ -1,0 +1,1 @@
+"""Long and hostile traffic: attacks, leaks, overload, restarts, swaps, kills."""

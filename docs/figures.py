@@ -1,0 +1,38 @@
+"""The tables of measured figures in the documents, each with a line that names the files that it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from docs import serving_figures as serving
+from docs import training_figures as training
+from docs.results import cite
+
+PERFORMANCE, TRAINING = "docs/performance.md", "docs/training.md"
+REPORT = "docs/decisions/0027-report-of-photos.md"
+# Document and name of a table: its function, and the results that it is made from.
+MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
+    (PERFORMANCE, "serving"): (serving.show_serving, ("serve",)),
+    (PERFORMANCE, "scheduler"): (serving.show_scheduler, ("throughput", "throughput-native")),
+    ("docs/reference/images.md", "scaled decoding"): (serving.show_scaled_decoding, ("scaled-decoding",)),
+    (TRAINING, "semantics"): (training.show_semantics, ("semantics",)),
+    (TRAINING, "ladder"): (training.show_ladder, ("ladder",)),
+    (TRAINING, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),
+    (TRAINING, "thumbnails"): (partial(training.show_photos, "cifar10-5000", training.CIFAR10), ("photos",)),
+    (TRAINING, "contestants"): (training.show_training, ("train",)),
+    (TRAINING, "lecture"): (training.show_lecture, ("lecture",)),
+    (REPORT, "wrong labels"): (training.show_wrong_labels, ("doubts",)),
+    (REPORT, "few images"): (training.show_few_images, ("doubts",)),
+}
+
+
+def make_table(document: str, name: str) -> str:
+    """Make a table of figures, with the files behind it.
+
+    Args:
+        document: The document that it stands in.
+        name: Its name there.
+    """
+    show, results = MEASURED[document, name]
+    return show() + cite(document, *results)

@@ -1,0 +1,108 @@
+"""Reads the results of benchmarks for the documents, and names the files and commits behind a table.
+
+The newest file of a benchmark counts: ``2026-11-26-serve.json`` before ``2026-11-23-serve.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.record import describe_result, name_commit
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+UNSTAMPED: dict[str, str] = tomllib.loads((RESULTS / "unstamped.toml").read_text())["added_by"]
+
+
+def find_result(name: str) -> Path:
+    """Find the newest result of a benchmark.
+
+    Args:
+        name: The name of its files after the date, such as ``serve``.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = sorted(path for path in RESULTS.glob(f"????-??-??-{name}.json*") if path.suffix in (".json", ".jsonl"))
+    if not found:
+        raise FileNotFoundError(f"no result DATE-{name}.json in {RESULTS}")
+    return found[-1]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result.
+
+    Args:
+        path: The file. Of older ones, which are a list or a line for each run, the runs are under the key "runs".
+    """
+    if path.suffix == ".jsonl":
+        return {"runs": [json.loads(line) for line in path.read_text().splitlines()]}
+    found: Any = json.loads(path.read_text())
+    return found if isinstance(found, dict) else {"runs": found}
+
+
+def cite(document: str, *names: str) -> str:
+    """Name the files that a table is made from, with their commits, for the line below it.
+
+    Args:
+        document: Path of the document, relative to the repository.
+        names: The benchmarks, as for ``find_result``.
+    """
+    return f"\nSource: {cite_inline(document, [find_result(name) for name in names])}.\n"
+
+
+def cite_inline(document: str, paths: Iterable[Path]) -> str:
+    """Link results, each with its commit.
+
+    Args:
+        document: Path of the document, relative to the repository.
+        paths: The files.
+    """
+    folder = (ROOT / document).parent
+    links = (f"[{path.name}]({os.path.relpath(path, folder)}), {describe_commit(path)}" for path in paths)
+    return "; ".join(links)
+
+
+def describe_commit(path: Path) -> str:
+    """Say which commit a result was measured with, and on which machine.
+
+    Args:
+        path: The file.
+    """
+    result = read_result(path)
+    if "stamp" in result:
+        return f"{name_commit(result['stamp'])}, {describe_result(result)}"
+    return f"commit not recorded (added by {UNSTAMPED[path.name]})"
+
+
+def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Draw a table in Markdown.
+
+    Args:
+        head: The names of the columns.
+        rows: The cells, row by row.
+
+    Returns:
+        The lines of the table, each with a newline.
+    """
+    names = list(head)
+    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def spread(values: Iterable[float], pattern: str = "{:.3f}") -> str:
+    """Show the mean of values, and their range in brackets.
+
+    Args:
+        values: The values.
+        pattern: The format of each number.
+    """
+    found = list(values)
+    middle, least, most = (pattern.format(value) for value in (mean(found), min(found), max(found)))
+    return middle if len(found) == 1 else f"{middle} ({least} to {most})"
