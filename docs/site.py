@@ -23,7 +23,6 @@ BUILT = ROOT / "site"
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Home": ("index.md",),
     "Tutorials": (
-        "tutorial*.md",
         "tutorials/photos.md",
         "tutorials/foreign.md",
         "tutorials/break-it.md",

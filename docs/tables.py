@@ -59,6 +59,7 @@ FOLDERS = {
     "protos": "the wire contracts: `evalmode.v1` and the Open Inference Protocol v2",
     "tests": "mirror the packages; `contract/` (training meets serving), `e2e/` (the commands), `conformance/`",
     "benchmarks": "long measurements and their results",
+    "examples": "small programs to copy; each is run by a test",
     "docker": "container images, compose file, and their test",
     "deploy": "Helm chart, Kustomize, KServe; rules for Prometheus, a dashboard for Grafana; configurations of proxies",
     "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",

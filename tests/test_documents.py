@@ -18,7 +18,10 @@ from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(path for name in ("benchmarks", "deploy", "docs") for path in (ROOT / name).rglob("*.md"))]
+    [
+        *ROOT.glob("*.md"),
+        *(path for name in ("benchmarks", "deploy", "docs", "examples") for path in (ROOT / name).rglob("*.md")),
+    ]
 )
 
 
@@ -120,7 +123,7 @@ def test_commands_of_code_blocks_have_their_options(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_paths_and_modules_exist(document: Path) -> None:
     text = document.read_text()
-    folders = "benchmarks|deploy|docker|docs|evalmode|protos|serving|tests|training"
+    folders = "benchmarks|deploy|docker|docs|evalmode|examples|protos|serving|tests|training"
     paths = re.findall(rf"\b(?:{folders})/[\w./-]+\.\w+", text)
     if document.name in ("CHANGELOG.md", "artifact.md"):  # former modules; metadata keys such as evalmode.labels
         names = []

@@ -18,6 +18,7 @@ PACKAGE_FILES = [
     path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) if "_pb2" not in path.name
 ]
 FILES = [*PACKAGE_FILES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))]
+FILES += sorted((ROOT / "examples").rglob("*.py"))
 FILES += [path for path in sorted((ROOT / "tests").rglob("*.py")) if "_pb2" not in path.name]
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("evalmode", "training", "serving", "protos", "docs", "tests", "benchmarks", "docker", "deploy", ".ci")
+FOLDERS = (
+    "evalmode",
+    "training",
+    "serving",
+    "protos",
+    "docs",
+    "tests",
+    "benchmarks",
+    "docker",
+    "deploy",
+    "examples",
+    ".ci",
+)
 SUFFIXES = {
     ".css",
     ".html",

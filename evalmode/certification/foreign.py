@@ -19,7 +19,7 @@ import onnx
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT, Tensors, largest_value
+from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value
 from evalmode.certification.adapt import drop_inputs, keep_numbers
 from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
@@ -27,6 +27,7 @@ from evalmode.certification.certify import certify, choose_golden, draw_golden, 
 from evalmode.certification.exact import Taken, wrap_exactly
 from evalmode.certification.found.found import REQUIRED, FoundNetwork, find_network
 from evalmode.certification.found.place import find_place
+from evalmode.certification.graph import check_finite
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.inputs import ImageInput, read_input
 from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
@@ -35,7 +36,7 @@ from evalmode.certification.preprocessing import ClassifierOptions, Preprocessin
 from evalmode.certification.reference import Reference, check_answers, read_answers, to_answers
 from evalmode.certification.runs import run_all
 from evalmode.certification.samples import check_samples, read_samples
-from evalmode.errors import GoldenMismatch, UsageError
+from evalmode.errors import GoldenMismatch, OutputsMismatch, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.loading import LoadOptions, load_artifact
@@ -119,6 +120,7 @@ def certify_found(
             on_warning(warning)
         wrapped = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
         logits = run_all(wrapped.graph, labelled.pixels)
+        _check_logits(wrapped.graph, logits)
         difference = float(np.abs(logits - run_all(wrapped.graph, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
         references = []
@@ -137,6 +139,16 @@ def certify_found(
         _check_better_than_guessing(quality, len(names))
     notes = found.notes + wrapped.notes
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
+
+
+def _check_logits(graph: onnx.ModelProto, logits: Floats) -> None:
+    """Check that the network answers all images with finite numbers; if not, weights are named first."""
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if bad:
+        check_finite(graph)
+        raise OutputsMismatch(
+            f"{bad} of {len(logits)} images get values that are NaN or infinite: are --scale, --mean and --std right?"
+        )
 
 
 def certify_tensors(file: FilePath, samples: FilePath | Tensors) -> CertifiedNetwork:

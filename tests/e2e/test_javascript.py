@@ -1,4 +1,4 @@
-"""The JavaScript client of docs/operating.md with Node.js and @grpc/grpc-js from npm, against a real server."""
+"""The JavaScript client of examples/javascript with Node.js and @grpc/grpc-js from npm, against a real server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     if not shutil.which("npm"):
         pytest.skip("no npm")
     folder = tmp_path_factory.mktemp("javascript")
-    shutil.copy(ROOT / "tests" / "clients" / "predict.mjs", folder)
+    shutil.copy(ROOT / "examples" / "javascript" / "predict.mjs", folder)
     installed = subprocess.run(
         ["npm", "install", "--no-fund", "--no-audit", *PACKAGES], cwd=folder, capture_output=True, text=True
     )

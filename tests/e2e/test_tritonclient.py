@@ -16,6 +16,7 @@ from evalmode.wire import model_config_pb2, open_inference_pb2
 from tests.conftest import encode, plain, serving
 
 CLIENTS = Path(__file__).parents[1] / "clients"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tritonclient" / "classify.py"
 CHAPTERS = (
     *("health", "metadata", "config", "infer", "classification", "encoded", "typed"),
     *("callbacks", "stream", "refusals", "repository", "statistics", "asyncio"),
@@ -53,6 +54,16 @@ def test_every_call_of_its_api_works(python: Path, colours: Path, tmp_path: Path
     with serving(colours, "--enable-control", "--control-tokens", tmp_path / "control") as running:
         output = run(python, CLIENTS / "tritonclient_story.py", running.address)
     assert tuple(output.split()) == CHAPTERS
+
+
+def test_the_example_classifies_photos(python: Path, colours: Path, tmp_path: Path) -> None:
+    photos = [tmp_path / f"{colour}.jpg" for colour in ("blue", "red")]
+    for photo in photos:
+        photo.write_bytes(encode(plain(photo.stem), "JPEG"))
+    with serving(colours) as running:
+        output = run(python, EXAMPLE, running.address, "colours", *photos)
+    assert [line.split()[:2] for line in output.splitlines()] == [[str(photo), photo.stem] for photo in photos]
+    assert all(0.9 < float(line.split()[2]) <= 1 for line in output.splitlines())
 
 
 def test_it_works_with_the_client_of_evalmode_in_one_process(python: Path, colours: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The scores of each network are the means of the left and of the right half of an
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from evalmode.artifact.tensors import LOGITS
 from evalmode.certification.images import read_labelled
 from evalmode.certification.samples import read_samples
 from evalmode.cli.main import cli
-from evalmode.errors import EvalmodeError, UsageError
+from evalmode.errors import EvalmodeError, ProofFailed, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract
 from evalmode.runtime.loading import load_model
@@ -426,3 +427,24 @@ def test_unreadable_samples_are_rejected_in_one_line(name: str, tmp_path: Path) 
     with pytest.raises(UsageError, match=str(path)) as caught:
         read_samples(path, build())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "rows", "expected"),
+    [
+        (np.nan, 1, "weights: 1 of 384 values are NaN or infinite"),
+        (3e38, 384, "72 of 72 images get values that are NaN or infinite: are --scale, --mean and --std right?"),
+    ],
+)
+def test_a_network_that_answers_nan_is_rejected(
+    images: Path, tmp_path: Path, value: float, rows: int, expected: str
+) -> None:
+    network = build()
+    [weights] = [one for one in network.graph.initializer if one.name == "weights"]
+    values = numpy_helper.to_array(weights).copy()
+    values.reshape(-1)[:rows] = value
+    weights.CopyFrom(numpy_helper.from_array(values, "weights"))
+    onnx.save(network, tmp_path / "network.onnx")
+    with pytest.raises(ProofFailed, match=re.escape(expected)):
+        certify(images, tmp_path / "network.onnx")
+    assert not (tmp_path / "models").exists()

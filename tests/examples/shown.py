@@ -1,0 +1,116 @@
+"""Compares an output that a page shows with the real one, whose numbers may differ a little."""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+
+ANY = "..."  # a line that stands for any lines
+CUT = "…"  # stands for any text in a line
+NUMBER = re.compile(
+    r"(?P<photo>\bphotos/[\w/]+\.jpg)"
+    r"|(?P<digest>\b[0-9a-f]{12,}\b)"
+    r"|(?P<size>\d[\d,]*(?= bytes)|\b\d+(?:\.\d+)?(?= (?:s|ms|us)\b)|\d+(?:\.\d+)?e[+-]\d+)"
+    r"|(?P<number>\d+(?:\.\d+)?)"
+)
+SHARE, STEP = 0.1, 0.05  # how much a number may differ: relative to it, and in addition
+
+
+def list_differences(shown: str, real: str) -> list[str]:
+    """List the lines of an output that are not as shown.
+
+    Sizes, times, digests, rounding errors and photos may have any value, other numbers nearly the shown one. Spaces do
+    not count.
+
+    Args:
+        shown: The output on the page.
+        real: The output of the command.
+    """
+    pieces, wanted = _split(shown.splitlines()), real.splitlines()
+    if len(pieces) == 1:
+        return _differ(pieces[0], wanted)
+    first, *middle, last = pieces
+    differences = _differ(first, wanted[: len(first)])
+    start, end = len(first), len(wanted) - len(last)
+    for piece in middle:
+        place = _find(piece, wanted[:end], start)
+        if place is None:
+            differences.append(f"the output lacks these lines:\n{_join(piece)}of\n{real}")
+        else:
+            start = place + len(piece)
+    return differences + _differ(last, wanted[max(start, end) :])
+
+
+def align(shown: list[str], real: list[str]) -> list[str]:
+    """Replace the lines of a shown output by the real ones, and keep the lines ``...``.
+
+    Args:
+        shown: The lines on the page.
+        real: The lines of the command.
+
+    Returns:
+        The lines; all the real ones if the shown ones are others.
+    """
+    first, *others = _split(shown)
+    if not others:
+        return [_choose(*pair) for pair in zip(shown, real, strict=True)] if len(shown) == len(real) else real
+    lines, start = list(map(_choose, first, real)), len(first)
+    for number, piece in enumerate(others, 1):
+        is_last = number == len(others)
+        place = len(real) - len(piece) if is_last else _find(piece, real, start, exact=False)
+        if place is None:
+            return real
+        lines, start = [*lines, ANY, *map(_choose, piece, real[place:])], place + len(piece)
+    return lines
+
+
+def _choose(shown: str, real: str) -> str:
+    """The line to show: the real one, unless a part of it is left out."""
+    return shown if CUT in shown and _fits(shown, real) else real
+
+
+def _split(lines: list[str]) -> list[list[str]]:
+    """The pieces between the lines ``...``."""
+    pieces: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip() == ANY:
+            pieces.append([])
+        else:
+            pieces[-1].append(line)
+    return pieces
+
+
+def _differ(shown: list[str], real: list[str]) -> list[str]:
+    pairs = zip_longest(shown, real, fillvalue="(no line)")
+    return [f"shown\n  {one}\nreal\n  {other}" for one, other in pairs if not _fits(one, other)]
+
+
+def _find(piece: list[str], lines: list[str], start: int, exact: bool = True) -> int | None:
+    """The first place of a piece in the lines; ``exact``: with numbers that fit."""
+    for place in range(start, len(lines) - len(piece) + 1):
+        if all(_fits(one, other, exact) for one, other in zip(piece, lines[place:], strict=False)):
+            return place
+    return None
+
+
+def _fits(shown: str, real: str, exact: bool = True) -> bool:
+    """Whether two lines are equal but for numbers."""
+    if CUT in shown:
+        return re.fullmatch(".*".join(map(re.escape, _blank(shown).split(CUT))), _blank(real)) is not None
+    if _blank(shown) != _blank(real):
+        return False
+    pairs = zip(NUMBER.finditer(shown), NUMBER.finditer(real), strict=True)
+    return not exact or all(_is_near(float(a["number"]), float(b["number"])) for a, b in pairs if a["number"])
+
+
+def _blank(line: str) -> str:
+    """A line without its spaces, with marks in place of its numbers."""
+    return "".join(NUMBER.sub(lambda number: f"<{number.lastgroup}>", line).split())
+
+
+def _is_near(shown: float, real: float) -> bool:
+    return abs(shown - real) <= SHARE * abs(shown) + STEP
+
+
+def _join(lines: list[str]) -> str:
+    return "".join(f"  {line}\n" for line in lines)
