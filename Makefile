@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-manifests test-proxies test-slow test-container clean
+.PHONY: quickstart test check format protos check-protos test-native test-protobuf7 test-installs test-manifests test-proxies test-slow test-container docs clean
 
 quickstart: $(READY)
 	rm -rf evalmode-quickstart
@@ -87,6 +87,13 @@ $(DEPLOY)/.ready: tests/manifests/requirements.txt
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q --timeout 900 -m slow
 
+# Builds the site of the documents into site/, in a separate environment: warnings are errors, and every link is followed.
+DOCS = .venv-docs
+docs:
+	$(MAKE) VENV=$(DOCS) EXTRAS=docs $(DOCS)/.ready
+	$(DOCS)/bin/python docs/site.py
+	$(DOCS)/bin/python -P -m pytest -q --noconftest -m docs tests/test_site.py
+
 # Builds both images and tests them. CONTAINER is docker, podman or a wrapper of one.
 test-container:
 	CONTAINER=$(CONTAINER) docker/test.sh
@@ -100,4 +107,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-protobuf7 .venv-deploy evalmode-quickstart .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-protobuf7 .venv-deploy .venv-docs .site site evalmode-quickstart .mypy_cache .ruff_cache .pytest_cache

@@ -15,7 +15,7 @@ REPORT = "docs/decisions/0027-report-of-photos.md"
 MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
     (PERFORMANCE, "serving"): (serving.show_serving, ("serve",)),
     (PERFORMANCE, "scheduler"): (serving.show_scheduler, ("throughput", "throughput-native")),
-    ("docs/architecture.md", "scaled decoding"): (serving.show_scaled_decoding, ("scaled-decoding",)),
+    ("docs/reference/images.md", "scaled decoding"): (serving.show_scaled_decoding, ("scaled-decoding",)),
     (TRAINING, "semantics"): (training.show_semantics, ("semantics",)),
     (TRAINING, "ladder"): (training.show_ladder, ("ladder",)),
     (TRAINING, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),

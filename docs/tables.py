@@ -1,7 +1,7 @@
 """Generates the tables and drawings in the documents that follow from the code.
 
-``python docs/tables.py`` writes them; a test fails if one is out of date. Each stands between ``<!-- table: NAME -->``
-and ``<!-- end of table -->``.
+``python -m docs.tables`` writes them; a test fails if one is out of date. A drawing is a file; a table stands between
+``<!-- table: NAME -->`` and ``<!-- end of table -->``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 
 from docs.benchmark_index import show_benchmarks
+from docs.command_tables import show_commands
+from docs.drawing import draw_packages
 from docs.figures import MEASURED, make_table
 from docs.results import draw
 from evalmode import errors
@@ -69,6 +71,9 @@ def main() -> None:
     for document in {document for document, _ in TABLES}:
         path = ROOT / document
         path.write_text(renew(document, path.read_text()))
+    for name, draw_file in DRAWINGS.items():
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(draw_file())
 
 
 def renew(document: str, text: str) -> str:
@@ -104,25 +109,16 @@ def draw_tree() -> str:
     return "```\n" + "\n".join(lines).replace("`", "") + "\n```\n"
 
 
-def draw_arrows() -> str:
-    """Draw which package imports which, as a Mermaid flow chart.
+def find_arrows() -> dict[str, set[str]]:
+    """Find which package imports which, without what follows from longer paths.
 
-    Packages that may import all others are left out, and so is an arrow between two packages that are connected by a
-    longer path, too.
+    Packages that may import all others are left out.
     """
     graph = {name: set(package["imports"]) for name, package in PACKAGES.items() if package["imports"] != ["*"]}
-    lines = ["flowchart TD"]
-    for outer in dict.fromkeys(name.partition(".")[0] for name in graph):
-        names = [name for name in graph if name.partition(".")[0] == outer]
-        lines += [
-            f'  subgraph in_{outer}["{outer}/"]',
-            *(f"    {name.replace('.', '_')}[{name}]" for name in names),
-            "  end",
-        ]
-    for name, imports in graph.items():
-        direct = imports - {far for near in imports for far in find_reachable(graph, near)}
-        lines += [f"  {name.replace('.', '_')} --> {other.replace('.', '_')}" for other in sorted(direct)]
-    return "```mermaid\n" + "\n".join(lines) + "\n```\n"
+    return {
+        name: imports - {far for near in imports for far in find_reachable(graph, near)}
+        for name, imports in graph.items()
+    }
 
 
 def find_reachable(graph: dict[str, set[str]], start: str) -> set[str]:
@@ -180,14 +176,9 @@ def describe_values(option: Option) -> str:
     low, high = option.rules.get("minimum"), option.rules.get("maximum")
     if low is not None:
         return f"{low} to {high}" if high is not None else f"at least {low}"
-    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind)))
-
-
-def show_reasons() -> str:
-    """Show the reasons of error statuses."""
-    rows = [(f"`{reason_of(error)}`", code, describe_retry(error), describe(error)) for error, code in CODES.items()]
-    internal = "A fault in the server. Its log has the cause, with the id from the error details."
-    return draw(("reason", "code", "retry", "when"), [*rows, (f"`{INTERNAL_REASON}`", "INTERNAL", "no", internal)])
+    return str(option.rules.get("metavar", {Path: "path", bool: "flag", str: "text"}.get(option.kind))).replace(
+        "|", r"\|"
+    )
 
 
 # What an operator can do about an error, where the request itself is not at fault.
@@ -216,11 +207,19 @@ REMEDIES: dict[type[RequestError], str] = {
 BY_CALLER = "The client must change the request: the message names the field and the expected value."
 
 
-def show_remedies() -> str:
-    """Show what to do about each error reason."""
-    rows = [(f"`{reason_of(error)}`", describe(error), REMEDIES.get(error, BY_CALLER)) for error in CODES]
+def show_errors() -> str:
+    """Show each error reason with its status code, its meaning, and what to do about it."""
+    rows = [
+        (name_error(reason_of(error), code, describe_retry(error)), describe(error), REMEDIES.get(error, BY_CALLER))
+        for error, code in CODES.items()
+    ]
     internal = ("A fault in the server.", "Search the log for the id, and report the problem.")
-    return draw(("reason", "meaning", "action"), [*rows, (f"`{INTERNAL_REASON}`", *internal)])
+    return draw(("reason", "meaning", "action"), [*rows, (name_error(INTERNAL_REASON, "INTERNAL", ""), *internal)])
+
+
+def name_error(reason: str, code: str, retry: str) -> str:
+    """Name an error by its reason, with the status code and what is known about retries below it."""
+    return f"`{reason}`<br><small>{code}{retry and f', retry {retry}'}</small>"
 
 
 def show_memory() -> str:
@@ -325,13 +324,20 @@ def describe_loss(outcome: Mapping[str, Any]) -> str:
 
 
 def describe_retry(error: type[RequestError]) -> str:
-    """Say whether the same request may succeed later."""
-    return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else "no"
+    """Say when the same request may succeed on the same server; "" for never."""
+    return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else ""
 
 
 def describe(error: type[RequestError]) -> str:
     """Return the meaning of an error: its docstring."""
-    return " ".join((error.__doc__ or "").split())
+    return " ".join((error.__doc__ or "").split()).replace("``", "`")
+
+
+def show_decisions() -> str:
+    """Show the decisions with their titles."""
+    titles = {path: path.read_text().splitlines()[0] for path in sorted((ROOT / "docs" / "decisions").glob("0*.md"))}
+    rows = [(int(path.name[:4]), f"[{title.partition('. ')[2]}]({path.name})") for path, title in titles.items()]
+    return draw(("", "decision"), rows)
 
 
 def show_conformance() -> str:
@@ -433,24 +439,25 @@ def mark(outcome: str) -> str:
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
-    ("README.md", "limits"): show_limits,
-    ("README.md", "tree"): draw_tree,
-    ("docs/architecture.md", "arrows"): draw_arrows,
-    ("docs/artifact.md", "libraries"): show_libraries,
-    ("docs/artifact.md", "makers"): show_makers,
-    ("docs/wire-protocol.md", "reasons"): show_reasons,
-    ("docs/conformance.md", "conformance"): show_conformance,
-    ("docs/operating.md", "options"): show_options,
-    ("docs/operating.md", "containers"): show_containers,
+    ("docs/decisions/index.md", "decisions"): show_decisions,
+    ("docs/explanation/architecture.md", "tree"): draw_tree,
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
-    ("docs/operating.md", "metrics"): show_metrics,
     ("docs/operating.md", "alerts"): show_alerts,
+    ("docs/operating.md", "containers"): show_containers,
     ("docs/operating.md", "proxies"): show_proxies,
-    ("docs/operating.md", "remedies"): show_remedies,
+    ("docs/reference/artifact.md", "libraries"): show_libraries,
+    ("docs/reference/artifact.md", "makers"): show_makers,
+    ("docs/reference/configuration.md", "options"): show_options,
+    ("docs/reference/configuration.md", "limits"): show_limits,
+    ("docs/reference/conformance.md", "conformance"): show_conformance,
+    ("docs/reference/errors.md", "errors"): show_errors,
+    ("docs/reference/metrics.md", "metrics"): show_metrics,
+    ("docs/reference/options.md", "commands"): lambda: show_commands(draw),
     **{("benchmarks/README.md", folder): partial(show_benchmarks, folder) for folder in ("speed", "quality", "soak")},
     **{place: partial(make_table, *place) for place in MEASURED},
 }
+DRAWINGS: dict[str, Callable[[], str]] = {"docs/images/packages.svg": lambda: draw_packages(find_arrows())}
 
 if __name__ == "__main__":
     main()

@@ -25,13 +25,14 @@ def train(
 ) -> evalmode.Run:
     """Train a classifier on labelled images.
 
-    Example::
-
+    Examples:
+        ```python
         run = evalmode.train("photos", "run", epochs=5)
         print(run.read_result().test_accuracy)
+        ```
 
     Args:
-        data: A folder of <class>/<image> files, a published archive, or the name of a data set such as ``digits``.
+        data: A folder of ``<class>/<image>`` files, a published archive, or the name of a data set such as ``digits``.
         out: Run folder; new or empty, unless the training is resumed.
         callbacks: Functions to call with the progress. By default, lines and progress bars are shown.
         **options: The options of ``evalmode train``: fields of ``training.options.TrainOptions``.
@@ -63,10 +64,11 @@ def export(
 ) -> evalmode.Artifact:
     """Export a run in eval mode, and publish it as ``repository/name/<next version>/model.onnx``.
 
-    Example::
-
+    Examples:
+        ```python
         artifact = evalmode.export("run", "models", "photos")
         print(artifact.path, artifact.quality.accuracy)
+        ```
 
     Args:
         run: A run, or the path of its folder.
@@ -107,16 +109,19 @@ def certify(
     golden images, which are in the artifact. What no argument states is read from the network's files. A torch module
     is exported, and ONNX Runtime must answer as the module does for the decoded pixels of all images.
 
-    Example::
-
+    Examples:
+        ```python
         evalmode.certify("resnet.onnx", "photos", "labels.txt", evalmode.Preprocessing((0, 1)))
+        ```
 
-    Example of a torch module::
+        A torch module:
 
+        ```python
         resize = evalmode.Resize(0.875, jpeg_scaling=False, keeps_exact_size=False)  # torchvision's
         contract = evalmode.PixelContract(224, 224, 3, resize)
         preprocessing = evalmode.Preprocessing((0, 1))
         certified = evalmode.certify(module.eval(), "photos", ["cat", "dog"], preprocessing, contract=contract)
+        ```
 
     Args:
         network: An ONNX file, a folder with one, or a ``torch.nn.Module`` in eval mode that turns images

@@ -8,9 +8,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
-from docs.tables import FOLDERS, PACKAGES, RESULTS, TABLES, draw_arrows, find_reachable, renew
+from docs.drawing import draw_packages, find_levels
+from docs.tables import DRAWINGS, FOLDERS, PACKAGES, RESULTS, TABLES, find_arrows, find_reachable, renew
+from evalmode.cli.main import cli
 from evalmode.images.formats import SERVED_FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -24,13 +27,23 @@ DOCUMENTS = sorted(
 
 @pytest.mark.parametrize("document", sorted({document for document, _ in TABLES}))
 def test_tables_are_up_to_date(document: str) -> None:
-    """If this fails, run ``python docs/tables.py``."""
+    """If this fails, run ``python -m docs.tables``."""
     text = (ROOT / document).read_text()
     assert renew(document, text) == text
 
 
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_up_to_date(name: str) -> None:
+    """If this fails, run ``python -m docs.tables``."""
+    assert (ROOT / name).read_text() == DRAWINGS[name]()
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
-    """If this fails, run the suite again as docs/conformance.md describes."""
+    """If this fails, run the suite again as docs/reference/conformance.md describes."""
     suite = ast.parse((ROOT / "tests/conformance/test_open_inference.py").read_text())
     functions = (node for node in suite.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
     rules = {ast.get_docstring(function) for function in functions}
@@ -43,7 +56,7 @@ def test_the_conformance_table_has_the_rules_of_the_suite() -> None:
 
 def test_the_decoding_table_lists_the_supported_formats() -> None:
     names = [{"WEBP": "WebP"}.get(one.name, one.name) for one in SERVED_FORMATS]
-    assert f"a format other than {', '.join(names)}" in (ROOT / "docs/architecture.md").read_text()
+    assert f"a format other than {', '.join(names)}" in (ROOT / "docs/reference/images.md").read_text()
 
 
 def test_every_package_and_folder_of_the_tree_exists() -> None:
@@ -63,9 +76,16 @@ def test_arrows_that_follow_from_others_are_not_drawn() -> None:
     imports = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": {"c"}}
     assert find_reachable(imports, "a") == {"b", "c", "d"}
     assert find_reachable(imports, "c") == set()
-    drawn = set(re.findall(r"(\w+) --> (\w+)", draw_arrows()))
-    assert ("evalmode_artifact", "evalmode_images") in drawn
-    assert ("evalmode_artifact", "evalmode_errors") not in drawn  # through evalmode.images
+    arrows = find_arrows()
+    assert "evalmode.images" in arrows["evalmode.artifact"]
+    assert "evalmode.errors" not in arrows["evalmode.artifact"]  # through evalmode.images
+
+
+def test_a_package_is_drawn_above_those_that_it_imports() -> None:
+    graph = {"evalmode.a": {"evalmode.b", "evalmode.c"}, "evalmode.b": {"evalmode.c"}, "evalmode.c": set()}
+    assert find_levels(graph) == {"evalmode.a": 2, "evalmode.b": 1, "evalmode.c": 0}
+    boxes = re.findall(r'y="([\d.]+)" font-size="14" fill="#fff" text-anchor="middle">(\w+)<', draw_packages(graph))
+    assert [name for _, name in sorted((float(y), name) for y, name in boxes)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -77,6 +97,27 @@ def test_targets_of_links_exist(document: Path) -> None:
             assert linked.exists(), f"{document.name} links to {target}"
             headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).strip().replace(" ", "-") for h in _headings(linked)}
             assert not anchor or anchor in headings, f"{document.name} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_rows_of_tables_have_the_cells_of_their_head(document: Path) -> None:
+    """A vertical line within a cell needs a backslash, also in code."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        head, *rows = (len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines())
+        assert set(rows) == {head}, f"{document.name}: {table.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_code_blocks_have_their_options(document: Path) -> None:
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", document.read_text(), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in (line.strip() for line in lines if document.name != "CHANGELOG.md"):
+        name, *words = re.sub(r"#.*", "", line.removeprefix("evalmode ")).split() or [""]
+        command = cli.get_command(click.Context(cli), name) if line.startswith("evalmode ") else None
+        if command:
+            known = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

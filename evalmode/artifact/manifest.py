@@ -33,7 +33,7 @@ MAX_METADATA_VALUES = 1_000_000  # in JSON; each takes about a hundred bytes in 
 
 @dataclass(frozen=True, eq=False)
 class ClassifierManifest:
-    """The manifest of an image classifier; docs/artifact.md lists its keys.
+    """The manifest of an image classifier; docs/reference/artifact.md lists its keys.
 
     Attributes:
         labels: Class names, in the order of the network's outputs.

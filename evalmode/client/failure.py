@@ -15,12 +15,15 @@ class CallFailed(EvalmodeError):
 
     Args:
         message: The status code and the server's message.
-        code, reason, id, retry: See the attributes.
+        code: The attribute of this name.
+        reason: The attribute of this name.
+        id: The attribute of this name.
+        retry: The attribute of this name.
         facts: The values in the message by name.
 
     Attributes:
         code: The name of the gRPC status code, such as ``INVALID_ARGUMENT``.
-        reason: The reason code, see docs/wire-protocol.md; "" if the error is the transport's.
+        reason: The reason code, see docs/reference/errors.md; "" if the error is the transport's.
         id: The request's id in the server's log; "" if the request did not reach the server.
         retry: Whether the same call may succeed later, or at another server.
     """

@@ -1,6 +1,6 @@
 """Decoding: the function that turns encoded images into pixels, shared by training, certification and the server.
 
-Each rule is a row of the decoding table in docs/architecture.md, and a test in test_pixels.py.
+Each rule is a row of the decoding table in docs/reference/images.md, and a test in test_pixels.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, collected at each scrape. docs/operating.md lists them."""
+"""Metrics for Prometheus, collected at each scrape. docs/reference/metrics.md lists them."""
 
 from __future__ import annotations
 

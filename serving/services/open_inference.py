@@ -28,7 +28,7 @@ EXTENSIONS = ("classification", "model_configuration", "model_repository", "stat
 TIMEOUT, MARK_FINAL, FINAL = "timeout", "triton_enable_empty_final_response", "triton_final_response"
 DEPENDENTS, VERSION = "unload_dependents", "version"  # parameters of repository control; no model depends on another
 REASON, ERROR_ID = "evalmode_reason", "evalmode_id"  # parameters of an error in a stream
-NOT_SERVED = "this server does not support shared memory, tracing or log settings: see docs/wire-protocol.md"
+NOT_SERVED = "the server supports no shared memory, tracing or log settings: see docs/reference/wire-protocol.md"
 
 Handler = Callable[[Any, Call], Any]
 

@@ -1,4 +1,4 @@
-"""The table from errors to gRPC status codes. docs/wire-protocol.md shows it, and a test checks that it is complete."""
+"""The table from errors to gRPC status codes. docs/reference/errors.md shows it, and a test checks it."""
 
 from __future__ import annotations
 

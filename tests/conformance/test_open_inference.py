@@ -1,8 +1,8 @@
-"""The rules of the Open Inference Protocol v2, one per test; the docstrings are the rows of docs/conformance.md.
+"""The rules of the Open Inference Protocol v2, one per test; docs/reference/conformance.md shows the docstrings.
 
 The section of the specification (https://github.com/kserve/open-inference-protocol,
 specification/protocol/inference_grpc.md) of each rule is in brackets. Quotations are from the specification; the other
-rules state the status that a client needs to react: docs/wire-protocol.md.
+rules state the status that a client needs to react: docs/reference/wire-protocol.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Defects of an artifact and the check that detects each of them: the rows of the table in docs/artifact.md.
+"""Defects of an artifact and the check that detects each of them: the rows of the table in docs/reference/artifact.md.
 
 Every mutation has two forms. Edited: the bytes were changed after the export, and the digest detects it. Built wrong:
 digest and certificate match the wrong graph, and a gate, the replay or a check must detect it by name.

@@ -432,13 +432,13 @@ def test_help_shows_no_empty_default(command: str, evalmode: Evalmode) -> None:
 
 
 def test_json_output_has_only_the_documented_keys(tmp_path: Path, evalmode: Evalmode) -> None:
-    """docs/commands.md lists the keys of each command."""
+    """docs/reference/commands.md lists the keys of each command."""
 
     def ask(*arguments: object) -> dict[str, object]:
         done = evalmode(*arguments, "--json", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         answer: dict[str, object] = json.loads(done.stdout)
-        rows = re.findall(rf"^\| `{arguments[0]}` \| (.*) \|$", (ROOT / "docs/commands.md").read_text(), re.M)
+        rows = re.findall(rf"^\| `{arguments[0]}` \| (.*) \|$", (ROOT / "docs/reference/commands.md").read_text(), re.M)
         assert [key for key in answer if f"`{key}`" not in rows[0]] == []
         return answer
 

@@ -25,10 +25,11 @@ from training.run import Run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-STORY = README.partition("## Two commands")[2].partition("## In production")[0]
+STORY = README.partition("## Two commands")[2].partition("## Compared with other tools")[0]
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", STORY, re.S) for line in block.splitlines()]
-PYTHON = [block for block in re.findall(r"```python\n(.*?)```", STORY, re.S) if "tritonclient" not in block]
-ELSEWHERE = ("make quickstart", "source .venv/bin/activate")  # the installs and the quickstart have tests of their own
+PYTHON = re.findall(r"```python\n(.*?)```", STORY, re.S)
+SHOWN = [line for block in re.findall(r"```text\n(.*?)```", STORY, re.S) for line in block.splitlines()]  # as printed
+ELSEWHERE = ("source .venv/bin/activate",)  # the installs have tests of their own
 PHOTOS = 12  # of a label
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three trainings and exports of a network for photos
@@ -84,7 +85,7 @@ class Story:
                 time.sleep(0.05)
 
         try:
-            wait_for("serving pets on port")
+            wait_for("serving waste on port")
             yield wait_for
             server.terminate()
             assert server.wait(60) == 0, log.read_text()
@@ -94,7 +95,7 @@ class Story:
 
 
 def take_photos(folder: Path) -> None:
-    """Images of digits as large as photos, each of a size of its own, in folders named by label; and cat.jpg."""
+    """Images of digits as large as photos, each of a size of its own, in folders named by label; and bottle.jpg."""
     chance = np.random.default_rng(0)
     digits = load_digits()
     for digit in range(10):
@@ -103,7 +104,7 @@ def take_photos(folder: Path) -> None:
             photo = Image.fromarray(np.rint(picture * (255 / 16)).astype(np.uint8)).convert("RGB")
             width, height = chance.integers(140, 260, 2)
             photo.resize((width, height)).save(folder / "photos" / str(digit) / f"{number}.jpg", quality=95)
-    photo.resize((190, 150)).save(folder / "cat.jpg")
+    photo.resize((190, 150)).save(folder / "bottle.jpg")
 
 
 def bring_networks(folder: Path) -> None:
@@ -125,24 +126,25 @@ def test_the_commands_work_in_their_order_and_leave_what_is_promised(tmp_path: P
     take_photos(tmp_path)
     bring_networks(tmp_path)
     serve = next(number for number, line in enumerate(lines) if line.startswith("evalmode serve "))
-    for line in lines[:serve]:
-        story.run(line)
+    before = "".join(story.run(line) for line in lines[:serve])
+    words = {line.split()[0] for line in SHOWN if line[0].isalpha()}
+    assert {"data", "test", "agreement", "digest"} <= words <= {line.split()[0] for line in before.splitlines() if line}
     assert (tmp_path / "run/report.html").stat().st_size
     assert Run.open(tmp_path / "run").config.recipe.network == "efficientnet-lite0"
-    assert list_versions(tmp_path / "models", "pets") == [1]
+    assert list_versions(tmp_path / "models", "waste") == [1]
     with story.serving(lines[serve]) as wait_for:
         printed: list[str] = []
         for line in lines[serve + 1 :]:
             printed.append(story.run(line))
             if line.startswith("evalmode export run2 "):
-                assert list_versions(tmp_path / "models", "pets") == [1, 2]
-                wait_for("pets/2")
+                assert list_versions(tmp_path / "models", "waste") == [1, 2]
+                wait_for("waste/2")
         by_server, by_file, *_ = printed
         assert by_server == by_file
-        assert "cat.jpg" in by_server
+        assert "bottle.jpg" in by_server
         assert (tmp_path / "changes.html").stat().st_size
-        assert (tmp_path / "cat-map.png").stat().st_size
-        assert list_versions(tmp_path / "models", "pets") == [1]
+        assert (tmp_path / "map.png").stat().st_size
+        assert list_versions(tmp_path / "models", "waste") == [1]
         for name in ("keras", "forecast"):
             assert list_versions(tmp_path / "models", name) == [1]
         assert len(PYTHON) == 2

@@ -3,7 +3,7 @@
     python tests/foreign/make_photos.py TRASHNET OUT
 
 Two photos of each label, ``small-*``, are so small that the repository can hold them. No photo has an EXIF orientation,
-transparency or four channels: libraries treat them in their own ways (docs/artifact.md, "Other libraries").
+transparency or four channels: libraries treat them in their own ways (docs/reference/artifact.md, "Other libraries").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The network that the conformance suite asks for, in the KServe SDK: docs/conformance.md says how to run it."""
+"""The network of the conformance suite, in the KServe SDK: docs/reference/conformance.md says how to run it."""
 
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 from kserve.protocol.infer_type import InferOutput as Output

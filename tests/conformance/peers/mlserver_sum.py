@@ -1,4 +1,4 @@
-"""The network of numbers that the conformance suite asks for, in MLServer: docs/conformance.md says how to run it."""
+"""The network of the conformance suite, in MLServer: docs/reference/conformance.md says how to run it."""
 
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec

@@ -1,4 +1,4 @@
-"""The decoding table of docs/architecture.md: exact pixels for each row, and an ImageError for every other image."""
+"""The decoding table of docs/reference/images.md: exact pixels for each row; every other image is an ImageError."""
 
 from __future__ import annotations
 
@@ -456,7 +456,7 @@ def test_an_image_without_its_end_is_rejected(image_format: str, missing_bytes: 
 
 
 class TestDamage:
-    """Damage that the decoder of a format can detect is rejected; docs/architecture.md has the table."""
+    """Damage that the decoder of a format can detect is rejected; docs/reference/images.md has the table."""
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     @pytest.mark.parametrize("orientation", [1, 6])
