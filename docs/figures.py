@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from docs import operating_figures as operating
 from docs import serving_figures as serving
 from docs import training_figures as training
 from docs.results import cite
@@ -16,6 +17,10 @@ MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
     (PERFORMANCE, "serving"): (serving.show_serving, ("serve",)),
     (PERFORMANCE, "scheduler"): (serving.show_scheduler, ("throughput", "throughput-native")),
     ("docs/reference/images.md", "scaled decoding"): (serving.show_scaled_decoding, ("scaled-decoding",)),
+    ("docs/operating.md", "containers"): (operating.show_containers, ("containers",)),
+    ("docs/operating.md", "proxies"): (operating.show_proxies, ("proxies",)),
+    ("docs/scaling.md", "measured"): (operating.show_measured, ("containers",)),
+    ("docs/scaling.md", "plans"): (operating.show_plans, ("containers",)),
     (TRAINING, "semantics"): (training.show_semantics, ("semantics",)),
     (TRAINING, "ladder"): (training.show_ladder, ("ladder",)),
     (TRAINING, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),

@@ -40,6 +40,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "how-to/sizing.md",
         "how-to/monitoring.md",
         "kubernetes.md",
+        "scaling.md",
         "how-to/*.md",
     ),
     "Reference": (

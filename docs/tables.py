@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import statistics
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -304,25 +303,6 @@ def describe_alert(rule: Mapping[str, Any]) -> str:
     return f"{summary}. {description}"
 
 
-def show_proxies() -> str:
-    """Show what became of requests through the proxies, by the newest figures."""
-    newest = max((ROOT / "benchmarks" / "results").glob("*-proxies.json"))
-    proxies = json.loads(newest.read_text())["proxies"]
-    spreads = [
-        " and ".join(f"{share / sum(one['steady']['shares']):.1%}" for share in one["steady"]["shares"])
-        for one in proxies.values()
-    ]
-    events = {"drain": "one drains", "roll": "both are rolled over", "kill": "one is killed (`kill -9`)"}
-    rows = [(text, *(describe_loss(one[event]) for one in proxies.values())) for event, text in events.items()]
-    return draw(("", *proxies), [("answers of the two servers", *spreads), *rows])
-
-
-def describe_loss(outcome: Mapping[str, Any]) -> str:
-    """Say how many of the requests of an event failed."""
-    failed = sum(outcome["failed"].values())
-    return f"{failed} of {failed + outcome['answered']:,}"
-
-
 def describe_retry(error: type[RequestError]) -> str:
     """Say when the same request may succeed on the same server; "" for never."""
     return f"after {RETRY_AFTER_S[error]} s" if error in RETRY_AFTER_S else ""
@@ -385,34 +365,6 @@ def show_makers() -> str:
     return draw(head, rows)
 
 
-def show_containers() -> str:
-    """Show the start-up, throughput and memory of the serving image, from the newest figures."""
-    newest = max((ROOT / "benchmarks" / "results").glob("*-containers.json"), default=None)
-    if newest is None:
-        return ""
-    figures = json.loads(newest.read_text())
-    rows = [
-        (
-            one["transport"],
-            f"{one['cpus']:g}",
-            f"{statistics.median(one['starts_s']):.1f}",
-            f"{one['small']['rate']:,.0f}",
-            f"{one['small']['p99_ms']:,.0f}",
-            f"{one['photo']['rate']:,.1f}",
-            f"{one['photo']['p99_ms']:,.0f}",
-            f"{one['memory_mib']:.0f}",
-        )
-        for one in figures["servers"]
-    ]
-    head = ("transport", "CPUs", "start, s", "32x32 images/s", "p99, ms", "photos/s", "p99, ms", "memory, MiB")
-    size, versions = figures["size_mb"], figures["versions"]
-    return draw(head, rows) + (
-        f"\n{size:.0f} MB compressed above the base image. {figures['date']}, {figures['machine']}, memory limit "
-        f"{figures['memory']}, evalmode {versions['evalmode']} at {figures['commit']}, onnxruntime "
-        f"{versions['onnxruntime']}.\n"
-    )
-
-
 def describe_rules(contract: PixelContract) -> str:
     """Show the rules of a contract by their keys, without the size and the rules that all rows share."""
     facts = write_contract(contract)
@@ -444,8 +396,6 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/operating.md", "memory"): show_memory,
     ("docs/operating.md", "threads"): show_threads,
     ("docs/operating.md", "alerts"): show_alerts,
-    ("docs/operating.md", "containers"): show_containers,
-    ("docs/operating.md", "proxies"): show_proxies,
     ("docs/reference/artifact.md", "libraries"): show_libraries,
     ("docs/reference/artifact.md", "makers"): show_makers,
     ("docs/reference/configuration.md", "options"): show_options,

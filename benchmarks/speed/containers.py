@@ -301,12 +301,13 @@ def measure(engine: Engine, folder: Path, arguments: argparse.Namespace, transpo
 
 
 def bench(address: str, seconds: float, *options: object) -> dict[str, Any]:
-    """Run ``evalmode bench``; return the figures of its only load."""
+    """Run ``evalmode bench``; return the figures of its only load, and the size of its request."""
     command = [*EVALMODE, "bench", address, "--json", "--in-flight", CALLERS, "--seconds", seconds, *options]
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
     if not done.stdout:
         sys.exit(f"evalmode bench: {done.stderr}")
-    return dict(json.loads(done.stdout)["loads"][0])
+    report = json.loads(done.stdout)
+    return {**report["loads"][0], "request_bytes": report["request_bytes"]}
 
 
 if __name__ == "__main__":
