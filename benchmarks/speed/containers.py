@@ -9,7 +9,7 @@ photos. It is started several times with each quota of CPUs: from the start of t
 Then `evalmode bench` sends pixels to the small network, and a JPEG of 500x375 to the other. It runs on the same
 machine, so with as many CPUs as the machine has, it competes with the server.
 
-It takes about four minutes. Exit 1 if a request failed, or the image is larger than 150 MB.
+It takes about ten minutes. Exit 1 if a request failed, or the image is larger than 150 MB.
 """
 
 from __future__ import annotations
