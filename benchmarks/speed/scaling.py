@@ -74,7 +74,8 @@ class Plan:
 
 def plan(rate: int, replica: Replica) -> Plan:
     """Plan a rate of images per second."""
-    replicas = max(2, math.ceil(rate / replica.rate))  # two, so that one can be replaced
+    needed = rate * replica.cpu_s / (replica.cpus * replica.busy)
+    replicas = max(2, math.ceil(round(needed, 6)))  # two, so that one can be replaced; 44.0000001 servers are 44
     return Plan(
         rate,
         replicas,
