@@ -201,10 +201,11 @@ serve() {
   done
 }
 
-# ask PATH: the answer to an HTTP request inside the container
+# ask PATH: the answer to an HTTP request inside the container; of an error the status
 ask() {
-  "$CONTAINER" exec "$name-server" python -c \
-    "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:$metrics_port/$1').read().decode())" 2>/dev/null
+  "$CONTAINER" exec "$name-server" python -c "import urllib.error, urllib.request
+try: print(urllib.request.urlopen('http://127.0.0.1:$metrics_port/$1').read().decode())
+except urllib.error.HTTPError as error: print(error.code)"
 }
 
 # slots CPUS: the server has one slot for each of its CPUs, a part of one being one
@@ -256,13 +257,13 @@ at_once=(-e EVALMODE_SERVE_LAME_DUCK=0)
 native=(-e EVALMODE_SERVE_TRANSPORT=native -e EVALMODE_SERVE_ALLOW_UNBOUNDED_MESSAGES=1)
 
 step "serve on port $port, everything read-only; alive and not ready while it drains"
-serve -e EVALMODE_SERVE_LAME_DUCK=4
+serve -e EVALMODE_SERVE_LAME_DUCK=10
 predict
-ask readyz >/dev/null || fail "/readyz is not 200"
+! ask readyz | grep -q '^503$' || fail "/readyz is not 200"
 "$CONTAINER" kill --signal TERM "$name-server" >/dev/null
 until "$CONTAINER" logs "$name-server" 2>&1 | grep -q 'shutting down'; do sleep 0.1; done
 healthy || fail "/livez fails while the server drains"
-! ask readyz || fail "/readyz is 200 while the server drains"
+ask readyz | grep -q '^503$' || fail "/readyz is not 503 while the server drains"
 "$CONTAINER" wait "$name-server" >/dev/null
 stop
 

@@ -46,7 +46,7 @@
   mountPath: /models
   readOnly: true
   {{- with .Values.models.claim.subPath }}
-  subPath: {{ . }}
+  subPath: {{ . | quote }}
   {{- end }}
 {{- if .Values.tls.secret }}
 - name: tls
@@ -73,7 +73,7 @@
 - name: models
   {{- if .claim.name }}
   persistentVolumeClaim:
-    claimName: {{ .claim.name }}
+    claimName: {{ .claim.name | quote }}
   {{- else }}
   emptyDir:
     sizeLimit: {{ .downloadSize }}
