@@ -19,7 +19,7 @@ quickstart: $(READY)
 FORKING = tests/evalmode/images/test_headers.py
 test: $(READY)
 	$(BIN)/python -m pytest -q $(FORKING)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore $(FORKING)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore $(FORKING) --durations 25
 
 check: $(READY) check-protos
 	$(BIN)/ruff check
@@ -44,15 +44,18 @@ WIRE = tests/conformance tests/evalmode/client $(foreach name,services/test_acce
   services/test_open_inference transports/test_grpcio transports/test_limits_on_the_wire transports/test_native \
   transports/test_state,tests/serving/$(name).py)
 
+# The tests of messages and of ONNX files.
+MESSAGES = tests/serving/transports/test_messages.py \
+  $(addprefix tests/serving/services/,test_classifier.py test_parsers_properties.py) \
+  $(addprefix tests/evalmode/,artifact certification runtime/test_model.py)
+
 test-native: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --transport native $(WIRE)
 
-# The tests of messages and of ONNX files, in a separate environment with protobuf 7.
+# The same in a separate environment with protobuf 7, and those of messages.
 test-protobuf7:
 	$(MAKE) VENV=.venv-protobuf7 EXTRAS=serve,test CONSTRAINTS=constraints-protobuf7.txt .venv-protobuf7/.ready
-	.venv-protobuf7/bin/python -m pytest -q -n auto --dist loadfile $(WIRE) tests/serving/transports/test_messages.py \
-	  $(addprefix tests/serving/services/,test_classifier.py test_parsers_properties.py) \
-	  $(addprefix tests/evalmode/,artifact certification runtime/test_model.py)
+	.venv-protobuf7/bin/python -m pytest -q -n auto --dist loadfile $(WIRE) $(MESSAGES)
 
 # The wheel, bare and with serve, each in a separate environment.
 test-installs: $(READY)

@@ -93,13 +93,17 @@ def _convert_once() -> Iterator[None]:
         yield
 
 
-OF_TIMM = pytest.param("timm", marks=pytest.mark.skipif(find_spec("timm") is None, reason="no evalmode[timm]"))
+OF_TIMM = pytest.param(
+    "timm",
+    marks=[pytest.mark.slow, pytest.mark.skipif(find_spec("timm") is None, reason="no evalmode[timm]")],
+)
+REFERENCE = pytest.param("reference", marks=pytest.mark.slow)  # each row needs an export, a replay or a session
 # Rows that convert a network again, which takes seconds; for timm, the graph is changed instead.
-CONVERTED_AGAIN = pytest.mark.parametrize("trained", ["compact", "reference", "pretrained"], indirect=True)
+CONVERTED_AGAIN = pytest.mark.parametrize("trained", ["compact", REFERENCE, "pretrained"], indirect=True)
 PRETRAINED = pytest.mark.parametrize("trained", ["pretrained", OF_TIMM], indirect=True)
 
 
-@pytest.fixture(scope="module", params=["compact", "reference", "pretrained", OF_TIMM])
+@pytest.fixture(scope="module", params=["compact", REFERENCE, "pretrained", OF_TIMM])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp(request.param) / "run"
     if request.param in ("pretrained", "timm"):

@@ -29,7 +29,7 @@ FEW, MANY = (0.1, 0.5, 0.9), np.linspace(0, 1, 20)  # shares of the time that th
 # As the console script; a file says that Python has handed over, before which it may print a traceback of its own.
 STARTED = "from evalmode.__main__ import main; import os; open(os.environ['STARTED'], 'w').close(); main()"
 MOMENTS = [
-    pytest.param("export", FEW, id="export-few"),
+    pytest.param("export", FEW, id="export-few", marks=pytest.mark.slow),
     pytest.param("export", MANY, id="export-many", marks=pytest.mark.slow),
     pytest.param("quickstart", MANY, id="quickstart-many", marks=pytest.mark.slow),
 ]

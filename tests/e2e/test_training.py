@@ -169,6 +169,7 @@ def test_a_network_in_the_working_directory_is_trained_exported_and_used(
     assert json.loads(done.stdout)["scores"][0]["label"] == "red"
 
 
+@pytest.mark.slow
 def test_packages_that_are_not_needed_may_be_broken(arrays: Path, evalmode: Evalmode, tmp_path: Path) -> None:
     """A torchvision of another build, and a tensorboard for another protobuf."""
     for name, code in (

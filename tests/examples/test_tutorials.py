@@ -10,7 +10,6 @@ from tests.examples.pages import ROOT, read_blocks, run_page
 
 TUTORIALS = ROOT / "docs/tutorials"
 PAGES = {path.name: path for path in sorted(TUTORIALS.glob("*.md"))}
-FAST = "break-it.md"  # the others have their own training and export, twice
 
 
 def test_every_output_of_a_tutorial_is_shown_behind_its_command() -> None:
@@ -20,10 +19,9 @@ def test_every_output_of_a_tutorial_is_shown_behind_its_command() -> None:
         assert len([block for block in blocks if block.language == "text"]) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in sorted(PAGES)]
-)
+@pytest.mark.parametrize("name", sorted(PAGES))
 def test_a_tutorial_shows_what_happens(name: str, tmp_path: Path) -> None:
     differences = run_page(PAGES[name].read_text("utf-8"), tmp_path)
     assert not differences, "\n".join(differences)

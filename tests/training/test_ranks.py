@@ -85,7 +85,7 @@ def test_each_image_is_assigned_to_one_process() -> None:
     ("count", "choice"),
     [
         pytest.param(2, {}, id="2-plain"),
-        pytest.param(3, BALANCED, id="3-balanced"),
+        pytest.param(3, BALANCED, id="3-balanced", marks=pytest.mark.slow),
         pytest.param(2, BALANCED, id="2-balanced", marks=pytest.mark.slow),
         pytest.param(3, {}, id="3-plain", marks=pytest.mark.slow),
     ],
@@ -104,7 +104,11 @@ def test_the_number_of_processes_changes_neither_weights_nor_metrics(
 
 
 @pytest.mark.parametrize(
-    "recipe", [COMPACT, {**ADAM, "network": "reference", "epochs": 2}], ids=["compact", "reference"]
+    "recipe",
+    [
+        pytest.param(COMPACT, id="compact"),
+        pytest.param({**ADAM, "network": "reference", "epochs": 2}, id="reference", marks=pytest.mark.slow),
+    ],
 )
 def test_all_processes_end_with_the_statistics_that_one_process_computes(
     train_in: TrainIn, tmp_path: Path, digits: Dataset, recipe: dict[str, Any]
@@ -126,6 +130,7 @@ def test_a_stopped_training_in_two_processes_resumes_to_the_same_bits(train_in: 
     assert equal(train_in(2, COMPACT, "stopped")[1], uninterrupted[1])
 
 
+@pytest.mark.slow
 def test_no_process_gets_a_batch_of_one_image(train_in: TrainIn) -> None:
     train_in(2, {**LINEAR, "network": "__main__:normed", "batch_size": 99})  # batch norm raises ValueError at one
 
@@ -187,6 +192,7 @@ def test_two_machines_that_share_no_folder_train_together(tmp_path: Path) -> Non
     assert not (tmp_path / "1").exists()
 
 
+@pytest.mark.slow
 def test_processes_with_different_options_do_not_train_together(tmp_path: Path) -> None:
     command = f'exec {sys.executable} -m evalmode train digits --out {tmp_path / "run"} --epochs 3 --seed "$RANK"'
     finished = torchrun(2, "--no-python", "sh", "-c", command)
@@ -204,6 +210,7 @@ def test_equal_statistics_of_several_processes_keep_their_bits(monkeypatch: pyte
     assert torch.equal(norm.get_buffer("running_var"), before)
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_trained_in_two_processes(tmp_path: Path) -> None:
     options = ("--network", NAME, "--epochs", 2, "--fine-tune", 1, "--no-report", "--device", "cpu")
     folder = tmp_path / "run"
