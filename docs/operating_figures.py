@@ -30,7 +30,7 @@ def show_containers() -> str:
         )
         for one in figures["servers"]
     ]
-    head = ("transport", "CPUs", "start, s", "32x32 images/s", "p99, ms", "photos/s", "p99, ms", "memory, MiB")
+    head = ("transport", "CPUs", "start, s", "32x32/s", "their p99, ms", "photos/s", "their p99, ms", "memory, MiB")
     return draw(head, rows) + f"\nThe image has {figures['size_mb']:.0f} MB compressed above the base image.\n"
 
 
