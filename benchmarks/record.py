@@ -134,8 +134,9 @@ def read_unfinished(out: Path) -> dict[str, Any]:
 def take_stamp() -> Stamp:
     """Describe the checkout, the command and the machine of this process, as they are at the first call."""
     changes = run_git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    is_checkout = run_git("rev-parse", "--show-toplevel") == str(ROOT.resolve())  # not a copy inside another checkout
     return Stamp(
-        commit=run_git("rev-parse", "HEAD"),
+        commit=run_git("rev-parse", "HEAD") if is_checkout else "",
         dirty=bool(changes),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=describe_command(),

@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_out(parser)
     parser.add_argument(
-        "--engine", default=os.environ.get("CONTAINER", "docker"), help="docker, or one with its arguments"
+        "--engine", default=os.environ.get("CONTAINER", "docker"), help="docker, or a program with its command line"
     )
     parser.add_argument("--image", default="evalmode-serving")
     parser.add_argument("--base", default="python:3.11-slim-bookworm", help="the image that it was built on")

@@ -90,11 +90,11 @@ def name_artifact(path: Path) -> str:
 def _list_commands(comparison: Comparison, compared: Compared) -> list[Command]:
     """List the commands that compare again with a limit, and that return to the old version."""
     old, new, images = map(quote_path, (compared.old, compared.new, compared.images))
-    share = math.ceil(100 * comparison.share_changed)
-    gate = f"evalmode compare {old} {new} --images {images} --max-changed {share}%"
+    percent = math.ceil(round(1e4 * comparison.share_changed, 6)) / 100  # rounded up to hundredths
+    gate = f"evalmode compare {old} {new} --images {images} --max-changed {percent:g}%"
     commands = [Command("in a pipeline: exit with 1 if more labels change than now", gate)]
     if "/" in (name := name_artifact(compared.new)) and name != str(compared.new):
-        repository = quote_path(compared.new.parent.parent.parent)
+        repository = quote_path(compared.new.absolute().parent.parent.parent)
         rollback = f"evalmode rollback {name.partition('/')[0]} --repository {repository}"
         commands.append(Command("if the new model is served already: return to the version before it", rollback))
     return commands

@@ -102,7 +102,7 @@ def check(server: Server, service: str) -> str:
 def test_swaps_under_load_lose_no_request_and_mix_no_labels(repository: Path) -> None:
     with serving(repository, "--poll", "0.05") as server, Client(server.address) as client:
         with constant_load(server.address, {"1": COLOURS, "0": GERMAN}):
-            for version in range(2, 8):  # benchmarks/hot_swap.py does a thousand
+            for version in range(2, 8):  # benchmarks/soak/hot_swap.py does a thousand
                 publish(repository, "colours", colour_artifact(COLOURS if version % 2 else GERMAN))
                 wait_for(client, str(version))
         assert client.predict(RED, version="6").label == "rot"  # kept, and pinned by the request

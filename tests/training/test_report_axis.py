@@ -16,14 +16,17 @@ OUTLIER = [15.0, 0.9, 0.6, 0.5, 0.4]
 
 def test_a_first_value_far_above_the_others_leaves_them_the_axis() -> None:
     limits = find_limits([OUTLIER])
-    assert limits.low is None
-    assert limits.high == pytest.approx(0.94)
+    assert limits == pytest.approx((0.36, 0.94))
     assert limits.cuts(15.0)
     assert not any(map(limits.cuts, OUTLIER[1:]))
 
 
 def test_a_first_value_far_below_the_others_leaves_them_the_axis() -> None:
-    assert find_limits([[0.1, 0.9, 0.92, 0.95]]).low == pytest.approx(0.896)
+    assert find_limits([[0.1, 0.9, 0.92, 0.95]]) == pytest.approx((0.896, 0.954))
+
+
+def test_an_axis_that_is_cut_has_no_negative_losses() -> None:
+    assert find_limits([[230.0, 0.9, 0.6, 0.5, 0.01]]) == pytest.approx((0.0, 0.9712))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,8 @@ def test_other_values_are_all_shown(values: list[float]) -> None:
 
 
 def test_an_axis_that_begins_at_zero_counts_from_there() -> None:
-    assert find_limits([[1.5, 0.9, 0.8, 0.7]]).high == pytest.approx(0.916)
+    assert find_limits([[1.5, 0.9, 0.8, 0.7]]) == pytest.approx((0.684, 0.916))
+    assert find_limits([[5.0, 0.9, 0.8, 0.7]], floor=0.0) == pytest.approx((0.0, 0.972))
     assert find_limits([[1.5, 0.9, 0.8, 0.7]], floor=0.0) == Limits()
 
 

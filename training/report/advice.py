@@ -48,7 +48,7 @@ class Evidence:
     @property
     def is_pretrained(self) -> bool:
         """Whether the network was pretrained: then it is trained in stages."""
-        return bool(self.training["stages"])
+        return bool(self.training["stages"] or self.config.recipe.fine_tune)
 
 
 def list_advice(evidence: Evidence) -> list[Advice]:
@@ -93,8 +93,10 @@ def collect_test_images(evidence: Evidence) -> Advice | None:
     low, high = evidence.test.interval
     if high - low <= WIDE:
         return None
-    images, share = len(evidence.dataset.test), min(evidence.test.accuracy, 0.95)
+    images, share = len(evidence.dataset.test), min(max(evidence.test.accuracy, 0.05), 0.95)
     wanted = math.ceil(Z_95**2 * share * (1 - share) / WANTED_REACH**2 / 10) * 10
+    while wanted <= images:  # the formula is an approximation
+        wanted += 10
     crossed = evidence.review.cross_validated if evidence.review else None
     until = f" Until then, trust the cross-validated accuracy, {crossed.accuracy:.1%}." if crossed else ""
     return Advice(

@@ -11,7 +11,7 @@ MARGIN = 0.08  # of the range of the others, beyond them
 
 
 class Limits(NamedTuple):
-    """The limits of an axis; None leaves a limit to the values."""
+    """The limits of an axis, either both or none; None leaves a limit to the values."""
 
     low: float | None = None
     high: float | None = None
@@ -39,5 +39,10 @@ def find_limits(lines: Sequence[Sequence[float]], floor: float | None = None) ->
     if not 0 < reach < float("inf"):
         return Limits()
     first = [line[0] for line in lines]
-    is_low, is_high = min(first) < low - MAX_REACH * reach, max(first) > high + MAX_REACH * reach
-    return Limits(low - MARGIN * reach if is_low else None, high + MARGIN * reach if is_high else None)
+    near = [value for value in first if low - MAX_REACH * reach <= value <= high + MAX_REACH * reach]
+    if len(near) == len(first):
+        return Limits()
+    least, most = min(near + later), max(near + later)
+    margin = MARGIN * (most - least)
+    lowest = least - margin if least < 0 else max(0.0, least - margin)  # losses and shares are not negative
+    return Limits(lowest if floor is None else floor, most + margin)

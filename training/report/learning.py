@@ -76,8 +76,12 @@ def _draw_learning(epochs: Rows, best: dict[str, Any] | None) -> list[charts.Cha
 
 
 def _read_losses(epochs: Rows) -> list[float]:
-    """Read the training losses without label smoothing; of older runs, those that training minimised."""
-    return [row["loss"] if row.get("cross_entropy") is None else row["cross_entropy"] for row in epochs]
+    """Read the training losses without label smoothing; if older epochs lack them, those that training minimised."""
+    return read(epochs, "cross_entropy" if _has_cross_entropy(epochs) else "loss")
+
+
+def _has_cross_entropy(epochs: Rows) -> bool:
+    return all(row.get("cross_entropy") is not None for row in epochs)
 
 
 def explain_loss(recipe: Recipe, epochs: Rows) -> str:
@@ -92,7 +96,6 @@ def explain_loss(recipe: Recipe, epochs: Rows) -> str:
         harder.append("with dropout")
     if recipe.mirror or recipe.shift or recipe.views > 1:
         harder.append("on augmented images")
-    is_plain = all(row.get("cross_entropy") is not None for row in epochs)
     extra = [
         words
         for used, words in [
@@ -104,7 +107,7 @@ def explain_loss(recipe: Recipe, epochs: Rows) -> str:
     sentence = f"The training loss can be above the validation loss, because it is measured {_join(harder)}"
     if not extra:
         return f"{sentence}."
-    if is_plain:
+    if _has_cross_entropy(epochs):
         return f"{sentence}. It is drawn without {_join(extra)}, which only training uses."
     return f"{sentence}, and because it includes {_join(extra)}, which the validation loss does not."
 

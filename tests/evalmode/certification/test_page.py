@@ -123,6 +123,16 @@ def test_the_commands_have_the_paths_that_were_compared(tmp_path: Path) -> None:
     assert "evalmode rollback colours --repository models" in page
 
 
+def test_the_repository_is_found_from_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "colours").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models" / "colours")
+    comparison = Comparison(500, (0.9, 0.91), [], [LabelChange("red", 1, 0, 0)], 0.5, 1.0, (), DIGESTS)
+    compared = Compared(Path("1/model.onnx"), Path("2/model.onnx"), Path("images"))
+    write_page(tmp_path / "page.html", comparison, compared)
+    page = html.unescape(re.sub(r"</?b>", "", (tmp_path / "page.html").read_text("utf-8")))
+    assert f"evalmode rollback colours --repository {tmp_path / 'models'}" in page
+
+
 def test_changed_images_are_grouped_and_losses_are_shown_first(tmp_path: Path) -> None:
     path = tmp_path / "red.png"
     path.write_bytes(encode(plain("red")))
