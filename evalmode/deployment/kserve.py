@@ -29,8 +29,7 @@ spec:
   supportedModelFormats:
     - name: onnx
       version: "1"
-      autoSelect: true
-      priority: 2 # above Triton's, which has 1
+      autoSelect: false # services that name no runtime keep the one that they have
   protocolVersions: [grpc-v2]
   containers:
     - name: kserve-container

@@ -121,7 +121,7 @@ def test_the_matrix_has_every_command() -> None:
 # Commands that import torch take seconds. These cases always run; the others are marked slow.
 TORCH = ("train", "export", "report", "quickstart")
 ALWAYS = (
-    *(("train", "full"), ("train", "forbidden"), ("export", "read-only"), ("export", "not UTF-8")),
+    *(("train", "full"), ("train", "forbidden"), ("export", "read-only")),
     *(("report", "full"), ("quickstart", "full")),
 )
 

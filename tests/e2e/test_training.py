@@ -95,6 +95,7 @@ def test_tensorboard_events_equal_metrics_jsonl(run: Path) -> None:
         assert [event.value for event in events.Scalars(name)] == pytest.approx([line[name] for line in lines[1:3]])
 
 
+@pytest.mark.slow
 def test_an_export_can_average_over_mirrored_images(run: Path, evalmode: Evalmode, tmp_path: Path) -> None:
     for options in ((), ("--mirrored",)):
         done = evalmode("export", run, "--repository", tmp_path, "--name", "colours", *options)
@@ -105,6 +106,7 @@ def test_an_export_can_average_over_mirrored_images(run: Path, evalmode: Evalmod
     assert [metadata["mirrored"] for metadata in versions] == [False, True]
 
 
+@pytest.mark.slow
 def test_golden_images_are_validation_images_or_synthetic(
     run: Path, arrays: Path, evalmode: Evalmode, tmp_path: Path
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_users_network_that_changed_is_one_line_at_export_and_report(
         assert list((tmp_path / "models").rglob("*")) == []
 
 
+@pytest.mark.slow
 def test_files_in_the_working_directory_hide_no_library_from_the_console_script(arrays: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(USER_NETWORK)
     for library in ("onnx", "onnxscript", "matplotlib"):

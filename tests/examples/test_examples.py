@@ -29,6 +29,7 @@ def test_every_example_is_in_the_readme() -> None:
     assert linked == {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
 
 
+@pytest.mark.slow
 def test_an_own_network_learns_and_is_exported(scenes: Scenes) -> None:
     accuracy = re.search(r"^test +([\d.]+)", scenes.trained.stdout, re.MULTILINE)
     assert accuracy
@@ -38,6 +39,7 @@ def test_an_own_network_learns_and_is_exported(scenes: Scenes) -> None:
     assert model.manifest.properties["network"] == "mine:build"
 
 
+@pytest.mark.slow
 def test_a_folder_of_photos_becomes_a_table(scenes: Scenes, tmp_path: Path) -> None:
     shutil.copytree(scenes.test, tmp_path / "photos")
     (tmp_path / "photos/sky/broken.jpg").write_text("not a photo")
@@ -53,6 +55,7 @@ def test_a_folder_of_photos_becomes_a_table(scenes: Scenes, tmp_path: Path) -> N
         assert (row["second_label"], row["error"]) == (second.label, "")
 
 
+@pytest.mark.slow
 def test_a_server_runs_inside_a_test_suite(scenes: Scenes) -> None:
     shutil.copytree(EXAMPLES / "test_suite", scenes.folder / "suite")  # out of reach of the settings in pyproject.toml
     command = (sys.executable, "-m", "pytest", "-q", "suite")

@@ -124,6 +124,7 @@ def test_all_processes_end_with_the_statistics_that_one_process_computes(
         torch.testing.assert_close(one[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_in_two_processes_resumes_to_the_same_bits(train_in: TrainIn) -> None:
     uninterrupted = train_in(2, COMPACT, "uninterrupted")
     train_in(2, COMPACT, "stopped", stop_after=2)
