@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.speed.scaling import RATES, Replica, plan, read_replica, show
+from benchmarks.speed.scaling import BUSY, CPUS, RATES, Replica, plan, read_replica, show
 from docs.results import draw, find_result, read_result
 
-PLANNED_CPUS, PLANNED_BUSY = 4, 0.6
 NETWORKS = {"small": "`reference`, 32x32 raw pixels", "photo": "EfficientNet-Lite0, 224x224, a JPEG of 500x375"}
 EVENTS = {"drain": "one drains", "roll": "both are rolled over", "kill": "one is killed (`kill -9`)"}
 
@@ -72,7 +71,7 @@ def show_measured() -> str:
 def show_plans() -> str:
     """Show the plans for all rates."""
     parts = [
-        f"**{NETWORKS[name]}**: {replica.rate:,.0f} images/s a replica of {PLANNED_CPUS} processors.\n\n"
+        f"**{NETWORKS[name]}**: {replica.rate:,.0f} images/s a replica of {CPUS:g} processors.\n\n"
         + show([plan(rate, replica) for rate in RATES])
         for name, replica in read_replicas().items()
     ]
@@ -84,8 +83,6 @@ def read_replicas() -> dict[str, Replica]:
     servers = read_result(find_result("containers"))["servers"]
     most = max((one for one in servers if one["transport"] == "grpcio"), key=lambda one: one["cpus"])
     return {
-        name: read_replica(
-            {"request_bytes": most[name]["request_bytes"], "loads": [most[name]]}, PLANNED_CPUS, PLANNED_BUSY
-        )
+        name: read_replica({"request_bytes": most[name]["request_bytes"], "loads": [most[name]]}, CPUS, BUSY)
         for name in NETWORKS
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RATES = (1_000, 100_000, 10_000_000)
+CPUS, BUSY = 4.0, 0.6  # of a replica, unless the options say otherwise
 REPLY_BYTES = 1_000  # five labels with their probabilities, HTTP/2 and TCP headers
 HEADER_BYTES = 500  # headers of a request and acknowledgements, beside its message
 GIB, GIGABIT = 2**30, 1e9
@@ -74,8 +75,9 @@ class Plan:
 
 def plan(rate: int, replica: Replica) -> Plan:
     """Plan a rate of images per second."""
-    needed = rate * replica.cpu_s / (replica.cpus * replica.busy)
-    replicas = max(2, math.ceil(round(needed, 6)))  # two, so that one can be replaced; 44.0000001 servers are 44
+    replicas = max(
+        2, math.ceil(round(rate / replica.rate, 6))
+    )  # two, so that one can be replaced; 44.0000001 servers are 44
     return Plan(
         rate,
         replicas,
@@ -124,8 +126,8 @@ def main() -> None:
     """Print the plan."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("figures", type=Path, help="output of evalmode bench --json")
-    parser.add_argument("--cpus", type=float, default=4, help="processors of a replica")
-    parser.add_argument("--busy", type=float, default=0.6, help="share of them that may be busy")
+    parser.add_argument("--cpus", type=float, default=CPUS, help="processors of a replica")
+    parser.add_argument("--busy", type=float, default=BUSY, help="share of them that may be busy")
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="images per second")
     given = parser.parse_args()
     replica = read_replica(json.loads(given.figures.read_text()), given.cpus, given.busy)
