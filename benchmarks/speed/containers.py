@@ -39,8 +39,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import add_out, write_result
-from benchmarks.servers import EVALMODE, make_artifact
-from benchmarks.speed.serve import free_port
+from benchmarks.servers import EVALMODE, free_port, make_artifact
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT

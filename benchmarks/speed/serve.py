@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from rich.table import Table
 
 from benchmarks.processes import ROOT
 from benchmarks.record import add_out, describe_result, write_result
-from benchmarks.servers import EVALMODE
+from benchmarks.servers import EVALMODE, free_port
 from evalmode.artifact.manifest import ClassifierManifest
 from evalmode.artifact.publishing import publish
 from evalmode.artifact.tensors import INPUT, PROBABILITIES
@@ -229,13 +228,6 @@ def draw_jpeg() -> bytes:
     buffer = BytesIO()
     Image.fromarray(drawn).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def free_port() -> int:
-    """Return an unused port."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def measure_raw_best(path: Path) -> dict[str, Any]:
