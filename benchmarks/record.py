@@ -116,7 +116,8 @@ def read_unfinished(out: Path) -> dict[str, Any]:
         The figures alone; none if there is no such file.
 
     Raises:
-        SystemExit: It was measured with another commit, or has no stamp.
+        SystemExit: It was begun with another commit, other versions or another processor, a checkout has changes, or it
+            has no stamp.
     """
     if not out.exists():
         return {}
@@ -124,10 +125,20 @@ def read_unfinished(out: Path) -> dict[str, Any]:
     figures: dict[str, Any] = result if isinstance(result, dict) else {}
     stamp, now = figures.pop("stamp", {}), take_stamp()
     figures.pop("arguments", None)
-    if (stamp.get("commit"), stamp.get("dirty")) != (now.commit, now.dirty):
-        begun, present = name_commit(stamp), name_commit(asdict(now))
+    begun, present = describe_conditions(stamp), describe_conditions(asdict(now))
+    if now.dirty or begun != present:
         raise SystemExit(f"{out} was begun with {begun}, this is {present}: choose another --out")
     return figures
+
+
+def describe_conditions(stamp: Mapping[str, Any]) -> str:
+    """Name the commit, the processor and the versions of a stamp, which must not differ within a result.
+
+    Args:
+        stamp: The stamp; empty for a result without one.
+    """
+    versions = " ".join(f"{name} {number}" for name, number in stamp.get("versions", {}).items())
+    return ", ".join(filter(None, (name_commit(stamp), stamp.get("processor"), versions)))
 
 
 @functools.cache

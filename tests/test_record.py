@@ -6,12 +6,14 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import record
 from benchmarks.record import add_out, describe_result, read_out, read_unfinished, shorten, take_stamp, write_result
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +90,14 @@ def test_an_unusable_file_is_refused_before_anything_is_measured(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]  # nothing is left behind
 
 
-def test_a_result_is_continued_only_with_its_commit(tmp_path: Path) -> None:
+def test_a_result_is_continued_only_with_its_commit_versions_and_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parser = argparse.ArgumentParser()
     add_out(parser)
     arguments = parser.parse_args(["--out", str(tmp_path / "a.json")])
+    clean = replace(take_stamp(), dirty=False)
+    monkeypatch.setattr(record, "take_stamp", lambda: clean)
     assert read_unfinished(arguments.out) == {}
     write_result(arguments, {"runs": [1]})
     assert read_unfinished(arguments.out) == {"runs": [1]}
@@ -99,7 +105,9 @@ def test_a_result_is_continued_only_with_its_commit(tmp_path: Path) -> None:
     stamp = content["stamp"]
     others: dict[str, Any] = {
         "commit 00000000": {**content, "stamp": {**stamp, "commit": "0" * 40}},
-        f"commit {stamp['commit'][:8]}": {**content, "stamp": {**stamp, "dirty": not stamp["dirty"]}},
+        "commit .* with changes": {**content, "stamp": {**stamp, "dirty": True}},
+        "commit .*, another processor": {**content, "stamp": {**stamp, "processor": "another processor"}},
+        "commit .*, .* onnx 0.1 ": {**content, "stamp": {**stamp, "versions": {**stamp["versions"], "onnx": "0.1"}}},
         "an unknown commit": {"runs": [1]},
         "an unknown commit,": [1],
     }
@@ -107,6 +115,18 @@ def test_a_result_is_continued_only_with_its_commit(tmp_path: Path) -> None:
         arguments.out.write_text(json.dumps(other))
         with pytest.raises(SystemExit, match=f"was begun with {begun}.*choose another --out"):
             read_unfinished(arguments.out)
+
+
+def test_a_checkout_with_changes_continues_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The changes of then and of now may differ."""
+    parser = argparse.ArgumentParser()
+    add_out(parser)
+    arguments = parser.parse_args(["--out", str(tmp_path / "a.json")])
+    changed = replace(take_stamp(), dirty=True)
+    monkeypatch.setattr(record, "take_stamp", lambda: changed)
+    write_result(arguments, {"runs": [1]})
+    with pytest.raises(SystemExit, match=r"this is .* with changes.*choose another --out"):
+        read_unfinished(arguments.out)
 
 
 def test_results_with_and_without_a_stamp_are_described() -> None:
