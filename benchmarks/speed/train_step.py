@@ -1,127 +1,100 @@
-"""Milliseconds per training step, by variants that could make it faster.
+"""Milliseconds per training step, by variants that could make it faster: layout, precision, threads and memory.
 
-    python -m benchmarks.speed.train_step [--freed] [--out FILE] [reference|compact [VARIANT...]]
-    GOMP_SPINCOUNT=0 python -m benchmarks.speed.train_step compact channels_last     threads that never spin
+    python -m benchmarks.speed.train_step --out FILE
 
-"guarded" checks after each step whether all gradients are finite, as training does, and prints its share of the step.
-Variants are interleaved; `seconds to start` is the cost of compiling before the first step, `faults` the pages that a
-step requests from the system. With --freed, memory is returned to the system, which is glibc's default.
+Each process measures one network (``python -m benchmarks.training_steps``). The number of iterations for which OpenMP's
+threads spin is also measured while two other trainings use the cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import statistics
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as training does
-
-import numpy as np
-import torch
-from torch.nn import functional
-
+from benchmarks.processes import list_command, make_environment
 from benchmarks.record import add_out, write_result
-from training.datasets import Dataset, Split
-from training.networks import build_network, scale_pixels
-from training.nonfinite import are_finite
-from training.optimizers import make_optimizers
-from training.recipe import Recipe, choose_recipe
-from training.torch_runtime import keep_memory
 
-STEPS, ROUNDS = 5, 5
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-GUARD: list[float] = []  # seconds of each check
-VARIANTS = (
-    *("channels_last", "channels_last, guarded", "contiguous"),
-    *("channels_last, bfloat16", "channels_last, compiled"),
-)
-IMAGES = Split(np.zeros((45_000, 32, 32, 3), np.uint8), np.zeros(45_000, np.int64))  # as many as in CIFAR-10
+VARIANTS = {
+    "reference": ("channels_last", "contiguous", "channels_last, guarded"),
+    "compact": (
+        *("channels_last", "contiguous", "channels_last, guarded"),
+        *("channels_last, compiled", "channels_last, bfloat16"),
+    ),
+}
+SPINS = (300, 1_000, 3_000, 10_000, 30_000, 300_000)  # the last is OpenMP's default
+BUSY_SPINS = (10_000, 300_000)
+RUNS = {"spins": 2, "memory": 3}
 
 
 def main() -> None:
-    """Compare the variants that the command line names."""
+    """Measure all variants, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--freed", action="store_true")
-    add_out(parser, required=False)
-    parser.add_argument("network", choices=("reference", "compact"), nargs="?", default="compact")
-    parser.add_argument("variants", nargs="*", default=VARIANTS)
+    add_out(parser)
     arguments = parser.parse_args()
-    with nullcontext() if arguments.freed else keep_memory():
-        figures = compare(arguments.network, arguments.variants)
-    write_result(arguments, {"steps": STEPS, "rounds": ROUNDS, "variants": figures})
+    variants = {network: measure(network, *names) for network, names in VARIANTS.items()}
+    write_result(arguments, {"variants": variants, "spins": compare_spins(), "memory": compare_memory()})
 
 
-def compare(network: str, variants: list[str]) -> dict[str, dict[str, float]]:
-    """Interleave the variants of a network, and print and return the figures of each."""
-    recipe = choose_recipe(network, Dataset("benchmark", tuple("0123456789"), IMAGES, IMAGES, IMAGES))
-    steps: dict[str, Callable[[], None]] = {}
-    figures: dict[str, dict[str, float]] = {}
-    for name in variants:
-        started = time.perf_counter()
-        steps[name] = prepare(recipe, name)
-        steps[name]()
-        figures[name] = {"start_s": time.perf_counter() - started}
-        print(f"{name:28} {figures[name]['start_s']:6.1f} seconds to start")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    faults: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            times[name].append(time_steps(step))
-            faults[name].append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / STEPS)
-    first = statistics.median(next(iter(times.values())))
-    for name, values in times.items():
-        median, asked = statistics.median(values), statistics.median(faults[name])
-        figures[name] |= {"median_ms": median, "min_ms": min(values), "ratio": median / first, "faults": asked}
-        shown = f"median {median:6.1f} ms  min {min(values):6.1f}  ratio {median / first:.2f}  faults {asked:7.0f}"
-        if name.endswith("guarded"):
-            figures[name]["guard_share"] = statistics.median(GUARD) * 1e3 / median
-            shown += f"  guard {figures[name]['guard_share']:.1%}"
-        print(f"{name:28} {shown}")
+def compare_spins() -> list[dict[str, Any]]:
+    """Measure how long threads should spin, on free cores and on busy ones, in interleaved runs."""
+    found = []
+    for network in VARIANTS:
+        for busy in (False, True):
+            for _ in range(RUNS["spins"]):
+                for spins in BUSY_SPINS if busy else SPINS:
+                    with keep_busy() if busy else ExitStack():
+                        steps = measure(network, "channels_last", GOMP_SPINCOUNT=str(spins))
+                    found.append({"network": network, "busy": busy, "spins": spins, **steps["channels_last"]})
+    return found
+
+
+def compare_memory() -> list[dict[str, Any]]:
+    """Measure a step with memory that is kept and with memory that is returned, in interleaved runs."""
+    return [
+        {"freed": freed, **measure("compact", "channels_last", freed=freed)["channels_last"]}
+        for _ in range(RUNS["memory"])
+        for freed in (True, False)
+    ]
+
+
+def measure(network: str, *variants: str, freed: bool = False, **variables: str) -> dict[str, Any]:
+    """Measure variants of a network in a process of its own, and print the medians.
+
+    Args:
+        network: The name of the network.
+        variants: The names of the variants.
+        freed: Whether memory is returned to the system.
+        variables: Variables of the environment.
+    """
+    options = ["--freed"] * freed
+    command = list_command("benchmarks.training_steps", *options, network, *variants)
+    done = subprocess.run(command, env=make_environment(**variables), stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    for name, found in figures.items():
+        shown = " ".join([network, *options, *(f"{key}={value}" for key, value in variables.items())])
+        print(f"{shown:44} {name:24} {found['median_ms']:8.1f} ms  {found['faults']:7.0f} faults", flush=True)
     return figures
 
 
-def time_steps(step: Callable[[], None]) -> float:
-    """Measure the milliseconds per step."""
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return (time.perf_counter() - started) / STEPS * 1e3
-
-
-def prepare(recipe: Recipe, variant: str) -> Callable[[], None]:
-    """Return a function that runs one step of training on 32x32 RGB images."""
-    torch.manual_seed(0)
-    layout, _, trick = variant.partition(", ")
-    memory_format = LAYOUTS[layout]
-    network = build_network(recipe.network, (32, 32, 3), 10, 1.0, 0.0).train()
-    network.to(memory_format=memory_format)  # type: ignore[call-overload]  # the annotations of torch leave it out
-    optimizers = make_optimizers(network, recipe)
-    learned = list(network.parameters())
-    forward: Callable[..., torch.Tensor] = torch.compile(network) if trick == "compiled" else network
-    pixels = torch.randint(0, 256, (recipe.batch_size, 32, 32, 3), dtype=torch.uint8)
-    targets = torch.randint(0, 10, (recipe.batch_size,))
-
-    def step() -> None:
-        images = scale_pixels(pixels).contiguous(memory_format=memory_format)
-        with torch.autocast("cpu", torch.bfloat16, enabled=trick == "bfloat16"):
-            logits = forward(images)
-        loss = functional.cross_entropy(logits.float(), targets)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if trick == "guarded":
-            started = time.perf_counter()
-            are_finite(one.grad for one in learned)
-            GUARD.append(time.perf_counter() - started)
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return step
+@contextmanager
+def keep_busy() -> Iterator[None]:
+    """Train two other networks until the block ends."""
+    command = list_command("benchmarks.training_steps", "--rounds", 1_000_000, "reference", "channels_last")
+    others = [subprocess.Popen(command, env=make_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for one in others:
+            assert one.stderr is not None
+            if not one.stderr.readline():
+                raise SystemExit(f"a training that should keep the cores busy ended with exit code {one.wait()}")
+        yield
+    finally:
+        for one in others:
+            one.kill()
+            one.communicate()
 
 
 if __name__ == "__main__":
