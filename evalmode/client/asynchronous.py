@@ -43,6 +43,7 @@ class AsyncClient:
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
     ) -> None:
+        self._address = address
         self._channel = open_channel(grpc.aio, address, tls_ca, tls_cert, tls_key)
         self._metadata = authorize(token)
         self._stub = wire_grpc.ClassifierStub(self._channel)  # type: ignore[no-untyped-call]
@@ -127,4 +128,4 @@ class AsyncClient:
         try:
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise read_failure(error) from error
+            raise read_failure(error, self._address) from error

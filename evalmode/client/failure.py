@@ -36,11 +36,12 @@ class CallFailed(EvalmodeError):
         self.retry = retry
 
 
-def read_failure(error: Any) -> CallFailed:
+def read_failure(error: Any, address: str) -> CallFailed:
     """Read the ``google.rpc`` details in the trailing metadata of a failed call.
 
     Args:
         error: The ``grpc.RpcError``.
+        address: The server that was called, HOST:PORT.
 
     Returns:
         The exception to raise.
@@ -53,8 +54,13 @@ def read_failure(error: Any) -> CallFailed:
                 detail.Unpack(info)
                 detail.Unpack(request)
                 retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+    details = error.details()
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not info.reason:  # from grpc, which names no remedy
+        details = (
+            f"no answer from {address} ({details}): is a server running there, and does it use TLS as the client does?"
+        )
     return CallFailed(
-        f"{error.code().name}: {error.details()}",
+        f"{error.code().name}: {details}",
         code=error.code().name,
         reason=info.reason,
         id=request.request_id,

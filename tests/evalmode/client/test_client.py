@@ -180,11 +180,14 @@ class TestFailures:
         assert caught.value.retry is False
 
     @both
-    def test_to_connect_may_be_retried(self, connect: type[Client]) -> None:
+    def test_to_connect_name_the_address_and_may_be_retried(self, connect: type[Client]) -> None:
         with closing(socket.socket()) as unused:
             unused.bind(("127.0.0.1", 0))  # bound, so that no other process listens on the port
-            with connect(f"127.0.0.1:{unused.getsockname()[1]}") as client, pytest.raises(CallFailed) as caught:
+            address = f"127.0.0.1:{unused.getsockname()[1]}"
+            with connect(address) as client, pytest.raises(CallFailed, match="is a server running there") as caught:
                 client.predict(encode(plain("red")))
+        assert str(caught.value).startswith(f"UNAVAILABLE: no answer from {address} (")
+        assert "\n" not in str(caught.value)
         assert (caught.value.code, caught.value.reason, caught.value.retry) == ("UNAVAILABLE", "", True)
 
     def test_to_read_a_file_are_errors_of_the_system(self, client: Client, tmp_path: Path) -> None:
