@@ -79,7 +79,7 @@ def test_near_duplicates_are_serious_and_come_first() -> None:
     first, second = list_advice(gather(judge(GOOD), review))
     assert first.finding == "3 pairs of nearly equal images in different splits: the accuracy is too high."
     assert (first.is_serious, first.section) == (True, "duplicates")
-    assert second.finding == "1 label is probably wrong."
+    assert second.finding == "1 label may be wrong."
     assert (second.is_serious, second.section) == (False, "labels")
 
 

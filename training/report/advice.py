@@ -82,8 +82,9 @@ def correct_labels(evidence: Evidence) -> Advice | None:
     if not wrong:
         return None
     return Advice(
-        f"{count(wrong, 'label')} {'is' if wrong == 1 else 'are'} probably wrong.",
-        "Look at each image, and move it into the folder of the right label, or correct its row. Then train again.",
+        f"{count(wrong, 'label')} may be wrong.",
+        "Look at each image: some are right and hard. Move the others into the folder of the right label, or correct their "
+        "rows. Then train again.",
         "labels",
     )
 
