@@ -46,7 +46,7 @@ SECTIONS = {
     "moving": "Batch statistics and moving statistics",
     "drift": "Activation drift",
 }
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 HOSTILE = ("<script>alert(1)</script>", "long " * 60, '$x^2_$ & "co"', "日本語")
 
 

@@ -83,8 +83,8 @@ def correct_labels(evidence: Evidence) -> Advice | None:
         return None
     return Advice(
         f"{count(wrong, 'label')} may be wrong.",
-        "Look at each image: some are right and hard. Move the others into the folder of the right label, or correct their "
-        "rows. Then train again.",
+        "Look at each image: some have the right label and are hard. Move the others into the folder of the right "
+        "label, or correct their rows. Then train again.",
         "labels",
     )
 
