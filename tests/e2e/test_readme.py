@@ -29,7 +29,7 @@ STORY = README.partition("## Two commands")[2].partition("## Compared with other
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", STORY, re.S) for line in block.splitlines()]
 PYTHON = re.findall(r"```python\n(.*?)```", STORY, re.S)
 SHOWN = [line for block in re.findall(r"```text\n(.*?)```", STORY, re.S) for line in block.splitlines()]  # as printed
-ELSEWHERE = ("source .venv/bin/activate",)  # the installs have tests of their own
+ELSEWHERE = ("python3 -m venv", "pip install")  # the installs have tests of their own
 PHOTOS = 12  # of a label
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three trainings and exports of a network for photos
