@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -67,7 +68,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "performance.md",
         "explanation/*.md",
     ),
-    "Decisions": ("decisions/index.md", "decisions/*.md"),
+    "Decisions": ("decisions/index.md", "decisions/*.md"),  # the last section is a part of the section Project
 }
 # Documents outside docs that are pages of the site, and the section that shows them.
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "reporting.md"}
@@ -112,7 +113,7 @@ def stage() -> None:
     (STAGED / "mkdocs.yml").write_text(yaml.safe_dump(facts, sort_keys=False), "utf-8")
 
 
-def list_navigation(pages: list[str]) -> list[dict[str, list[str]]]:
+def list_navigation(pages: list[str]) -> list[dict[str, Any]]:
     """List the sections of the site with their pages.
 
     Args:
@@ -125,7 +126,7 @@ def list_navigation(pages: list[str]) -> list[dict[str, list[str]]]:
         ValueError: A page is in no section, or a section names a page that does not exist.
     """
     waiting = [page for page in pages if page not in OUTSIDE.values()]
-    sections: list[dict[str, list[str]]] = []
+    sections: list[dict[str, Any]] = []
     for section, patterns in NAVIGATION.items():
         chosen: list[str] = []
         for pattern in patterns:
@@ -137,7 +138,8 @@ def list_navigation(pages: list[str]) -> list[dict[str, list[str]]]:
         sections.append({section: chosen})
     if waiting:
         raise ValueError(f"no section of docs/site.py has the pages {', '.join(waiting)}")
-    return [*sections, {"Project": list(OUTSIDE.values())}]
+    *tabs, decisions = sections
+    return [*tabs, {"Project": [*OUTSIDE.values(), decisions]}]
 
 
 def _take_section(match: re.Match[str]) -> str:

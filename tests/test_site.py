@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,9 +19,25 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
+def list_pages(entries: list[Any]) -> Iterator[str]:
+    """The pages of a navigation, and those of the sections in it."""
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for pages in entry.values():
+                yield from list_pages(pages)
+
+
 def test_every_page_is_in_one_section() -> None:
-    listed = [page for section in site.list_navigation(PAGES) for pages in section.values() for page in pages]
-    assert sorted(listed) == sorted([*PAGES, *site.OUTSIDE.values()])
+    listed = sorted(list_pages(site.list_navigation(PAGES)))
+    assert listed == sorted([*PAGES, *site.OUTSIDE.values()])
+
+
+def test_the_decisions_are_a_part_of_the_project() -> None:
+    name, entries = site.list_navigation(PAGES)[-1].popitem()
+    assert (name, entries[: len(site.OUTSIDE)]) == ("Project", list(site.OUTSIDE.values()))
+    assert [section["Decisions"][0] for section in entries[len(site.OUTSIDE) :]] == ["decisions/index.md"]
 
 
 def test_a_page_that_is_in_no_section_is_an_error() -> None:
