@@ -19,7 +19,7 @@ import onnx
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value
+from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value, softmax
 from evalmode.certification.adapt import drop_inputs, keep_numbers
 from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
@@ -43,6 +43,7 @@ from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.session import ORT_VERSION, open_cpu_session, silence_run
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
+SAME_ANSWER = 0.01  # probabilities of a label that vary by less over all images
 FilePath = str | PathLike[str]
 
 
@@ -136,8 +137,8 @@ def certify_found(
         manifest = ClassifierManifest(names, image.contract, properties)
         artifact = certify(wrapped.graph, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
-        _check_better_than_guessing(quality, len(names))
-    notes = found.notes + wrapped.notes
+        _check_better_than_guessing(quality, logits, names, references)
+    notes = found.notes + found.list_assumed() + wrapped.notes
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
 
 
@@ -268,12 +269,22 @@ def _choose_golden(
     return images.pixels[chosen], tuple(labels[target] for target in images.targets[chosen])
 
 
-def _check_better_than_guessing(quality: Quality, labels: int) -> None:
-    if quality.interval[0] <= 1 / labels:
-        raise GoldenMismatch(
-            f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing among {labels} "
-            "labels: are --labels, --scale, --mean, --std and --bgr right? If so: --allow-guessing"
-        )
+def _check_better_than_guessing(
+    quality: Quality, logits: Floats, labels: tuple[str, ...], references: Sequence[Reference]
+) -> None:
+    """Check the accuracy, and say what the answers show about the cause."""
+    if quality.interval[0] > 1 / len(labels):
+        return
+    probabilities = softmax(logits)
+    found = f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing"
+    found += f" among {len(labels)} labels"
+    causes = [f"{one.source} has the same answers, so the preprocessing is right" for one in references]
+    causes = causes or ["are --labels, --scale, --mean, --std and --bgr right?"]
+    if np.ptp(probabilities, axis=0).max() < SAME_ANSWER:
+        answer = int(probabilities.mean(axis=0).argmax())
+        found += f", and all of them get the same answer ({labels[answer]} {probabilities[0, answer]:.2f})"
+        causes.append("moving statistics of batch norm after few steps of training do this, too: train for longer")
+    raise GoldenMismatch(f"{found}: {'; '.join(causes)}. To publish it as it is: --allow-guessing")
 
 
 def _list_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +59,10 @@ def read_labelled(
     unknown = [path.name for path, target in zip(folders, found_targets, strict=True) if target < 0]
     if unknown:
         alike = [label for label in labels if label.rpartition(" (")[0] in unknown]  # labels that got their index
-        shown = list(dict.fromkeys((*alike, *labels)))[:5]
+        shown = list(dict.fromkeys((*alike, *labels)))
         raise UsageError(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
-            f"labels: {', '.join(shown)}, ..."
+            f"labels: {_list_labels(shown)}"
         )
     outside = separate_images(beside)
     paths: list[Path] = []
@@ -82,6 +83,12 @@ def read_labelled(
             raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     warnings = describe_unread(others, outside.images)
     if not paths:
-        raise UsageError("; ".join((f"{folder} holds no <label>/<image> of {', '.join(labels[:5])}, ...", *warnings)))
+        missing = f"{folder} holds no <label>/<image> of {_list_labels(labels)}"
+        remedy = "put each image into a folder named by its label" if outside.images else ""
+        raise UsageError("; ".join(filter(None, (missing, *warnings, remedy))))
     warnings += describe_nested(paths, folders)
     return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)
+
+
+def _list_labels(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:5]) + ", ..." * (len(labels) > 5)

@@ -139,8 +139,9 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
         _print_json(answers)
     elif chosen.as_csv:
         _print_csv(answers)
-    else:
+    elif answers:
         _print_table(answers)
+        _print_models(answers, str(chosen.file or chosen.address))
     _print_accuracy(answers, labels)
     for failure in failures:
         click.echo(f"evalmode: {failure}", err=True)
@@ -266,10 +267,16 @@ def _print_table(answers: list[Answer]) -> None:
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)  # paths and labels as they are
 
 
+def _print_models(answers: list[Answer], place: str) -> None:
+    """Print what answered: several versions, if a server replaced one in the meantime."""
+    for name, version, digest in dict.fromkeys((one.model, one.version, one.digest) for _, one in answers):
+        click.echo(f"model    {'/'.join(filter(None, (name, version)))} of {place}, {digest[:19]}")
+
+
 def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:
-    """Print the accuracy if every image is in a folder that is named like a label."""
+    """Print the accuracy of several images if each is in a folder that is named like a label."""
     expected = [source.find_label(labels) for source, _ in answers]
-    if answers and None not in expected:
+    if len(answers) > 1 and None not in expected:
         right = sum(label == prediction.label for label, (_, prediction) in zip(expected, answers, strict=True))
         share = right / len(answers)
         click.echo(f"accuracy {share:.4f}: {right} of {len(answers)} images have the label of their folder", err=True)

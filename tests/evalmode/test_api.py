@@ -163,6 +163,11 @@ class TestCertify:
         certified = evalmode.certify(network, images, labels, Preprocessing((0, 1)), options)
         assert certified.quality.accuracy == 0
 
+    def test_says_when_all_images_get_the_same_answer(self, network: Path, images: Path) -> None:
+        labels = COLOURS[1:] + COLOURS[:1]
+        with pytest.raises(GoldenMismatch, match=r"among 3 labels, and all of them get the same answer \(.* 0\.33\): "):
+            evalmode.certify(network, images, labels, Preprocessing((0, 1e-6)))
+
     @pytest.mark.parametrize("labels", [["red"], ["red", "green", "red"]])
     def test_rejects_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:
         with pytest.raises(UsageError, match="expected at least 2, each once"):

@@ -22,10 +22,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
 def make_network() -> nn.Sequential:
     """A convolution, global average pooling and a dense layer that does not use the first feature."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    with torch.no_grad():
-        network[4].weight[:, 0] = 0
-    return network.eval()
+    convolution, dense = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+    nn.init.zeros_(dense.weight[:, 0])
+    return nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense).eval()
 
 
 def convert(network: nn.Sequential, change: float = 0.0, column: int = 0) -> onnx.ModelProto:

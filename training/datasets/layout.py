@@ -160,6 +160,8 @@ def _list_classes(folder: Path, unread: Unread) -> list[Path]:
     if len(folders) < 2:
         above = [only for only in folders if list_folder(only)[0]]
         hint = "".join(f"; the labels or splits must be directly in it, not in {only}" for only in above)
+        if not folders and separate_images(files).images:
+            hint = ", or --labels with a CSV table of files and labels"
         raise DataError(f"{folder} holds {len(folders)} class folders, at least 2 are needed: <class>/<image>{hint}")
     beside = separate_images(files)
     for noted, paths in zip(unread, (beside.others, beside.images), strict=True):

@@ -70,6 +70,12 @@ class FoundNetwork:
         """The names of the facts that no source states and that certification requires."""
         return [name for name in REQUIRED if name not in self.facts] + ["size"] * self._lacks_size()
 
+    def list_assumed(self) -> tuple[str, ...]:
+        """A sentence for what no source states, and that a default fills in."""
+        if self.contract is not None or "resize" in self.facts:
+            return ()
+        return (f"no file states how images are resized: assumed {Resize().mode}; --resize states another way",)
+
     def _lacks_size(self) -> bool:
         """Whether the size of the images is unknown, while the network's only input might take images."""
         inputs = self.graph.graph.input
