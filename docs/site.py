@@ -40,6 +40,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "how-to/gpus.md",
         "how-to/sizing.md",
         "how-to/monitoring.md",
+        "how-to/troubleshooting.md",
         "kubernetes.md",
         "scaling.md",
         "how-to/*.md",
@@ -60,6 +61,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     ),
     "Explanation": (
         "explanation/eval-mode.md",
+        "explanation/numbers.md",
         "explanation/architecture.md",
         "explanation/certificate.md",
         "explanation/same-bits.md",
