@@ -194,10 +194,13 @@ class Models:
                     return model
         known = ", ".join(f"{one.name}/{one.version}" for versions in loaded.values() for one in versions) or "none"
         if not name and len(loaded) > 1:
-            raise ModelUnspecified(f"several models are served: name one of {known}", field=field, served=known)
+            raise ModelUnspecified(
+                f"several models are served: name one of {', '.join(loaded)}", field=field, served=known
+            )
         wanted = f"{name or next(iter(loaded), '')}{'/' if version else ''}{version}"
+        hint = "; the version has a field of its own" if "/" in name else ""
         raise ModelNotFound(
-            f"Request for unknown model: {wanted!r} is not found, served: {known}", model=wanted, served=known
+            f"Request for unknown model: {wanted!r} is not found, served: {known}{hint}", model=wanted, served=known
         )
 
     def list_entries(self) -> list[Entry]:
@@ -421,6 +424,7 @@ class Models:
     def _load(self, key: Key) -> None:
         """Load a version, and let it answer requests if it is still needed."""
         name, _ = key
+        log.info("checking %s/%s: its proof is replayed before it answers", *key)
         try:
             model = self._source.load(key)
             error: Exception | None = None
@@ -445,7 +449,9 @@ class Models:
 
     def _refuse(self, key: Key, error: Exception) -> None:
         if str(self._refused.get(key)) != str(error):
-            log.error("cannot load %s/%s: %s", *key, error)
+            answering = self._loaded.get(key[0], ())
+            meanwhile = f"; {key[0]}/{answering[0].version} goes on answering" if answering else ""
+            log.error("cannot load %s/%s: %s%s", *key, error, meanwhile)
         self._refused[key] = error
 
     def _serve(self, name: str, versions: tuple[Model, ...]) -> None:
