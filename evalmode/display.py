@@ -106,7 +106,8 @@ class Display:
         self.dataset = dataset
         shape = dataset.contract
         counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "val", "test"))
-        self.print(f"data      {dataset.source}: {counts}; {len(dataset.labels)} labels")
+        taken = f"; {dataset.carved[0]} taken from the training images" if len(dataset.carved) == 1 else ""
+        self.print(f"data      {dataset.source}: {counts}; {len(dataset.labels)} labels{taken}")
         colours = "RGB" if shape.channels == 3 else "grey"
         self.print(f"pixels    {shape.height}x{shape.width}, {colours}, scaled to [-1, 1]")
 
@@ -138,7 +139,7 @@ class Display:
         result, run = outcome.result, outcome.run
         shared_layers = outcome.norm_layers - outcome.unmoved_layers - len(result.corrections)
         for count, why in (
-            (outcome.unmoved_layers, "training did not change them"),
+            (outcome.unmoved_layers, "training did not change them, as is usual for pretrained layers"),
             (shared_layers, "the network runs them more than once, or they share their statistics"),
         ):
             if count:

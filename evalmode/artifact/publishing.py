@@ -75,7 +75,7 @@ def publish(repository: Path, name: str, artifact: bytes) -> Path:
     return version / ARTIFACT_FILE
 
 
-def withdraw(repository: Path, name: str) -> tuple[int, int]:
+def withdraw(repository: Path, name: str) -> tuple[int, int, Path]:
     """Roll back the newest version of a model. Its folder is renamed to ``.withdrawn-N`` and kept.
 
     Args:
@@ -83,7 +83,7 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
         name: The model's name.
 
     Returns:
-        The version that was rolled back, and the newest remaining one.
+        The version that was rolled back, the newest remaining one, and the folder that the former is kept in.
 
     Raises:
         NameInvalid: The name is not allowed, see ``check_name``.
@@ -97,9 +97,9 @@ def withdraw(repository: Path, name: str) -> tuple[int, int]:
         why = f"{repository / name} has only version {newest}" if newest else explain_missing(repository, name)
         raise ArtifactInvalid(f"{why}: there is no version to roll back to")
     folder = repository / name
-    (folder / str(newest)).rename(folder / f"{WITHDRAWN}{newest}")
+    kept = (folder / str(newest)).rename(folder / f"{WITHDRAWN}{newest}")
     _sync_folder(folder)
-    return newest, left
+    return newest, left, kept
 
 
 def find_next_version(repository: Path, name: str) -> int:

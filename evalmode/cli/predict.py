@@ -141,7 +141,7 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
         _print_csv(answers)
     elif answers:
         _print_table(answers)
-        _print_models(answers, str(chosen.file or chosen.address))
+        _print_models(answers, chosen)
     _print_accuracy(answers, labels)
     for failure in failures:
         click.echo(f"evalmode: {failure}", err=True)
@@ -267,10 +267,11 @@ def _print_table(answers: list[Answer]) -> None:
     Console(highlight=False, markup=False, emoji=False, width=width).print(table)  # paths and labels as they are
 
 
-def _print_models(answers: list[Answer], place: str) -> None:
+def _print_models(answers: list[Answer], options: PredictOptions) -> None:
     """Print what answered: several versions, if a server replaced one in the meantime."""
     for name, version, digest in dict.fromkeys((one.model, one.version, one.digest) for _, one in answers):
-        click.echo(f"model    {'/'.join(filter(None, (name, version)))} of {place}, {digest[:19]}")
+        what = options.file or f"{name}/{version} at {options.address}"
+        click.echo(f"model    {what}, {digest[:19]}")
 
 
 def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:

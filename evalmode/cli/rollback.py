@@ -20,6 +20,6 @@ def rollback(name: str, repository: Path, output: Output) -> None:
     The version's folder is renamed to .withdrawn-N, and its number is not used again. Rename the folder back to serve
     the version after all.
     """
-    withdrawn, newest = withdraw(repository, name)
-    output.say(f"{name}/{withdrawn} is withdrawn, the newest is {name}/{newest}")
-    output.finish({"name": name, "withdrawn": str(withdrawn), "newest": str(newest)})
+    withdrawn, newest, kept = withdraw(repository, name)
+    output.say(f"{name}/{withdrawn} is withdrawn and kept in {kept}, the newest is {name}/{newest}")
+    output.finish({"name": name, "withdrawn": str(withdrawn), "newest": str(newest), "kept": str(kept)})

@@ -359,9 +359,28 @@ class TestPredictReads:
     def test_folder_names_in_the_unicode_form_of_macos(self, tmp_path: Path, evalmode: Evalmode) -> None:
         model = publish(tmp_path / "models", "colours", colour_artifact(("ros\u00e9", "green", "blue")))
         (tmp_path / "images" / "rose\u0301").mkdir(parents=True)
-        (tmp_path / "images" / "rose\u0301" / "1.png").write_bytes(encode(plain("red")))
+        for name in ("1.png", "2.png"):
+            (tmp_path / "images" / "rose\u0301" / name).write_bytes(encode(plain("red")))
         done = evalmode("predict", tmp_path / "images", "--file", model)
-        assert "accuracy 1.0000: 1 of 1" in done.stderr
+        assert "accuracy 1.0000: 2 of 2" in done.stderr
+
+    def test_what_answered_is_named_and_one_image_has_no_accuracy(
+        self, model: Path, server: Server, tmp_path: Path, evalmode: Evalmode
+    ) -> None:
+        (tmp_path / "red").mkdir()
+        (tmp_path / "red" / "1.png").write_bytes(encode(plain("red")))
+        for where, what in (
+            (("--file", model), str(model)),
+            (("--address", server.address), f"colours/1 at {server.address}"),
+        ):
+            done = evalmode("predict", tmp_path / "red" / "1.png", *where)
+            assert re.fullmatch(f"model    {re.escape(what)}, sha256:[0-9a-f]{{12}}", done.stdout.splitlines()[-1])
+            assert not done.stderr
+
+    def test_no_table_without_an_answer(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:
+        (tmp_path / "notes.png").write_text("text")
+        done = evalmode("predict", tmp_path / "notes.png", "--file", model)
+        assert (done.returncode, done.stdout) == (2, "")
 
 
 UNPRIVILEGED = (
@@ -457,7 +476,8 @@ def test_json_output_has_only_the_documented_keys(tmp_path: Path, evalmode: Eval
         Image.fromarray(np.round(pixels[index].reshape(8, 8) / 16 * 255).astype(np.uint8)).save(folder / f"{index}.png")
     compared = ask("compare", first["path"], second["path"], "--images", "images", "--max-changed", "0%")
     assert (compared["images"], compared["changed"], compared["passed"]) == (400, [], True)
-    assert ask("rollback", "digits", "--repository", "models") == {"name": "digits", "withdrawn": "2", "newest": "1"}
+    rolled_back = {"name": "digits", "withdrawn": "2", "newest": "1", "kept": "models/digits/.withdrawn-2"}
+    assert ask("rollback", "digits", "--repository", "models") == rolled_back
 
 
 def test_quiet_prints_nothing(colours: Path, tmp_path: Path, evalmode: Evalmode) -> None:

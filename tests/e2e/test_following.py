@@ -117,7 +117,9 @@ def test_rollback_serves_the_previous_version(repository: Path, evalmode) -> Non
         wait_for(client, "2")
         with constant_load(server.address, {"1": COLOURS, "0": GERMAN}):
             done = evalmode("rollback", "colours", "--repository", repository)
-            assert (done.returncode, done.stdout) == (0, "colours/2 is withdrawn, the newest is colours/1\n")
+            kept = repository / "colours/.withdrawn-2"
+            said = f"colours/2 is withdrawn and kept in {kept}, the newest is colours/1\n"
+            assert (done.returncode, done.stdout) == (0, said)
             wait_for(client, "1")
         server.stop()
     again = evalmode("rollback", "colours", "--repository", repository)

@@ -97,6 +97,7 @@ class Dataset:
         test: The images that the final accuracy is measured on; they influence no choice.
         warnings: Sentences about the data that the user should read.
         resize: How the images were resized and cropped, and how those of requests will be.
+        carved: The names of the splits that the data do not have, and that were carved from the training images.
     """
 
     source: str
@@ -106,6 +107,7 @@ class Dataset:
     test: Split
     warnings: tuple[str, ...] = ()
     resize: Resize = DEFAULT_RESIZE
+    carved: tuple[str, ...] = ()
 
     @property
     def contract(self) -> PixelContract:

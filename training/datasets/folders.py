@@ -43,6 +43,7 @@ def load_folder(root: Path, options: ReadOptions, seed: int, progress: Progress,
     """
     layout = list_images(root, options)
     files, (paths, targets) = dict(layout.files), layout.files["train"]
+    carved = tuple(name for name in SPLITS if name not in files)
     for name, rows in carve_missing(targets, files, layout.labels, seed).items():
         files[name] = [paths[row] for row in rows], targets[rows]
     everything = [path for name in SPLITS for path in files[name][0]]
@@ -55,7 +56,7 @@ def load_folder(root: Path, options: ReadOptions, seed: int, progress: Progress,
     parts = np.split(pixels, np.cumsum([len(files[name][0]) for name in SPLITS])[:-1])  # views, not copies
     train, val, test = (_keep_readable(part, *files[name], reader) for name, part in zip(SPLITS, parts, strict=True))
     warnings = (*layout.warnings, *resized, *reader.describe_damage())
-    return Dataset(str(root), layout.labels, train, val, test, warnings, options.resize)
+    return Dataset(str(root), layout.labels, train, val, test, warnings, options.resize, carved)
 
 
 def _keep_readable(pixels: Pixels, paths: list[Path], targets: Indices, reader: ImageReader) -> Split:

@@ -115,4 +115,4 @@ def split_published(
         if name != "train"
     }
     whole = {**splits, **carved, "train": train.keep(rows["train"])}
-    return Dataset(source, labels, whole["train"], whole["val"], whole["test"])
+    return Dataset(source, labels, whole["train"], whole["val"], whole["test"], carved=tuple(carved))

@@ -172,7 +172,7 @@ class TestRefresh:
         publish(repository, "colours", colour_artifact(GERMAN))
         refresh(models)
         before = models.loaded
-        assert withdraw(repository, "colours") == (2, 1)
+        assert withdraw(repository, "colours") == (2, 1, repository / "colours/.withdrawn-2")
         refresh(models)
         assert models.loaded == before[1:]  # the kept object itself
         (repository / "colours" / ".withdrawn-2").rename(repository / "colours" / "2")
@@ -612,7 +612,7 @@ class TestFollow:
 class TestWithdraw:
     def test_version_numbers_are_never_reused(self, repository: Path) -> None:
         publish(repository, "colours", b"two")
-        assert withdraw(repository, "colours") == (2, 1)
+        assert withdraw(repository, "colours") == (2, 1, repository / "colours/.withdrawn-2")
         assert list_versions(repository, "colours") == [1]
         assert publish(repository, "colours", b"three").parent.name == "3"
         assert (repository / "colours" / ".withdrawn-2" / "model.onnx").read_bytes() == b"two"
