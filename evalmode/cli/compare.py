@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from evalmode.artifact.repository import resolve_artifact
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.paths import ExistingPath
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from evalmode.certification.compare import Comparison
 
 MAX_ROWS = 20
+ROUNDING = 1e-12  # of a limit in percent, which is divided by 100
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type checker only
@@ -59,6 +61,7 @@ class CompareOptions:
     """The options of ``evalmode compare``, named as on the command line."""
 
     images: Path
+    max_accuracy_drop: float | None
     max_changed: float | None
     page: Path | None
     max_image_bytes: int
@@ -66,15 +69,22 @@ class CompareOptions:
 
 
 @click.command()
-@click.argument("old", type=ExistingPath(dir_okay=False, path_type=Path))
-@click.argument("new", type=ExistingPath(dir_okay=False, path_type=Path))
+@click.argument("old", type=ExistingPath(path_type=Path))
+@click.argument("new", type=ExistingPath(path_type=Path))
 @click.option(
     "--images",
     type=ExistingPath(file_okay=False, path_type=Path),
     required=True,
     help="folder of labelled images, <label>/<image>",
 )
-@click.option("--max-changed", type=Share(), help="exit with 1 if more predicted labels change, such as 2%")
+@click.option(
+    "--max-accuracy-drop",
+    type=Share(),
+    help="exit with 1 if the accuracy falls by more percentage points, such as 1% or 0",
+)
+@click.option(
+    "--max-changed", type=Share(), help="exit with 1 if more predicted labels change, gains and losses, such as 2%"
+)
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
@@ -83,8 +93,12 @@ class CompareOptions:
 @image_limit_options(Limits())
 @output_options
 def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
-    """Show what changes for users if NEW replaces OLD: predicted labels, gains and losses, latency."""
+    """Show what changes for users if NEW replaces OLD: predicted labels, gains and losses, latency.
+
+    OLD and NEW are files, or folders of a model repository: of a version, or of a model, whose newest version is taken.
+    """
     chosen = CompareOptions(**options)
+    old, new = (resolve_artifact(path).path for path in (old, new))
     if chosen.page:
         check_replaceable(chosen.page)
     from evalmode.certification.compare import compare as compare_models
@@ -99,20 +113,38 @@ def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
 
         write_page(chosen.page, comparison, Compared(old, new, chosen.images))
         output.say(f"page      {chosen.page}")
-    passed = chosen.max_changed is None or comparison.share_changed <= chosen.max_changed
+    exceeded = _list_exceeded(comparison, chosen)
     facts = asdict(comparison) | {
         "changed": [{**asdict(one), "path": str(one.path)} for one in comparison.changed],
         "share_changed": comparison.share_changed,
+        "accuracy_drop": comparison.accuracy_drop,
         "page": str(chosen.page) if chosen.page else None,
-        "passed": passed,
+        "passed": not exceeded,
     }
     output.finish(facts)
-    if not passed:
-        click.echo(
-            f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}",
-            err=True,
-        )
+    for reason in exceeded:
+        click.echo(f"evalmode: {reason}", err=True)
+    if exceeded:
         sys.exit(1)
+
+
+def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
+    """List the limits that the comparison exceeds, in words."""
+    reasons = []
+    if _is_above(comparison.accuracy_drop, chosen.max_accuracy_drop):
+        old, new = comparison.accuracies
+        reasons.append(
+            f"the accuracy falls from {old:.4f} to {new:.4f}, by {comparison.accuracy_drop:.2%}, "
+            f"--max-accuracy-drop {chosen.max_accuracy_drop:.2%}"
+        )
+    if _is_above(comparison.share_changed, chosen.max_changed):
+        reasons.append(f"{comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}")
+    return reasons
+
+
+def _is_above(share: float, limit: float | None) -> bool:
+    """Return whether a share of images is above a limit, by more than rounding."""
+    return limit is not None and share > limit + ROUNDING
 
 
 def _describe(comparison: Comparison) -> str:
