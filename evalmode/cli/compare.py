@@ -132,9 +132,9 @@ def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
     """List the limits that the comparison exceeds, in words."""
     reasons = []
     if _is_above(comparison.accuracy_drop, chosen.max_accuracy_drop):
-        old, new = comparison.accuracies
+        (old, new), points = comparison.accuracies, 100 * comparison.accuracy_drop
         reasons.append(
-            f"the accuracy falls from {old:.4f} to {new:.4f}, by {comparison.accuracy_drop:.2%}, "
+            f"the accuracy falls from {old:.4f} to {new:.4f}, by {points:.2f} percentage points, "
             f"--max-accuracy-drop {chosen.max_accuracy_drop:.2%}"
         )
     if _is_above(comparison.share_changed, chosen.max_changed):
