@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from evalmode.certification.compare import Comparison
 
 MAX_ROWS = 20
-ROUNDING = 1e-12  # of a limit in percent, which is divided by 100
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type checker only
@@ -48,8 +48,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
             return value
         text = str(value)
         try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
+            share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))  # 0.7% is 7 of 1000
+        except ArithmeticError:
             share = -1.0
         if not 0 <= share <= 1:
             self.fail(f"{text!r} is not a share such as 2% or 0.02", param, ctx)
@@ -143,8 +143,7 @@ def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
 
 
 def _is_above(share: float, limit: float | None) -> bool:
-    """Return whether a share of images is above a limit, by more than rounding."""
-    return limit is not None and share > limit + ROUNDING
+    return limit is not None and share > limit
 
 
 def _describe(comparison: Comparison) -> str:

@@ -67,7 +67,7 @@ def photos() -> Dataset:
     rng = np.random.default_rng(0)
 
     def draw(name: str) -> Split:
-        paths = tuple(Path(f"photos/{name}-{row}.jpg") for row in range(12))
+        paths = tuple(Path(f"photos/{name}/{row}.jpg") for row in range(12))
         return Split(rng.integers(0, 256, (12, SIDE, SIDE, 3), np.uint8), np.arange(12) % 3, paths)
 
     return Dataset("photos", ("apple", "pear", "<plum>"), draw("train"), draw("val"), draw("test"))
@@ -112,14 +112,14 @@ class TestPage:
     def test_lists_doubtful_labels_with_pictures_and_files(self, page: Page) -> None:
         assert page.tags["labels"].count("img") == 2
         words = page.words("labels")
-        assert "apple 1.0% predicted pear 97.0% training: train-3.jpg" in words
-        assert "<plum> 5.0% predicted apple 90.0% validation: val-2.jpg" in words
+        assert "apple 1.0% predicted pear 97.0% training: train/3.jpg" in words
+        assert "<plum> 5.0% predicted apple 90.0% validation: val/2.jpg" in words
 
     def test_lists_near_duplicates_side_by_side(self, page: Page) -> None:
         assert page.tags["duplicates"].count("img") == 2
         words = page.words("duplicates")
         assert "1 of 7 pairs are shown" in words
-        assert re.search(r"pear ?training: train-4.jpg <plum> ?test: test-5.jpg", words)
+        assert re.search(r"pear ?training: train/4.jpg <plum> ?test: test/5.jpg", words)
         assert "similarity 0.987; the labels differ" in words
 
     def test_says_that_training_changed_no_batch_norm(self, page: Page) -> None:
