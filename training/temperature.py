@@ -55,7 +55,10 @@ def choose_temperature(logits: Tensor, targets: Indices) -> tuple[float, str]:
     if not logits.isfinite().all():  # the export is refused later
         return 1.0, "no temperature is fitted: logits of validation images are NaN or infinite"
     if bool((logits.argmax(1) == torch.from_numpy(targets)).all()):
-        return 1.0, "no temperature is fitted, since every validation image is classified right"
+        return 1.0, (
+            "no temperature is fitted, since every validation image is classified right. The probabilities are not "
+            "calibrated: no threshold should rely on them before there are more validation images"
+        )
     temperatures = np.ones((len(targets), 1), np.float32)
     folds = np.random.default_rng(0).permutation(len(targets)) % FOLDS  # shuffled, as images are sorted by label
     for fold in range(FOLDS):

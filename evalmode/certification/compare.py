@@ -84,6 +84,11 @@ class Comparison:
         """The share of images whose predicted label changes, in 0..1."""
         return len(self.changed) / self.images
 
+    @property
+    def accuracy_drop(self) -> float:
+        """How far the accuracy falls, in -1..1: 0.05 from 0.95 to 0.90, and below 0 if the new model is better."""
+        return sum(label.lost - label.gained for label in self.labels) / self.images
+
 
 def compare(
     old: Model | str | PathLike[str],

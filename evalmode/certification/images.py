@@ -62,7 +62,7 @@ def read_labelled(
         shown = list(dict.fromkeys((*alike, *labels)))
         raise UsageError(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
-            f"labels: {_list_labels(shown)}"
+            f"labels: {_list_labels(shown)}{_suggest_split(folders, set(targets_of))}"
         )
     outside = separate_images(beside)
     paths: list[Path] = []
@@ -88,6 +88,18 @@ def read_labelled(
         raise UsageError("; ".join(filter(None, (missing, *warnings, remedy))))
     warnings += describe_nested(paths, folders)
     return Labelled(paths, np.stack(pixels), np.array(targets, np.int64), warnings)
+
+
+def _suggest_split(folders: Sequence[Path], labels: set[str]) -> str:
+    """Suggest one of the folders that hold folders named like labels: not that of training, if there is another."""
+    splits = [
+        path
+        for path in folders
+        if (inner := {unicodedata.normalize("NFC", one.name) for one in list_folder(path)[0]}) and inner <= labels
+    ]
+    if not splits:
+        return ""
+    return f"; give one split, such as {min(splits, key=lambda path: (path.name.startswith('train'), path))}"
 
 
 def _list_labels(labels: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +70,7 @@ def write_page(path: Path, comparison: Comparison, compared: Compared) -> None:
         "labels": sorted(comparison.labels, key=lambda label: (label.gained - label.lost, -label.lost)),
         "groups": _show_groups(comparison.changed),
         "advice": list_advice(comparison),
-        "to_type": _list_commands(comparison, compared),
+        "to_type": _list_commands(compared),
     }
     write_atomically(path, render_page("evalmode.certification", "page.html.j2", facts))
 
@@ -87,12 +86,11 @@ def name_artifact(path: Path) -> str:
     return f"{name}/{version.name}" if published else str(path)
 
 
-def _list_commands(comparison: Comparison, compared: Compared) -> list[Command]:
-    """List the commands that compare again with a limit, and that return to the old version."""
+def _list_commands(compared: Compared) -> list[Command]:
+    """List the commands that refuse a model that is less accurate, and that return to the old version."""
     old, new, images = map(quote_path, (compared.old, compared.new, compared.images))
-    percent = math.ceil(round(1e4 * comparison.share_changed, 6)) / 100  # rounded up to hundredths
-    gate = f"evalmode compare {old} {new} --images {images} --max-changed {percent:g}%"
-    commands = [Command("in a pipeline: exit with 1 if more labels change than now", gate)]
+    gate = f"evalmode compare {old} {new} --images {images} --max-accuracy-drop 0%"
+    commands = [Command("in a pipeline: exit with 1 if the new model is less accurate on these images", gate)]
     if "/" in (name := name_artifact(compared.new)) and name != str(compared.new):
         repository = quote_path(compared.new.absolute().parent.parent.parent)
         rollback = f"evalmode rollback {name.partition('/')[0]} --repository {repository}"

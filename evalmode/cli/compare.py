@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from evalmode.artifact.repository import resolve_artifact
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.paths import ExistingPath
@@ -46,8 +48,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic to the type c
             return value
         text = str(value)
         try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
+            share = float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))  # 0.7% is 7 of 1000
+        except ArithmeticError:
             share = -1.0
         if not 0 <= share <= 1:
             self.fail(f"{text!r} is not a share such as 2% or 0.02", param, ctx)
@@ -59,6 +61,7 @@ class CompareOptions:
     """The options of ``evalmode compare``, named as on the command line."""
 
     images: Path
+    max_accuracy_drop: float | None
     max_changed: float | None
     page: Path | None
     max_image_bytes: int
@@ -66,15 +69,22 @@ class CompareOptions:
 
 
 @click.command()
-@click.argument("old", type=ExistingPath(dir_okay=False, path_type=Path))
-@click.argument("new", type=ExistingPath(dir_okay=False, path_type=Path))
+@click.argument("old", type=ExistingPath(path_type=Path))
+@click.argument("new", type=ExistingPath(path_type=Path))
 @click.option(
     "--images",
     type=ExistingPath(file_okay=False, path_type=Path),
     required=True,
     help="folder of labelled images, <label>/<image>",
 )
-@click.option("--max-changed", type=Share(), help="exit with 1 if more predicted labels change, such as 2%")
+@click.option(
+    "--max-accuracy-drop",
+    type=Share(),
+    help="exit with 1 if the accuracy falls by more percentage points, such as 1% or 0",
+)
+@click.option(
+    "--max-changed", type=Share(), help="exit with 1 if more predicted labels change, gains and losses, such as 2%"
+)
 @click.option(
     "--page",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
@@ -83,8 +93,12 @@ class CompareOptions:
 @image_limit_options(Limits())
 @output_options
 def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
-    """Show what changes for users if NEW replaces OLD: predicted labels, gains and losses, latency."""
+    """Show what changes for users if NEW replaces OLD: predicted labels, gains and losses, latency.
+
+    OLD and NEW are files, or folders of a model repository: of a version, or of a model, whose newest version is taken.
+    """
     chosen = CompareOptions(**options)
+    old, new = (resolve_artifact(path).path for path in (old, new))
     if chosen.page:
         check_replaceable(chosen.page)
     from evalmode.certification.compare import compare as compare_models
@@ -99,20 +113,37 @@ def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
 
         write_page(chosen.page, comparison, Compared(old, new, chosen.images))
         output.say(f"page      {chosen.page}")
-    passed = chosen.max_changed is None or comparison.share_changed <= chosen.max_changed
+    exceeded = _list_exceeded(comparison, chosen)
     facts = asdict(comparison) | {
         "changed": [{**asdict(one), "path": str(one.path)} for one in comparison.changed],
         "share_changed": comparison.share_changed,
+        "accuracy_drop": comparison.accuracy_drop,
         "page": str(chosen.page) if chosen.page else None,
-        "passed": passed,
+        "passed": not exceeded,
     }
     output.finish(facts)
-    if not passed:
-        click.echo(
-            f"evalmode: {comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}",
-            err=True,
-        )
+    for reason in exceeded:
+        click.echo(f"evalmode: {reason}", err=True)
+    if exceeded:
         sys.exit(1)
+
+
+def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
+    """List the limits that the comparison exceeds, in words."""
+    reasons = []
+    if _is_above(comparison.accuracy_drop, chosen.max_accuracy_drop):
+        (old, new), points = comparison.accuracies, 100 * comparison.accuracy_drop
+        reasons.append(
+            f"the accuracy falls from {old:.4f} to {new:.4f}, by {points:.2f} percentage points, "
+            f"--max-accuracy-drop {chosen.max_accuracy_drop:.2%}"
+        )
+    if _is_above(comparison.share_changed, chosen.max_changed):
+        reasons.append(f"{comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}")
+    return reasons
+
+
+def _is_above(share: float, limit: float | None) -> bool:
+    return limit is not None and share > limit
 
 
 def _describe(comparison: Comparison) -> str:

@@ -1,9 +1,10 @@
-"""The workflow for GitHub Actions is valid, and its commands publish a network only if it passes the gate."""
+"""The workflow and the recipe of docs/how-to/gate.md publish a network only if it passes the gate."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from evalmode.artifact.repository import list_versions
-from tests.examples.conftest import EXAMPLES, ROOT, make_photos
+from tests.examples.conftest import EXAMPLES, ROOT, make_photos, run
 
 WORKFLOW = EXAMPLES / "github_actions/model.yml"
 CHECKER = "check-jsonschema==0.39.0"  # it contains the schemas that GitHub publishes
@@ -84,7 +85,7 @@ def test_the_workflow_is_valid(checker: Path, tmp_path: Path) -> None:
     assert check(checker, misspelt) != 0
 
 
-def test_a_network_is_published_only_if_few_labels_change(tmp_path: Path) -> None:
+def test_a_network_is_published_only_if_its_accuracy_does_not_fall(tmp_path: Path) -> None:
     runner = Runner(tmp_path)
     (runner.folder / "photos").mkdir()
     make_photos(runner.folder / "photos/train", 30, 1)
@@ -100,7 +101,7 @@ def test_a_network_is_published_only_if_few_labels_change(tmp_path: Path) -> Non
     again = runner.run("Train", "Export a candidate, with every check")
     assert again.returncode == 0, again.stderr
     assert list_versions(runner.models, "scenes") == [1, 2]
-    assert "0.0% of the labels change" in runner.summary.read_text()
+    assert re.search(r"labels    0 of 40 change .*\naccuracy  ([\d.]+) -> \1:", runner.summary.read_text())
 
     labels = runner.folder / "photos/train"
     (labels / "flower").rename(labels / "other")
@@ -110,7 +111,38 @@ def test_a_network_is_published_only_if_few_labels_change(tmp_path: Path) -> Non
         shutil.rmtree(runner.folder / name)  # another run begins with a clean checkout
     refused = runner.run()
     assert refused.returncode == 1, refused.stderr
-    assert "--max-changed 20.00%" in refused.stderr
+    assert "--max-accuracy-drop 1.00%" in refused.stderr
     assert list_versions(runner.models, "scenes") == [1, 2]
-    assert json.loads((runner.folder / "compare.json").read_text())["passed"] is False
     assert (runner.folder / "changes.html").stat().st_size
+
+
+def test_the_recipe_of_the_page_publishes_the_first_version_and_refuses_a_worse_one(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/how-to/gate.md").read_text(), re.MULTILINE | re.DOTALL)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    make_photos(photos / "train", 30, 1)
+    make_photos(photos / "test", 10, 2)
+    tools = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "EVALMODE_TRAIN_FINE_TUNE": "none"}
+
+    first = run("bash", "-c", recipe, cwd=tmp_path, **tools)
+    assert first.returncode == 0, first.stderr
+    assert list_versions(tmp_path / "models", "pets") == [1]
+    assert not (tmp_path / "compare.json").exists()
+
+    for name in ("run", "candidate"):
+        shutil.rmtree(tmp_path / name)  # another build begins with a clean checkout
+    again = run("bash", "-c", recipe, cwd=tmp_path, **tools)
+    assert again.returncode == 0, again.stderr
+    assert list_versions(tmp_path / "models", "pets") == [1, 2]
+    files = [(tmp_path / name / "model.onnx").read_bytes() for name in ("candidate/pets/1", "models/pets/2")]
+    assert files[0] == files[1]  # the second export writes the file that was compared
+
+    for old, new in [("flower", "other"), ("sky", "flower"), ("other", "sky")]:
+        (photos / "train" / old).rename(photos / "train" / new)
+    for name in ("run", "candidate"):
+        shutil.rmtree(tmp_path / name)
+    refused = run("bash", "-c", recipe, cwd=tmp_path, **tools)
+    assert refused.returncode == 1, refused.stderr
+    assert "--max-accuracy-drop 1.00%" in refused.stderr
+    assert list_versions(tmp_path / "models", "pets") == [1, 2]
+    assert json.loads((tmp_path / "compare.json").read_text())["passed"] is False

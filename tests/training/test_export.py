@@ -559,7 +559,8 @@ def test_the_reason_for_not_fitting_a_temperature_is_returned() -> None:
     logits, targets = draw_answers(50, 1.0, 1.0)
     assert choose_temperature(logits, targets) == (
         1.0,
-        "no temperature is fitted, since every validation image is classified right",
+        "no temperature is fitted, since every validation image is classified right. The probabilities are not "
+        "calibrated: no threshold should rely on them before there are more validation images",
     )
     temperature, reason = choose_temperature(logits * math.nan, targets)
     assert (temperature, reason.partition(":")[0]) == (1.0, "no temperature is fitted")

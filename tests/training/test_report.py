@@ -27,6 +27,7 @@ from training.networks import build_network, scale_pixels
 from training.recipe import Recipe
 from training.report.charts import COLOURS, Axes, Line, draw_lines
 from training.report.findings import Predictions, find_confusions, score_classes, try_shifts
+from training.report.learning import doubt_validation
 from training.report.page import write_report
 from training.report.pictures import embed_filters, embed_image, embed_maps, watch_convolutions
 from training.run import EXACT, Run
@@ -262,8 +263,8 @@ class TestGap:
     @pytest.mark.parametrize(
         ("train", "val", "wanted"),
         [
-            (0.5, 0.6, "the validation accuracy is 10.0 percentage points above the training accuracy: no overfitting"),
-            (0.5, 0.5, "training and validation accuracy are equal: no overfitting is visible"),
+            (0.5, 0.6, "10.0 percentage points above the training accuracy. That does not exclude overfitting"),
+            (0.5, 0.5, "training and validation accuracy are equal. That does not exclude overfitting"),
             (0.9, 0.8, "10.0 percentage points above the validation accuracy. That is within the uncertainty of 9"),
             (1.0, 0.2, "80.0 percentage points above the validation accuracy. The network overfits"),
         ],
@@ -276,6 +277,43 @@ class TestGap:
         assert wanted in page.words("gap")
         assert page.words("gap").count("overfit") == 1
         assert ("The network overfits" in page.words("next")) == ("The network overfits" in wanted)
+
+    def test_few_validation_images_are_said_to_have_chosen_the_epoch(self, write_untrained: WriteUntrained) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 9))
+        page = write_untrained(network, make_dataset(tuple("abcdefghi"), 4, 1), train_accuracy=1.0, val_accuracy=1.0)
+        chosen = "The epoch was chosen by these 9 validation images, which makes their accuracy too high."
+        assert page.words("val-doubt").startswith(f"{chosen} Trust the test accuracy, {page.texts['accuracy'][:-2]}")
+
+    def test_no_overfitting_is_visible_if_many_images_agree(self, write_untrained: WriteUntrained) -> None:
+        network = nn.Sequential(nn.Flatten(), last := nn.Linear(16, 2))
+        nn.init.zeros_(last.weight)
+        last.bias.data = torch.tensor([5.0, 0.0])  # everything is predicted as the first label
+        split = Split(np.zeros((400, 4, 4, 1), np.uint8), np.arange(400) // 380)
+        page = write_untrained(
+            network, Dataset("mine", ("a", "b"), split, split, split), train_accuracy=0.9, val_accuracy=0.95
+        )
+        assert "above the training accuracy: no overfitting is visible." in page.words("gap")
+        assert "val-doubt" not in page.ids
+
+    @pytest.mark.parametrize(
+        ("val", "images", "test", "wanted"),
+        [
+            (0.95, 1000, (0.93, 0.96), ""),
+            (
+                0.97,
+                1000,
+                (0.93, 0.96),
+                "The epoch was chosen by these 1,000 validation images, which makes their accuracy",
+            ),
+            (0.95, 60, (0.90, 0.99), "The epoch was chosen by these 60 validation images, which makes their accuracy"),
+        ],
+    )
+    def test_the_validation_accuracy_is_doubted_if_it_is_uncertain_or_above_the_test_interval(
+        self, val: float, images: int, test: tuple[float, float], wanted: str
+    ) -> None:
+        interval = wilson_interval(round(val * images), images)
+        said = doubt_validation({"val_accuracy": val, "val_interval": interval, "best": {"epoch": 3}}, images, test)
+        assert said.partition(" too high")[0] == wanted
 
     def test_the_training_loss_is_drawn_without_label_smoothing(self, write_untrained: WriteUntrained) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))

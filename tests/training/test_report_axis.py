@@ -82,3 +82,28 @@ def test_calibration_shows_both_only_if_the_export_has_a_temperature() -> None:
     both = draw_reliability(exported, before)
     assert [meaning for _, meaning in both.keys] == ["as exported", "without temperature"]
     assert "var(--orange)" in both.svg
+
+
+def read_ticks(svg: str) -> list[str]:
+    """The labels of the ticks of a chart, the horizontal axis first."""
+    return re.findall(r">\s*(\d+(?:\.\d+)?%?)\s*</text>", svg)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([0.82, 0.9, 0.99], ["82.5%", "85.0%", "87.5%", "90.0%", "92.5%", "95.0%", "97.5%"]),
+        ([0.0, 0.5, 1.0], ["0%", "20%", "40%", "60%", "80%", "100%"]),
+    ],
+)
+def test_the_labels_of_shares_are_exact(values: list[float], wanted: list[str]) -> None:
+    line = Line("accuracy", "blue", values)
+    chart = draw_lines("Accuracy", Axes([1, 2, 3], y_percent=True), [line], band=(values, values))
+    assert [tick for tick in read_ticks(chart.svg) if tick.endswith("%")] == wanted
+
+
+def test_a_few_points_have_a_tick_each_and_many_have_some() -> None:
+    few = draw_lines("Shifts", Axes([0, 4, 16], "shift"), [Line("accuracy", "blue", [0.9, 0.9, 0.9])])
+    assert read_ticks(few.svg)[:3] == ["0", "4", "16"]
+    many = draw_lines("Loss", Axes(range(1, 31)), [Line("loss", "blue", [1.0] * 30)])
+    assert read_ticks(many.svg)[:6] == ["0", "6", "12", "18", "24", "30"]

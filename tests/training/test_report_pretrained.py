@@ -23,7 +23,7 @@ from training.report.activation import compare_labels, compute_activation_maps, 
 from training.report.charts import COLOURS
 from training.report.findings import LARGE_SHIFTS, examine
 from training.report.page import write_report
-from training.report.pictures import embed_photo
+from training.report.pictures import embed_photo, place_image
 from training.review import DoubtfulLabel, NearDuplicate, Review
 from training.run import BEST, INITIAL, Run
 from training.run_config import RunConfig
@@ -67,7 +67,7 @@ def photos() -> Dataset:
     rng = np.random.default_rng(0)
 
     def draw(name: str) -> Split:
-        paths = tuple(Path(f"photos/{name}-{row}.jpg") for row in range(12))
+        paths = tuple(Path(f"photos/{name}/{row}.jpg") for row in range(12))
         return Split(rng.integers(0, 256, (12, SIDE, SIDE, 3), np.uint8), np.arange(12) % 3, paths)
 
     return Dataset("photos", ("apple", "pear", "<plum>"), draw("train"), draw("val"), draw("test"))
@@ -112,14 +112,14 @@ class TestPage:
     def test_lists_doubtful_labels_with_pictures_and_files(self, page: Page) -> None:
         assert page.tags["labels"].count("img") == 2
         words = page.words("labels")
-        assert "apple 1.0% predicted pear 97.0% training: train-3.jpg" in words
-        assert "<plum> 5.0% predicted apple 90.0% validation: val-2.jpg" in words
+        assert "apple 1.0% predicted pear 97.0% training: train/3.jpg" in words
+        assert "<plum> 5.0% predicted apple 90.0% validation: val/2.jpg" in words
 
     def test_lists_near_duplicates_side_by_side(self, page: Page) -> None:
         assert page.tags["duplicates"].count("img") == 2
         words = page.words("duplicates")
         assert "1 of 7 pairs are shown" in words
-        assert re.search(r"pear ?training: train-4.jpg <plum> ?test: test-5.jpg", words)
+        assert re.search(r"pear ?training: train/4.jpg <plum> ?test: test/5.jpg", words)
         assert "similarity 0.987; the labels differ" in words
 
     def test_says_that_training_changed_no_batch_norm(self, page: Page) -> None:
@@ -141,6 +141,10 @@ def test_a_run_without_a_review_has_no_sections_about_it(photos: Dataset, tmp_pa
     assert "Validation accuracy75.0%" in page.words("")  # that of the head
     assert page.tags["learning"].count("svg") == 2
     assert "gap" not in page.ids  # no epoch was kept
+    assert page.words("not-kept").startswith(
+        "The curves are those of the fine-tuning, which was not kept: no epoch was"
+    )
+    assert page.words("val-doubt").startswith("These weights were chosen by these 12 validation images, which makes")
     assert not {"svg", "img"} & set(page.tags["moving"])  # no statistic of the layer has changed
 
 
@@ -188,6 +192,19 @@ class TestActivationMaps:
         assert picture[0, 2] == pytest.approx(0.75 * orange + 0.25 * 60, abs=1)
         assert picture[0, 27] == pytest.approx(0.75 * blue + 0.25 * 60, abs=1)
         assert np.ptp(picture[0, 14].astype(int)) < 60
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("data/photos/cat/1.jpg", "cat/1.jpg"),
+        ("data/photos/train/cat/old/1.jpg", "train/cat/old/1.jpg"),
+        ("elsewhere/cat/1.jpg", "cat/1.jpg"),
+        ("val image 3", "val image 3"),
+    ],
+)
+def test_an_image_is_named_by_its_place_in_the_data(path: str, wanted: str) -> None:
+    assert place_image(Path(path), "data/photos") == wanted
 
 
 @pytest.mark.parametrize(

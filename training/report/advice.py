@@ -16,10 +16,10 @@ from evalmode.certification.design.steps import Advice, count
 from evalmode.certification.metrics import Z_95, wilson_interval
 from training.datasets import Dataset
 from training.report.findings import Findings
+from training.report.learning import WIDE
 from training.review import Review
 from training.run_config import RunConfig
 
-WIDE = 0.10  # of a 95% confidence interval: two trainings that differ by less may differ by chance
 WANTED_REACH = 0.05  # of the accuracy in both directions, for which test images are counted
 IMBALANCE = 2.0  # the largest label has this many times the images of the one that is missed
 LEARNED = 0.98  # training accuracy, from which more epochs add little
@@ -148,7 +148,7 @@ def skip_fine_tuning(evidence: Evidence) -> Advice | None:
         return None
     seconds = sum(row["seconds"] for row in epochs)
     return Advice(
-        "The head alone validated better than the fine-tuned network, so fine-tuning was not kept.",
+        "No epoch of fine-tuning was better than the head alone on the validation images: fine-tuning was not kept.",
         f"With these images, --fine-tune none gives the same network {seconds:.0f} s faster.",
         "learning",
     )

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
 from evalmode.certification.design.rendering import STYLE
 from evalmode.certification.metrics import Reliability, wilson_interval
 from training.datasets.dataset import Indices
-from training.report.axis import Limits, find_limits
+from training.report.axis import ExactPercent, Limits, find_limits
 
 FOLDER = Path(__file__).parent
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", STYLE.read_text("utf-8").partition("}")[0]))
@@ -29,6 +29,7 @@ DEPTHS = tuple(name for name in COLOURS if name.startswith("depth"))
 REPLACED = {colour: name for name, colour in COLOURS.items()} | {"#000000": "muted", "#b0b0b0": "rule"}
 MANY_LABELS = 20  # with more, the confusion matrix is a chart: cells are not numbered, and only some are named
 CONFUSION_KEYS = (("blue", "correct"), ("orange", "incorrect"))
+FEW_POINTS = 6  # with at most these, the horizontal axis has a tick at each
 MANY_POINTS = 15  # with more, lines have no dots
 NAMED_CUTS = 2  # lines that are cut off and named; of more, the range is stated
 LARGE, SMALL = (400, 250), (280, 180)  # width and height in CSS pixels
@@ -116,8 +117,9 @@ def draw_lines(title: str, axes: Axes, lines: Sequence[Line], band: Sequence[Seq
     if axes.marked is not None:
         plot.axvline(axes.marked, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (1, 3)))
     if axes.y_percent:
-        plot.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if np.ptp(plot.get_ylim()) > 0.06 else 1))
-    plot.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        plot.yaxis.set_major_formatter(ExactPercent())
+    some = MaxNLocator(FEW_POINTS, integer=True, min_n_ticks=1)
+    plot.xaxis.set_major_locator(some if len(axes.x) > FEW_POINTS else FixedLocator(axes.x))
     plot.set_xlabel(axes.x_label)
     last = ", ".join(f"{line.name} {line.values[-1]:.3g}" for line in lines)
     words = f"{title} by {axes.x_label}; last values: {last}"

@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from evalmode.certification.design.steps import count
 from evalmode.certification.metrics import wilson_interval
 from training.recipe import Recipe
 from training.report import charts
 from training.report.charts import Axes, Line
 from training.report.spread import spread
 
+WIDE = 0.10  # of a 95% confidence interval: two trainings that differ by less may differ by chance
 Rows = list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -46,6 +48,24 @@ def describe_training(rows: Rows, network: nn.Module, val_images: int) -> dict[s
         "weights": sum(weights.numel() for weights in network.parameters()),
         "learning": _draw_learning(epochs, best),
     }
+
+
+def doubt_validation(training: dict[str, Any], images: int, test_interval: tuple[float, float]) -> str:
+    """Say why the validation accuracy is too high, if its interval is wide or it lies above that of the test images.
+
+    Args:
+        training: What ``describe_training`` returns.
+        images: The number of validation images.
+        test_interval: The 95% confidence interval of the test accuracy.
+
+    Returns:
+        A sentence; "" if the validation accuracy can be read as it is.
+    """
+    accuracy, (low, high) = training["val_accuracy"], training["val_interval"]
+    if high - low <= WIDE and accuracy <= test_interval[1]:
+        return ""
+    chosen = "The epoch was" if training["best"] else "These weights were"
+    return f"{chosen} chosen by these {count(images, 'validation image')}, which makes their accuracy too high."
 
 
 def _find_best(result: dict[str, Any], epochs: Rows) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from training.report.attention import describe_attention
 from training.report.charts import MANY_LABELS, Axes, Line
 from training.report.commands import list_commands, name_data
 from training.report.doubts import describe_doubts
-from training.report.learning import Rows, describe_layers, describe_training, explain_loss
+from training.report.learning import Rows, describe_layers, describe_training, doubt_validation, explain_loss
 from training.report.spread import spread
 from training.review import Review
 from training.run import INITIAL, REPORT, Run
@@ -54,6 +55,7 @@ def write_report(run: Run, network: nn.Module, dataset: Dataset) -> Path:
     moved = list_moved(initial.state_dict(), network.state_dict())
     review = Review.read(run.folder)
     facts: dict[str, Any] = {"run": run, "dataset": dataset, "data": name_data(run.config.data)}
+    facts["place"] = partial(pictures.place_image, data=dataset.source)
     facts |= describe_training(rows, network, len(dataset.val)) | describe_layers(rows, moved)
     facts |= _describe_test(run, network, initial, dataset) | describe_doubts(review, dataset)
     facts |= _describe_next(run, dataset, facts["test"], Evidence(run.config, dataset, facts["test"], facts, review))
@@ -110,12 +112,13 @@ def _describe_test(run: Run, network: nn.Module, initial: nn.Module, dataset: Da
 
 
 def _describe_next(run: Run, dataset: Dataset, test: findings.Findings, evidence: Evidence) -> dict[str, Any]:
-    """Collect what the page says about what to do next, and about the training loss."""
+    """Collect what the page says about what to do next, the training loss, and the validation accuracy."""
     epochs = evidence.training["epochs"]
     return {
         "advice": list_advice(evidence),
         "to_type": list_commands(run, dataset, test.predictions),
         "loss_note": explain_loss(run.config.recipe, epochs) if epochs else "",
+        "val_doubt": doubt_validation(evidence.training, len(dataset.val), test.interval),
     }
 
 

@@ -96,6 +96,17 @@ def name_image(split: Split, row: int, name: str) -> Path:
     return split.paths[row] if split.paths else Path(f"{name} image {row}")
 
 
+def place_image(path: Path, data: str) -> str:
+    """Return where an image is: its path in the folder of the data set, or the last two parts of another path.
+
+    Args:
+        path: What ``name_image`` returns.
+        data: The folder of the data set, as the data set was opened.
+    """
+    inside = path.relative_to(data) if path.is_relative_to(data) else Path(*path.parts[-2:])
+    return inside.as_posix()
+
+
 def embed_maps(maps: Tensor) -> list[str]:
     """Encode some feature maps: orange for positive values, blue for negative values, transparent for 0.
 

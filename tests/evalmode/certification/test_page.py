@@ -81,6 +81,11 @@ def test_the_title_names_both_models_the_images_and_the_new_file(tmp_path: Path)
     assert "3 files were not read" in page
 
 
+def test_the_page_says_which_images_make_an_accuracy_too_high(tmp_path: Path) -> None:
+    page = " ".join(write(tmp_path, LabelChange("red", 1, 0, 0)).split())
+    assert "Images that a model was trained on make its accuracy too high: keep some apart before the" in page
+
+
 def test_a_file_outside_a_repository_is_named_by_its_path() -> None:
     assert name_artifact(Path("models/colours/12/model.onnx")) == "colours/12"
     assert name_artifact(Path("keras.onnx")) == "keras.onnx"
@@ -119,7 +124,8 @@ def test_a_slower_model_is_named(tmp_path: Path) -> None:
 
 def test_the_commands_have_the_paths_that_were_compared(tmp_path: Path) -> None:
     page = html.unescape(re.sub(r"</?b>", "", write(tmp_path, LabelChange("red", 1, 0, 0))))
-    assert f"evalmode compare {OLD} {NEW} --images 'my photos' --max-changed 0%" in page
+    assert f"evalmode compare {OLD} {NEW} --images 'my photos' --max-accuracy-drop 0%" in page
+    assert "--max-changed" not in page  # a limit above the change of now would pass a model that is worse
     assert "evalmode rollback colours --repository models" in page
 
 
@@ -150,3 +156,12 @@ def test_has_the_style_of_the_report_and_no_other(tmp_path: Path) -> None:
     assert re.findall(r"<style>(.*?)</style>", page, re.DOTALL) == [f"\n{STYLE.read_text('utf-8')}"]
     assert "://" not in page
     assert "<script" not in page
+
+
+def test_the_links_to_sections_wrap_and_no_block_lies_on_another_on_paper() -> None:
+    style = STYLE.read_text("utf-8")
+    (links,) = re.findall(r"^nav \{(.*?)\}", style, re.DOTALL | re.MULTILINE)
+    assert "flex-wrap: wrap" in links
+    assert "overflow" not in links
+    printed = style.partition("@media print")[2]
+    assert "section, .notes, .findings, .figures.stack { display: block; }" in printed
