@@ -5,12 +5,13 @@ Only what matters for the images at hand is said: an orientation that no image h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from evalmode.certification.found.found import FoundNetwork
+from evalmode.errors import UsageError
 from evalmode.images.contract import Resize
 from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
@@ -24,17 +25,19 @@ class Survey:
     """What the headers of images say.
 
     Attributes:
+        paths: The images.
         sizes: (width, height) of each image, upright.
         turned: The number of images with an EXIF orientation to apply.
         transparent: The number of images that may have transparent pixels.
     """
 
+    paths: tuple[Path, ...]
     sizes: tuple[Size, ...]
     turned: int
     transparent: int
 
 
-def survey_images(paths: Iterable[Path], limits: Limits) -> Survey:
+def survey_images(paths: Sequence[Path], limits: Limits) -> Survey:
     """Read the headers of images that could be decoded.
 
     Args:
@@ -53,7 +56,28 @@ def survey_images(paths: Iterable[Path], limits: Limits) -> Survey:
         sizes.append(shape.size)
         turned += is_turned
         transparent += is_transparent
-    return Survey(tuple(sizes), turned, transparent)
+    return Survey(tuple(paths), tuple(sizes), turned, transparent)
+
+
+def check_resize(found: FoundNetwork, survey: Survey, wanted: Size) -> None:
+    """Check that a resize is stated if there is anything to resize: no default is right for most networks.
+
+    Args:
+        found: The network and the facts about it.
+        survey: What the headers of the images say.
+        wanted: (width, height) that the network takes.
+
+    Raises:
+        UsageError: An image has another size, and no source states how it is resized.
+    """
+    others = [row for row, size in enumerate(survey.sizes) if size != wanted]
+    if others and not found.states_resize:
+        width, height = survey.sizes[others[0]]
+        raise UsageError(
+            f"{len(others)} of {len(survey.sizes)} images are not {wanted[0]}x{wanted[1]} (width x height), such as "
+            f"{survey.paths[others[0]]} ({width}x{height}), and no file states how training resized them: state "
+            "--resize and --interpolation, in Python contract=PixelContract(...)"
+        )
 
 
 def list_assumed(found: FoundNetwork, survey: Survey) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value, softmax
 from evalmode.certification.adapt import drop_inputs, keep_numbers
-from evalmode.certification.assumed import list_assumed, list_read, survey_images
+from evalmode.certification.assumed import check_resize, list_assumed, list_read, survey_images
 from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
@@ -121,6 +121,7 @@ def certify_found(
         for warning in labelled.warnings:
             on_warning(warning)
         survey = survey_images(labelled.paths, options.limits)
+        check_resize(found, survey, image.contract.size)
         wrapped = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
         logits = run_all(wrapped.graph, labelled.pixels)
         _check_logits(wrapped.graph, logits)

@@ -144,8 +144,8 @@ def _ask_for_cause(difference: float) -> str:
     """What may be wrong, by the largest difference of a probability."""
     if difference < SLIGHT_DIFFERENCE:
         return (
-            "are interpolation, antialiasing and the JPEG decoder those of the library? --no-antialias for tf.image "
-            "and OpenCV; TensorFlow decodes JPEGs as others do with dct_method='INTEGER_ACCURATE'"
+            "are resize, interpolation, antialiasing and the JPEG decoder those of the library? --no-antialias for "
+            "tf.image and OpenCV; TensorFlow decodes JPEGs as others do with dct_method='INTEGER_ACCURATE'"
         )
     return "are size, resize, interpolation, scale, mean, std and the order of the labels right?"
 

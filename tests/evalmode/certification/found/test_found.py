@@ -210,7 +210,7 @@ def test_options_state_antialiasing_orientation_and_background(network: Path, im
     assert not pixels.resize.antialias
     assert not pixels.exif_orientation
     assert pixels.background is None
-    options = ("--antialias", "--exif-orientation", "--background", "1,2,3", "--interpolation", "box")
+    options = ("--antialias", "--exif-orientation", "--background", "1,2,3", "--resize", "squash")
     pixels = certify(network, images, *state(network, *options)).manifest.pixels
     assert pixels.resize.antialias
     assert pixels.exif_orientation
@@ -221,6 +221,19 @@ def test_options_state_antialiasing_orientation_and_background(network: Path, im
 def test_a_background_that_is_no_colour_is_rejected(colour: str, network: Path, images: Path) -> None:
     with pytest.raises(click.BadParameter, match=r"is not none, or red, green and blue of 0 to 255"):
         certify(network, images, *state(network, "--background", colour))
+
+
+def test_images_of_another_size_need_a_resize_that_is_stated(network: Path, images: Path) -> None:
+    """The command and Python treat them alike: no resize is right for most networks."""
+    message = r"^26 of 40 images are not 8x8 \(width x height\), such as .*\.png \(\d+x8\), .*: state --resize and"
+    with pytest.raises(UsageError, match=message):
+        certify(network, images, *state(network))
+    fixed = onnx.load(network)
+    for axis, side in ((2, SIDE), (3, SIDE)):
+        fixed.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    onnx.save(fixed, network)
+    with pytest.raises(UsageError, match=message):
+        evalmode.certify(network, images, ["left", "right"], evalmode.Preprocessing((0, 1)))
 
 
 def test_notes_name_what_is_assumed_and_only_what_matters(
@@ -240,8 +253,13 @@ def test_notes_name_what_is_assumed_and_only_what_matters(
         certify(network, folder, *state(network, *options))
         return [line[10:] for line in capsys.readouterr().out.splitlines() if line.startswith("note")][:-1]
 
+    fitting = tmp_path / "fitting"
+    for path in images.rglob("*.png"):
+        (fitting / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            picture.crop((0, 0, SIDE, SIDE)).save(fitting / path.parent.name / path.name)
     resize = "no file states how images are resized: assumed crop and bilinear; --resize and --interpolation state "
-    assert read_notes(images) == [resize + "another way"]
+    assert read_notes(fitting) == [resize + "another way"]
     assert read_notes(images, "--resize", "squash") == [
         "no file states the interpolation: assumed bilinear; --interpolation states another one"
     ]
