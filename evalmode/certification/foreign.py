@@ -21,6 +21,7 @@ from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
 from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value, softmax
 from evalmode.certification.adapt import drop_inputs, keep_numbers
+from evalmode.certification.assumed import check_resize, list_assumed, list_read, survey_images
 from evalmode.certification.batch_sizes import allow_batches
 from evalmode.certification.certified import CertifiedClassifier, CertifiedNetwork
 from evalmode.certification.certify import certify, choose_golden, draw_golden, strip
@@ -119,6 +120,8 @@ def certify_found(
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
             on_warning(warning)
+        survey = survey_images(labelled.paths, options.limits)
+        check_resize(found, survey, image.contract.size)
         wrapped = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
         logits = run_all(wrapped.graph, labelled.pixels)
         _check_logits(wrapped.graph, logits)
@@ -127,7 +130,7 @@ def certify_found(
         references = []
         if options.reference is not None:
             answers = read_answers(Path(options.reference), Path(images), labelled, names)
-            references.append(check_answers(answers, logits, labelled))
+            references.append(check_answers(answers, logits, labelled, list_read(found, survey)))
         if found.library is not None:
             answers = to_answers(found.library.name, found.library.run(labelled.pixels), wrapped.kind)
             references.append(check_answers(answers, logits, labelled))
@@ -138,7 +141,7 @@ def certify_found(
         artifact = certify(wrapped.graph, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
         _check_better_than_guessing(quality, logits, names, references)
-    notes = found.notes + found.list_assumed() + wrapped.notes
+    notes = found.notes + list_assumed(found, survey) + wrapped.notes
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
 
 

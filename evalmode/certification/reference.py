@@ -23,6 +23,7 @@ from evalmode.errors import ReferenceMismatch, UsageError
 MAX_DIFFERENCE = 1e-3  # of a probability
 NEAR_TIE = 2 * MAX_DIFFERENCE  # two probabilities that are this close may change places
 MAX_PROBABILITY = 1 + 1e-3  # of float16, and rounded for people
+SLIGHT_DIFFERENCE = 0.1  # of a probability: pixels that differ by little, as by another filter or decoder
 KINDS = ("probabilities", "logits")
 
 
@@ -60,13 +61,14 @@ class Reference:
     changed: int
 
 
-def check_answers(answers: Answers, logits: Floats, images: Labelled) -> Reference:
+def check_answers(answers: Answers, logits: Floats, images: Labelled, assumed: Sequence[str] = ()) -> Reference:
     """Check that a network answers as its own library does.
 
     Args:
         answers: The answers of the library.
         logits: Those of the network for all images, float32 (N, K).
         images: The images.
+        assumed: What was assumed about them, in sentences; the message of a mismatch names it.
 
     Returns:
         The differences, all within the limits.
@@ -84,7 +86,7 @@ def check_answers(answers: Answers, logits: Floats, images: Labelled) -> Referen
         raise ReferenceMismatch(
             f"{answers.source} has other answers: probabilities differ by up to {differences[worst]:.2g} (limit "
             f"{MAX_DIFFERENCE:g}; {images.paths[answers.rows[worst]]}), and {wrong} of {len(differences)} predicted "
-            "labels change: are size, resize, interpolation, scale, mean, std and the order of the labels right?"
+            f"labels change: {'; '.join((_ask_for_cause(float(differences[worst])), *assumed))}"
         )
     return Reference(
         answers.source, len(differences), float(differences[worst]), int(near_tie.sum()), int(changed.sum())
@@ -136,6 +138,16 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
             f"{path}: probabilities are {values.min():g} to {values.max():g}: expected 0 to 1; logits are named logits"
         )
     return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
+
+
+def _ask_for_cause(difference: float) -> str:
+    """What may be wrong, by the largest difference of a probability."""
+    if difference < SLIGHT_DIFFERENCE:
+        return (
+            "are resize, interpolation, antialiasing and the JPEG decoder those of the library? --no-antialias for "
+            "tf.image and OpenCV; TensorFlow decodes JPEGs as others do with dct_method='INTEGER_ACCURATE'"
+        )
+    return "are size, resize, interpolation, scale, mean, std and the order of the labels right?"
 
 
 def to_answers(source: str, values: Floats, kind: Kind) -> Answers:

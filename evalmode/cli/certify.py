@@ -14,6 +14,7 @@ from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.paths import ExistingPath
 from evalmode.cli.publishing import Publishing, publishing_options
+from evalmode.errors import UsageError
 from evalmode.limits import Limits
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MIN_CROP_RATIO = 0.25
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 MODES = ("crop", "squash", "letterbox", "none")
 CROP_OFFSETS = ("rounded", "floored")
+MAX_LEVEL = 255
 
 
 def parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -69,6 +71,29 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
         raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from error
 
 
+def parse_background(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
+    """Parse the colour under transparent pixels.
+
+    Args:
+        ctx: The command.
+        param: The option.
+        value: "none", or red, green and blue such as "255,255,255".
+
+    Returns:
+        The colour, each of 0 to 255, or "none"; None without a value.
+
+    Raises:
+        click.BadParameter: the text is something else.
+    """
+    if value is None or value == "none":
+        return value
+    match = re.fullmatch(r"(\d{1,3}),(\d{1,3}),(\d{1,3})", value)
+    colour = tuple(map(int, match.groups())) if match else ()
+    if not colour or max(colour) > MAX_LEVEL:
+        raise click.BadParameter(f"{value!r} is not none, or red, green and blue of 0 to 255, such as 0,0,0")
+    return colour
+
+
 @dataclass(frozen=True)
 class CertifyOptions:
     """The options of ``evalmode certify``, named as on the command line."""
@@ -83,6 +108,9 @@ class CertifyOptions:
     crop_ratio: float | None
     interpolation: str | None
     crop_offset: str | None
+    antialias: bool | None
+    exif_orientation: bool | None
+    background: tuple[int, ...] | str | None
     size: tuple[int, ...]
     scores: str
     golden: str
@@ -125,6 +153,22 @@ class CertifyOptions:
 )
 @click.option("--crop-offset", type=click.Choice(CROP_OFFSETS), help="whether the offset of the crop is rounded down")
 @click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="of the resize; by default bilinear")
+@click.option(
+    "--antialias/--no-antialias",
+    default=None,
+    help="whether the resize smooths what it makes smaller, as Pillow; not: as OpenCV and tf.image. By default it does",
+)
+@click.option(
+    "--exif-orientation/--no-exif-orientation",
+    default=None,
+    help="whether photos are turned as their EXIF orientation says; by default they are",
+)
+@click.option(
+    "--background",
+    callback=parse_background,
+    metavar="R,G,B|none",
+    help="the colour under transparent pixels, or none to ignore transparency; by default white, 255,255,255",
+)
 @click.option(
     "--size",
     callback=parse_shape,
@@ -181,7 +225,7 @@ def certify(what: Path, repository: Path, name: str, publishing: Publishing, out
     certified: CertifiedClassifier | CertifiedNetwork
     if chosen.samples:
         if given := _list_image_options():
-            raise click.UsageError(f"--samples excludes {', '.join(given)}: choose")
+            raise UsageError(f"--samples excludes {', '.join(given)}: choose")
         certified = certify_tensors(what, chosen.samples)
         shapes = {one: [str(array.dtype), *array.shape] for one, array in certified.inputs.items()}
         lines = "\n".join(f"input     {one}, {dtype} {tuple(shape)}" for one, (dtype, *shape) in shapes.items())
@@ -229,7 +273,8 @@ def _certify_classifier(found: FoundNetwork, chosen: CertifyOptions) -> Certifie
     missing = found.list_missing()
     if chosen.images is None or missing not in ([], ["size"]):  # of a size alone, a later error says more
         options = ["--images"] * (chosen.images is None) + [OPTIONS[name] for name in missing]
-        raise click.UsageError(f"{', '.join(options)} missing, or --samples for a network of other tensors")
+        resize = "" if found.states_resize else "; --resize, too, unless all images have the network's size"
+        raise UsageError(f"{', '.join(options)} missing, or --samples for a network of other tensors{resize}")
     return certify_found(
         found,
         chosen.images,
@@ -247,8 +292,9 @@ def _list_stated(chosen: CertifyOptions) -> dict[str, Any]:
     """The facts that the options state, by name."""
     from evalmode.images.label_files import read_labels
 
-    names = ("scale", "mean", "std", "bgr", "resize", "crop_ratio", "interpolation", "crop_offset")
-    stated = {name: getattr(chosen, name) for name in names}
+    arithmetic = ("scale", "mean", "std", "bgr")
+    pixels = ("resize", "crop_ratio", "interpolation", "crop_offset", "antialias", "exif_orientation", "background")
+    stated = {name: getattr(chosen, name) for name in (*arithmetic, *pixels)}
     stated |= {"size": chosen.size[:2], "channels": chosen.size[2] if len(chosen.size) == 3 else None}
     stated |= {"output": chosen.scores, "labels": read_labels(chosen.labels) if chosen.labels else None}
     return {name: value for name, value in stated.items() if value not in (None, (), "")}

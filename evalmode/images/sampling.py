@@ -14,6 +14,7 @@ from PIL import Image
 
 Weights = npt.NDArray[np.float32]
 
+STRIP_PIXELS = 2**15  # of the source and of the result, sampled at a time: some MiB
 _A = np.float32(-0.75)  # of the cubic kernel. Source: torch's UpSample.h and OpenCV's resize.cpp
 
 
@@ -38,7 +39,8 @@ SAMPLED: dict[str, Callable[[Weights], Weights]] = {"bilinear": _weigh_linear, "
 def sample(picture: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
     """Resize a picture without antialiasing.
 
-    A row of the result is made at a time from its two or four source rows, so that no copy of the picture is needed.
+    Some rows of the result are made at a time from the source rows that they need, so that no copy of the picture is
+    needed.
 
     Args:
         picture: Of mode RGB, RGBX or L.
@@ -52,13 +54,17 @@ def sample(picture: Image.Image, size: tuple[int, int], interpolation: str) -> I
     rows, row_weights = _find_neighbours(picture.height, size[1], interpolation)
     channels = 1 if picture.mode == "L" else 3
     sampled = np.empty((size[1], size[0], channels), np.uint8)
-    for row in range(size[1]):
-        first, end = int(rows[:, row].min()), int(rows[:, row].max()) + 1
-        strip = np.asarray(picture.crop((0, first, picture.width, end))).reshape(end - first, picture.width, -1)
-        near = strip[rows[:, row] - first][:, columns, :channels].astype(np.float32)  # rows, columns, width, channels
+    step = max(1, min(STRIP_PIXELS // size[0], STRIP_PIXELS * size[1] // (picture.width * picture.height)))
+    for top in range(0, size[1], step):
+        part = slice(top, top + step)
+        needed, places = np.unique(rows[:, part], return_inverse=True)
+        strip = np.asarray(picture.crop((0, needed[0], picture.width, needed[-1] + 1)))
+        strip = strip.reshape(len(strip), picture.width, -1)[needed - needed[0]]
+        near = strip[:, columns, :channels].astype(np.float32)  # rows, columns, width, channels
         across = _add([near[:, tap] * column_weights[tap, :, np.newaxis] for tap in range(len(columns))])
-        values = _add([across[tap] * row_weights[tap, row] for tap in range(len(rows))])
-        sampled[row] = np.clip(np.rint(values), 0, 255)
+        taps, weights = places.reshape(len(rows), -1), row_weights[:, part, np.newaxis, np.newaxis]
+        values = _add([across[taps[tap]] * weights[tap] for tap in range(len(rows))])
+        sampled[part] = np.clip(np.rint(values), 0, 255)
     return Image.fromarray(sampled.squeeze(-1) if channels == 1 else sampled)
 
 

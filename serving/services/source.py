@@ -30,6 +30,7 @@ class Facts(NamedTuple):
         certified: Whether the file has a certificate.
         batch_invariant: Whether an answer is the same in every batch.
         max_batch: The largest batch.
+        tolerance: The tolerance of the certificate, which bounds what batches change; 0 without a certificate.
     """
 
     name: str
@@ -39,13 +40,14 @@ class Facts(NamedTuple):
     certified: bool
     batch_invariant: bool
     max_batch: int
+    tolerance: float = 0.0
 
     @classmethod
     def of(cls, model: Model) -> Facts:
         """The facts of a loaded model."""
-        certified = model.manifest.certificate is not None
-        limits = (model.batch_invariant, model.max_batch)
-        return cls(model.name, model.version, model.provider.name, model.digest, certified, *limits)
+        certificate = model.manifest.certificate
+        limits = (model.batch_invariant, model.max_batch, certificate.tolerance if certificate else 0.0)
+        return cls(model.name, model.version, model.provider.name, model.digest, certificate is not None, *limits)
 
 
 def log_loaded(facts: Facts) -> None:
@@ -55,7 +57,12 @@ def log_loaded(facts: Facts) -> None:
     if not facts.certified:
         log.warning("%s has no certificate: its answers are not verified", name)
     elif not facts.batch_invariant and facts.max_batch == 1:
-        log.warning("%s gives other answers in a batch than alone: it runs one image at a time", name)
+        log.warning(
+            "%s rounds differently in a batch than alone, within the tolerance %.0e of its certificate: it runs one "
+            "image at a time, which keeps every bit and costs throughput; evalmode check shows the difference",
+            name,
+            facts.tolerance,
+        )
 
 
 class Source:

@@ -22,10 +22,14 @@ OPTIONS = {  # the option that overrides each fact
     "crop_ratio": "--crop-ratio",
     "interpolation": "--interpolation",
     "crop_offset": "--crop-offset",
+    "antialias": "--antialias or --no-antialias",
     "padding": "--resize (in Python: contract=PixelContract(...))",
+    "exif_orientation": "--exif-orientation or --no-exif-orientation",
+    "background": "--background",
     "output": "--output",
 }
 STATED = "option"  # the source of values that the user states
+NO_BACKGROUND = "none"  # the value of a background that ignores transparency
 TOLERANCE = 1e-6  # of numbers that two sources state, relative
 
 
@@ -36,9 +40,9 @@ class Fact:
     Attributes:
         name: A key of ``OPTIONS``.
         value: labels: a tuple of strings. size: (height, width). channels: 1 or 3. scale: the values of pixels 0 and
-            255. mean, std: tuples of numbers. bgr: a bool. resize: "crop", "squash", "letterbox" or "none".
-            crop_ratio: the cropped side divided by the resized one. interpolation, crop_offset, output: a name.
-            padding: red, green and blue of 0 to 255.
+            255. mean, std: tuples of numbers. bgr, antialias, exif_orientation: a bool. resize: "crop", "squash",
+            "letterbox" or "none". crop_ratio: the cropped side divided by the resized one. interpolation, crop_offset,
+            output: a name. padding: red, green and blue of 0 to 255. background: likewise, or ``NO_BACKGROUND``.
         source: The file and the key that state it.
         problem: Why the value cannot be used; "" if it can. An option of the user resolves it.
         fallback: Whether any other source takes precedence, as for class numbers in place of names.
@@ -95,6 +99,9 @@ def list_pixel_facts(contract: PixelContract) -> dict[str, Any]:
         "crop_ratio": resize.crop_ratio,
         "interpolation": resize.interpolation,
         "crop_offset": resize.crop_offset,
+        "antialias": resize.antialias,
+        "exif_orientation": contract.exif_orientation,
+        "background": contract.background or NO_BACKGROUND,
     }
 
 
@@ -105,7 +112,7 @@ def show_value(fact: Fact) -> str:
             return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         case "size", (height, width):
             return f"{height}x{width}"
-        case "bgr", value:
+        case _, bool(value):
             return "yes" if value else "no"
         case _, tuple() as numbers:
             return ",".join(f"{one:.6g}" for one in numbers)

@@ -14,7 +14,15 @@ import onnx
 
 from evalmode.artifact.tensors import Floats
 from evalmode.certification.adapt import drop_inputs, remove_maps
-from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, list_pixel_facts, show_value
+from evalmode.certification.found.facts import (
+    NO_BACKGROUND,
+    OPTIONS,
+    STATED,
+    Fact,
+    choose_facts,
+    list_pixel_facts,
+    show_value,
+)
 from evalmode.certification.found.own import read_own_contract
 from evalmode.certification.found.place import find_place
 from evalmode.certification.found.read import read_facts
@@ -70,11 +78,10 @@ class FoundNetwork:
         """The names of the facts that no source states and that certification requires."""
         return [name for name in REQUIRED if name not in self.facts] + ["size"] * self._lacks_size()
 
-    def list_assumed(self) -> tuple[str, ...]:
-        """A sentence for what no source states, and that a default fills in."""
-        if self.contract is not None or "resize" in self.facts:
-            return ()
-        return (f"no file states how images are resized: assumed {Resize().mode}; --resize states another way",)
+    @property
+    def states_resize(self) -> bool:
+        """Whether a file or the user states how images of another size are resized."""
+        return self.contract is not None or "resize" in self.facts
 
     def _lacks_size(self) -> bool:
         """Whether the size of the images is unknown, while the network's only input might take images."""
@@ -115,11 +122,12 @@ class FoundNetwork:
         Raises:
             UsageError: A value is out of range, or two values do not fit together.
         """
+        reading = _read_reading(self.facts)
         if self.contract is None:
-            return replace(taken, resize=to_resize(self.facts))
-        rules = {name: self.facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset")}
+            return replace(taken, resize=to_resize(self.facts), **reading)
+        rules = {name: self.facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset", "antialias")}
         resize = replace(self.contract.resize, mode=self.facts["resize"].value, **rules)
-        return replace(self.contract, height=taken.height, width=taken.width, resize=resize)
+        return replace(self.contract, height=taken.height, width=taken.width, resize=resize, **reading)
 
     def describe(self) -> list[str]:
         """One line for each fact that a file states: name, value and source."""
@@ -162,8 +170,14 @@ def to_resize(facts: Mapping[str, Fact]) -> Resize:
     Raises:
         UsageError: A value is out of range, or two values do not fit together.
     """
-    names = ("crop_ratio", "interpolation", "crop_offset", "padding")
+    names = ("crop_ratio", "interpolation", "crop_offset", "padding", "antialias")
     values = {name: facts[name].value for name in names if name in facts}
     if "resize" in facts:
         values["mode"] = facts["resize"].value
     return Resize(**values, jpeg_scaling=not values, keeps_exact_size=not values)
+
+
+def _read_reading(facts: Mapping[str, Fact]) -> dict[str, Any]:
+    """The rules of a pixel contract beside the resize that facts state: EXIF orientation and background."""
+    rules = {name: facts[name].value for name in ("exif_orientation", "background") if name in facts}
+    return {name: None if value == NO_BACKGROUND else value for name, value in rules.items()}

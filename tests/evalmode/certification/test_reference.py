@@ -86,6 +86,33 @@ def test_a_small_difference_of_many_images_is_rejected(network: Path, images: Pa
         certify(network, images, answers)
 
 
+def test_the_message_asks_for_causes_that_fit_the_size_of_the_difference(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    slight = {**answers, "logits": answers["logits"] * np.float32(1.1)}
+    with pytest.raises(ReferenceMismatch, match=r"change: are resize, interpolation, antialiasing and the JPEG"):
+        certify(network, images, slight)
+    exchanged = {**answers, "logits": answers["logits"][:, ::-1]}
+    with pytest.raises(ReferenceMismatch, match=r"change: are size, .* and the order of the labels right\?$"):
+        certify(network, images, exchanged)
+
+
+def test_the_message_names_the_orientation_and_the_transparency_that_images_have(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    """Whether training applied them is the question that only such images raise."""
+    orientation = Image.Exif()
+    orientation[0x0112] = 3
+    with Image.open(images / "red" / "0.png") as picture:
+        picture.convert("RGBA").save(images / "red" / "0.png", exif=orientation)
+    exchanged = {**answers, "logits": answers["logits"][:, ::-1]}
+    message = (
+        r"right\?; 1 of 18 images have an EXIF orientation: .*--no-exif-orientation; 1 of 18 images have transparency"
+    )
+    with pytest.raises(ReferenceMismatch, match=message):
+        certify(network, images, exchanged)
+
+
 def test_a_label_that_changes_in_a_near_tie_is_counted(network: Path, images: Path, answers: dict[str, Any]) -> None:
     pixels = np.full((4, 4, 3), (100, 100, 95), np.uint8)
     pixels[0, 0, 0] += 1

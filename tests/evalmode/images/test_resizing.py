@@ -12,9 +12,11 @@ import simplejpeg
 from PIL import Image
 
 from evalmode.errors import ImageError, ImageUnreadable, UsageError
+from evalmode.images import sampling
 from evalmode.images.headers import read_header
 from evalmode.images.pixels import PixelContract, Resize, decode_image, decode_whole, scale_header
 from evalmode.images.resizing import INTERPOLATIONS, MAX_ASPECT, MIN_CROP_RATIO, choose_jpeg_scale, plan_resize
+from evalmode.images.sampling import sample
 from evalmode.limits import OWN_IMAGES, Limits
 from tests.by_pillow import decode_by_pillow
 from tests.conftest import encode, plain
@@ -232,3 +234,14 @@ class TestJpegScaling:
         contract = PixelContract(10, 10, 3)
         old_jfif = image.replace(b"JFIF\0\1", b"JFIF\0\0", 1)
         assert np.array_equal(decode_image(old_jfif, contract, Limits()), decode_image(image, contract, Limits()))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sampling_has_the_same_bits_in_strips_of_any_height(
+    interpolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = noise(257, 331)
+    in_strips = sample(picture, (97, 200), interpolation).tobytes()
+    for pixels in (1, 2**30):  # a row at a time, and all at once
+        monkeypatch.setattr(sampling, "STRIP_PIXELS", pixels)
+        assert sample(picture, (97, 200), interpolation).tobytes() == in_strips

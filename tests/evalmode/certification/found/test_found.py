@@ -58,6 +58,7 @@ def test_sources_that_agree_are_no_contradiction() -> None:
         ("bgr", True, False, "bgr yes in a and no in b; state --bgr or --rgb"),
         ("crop_ratio", 0.875, 1.0, "crop ratio 0.875 in a and 1 in b; state --crop-ratio"),
         ("resize", "crop", "squash", "resize crop in a and squash in b; state --resize"),
+        ("antialias", True, False, "antialias yes in a and no in b; state --antialias or --no-antialias"),
     ],
 )
 def test_contradictions_are_rejected_unless_the_user_decides(
@@ -182,13 +183,94 @@ def test_options_take_precedence_over_files(network: Path, images: Path, capsys:
 
 
 def test_everything_that_is_missing_is_asked_for_at_once(network: Path, images: Path) -> None:
-    with pytest.raises(click.UsageError) as caught:
+    rest = "or --samples for a network of other tensors"
+    resize = "; --resize, too, unless all images have the network's size"
+    with pytest.raises(UsageError) as caught:
         certify(network, images)
-    assert caught.value.message == "--labels, --scale, --size missing, or --samples for a network of other tensors"
+    assert str(caught.value) == f"--labels, --scale, --size missing, {rest}{resize}"
     (network.parents[1] / "labels.txt").write_text("left\nright\n")
-    with pytest.raises(click.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         certify(network, images)
-    assert caught.value.message == "--scale, --size missing, or --samples for a network of other tensors"
+    assert str(caught.value) == f"--scale, --size missing, {rest}{resize}"
+    with pytest.raises(UsageError) as caught:
+        certify(network, images, "--resize", "squash")
+    assert str(caught.value) == f"--scale, --size missing, {rest}"
+
+
+def state(network: Path, *options: str) -> tuple[str, ...]:
+    """Labels in a file, and the options that the network needs, with others."""
+    (network.parents[1] / "labels.txt").write_text("left\nright\n")
+    return ("--scale", "0,1", "--size", f"{SIDE}x{SIDE}", *options)
+
+
+def test_options_state_antialiasing_orientation_and_background(network: Path, images: Path) -> None:
+    """Each reaches the pixel contract of the artifact."""
+    options = ("--no-antialias", "--no-exif-orientation", "--background", "none", "--resize", "squash")
+    pixels = certify(network, images, *state(network, *options)).manifest.pixels
+    assert not pixels.resize.antialias
+    assert not pixels.exif_orientation
+    assert pixels.background is None
+    options = ("--antialias", "--exif-orientation", "--background", "1,2,3", "--resize", "squash")
+    pixels = certify(network, images, *state(network, *options)).manifest.pixels
+    assert pixels.resize.antialias
+    assert pixels.exif_orientation
+    assert pixels.background == (1, 2, 3)
+
+
+@pytest.mark.parametrize("colour", ["white", "1,2", "0,0,256", "-1,0,0", ""])
+def test_a_background_that_is_no_colour_is_rejected(colour: str, network: Path, images: Path) -> None:
+    with pytest.raises(click.BadParameter, match=r"is not none, or red, green and blue of 0 to 255"):
+        certify(network, images, *state(network, "--background", colour))
+
+
+def test_images_of_another_size_need_a_resize_that_is_stated(network: Path, images: Path) -> None:
+    """The command and Python treat them alike: no resize is right for most networks."""
+    message = r"^26 of 40 images are not 8x8 \(width x height\), such as .*\.png \(\d+x8\), .*: state --resize and"
+    with pytest.raises(UsageError, match=message):
+        certify(network, images, *state(network))
+    fixed = onnx.load(network)
+    for axis, side in ((2, SIDE), (3, SIDE)):
+        fixed.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    onnx.save(fixed, network)
+    with pytest.raises(UsageError, match=message):
+        evalmode.certify(network, images, ["left", "right"], evalmode.Preprocessing((0, 1)))
+
+
+def test_notes_name_what_is_assumed_and_only_what_matters(
+    network: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    orientation = Image.Exif()
+    orientation[0x0112] = 3
+    turned = Image.open(root / "left" / "0.png")
+    turned.save(root / "left" / "turned.jpg", quality=95, exif=orientation)
+    turned.convert("RGBA").save(root / "left" / "clear.png", exif=orientation)
+    with Image.open(root / "left" / "0.png") as plain:
+        plain.save(root / "left" / "plain.jpg", quality=95)
+
+    def read_notes(folder: Path, *options: str) -> list[str]:
+        certify(network, folder, *state(network, *options))
+        return [line[10:] for line in capsys.readouterr().out.splitlines() if line.startswith("note")][:-1]
+
+    fitting = tmp_path / "fitting"
+    for path in images.rglob("*.png"):
+        (fitting / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            picture.crop((0, 0, SIDE, SIDE)).save(fitting / path.parent.name / path.name)
+    resize = "no file states how images are resized: assumed crop and bilinear; --resize and --interpolation state "
+    assert read_notes(fitting) == [resize + "another way"]
+    assert read_notes(images, "--resize", "squash") == [
+        "no file states the interpolation: assumed bilinear; --interpolation states another one"
+    ]
+    stated = ("--resize", "squash", "--interpolation", "nearest")
+    assert read_notes(images, *stated) == []
+    assert read_notes(root, *stated) == [
+        "2 of 43 images have an EXIF orientation: assumed that training applied it; if not, --no-exif-orientation",
+        "1 of 43 images have transparency: assumed white under it; another colour by --background, none if training "
+        "ignored it",
+    ]
+    assert read_notes(root, *stated, "--no-exif-orientation", "--background", "255,255,255") == []
 
 
 def test_in_python_files_state_what_no_argument_states(network: Path, images: Path) -> None:
