@@ -281,13 +281,13 @@ def _check_better_than_guessing(
     probabilities = softmax(logits)
     found = f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing"
     found += f" among {len(labels)} labels"
-    causes = [f"{one.source} has the same answers, so the preprocessing is right" for one in references]
+    causes = [f"{one.source} has the same answers, so the preprocessing is right." for one in references]
     causes = causes or ["are --labels, --scale, --mean, --std and --bgr right?"]
     if np.ptp(probabilities, axis=0).max() < SAME_ANSWER:
         answer = int(probabilities.mean(axis=0).argmax())
         found += f", and all of them get the same answer ({labels[answer]} {probabilities[0, answer]:.2f})"
-        causes.append("moving statistics of batch norm after few steps of training do this, too: train for longer")
-    raise GoldenMismatch(f"{found}: {'; '.join(causes)}. To publish it as it is: --allow-guessing")
+        causes.append("moving statistics of batch norm after few steps of training do this, too: train for longer.")
+    raise GoldenMismatch(f"{found}: {' '.join(causes)} To publish it as it is: --allow-guessing")
 
 
 def _list_versions() -> dict[str, str]:
