@@ -29,6 +29,11 @@ from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
 STDIN = Path("-")
+OPTIONS_OF = {  # what to do about the reasons of a server, which does not know the options of its clients
+    "TOKEN_INVALID": "--token-file FILE",
+    "MODEL_UNSPECIFIED": "--model NAME",
+    "MODEL_NOT_FOUND": "--model NAME, and --version N for another than the newest",
+}
 Predict = Callable[[bytes, Path], Prediction]  # the image, and the file that it was read from
 
 
@@ -221,8 +226,22 @@ def _open_predictor(
     tls = {"tls_ca": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
     name, version = options.model, options.version
     with Client(options.address, options.timeout, token=token, **tls) as client:
-        labels = tuple(client.get_model(name, version).labels)
+        labels = _list_labels(client, name, version)
         yield lambda image, path: client.predict(image, model=name, version=version, top_k=top_k), labels
+
+
+def _list_labels(client: Client, name: str, version: str) -> tuple[str, ...]:
+    """The labels of the model that will answer.
+
+    Raises:
+        CallFailed: There is no such model, or the server refuses the call.
+    """
+    try:
+        return tuple(client.get_model(name, version).labels)
+    except CallFailed as error:
+        if error.reason not in OPTIONS_OF:
+            raise
+        raise EvalmodeError(f"{error} ({OPTIONS_OF[error.reason]})") from error
 
 
 def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> tuple[list[Answer], list[str]]:

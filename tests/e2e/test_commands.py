@@ -377,6 +377,12 @@ class TestPredictReads:
             assert re.fullmatch(f"model    {re.escape(what)}, sha256:[0-9a-f]{{12}}", done.stdout.splitlines()[-1])
             assert not done.stderr
 
+    def test_the_option_that_names_a_model(self, server: Server, tmp_path: Path, evalmode: Evalmode) -> None:
+        (tmp_path / "1.png").write_bytes(encode(plain("red")))
+        done = evalmode("predict", tmp_path / "1.png", "--address", server.address, "--model", "colours/1")
+        assert done.returncode == 2
+        assert "served: colours/1; the version has a field of its own (--model NAME, and --version N" in done.stderr
+
     def test_no_table_without_an_answer(self, model: Path, tmp_path: Path, evalmode: Evalmode) -> None:
         (tmp_path / "notes.png").write_text("text")
         done = evalmode("predict", tmp_path / "notes.png", "--file", model)

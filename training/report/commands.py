@@ -35,7 +35,7 @@ def list_commands(run: Run, dataset: Dataset, predictions: Predictions) -> list[
     image = quote_path(_choose_image(dataset, predictions))
     return [
         Command(
-            "export in eval mode to one file; the next export becomes version 2",
+            "export in eval mode to one file; each export is a new version",
             f"evalmode export {quote_path(run.folder)} --repository {REPOSITORY} --name {name}",
         ),
         Command("check the file: its proof is replayed", f"evalmode check {file}"),
