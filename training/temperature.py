@@ -67,7 +67,7 @@ def choose_temperature(logits: Tensor, targets: Indices) -> tuple[float, str]:
     without, error = (
         calibration_error(softmax(logits.numpy() / one), targets) for one in (np.float32(1), temperatures)
     )
-    figures = f"{without:.4f} without, {error:.4f} with it, on validation images it was not fitted on"
+    change = f"the calibration error from {without:.4f} to {error:.4f} on validation images it was not fitted on"
     if not error < without:
-        return 1.0, f"no temperature is used, since none lowers the calibration error: {figures}"
-    return fit_temperature(logits, targets), f"a temperature lowers the calibration error: {figures}"
+        return 1.0, f"no temperature is used: it would change {change}"
+    return fit_temperature(logits, targets), f"a temperature lowers {change}"

@@ -131,19 +131,17 @@ def compare(old: Path, new: Path, output: Output, **options: Any) -> None:
 def _list_exceeded(comparison: Comparison, chosen: CompareOptions) -> list[str]:
     """List the limits that the comparison exceeds, in words."""
     reasons = []
-    if _is_above(comparison.accuracy_drop, chosen.max_accuracy_drop):
+    limit = chosen.max_accuracy_drop
+    if limit is not None and comparison.accuracy_drop > limit:
         (old, new), points = comparison.accuracies, 100 * comparison.accuracy_drop
         reasons.append(
             f"the accuracy falls from {old:.4f} to {new:.4f}, by {points:.2f} percentage points, "
-            f"--max-accuracy-drop {chosen.max_accuracy_drop:.2%}"
+            f"--max-accuracy-drop {100 * limit:g}%"
         )
-    if _is_above(comparison.share_changed, chosen.max_changed):
-        reasons.append(f"{comparison.share_changed:.2%} of the labels change, --max-changed {chosen.max_changed:.2%}")
+    limit = chosen.max_changed
+    if limit is not None and comparison.share_changed > limit:
+        reasons.append(f"{comparison.share_changed:.2%} of the labels change, --max-changed {100 * limit:g}%")
     return reasons
-
-
-def _is_above(share: float, limit: float | None) -> bool:
-    return limit is not None and share > limit
 
 
 def _describe(comparison: Comparison) -> str:
@@ -166,4 +164,5 @@ def _describe(comparison: Comparison) -> str:
     changes = [f"{one.path}: {one.label}, {one.old} -> {one.new}" for one in comparison.changed[:MAX_ROWS]]
     if len(comparison.changed) > len(changes):
         changes.append(f"... and {len(comparison.changed) - len(changes)} more: --page or --json shows them")
-    return "\n".join([*lines, *changes])
+    note = "note      both accuracies hold only for images that neither model was trained on"
+    return "\n".join([*lines, *changes, note])

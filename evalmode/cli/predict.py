@@ -147,6 +147,8 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     elif answers:
         _print_table(answers)
         _print_models(answers, chosen)
+        if chosen.heatmap:
+            click.echo(f"heatmap  {chosen.heatmap}: bright where the resized and cropped image speaks for the label")
     _print_accuracy(answers, labels)
     for failure in failures:
         click.echo(f"evalmode: {failure}", err=True)

@@ -194,7 +194,7 @@ class Model(ABC):
         if ACTIVATION_MAP not in self.optional.names:
             raise UsageError(
                 f"{self!r} has no {ACTIVATION_MAP}: networks that end in global average pooling and one dense layer "
-                "have one; export the run again if its network does"
+                "have one, if this version of evalmode trained and exported them"
             )
         prediction, pixels, outputs = self._infer(image, top_k, limits, formats, (ACTIVATION_MAP,))
         pixels = order_channels(pixels, self.as_classifier().manifest.pixels)  # to RGB

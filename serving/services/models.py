@@ -424,7 +424,7 @@ class Models:
     def _load(self, key: Key) -> None:
         """Load a version, and let it answer requests if it is still needed."""
         name, _ = key
-        log.info("checking %s/%s: its proof is replayed before it answers", *key)
+        log.info("checking %s/%s before it answers", *key)
         try:
             model = self._source.load(key)
             error: Exception | None = None

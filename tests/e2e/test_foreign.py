@@ -206,7 +206,7 @@ def test_compare_reports_all_changes(published: Path, digits: Path, evalmode: Ev
     assert {row[0]: row[1:] for row in rows} == {
         label: figures for label, figures in by_label.items() if figures[1:] != ["0", "0"]
     }
-    assert f"{changed / 397:.2%} of the labels change, --max-changed 2.00%" in done.stderr
+    assert f"{changed / 397:.2%} of the labels change, --max-changed 2%" in done.stderr
     html = page.read_text()
     groups = re.findall(r"<h2>[^<]*: (\d+)</h2>", html)
     assert [int(count) for count in groups] == [lost, gained, changed - lost - gained]

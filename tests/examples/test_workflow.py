@@ -111,7 +111,7 @@ def test_a_network_is_published_only_if_its_accuracy_does_not_fall(tmp_path: Pat
         shutil.rmtree(runner.folder / name)  # another run begins with a clean checkout
     refused = runner.run()
     assert refused.returncode == 1, refused.stderr
-    assert "--max-accuracy-drop 1.00%" in refused.stderr
+    assert "--max-accuracy-drop 1%" in refused.stderr
     assert list_versions(runner.models, "scenes") == [1, 2]
     assert (runner.folder / "changes.html").stat().st_size
 
@@ -143,6 +143,6 @@ def test_the_recipe_of_the_page_publishes_the_first_version_and_refuses_a_worse_
         shutil.rmtree(tmp_path / name)
     refused = run("bash", "-c", recipe, cwd=tmp_path, **tools)
     assert refused.returncode == 1, refused.stderr
-    assert "--max-accuracy-drop 1.00%" in refused.stderr
+    assert "--max-accuracy-drop 1%" in refused.stderr
     assert list_versions(tmp_path / "models", "pets") == [1, 2]
     assert json.loads((tmp_path / "compare.json").read_text())["passed"] is False

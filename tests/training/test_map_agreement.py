@@ -74,6 +74,16 @@ def test_a_map_of_other_features_is_refused() -> None:
         measure_map_difference(network, IMAGES, expect(network), convert(network, 5e-3, column=1))
 
 
+def test_a_position_may_differ_by_more_than_the_logits_which_are_means_over_positions() -> None:
+    network = make_network()
+    graph, logits = convert(network, 1e-3, column=1), expect(network).logits
+    difference = measure_map_difference(network, IMAGES, Expected(logits, 1.0), graph)
+    assert difference is not None
+    assert measure_map_difference(network, IMAGES, Expected(logits, difference / 5), graph) == difference
+    with pytest.raises(NetworksDisagree, match="differ by"):
+        measure_map_difference(network, IMAGES, Expected(logits, difference / 100), graph)
+
+
 def test_a_feature_map_of_no_layer_leaves_the_map_out() -> None:
     network = make_network()
     assert measure_map_difference(network, IMAGES, expect(network), convert(network, 0.5)) is None

@@ -281,7 +281,7 @@ class TestGap:
     def test_few_validation_images_are_said_to_have_chosen_the_epoch(self, write_untrained: WriteUntrained) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(16, 9))
         page = write_untrained(network, make_dataset(tuple("abcdefghi"), 4, 1), train_accuracy=1.0, val_accuracy=1.0)
-        chosen = "The epoch was chosen by these 9 validation images, which makes their accuracy too high."
+        chosen = "The epoch was chosen by these 9 validation images, so their accuracy tends to be too high."
         assert page.words("val-doubt").startswith(f"{chosen} Trust the test accuracy, {page.texts['accuracy'][:-2]}")
 
     def test_no_overfitting_is_visible_if_many_images_agree(self, write_untrained: WriteUntrained) -> None:
@@ -303,9 +303,14 @@ class TestGap:
                 0.97,
                 1000,
                 (0.93, 0.96),
-                "The epoch was chosen by these 1,000 validation images, which makes their accuracy",
+                "The epoch was chosen by these 1,000 validation images, so their accuracy tends to be",
             ),
-            (0.95, 60, (0.90, 0.99), "The epoch was chosen by these 60 validation images, which makes their accuracy"),
+            (
+                0.95,
+                60,
+                (0.90, 0.99),
+                "The epoch was chosen by these 60 validation images, so their accuracy tends to be",
+            ),
         ],
     )
     def test_the_validation_accuracy_is_doubted_if_it_is_uncertain_or_above_the_test_interval(

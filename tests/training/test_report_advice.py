@@ -79,7 +79,7 @@ def test_near_duplicates_are_serious_and_come_first() -> None:
     first, second = list_advice(gather(judge(GOOD), review))
     assert first.finding == "3 pairs of nearly equal images in different splits: the accuracy is too high."
     assert (first.is_serious, first.section) == (True, "duplicates")
-    assert second.finding == "1 label may be wrong."
+    assert second.finding == "1 label to check."
     assert (second.is_serious, second.section) == (False, "labels")
 
 
@@ -129,8 +129,8 @@ def test_fine_tuning_that_was_not_kept_is_named_with_its_time() -> None:
 def test_the_weakest_label_is_named_with_the_label_that_is_predicted_instead() -> None:
     weak = judge([[400, 0, 0], [10, 250, 140], [0, 0, 400]])
     text = advise(gather(weak))
-    assert "250 of 400 images of pear are classified correctly; plum is predicted most often instead." in text
-    assert "pear has 100 training images, the largest label 100. Collect more images of both. #classes" in text
+    assert "250 of 400 images of pear are classified correctly; most of the others become plum." in text
+    assert "pear has 100 training images. Collect more of it and of these. #classes" in text
     train = Split(np.zeros((300, 8, 8, 3), np.uint8), np.repeat([0, 1, 2], [200, 50, 50]))
     rare = gather(weak)
     rare = replace(rare, dataset=replace(rare.dataset, train=train))

@@ -82,7 +82,7 @@ def correct_labels(evidence: Evidence) -> Advice | None:
     if not wrong:
         return None
     return Advice(
-        f"{count(wrong, 'label')} may be wrong.",
+        f"{count(wrong, 'label')} to check.",
         "Look at each image: some have the right label and are hard. Move the others into the folder of the right "
         "label, or correct their rows. Then train again.",
         "labels",
@@ -171,11 +171,13 @@ def help_weakest_label(evidence: Evidence) -> Advice | None:
     wrong = matrix[index].copy()
     wrong[index] = 0
     balance = counts.max() > IMBALANCE * counts[index] and not evidence.config.recipe.balance
+    confused = " and ".join(labels[one] for one in np.flatnonzero(wrong == wrong.max()).tolist())
+    largest = f", the largest label {counts.max():,}" if counts.max() > counts[index] else ""
     return Advice(
-        f"{right[index]} of {totals[index]} images of {labels[index]} are classified correctly; "
-        f"{labels[int(wrong.argmax())]} is predicted most often instead.",
-        f"{labels[index]} has {counts[index]:,} training images, the largest label {counts.max():,}. "
-        + ("Collect more of it, or train again with --balance." if balance else "Collect more images of both."),
+        f"{right[index]} of {totals[index]} images of {labels[index]} are classified correctly; most of the others "
+        f"become {confused}.",
+        f"{labels[index]} has {counts[index]:,} training images{largest}. "
+        + ("Collect more of it, or train again with --balance." if balance else "Collect more of it and of these."),
         "classes",
     )
 

@@ -51,7 +51,7 @@ def describe_training(rows: Rows, network: nn.Module, val_images: int) -> dict[s
 
 
 def doubt_validation(training: dict[str, Any], images: int, test_interval: tuple[float, float]) -> str:
-    """Say why the validation accuracy is too high, if its interval is wide or it lies above that of the test images.
+    """Say what the validation accuracy is worth, if its interval is wide or it lies above that of the test images.
 
     Args:
         training: What ``describe_training`` returns.
@@ -65,7 +65,7 @@ def doubt_validation(training: dict[str, Any], images: int, test_interval: tuple
     if high - low <= WIDE and accuracy <= test_interval[1]:
         return ""
     chosen = "The epoch was" if training["best"] else "These weights were"
-    return f"{chosen} chosen by these {count(images, 'validation image')}, which makes their accuracy too high."
+    return f"{chosen} chosen by these {count(images, 'validation image')}, so their accuracy tends to be too high."
 
 
 def _find_best(result: dict[str, Any], epochs: Rows) -> dict[str, Any] | None:

@@ -156,12 +156,3 @@ def test_has_the_style_of_the_report_and_no_other(tmp_path: Path) -> None:
     assert re.findall(r"<style>(.*?)</style>", page, re.DOTALL) == [f"\n{STYLE.read_text('utf-8')}"]
     assert "://" not in page
     assert "<script" not in page
-
-
-def test_the_links_to_sections_wrap_and_no_block_lies_on_another_on_paper() -> None:
-    style = STYLE.read_text("utf-8")
-    (links,) = re.findall(r"^nav \{(.*?)\}", style, re.DOTALL | re.MULTILINE)
-    assert "flex-wrap: wrap" in links
-    assert "overflow" not in links
-    printed = style.partition("@media print")[2]
-    assert "section, .notes, .findings, .figures.stack { display: block; }" in printed
