@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,9 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Clone:
-    return Clone(tmp_path)
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    yield Clone(tmp_path)
+    shutil.rmtree(tmp_path / "clone")  # pytest keeps the folders of several runs
 
 
 def test_a_checkout_with_changes_is_refused_and_nothing_is_created(clone: Clone) -> None:
@@ -208,6 +210,25 @@ def test_the_others_are_run_after_a_failure_and_what_is_missing_is_said(clone: C
     assert second == "FAILED hot-path: no result; RuntimeError: hot_path is broken"
     assert done.returncode == 1
     assert list(clone.out.glob("*.json")) == []
+
+
+def test_the_result_of_a_missed_requirement_is_kept_and_that_of_a_crash_is_not(clone: Clone) -> None:
+    """Of the benchmark of damaged images with two images of a kind, which ends in either way."""
+    script = clone.folder / "benchmarks" / "soak" / "damage.py"
+    text = script.read_text().replace("judge(options.count,", "judge(2,")
+    ending = 'sys.exit(bool(done["wrong"]))'
+    assert text.count(ending) == 1
+    script.write_text(text.replace(ending, 'raise RuntimeError("broken")'))
+    clone.commit()
+    assert clone.run("damage").stdout.splitlines()[1:] == ["FAILED damage: no result; RuntimeError: broken"]
+    assert list(clone.out.glob("*.json")) == []
+    script.write_text(text.replace(ending, "sys.exit(1)"))
+    clone.commit()
+    ended = clone.run("damage").stdout.splitlines()[1]
+    assert ended.startswith("FAILED damage: a requirement is not met; ")
+    [path] = clone.out.glob("*.json")
+    assert json.loads(path.read_text())["damaged"]
+    assert clone.run("damage").stdout == f"damage: measured, {path.name}\n"
 
 
 @pytest.mark.slow
