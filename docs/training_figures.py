@@ -119,13 +119,15 @@ def show_training() -> str:
 
 def show_lecture() -> str:
     """Show the epochs of the lecture's recipe."""
+    result = read_result(find_result("lecture"))
+    found = result["runs"][0]["epochs"] if "runs" in result else result["epochs"]  # older ones are of one run
     rows = [
         (
             epoch["epoch"],
             *(f"{epoch[name]:.4f}" for name in ("loss", "train_accuracy", "val_accuracy")),
             f"{epoch['seconds']:.0f}",
         )
-        for epoch in read_result(find_result("lecture"))["epochs"]
+        for epoch in found
     ]
     return draw(("epoch", "loss", "train accuracy", "validation accuracy", "seconds"), rows)
 

@@ -12,6 +12,7 @@ mirrored.
 
 With --qemu, every fifth is replayed on an emulated processor with other vector instructions and other rounding.
 `load_ms`: time to load and replay one. `accuracy`: on the test images.
+Exit 1 if an export is refused.
 """
 
 from __future__ import annotations

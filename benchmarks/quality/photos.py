@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--subset", type=int, help="number of images to draw from the data; default: all")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        data = arguments.data.resolve()
+        data = arguments.data.absolute()  # a link keeps its name
         if arguments.subset:
             data = draw_subset(data, arguments.subset, Path(folder) / f"{data.name}-{arguments.subset}")
         pretrained = ["--network", arguments.network] if arguments.network else []

@@ -39,6 +39,7 @@ OPTIONS = {  # of `evalmode train`
     "compact": ("--network", "compact"),
 }
 CONTESTANTS = (*OPTIONS, KERAS)
+EPOCH = ("epoch", "loss", "train_accuracy", "val_accuracy", "val_loss", "seconds")  # what is kept of each
 MIRRORED = "compact"  # exported a second time, outside the measured time
 KERAS_VERSIONS = "import json, keras, tensorflow as t; print(json.dumps([keras.__version__, t.__version__]))"
 
@@ -157,13 +158,15 @@ def run_evalmode(job: Job, contestant: str, seed: int, folder: Path) -> dict[str
     publish = list_command("evalmode", "export", run, "--repository", models, "--name", contestant)
     training = run_process(*list_command("evalmode", "train", job.data, "--out", run, *options))
     export = run_process(*publish)
+    *lines, result = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     figures = {
-        "test_accuracy": json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"],
+        "test_accuracy": result["test_accuracy"],
         "seconds": round(training.seconds + export.seconds, 1),
         "export_seconds": round(export.seconds, 1),
         "peak_bytes": max(training.peak_bytes, export.peak_bytes),
         "training_peak_bytes": training.peak_bytes,
         **aside(count_network, run),
+        "epochs": [{name: line[name] for name in EPOCH} for line in lines if "loss" in line],
     }
     if contestant == MIRRORED:
         match = re.search(r"accuracy\s+([\d.]+)", run_process(*publish, "--mirrored").output)

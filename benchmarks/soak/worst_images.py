@@ -4,6 +4,7 @@
     python -m benchmarks.soak.worst_images --server 127.0.0.1:8001 --pid PID    # other callers while 32 send it
 
 Each is within the limits of 10 MiB encoded and 50 million pixels, and as expensive as possible within them.
+Exit 1 if a figure exceeds its bound.
 """
 
 from __future__ import annotations
