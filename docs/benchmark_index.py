@@ -56,7 +56,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "speed.throughput": Benchmark(
         "minutes", "a checkout to compare with", ("throughput", "throughput-native"), newest.describe_throughput
     ),
-    "speed.train_step": Benchmark("minutes", NOTHING),
+    "speed.train_step": Benchmark("minutes", NOTHING, ("train-step",), newest.describe_steps),
     "speed.worker_figures": Benchmark("minutes", NOTHING),
     "quality.choosing": Benchmark("minutes", "any data set", ("choosing",), newest.describe_choosing),
     "quality.doubts": Benchmark("minutes", TRASHNET, ("doubts",), newest.describe_doubts),

@@ -7,6 +7,7 @@ from functools import partial
 
 from docs import operating_figures as operating
 from docs import serving_figures as serving
+from docs import step_figures as steps
 from docs import training_figures as training
 from docs.results import cite
 
@@ -14,6 +15,9 @@ PERFORMANCE, TRAINING = "docs/performance.md", "docs/training.md"
 REPORT = "docs/decisions/0027-report-of-photos.md"
 # Document and name of a table: its function, and the results that it is made from.
 MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
+    (PERFORMANCE, "steps"): (steps.show_steps, ("train-step",)),
+    (PERFORMANCE, "spins"): (steps.show_spins, ("train-step",)),
+    (PERFORMANCE, "memory of steps"): (steps.show_memory, ("train-step",)),
     (PERFORMANCE, "serving"): (serving.show_serving, ("serve",)),
     (PERFORMANCE, "scheduler"): (serving.show_scheduler, ("throughput", "throughput-native")),
     ("docs/reference/images.md", "scaled decoding"): (serving.show_scaled_decoding, ("scaled-decoding",)),

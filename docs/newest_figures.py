@@ -34,6 +34,13 @@ def describe_serve(results: Results) -> str:
     return f"of ONNX Runtime alone: {'; '.join(shown)}"
 
 
+def describe_steps(results: Results) -> str:
+    """Describe a step of both networks in the layout that training uses."""
+    variants = results[0]["variants"]
+    shown = (f"{network} {found['channels_last']['median_ms']:.0f} ms" for network, found in variants.items())
+    return f"a step: {', '.join(shown)}"
+
+
 def describe_throughput(results: Results) -> str:
     """Describe the ratios of answers per second after and before a change."""
     ratios = [one["answers_per_s_ratio"] for result in results for one in result["kinds"].values()]
