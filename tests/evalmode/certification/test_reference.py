@@ -17,7 +17,7 @@ import evalmode
 from evalmode.artifact.manifest import read_manifest
 from evalmode.artifact.tensors import softmax
 from evalmode.cli.main import cli
-from evalmode.errors import ReferenceMismatch, UsageError
+from evalmode.errors import GoldenMismatch, ReferenceMismatch, UsageError
 from tests.conftest import COLOURS
 
 PREPROCESSING = evalmode.Preprocessing((0, 255))
@@ -95,6 +95,21 @@ def test_the_message_asks_for_causes_that_fit_the_size_of_the_difference(
     exchanged = {**answers, "logits": answers["logits"][:, ::-1]}
     with pytest.raises(ReferenceMismatch, match=r"change: are size, .* and the order of the labels right\?$"):
         certify(network, images, exchanged)
+
+
+def test_a_reference_that_agrees_leaves_the_order_of_labels_and_the_training_as_causes(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    """The columns of the file are those of the network, in whatever order --labels names them."""
+    half = {name: array[::2] for name, array in answers.items()}
+    np.savez(network.parent / "answers.npz", **half)
+    options = evalmode.ClassifierOptions(reference=network.parent / "answers.npz")
+    message = (
+        r"guessing among 3 labels: answers\.npz has the same answers for 9 images, so the pixels and the arithmetic "
+        r"are right: is the order of --labels right, and was the network trained long enough\? To publish"
+    )
+    with pytest.raises(GoldenMismatch, match=message):
+        evalmode.certify(network, images, COLOURS[1:] + COLOURS[:1], PREPROCESSING, options)
 
 
 def test_the_message_names_the_orientation_and_the_transparency_that_images_have(
