@@ -120,7 +120,7 @@ def certify_found(
         labelled = read_labelled(Path(images), names, image.contract, options.limits)
         for warning in labelled.warnings:
             on_warning(warning)
-        survey = survey_images(labelled.paths, options.limits)
+        survey = survey_images(labelled.paths, options.limits, image.contract.exif_orientation)
         check_resize(found, survey, image.contract.size)
         wrapped = wrap_exactly(Taken(graph, image, transform), len(names), found.output, labelled.pixels)
         logits = run_all(wrapped.graph, labelled.pixels)
@@ -143,7 +143,7 @@ def certify_found(
         # A module is run with the preprocessing that the user states: its agreement proves nothing about that.
         from_files = references if found.library is None else references[:-1]
         _check_better_than_guessing(quality, logits, names, from_files)
-    notes = found.notes + list_assumed(found, survey) + wrapped.notes
+    notes = found.notes + list_assumed(found, survey, image.contract) + wrapped.notes
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
 
 
