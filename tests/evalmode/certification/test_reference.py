@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from PIL import Image
 import evalmode
 from evalmode.artifact.manifest import read_manifest
 from evalmode.artifact.tensors import softmax
+from evalmode.certification.images import read_labelled
 from evalmode.cli.main import cli
 from evalmode.errors import GoldenMismatch, ReferenceMismatch, UsageError
 from tests.conftest import COLOURS
 
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "certify.md"
 PREPROCESSING = evalmode.Preprocessing((0, 255))
 
 
@@ -166,6 +169,28 @@ def test_arrays_that_do_not_fit_are_rejected(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         certify(network, images, change(answers))
+
+
+def test_the_guide_answers_every_image_before_anything_is_published(images: Path) -> None:
+    """Its program finds nested folders, PNG, and suffixes in upper case, as the command does."""
+    guide = GUIDE.read_text()
+    answers = guide[guide.index("answers.py") :].partition("```\n")[0]
+    (images / "red" / "nested").mkdir()
+    for name, form in (("red/nested/1.PNG", "PNG"), ("blue/2.JPG", "JPEG"), ("green/3.jpeg", "JPEG")):
+        Image.new("RGB", (4, 4)).save(images / name, form)
+    (images / "red" / "notes.txt").write_text("text")
+    (images / "beside.jpg").write_bytes(b"in no folder of a label")
+    lines = [line.strip() for line in answers.splitlines()]
+    code = [line for line in lines if line.startswith(("from pathlib", "SUFFIXES", "photos =", "paths =", "names ="))]
+    found: dict[str, Any] = {}
+    exec("\n".join(code).replace('Path("photos")', f"Path({str(images)!r})"), found)
+    expected = read_labelled(images, COLOURS, evalmode.PixelContract(4, 4, 3)).paths
+    assert sorted(found["names"]) == sorted(path.relative_to(images).as_posix() for path in expected)
+    commands = re.findall(r"evalmode certify [^`]*", guide)
+    assert [command for command in commands if "--repository" in command and "--reference" not in command] == []
+    assert all(
+        "import tensorflow as tf" in block for block in re.findall(r"```python.*?```", guide, re.S) if "tf." in block
+    )
 
 
 def test_the_command_prints_the_agreement(network: Path, images: Path, answers: dict[str, Any], tmp_path: Path) -> None:
