@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from evalmode.certification.found.facts import STATED
 from evalmode.certification.found.found import FoundNetwork
 from evalmode.errors import UsageError
 from evalmode.images.contract import Resize
 from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
-from evalmode.images.pixels import CODECS, probe_header
+from evalmode.images.orientation import SIDEWAYS
+from evalmode.images.pixels import CODECS, PixelContract, probe_header
 from evalmode.images.resizing import Size
+from evalmode.images.sampling import SAMPLED
 from evalmode.limits import Limits
 
 
@@ -26,8 +29,8 @@ class Survey:
 
     Attributes:
         paths: The images.
-        sizes: (width, height) of each image, upright.
-        turned: The number of images with an EXIF orientation to apply.
+        sizes: (width, height) of each image; upright, unless the orientation is not applied.
+        turned: The number of images with an EXIF orientation.
         transparent: The number of images that may have transparent pixels.
     """
 
@@ -37,12 +40,13 @@ class Survey:
     transparent: int
 
 
-def survey_images(paths: Sequence[Path], limits: Limits) -> Survey:
+def survey_images(paths: Sequence[Path], limits: Limits, exif_orientation: bool = True) -> Survey:
     """Read the headers of images that could be decoded.
 
     Args:
         paths: The images.
         limits: How large they may be.
+        exif_orientation: Whether their EXIF orientation is applied.
 
     Raises:
         ImageError: A header cannot be read.
@@ -51,10 +55,10 @@ def survey_images(paths: Sequence[Path], limits: Limits) -> Survey:
     sizes, turned, transparent = [], 0, 0
     for path in paths:
         header = read_header(path.read_bytes(), limits, FORMATS)
-        shape = probe_header(header)
-        is_turned, is_transparent = _look_at(header)
-        sizes.append(shape.size)
-        turned += is_turned
+        size = probe_header(header).size
+        orientation, is_transparent = _look_at(header)
+        sizes.append(size if exif_orientation or orientation not in SIDEWAYS else size[::-1])
+        turned += orientation != 1
         transparent += is_transparent
     return Survey(tuple(paths), tuple(sizes), turned, transparent)
 
@@ -80,15 +84,16 @@ def check_resize(found: FoundNetwork, survey: Survey, wanted: Size) -> None:
         )
 
 
-def list_assumed(found: FoundNetwork, survey: Survey) -> tuple[str, ...]:
+def list_assumed(found: FoundNetwork, survey: Survey, contract: PixelContract) -> tuple[str, ...]:
     """A sentence for each rule that no source states, and that a default fills in.
 
     Args:
         found: The network and the facts about it.
         survey: What the headers of the images say.
+        contract: The pixels that the images were decoded to.
     """
-    resize = None if found.contract else _describe_resize(found)
-    return (*([resize] if resize else []), *list_read(found, survey))
+    resize = [] if found.contract else [_describe_resize(found), _describe_antialias(found, survey, contract)]
+    return (*filter(None, resize), *list_read(found, survey))
 
 
 def list_read(found: FoundNetwork, survey: Survey) -> tuple[str, ...]:
@@ -108,8 +113,8 @@ def list_read(found: FoundNetwork, survey: Survey) -> tuple[str, ...]:
         )
     if survey.transparent and "background" not in found.facts:
         notes.append(
-            f"{survey.transparent} of {len(survey.sizes)} images have transparency: assumed white under it; another "
-            "colour by --background, none if training ignored it"
+            f"{survey.transparent} of {len(survey.sizes)} images may have transparent pixels: assumed white under "
+            "them; another colour by --background, none if training ignored it"
         )
     return tuple(notes)
 
@@ -128,10 +133,29 @@ def _describe_resize(found: FoundNetwork) -> str | None:
     return None
 
 
-def _look_at(header: Header) -> tuple[bool, bool]:
-    """Whether an image has an orientation to apply, and whether it may have transparent pixels."""
+def _describe_antialias(found: FoundNetwork, survey: Survey, contract: PixelContract) -> str | None:
+    """What is assumed about antialiasing, if images become smaller in a way that is not that of a file's library."""
+    resize = contract.resize
+    is_stated = "antialias" in found.facts or not found.states_resize or found.facts["resize"].source != STATED
+    if is_stated or resize.interpolation not in SAMPLED:
+        return None
+    if not any(_becomes_smaller(size, contract) for size in survey.sizes):
+        return None
+    libraries = "tf.image, OpenCV and tensors of torchvision"
+    return f"no file states antialiasing: assumed antialiased; --no-antialias for {libraries}"
+
+
+def _becomes_smaller(size: Size, contract: PixelContract) -> bool:
+    """Whether the resize makes a side of an image smaller. A crop resizes both sides by the same factor."""
+    target = contract.resize.find_target(size, contract.size)
+    smaller = [side > resized for side, resized in zip(size, target, strict=True)]
+    return all(smaller) if contract.resize.mode == "crop" else any(smaller)
+
+
+def _look_at(header: Header) -> tuple[int, bool]:
+    """The EXIF orientation of an image, and whether it may have transparent pixels."""
     if header.components:  # a JPEG
-        return header.orientation != 1, False
+        return header.orientation, False
     codec = CODECS[header.format].codec
     with codec.open(BytesIO(header.cut())) as opened:
-        return codec.find_orientation(header, opened) != 1, opened.has_transparency_data
+        return codec.find_orientation(header, opened), opened.has_transparency_data

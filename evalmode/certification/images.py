@@ -60,9 +60,10 @@ def read_labelled(
     if unknown:
         alike = [label for label in labels if label.rpartition(" (")[0] in unknown]  # labels that got their index
         shown = list(dict.fromkeys((*alike, *labels)))
+        hint = _suggest_split(folders, set(targets_of)) if len(unknown) == len(folders) else ""
         raise UsageError(
             f"{folder} holds folders that are not named like a label: {', '.join(unknown[:5])}; "
-            f"labels: {_list_labels(shown)}{_suggest_split(folders, set(targets_of))}"
+            f"labels: {_list_labels(shown)}{hint}"
         )
     outside = separate_images(beside)
     paths: list[Path] = []

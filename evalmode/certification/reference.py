@@ -35,11 +35,13 @@ class Answers:
         source: The file, or the library with its version.
         rows: The positions of the images that they belong to, int64 (M,).
         probabilities: float32 (M, K).
+        has_same_pixels: Whether the library was given the decoded pixels, and not the files of the images.
     """
 
     source: str
     rows: Indices
     probabilities: Floats
+    has_same_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def check_answers(answers: Answers, logits: Floats, images: Labelled, assumed: S
         raise ReferenceMismatch(
             f"{answers.source} has other answers: probabilities differ by up to {differences[worst]:.2g} (limit "
             f"{MAX_DIFFERENCE:g}; {images.paths[answers.rows[worst]]}), and {wrong} of {len(differences)} predicted "
-            f"labels change: {'; '.join((_ask_for_cause(float(differences[worst])), *assumed))}"
+            f"labels change: {'; '.join((_ask_for_cause(answers, float(differences[worst])), *assumed))}"
         )
     return Reference(
         answers.source, len(differences), float(differences[worst]), int(near_tie.sum()), int(changed.sum())
@@ -140,8 +142,13 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
     return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
 
 
-def _ask_for_cause(difference: float) -> str:
-    """What may be wrong, by the largest difference of a probability."""
+def _ask_for_cause(answers: Answers, difference: float) -> str:
+    """What may be wrong, by where the answers are from and the largest difference of a probability."""
+    if answers.has_same_pixels:
+        return (
+            "both have the same pixels, so the export to ONNX computes something else: does forward draw random "
+            "numbers, keep a state, or do something else during the export?"
+        )
     if difference < SLIGHT_DIFFERENCE:
         return (
             "are resize, interpolation, antialiasing and the JPEG decoder those of the library? --no-antialias for "
@@ -151,7 +158,7 @@ def _ask_for_cause(difference: float) -> str:
 
 
 def to_answers(source: str, values: Floats, kind: Kind) -> Answers:
-    """Make answers of the scores that a library computed for all images.
+    """Make answers of the scores that a library computed for the decoded pixels of all images.
 
     Args:
         source: What to call the library.
@@ -160,7 +167,8 @@ def to_answers(source: str, values: Floats, kind: Kind) -> Answers:
     """
     if kind == "logits":
         values = softmax(values).astype(np.float32)
-    return Answers(source, np.arange(len(values)), values / values.sum(axis=1, keepdims=True))
+    shares = values / values.sum(axis=1, keepdims=True)
+    return Answers(source, np.arange(len(values)), shares, has_same_pixels=True)
 
 
 def _read_texts(path: Path, name: str, array: Array) -> list[str]:

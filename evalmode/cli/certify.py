@@ -140,7 +140,12 @@ class CertifyOptions:
     help="subtracted then: one number, or one for each channel in the order that the network expects",
 )
 @click.option("--std", callback=parse_numbers, help="divided by then, likewise")
-@click.option("--bgr/--rgb", default=None, help="the order of the channels that the network expects; by default RGB")
+@click.option(
+    "--bgr/--rgb",
+    default=None,
+    show_default="as the files state, else RGB",
+    help="the order of the channels that the network expects",
+)
 @click.option(
     "--resize",
     type=click.Choice(MODES),
@@ -156,12 +161,14 @@ class CertifyOptions:
 @click.option(
     "--antialias/--no-antialias",
     default=None,
-    help="whether the resize smooths what it makes smaller, as Pillow; not: as OpenCV and tf.image. By default it does",
+    show_default="as the files state, else on",
+    help="whether the resize smooths what it makes smaller, as Pillow; not: as OpenCV and tf.image",
 )
 @click.option(
     "--exif-orientation/--no-exif-orientation",
     default=None,
-    help="whether photos are turned as their EXIF orientation says; by default they are",
+    show_default="as the files state, else on",
+    help="whether photos are turned as their EXIF orientation says",
 )
 @click.option(
     "--background",
@@ -255,11 +262,11 @@ def certify(what: Path, repository: Path, name: str, publishing: Publishing, out
 
 
 def _list_image_options() -> list[str]:
-    """The options for image classifiers that the user gave."""
+    """The options for image classifiers that the user gave, such as ``--no-antialias``."""
     context = click.get_current_context()
     names = {one.name for one in fields(CertifyOptions)} - {"samples"}
     return [
-        parameter.opts[0]
+        parameter.secondary_opts[0] if context.params[parameter.name] is False else parameter.opts[0]
         for parameter in context.command.params
         if parameter.name in names and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
     ]

@@ -166,7 +166,14 @@ class TestCertify:
     def test_says_when_all_images_get_the_same_answer(self, network: Path, images: Path) -> None:
         labels = COLOURS[1:] + COLOURS[:1]
         with pytest.raises(GoldenMismatch, match=r"among 3 labels, and all of them get the same answer \(.* 0\.33\): "):
+            evalmode.certify(network, images, labels, Preprocessing((0, 1e-6), mean=(-0.1, 0.0, 0.0)))
+
+    def test_small_differences_that_change_the_label_are_not_the_same_answer(self, network: Path, images: Path) -> None:
+        """As with many labels, whose probabilities are all small."""
+        labels = COLOURS[1:] + COLOURS[:1]
+        with pytest.raises(GoldenMismatch) as caught:
             evalmode.certify(network, images, labels, Preprocessing((0, 1e-6)))
+        assert "among 3 labels: are --labels" in str(caught.value)
 
     @pytest.mark.parametrize("labels", [["red"], ["red", "green", "red"]])
     def test_rejects_labels_that_are_too_few_or_repeated(self, labels: list[str], network: Path, images: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import evalmode
-from evalmode.errors import UsageError
+from evalmode.errors import GoldenMismatch, ReferenceMismatch, UsageError
 from training.errors import ModuleInTrainMode, NetworkError
 
 LABELS = ("blue", "green", "red")
@@ -135,6 +135,24 @@ def test_a_branch_on_values_is_explained(images: Path) -> None:
 
     with pytest.raises(NetworkError, match="Branch cannot be exported to ONNX: its code branches on the values"):
         evalmode.certify(make(Branch), images, LABELS, PREPROCESSING, contract=CONTRACT)
+
+
+def test_a_module_that_is_no_better_than_guessing_does_not_prove_its_own_preprocessing(images: Path) -> None:
+    """The module is run with the preprocessing that was stated, so a wrong one agrees with itself."""
+    wrong = LABELS[1:] + LABELS[:1]
+    with pytest.raises(GoldenMismatch, match=r"3 labels: are --labels, --scale, --mean, --std and --bgr right\? To"):
+        evalmode.certify(make(Colours), images, wrong, PREPROCESSING, contract=CONTRACT)
+
+
+def test_a_module_that_is_exported_as_something_else_is_rejected_by_that_name(images: Path) -> None:
+    """Both are given the same pixels: neither the resize nor the decoder can be the cause."""
+
+    class Other(Colours):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image) * (-1 if torch.compiler.is_exporting() else 1)
+
+    with pytest.raises(ReferenceMismatch, match=r"change: both have the same pixels, so the export to ONNX computes"):
+        evalmode.certify(make(Other), images, LABELS, PREPROCESSING, contract=CONTRACT)
 
 
 def test_bgr_is_stated_once(images: Path) -> None:

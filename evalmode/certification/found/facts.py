@@ -28,6 +28,7 @@ OPTIONS = {  # the option that overrides each fact
     "background": "--background",
     "output": "--output",
 }
+RESIZE = ("resize", "crop_ratio", "interpolation", "crop_offset", "antialias")  # the facts about the resize
 STATED = "option"  # the source of values that the user states
 NO_BACKGROUND = "none"  # the value of a background that ignores transparency
 TOLERANCE = 1e-6  # of numbers that two sources state, relative

@@ -17,6 +17,7 @@ from evalmode.certification.adapt import drop_inputs, remove_maps
 from evalmode.certification.found.facts import (
     NO_BACKGROUND,
     OPTIONS,
+    RESIZE,
     STATED,
     Fact,
     choose_facts,
@@ -29,8 +30,10 @@ from evalmode.certification.found.read import read_facts
 from evalmode.certification.graph import check_eval_mode
 from evalmode.certification.onnx_files import read_network
 from evalmode.certification.preprocessing import Preprocessing
+from evalmode.errors import UsageError
 from evalmode.images.contract import PixelContract, Resize
 from evalmode.images.pixels import Pixels
+from evalmode.images.sampling import SAMPLED
 
 REQUIRED = ("labels", "scale")
 CREDITS = {  # keys of ONNX and of Ultralytics
@@ -81,7 +84,7 @@ class FoundNetwork:
     @property
     def states_resize(self) -> bool:
         """Whether a file or the user states how images of another size are resized."""
-        return self.contract is not None or "resize" in self.facts
+        return "resize" in self.facts
 
     def _lacks_size(self) -> bool:
         """Whether the size of the images is unknown, while the network's only input might take images."""
@@ -125,8 +128,8 @@ class FoundNetwork:
         reading = _read_reading(self.facts)
         if self.contract is None:
             return replace(taken, resize=to_resize(self.facts), **reading)
-        rules = {name: self.facts[name].value for name in ("crop_ratio", "interpolation", "crop_offset", "antialias")}
-        resize = replace(self.contract.resize, mode=self.facts["resize"].value, **rules)
+        rules = {name: self.facts[name].value for name in RESIZE[1:] if name in self.facts}
+        resize = replace(self.contract.resize, mode=self.facts["resize"].value, **{"antialias": True, **rules})
         return replace(self.contract, height=taken.height, width=taken.width, resize=resize, **reading)
 
     def describe(self) -> list[str]:
@@ -151,14 +154,18 @@ def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract 
     place = find_place(what)
     graph, notes = drop_inputs(read_network(place.file))
     check_eval_mode(graph)
-    facts = choose_facts(read_facts(place, graph), {**stated, **(list_pixel_facts(contract) if contract else {})})
+    by_user = {**stated, **(list_pixel_facts(contract) if contract else {})}
+    facts = _fit_antialias(choose_facts(read_facts(place, graph), by_user))
     keys = {entry.key: entry.value for entry in graph.metadata_props}
     notes += tuple(
         f"the file states {key} {keys[key][:80]!r}, which is left out: state it with {option}"
         for key, option in CREDITS.items()
         if keys.get(key)
     )
-    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract or read_own_contract(keys))
+    own = read_own_contract(keys)
+    if own is not None and stated.keys() & set(RESIZE):
+        own = replace(own, resize=replace(own.resize, jpeg_scaling=False))
+    return FoundNetwork(str(place.file), remove_maps(graph), facts, notes, contract or own)
 
 
 def to_resize(facts: Mapping[str, Fact]) -> Resize:
@@ -175,6 +182,27 @@ def to_resize(facts: Mapping[str, Fact]) -> Resize:
     if "resize" in facts:
         values["mode"] = facts["resize"].value
     return Resize(**values, jpeg_scaling=not values, keeps_exact_size=not values)
+
+
+def _fit_antialias(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
+    """The facts without an antialiasing that a file states and that the interpolation nearest has no use for.
+
+    Raises:
+        UsageError: The interpolation is one that is always antialiased, or both are stated by the user.
+    """
+    interpolation, antialias = facts.get("interpolation"), facts.get("antialias")
+    if interpolation is None or antialias is None or antialias.value or interpolation.value in SAMPLED:
+        return facts
+    if interpolation.value == "nearest" and antialias.source != STATED:
+        return {name: fact for name, fact in facts.items() if name != "antialias"}
+    said = [
+        option if fact.source == STATED else f"{words} in {fact.source}"
+        for fact, option, words in (
+            (interpolation, f"--interpolation {interpolation.value}", f"interpolation {interpolation.value}"),
+            (antialias, "--no-antialias", "no antialiasing"),
+        )
+    ]
+    raise UsageError(f"{' does not fit '.join(said)}: state --antialias, or --interpolation {' or '.join(SAMPLED)}")
 
 
 def _read_reading(facts: Mapping[str, Fact]) -> dict[str, Any]:

@@ -448,3 +448,15 @@ def test_a_network_that_answers_nan_is_rejected(
     with pytest.raises(ProofFailed, match=re.escape(expected)):
         certify(images, tmp_path / "network.onnx")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_split_is_suggested_only_if_no_folder_is_named_like_a_label(images: Path, tmp_path: Path) -> None:
+    """A label beside another folder is a dataset with one folder too many."""
+    for split in ("train", "val"):
+        for label in ("left", "right"):
+            (tmp_path / "splits" / split / label).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"train, val; labels: left, right; give one split, such as .*/splits/val$"):
+        read_labelled(tmp_path / "splits", ("left", "right"), PixelContract(SIDE, SIDE, 3))
+    (tmp_path / "splits" / "left" / "right").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"named like a label: train, val; labels: left, right$"):
+        read_labelled(tmp_path / "splits", ("left", "right"), PixelContract(SIDE, SIDE, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from PIL import Image
 import evalmode
 from evalmode.artifact.manifest import read_manifest
 from evalmode.artifact.tensors import softmax
+from evalmode.certification.images import read_labelled
 from evalmode.cli.main import cli
-from evalmode.errors import ReferenceMismatch, UsageError
+from evalmode.errors import GoldenMismatch, ReferenceMismatch, UsageError
 from tests.conftest import COLOURS
 
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "certify.md"
 PREPROCESSING = evalmode.Preprocessing((0, 255))
 
 
@@ -97,6 +100,21 @@ def test_the_message_asks_for_causes_that_fit_the_size_of_the_difference(
         certify(network, images, exchanged)
 
 
+def test_a_reference_that_agrees_leaves_the_order_of_labels_and_the_training_as_causes(
+    network: Path, images: Path, answers: dict[str, Any]
+) -> None:
+    """The columns of the file are those of the network, in whatever order --labels names them."""
+    half = {name: array[::2] for name, array in answers.items()}
+    np.savez(network.parent / "answers.npz", **half)
+    options = evalmode.ClassifierOptions(reference=network.parent / "answers.npz")
+    message = (
+        r"guessing among 3 labels: answers\.npz has the same answers for 9 images, so the pixels and the arithmetic "
+        r"are right: is the order of --labels right, and was the network trained long enough\? To publish"
+    )
+    with pytest.raises(GoldenMismatch, match=message):
+        evalmode.certify(network, images, COLOURS[1:] + COLOURS[:1], PREPROCESSING, options)
+
+
 def test_the_message_names_the_orientation_and_the_transparency_that_images_have(
     network: Path, images: Path, answers: dict[str, Any]
 ) -> None:
@@ -107,7 +125,7 @@ def test_the_message_names_the_orientation_and_the_transparency_that_images_have
         picture.convert("RGBA").save(images / "red" / "0.png", exif=orientation)
     exchanged = {**answers, "logits": answers["logits"][:, ::-1]}
     message = (
-        r"right\?; 1 of 18 images have an EXIF orientation: .*--no-exif-orientation; 1 of 18 images have transparency"
+        r"right\?; 1 of 18 images have an EXIF orientation: .*--no-exif-orientation; 1 of 18 images may have transp"
     )
     with pytest.raises(ReferenceMismatch, match=message):
         certify(network, images, exchanged)
@@ -151,6 +169,28 @@ def test_arrays_that_do_not_fit_are_rejected(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         certify(network, images, change(answers))
+
+
+def test_the_guide_answers_every_image_before_anything_is_published(images: Path) -> None:
+    """Its program finds nested folders, PNG, and suffixes in upper case, as the command does."""
+    guide = GUIDE.read_text()
+    answers = guide[guide.index("answers.py") :].partition("```\n")[0]
+    (images / "red" / "nested").mkdir()
+    for name, form in (("red/nested/1.PNG", "PNG"), ("blue/2.JPG", "JPEG"), ("green/3.jpeg", "JPEG")):
+        Image.new("RGB", (4, 4)).save(images / name, form)
+    (images / "red" / "notes.txt").write_text("text")
+    (images / "beside.jpg").write_bytes(b"in no folder of a label")
+    lines = [line.strip() for line in answers.splitlines()]
+    code = [line for line in lines if line.startswith(("from pathlib", "SUFFIXES", "photos =", "paths =", "names ="))]
+    found: dict[str, Any] = {}
+    exec("\n".join(code).replace('Path("photos")', f"Path({str(images)!r})"), found)
+    expected = read_labelled(images, COLOURS, evalmode.PixelContract(4, 4, 3)).paths
+    assert sorted(found["names"]) == sorted(path.relative_to(images).as_posix() for path in expected)
+    commands = re.findall(r"evalmode certify [^`]*", guide)
+    assert [command for command in commands if "--repository" in command and "--reference" not in command] == []
+    assert all(
+        "import tensorflow as tf" in block for block in re.findall(r"```python.*?```", guide, re.S) if "tf." in block
+    )
 
 
 def test_the_command_prints_the_agreement(network: Path, images: Path, answers: dict[str, Any], tmp_path: Path) -> None:

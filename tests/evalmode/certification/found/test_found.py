@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import evalmode
+from evalmode.certification.assumed import survey_images
 from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts
 from evalmode.certification.found.found import find_network, to_resize
 from evalmode.cli import certify as command
@@ -22,6 +23,7 @@ from evalmode.cli.main import cli
 from evalmode.errors import UsageError
 from evalmode.images.contract import CROP_OFFSETS, MODES, Resize
 from evalmode.images.resizing import INTERPOLATIONS, MIN_CROP_RATIO
+from evalmode.limits import Limits
 from evalmode.runtime.loading import load_model
 from evalmode.runtime.model import ImageClassifier
 
@@ -260,17 +262,86 @@ def test_notes_name_what_is_assumed_and_only_what_matters(
             picture.crop((0, 0, SIDE, SIDE)).save(fitting / path.parent.name / path.name)
     resize = "no file states how images are resized: assumed crop and bilinear; --resize and --interpolation state "
     assert read_notes(fitting) == [resize + "another way"]
+    antialiased = (
+        "no file states antialiasing: assumed antialiased; --no-antialias for tf.image, OpenCV and tensors of "
+    )
     assert read_notes(images, "--resize", "squash") == [
-        "no file states the interpolation: assumed bilinear; --interpolation states another one"
+        "no file states the interpolation: assumed bilinear; --interpolation states another one",
+        antialiased + "torchvision",
     ]
+    assert read_notes(images, "--resize", "squash", "--interpolation", "bicubic") == [antialiased + "torchvision"]
+    assert read_notes(images, "--resize", "squash", "--interpolation", "bicubic", "--antialias") == []
+    assert read_notes(images, "--resize", "crop", "--interpolation", "bilinear") == []  # wider, and as high
+    assert read_notes(fitting, "--resize", "squash", "--interpolation", "bilinear") == []
     stated = ("--resize", "squash", "--interpolation", "nearest")
     assert read_notes(images, *stated) == []
     assert read_notes(root, *stated) == [
         "2 of 43 images have an EXIF orientation: assumed that training applied it; if not, --no-exif-orientation",
-        "1 of 43 images have transparency: assumed white under it; another colour by --background, none if training "
-        "ignored it",
+        "1 of 43 images may have transparent pixels: assumed white under them; another colour by --background, none if "
+        "training ignored it",
     ]
     assert read_notes(root, *stated, "--no-exif-orientation", "--background", "255,255,255") == []
+
+
+def test_the_size_of_a_photo_that_is_not_turned_is_that_of_its_pixels(network: Path, images: Path) -> None:
+    """A photo on its side fits the network only if its orientation is applied."""
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    root = network.parents[1] / "photos"
+    for path in images.rglob("*.png"):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            upright = picture.crop((0, 0, SIDE, SIDE)).resize((SIDE, SIDE + 4))
+            upright.rotate(90, expand=True).save(root / path.parent.name / path.name, exif=orientation)
+    survey = survey_images(sorted(root.rglob("*.png")), Limits(), exif_orientation=True)
+    assert set(survey.sizes) == {(SIDE, SIDE + 4)}
+    assert survey.turned == 40
+    survey = survey_images(sorted(root.rglob("*.png")), Limits(), exif_orientation=False)
+    assert set(survey.sizes) == {(SIDE + 4, SIDE)}
+    with pytest.raises(UsageError, match=r"^40 of 40 images are not 8x8 .* \(12x8\)"):
+        certify(network, root, *state(network, "--no-exif-orientation"))
+    with pytest.raises(UsageError, match=r"^40 of 40 images are not 8x8 .* \(8x12\)"):
+        certify(network, root, *state(network))
+
+
+def test_the_interpolation_nearest_drops_only_an_antialiasing_that_a_file_states(
+    network: Path, images: Path, tmp_path: Path
+) -> None:
+    options = state(network, "--resize", "squash", "--no-antialias")
+    with pytest.raises(UsageError) as caught:
+        certify(network, images, *options, "--interpolation", "nearest")
+    remedy = "state --antialias, or --interpolation bilinear or bicubic"
+    assert str(caught.value) == f"--interpolation nearest does not fit --no-antialias: {remedy}"
+    pixels = certify(network, images, *options).manifest.pixels
+    assert not pixels.resize.antialias
+    artifact = next(images.parent.glob(f"models-{network.parent.name}-{len(options)}/x/1/model.onnx"))
+    kept = tmp_path / "kept" / "model.onnx"
+    kept.parent.mkdir()
+    shutil.copy(artifact, kept)
+    nearest = certify(kept, images, "--interpolation", "nearest").manifest.pixels
+    assert nearest == replace(pixels, resize=replace(pixels.resize, interpolation="nearest", antialias=True))
+    with pytest.raises(
+        UsageError, match=r"^--interpolation lanczos does not fit no antialiasing in the manifest of .*"
+    ):
+        certify(kept, images, "--interpolation", "lanczos")
+    assert certify(kept, images, "--interpolation", "lanczos", "--antialias").manifest.pixels.resize.antialias
+
+
+def test_the_option_that_samples_exclude_is_named_as_it_was_given(network: Path, images: Path) -> None:
+    (network.parent / "samples.npz").touch()
+    samples = ("--samples", str(network.parent / "samples.npz"))
+    with pytest.raises(UsageError, match=r"^--samples excludes --images, --rgb, --no-antialias: choose$"):
+        certify(network, images, "--no-antialias", "--rgb", *samples)
+    with pytest.raises(UsageError, match=r"^--samples excludes --images, --antialias: choose$"):
+        certify(network, images, "--antialias", *samples)
+
+
+def test_the_help_shows_what_a_switch_is_by_default() -> None:
+    context = click.Context(command.certify, show_default=True)
+    options = {one.name: one for one in command.certify.params if isinstance(one, click.Option)}
+    shown = {name: options[name].get_help_extra(context)["default"] for name in ("bgr", "antialias")}
+    assert shown == {"bgr": "(as the files state, else RGB)", "antialias": "(as the files state, else on)"}
+    assert options["exif_orientation"].get_help_extra(context)["default"] == "(as the files state, else on)"
 
 
 def test_in_python_files_state_what_no_argument_states(network: Path, images: Path) -> None:

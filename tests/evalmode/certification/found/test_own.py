@@ -16,6 +16,7 @@ from evalmode.artifact.tensors import INPUT
 from evalmode.certification.certify import certify, draw_golden
 from evalmode.certification.found.found import find_network
 from evalmode.certification.found.own import read_own
+from evalmode.errors import UsageError
 from evalmode.images.contract import PixelContract, Resize
 from evalmode.runtime.loading import load_artifact
 from tests.conftest import COLOURS, map_graph
@@ -84,6 +85,47 @@ def test_an_option_changes_one_rule_of_the_contract(tmp_path: Path) -> None:
     assert found.choose_contract(taken) == replace(contract, resize=replace(ADOPTED, interpolation="nearest"))
     stated = PixelContract(4, 4, 3, Resize(0.5))
     assert find_network(tmp_path / "model.onnx", {}, stated).choose_contract(taken) == stated
+
+
+def test_an_option_of_the_resize_decodes_large_jpegs_whole(tmp_path: Path) -> None:
+    """As for a network of another tool: the decoder of JPEGs scales nothing that an option states."""
+    contract, taken = PixelContract(4, 4, 3, Resize(0.95, "bicubic")), PixelContract(4, 4, 3)
+    (tmp_path / "model.onnx").write_bytes(warm_artifact(contract))
+    for stated in ({"antialias": False}, {"crop_offset": "floored"}, {"interpolation": "bicubic"}):
+        resize = find_network(tmp_path / "model.onnx", stated).choose_contract(taken).resize
+        assert resize == replace(contract.resize, **stated, jpeg_scaling=False)
+    for other in ({}, {"exif_orientation": False}):
+        assert find_network(tmp_path / "model.onnx", other).choose_contract(taken).resize.jpeg_scaling
+    assert find_network(tmp_path / "model.onnx", {}, contract).choose_contract(taken) == contract
+
+
+def test_an_assumed_resize_is_not_stated_by_the_artifact(tmp_path: Path) -> None:
+    """Images of the exact size need no resize, so those of another size ask for one, also of the artifact."""
+    write_images(tmp_path / "images", "RGB")
+    for path in tmp_path.glob("images/*/*.png"):
+        exact = tmp_path / "exact" / path.parent.name
+        exact.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            picture.resize((4, 4)).save(exact / path.name)
+    model = map_graph()
+    model.graph.node.remove(next(node for node in model.graph.node if node.output[0] == "activation_map"))
+    del model.graph.output[2:]
+    onnx.save(model, tmp_path / "network.onnx")
+    preprocessing = evalmode.Preprocessing((0, 255))
+    options = evalmode.ClassifierOptions(output="logits")
+    first = evalmode.certify(tmp_path / "network.onnx", tmp_path / "exact", COLOURS, preprocessing, options)
+    assumed = "no file states how images are resized: assumed crop and bilinear"
+    assert any(note.startswith(assumed) for note in first.notes)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(first.artifact)
+    again = evalmode.certify(path, tmp_path / "exact")
+    assert again.contract == first.contract
+    assert any(note.startswith(assumed) for note in again.notes)
+    with pytest.raises(UsageError, match=r"^30 of 30 images are not 4x4 .* no file states how training resized them"):
+        evalmode.certify(path, tmp_path / "images")
+    stated = PixelContract(4, 4, 3, Resize(mode="squash", jpeg_scaling=False))
+    path.write_bytes(evalmode.certify(path, tmp_path / "images", contract=stated).artifact)
+    assert evalmode.certify(path, tmp_path / "images").contract == stated
 
 
 @pytest.mark.parametrize("metadata", [TensorManifest().to_metadata(), {"names": "{0: 'a'}"}])
