@@ -45,6 +45,7 @@ from evalmode.runtime.session import ORT_VERSION, open_cpu_session, silence_run
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
 SAME_ANSWER = 0.01  # probabilities of a label that vary by less over all images
+UNPROVEN = "nothing compared these answers with those of the library that made the network: give --reference"
 FilePath = str | PathLike[str]
 
 
@@ -127,9 +128,11 @@ def certify_found(
         _check_logits(wrapped.graph, logits)
         difference = float(np.abs(logits - run_all(wrapped.graph, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
-        references = []
+        references, unproven = [], [UNPROVEN] if options.reference is None and found.library is None else []
         if options.reference is not None:
             answers = read_answers(Path(options.reference), Path(images), labelled, names)
+            if not answers.states_labels:
+                unproven.append(f"{answers.source} states no labels: their order was not compared")
             references.append(check_answers(answers, logits, labelled, list_read(found, survey)))
         if found.library is not None:
             answers = to_answers(found.library.name, found.library.run(labelled.pixels), wrapped.kind)
@@ -143,7 +146,7 @@ def certify_found(
         # A module is run with the preprocessing that the user states: its agreement proves nothing about that.
         from_files = references if found.library is None else references[:-1]
         _check_better_than_guessing(quality, logits, names, from_files)
-    notes = found.notes + list_assumed(found, survey, image.contract) + wrapped.notes
+    notes = (*found.notes, *list_assumed(found, survey, image.contract), *wrapped.notes, *unproven)
     return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
 
 

@@ -36,12 +36,14 @@ class Answers:
         rows: The positions of the images that they belong to, int64 (M,).
         probabilities: float32 (M, K).
         has_same_pixels: Whether the library was given the decoded pixels, and not the files of the images.
+        states_labels: Whether the labels of the columns are stated; if not, they are taken to be those of the network.
     """
 
     source: str
     rows: Indices
     probabilities: Floats
     has_same_pixels: bool = False
+    states_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,14 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
         values = values[:, _find_columns(path, columns.value, labels)]
     rows, values = _find_rows(path, names, folder, images), values.astype(np.float32)
     if found == ["logits"]:
-        return Answers(path.name, rows, softmax(values).astype(np.float32))
+        return Answers(path.name, rows, softmax(values).astype(np.float32), states_labels="labels" in arrays)
     sums = values.sum(axis=1, keepdims=True)
     if values.min() < 0 or values.max() > MAX_PROBABILITY or not sums.all():
         raise UsageError(
             f"{path}: probabilities are {values.min():g} to {values.max():g}: expected 0 to 1; logits are named logits"
         )
-    return Answers(path.name, rows, values / sums)  # of labels that are judged each by itself, shares of the sum
+    shares = values / sums  # of labels that are judged each by itself, too
+    return Answers(path.name, rows, shares, states_labels="labels" in arrays)
 
 
 def _ask_for_cause(answers: Answers, difference: float) -> str:
@@ -152,7 +155,8 @@ def _ask_for_cause(answers: Answers, difference: float) -> str:
     if difference < SLIGHT_DIFFERENCE:
         return (
             "are resize, interpolation, antialiasing and the JPEG decoder those of the library? --no-antialias for "
-            "tf.image and OpenCV; TensorFlow decodes JPEGs as others do with dct_method='INTEGER_ACCURATE'"
+            "tf.image and OpenCV; TensorFlow decodes JPEGs as others do with dct_method='INTEGER_ACCURATE', and "
+            "tf.image does not round resized pixels to whole numbers, as a server does"
         )
     return "are size, resize, interpolation, scale, mean, std and the order of the labels right?"
 

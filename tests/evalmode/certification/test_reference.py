@@ -201,5 +201,11 @@ def test_the_command_prints_the_agreement(network: Path, images: Path, answers: 
     result = CliRunner().invoke(cli, ["certify", str(network), *map(str, options)])
     assert result.exit_code == 0, result.output
     assert "reference answers.npz: 18 of 18 images agree, probabilities within" in result.output
+    assert "note      answers.npz states no labels: their order was not compared" in result.output
+    assert "nothing compared" not in result.output
+    np.savez(tmp_path / "answers.npz", **answers, labels=COLOURS)
+    result = CliRunner().invoke(cli, ["certify", str(network), *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert "states no labels" not in result.output
     result = CliRunner().invoke(cli, ["certify", str(network), *map(str, options), "--json"])
     assert json.loads(result.stdout)["references"][0]["images"] == 18
