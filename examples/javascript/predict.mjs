@@ -1,4 +1,5 @@
 // Classify an image: node predict.mjs HOST:PORT IMAGE [classifier.proto]
+// MODEL names the model if the server has several, TOKEN is the token if it requires one.
 // Needs: npm install @grpc/grpc-js @grpc/proto-loader
 import { readFileSync } from 'node:fs'
 import grpc from '@grpc/grpc-js'
@@ -11,7 +12,9 @@ const client = new evalmode.v1.Classifier(address, grpc.credentials.createInsecu
 const metadata = new grpc.Metadata()
 if (process.env.TOKEN) metadata.set('authorization', `Bearer ${process.env.TOKEN}`)
 
-client.Predict({ image: readFileSync(path), top_k: 3 }, metadata, { deadline: Date.now() + 10_000 }, (error, reply) => {
+const request = { image: readFileSync(path), model: process.env.MODEL ?? '', top_k: 3 }
+
+client.Predict(request, metadata, { deadline: Date.now() + 10_000 }, (error, reply) => {
   client.close()
   if (error) {
     console.error(`${grpc.status[error.code]}: ${error.details}`)
