@@ -144,7 +144,9 @@ def test_a_run_without_a_review_has_no_sections_about_it(photos: Dataset, tmp_pa
     assert page.words("not-kept").startswith(
         "The curves are those of the fine-tuning, which was not kept: no epoch was"
     )
-    assert page.words("val-doubt").startswith("These weights were chosen by these 12 validation images, so their accuracy")
+    assert page.words("val-doubt").startswith(
+        "These weights were chosen by these 12 validation images, so their accuracy"
+    )
     assert not {"svg", "img"} & set(page.tags["moving"])  # no statistic of the layer has changed
 
 
