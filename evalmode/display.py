@@ -52,7 +52,6 @@ class Display:
         self._alerts = open_console(as_json or quiet)
         self._bar: Progress | None = None
         self._has_header = False  # of the table of epochs
-        self._has_stages = False  # as a pretrained network has
         self.dataset: Dataset | None = None
         self.outcome: Outcome | None = None
         self.report: Path | None = None
@@ -121,7 +120,6 @@ class Display:
         self._show_bar("", 0, None)
 
     def _show_stage(self, stage: StageFigures) -> None:
-        self._has_stages = True
         val = "" if stage.val_accuracy is None else f", val {stage.val_accuracy:.4f}"
         self.print(f"{stage.stage:9s} {stage.text}{val}, {stage.seconds:.1f} s")
 
@@ -141,7 +139,7 @@ class Display:
         result, run = outcome.result, outcome.run
         shared_layers = outcome.norm_layers - outcome.unmoved_layers - len(result.corrections)
         for count, why in (
-            (outcome.unmoved_layers, f"training did not change them{', which are pretrained' * self._has_stages}"),
+            (outcome.unmoved_layers, f"training did not change them{', which are pretrained' * bool(result.stages)}"),
             (shared_layers, "the network runs them more than once, or they share their statistics"),
         ):
             if count:

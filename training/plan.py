@@ -72,6 +72,15 @@ def plan_recipe(recipe: Recipe, network: nn.Module, dataset: Dataset, seconds: f
     return Plan(planned, fits)
 
 
+def count_views(views: int) -> str:
+    """Say how many views of each training image there are.
+
+    Args:
+        views: The number, at least 1.
+    """
+    return f"{views} view{'s' * (views > 1)} of each training image"
+
+
 def describe_plan(plan: Plan, pretrained: bool, minutes: float) -> str:
     """Describe the plan of a training, in a sentence.
 
@@ -84,7 +93,7 @@ def describe_plan(plan: Plan, pretrained: bool, minutes: float) -> str:
     what = epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     if pretrained:
         stages = f"{epochs} of fine-tuning" if recipe.fine_tune else "the head alone"
-        what = f"{recipe.views} view{'s' * (recipe.views > 1)} of each training image, {stages}"
+        what = f"{count_views(recipe.views)}, {stages}"
     if plan.fits:
         return f"planned for {minutes:g} minutes: {what}"
     return f"{minutes:g} minutes are too short for these images on this machine: the shortest training is {what}"

@@ -27,6 +27,7 @@ from training.head import HeadExamples, choose_head, compute_logits
 from training.loop import Execution
 from training.networks import PretrainedNetwork
 from training.outcome import describe_outcome
+from training.plan import count_views
 from training.review import Review, review_data
 from training.run import BEST, EXACT, INITIAL, Run
 from training.run_metrics import Result, state_time
@@ -107,7 +108,7 @@ class _StagedTraining:
         started = time.perf_counter()
         features = cache.load_or_compute(self._ranks, self._callbacks)
         views, _, count = features.train.shape
-        self._finish_stage("features", started, f"{count:,} of each image; {_count_views(views)}, for the head")
+        self._finish_stage("features", started, f"{count:,} of each image; {count_views(views)}, for the head")
         return features
 
     def _train_head(self, features: Features) -> Epoch:
@@ -137,7 +138,7 @@ class _StagedTraining:
             execution = replace(self._execution, initial=head)
             best = train_with_events(self._run, network, *cache.open_maps(), execution, self._callbacks)
         kept = f"best epoch {best.epoch}" if best.epoch else "not kept, since no epoch was better than the head alone"
-        text = f"the last {count} of {len(network.stages)} stages; {_count_views(self._recipe.views)}; {kept}"
+        text = f"the last {count} of {len(network.stages)} stages; {count_views(self._recipe.views)}; {kept}"
         self._finish_stage("fine-tune", started, text, best.val_accuracy)
         return best
 
@@ -173,10 +174,6 @@ class _StagedTraining:
         figures = StageFigures(stage, time.perf_counter() - started, text, val_accuracy)
         self._stages.append(figures)
         self._callbacks.on_stage(figures)
-
-
-def _count_views(views: int) -> str:
-    return f"{views} view{'s' * (views != 1)} of each training image"
 
 
 def _measure_accuracy(logits: Tensor, split: Split) -> float:

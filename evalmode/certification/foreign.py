@@ -19,7 +19,7 @@ import onnx
 from evalmode.artifact.image_statistics import describe_images
 from evalmode.artifact.manifest import ClassifierManifest, TensorManifest
 from evalmode.artifact.sealing import seal
-from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value, softmax
+from evalmode.artifact.tensors import INPUT, Floats, Tensors, largest_value
 from evalmode.certification.adapt import drop_inputs, keep_numbers
 from evalmode.certification.assumed import check_resize, list_assumed, list_read, survey_images
 from evalmode.certification.batch_sizes import allow_batches
@@ -29,6 +29,7 @@ from evalmode.certification.exact import Taken, wrap_exactly
 from evalmode.certification.found.found import REQUIRED, FoundNetwork, find_network
 from evalmode.certification.found.place import find_place
 from evalmode.certification.graph import check_finite
+from evalmode.certification.guessing import check_better_than_guessing
 from evalmode.certification.images import Labelled, read_labelled
 from evalmode.certification.inputs import ImageInput, read_input
 from evalmode.certification.metrics import Quality, describe_pixels, measure_quality
@@ -37,14 +38,13 @@ from evalmode.certification.preprocessing import ClassifierOptions, Preprocessin
 from evalmode.certification.reference import Reference, check_answers, read_answers, to_answers
 from evalmode.certification.runs import run_all
 from evalmode.certification.samples import check_samples, read_samples
-from evalmode.errors import GoldenMismatch, OutputsMismatch, UsageError
+from evalmode.errors import OutputsMismatch, UsageError
 from evalmode.images.label_files import read_labels
 from evalmode.images.pixels import PixelContract, Pixels
 from evalmode.runtime.loading import LoadOptions, load_artifact
 from evalmode.runtime.session import ORT_VERSION, open_cpu_session, silence_run
 
 DISTRIBUTIONS = ("evalmode", "onnx", "numpy", "pillow")
-SAME_ANSWER = 0.01  # probabilities of a label that vary by less over all images
 UNPROVEN = "nothing compared these answers with those of the library that made the network: give --reference"
 FilePath = str | PathLike[str]
 
@@ -128,26 +128,27 @@ def certify_found(
         _check_logits(wrapped.graph, logits)
         difference = float(np.abs(logits - run_all(wrapped.graph, labelled.pixels, optimise=False)).max())
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
-        references, unproven = [], [UNPROVEN] if options.reference is None and found.library is None else []
+        by_file, by_library, unproven = [], [], []
         if options.reference is not None:
             answers = read_answers(Path(options.reference), Path(images), labelled, names)
             if not answers.states_labels:
                 unproven.append(f"{answers.source} states no labels: their order was not compared")
-            references.append(check_answers(answers, logits, labelled, list_read(found, survey)))
+            by_file.append(check_answers(answers, logits, labelled, list_read(found, survey)))
         if found.library is not None:
             answers = to_answers(found.library.name, found.library.run(labelled.pixels), wrapped.kind)
-            references.append(check_answers(answers, logits, labelled))
+            by_library.append(check_answers(answers, logits, labelled))
+        references = (*by_file, *by_library)
+        if not references:
+            unproven.append(UNPROVEN)
         described = {"layout": image.layout, **asdict(transform)}
         properties = _describe_classifier(described, quality, references, labelled)
         golden, targets = _choose_golden(labelled, image.contract, names, options.synthetic_golden)
         manifest = ClassifierManifest(names, image.contract, properties)
         artifact = certify(wrapped.graph, manifest, {INPUT: golden}, targets, difference)
     if not options.allow_guessing:
-        # A module is run with the preprocessing that the user states: its agreement proves nothing about that.
-        from_files = references if found.library is None else references[:-1]
-        _check_better_than_guessing(quality, logits, names, from_files)
+        check_better_than_guessing(quality, logits, names, by_file)
     notes = (*found.notes, *list_assumed(found, survey, image.contract), *wrapped.notes, *unproven)
-    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, tuple(references), notes)
+    return CertifiedClassifier(artifact, names, image.contract, image.layout, quality, references, notes)
 
 
 def _check_logits(graph: onnx.ModelProto, logits: Floats) -> None:
@@ -275,29 +276,6 @@ def _choose_golden(
         return golden, ("",) * len(golden)
     chosen = choose_golden(images.targets, len(labels))
     return images.pixels[chosen], tuple(labels[target] for target in images.targets[chosen])
-
-
-def _check_better_than_guessing(
-    quality: Quality, logits: Floats, labels: tuple[str, ...], references: Sequence[Reference]
-) -> None:
-    """Check the accuracy, and say what the answers and references of a file show about the cause."""
-    if quality.interval[0] > 1 / len(labels):
-        return
-    probabilities = softmax(logits)
-    found = f"accuracy {quality.accuracy:.4f} of {quality.images} images is no better than guessing"
-    found += f" among {len(labels)} labels"
-    causes = [
-        f"{one.source} has the same answers for {one.images} images, so the pixels and the arithmetic are right: is "
-        "the order of --labels right, and was the network trained long enough?"
-        for one in references
-    ]
-    causes = causes or ["are --labels, --scale, --mean, --std and --bgr right?"]
-    answers = set(logits.argmax(axis=1).tolist())
-    if len(answers) == 1 and np.ptp(probabilities, axis=0).max() < SAME_ANSWER:
-        (answer,) = answers
-        found += f", and all of them get the same answer ({labels[answer]} {probabilities[0, answer]:.2f})"
-        causes.append("moving statistics of batch norm after few steps of training do this, too: train for longer.")
-    raise GoldenMismatch(f"{found}: {' '.join(causes)} To publish it as it is: --allow-guessing")
 
 
 def _list_versions() -> dict[str, str]:

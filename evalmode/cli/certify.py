@@ -297,11 +297,11 @@ def _certify_classifier(found: FoundNetwork, chosen: CertifyOptions) -> Certifie
 
 def _list_stated(chosen: CertifyOptions) -> dict[str, Any]:
     """The facts that the options state, by name."""
+    from evalmode.certification.found.facts import RESIZE
     from evalmode.images.label_files import read_labels
 
-    arithmetic = ("scale", "mean", "std", "bgr")
-    pixels = ("resize", "crop_ratio", "interpolation", "crop_offset", "antialias", "exif_orientation", "background")
-    stated = {name: getattr(chosen, name) for name in (*arithmetic, *pixels)}
+    names = ("scale", "mean", "std", "bgr", *RESIZE, "exif_orientation", "background")
+    stated = {name: getattr(chosen, name) for name in names}
     stated |= {"size": chosen.size[:2], "channels": chosen.size[2] if len(chosen.size) == 3 else None}
     stated |= {"output": chosen.scores, "labels": read_labels(chosen.labels) if chosen.labels else None}
     return {name: value for name, value in stated.items() if value not in (None, (), "")}

@@ -125,7 +125,7 @@ class FoundNetwork:
         Raises:
             UsageError: A value is out of range, or two values do not fit together.
         """
-        reading = _read_reading(self.facts)
+        reading = _choose_reading(self.facts)
         if self.contract is None:
             return replace(taken, resize=to_resize(self.facts), **reading)
         rules = {name: self.facts[name].value for name in RESIZE[1:] if name in self.facts}
@@ -205,7 +205,7 @@ def _fit_antialias(facts: Mapping[str, Fact]) -> Mapping[str, Fact]:
     raise UsageError(f"{' does not fit '.join(said)}: state --antialias, or --interpolation {' or '.join(SAMPLED)}")
 
 
-def _read_reading(facts: Mapping[str, Fact]) -> dict[str, Any]:
+def _choose_reading(facts: Mapping[str, Fact]) -> dict[str, Any]:
     """The rules of a pixel contract beside the resize that facts state: EXIF orientation and background."""
     rules = {name: facts[name].value for name in ("exif_orientation", "background") if name in facts}
     return {name: None if value == NO_BACKGROUND else value for name, value in rules.items()}
