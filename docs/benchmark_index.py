@@ -40,12 +40,14 @@ def both(name: str) -> tuple[str, str]:
 PHOTOS = f"{TRASHNET}; 3 GB of disk"
 SWAPS, RESTARTS = ((*both(name), *both(f"{name}-workers")) for name in ("hot-swap", "restarts"))
 BENCHMARKS: dict[str, Benchmark] = {
-    "speed.activation_map": Benchmark("seconds", "an artifact with an activation map"),
+    "speed.activation_map": Benchmark(
+        "seconds", "an artifact with an activation map", ("activation-map",), newest.describe_map_cost
+    ),
     "speed.containers": Benchmark("minutes", "the serving image", ("containers",), newest.describe_containers),
-    "speed.decode_cost": Benchmark("minutes", NOTHING),
-    "speed.decoding": Benchmark("seconds", NOTHING),
+    "speed.decode_cost": Benchmark("minutes", NOTHING, ("decode-cost",), newest.describe_decode_memory),
+    "speed.decoding": Benchmark("seconds", NOTHING, ("decoding",), newest.describe_decoding),
     "speed.export_time": Benchmark("seconds", "a finished run", ("export-time",), newest.describe_export),
-    "speed.hot_path": Benchmark("seconds", NOTHING),
+    "speed.hot_path": Benchmark("seconds", NOTHING, ("hot-path",), newest.describe_hot_path),
     "speed.many_photos": Benchmark("minutes", PHOTOS, ("many-photos",), newest.describe_many_photos),
     "speed.photo_serving": Benchmark(
         "minutes", "an artifact for photos, a JPEG", ("photo-serving",), newest.describe_photo_serving
@@ -57,7 +59,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "minutes", "a checkout to compare with", ("throughput", "throughput-native"), newest.describe_throughput
     ),
     "speed.train_step": Benchmark("minutes", NOTHING, ("train-step",), newest.describe_steps),
-    "speed.worker_figures": Benchmark("minutes", NOTHING),
+    "speed.worker_figures": Benchmark("minutes", NOTHING, ("worker-figures",), newest.describe_worker_figures),
     "quality.choosing": Benchmark("minutes", "any data set", ("choosing",), newest.describe_choosing),
     "quality.doubts": Benchmark("minutes", TRASHNET, ("doubts",), newest.describe_doubts),
     "quality.drift": Benchmark("minutes", CIFAR10, ("drift",), newest.describe_drift),
@@ -71,7 +73,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "quality.photos": Benchmark("hours", TRASHNET, ("photos",), newest.describe_photos),
     "quality.ranks": Benchmark("minutes", CIFAR10, ("ranks",), newest.describe_ranks),
     "quality.resizes": Benchmark("minutes", TRASHNET, ("resizes",), newest.describe_resizes),
-    "quality.scaled_accuracy": Benchmark("minutes", "a finished run of photos and its artifact"),
+    "quality.scaled_accuracy": Benchmark(
+        "minutes", "a finished run of photos and its artifact", ("scaled-accuracy",), newest.describe_scaled_accuracy
+    ),
     "quality.semantics": Benchmark("an hour", CIFAR10, ("semantics",), newest.describe_semantics),
     "quality.train": Benchmark("hours", f"{CIFAR10}; an environment of Keras", ("train",), newest.describe_train),
     "soak.damage": Benchmark("minutes", NOTHING, ("damage",), newest.describe_damage),
@@ -88,7 +92,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "soak.watches": Benchmark("minutes", NOTHING, both("watches"), newest.describe_watches),
     "soak.workers": Benchmark("minutes", NOTHING, both("workers"), newest.describe_workers),
-    "soak.worst_images": Benchmark("minutes", "for `--server` a running server"),
+    "soak.worst_images": Benchmark(
+        "minutes", "for `--server` a running server", ("worst-images",), newest.describe_worst_images
+    ),
 }
 
 

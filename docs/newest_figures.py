@@ -9,9 +9,38 @@ from typing import Any
 Results = Sequence[dict[str, Any]]
 
 
+def describe_map_cost(results: Results) -> str:
+    """Describe what the activation map costs an image."""
+    without, unused, used = (one["median_ms"] for one in results[0]["ways"].values())
+    return f"an image: {without:.1f} ms without the map, {unused:.1f} ms not requested, {used:.1f} ms requested"
+
+
+def describe_decode_memory(results: Results) -> str:
+    """Describe how much of the reserved memory decoding needs."""
+    rows = results[0]["bytes_per_pixel"].values()
+    shares = [need / held for row in rows for need, held in zip(row["measured"], row["reserved"], strict=True)]
+    return f"{len(shares)} images need {min(shares):.0%} to {max(shares):.0%} of what is reserved"
+
+
+def describe_decoding(results: Results) -> str:
+    """Describe the time of decoding small and large files."""
+    shown = (
+        f"{row['side']} pixels {row['one_thread_us']:,.0f} us, in a thread per core {row['thread_per_core_us']:,.0f} us"
+        for row in (results[0]["rows"][0], results[0]["rows"][-1])
+    )
+    return f"a JPEG of {'; of '.join(shown)}"
+
+
 def describe_export(results: Results) -> str:
     """Describe the time of an export."""
     return f"{results[0]['wall_s']:.0f} s, {results[0]['bytes_above_weights'] / 1e3:.0f} kB more than the weights"
+
+
+def describe_hot_path(results: Results) -> str:
+    """Describe the time of a request apart from its network."""
+    kinds = results[0]["us_per_request"].items()
+    shown = (f"{kind} {sum(steps.values()) - steps['network']:.0f} us" for kind, steps in kinds)
+    return f"beside the network, a request takes: {', '.join(shown)}"
 
 
 def describe_many_photos(results: Results) -> str:
@@ -45,6 +74,13 @@ def describe_throughput(results: Results) -> str:
     """Describe the ratios of answers per second after and before a change."""
     ratios = [one["answers_per_s_ratio"] for result in results for one in result["kinds"].values()]
     return f"answers per second after the change: {min(ratios):.2f} to {max(ratios):.2f} of those before"
+
+
+def describe_worker_figures(results: Results) -> str:
+    """Describe what a scrape costs with the most workers."""
+    row = results[0]["rows"][-1]
+    whole = row["receive_all_ms"] + row["merge_ms"] + row["page_ms"]
+    return f"a scrape of {row['workers']} workers takes {whole:.0f} ms of CPU time"
 
 
 def describe_choosing(results: Results) -> str:
@@ -102,6 +138,12 @@ def describe_resizes(results: Results) -> str:
     """Describe the accuracy by resize."""
     shown = (f"{row['interpolation']} {row['crop_ratio']:.3g}: {row['accuracy']:.3f}" for row in results[0]["rows"])
     return ", ".join(shown)
+
+
+def describe_scaled_accuracy(results: Results) -> str:
+    """Describe the accuracy by both decodes."""
+    one = results[0]
+    return f"every pixel {one['plain_accuracy']:.3f}, scaled {one['scaled_accuracy']:.3f}, {one['photos']} photos"
 
 
 def describe_semantics(results: Results) -> str:
@@ -191,3 +233,11 @@ def describe_proxies(results: Results) -> str:
         for name, events in results[0]["proxies"].items()
     }
     return "requests lost: " + ", ".join(f"{name} {count}" for name, count in lost.items())
+
+
+def describe_worst_images(results: Results) -> str:
+    """Describe the most expensive images."""
+    images = results[0]["images"].values()
+    slowest, largest = (max(one[name] for one in images) for name in ("seconds", "peak_bytes"))
+    beyond = sum(not one["good"] for one in images)
+    return f"at most {slowest:.1f} s and {largest / 1e6:.0f} MB; {beyond} of {len(images)} images exceed a bound"

@@ -35,10 +35,15 @@ def show_serving() -> str:
     result = read_result(find_result("serve"))
     summary, versions = result["summary"], dict(VERSIONS)
     versions |= {name: peer["version"] for name, peer in result.get("peers", {}).items()}
+    alone = summary["raw fp32"]
+    raw: Row = ("ONNX Runtime alone", "", f"{alone['alone_ms']['median']:.2f} ms", "")
     rows = [
-        describe_contestant(label.format(versions.get(name, "")), name, summary[name])
-        for name, label in CONTESTANTS.items()
-        if name in summary
+        (*raw, f"{alone['all']['rate']['median']:,.0f}/s, 1", "", ""),
+        *(
+            describe_contestant(label.format(versions.get(name, "")), name, summary[name])
+            for name, label in CONTESTANTS.items()
+            if name in summary
+        ),
     ]
     loads = ("1 in flight", "8 in flight", "32 in flight", "32 in flight, 8 connections")
     return draw(("", "start", *loads, "CPU time per request"), rows)
@@ -75,6 +80,47 @@ def show_scheduler() -> str:
     return draw(("", "CPU time per request, before", "after", "answers per second, before", "after", "ratio"), rows)
 
 
+def show_photo_serving() -> str:
+    """Show how much of the processor's time for photos is decoding and the network."""
+    one = read_result(find_result("photo-serving"))["medians"]
+    rows = [
+        (
+            name,
+            f"{one[f'{name}_answers_per_s']:,.0f}",
+            f"{one[f'{name}_share']:.2f}",
+            f"{one[f'{name}_lone_ms']:.1f} ms",
+            f"{one[f'{name}---one-thread_lone_ms']:.1f} ms",
+        )
+        for name in ("grpcio", "native")
+    ]
+    table = draw(("", "answers per second", "share", "a request that is alone", "with one thread"), rows)
+    share = one["network_alone_ms"] / one["network_ms"]
+    return (
+        f"{table}\nThe decode takes {one['decode_ms']:.1f} ms and the network {one['network_ms']:.1f} ms on one core."
+        f" A request that is alone gets all cores for its network, which then takes {share:.2f} of that time.\n"
+    )
+
+
+def show_idle() -> str:
+    """Show what an idle server takes."""
+    summary = read_result(find_result("serve-idle"))["summary"]
+    shares = (f"{name} {summary[f'{name} fp32']['idle_share']['median']:.2%}" for name in ("native", "grpcio"))
+    return f"Of one core: {', '.join(shares)}.\n"
+
+
+def show_decoding() -> str:
+    """Show the time to decode JPEG files."""
+    rows = [
+        (
+            f"{row['side']}x{row['side']}",
+            f"{row['bytes']:,}",
+            *(f"{row[way]:,.0f} us" for way in ("pillow_us", "one_thread_us", "thread_per_core_us")),
+        )
+        for row in read_result(find_result("decoding"))["rows"]
+    ]
+    return draw(("pixels", "bytes", "Pillow", "evalmode, one thread", "a thread per core"), rows)
+
+
 def show_scaled_decoding() -> str:
     """Show what scaled decoding of a JPEG takes."""
     rows = [
@@ -90,3 +136,15 @@ def show_scaled_decoding() -> str:
         for name, row in read_result(find_result("scaled-decoding"))["rows"].items()
     ]
     return draw(("JPEG", "size", "every pixel", "scaled", "ratio", "of it libjpeg-turbo", "floor"), rows)
+
+
+def show_scaled_accuracy() -> str:
+    """Show what scaled decoding changes in the answers."""
+    one = read_result(find_result("scaled-accuracy"))
+    middle, largest = (one[f"{which}_difference_of_probabilities"] for which in ("median", "largest"))
+    return (
+        f"Of {one['photos']} photos, {one['plain_accuracy']:.4f} are right by every pixel, and"
+        f" {one['scaled_accuracy']:.4f} scaled. {one['labels_changed']} labels differ: {one['right_only_plain']} were"
+        f" right only by every pixel, {one['right_only_scaled']} only scaled. The probabilities of a photo differ by"
+        f" {middle:.4f} in the median, and by {largest:.2f} at most.\n"
+    )

@@ -164,3 +164,10 @@ def show_few_images() -> str:
     ]
     head = ("images", "accuracy", "cross-validated", "its interval: width", "holds")
     return draw((*head, "interval of a tenth as test images: width", "holds"), rows)
+
+
+def show_export() -> str:
+    """Show what an export takes."""
+    one = read_result(find_result("export-time"))
+    more = one["bytes_above_weights"]
+    return f"{one['wall_s']:.0f} s; the artifact is {more / 1e3:.0f} kB larger than its weights.\n"

@@ -101,10 +101,11 @@ def is_stamped(path: Path) -> bool:
     return isinstance(content, dict) and "stamp" in content
 
 
-def test_the_newest_result_of_a_benchmark_is_shown() -> None:
-    of_serve = sorted(path.name for path in RESULTS.iterdir() if re.fullmatch(r"[-\d]{10}-serve\.json", path.name))
-    assert len(of_serve) > 1
-    assert find_result("serve").name == of_serve[-1]
+def test_the_newest_result_of_a_benchmark_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("docs.results.RESULTS", tmp_path)
+    for name in ("2026-11-26-serve.json", "2026-11-27-serve.json", "2026-11-28-serve-idle.json"):
+        (tmp_path / name).write_text("{}")
+    assert find_result("serve").name == "2026-11-27-serve.json"
     with pytest.raises(FileNotFoundError, match="DATE-nothing"):
         find_result("nothing")
 
