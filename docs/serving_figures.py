@@ -25,35 +25,34 @@ CONTESTANTS = {
     "pytriton": "PyTriton {}",
     "mosec": "mosec {} (HTTP, one process per core)",
 }
-# Those of results that do not record them.
-VERSIONS = {"mlserver": "1.7.1", "kserve": "0.21.0", "pytriton": "0.7.0", "mosec": "0.9.6"}
+LOADS = ("1 in flight", "8 in flight", "32 in flight", "32 in flight, 8 connections")
+ALONE = {"raw fp32": "ONNX Runtime alone", "raw int8": "ONNX Runtime alone, int8"}
 UNKNOWN_PROCESSES = ("mlserver",)  # a process that outlives the one that was started answers
 
 
 def show_serving() -> str:
     """Show servers compared with ONNX Runtime alone."""
     result = read_result(find_result("serve"))
-    summary, versions = result["summary"], dict(VERSIONS)
-    versions |= {name: peer["version"] for name, peer in result.get("peers", {}).items()}
-    alone = summary["raw fp32"]
-    raw: Row = ("ONNX Runtime alone", "", f"{alone['alone_ms']['median']:.2f} ms", "")
-    rows = [
-        (*raw, f"{alone['all']['rate']['median']:,.0f}/s, 1", "", ""),
-        *(
-            describe_contestant(label.format(versions.get(name, "")), name, summary[name])
-            for name, label in CONTESTANTS.items()
-            if name in summary
-        ),
+    summary = result["summary"]
+    versions = {name: peer["version"] for name, peer in result["peers"].items()}
+    alone = [describe_alone(label, summary[name]) for name, label in ALONE.items() if name in summary]
+    servers = [
+        describe_contestant(label.format(versions.get(name, "")), name, summary[name])
+        for name, label in CONTESTANTS.items()
+        if name in summary
     ]
-    loads = ("1 in flight", "8 in flight", "32 in flight", "32 in flight, 8 connections")
-    return draw(("", "start", *loads, "CPU time per request"), rows)
+    return draw(("", "start", *LOADS, "CPU time per request"), [*alone, *servers])
+
+
+def describe_alone(label: str, figures: Mapping[str, Any]) -> Row:
+    """Describe ONNX Runtime without a server."""
+    best = f"{figures['all']['rate']['median']:,.0f}/s"
+    return (label, "", f"{figures['alone_ms']['median']:.2f} ms", "", best, "", "")
 
 
 def describe_contestant(label: str, name: str, figures: Mapping[str, Any]) -> Row:
     """Describe a server by its medians."""
-    one, eight, many, spread_out = (
-        figures[load] for load in ("1 in flight", "8 in flight", "32 in flight", "32 in flight, 8 connections")
-    )
+    one, eight, many, spread_out = (figures[load] for load in LOADS)
     is_known = name not in UNKNOWN_PROCESSES
     return (
         label,
@@ -61,7 +60,7 @@ def describe_contestant(label: str, name: str, figures: Mapping[str, Any]) -> Ro
         f"{one['p50_ms']['median']:.2f} ms",
         f"{eight['rate']['median']:,.0f}/s",
         *(f"{load['rate']['median']:,.0f}/s, {load['of_raw']['median']:.2f}" for load in (many, spread_out)),
-        f"{many['server_cpu_us']['median']:.0f} us" if is_known else "",
+        f"{many['server_cpu_us']['median']:,.0f} us" if is_known else "",
     )
 
 
@@ -144,7 +143,7 @@ def show_scaled_accuracy() -> str:
     middle, largest = (one[f"{which}_difference_of_probabilities"] for which in ("median", "largest"))
     return (
         f"Of {one['photos']} photos, {one['plain_accuracy']:.4f} are right by every pixel, and"
-        f" {one['scaled_accuracy']:.4f} scaled. {one['labels_changed']} labels differ: {one['right_only_plain']} were"
-        f" right only by every pixel, {one['right_only_scaled']} only scaled. The probabilities of a photo differ by"
-        f" {middle:.4f} in the median, and by {largest:.2f} at most.\n"
+        f" {one['scaled_accuracy']:.4f} scaled. Labels that differ: {one['labels_changed']}; right only by every pixel:"
+        f" {one['right_only_plain']}; right only scaled: {one['right_only_scaled']}. The probabilities of a photo"
+        f" differ by {middle:.4f} in the median, and by {largest:.2f} at most.\n"
     )
