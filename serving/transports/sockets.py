@@ -12,6 +12,7 @@ import fcntl
 import os
 import resource
 import socket
+import stat
 import struct
 import termios
 from collections.abc import Iterator
@@ -127,14 +128,14 @@ def _find_sockets(address: int | str) -> Iterator[list[tuple[int, socket.socket]
     """The descriptors of this process's sockets at an address, each with a duplicate for the block."""
     found: list[tuple[int, socket.socket]] = []
     try:
-        for descriptor in _DESCRIPTORS.iterdir():
+        for descriptor in [int(path.name) for path in _DESCRIPTORS.iterdir()]:
             with suppress(OSError):
-                if not descriptor.is_socket():
+                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                     continue
-                one = socket.socket(fileno=os.dup(int(descriptor.name)))
+                one = socket.socket(fileno=os.dup(descriptor))
                 name = one.getsockname()
                 if name == address if isinstance(address, str) else name[1:2] == (address,):
-                    found.append((int(descriptor.name), one))
+                    found.append((descriptor, one))
                 else:
                     one.close()
         yield found
