@@ -25,7 +25,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -318,14 +318,21 @@ def running(contestant: Contestant, model: Path) -> Iterator[tuple[psutil.Proces
                     time.sleep(0.02)
             yield psutil.Process(process.pid), time.perf_counter() - started
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            for child in psutil.wait_procs(children, 1)[1]:  # those of MLServer outlive it
-                child.kill()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server with its child processes, some of which outlive it."""
+    children = []
+    with suppress(psutil.NoSuchProcess):  # it has ended
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in psutil.wait_procs(children, 1)[1]:
+        child.kill()
 
 
 def call(contestant: Contestant) -> bytes:
