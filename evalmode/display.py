@@ -49,7 +49,7 @@ class Display:
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self._lines = open_console(as_json, quiet)
-        self._alerts = open_console(as_json or quiet)
+        self._alerts = open_console(stderr=True) if quiet else self._lines
         self._bar: Progress | None = None
         self._has_header = False  # of the table of epochs
         self.dataset: Dataset | None = None
@@ -82,6 +82,7 @@ class Display:
             on_stage=self._show_stage,
             on_outcome=self._show_outcome,
             on_report=self._show_report,
+            on_export=self._show_export,
             on_published=self._show_published,
             on_notice=self._show_notice,
             on_warning=self._warn,
@@ -159,6 +160,10 @@ class Display:
         self.close()
         self.report = path
         self.print(f"report    {path}")
+
+    def _show_export(self, images: int) -> None:
+        self.close()
+        self._show_bar(f"exporting, and comparing the answers on {images:,} test images", 0, None)
 
     def _show_published(self, published: PublishedFile) -> None:
         from training.publish import Artifact, Variant

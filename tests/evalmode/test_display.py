@@ -60,3 +60,16 @@ def test_an_artifact_shows_intervals(
     at = lines.index("accuracy  0.9167 (0.7415 to 0.9768 with 95% confidence, 24 images)")
     assert (lines[at + 1] == CROSS_VALIDATED_LINE) == (cross_validated is not None)
     assert any(re.match("calibration error", line) for line in lines)
+
+
+def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then shows the bar as on a terminal
+    display = Display()
+    callbacks = display.callbacks()
+    callbacks.on_load("decoding", 1, 1)
+    callbacks.on_warning("classes are uneven")
+    display.close()
+    erase_line, yellow = "\r\x1b[2K", "\x1b[33m"
+    assert f"{erase_line}{yellow}warning   classes are uneven" in capsys.readouterr().out

@@ -72,9 +72,10 @@ def test_the_run_equals_that_of_the_command(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_is_exported_from_its_object_or_its_folder(run: Run, tmp_path: Path) -> None:
-    published: list[object] = []
-    artifact = run.export(tmp_path / "models", "digits", callbacks=Callbacks(on_published=published.append))
-    assert published == [artifact]
+    called: list[object] = []
+    callbacks = Callbacks(on_export=called.append, on_published=called.append)
+    artifact = run.export(tmp_path / "models", "digits", callbacks=callbacks)
+    assert called == [artifact.quality.images, artifact]
     assert artifact.path == tmp_path / "models" / "digits" / "1" / "model.onnx"
     assert (artifact.name, artifact.version, artifact.variants) == ("digits", "1", ())
     assert artifact.size_bytes == artifact.path.stat().st_size
