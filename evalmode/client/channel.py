@@ -18,6 +18,7 @@ RETRY = {  # only of UNAVAILABLE: another server may answer, and predictions hav
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # each client has a connection of its own
     ("grpc.max_receive_message_length", -1),  # the server's limits apply
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),  # detects a server whose host is down

@@ -18,7 +18,7 @@ class CallFailed(EvalmodeError):
         code: The attribute of this name.
         reason: The attribute of this name.
         id: The attribute of this name.
-        retry: The attribute of this name.
+        retry_s: The attribute of this name.
         facts: The values in the message by name.
 
     Attributes:
@@ -26,14 +26,18 @@ class CallFailed(EvalmodeError):
         reason: The reason code, see docs/reference/errors.md; "" if the error is the transport's.
         id: The request's id in the server's log; "" if the request did not reach the server.
         retry: Whether the same call may succeed later, or at another server.
+        retry_s: The seconds after which the server asks for that, 0.0 if it names none; None without ``retry``.
     """
 
-    def __init__(self, message: str, *, code: str, reason: str, id: str, retry: bool, facts: dict[str, str]) -> None:
+    def __init__(
+        self, message: str, *, code: str, reason: str, id: str, retry_s: float | None, facts: dict[str, str]
+    ) -> None:
         super().__init__(message, **facts)
         self.code = code
         self.reason = reason
         self.id = id
-        self.retry = retry
+        self.retry = retry_s is not None
+        self.retry_s = retry_s
 
 
 def read_failure(error: Any, address: str) -> CallFailed:
@@ -47,13 +51,15 @@ def read_failure(error: Any, address: str) -> CallFailed:
         The exception to raise.
     """
     info, request = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
-    retry = error.code() is grpc.StatusCode.UNAVAILABLE
+    repeat = error_details_pb2.RetryInfo()
+    retry_s = 0.0 if error.code() is grpc.StatusCode.UNAVAILABLE else None
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             for detail in status_pb2.Status.FromString(value).details:
                 detail.Unpack(info)
                 detail.Unpack(request)
-                retry = retry or detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)
+                if detail.Unpack(repeat):
+                    retry_s = repeat.retry_delay.ToMilliseconds() / 1000
     details = error.details()
     if error.code() is grpc.StatusCode.UNAVAILABLE and not info.reason:  # from grpc, which names no remedy
         details = (
@@ -64,6 +70,6 @@ def read_failure(error: Any, address: str) -> CallFailed:
         code=error.code().name,
         reason=info.reason,
         id=request.request_id,
-        retry=retry,
+        retry_s=retry_s,
         facts=dict(info.metadata),
     )

@@ -24,11 +24,12 @@ from PIL import Image
 
 from evalmode.cli.serve import serve
 from evalmode.client import DEFAULT_ADDRESS, AsyncClient, CallFailed, Client
-from evalmode.errors import EvalmodeError
+from evalmode.errors import EvalmodeError, QueueFull
 from evalmode.limits import Limits
 from evalmode.prediction import Prediction, Score
 from evalmode.runtime.model import ImageClassifier
 from evalmode.wire import classifier_pb2 as wire
+from serving.services.status import RETRY_AFTER_S
 from tests.conftest import COLOURS, Server, encode, plain
 from tests.serving.conftest import WAIT_S, BlockedModel, classify_by, listen, spawn
 
@@ -157,7 +158,8 @@ class TestFailures:
         failure = caught.value
         assert isinstance(failure, EvalmodeError)
         assert str(failure).startswith("INVALID_ARGUMENT: not an image")
-        assert (failure.code, failure.reason, failure.retry) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE", False)
+        assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
+        assert (failure.retry, failure.retry_s) == (False, None)
         assert failure.facts == {"cause": "unidentified"}
         assert isinstance(failure.__cause__, grpc.RpcError)
 
@@ -188,7 +190,7 @@ class TestFailures:
                 client.predict(encode(plain("red")))
         assert str(caught.value).startswith(f"UNAVAILABLE: no answer from {address} (")
         assert "\n" not in str(caught.value)
-        assert (caught.value.code, caught.value.reason, caught.value.retry) == ("UNAVAILABLE", "", True)
+        assert (caught.value.code, caught.value.reason, caught.value.retry_s) == ("UNAVAILABLE", "", 0.0)
 
     def test_to_read_a_file_are_errors_of_the_system(self, client: Client, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
@@ -212,6 +214,22 @@ def test_every_call_has_a_deadline(method: str, connect: type[Client]) -> None:
     assert (caught.value.code, caught.value.retry) == ("DEADLINE_EXCEEDED", False)
 
 
+@both
+def test_each_client_has_a_connection_of_its_own(connect: type[Client]) -> None:
+    with closing(socket.socket()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(WAIT_S)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with connect(address, timeout_s=0.3) as first, connect(address, timeout_s=0.3) as second:
+            for client in (first, second):
+                with pytest.raises(CallFailed):
+                    client.get_model()
+            accepted = [silent.accept()[0] for _ in range(2)]
+        for connection in accepted:
+            connection.close()
+
+
 def test_a_call_may_be_retried_if_the_server_says_so(model: ImageClassifier) -> None:
     limits, blocked = Limits(max_queue=0), BlockedModel(model)
     server = listen(classify_by(blocked, limits=limits), limits)
@@ -224,8 +242,10 @@ def test_a_call_may_be_retried_if_the_server_says_so(model: ImageClassifier) -> 
         assert running.result(WAIT_S).label == "red"
         assert client.predict(encode(plain("red"))).label == "red"
     server.drain(0)
-    assert (caught.value.code, caught.value.reason, caught.value.retry) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)
-    assert caught.value.facts == {"limit_requests": "1"}
+    failure = caught.value
+    assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert (failure.retry, failure.retry_s) == (True, RETRY_AFTER_S[QueueFull])
+    assert failure.facts == {"limit_requests": "1"}
 
 
 @contextmanager
