@@ -393,9 +393,9 @@ def mark(outcome: str) -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/decisions/index.md", "decisions"): show_decisions,
     ("docs/explanation/architecture.md", "tree"): draw_tree,
-    ("docs/operating.md", "memory"): show_memory,
-    ("docs/operating.md", "threads"): show_threads,
-    ("docs/operating.md", "alerts"): show_alerts,
+    ("docs/how-to/sizing.md", "memory"): show_memory,
+    ("docs/how-to/sizing.md", "threads"): show_threads,
+    ("docs/how-to/monitoring.md", "alerts"): show_alerts,
     ("docs/reference/artifact.md", "libraries"): show_libraries,
     ("docs/reference/artifact.md", "makers"): show_makers,
     ("docs/reference/configuration.md", "options"): show_options,

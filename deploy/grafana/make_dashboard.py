@@ -111,7 +111,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Failures",
             {"{{code}} {{reason}}": f"sum by (code, reason) (rate({FAILED}{RATE}))"},
-            "Requests that were not answered, by the reason that docs/operating.md explains.",
+            "Requests that were not answered, by the reason that docs/reference/errors.md explains.",
             "reqps",
             stacked=True,
         ),

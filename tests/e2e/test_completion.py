@@ -1,4 +1,4 @@
-"""Shells complete commands, options and values, as docs/operating.md describes."""
+"""Shells complete commands, options and values, as docs/installing.md describes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_incomplete_words_are_completed(shell: str, words: list[str], offered: s
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_documented_line_generates_a_script_for_the_shell(shell: str) -> None:
-    text = (ROOT / "docs" / "operating.md").read_text()
+    text = (ROOT / "docs" / "installing.md").read_text()
     assert re.search(rf"_EVALMODE_COMPLETE={shell}_source evalmode", text)
     if shell == "bash" and shutil.which("bash"):
         environment = {**os.environ, "_EVALMODE_COMPLETE": "bash_source"}

@@ -16,7 +16,7 @@ from deploy.render import render
 from tests.manifests.pods import read_environment
 
 MODEL = os.urandom(100_000)
-LAYOUTS = ["pets/3/model.onnx", "3/model.onnx", "model.onnx", "resnet.onnx"]  # docs/operating.md: Layouts
+LAYOUTS = ["pets/3/model.onnx", "3/model.onnx", "model.onnx", "resnet.onnx"]  # docs/how-to/repository.md: Layouts
 # What the entry point of the image runs with its two arguments.
 INITIALIZER = "import sys; from kserve_storage import Storage; Storage.download(*sys.argv[1:])"
 

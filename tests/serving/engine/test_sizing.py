@@ -1,4 +1,4 @@
-"""The resources of a server match docs/operating.md."""
+"""The resources of a server match docs/how-to/sizing.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serving.services.statistics import Statistics
 from serving.transports.messages import MIN_HELD_BYTES, Messages
 from tests.serving.conftest import Direct, listen, make_executor
 
-OPERATING = Path(__file__).parents[3] / "docs" / "operating.md"
+SIZING = Path(__file__).parents[3] / "docs" / "how-to" / "sizing.md"
 
 
 def test_a_server_starts_the_threads_of_the_table(model: ImageClassifier) -> None:
@@ -38,7 +38,7 @@ def test_a_server_starts_the_threads_of_the_table(model: ImageClassifier) -> Non
 
 
 def test_the_number_of_largest_messages_in_memory_is_that_of_the_table() -> None:
-    (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", OPERATING.read_text())
+    (count,) = re.findall(r"\| messages of requests in flight \| (\d+) x `--max-request-bytes`", SIZING.read_text())
     largest = bytes(MIN_HELD_BYTES)
     messages = Messages(len(largest))
     for _ in range(int(count)):
