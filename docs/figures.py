@@ -11,7 +11,7 @@ from docs import step_figures as steps
 from docs import training_figures as training
 from docs.results import cite
 
-PERFORMANCE, TRAINING = "docs/performance.md", "docs/training.md"
+PERFORMANCE, ACCURACY = "docs/performance.md", "docs/accuracy.md"
 REPORT = "docs/decisions/0027-report-of-photos.md"
 # Document and name of a table: its function, and the results that it is made from.
 MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
@@ -29,13 +29,13 @@ MEASURED: dict[tuple[str, str], tuple[Callable[[], str], tuple[str, ...]]] = {
     ("docs/how-to/proxies.md", "proxies"): (operating.show_proxies, ("proxies",)),
     ("docs/scaling.md", "measured"): (operating.show_measured, ("containers",)),
     ("docs/scaling.md", "plans"): (operating.show_plans, ("containers",)),
-    (TRAINING, "semantics"): (training.show_semantics, ("semantics",)),
-    (TRAINING, "ladder"): (training.show_ladder, ("ladder",)),
-    (TRAINING, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),
-    (TRAINING, "thumbnails"): (partial(training.show_photos, "cifar10-5000", training.CIFAR10), ("photos",)),
-    (TRAINING, "export"): (training.show_export, ("export-time",)),
-    (TRAINING, "contestants"): (training.show_training, ("train",)),
-    (TRAINING, "lecture"): (training.show_lecture, ("lecture",)),
+    ("docs/reference/networks.md", "semantics"): (training.show_semantics, ("semantics",)),
+    (ACCURACY, "ladder"): (training.show_ladder, ("ladder",)),
+    (ACCURACY, "photos"): (partial(training.show_photos, "trashnet", training.TRASHNET), ("photos",)),
+    (ACCURACY, "thumbnails"): (partial(training.show_photos, "cifar10-5000", training.CIFAR10), ("photos",)),
+    (ACCURACY, "export"): (training.show_export, ("export-time",)),
+    (ACCURACY, "contestants"): (training.show_training, ("train",)),
+    (ACCURACY, "lecture"): (training.show_lecture, ("lecture",)),
     (REPORT, "wrong labels"): (training.show_wrong_labels, ("doubts",)),
     (REPORT, "few images"): (training.show_few_images, ("doubts",)),
 }

@@ -32,6 +32,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     "How-to": (
         "installing.md",
         "training.md",
+        "how-to/report.md",
         "how-to/small-data.md",
         "how-to/certify.md",
         "how-to/gate.md",
@@ -53,6 +54,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "reference/commands.md",
         "reference/options.md",
         "reference/configuration.md",
+        "reference/networks.md",
         "reference/python.md",
         "reference/api.md",
         "reference/errors.md",
@@ -71,6 +73,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "explanation/same-bits.md",
         "explanation/batching.md",
         "security.md",
+        "accuracy.md",
         "performance.md",
         "explanation/*.md",
     ),
