@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evalmode.errors import UsageError
@@ -88,6 +88,21 @@ def choose_facts(facts: Iterable[Fact], stated: Mapping[str, Any]) -> dict[str, 
     if faults:
         raise UsageError(". ".join(dict.fromkeys(faults)))
     return chosen
+
+
+def list_replaced(facts: Iterable[Fact], stated: Mapping[str, Any]) -> tuple[str, ...]:
+    """List the facts of files that the user replaces by another value, a sentence each.
+
+    Args:
+        facts: The facts of all sources.
+        stated: Values that the user states, by the names of facts.
+    """
+    return tuple(
+        f"the stated {one.name.replace('_', ' ')} {show_value(replace(one, value=stated[one.name]))} replaces "
+        f"{show_value(one)} in {one.source}"
+        for one in facts
+        if one.name in stated and not (one.problem or one.fallback or _agree(one.value, stated[one.name]))
+    )
 
 
 def list_pixel_facts(contract: PixelContract) -> dict[str, Any]:

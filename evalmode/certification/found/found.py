@@ -22,6 +22,7 @@ from evalmode.certification.found.facts import (
     Fact,
     choose_facts,
     list_pixel_facts,
+    list_replaced,
     show_value,
 )
 from evalmode.certification.found.own import read_own_contract
@@ -65,7 +66,7 @@ class FoundNetwork:
         name: What messages call it: the path of its file, or the class of a torch module.
         graph: The network.
         facts: The chosen facts by name.
-        notes: What was changed in the network, a sentence each.
+        notes: What was changed in the network, and what the user replaced, a sentence each.
         contract: The pixel contract that the user states, or that of an artifact; None if the facts make one.
         library: The network in its own library; None for a file.
     """
@@ -155,7 +156,9 @@ def find_network(what: Path, stated: Mapping[str, Any], contract: PixelContract 
     graph, notes = drop_inputs(read_network(place.file))
     check_eval_mode(graph)
     by_user = {**stated, **(list_pixel_facts(contract) if contract else {})}
-    facts = _fit_antialias(choose_facts(read_facts(place, graph), by_user))
+    sources = read_facts(place, graph)
+    facts = _fit_antialias(choose_facts(sources, by_user))
+    notes += list_replaced(sources, by_user)
     keys = {entry.key: entry.value for entry in graph.metadata_props}
     notes += tuple(
         f"the file states {key} {keys[key][:80]!r}, which is left out: state it with {option}"

@@ -16,7 +16,7 @@ from PIL import Image
 
 import evalmode
 from evalmode.certification.assumed import survey_images
-from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts
+from evalmode.certification.found.facts import OPTIONS, STATED, Fact, choose_facts, list_replaced
 from evalmode.certification.found.found import find_network, to_resize
 from evalmode.cli import certify as command
 from evalmode.cli.main import cli
@@ -78,6 +78,18 @@ def test_all_faults_are_reported_together_unless_the_user_decides() -> None:
     with pytest.raises(UsageError, match=r"^a: mean is 'x'; state --mean\. a: std is 'y'; state --std$"):
         choose_facts(facts, {})
     assert choose_facts(facts, {"mean": (0.0,), "std": (1.0,)}).keys() == {"mean", "std"}
+
+
+def test_facts_that_the_user_replaces_are_listed() -> None:
+    facts = [
+        Fact("scale", (0.0, 255.0), "the network"),
+        Fact("mean", (0.5,), "a"),
+        Fact("labels", ("0", "1"), "b", fallback=True),
+        Fact("interpolation", None, "c", "c is 7"),
+        Fact("size", (8, 8), "d"),
+    ]
+    stated = {"scale": (0.0, 1.0), "mean": (0.5, 0.5, 0.5), "labels": ("x", "y"), "interpolation": "bicubic"}
+    assert list_replaced(facts, stated) == ("the stated scale 0,1 replaces 0,255 in the network",)
 
 
 def test_class_numbers_give_way_to_names() -> None:
@@ -181,7 +193,10 @@ def test_options_take_precedence_over_files(network: Path, images: Path, capsys:
     assert model.manifest.pixels.resize == Resize(0.5, "box", jpeg_scaling=False, keeps_exact_size=False)
     pixels = np.full((1, SIDE, SIDE, 3), 255, np.uint8)
     np.testing.assert_allclose(model.classify(pixels)[1], 1 / 0.25, rtol=1e-5)
-    assert "found     mean" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "found     mean" not in shown
+    source = network.parents[1] / "preprocessor_config.json"
+    assert f"note      the stated interpolation box replaces bicubic in {source}: resample" in shown
 
 
 def test_everything_that_is_missing_is_asked_for_at_once(network: Path, images: Path) -> None:
