@@ -166,6 +166,18 @@ def show_few_images() -> str:
     return draw((*head, "interval of a tenth as test images: width", "holds"), rows)
 
 
+def show_choosing() -> str:
+    """Show what the statistics of a sample cost, and how close they are to the exact ones."""
+    result = read_result(find_result("choosing"))
+    epochs, images = result["epochs"], result["images"]["train"]
+    sampled, moving = (mean(abs(one[way] - one["exact"]) for one in epochs) for way in ("sampled", "moving"))
+    return (
+        f"{result['chosen']['share_of_time']:.1%} of the time of a training with {images:,} photos. The validation "
+        f"accuracy differs from that of the exact statistics by {100 * sampled:.1f} percentage points, and by "
+        f"{100 * moving:.1f} with the moving averages: means over {len(epochs)} epochs.\n"
+    )
+
+
 def show_export() -> str:
     """Show what an export takes."""
     one = read_result(find_result("export-time"))

@@ -161,9 +161,9 @@ class Display:
         self.report = path
         self.print(f"report    {path}")
 
-    def _show_export(self, images: int) -> None:
+    def _show_export(self, stage: str) -> None:
         self.close()
-        self._show_bar(f"exporting, and comparing the answers on {images:,} test images", 0, None)
+        self._show_bar(f"{stage} and checking", 0, None)
 
     def _show_published(self, published: PublishedFile) -> None:
         from training.publish import Artifact, Variant

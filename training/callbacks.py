@@ -106,7 +106,8 @@ class Callbacks:
         on_stage: Called after each stage of the training of a pretrained network with its figures.
         on_outcome: Called at the end of a training, before the report is written.
         on_report: Called with the path of the report.
-        on_export: Called before an export with the number of test images that ONNX Runtime and torch are compared on.
+        on_export: Called with ``exporting`` before a network is exported, and with ``quantizing`` before its int8
+            variant is made. Both take long, because the result is checked.
         on_published: Called with each artifact once it is published.
         on_notice: Called with a sentence about what takes long or much space, before it begins.
         on_warning: Called with a sentence that the user should read.
@@ -120,7 +121,7 @@ class Callbacks:
     on_stage: Callable[[StageFigures], None] = _ignore
     on_outcome: Callable[[Outcome], None] = _ignore
     on_report: Callable[[Path], None] = _ignore
-    on_export: Callable[[int], None] = _ignore
+    on_export: Callable[[str], None] = _ignore
     on_published: Callable[[Artifact | Variant], None] = _ignore
     on_notice: Callable[[str], None] = _ignore
     on_warning: Callable[[str], None] = _ignore

@@ -99,7 +99,7 @@ def export_and_publish(
     opened = run if isinstance(run, Run) else Run.open(run)
     dataset = reload_data(opened, options.data, options.cache, callbacks)
     is_private = options.golden == "synthetic"
-    callbacks.on_export(len(dataset.test.images))
+    callbacks.on_export("exporting")
     exported = export_run(opened, dataset, options.mirrored, is_private)
     content = state_credits(exported.artifact, options.author, options.license)
     report = opened.folder / REPORT  # it shows images of the data
@@ -113,7 +113,7 @@ def export_and_publish(
     callbacks.on_published(artifact)
     if not kind:
         return artifact
-    callbacks.on_export(len(dataset.test.images))
+    callbacks.on_export("quantizing")
     content, gain = quantize_artifact(content, dataset)
     variant = Variant(**publish(f"{name}-{kind}", content), kind=kind, gain=gain)
     callbacks.on_published(variant)

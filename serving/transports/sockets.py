@@ -129,10 +129,10 @@ def _find_sockets(address: int | str) -> Iterator[list[tuple[int, socket.socket]
     found: list[tuple[int, socket.socket]] = []
     try:
         for descriptor in [int(path.name) for path in _DESCRIPTORS.iterdir()]:
-            with suppress(OSError):
+            with suppress(OSError):  # it may have been closed, or reused for a file
                 if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                     continue
-                one = socket.socket(fileno=os.dup(descriptor))
+                one = _open_duplicate(descriptor)
                 name = one.getsockname()
                 if name == address if isinstance(address, str) else name[1:2] == (address,):
                     found.append((descriptor, one))
@@ -142,6 +142,15 @@ def _find_sockets(address: int | str) -> Iterator[list[tuple[int, socket.socket]
     finally:
         for _, one in found:
             one.close()
+
+
+def _open_duplicate(descriptor: int) -> socket.socket:
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
 
 
 def _is_listening(one: socket.socket) -> bool:

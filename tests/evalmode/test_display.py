@@ -65,7 +65,9 @@ def test_an_artifact_shows_intervals(
 def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then shows the bar as on a terminal
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # rich then shows the bar as on a terminal
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     display = Display()
     callbacks = display.callbacks()
     callbacks.on_load("decoding", 1, 1)

@@ -98,11 +98,24 @@ def list_replaced(facts: Iterable[Fact], stated: Mapping[str, Any]) -> tuple[str
         stated: Values that the user states, by the names of facts.
     """
     return tuple(
-        f"the stated {one.name.replace('_', ' ')} {show_value(replace(one, value=stated[one.name]))} replaces "
-        f"{show_value(one)} in {one.source}"
+        _describe_replaced(one, stated[one.name])
         for one in facts
         if one.name in stated and not (one.problem or one.fallback or _agree(one.value, stated[one.name]))
     )
+
+
+def _describe_replaced(fact: Fact, stated: Any) -> str:
+    if fact.name != "labels":
+        name, value = fact.name.replace("_", " "), show_value(replace(fact, value=stated))
+        return f"the stated {name} {value} replaces {show_value(fact)} in {fact.source}"
+    pairs = enumerate(zip(stated, fact.value, strict=False))
+    first = next((place for place, (mine, found) in pairs if mine != found), None)
+    differ = (
+        f"{len(stated)} instead of {len(fact.value)}"
+        if first is None
+        else f"label {first} is {stated[first]} instead of {fact.value[first]}"
+    )
+    return f"the stated labels replace those in {fact.source}: {differ}"
 
 
 def list_pixel_facts(contract: PixelContract) -> dict[str, Any]:

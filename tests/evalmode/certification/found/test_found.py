@@ -92,6 +92,21 @@ def test_facts_that_the_user_replaces_are_listed() -> None:
     assert list_replaced(facts, stated) == ("the stated scale 0,1 replaces 0,255 in the network",)
 
 
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        (("a", "b", "c", "e", "d"), "label 3 is e instead of d"),
+        (("a", "b", "c", "d"), "4 instead of 5"),
+        (("a", "b", "c", "d", "e", "f"), "6 instead of 5"),
+    ],
+)
+def test_labels_that_the_user_replaces_are_named_by_the_first_difference(
+    stated: tuple[str, ...], expected: str
+) -> None:
+    facts = [Fact("labels", ("a", "b", "c", "d", "e"), "names.txt")]
+    assert list_replaced(facts, {"labels": stated}) == (f"the stated labels replace those in names.txt: {expected}",)
+
+
 def test_class_numbers_give_way_to_names() -> None:
     numbers = Fact("labels", ("0", "1"), "graph", fallback=True)
     names = Fact("labels", ("cat", "dog"), "labels.txt")
