@@ -119,17 +119,18 @@ def show_training() -> str:
 
 def show_lecture() -> str:
     """Show the epochs of the lecture's recipe."""
-    result = read_result(find_result("lecture"))
-    found = result["runs"][0]["epochs"] if "runs" in result else result["epochs"]  # older ones are of one run
+    (run,) = read_result(find_result("lecture"))["runs"]
     rows = [
         (
             epoch["epoch"],
             *(f"{epoch[name]:.4f}" for name in ("loss", "train_accuracy", "val_accuracy")),
             f"{epoch['seconds']:.0f}",
         )
-        for epoch in found
+        for epoch in run["epochs"]
     ]
-    return draw(("epoch", "loss", "train accuracy", "validation accuracy", "seconds"), rows)
+    epochs = draw(("epoch", "loss", "train accuracy", "validation accuracy", "seconds"), rows)
+    accuracy, seconds = run["test_accuracy"], run["seconds"]
+    return f"{epochs}\nThe artifact has a test accuracy of {accuracy:.4f}, after {seconds:,.0f} s in all.\n"
 
 
 def show_wrong_labels() -> str:

@@ -111,9 +111,9 @@ def test_the_newest_result_of_a_benchmark_is_shown(tmp_path: Path, monkeypatch: 
 
 
 def test_a_table_names_its_file_and_commit(tmp_path: Path) -> None:
-    name = "2026-11-22-lecture.json"
-    older = f"[{name}](../benchmarks/results/{name}), commit not recorded (added by edabd5c6)"
-    assert cite("docs/accuracy.md", "lecture") == f"\nSource: {older}.\n"
+    name = "2026-11-22-train.json"
+    older = f"[{name}](../benchmarks/results/{name}), commit not recorded (added by 75a7ecbe)"
+    assert cite("docs/accuracy.md", "train") == f"\nSource: {older}.\n"
     stamp = {"commit": "0123456789ab", "dirty": True, "processor": "AMD EPYC", "cpus": 2, "date": "2026-11-27T03:00"}
     path = tmp_path / "2026-11-27-serve.json"
     path.write_text(json.dumps({"stamp": stamp}))
