@@ -96,21 +96,17 @@ def test_every_benchmark_that_can_miss_a_requirement_documents_its_exit_code() -
     assert judging == ending
 
 
-EPOCH = {"epoch": 1, "loss": 1.5, "train_accuracy": 0.5, "val_accuracy": 0.6, "seconds": 60.0}
 PHOTOS = {"part": "default", "data": "trashnet", "accuracy": 0.9, "images": 100, "seconds": 300.0}
 TRAINED = {"variant": "compact", "seed": 0, "val_accuracy": 0.82, "val_accuracy_mirrored": 0.83}
-CHOSEN = {"chosen": {"share_of_time": 0.03}}
 OVERLOAD = {"goodput_of_capacity": 0.96}
 
 
 @pytest.mark.parametrize(
     ("name", "older", "today", "show"),
     [
-        ("lecture", {"epochs": [EPOCH]}, {"runs": [{"epochs": [EPOCH]}]}, training.show_lecture),
         ("photos", [PHOTOS], {"runs": [PHOTOS]}, partial(training.show_photos, "trashnet", {"default": "{} seeds"})),
         ("ladder", [TRAINED], {"runs": [TRAINED]}, training.show_ladder),
         ("false-alarms", [{"alarms": []}], {"runs": [{"alarms": []}]}, newest.describe_alarms),
-        ("choosing", {"digits": CHOSEN}, CHOSEN, newest.describe_choosing),
         ("overload", OVERLOAD, {"overloads": [OVERLOAD]}, newest.describe_overload),
     ],
 )
