@@ -62,12 +62,15 @@ def test_an_artifact_shows_intervals(
     assert any(re.match("calibration error", line) for line in lines)
 
 
-def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # rich then shows the bar as on a terminal
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # rich then shows bars as on a terminal
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display()
     callbacks = display.callbacks()
     callbacks.on_load("decoding", 1, 1)
@@ -75,3 +78,17 @@ def test_a_warning_has_a_line_of_its_own_beside_a_progress_bar(
     display.close()
     erase_line, yellow = "\r\x1b[2K", "\x1b[33m"
     assert f"{erase_line}{yellow}warning   classes are uneven" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("terminal")
+def test_an_export_shows_a_bar_without_the_progress_of_the_loading_before_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display()
+    callbacks = display.callbacks()
+    callbacks.on_load("decoding", 1, 1)
+    callbacks.on_export("exporting")
+    display.close()
+    bar = capsys.readouterr().out.rpartition("exporting and checking")[2]
+    assert bar
+    assert "%" not in bar

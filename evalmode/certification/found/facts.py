@@ -104,20 +104,6 @@ def list_replaced(facts: Iterable[Fact], stated: Mapping[str, Any]) -> tuple[str
     )
 
 
-def _describe_replaced(fact: Fact, stated: Any) -> str:
-    if fact.name != "labels":
-        name, value = fact.name.replace("_", " "), show_value(replace(fact, value=stated))
-        return f"the stated {name} {value} replaces {show_value(fact)} in {fact.source}"
-    pairs = enumerate(zip(stated, fact.value, strict=False))
-    first = next((place for place, (mine, found) in pairs if mine != found), None)
-    differ = (
-        f"{len(stated)} instead of {len(fact.value)}"
-        if first is None
-        else f"label {first} is {stated[first]} instead of {fact.value[first]}"
-    )
-    return f"the stated labels replace those in {fact.source}: {differ}"
-
-
 def list_pixel_facts(contract: PixelContract) -> dict[str, Any]:
     """The facts that a pixel contract states, by name."""
     resize = contract.resize
@@ -167,6 +153,20 @@ def make_fact(name: str, value: Any, source: str, read: Callable[[Any], Any]) ->
         return Fact(name, read(value), source)
     except ValueError as error:
         return Fact(name, None, source, f"{source} is {repr(value)[:80]}: {error}")
+
+
+def _describe_replaced(fact: Fact, stated: Any) -> str:
+    if fact.name != "labels":
+        name, value = fact.name.replace("_", " "), show_value(replace(fact, value=stated))
+        return f"the stated {name} {value} replaces {show_value(fact)} in {fact.source}"
+    pairs = enumerate(zip(stated, fact.value, strict=False))
+    first = next((place for place, (mine, found) in pairs if mine != found), None)
+    differ = (
+        f"{len(stated)} instead of {len(fact.value)}"
+        if first is None
+        else f"label {first} is {stated[first]} instead of {fact.value[first]}"
+    )
+    return f"the stated labels replace those in {fact.source}: {differ}"
 
 
 def _agree(one: Any, other: Any) -> bool:

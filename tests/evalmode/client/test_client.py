@@ -190,7 +190,8 @@ class TestFailures:
                 client.predict(encode(plain("red")))
         assert str(caught.value).startswith(f"UNAVAILABLE: no answer from {address} (")
         assert "\n" not in str(caught.value)
-        assert (caught.value.code, caught.value.reason, caught.value.retry_s) == ("UNAVAILABLE", "", 0.0)
+        assert (caught.value.code, caught.value.reason, caught.value.retry) == ("UNAVAILABLE", "", True)
+        assert caught.value.retry_s == 0.0
 
     def test_to_read_a_file_are_errors_of_the_system(self, client: Client, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
