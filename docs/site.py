@@ -91,9 +91,13 @@ def main() -> None:
         stage()
     except ValueError as error:
         sys.exit(f"docs/site.py: {error}")
-    command = [Path(sys.executable).parent / "zensical", "build", "--strict", "--clean", "--config-file"]
+    builder = Path(sys.executable).parent / "zensical"
     done = subprocess.run(
-        [*command, STAGED / "mkdocs.yml"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [builder, "build", "--strict", "--clean", "--config-file", STAGED / "mkdocs.yml"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     print(done.stdout, end="")
     if "griffe:" in done.stdout:  # a docstring that does not fit its function, which the builder does not count

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from docs.benchmark_index import BENCHMARKS as BENCHMARKED
-from docs.results import RESULTS, UNSTAMPED, cite, describe_commit, find_result, read_result
+from docs.tables.measured.benchmarks import BENCHMARKS as BENCHMARKED
+from docs.tables.measured.results import RESULTS, UNSTAMPED, cite, describe_commit, find_result, read_result
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -102,7 +102,7 @@ def is_stamped(path: Path) -> bool:
 
 
 def test_the_newest_result_of_a_benchmark_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("docs.results.RESULTS", tmp_path)
+    monkeypatch.setattr("docs.tables.measured.results.RESULTS", tmp_path)
     for name in ("2026-11-26-serve.json", "2026-11-27-serve.json", "2026-11-28-serve-idle.json"):
         (tmp_path / name).write_text("{}")
     assert find_result("serve").name == "2026-11-27-serve.json"

@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 import pytest
 
-from docs.drawing import draw_packages, find_levels
-from docs.tables import DRAWINGS, FOLDERS, PACKAGES, RESULTS, TABLES, find_arrows, find_reachable, renew
+from docs.tables.architecture import FOLDERS, PACKAGES, find_arrows, find_reachable
+from docs.tables.conformance import RESULTS
+from docs.tables.documents import DRAWINGS, TABLES, renew
+from docs.tables.drawing import draw_packages, find_levels
 from evalmode.cli.main import cli
 from evalmode.images.formats import SERVED_FORMATS
 

@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks.measurements import MEASUREMENTS
-from docs import newest_figures as newest
-from docs import results
-from docs import training_figures as training
-from docs.benchmark_index import BENCHMARKS
-from docs.figures import MEASURED
-from docs.results import find_result, read_result
+from docs.tables.documents import MEASURED
+from docs.tables.measured import newest, results, training
+from docs.tables.measured.benchmarks import BENCHMARKS
+from docs.tables.measured.results import find_result, read_result
 
 ROOT = Path(__file__).parents[1]
 PLANNED = "speed.scaling"  # computes from figures of `evalmode bench`, and measures nothing

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
-from docs.tables import count_threads
+from docs.tables.server import count_threads
 from evalmode.errors import ThreadsUnavailable
 from evalmode.runtime.cpus import count_cpus
 from serving.threads import Threads, start_threads

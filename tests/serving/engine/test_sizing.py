@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.tables import count_threads
+from docs.tables.server import count_threads
 from evalmode.errors import MessagesFull
 from evalmode.limits import Limits
 from evalmode.runtime.model import ImageClassifier

@@ -10,12 +10,11 @@ import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from benchmarks.record import describe_result, name_commit
+from docs.tables import ROOT
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 UNSTAMPED: dict[str, str] = tomllib.loads((RESULTS / "unstamped.toml").read_text())["added_by"]
 
@@ -79,30 +78,3 @@ def describe_commit(path: Path) -> str:
     if "stamp" in result:
         return f"{name_commit(result['stamp'])}, {describe_result(result)}"
     return f"commit not recorded (added by {UNSTAMPED[path.name]})"
-
-
-def draw(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """Draw a table in Markdown.
-
-    Args:
-        head: The names of the columns.
-        rows: The cells, row by row.
-
-    Returns:
-        The lines of the table, each with a newline.
-    """
-    names = list(head)
-    lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def spread(values: Iterable[float], pattern: str = "{:.3f}") -> str:
-    """Show the mean of values, and their range in brackets.
-
-    Args:
-        values: The values.
-        pattern: The format of each number.
-    """
-    found = list(values)
-    middle, least, most = (pattern.format(value) for value in (mean(found), min(found), max(found)))
-    return middle if len(found) == 1 else f"{middle} ({least} to {most})"

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import click
 
+from docs.tables.markdown import draw
 from evalmode.cli.main import COMMANDS, cli
 
 ELSEWHERE = {"serve": "[Configuration](configuration.md) has its options."}
 
 
-def show_commands(draw: Callable[..., str]) -> str:
-    """Show the usage, the description and the options of each command.
-
-    Args:
-        draw: Draws a table from its head and its rows.
-    """
-    return "\n".join(_show_command(name, draw) for name in COMMANDS)
+def show_commands() -> str:
+    """Show the usage, the description and the options of each command."""
+    return "\n".join(_show_command(name) for name in COMMANDS)
 
 
-def _show_command(name: str, draw: Callable[..., str]) -> str:
+def _show_command(name: str) -> str:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     context = click.Context(command, info_name=f"evalmode {name}", show_default=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from docs.results import draw, find_result, read_result
+from docs.tables.markdown import draw
+from docs.tables.measured.results import find_result, read_result
 
 
 def show_steps() -> str:

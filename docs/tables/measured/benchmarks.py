@@ -6,8 +6,10 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from docs import newest_figures as newest
-from docs.results import ROOT, cite_inline, draw, find_result, read_result
+from docs.tables import ROOT
+from docs.tables.markdown import draw
+from docs.tables.measured import newest
+from docs.tables.measured.results import cite_inline, find_result, read_result
 
 NOTHING = "nothing else"
 TRASHNET = "photos in folders of labels, such as TrashNet"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.speed.scaling import BUSY, CPUS, RATES, Replica, plan, read_replica, show
-from docs.results import draw, find_result, read_result
+from docs.tables.markdown import draw
+from docs.tables.measured.results import find_result, read_result
 
 NETWORKS = {"small": "`reference`, 32x32 raw pixels", "photo": "EfficientNet-Lite0, 224x224, a JPEG of 500x375"}
 EVENTS = {"drain": "one drains", "roll": "both are rolled over", "kill": "one is killed (`kill -9`)"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import mean, median
 from typing import Any
 
 from benchmarks.quality.photo_standings import estimate_seconds, pool
-from docs.results import draw, find_result, read_result, spread
+from docs.tables.markdown import draw
+from docs.tables.measured.results import find_result, read_result
 
 
 def show_semantics() -> str:
@@ -184,3 +185,15 @@ def show_export() -> str:
     one = read_result(find_result("export-time"))
     more = one["bytes_above_weights"]
     return f"{one['wall_s']:.0f} s; the artifact is {more / 1e3:.0f} kB larger than its weights.\n"
+
+
+def spread(values: Iterable[float], pattern: str = "{:.3f}") -> str:
+    """Show the mean of values, and their range in brackets.
+
+    Args:
+        values: The values.
+        pattern: The format of each number.
+    """
+    found = list(values)
+    middle, least, most = (pattern.format(value) for value in (mean(found), min(found), max(found)))
+    return middle if len(found) == 1 else f"{middle} ({least} to {most})"

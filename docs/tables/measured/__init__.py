@@ -1,0 +1,1 @@
+"""Tables and sentences from the results of benchmarks, each with its source."""
