@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,6 @@ def test_every_benchmark_that_can_miss_a_requirement_documents_its_exit_code() -
     assert judging == ending
 
 
-PHOTOS = {"part": "default", "data": "trashnet", "accuracy": 0.9, "images": 100, "seconds": 300.0}
 TRAINED = {"variant": "compact", "seed": 0, "val_accuracy": 0.82, "val_accuracy_mirrored": 0.83}
 OVERLOAD = {"goodput_of_capacity": 0.96}
 
@@ -102,7 +100,6 @@ OVERLOAD = {"goodput_of_capacity": 0.96}
 @pytest.mark.parametrize(
     ("name", "older", "today", "show"),
     [
-        ("photos", [PHOTOS], {"runs": [PHOTOS]}, partial(training.show_photos, "trashnet", {"default": "{} seeds"})),
         ("ladder", [TRAINED], {"runs": [TRAINED]}, training.show_ladder),
         ("false-alarms", [{"alarms": []}], {"runs": [{"alarms": []}]}, newest.describe_alarms),
         ("overload", OVERLOAD, {"overloads": [OVERLOAD]}, newest.describe_overload),

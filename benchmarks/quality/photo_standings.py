@@ -10,7 +10,7 @@ import numpy as np
 from evalmode.certification.metrics import wilson_interval
 
 MAX_LOAD = 3  # processes for each core, on the average; beyond that the seconds of a run say nothing
-TICKS = (10, 30, 60, 120, 300, 600)
+TICKS = (10, 30, 60, 120, 300, 600, 1200)
 NAMES = {
     "default": "pretrained, fine-tuned",
     "head": "pretrained, --fine-tune none",

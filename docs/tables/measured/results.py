@@ -28,7 +28,7 @@ def find_result(name: str) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    found = sorted(path for path in RESULTS.glob(f"????-??-??-{name}.json*") if path.suffix in (".json", ".jsonl"))
+    found = sorted(RESULTS.glob(f"????-??-??-{name}.json"))
     if not found:
         raise FileNotFoundError(f"no result DATE-{name}.json in {RESULTS}")
     return found[-1]
@@ -38,10 +38,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result.
 
     Args:
-        path: The file. Of older ones, which are a list or a line for each run, the runs are under the key "runs".
+        path: The file. Of older ones, which are a list, the runs are under the key "runs".
     """
-    if path.suffix == ".jsonl":
-        return {"runs": [json.loads(line) for line in path.read_text().splitlines()]}
     found: Any = json.loads(path.read_text())
     return found if isinstance(found, dict) else {"runs": found}
 
