@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evalmode.certification.verdicts import Verdict
     from evalmode.certification.verdicts import check_file as check
     from evalmode.client import AsyncClient, CallFailed, Client
-    from evalmode.errors import EvalmodeError, ProofFailed, UsageError
+    from evalmode.errors import DataError, EvalmodeError, ProofFailed, UsageError
     from evalmode.images.contract import PixelContract, Resize
     from evalmode.limits import Limits
     from evalmode.loading import load
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from serving.embedded import serve, start_server
     from serving.server import Server
     from training.callbacks import Callbacks
-    from training.errors import DataError, ExportRefused, TrainingDiverged
+    from training.errors import ExportRefused, TrainingDiverged
     from training.interrupts import TrainingStopped
     from training.networks.backbone import Backbone
     from training.publish import Artifact
@@ -90,7 +90,7 @@ _SOURCES = {
     "ClassifierOptions": ("evalmode.certification.preprocessing:ClassifierOptions", "serve"),
     "Client": ("evalmode.client:Client", ""),
     "Comparison": ("evalmode.certification.compare:Comparison", "serve"),
-    "DataError": ("training.errors:DataError", ""),
+    "DataError": ("evalmode.errors:DataError", ""),
     "EvalmodeError": ("evalmode.errors:EvalmodeError", ""),
     "Explanation": ("evalmode.runtime.explanation:Explanation", "serve"),
     "ExportRefused": ("training.errors:ExportRefused", ""),

@@ -21,6 +21,7 @@
     │   ├── TokensInvalid
     │   ├── CertificatesInvalid
     │   └── NameUnavailable        also an AttributeError
+    ├── DataError                  labelled images cannot be used: one line, exit code 2
     ├── ProofFailed                a check of a network failed: exit code 1
     │   ├── TrainMode
     │   ├── WeightsNotFinite
@@ -174,6 +175,10 @@ class NameUnavailable(UsageError, AttributeError):
 
     It is an ``AttributeError``, too, so that ``hasattr``, ``help`` and completion skip the name.
     """
+
+
+class DataError(EvalmodeError):
+    """The labelled images cannot be used."""
 
 
 class ProofFailed(EvalmodeError):

@@ -126,18 +126,18 @@ def certify(
     Args:
         network: An ONNX file, a folder with one, or a ``torch.nn.Module`` in eval mode that turns images
             (N, C, H, W) into logits or probabilities of K labels; it is not changed.
-        images: A folder of labelled images, ``<label>/<image>``.
+        images: Labelled images: a folder ``<label>/<image>``, or a table of files and labels.
         labels: K labels in the order of the network's output, or a text file of them, one a line; by default those
             that the network's files state.
         preprocessing: The preprocessing that the network expects; by default that of its files.
         options: How it is certified.
-        contract: Height, width and channels of the images that the network takes, and how images of another size are
-            resized; by default those that the network's files state.
+        contract: Size, channels and resize of the images that the network takes; by default those of its files.
 
     Returns:
         The artifact, and how good it is on the images.
 
     Raises:
+        DataError: A table does not fit its images or the labels.
         UsageError: The network, a folder or an option cannot be used, or a required fact is missing.
         ModuleInTrainMode: A part of a torch module is in train mode.
         NetworkError: A torch module fails, or cannot be exported.

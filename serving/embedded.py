@@ -31,7 +31,7 @@ def serve(repository: str | PathLike[str], **options: Any) -> None:
 
     Args:
         repository: The model repository, a folder with NAME/VERSION/model.onnx; or any other layout of
-            ``evalmode.artifact.layouts.recognise``, such as a file.
+            ``evalmode.artifact.recognition.recognise``, such as a file.
         options: The options of ``evalmode serve``, with underscores: ``port=8001``, ``max_queue=64``. There are no
             options for the log: the records go to the logger ``serving`` and its children. Several ``workers`` need
             the command.
@@ -64,7 +64,7 @@ def start_server(repository: str | PathLike[str], **options: Any) -> Server:
 
     Args:
         repository: The model repository, a folder with NAME/VERSION/model.onnx; or any other layout of
-            ``evalmode.artifact.layouts.recognise``, such as a file.
+            ``evalmode.artifact.recognition.recognise``, such as a file.
         options: See ``serve``. By default ``port`` and ``metrics_port`` are 0, a free port, and ``lame_duck`` is 0.
 
     Returns:

@@ -3,7 +3,6 @@
 ::
 
     EvalmodeError (evalmode.errors)
-    ├── DataError              the labelled images cannot be used: exit 2
     ├── RunError               a run folder is missing, in use or damaged: exit 2
     ├── NetworkError           a network does not exist or cannot be used: exit 2
     ├── TorchUnusable          torch is installed but cannot be imported: exit 2
@@ -20,10 +19,6 @@
 from __future__ import annotations
 
 from evalmode.errors import EvalmodeError
-
-
-class DataError(EvalmodeError):
-    """The labelled images cannot be used."""
 
 
 class RunError(EvalmodeError):

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from evalmode.artifact.tensors import Floats
+from evalmode.errors import DataError
 from evalmode.files import write_atomically
 from evalmode.images.pixels import Pixels
 from training.callbacks import Callbacks
 from training.datasets import Dataset, Split, release_pages
 from training.datasets.dataset import SPLITS, Indices
 from training.datasets.storage import reserve
-from training.errors import DataError
 from training.features import Extractor, Features, open_backbone, run_shared
 from training.networks import PretrainedNetwork
 from training.ranks import Ranks

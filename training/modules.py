@@ -72,7 +72,7 @@ def certify_module(
 
     Args:
         module: An image classifier in eval mode, (N, C, H, W) to logits or probabilities; it is not changed.
-        images: A folder of labelled images, ``<label>/<image>``.
+        images: Labelled images: a folder ``<label>/<image>``, or a table of files and labels.
         labels: K labels in the order of the module's output, or a text file of them, one a line.
         preprocessing: The preprocessing that the module expects.
         contract: The pixels that it takes.
@@ -82,6 +82,7 @@ def certify_module(
         The artifact, and how good it is on the images.
 
     Raises:
+        DataError: A table does not fit its images or the labels.
         UsageError: An argument is missing or cannot be used, or the module returns no scores of the labels.
         ModuleInTrainMode: A part of the module is in train mode.
         NetworkError: The module fails, or the exporter cannot export it.

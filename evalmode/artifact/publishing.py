@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from evalmode.artifact.layouts import check_repository
+from evalmode.artifact.recognition import check_repository
 from evalmode.artifact.repository import ARTIFACT_FILE, VERSION, check_name, list_versions
 from evalmode.artifact.strays import explain_missing
 from evalmode.errors import ArtifactInvalid

@@ -96,12 +96,12 @@ def compare(
     images: str | PathLike[str],
     limits: Limits | None = None,
 ) -> Comparison:
-    """Classify every image of a folder with both models, each decoded as its model expects.
+    """Classify every labelled image with both models, each decoded as its model expects.
 
     Args:
         old: The model in use, its artifact, or its folder in a model repository, see ``resolve_artifact``.
         new: The model to replace it, likewise.
-        images: A folder of labelled images, ``<label>/<image>``.
+        images: Labelled images: a folder ``<label>/<image>``, or a table of files and labels.
         limits: The largest image allowed; by default a server's limits.
 
     Returns:
@@ -110,6 +110,7 @@ def compare(
     Raises:
         ArtifactInvalid: A file is not an artifact.
         ImagesNotTaken: A model does not take images.
+        DataError: A table does not fit its images or the labels.
         UsageError: The models have different labels, or a folder cannot be read or holds no artifact.
     """
     models = [

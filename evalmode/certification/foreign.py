@@ -61,7 +61,7 @@ def certify_classifier(
 
     Args:
         file: An ONNX file, or a folder with one.
-        images: A folder of labelled images, ``<label>/<image>``.
+        images: Labelled images: a folder ``<label>/<image>``, or a table of files and labels.
         labels: K labels in the order of the network's output, or a text file of them, one a line.
         preprocessing: The preprocessing that the network expects.
         contract: The pixels that the network takes.
@@ -71,6 +71,7 @@ def certify_classifier(
         The artifact, and how good it is on the images.
 
     Raises:
+        DataError: A table does not fit its images or the labels.
         UsageError: The file, a folder or an option cannot be used, or a required fact is missing.
         ProofFailed: The network did not pass a check.
     """
@@ -101,11 +102,12 @@ def certify_found(
 
     Args:
         found: The network and the facts about it.
-        images: A folder of labelled images, ``<label>/<image>``.
+        images: Labelled images: a folder ``<label>/<image>``, or a table of files and labels.
         options: How it is certified; the output is that of the facts.
         on_warning: Called with a sentence for each kind of file in the folder that is not read.
 
     Raises:
+        DataError: A table does not fit its images or the labels.
         UsageError: A folder or a fact cannot be used, or a required fact is missing.
         ProofFailed: The network did not pass a check.
     """
@@ -130,7 +132,7 @@ def certify_found(
         quality = measure_quality(logits, labelled.targets, temperature=1.0)
         by_file, by_library, unproven = [], [], []
         if options.reference is not None:
-            answers = read_answers(Path(options.reference), Path(images), labelled, names)
+            answers = read_answers(Path(options.reference), labelled, names)
             if not answers.states_labels:
                 unproven.append(f"{answers.source} states no labels: their order was not compared")
             by_file.append(check_answers(answers, logits, labelled, list_read(found, survey)))

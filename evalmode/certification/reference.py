@@ -5,6 +5,7 @@ Shapes: N images, M of them with an answer of the library, K labels.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,18 +98,18 @@ def check_answers(answers: Answers, logits: Floats, images: Labelled, assumed: S
     )
 
 
-def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, ...]) -> Answers:
+def read_answers(path: Path, images: Labelled, labels: tuple[str, ...]) -> Answers:
     """Read the answers of a library from an ``.npz`` file.
 
     Args:
-        path: The file. ``names`` (M,) are paths of images in the folder, such as ``cats/1.jpg``; ``probabilities`` or
-            ``logits`` are (M, K). ``labels`` (K,) may state the order of the columns, by default that of the network.
-        folder: The folder of labelled images.
-        images: The images in it.
+        path: The file. ``names`` (M,) are paths of the images relative to their folder or to that of their table, such
+            as ``cats/1.jpg``; ``probabilities`` or ``logits`` are (M, K). ``labels`` (K,) may state the order of the
+            columns, by default that of the network.
+        images: The images.
         labels: K labels, in the order of the network's output.
 
     Returns:
-        The answers. Images of the folder without an answer are not compared.
+        The answers. Images without an answer are not compared.
 
     Raises:
         UsageError: The file is damaged, or does not fit the images or the labels.
@@ -133,7 +134,7 @@ def read_answers(path: Path, folder: Path, images: Labelled, labels: tuple[str, 
         if columns.problem:
             raise UsageError(columns.problem)
         values = values[:, _find_columns(path, columns.value, labels)]
-    rows, values = _find_rows(path, names, folder, images), values.astype(np.float32)
+    rows, values = _find_rows(path, names, images), values.astype(np.float32)
     if found == ["logits"]:
         return Answers(path.name, rows, softmax(values).astype(np.float32), states_labels="labels" in arrays)
     sums = values.sum(axis=1, keepdims=True)
@@ -191,14 +192,16 @@ def _find_columns(path: Path, columns: Sequence[str], labels: tuple[str, ...]) -
     return [columns.index(label) for label in labels]
 
 
-def _find_rows(path: Path, names: list[str], folder: Path, images: Labelled) -> Indices:
+def _find_rows(path: Path, names: list[str], images: Labelled) -> Indices:
     """The position of each name among the images."""
-    paths = (unicodedata.normalize("NFC", one.relative_to(folder).as_posix()) for one in images.paths)
+    relative = (Path(os.path.relpath(one, images.root)).as_posix() for one in images.paths)
+    paths = (unicodedata.normalize("NFC", one) for one in relative)
     positions = {one: row for row, one in enumerate(paths)}
     unknown = [name for name in names if name not in positions]
     if unknown or len(set(names)) < len(names):
         raise UsageError(
-            f"{path} names {unknown[0]}, which is no image in {folder}: expected paths such as {next(iter(positions))}"
+            f"{path} names {unknown[0]}, which is no image in {images.root}: expected paths such as "
+            f"{next(iter(positions))}"
             if unknown
             else f"{path} names an image twice: expected each once"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.output import Output, output_options
 from evalmode.cli.paths import ExistingPath
 from evalmode.cli.publishing import Publishing, publishing_options
+from evalmode.cli.values import parse_background, parse_numbers, parse_shape
 from evalmode.errors import UsageError
 from evalmode.limits import Limits
 
@@ -26,72 +26,6 @@ MIN_CROP_RATIO = 0.25
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 MODES = ("crop", "squash", "letterbox", "none")
 CROP_OFFSETS = ("rounded", "floored")
-MAX_LEVEL = 255
-
-
-def parse_shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Parse the size of images, with the channels if they are named.
-
-    Args:
-        ctx: The command.
-        param: The option.
-        value: "HxW" or "HxWxC".
-
-    Returns:
-        (height, width) or (height, width, channels); () without a value.
-
-    Raises:
-        click.BadParameter: the text is something else.
-    """
-    if value is None:
-        return ()
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?:x([13]))?", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is not HxW, such as 224x224, or HxWxC with 1 or 3 channels")
-    return tuple(int(side) for side in match.groups() if side)
-
-
-def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
-    """Parse a list of numbers.
-
-    Args:
-        ctx: The command.
-        param: The option.
-        value: Such as "0.485,0.456,0.406".
-
-    Returns:
-        The numbers; () without a value.
-
-    Raises:
-        click.BadParameter: the text is something else.
-    """
-    try:
-        return () if value is None else tuple(float(number) for number in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0,1") from error
-
-
-def parse_background(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | str | None:
-    """Parse the colour under transparent pixels.
-
-    Args:
-        ctx: The command.
-        param: The option.
-        value: "none", or red, green and blue such as "255,255,255".
-
-    Returns:
-        The colour, each of 0 to 255, or "none"; None without a value.
-
-    Raises:
-        click.BadParameter: the text is something else.
-    """
-    if value is None or value == "none":
-        return value
-    match = re.fullmatch(r"(\d{1,3}),(\d{1,3}),(\d{1,3})", value)
-    colour = tuple(map(int, match.groups())) if match else ()
-    if not colour or max(colour) > MAX_LEVEL:
-        raise click.BadParameter(f"{value!r} is not none, or red, green and blue of 0 to 255, such as 0,0,0")
-    return colour
 
 
 @dataclass(frozen=True)
@@ -125,8 +59,9 @@ class CertifyOptions:
 @click.argument("what", type=ExistingPath(path_type=Path))
 @click.option(
     "--images",
-    type=ExistingPath(file_okay=False, path_type=Path),
-    help="folder of labelled images, <label>/<image>, to measure accuracy; some of them become golden images",
+    type=ExistingPath(path_type=Path),
+    help="labelled images to measure accuracy: a folder <label>/<image>, or a CSV or JSONL table of files and labels; "
+    "some of them become golden images",
 )
 @click.option(
     "--labels",

@@ -73,9 +73,9 @@ class CompareOptions:
 @click.argument("new", type=ExistingPath(path_type=Path))
 @click.option(
     "--images",
-    type=ExistingPath(file_okay=False, path_type=Path),
+    type=ExistingPath(path_type=Path),
     required=True,
-    help="folder of labelled images, <label>/<image>",
+    help="labelled images: a folder <label>/<image>, or a CSV or JSONL table of files and labels",
 )
 @click.option(
     "--max-accuracy-drop",

@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import click
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
 
+from evalmode.cli.answers import Answer, print_accuracy, print_csv, print_json, print_models, print_table
 from evalmode.cli.heatmaps import place_heatmaps
 from evalmode.cli.image_limits import image_limit_options
 from evalmode.cli.paths import ExistingPath
+from evalmode.cli.sources import Source, find_sources, read_image
 from evalmode.client import DEFAULT_ADDRESS, CallFailed, Client
-from evalmode.errors import EvalmodeError, ImageError, ImageTooLarge, UsageError
-from evalmode.images.folders import describe_unread, find_images
+from evalmode.errors import EvalmodeError, ImageError, UsageError
 from evalmode.images.formats import FORMATS, SERVED_FORMATS, list_suffixes
 from evalmode.limits import OWN_IMAGES, Limits
 from evalmode.prediction import DEFAULT_TOP_K, Prediction
 
 _FILE = ExistingPath(dir_okay=False, path_type=Path)
-STDIN = Path("-")
 OPTIONS_OF = {  # what to do about the reasons of a server, which does not know the options of its clients
     "TOKEN_INVALID": "--token-file FILE",
     "MODEL_UNSPECIFIED": "--model NAME",
     "MODEL_NOT_FOUND": "--model NAME, and --version N for another than the newest",
 }
 Predict = Callable[[bytes, Path], Prediction]  # the image, and the file that it was read from
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image to classify.
-
-    Attributes:
-        path: The file; ``-`` is standard input.
-        root: The folder that the user named, or the folder of the file.
-    """
-
-    path: Path
-    root: Path
-
-    def find_label(self, labels: tuple[str, ...]) -> str | None:
-        """The label of the image by its folders, as training reads them.
-
-        Args:
-            labels: The labels of the model.
-
-        Returns:
-            The name of the outermost folder below the root that is named like a label, or of the root; None if there
-            is no such folder.
-        """
-        known = {normalize("NFC", label): label for label in labels}
-        below = self.path.parent.relative_to(self.root).parts
-        names = (normalize("NFC", name) for name in (*below, self.root.name))
-        return next((known[name] for name in names if name in known), None)
-
-
-Answer = tuple[Source, Prediction]
 
 
 @dataclass(frozen=True)
@@ -135,21 +99,21 @@ def predict(paths: tuple[str, ...], **options: Any) -> None:
     """Classify images, or every image below a folder, by a server or by a file; - is standard input."""
     chosen = PredictOptions(**options)
     chosen.check()
-    images = list(_find_images(paths, list_suffixes(FORMATS if chosen.file else SERVED_FORMATS)))
+    images = list(find_sources(paths, list_suffixes(FORMATS if chosen.file else SERVED_FORMATS)))
     places = place_heatmaps(chosen.heatmap, [(source.path, source.root) for source in images]) if chosen.heatmap else {}
     with _open_predictor(chosen, places) as (predict_one, labels):
         limits = chosen.limits if chosen.file else OWN_IMAGES
         answers, failures = _predict_all(images, predict_one, chosen.max_image_bytes or limits.max_image_bytes)
     if chosen.as_json:
-        _print_json(answers)
+        print_json(answers)
     elif chosen.as_csv:
-        _print_csv(answers)
+        print_csv(answers)
     elif answers:
-        _print_table(answers)
-        _print_models(answers, chosen)
+        print_table(answers)
+        print_models(answers, chosen.file, chosen.address)
         if chosen.heatmap:
             click.echo(f"heatmap  {chosen.heatmap}: bright where the resized and cropped image speaks for the label")
-    _print_accuracy(answers, labels)
+    print_accuracy(answers, labels)
     for failure in failures:
         click.echo(f"evalmode: {failure}", err=True)
     if failures:
@@ -161,43 +125,6 @@ def _read_token(path: Path) -> str:
         return path.read_text("ascii").strip()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} does not hold a token: {error}") from error
-
-
-def _find_images(paths: Iterable[str], suffixes: Sequence[str]) -> Iterator[Source]:
-    """Find the files to classify. In folders these are the files with one of the suffixes."""
-    for name in paths:
-        path = Path(name)
-        if name == "-":
-            yield Source(STDIN, STDIN.parent)
-        elif not path.is_dir():  # a pipe may be
-            path = path if path != STDIN else path.absolute()
-            yield Source(path, path.parent)
-        else:
-            found = find_images(path, suffixes)
-            unread = describe_unread(found.others, suffixes=suffixes)
-            if not found.images:
-                raise UsageError(f"{path} holds no image: {unread[0] if unread else ', '.join(suffixes)}")
-            for sentence in unread:
-                click.echo(f"evalmode: {sentence}", err=True)
-            yield from (Source(image, path) for image in found.images)
-
-
-def _read_image(path: Path, max_bytes: int) -> bytes:
-    """Read a file, or standard input, to its end.
-
-    Raises:
-        ImageTooLarge: It holds more than ``max_bytes``.
-        OSError: It cannot be read.
-    """
-    # File descriptor 0, since sys.stdin is None if it was closed at the start.
-    with open(0, "rb", closefd=False) if path == STDIN else path.open("rb") as file:
-        image = file.read(max_bytes + 1)
-    if len(image) > max_bytes:
-        raise ImageTooLarge(
-            f"image is more than {max_bytes} bytes, the limit: send a smaller one, or raise --max-image-bytes",
-            limit_bytes=max_bytes,
-        )
-    return image
 
 
 @contextmanager
@@ -257,48 +184,10 @@ def _predict_all(images: list[Source], predict_one: Predict, max_bytes: int) -> 
     console = Console(stderr=True)
     for source in track(images, "predicting", console=console, transient=True, disable=not console.is_terminal):
         try:
-            answers.append((source, predict_one(_read_image(source.path, max_bytes), source.path)))
+            answers.append((source, predict_one(read_image(source.path, max_bytes), source.path)))
         except (ImageError, CallFailed, OSError) as error:
             if isinstance(error, CallFailed) and error.code != "INVALID_ARGUMENT":
                 raise EvalmodeError(f"{source.path}: {error}") from error
             why = error.strerror if isinstance(error, OSError) else error
             failures.append(f"{source.path}: {why}")
     return answers, failures
-
-
-def _print_json(answers: list[Answer]) -> None:
-    for source, prediction in answers:
-        click.echo(json.dumps({"image": str(source.path), **asdict(prediction)}))
-
-
-def _print_csv(answers: list[Answer]) -> None:
-    writer = csv.writer(sys.stdout)
-    writer.writerow(["image", "rank", "label", "probability"])
-    for source, prediction in answers:
-        for rank, score in enumerate(prediction.scores, 1):
-            writer.writerow([source.path, rank, score.label, score.probability])
-
-
-def _print_table(answers: list[Answer]) -> None:
-    table = Table(Column("image", overflow="fold"), "label", "probability", "then")
-    for source, prediction in answers:
-        then = ", ".join(f"{score.label} {score.probability:.3f}" for score in prediction.scores[1:])
-        table.add_row(str(source.path), prediction.label, f"{prediction.probability:.3f}", then)
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, markup=False, emoji=False, width=width).print(table)  # paths and labels as they are
-
-
-def _print_models(answers: list[Answer], options: PredictOptions) -> None:
-    """Print what answered: several versions, if a server replaced one in the meantime."""
-    for name, version, digest in dict.fromkeys((one.model, one.version, one.digest) for _, one in answers):
-        what = options.file or f"{name}/{version} at {options.address}"
-        click.echo(f"model    {what}, {digest[:19]}")
-
-
-def _print_accuracy(answers: list[Answer], labels: tuple[str, ...]) -> None:
-    """Print the accuracy of several images if each is in a folder that is named like a label."""
-    expected = [source.find_label(labels) for source, _ in answers]
-    if len(answers) > 1 and None not in expected:
-        right = sum(label == prediction.label for label, (_, prediction) in zip(expected, answers, strict=True))
-        share = right / len(answers)
-        click.echo(f"accuracy {share:.4f}: {right} of {len(answers)} images have the label of their folder", err=True)

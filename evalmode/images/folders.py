@@ -17,7 +17,12 @@ from evalmode.images.formats import IMAGE_SUFFIXES
 
 # Left behind by macOS' archiver, Synology's indexer, Windows, and fsck.
 LEFT_BEHIND = ("__macosx", "@eadir", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
-MAX_NAMED = 5  # files that a sentence names; it counts the rest
+SPLIT_NAMES = {  # the usual names of split folders, in lower case -> the split
+    **dict.fromkeys(("train", "training", "trainset", "train_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "val_set", "validation_set"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
+}
+MAX_NAMED = 5  # files or rows that a sentence names; it counts the rest
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,10 @@ def describe_nested(images: Sequence[Path], label_folders: Sequence[Path]) -> tu
     )
 
 
-def name_some(paths: Sequence[Path]) -> str:
-    """Name the first five paths, and count the rest."""
-    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-    return ", ".join(map(str, paths[:MAX_NAMED])) + more
+def name_some(things: Sequence[Path | str]) -> str:
+    """Name the first five of several paths or rows, and count the rest."""
+    more = f" and {len(things) - MAX_NAMED} more" if len(things) > MAX_NAMED else ""
+    return ", ".join(map(str, things[:MAX_NAMED])) + more
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -101,7 +101,7 @@ class Models:
         """Load the newest valid version of every model in a repository.
 
         Args:
-            repository: The folder or the file, see ``evalmode.artifact.layouts.recognise``.
+            repository: The folder or the file, see ``evalmode.artifact.recognition.recognise``.
             pinned: The models that are served in one fixed version, by name, with that version.
             keep: How many versions of a model stay loaded, at least 1. Older ones are loaded after this method returns.
             stop: Ends the loading once it is set. The result may hold no model then.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalmode.artifact.layouts import recognise
+from evalmode.artifact.recognition import recognise
 from evalmode.limits import Limits
 from serving.trials import Trials
 

@@ -89,3 +89,15 @@ def test_a_folder_of_splits_is_refused_with_the_split_to_give(place: Path, evalm
     assert done.returncode == 2
     assert "holds folders that are not named like a label: train, val; labels: red, green, blue; " in done.stderr
     assert f"give one split, such as {place / 'dataset/val'}\n" in done.stderr
+
+
+def test_a_table_gives_the_same_comparison_as_folders(place: Path, evalmode: Evalmode) -> None:
+    rows = [f"{number}.png,{label}" for label, _, number in PICTURES]
+    (place / "labels.csv").write_text("\n".join(("file,label", *rows)))
+    versions = [place / "models/colours" / number for number in "12"]
+    folders, table = (
+        evalmode("compare", *versions, "--images", place / images, "--json", "--quiet")
+        for images in ("dataset/val", "labels.csv")
+    )
+    assert (table.returncode, table.stderr) == (0, "")
+    assert {**json.loads(table.stdout), "latency_ratio": 0} == {**json.loads(folders.stdout), "latency_ratio": 0}

@@ -14,13 +14,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from evalmode.errors import UsageError
+from evalmode.errors import DataError, UsageError
 from evalmode.images.pixels import PixelContract, Resize, decode_image
 from evalmode.limits import Limits
 from tests.conftest import as_nobody
 from training.datasets import Dataset, ReadOptions, Split, load_dataset
 from training.datasets.memory import available_memory_bytes
-from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
 

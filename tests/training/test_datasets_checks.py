@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalmode.errors import DataError
 from training.datasets import Dataset, Split, load_dataset
 from training.datasets.checks import check_dataset
-from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
 

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from evalmode.errors import DataError
 from evalmode.images.pixels import PixelContract
 from training.datasets import DATASETS, Dataset, ReadOptions, Split, cifar, load_dataset
 from training.datasets.catalog import NamedDataset
 from training.datasets.downloads import PublishedFile
 from training.datasets.idx import read_idx
-from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

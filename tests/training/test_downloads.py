@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evalmode.errors import DataError
 from training.datasets import DATASETS, downloads
 from training.datasets.downloads import PublishedFile, fetch, find_or_fetch, hash_content
-from training.errors import DataError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -12,9 +12,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalmode.errors import DataError
 from tests.mutated import mutated, started
 from training.datasets.idx import read_idx
-from training.errors import DataError
 
 MEMORY_BYTES = 1_000_000  # a damaged header may state any size
 FILES = {

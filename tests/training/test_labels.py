@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from evalmode.errors import DataError
 from tests.training.test_datasets import SPLITS, sizes, write_classes, write_images
 from training.datasets import Dataset, ReadOptions, load_dataset, survey_data
-from training.errors import DataError
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_tables_that_do_not_fit_are_refused(folder: Path, rows: list[str], heade
     [
         (b"", "is empty"),
         (b"file,label\n", "has no row with a file and a label"),
-        (b"file,label\n00.png,\xff\n", "line 2 is not utf-8: save the file as UTF-8"),
+        (b"file,label\n00.png,\xff\n", "line 2 is not utf-8: expected a table of files and labels in UTF-8"),
     ],
 )
 def test_files_that_are_no_tables_are_refused(folder: Path, content: bytes, words: str) -> None:

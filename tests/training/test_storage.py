@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evalmode.errors import DataError
 from tests.conftest import as_nobody
 from training.datasets import Dataset, ReadOptions, load_dataset, read_blocks, release_pages, storage
 from training.datasets.dataset import Split
 from training.datasets.storage import Storage
-from training.errors import DataError
 
 SPLITS = ("train", "val", "test")
 

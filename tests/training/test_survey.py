@@ -8,10 +8,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from evalmode.errors import DataError
 from tests.training.test_datasets import cut_short, damage_header, write_classes, write_images
 from tests.training.test_datasets_published import make_arrays, make_images, write_idx, write_npz
 from training.datasets import DATASETS, ReadOptions, Survey, load_dataset, survey, survey_data
-from training.errors import DataError
 
 
 def test_a_folder_of_images_of_one_size(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from evalmode.errors import DataError
 from training.datasets.catalog import DATASETS, make_unknown
 from training.datasets.checks import check_dataset
 from training.datasets.cifar import read_cifar
@@ -22,7 +23,6 @@ from training.datasets.npz import read_npz
 from training.datasets.published import Published, split_published
 from training.datasets.storage import Storage, ignore_notice, read_blocks, release_pages
 from training.datasets.survey import DEFAULT_OPTIONS, Survey, survey_data
-from training.errors import DataError
 
 __all__ = [
     "DATASETS",

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import numpy.typing as npt
 
+from evalmode.errors import DataError
 from training.datasets.dataset import Indices
-from training.errors import DataError
 
 HELD_OUT = 0.1  # share of the training images that is carved for each missing split
 

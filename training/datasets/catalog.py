@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from evalmode.errors import DataError
 from training.datasets.cifar import read_cifar
 from training.datasets.dataset import Progress
 from training.datasets.digits import read_digits
 from training.datasets.downloads import PublishedFile
 from training.datasets.idx import read_idx
 from training.datasets.published import Published
-from training.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

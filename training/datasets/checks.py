@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from evalmode.errors import DataError
 from training.datasets.dataset import SPLITS, Dataset, Split
 from training.datasets.storage import read_blocks
-from training.errors import DataError
 
 NAMED = 3  # images with several labels that a warning names; the rest is counted
 UNEVEN_THRESHOLD = 2  # warn if a class has more than this many times the images of another

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evalmode.errors import DataError
 from training.datasets.dataset import Progress, Split
 from training.datasets.memory import check_memory
 from training.datasets.published import Published, check_published, parse_published_labels
-from training.errors import DataError
 
 BATCHES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 LABELS = "batches.meta.txt"

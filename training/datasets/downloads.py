@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from evalmode.errors import DataError
 from training.datasets.dataset import Progress
-from training.errors import DataError
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 30.0  # without a byte

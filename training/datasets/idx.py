@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from evalmode.errors import DataError
 from evalmode.images.pixels import Pixels
 from training.datasets.dataset import Split
 from training.datasets.memory import check_memory
 from training.datasets.published import Published, check_published, parse_published_labels
-from training.errors import DataError
 
 PREFIXES = {"train": "train", "test": "t10k"}  # split -> how the names of its files begin
 

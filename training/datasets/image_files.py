@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from evalmode.errors import ImageError
+from evalmode.errors import DataError, ImageError
 from evalmode.images.folders import name_some
 from evalmode.images.formats import FORMATS
 from evalmode.images.headers import Header, read_header
 from evalmode.limits import Limits
-from training.errors import DataError
 
 T = TypeVar("T")
 

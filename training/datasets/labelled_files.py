@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evalmode.images.folders import describe_unread, find_images, list_folder, name_some
+from evalmode.errors import DataError
+from evalmode.images.file_index import FileIndex
+from evalmode.images.folders import SPLIT_NAMES, describe_unread, find_images, list_folder, name_some
+from evalmode.images.label_tables import Row, Table, TableUnusable, describe_rows, read_table
 from training.datasets.dataset import SPLITS, ReadOptions
-from training.datasets.file_index import FileIndex
 from training.datasets.idx import is_idx_folder
-from training.datasets.label_tables import Row, Table, TableUnusable, read_table
-from training.datasets.layout import SPLIT_NAMES, Layout, find_layout
-from training.errors import DataError
+from training.datasets.layout import Layout, find_layout
 
 METADATA = ("metadata.csv", "metadata.jsonl")  # the names of tables that Hugging Face's imagefolder finds
-NAMED = 5  # rows that a sentence names; it counts the rest
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +182,7 @@ class _Matcher:
             todo = "repair the table, or leave the rows out with --skip-unreadable"
             raise DataError(
                 f"{len(self._missing)} of {total} rows of {self._name_tables()} name no image in {self._root}: "
-                f"{_name_rows(self._missing)}: {todo}"
+                f"{name_some(self._missing)}: {todo}"
             )
         if not self._entries:
             raise DataError(f"{self._name_tables()} has no row with a file and a label")
@@ -230,18 +229,11 @@ class _Matcher:
             ([f"line {entry.row.line} ({entry.row.file})" for entry in repeated], "repeat another row"),
         ):
             if rows:
-                count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
-                sentences.append(f"left out {count} of {self._name_tables()} that {what}: {_name_rows(rows)}")
+                sentences.append(describe_rows(rows, self._name_tables(), what))
         return tuple(sentences)
 
     def _name_tables(self) -> str:
         return " and ".join(str(table.path) for table in self._tables)
-
-
-def _name_rows(rows: Sequence[str]) -> str:
-    """Name the first five rows, and count the rest."""
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return ", ".join(rows[:NAMED]) + more
 
 
 def _is_whole(label: str) -> bool:

@@ -13,7 +13,9 @@ from unicodedata import normalize
 
 import numpy as np
 
+from evalmode.errors import DataError
 from evalmode.images.folders import (
+    SPLIT_NAMES,
     Found,
     describe_nested,
     describe_unread,
@@ -24,16 +26,9 @@ from evalmode.images.folders import (
 )
 from evalmode.images.formats import IMAGE_SUFFIXES
 from training.datasets.dataset import Indices
-from training.errors import DataError
 
 Files = tuple[list[Path], Indices]  # images, and the index of each one's label, int64 (N,)
 Unread = tuple[list[Path], list[Path]]  # files that are not images, and images outside of the class folders
-
-SPLIT_NAMES = {  # the usual names of split folders, in lower case -> the split
-    **dict.fromkeys(("train", "training", "trainset", "train_set"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "val_set", "validation_set"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
-}
 
 
 @dataclass(frozen=True, eq=False)

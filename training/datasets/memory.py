@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from training.errors import DataError
+from evalmode.errors import DataError
 
 
 def check_memory(shape: tuple[int, ...]) -> None:

@@ -13,12 +13,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from evalmode.errors import DataError
 from evalmode.images.pixels import Pixels
 from training.datasets.dataset import SPLITS, Split
 from training.datasets.memory import check_memory
 from training.datasets.published import Published, check_published
 from training.datasets.storage import Storage, read_blocks
-from training.errors import DataError
 
 KEYS = ("x_{}", "y_{}"), ("{}_images", "{}_labels")  # images and targets, as Keras and as MedMNIST name them
 MAX_REASON = 200  # characters of an error of NumPy that are quoted

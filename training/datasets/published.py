@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evalmode.errors import UsageError
+from evalmode.errors import DataError, UsageError
 from evalmode.images.label_files import parse_labels
 from training.datasets.carving import HELD_OUT, carve_missing
 from training.datasets.dataset import Dataset, Split
 from training.datasets.storage import Storage
-from training.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from evalmode.errors import DataError
 from evalmode.images.pixels import Pixels
 from training.datasets.memory import available_memory_bytes
-from training.errors import DataError
 
 IN_MEMORY_BYTES = 256 << 20  # larger pixels are mapped; docs/decisions/0023-data-as-people-have-it.md
 BLOCK_BYTES = 64 << 20  # pixels that a pass over all images reads before it releases their pages

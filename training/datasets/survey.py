@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
+from evalmode.errors import DataError
 from evalmode.images.pixels import probe_header
 from training.datasets.catalog import DATASETS, make_unknown
 from training.datasets.dataset import SPLITS, ReadOptions
@@ -13,7 +14,6 @@ from training.datasets.idx import read_idx_shapes
 from training.datasets.image_files import ImageReader
 from training.datasets.labelled_files import is_image_folder, list_images
 from training.datasets.npz import read_npz_shapes
-from training.errors import DataError
 
 MAX_HEADERS = 500  # files whose headers are read
 PHOTO_SIDE = 96  # pixels

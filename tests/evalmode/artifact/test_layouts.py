@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evalmode.artifact.layouts import NamedModels, OneFile, OneModel, recognise
+from evalmode.artifact.layouts import NamedModels, OneFile, OneModel
 from evalmode.artifact.publishing import check_publishable, publish, withdraw
+from evalmode.artifact.recognition import recognise
 from evalmode.artifact.repository import resolve_artifact
 from evalmode.errors import ArtifactInvalid, NameInvalid, UsageError
 

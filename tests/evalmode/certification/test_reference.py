@@ -53,6 +53,13 @@ def test_agreement_is_recorded_in_the_artifact(network: Path, images: Path, answ
     assert read_manifest(metadata).properties["references"] == [vars(reference)]
 
 
+def test_names_of_images_are_relative_to_their_table(network: Path, images: Path, answers: dict[str, Any]) -> None:
+    table = images / "labels.csv"
+    table.write_text("\n".join(("file,label", *(f"{name},{name.partition('/')[0]}" for name in answers["names"]))))
+    (reference,) = certify(network, table, answers).references
+    assert (reference.images, reference.changed) == (18, 0)
+
+
 def test_probabilities_in_another_order_of_labels_and_of_images_agree(
     network: Path, images: Path, answers: dict[str, Any]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from evalmode.certification.images import read_labelled
-from evalmode.cli.predict import Source
+from evalmode.cli.sources import Source
 from evalmode.errors import UsageError
 from evalmode.images.folders import describe_nested, describe_unread, find_images, is_hidden, list_folder
 from evalmode.images.formats import IMAGE_SUFFIXES, SERVED_FORMATS, list_suffixes

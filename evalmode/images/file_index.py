@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from training.errors import DataError
+from evalmode.errors import DataError
 
 
 class FileIndex:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from evalmode.errors import DataError
+from evalmode.images.folders import SPLIT_NAMES, name_some
 from evalmode.images.formats import IMAGE_SUFFIXES
-from training.datasets.layout import SPLIT_NAMES
-from training.errors import DataError
 
 # The usual names of columns in lower case, with _ for spaces; the first one that a table has is used.
 FILE_COLUMNS = (
@@ -103,6 +103,18 @@ def read_table(path: Path) -> Table:
     return Table(path, tuple(rows), named, rest is lines or named in LABEL_COLUMNS)
 
 
+def describe_rows(rows: Sequence[str], tables: str, what: str) -> str:
+    """Describe the rows that are left out, in a sentence.
+
+    Args:
+        rows: The rows, such as "line 3 (cat.jpg)".
+        tables: The names of the tables.
+        what: What is wrong with the rows, such as "have no label".
+    """
+    count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+    return f"left out {count} of {tables} that {what}: {name_some(rows)}"
+
+
 def _decode(content: bytes, path: Path) -> str:
     """Decode text in UTF-8, or in UTF-16 with a byte order mark."""
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
@@ -111,7 +123,7 @@ def _decode(content: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line} is not {encoding.removesuffix('-sig')}: save the file as UTF-8"
+            f"{path}, line {line} is not {encoding.removesuffix('-sig')}: expected a table of files and labels in UTF-8"
         ) from error
 
 
