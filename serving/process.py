@@ -38,9 +38,9 @@ def run(config: ServeConfig, announce: Callable[[str], object]) -> NoReturn:
     """
     config.check_addresses()
     config.warn_of_plaintext()
-    stop = listen_for_signals()
-    return_large_blocks()
     trials = Trials(config.limits)
+    stop = listen_for_signals(trials.close)
+    return_large_blocks()
     trials.prepare()  # the child process imports its modules while this process imports the following
     from serving.server import Server
 
@@ -58,9 +58,10 @@ def run(config: ServeConfig, announce: Callable[[str], object]) -> NoReturn:
     announce(server.describe())
     stop.wait()
     limits = config.limits
-    exit_within(limits.lame_duck + limits.grace + CLOSE_S)
+    exit_within(limits.lame_duck + limits.grace + CLOSE_S, trials.close)
     drained = server.drain()
     drained.log(limits.grace)
+    trials.close()  # a child process that checks a new version would outlive this process
     exit_now(1 if drained.cut else 0)
 
 
