@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.measurements import MEASUREMENTS
 from docs.tables.documents import MEASURED
-from docs.tables.measured import newest, results, training
+from docs.tables.measured import newest, results
 from docs.tables.measured.benchmarks import BENCHMARKS
 from docs.tables.measured.results import find_result, read_result
 
@@ -93,14 +93,12 @@ def test_every_benchmark_that_can_miss_a_requirement_documents_its_exit_code() -
     assert judging == ending
 
 
-TRAINED = {"variant": "compact", "seed": 0, "val_accuracy": 0.82, "val_accuracy_mirrored": 0.83}
 OVERLOAD = {"goodput_of_capacity": 0.96}
 
 
 @pytest.mark.parametrize(
     ("name", "older", "today", "show"),
     [
-        ("ladder", [TRAINED], {"runs": [TRAINED]}, training.show_ladder),
         ("false-alarms", [{"alarms": []}], {"runs": [{"alarms": []}]}, newest.describe_alarms),
         ("overload", OVERLOAD, {"overloads": [OVERLOAD]}, newest.describe_overload),
     ],
@@ -117,9 +115,7 @@ def test_results_without_a_stamp_and_those_of_today_are_shown_alike(
     shown = []
     for date, content in (("2026-11-26", older), ("2026-12-01", {"stamp": {}, "arguments": {}, **today})):
         (tmp_path / f"{date}-{name}.json").write_text(json.dumps(content))
-        shown.append(
-            show([read_result(find_result(name))]) if hasattr(newest, getattr(show, "__name__", "")) else show()
-        )
+        shown.append(show([read_result(find_result(name))]))
     assert shown[0] == shown[1]
 
 
