@@ -114,14 +114,14 @@ def _list_rows(table: Path, labels: Sequence[str], targets_of: dict[str, int]) -
         if path not in targets:
             targets[path] = target
         elif targets[path] == target:
-            repeated.append(_show(row))
+            repeated.append(row.describe())
         else:
             raise DataError(f"{path} has two labels, the second one in {table}, line {row.line}: an image has one")
     if not targets:
         raise DataError(f"{table} has no row with a file and a label")
     ordered = sorted(targets.items(), key=lambda item: (item[1], item[0]))
     chosen = f"the images are those of the split {split} in {table}: {len(rows)} of {len(every)} rows"
-    left_out = {"have no label": [_show(row) for row in rows if not row.label], "repeat another row": repeated}
+    left_out = {"have no label": [row.describe() for row in rows if not row.label], "repeat another row": repeated}
     return LabelledFiles(
         table.parent,
         paths=[path for path, _ in ordered],
@@ -151,17 +151,13 @@ def _find_files(table: Path, rows: Sequence[Row]) -> list[Path]:
         if found := index.find(row.file, table, row.line):
             paths.append(found)
         else:
-            missing.append(_show(row))
+            missing.append(row.describe())
     if missing:
         raise DataError(
             f"{len(missing)} of {len(rows)} rows of {table} name no image: {name_some(missing)}: correct the table, "
             f"whose paths are relative to {table.parent}"
         )
     return paths
-
-
-def _show(row: Row) -> str:
-    return f"line {row.line} ({row.file})"
 
 
 def _list_labels(labels: Sequence[str]) -> str:

@@ -51,6 +51,10 @@ class Row:
     label: str
     split: str | None
 
+    def describe(self) -> str:
+        """Return the line and the file of the row, for sentences that name rows."""
+        return f"line {self.line} ({self.file})"
+
 
 @dataclass(frozen=True)
 class Table:

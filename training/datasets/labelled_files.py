@@ -167,7 +167,7 @@ class _Matcher:
         """Yield the rows of a table that have a label and a file, and record the others."""
         for row in table.rows:
             file = index.find(row.file, table.path, row.line)
-            shown = f"line {row.line} ({row.file})" if len(self._tables) == 1 else f"{table.path}, line {row.line}"
+            shown = row.describe() if len(self._tables) == 1 else f"{table.path}, line {row.line}"
             if not row.label:
                 self._unlabelled.append(shown)
             elif file is None:
@@ -226,7 +226,7 @@ class _Matcher:
         for rows, what in (
             (self._missing, "name no image"),
             (self._unlabelled, "have no label"),
-            ([f"line {entry.row.line} ({entry.row.file})" for entry in repeated], "repeat another row"),
+            ([entry.row.describe() for entry in repeated], "repeat another row"),
         ):
             if rows:
                 sentences.append(describe_rows(rows, self._name_tables(), what))
