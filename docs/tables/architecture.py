@@ -16,7 +16,7 @@ FOLDERS = {
     "examples": "small programs to copy; each is run by a test",
     "docker": "container images, compose file, and their test",
     "deploy": "Helm chart, Kustomize, KServe; rules for Prometheus, a dashboard for Grafana; configurations of proxies",
-    "docs": "architecture, Python API, commands, training, operating, security, artifact, performance, decisions",
+    "docs": "tutorials, how-to pages, reference, explanation, decisions; `tables/` generates the tables",
 }
 
 

@@ -10,6 +10,7 @@ from docs.tables.markdown import draw
 from evalmode.cli.main import COMMANDS, cli
 
 ELSEWHERE = {"serve": "[Configuration](configuration.md) has its options."}
+NEEDS = {"predict": "The bare install has it; `--file` needs `evalmode[serve]`."}
 
 
 def show_commands() -> str:
@@ -26,7 +27,7 @@ def _show_command(name: str) -> str:
     rows = [_describe(one, name, context) for one in options]
     head = ("option", "values", "default", "description")
     extra = COMMANDS[name][1]
-    needed = f"Needs `evalmode[{extra}]`." if extra else "The bare install has it."
+    needed = NEEDS.get(name) or (f"Needs `evalmode[{extra}]`." if extra else "The bare install has it.")
     return f"## {name}\n\n```\n{usage}\n```\n\n{_join(command.help or '')}\n\n{needed}\n\n" + (
         f"{ELSEWHERE[name]}\n" if name in ELSEWHERE else draw(head, rows)
     )

@@ -1,7 +1,7 @@
 """Classify every photo below a folder, and write a table: python classify.py MODEL FOLDER > answers.csv.
 
 MODEL is a file or a folder, such as models/pets for its newest version. A file that is not an image gets a line in the
-table, too, and the exit code is 1. Needs: pip install 'evalmode[serve]'
+table, too, and the exit code is 1. Needs the extra serve.
 """
 
 from __future__ import annotations

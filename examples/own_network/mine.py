@@ -1,6 +1,6 @@
 """Your own torch module, trained by evalmode: evalmode train photos --out run --network mine:build.
 
-It takes float32 images (N, C, H, W) in [-1, 1] and returns logits (N, K). Needs: pip install 'evalmode[serve,train]'
+It takes float32 images (N, C, H, W) in [-1, 1] and returns logits (N, K). Needs the extras serve and train.
 """
 
 from __future__ import annotations

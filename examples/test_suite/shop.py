@@ -1,4 +1,4 @@
-"""A program that asks a server of evalmode. Needs the bare install: pip install evalmode."""
+"""A program that asks a server of evalmode. Needs evalmode without extras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests of the program, with a real server: MODELS=models pytest. Needs: pip install 'evalmode[serve]' pytest."""
+"""The tests of the program, with a real server: MODELS=models pytest. Needs the extra serve, and pytest."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 PHOTOS holds train/LABEL/PHOTO and test/LABEL/PHOTO. The artifact is published as MODELS/timm. The network has random
 weights here, so that nothing is downloaded; pass pretrained=True and another name for a real one.
-Needs: pip install 'evalmode[serve,train,timm]'
+Needs the extras serve, train and timm.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.examples.shown import align, list_differences
+from tests.examples.shown import align, list_differences, pair_digests
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -66,11 +66,15 @@ def run_page(page: str, folder: Path) -> list[str]:
         AssertionError: A command failed that the page does not expect to fail.
     """
     blocks = read_blocks(page)
-    return [
-        f"line {blocks[place].line}: {difference}"
-        for place, real in _run_blocks(blocks, folder)
-        for difference in list_differences(blocks[place].code, real)
-    ]
+    differences: list[str] = []
+    shown_as: dict[str, str] = {}  # the shown digest of each real one
+    for place, real in _run_blocks(blocks, folder):
+        found = list_differences(blocks[place].code, real)
+        for shown, digest in pair_digests(blocks[place].code, real):
+            if shown_as.setdefault(digest, shown) != shown:
+                found.append(f"one file has the digests {shown_as[digest]} and {shown} on the page")
+        differences += [f"line {blocks[place].line}: {one}" for one in found]
+    return differences
 
 
 def renew_page(page: str, folder: Path) -> str:

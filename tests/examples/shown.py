@@ -13,6 +13,7 @@ NUMBER = re.compile(
     r"|(?P<size>\d[\d,]*(?= bytes)|\b\d+(?:\.\d+)?(?= (?:s|ms|us)\b)|\d+(?:\.\d+)?e[+-]\d+)"
     r"|(?P<number>\d+(?:\.\d+)?)"
 )
+DIGEST = re.compile(r"\bsha256:([0-9a-f]{12})")
 SHARE, STEP = 0.1, 0.05  # how much a number may differ: relative to it, and in addition
 
 
@@ -41,6 +42,21 @@ def list_differences(shown: str, real: str) -> list[str]:
     return differences + _differ(last, wanted[max(start, end) :])
 
 
+def pair_digests(shown: str, real: str) -> set[tuple[str, str]]:
+    """Pair the shown digests, by their first 12 digits, with those of the real lines.
+
+    Args:
+        shown: The output on the page.
+        real: The output of the command.
+    """
+    pairs = set()
+    for line in shown.splitlines():
+        if DIGEST.search(line):
+            other = next((one for one in real.splitlines() if _fits(line, one, exact=False)), "")
+            pairs |= set(zip(DIGEST.findall(line), DIGEST.findall(other), strict=False))
+    return pairs
+
+
 def align(shown: list[str], real: list[str]) -> list[str]:
     """Replace the lines of a shown output by the real ones, and keep the lines ``...``.
 
@@ -65,8 +81,8 @@ def align(shown: list[str], real: list[str]) -> list[str]:
 
 
 def _choose(shown: str, real: str) -> str:
-    """The line to show: the real one, unless a part of it is left out."""
-    return shown if CUT in shown and _fits(shown, real) else real
+    """The line to show: the real one, unless the page leaves out a part of it."""
+    return shown if CUT in shown and CUT not in real and _fits(shown, real) else real
 
 
 def _split(lines: list[str]) -> list[list[str]]:

@@ -118,3 +118,14 @@ def test_another_output_replaces_the_shown_one() -> None:
     assert align(["a", "...", "b 1"], ["a", "x", "b 500"]) == ["a", "...", "b 500"]
     assert align(["a", "...", "b", "...", "c"], ["a", "x", "c"]) == ["a", "x", "c"]
     assert align(["took … s"], ["took 5 s"]) == ["took … s"]
+    assert align(["sha256:aaaa…"], ["sha256:bbbb…"]) == ["sha256:bbbb…"]  # the command itself cuts the line
+
+
+def test_a_file_has_one_digest_on_a_page(tmp_path: Path) -> None:
+    def show(digest: str) -> str:
+        block = "```sh\necho sha256:0123456789abcdef\n```\n\n```text\nsha256:{}\n```\n"
+        return block.format("a" * 16) + block.format(digest)
+
+    assert run_page(show("a" * 16), tmp_path) == []
+    (found,) = run_page(show("b" * 16), tmp_path)
+    assert found.endswith(f"one file has the digests {'a' * 12} and {'b' * 12} on the page")

@@ -201,9 +201,17 @@ def describe_resume(results: Results) -> str:
 
 
 def describe_strangers(results: Results) -> str:
-    """Describe how many requirements were missed under attack."""
-    runs = [run for result in results for kind in result["attacks"].values() for run in kind]
-    return f"{sum(len(run['misses']) for run in runs)} requirements missed in {len(runs)} attacks"
+    """Describe which attacks make a server miss a requirement."""
+    missed: dict[str, set[str]] = {}
+    attacks = [(result["transport"], kind, runs) for result in results for kind, runs in result["attacks"].items()]
+    for transport, kind, runs in attacks:
+        if any(run["misses"] for run in runs):
+            missed.setdefault(transport, set()).add(kind)
+    kinds = {kind for _, kind, _ in attacks}
+    described = [
+        f"{transport} misses requirements under {', '.join(sorted(missed[transport]))}" for transport in sorted(missed)
+    ]
+    return f"{len(kinds)} kinds of attack; {'; '.join(described) or 'no requirement is missed'}"
 
 
 def describe_watches(results: Results) -> str:
